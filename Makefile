@@ -1,0 +1,68 @@
+# Every target below sets up .venv when it is missing or older than its lock file. Variables:
+#   CONFIG=file.yaml      configuration of cache-teacher and train-student
+#   ARGS="..."            passed on to the command behind the target
+#   LOCK=cpu|gpu          which lock file to install; default: gpu where nvidia-smi answers
+#   TORCH_INDEX=url       extra package index with CPU builds of PyTorch, where the default one only has CUDA builds
+#   PYTHON=path           interpreter of the virtual environment; 3.11 or newer
+ifndef LOCK
+LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+endif
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(LOCK)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo cache-teacher train-student test lint bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## create .venv from the lock file (TORCH_INDEX=url for an extra index of CPU builds, LOCK=cpu|gpu)
+
+$(INSTALLED): requirements/$(LOCK).lock requirements/gpu-flash-attn.txt pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is not; use PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@rm -f .venv/.installed-*
+	@echo "installing requirements/$(LOCK).lock into .venv (a few minutes)"
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/$(LOCK).lock
+	@$(BIN)/python -c 'import torch' || { echo "error: this build of torch does not load here; without an NVIDIA GPU," \
+		"use TORCH_INDEX=url with an index of CPU builds of PyTorch" >&2; exit 1; }
+ifeq ($(LOCK),gpu)
+	@$(PIP_INSTALL) --no-build-isolation -r requirements/gpu-flash-attn.txt || echo "warning: flash-attn did not" \
+		"build (it needs nvcc); everything but 'attention: flash_attention_2' works without it" >&2
+endif
+	@$(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## cache a real teacher, train students from the cache, print what it bought
+	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+cache-teacher: CONFIG ?= configs/demo-cache.yaml
+cache-teacher: setup ## run the teacher once and write its signals (CONFIG=file.yaml, ARGS="--set key=value")
+	$(BIN)/teacher-cache run $(CONFIG) $(ARGS)
+
+train-student: CONFIG ?= configs/demo-train.yaml
+train-student: setup ## train a student from a cache (CONFIG=file.yaml, ARGS="--set key=value")
+	$(BIN)/train-student run $(CONFIG) $(ARGS)
+
+test: setup ## run the tests (ARGS="-k name" picks some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style, formatting, types and that schemas/json is up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m schemas.generate --check
+
+bench: setup ## run the benchmarks and fail when a bar does not hold (ARGS="NAME" picks one)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove runs/ and caches of tools; keeps .venv
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

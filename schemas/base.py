@@ -1,0 +1,12 @@
+"""What every model of the contract has in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION = 1
+"""Version of the cache format that this code writes, and the newest it reads."""
+
+
+class Strict(BaseModel):
+    """A pydantic model that refuses unknown keys and cannot be changed after it was validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -1,0 +1,127 @@
+"""The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.base import Strict
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class TeacherConfig(Strict):
+    """The teacher: a Hugging Face model folder with its tokenizer."""
+
+    path: str = Field(description="Folder (or hub id, where a hub can be reached) of the teacher model.")
+    name: str | None = Field(None, description="Name written into the manifest; default: the last part of `path`.")
+    revision: str | None = Field(None, description="Revision, when `path` is a hub id; written into the manifest.")
+    dtype: Dtype = Field("bfloat16", description="Data type the teacher computes in.")
+    trust_remote_code: bool = Field(False, description="Run model code that ships with the weights.")
+
+
+class EngineConfig(Strict):
+    """How the teacher is run. Nothing here changes what is stored beyond floating-point noise."""
+
+    kind: Literal["vllm", "transformers"] = Field("vllm", description="`vllm`, or `transformers` as the reference.")
+    max_batch_tokens: int = Field(8192, ge=16, description="Tokens scored in one forward pass.")
+    head_chunk_rows: int = Field(512, ge=1, description="Rows of logits that exist at one time.")
+    tensor_parallel: int = Field(1, ge=1, description="vLLM: number of devices that share the model.")
+    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1, description="vLLM on GPUs: share of memory it may take.")
+    device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
+
+
+class SourceConfig(Strict):
+    """One source of documents."""
+
+    path: str = Field(description="File, or folder to be searched with `pattern`; for `hf_dataset`: a saved data set.")
+    format: Literal["jsonl", "parquet", "text", "hf_dataset"] = Field(description="How `path` is read.")
+    pattern: str = Field("*", description="Glob below `path` when it is a folder (`**/*.py` searches recursively).")
+    text_field: str = Field("text", description="Field of a record that holds plain text.")
+    messages_field: str = Field("messages", description="Field that holds chat messages; wins over `text_field`.")
+    layer: str = Field("base", min_length=1, description="Layer of the data mix: base, code, reasoning, …")
+    limit: int | None = Field(None, ge=1, description="Read at most this many documents.")
+
+
+class CorpusConfig(Strict):
+    """Which documents are read and how they become sequences of tokens."""
+
+    sources: Annotated[list[SourceConfig], Field(min_length=1)]
+    max_tokens: int = Field(2048, ge=2, description="Longest sequence, in tokens.")
+    min_tokens: int = Field(2, ge=2, description="Shorter sequences are dropped (and counted).")
+    over_long: Literal["split", "truncate", "drop"] = Field(
+        "split", description="What becomes of a plain-text document with more than `max_tokens`; counted."
+    )
+    over_long_chat: Literal["truncate", "drop"] = Field(
+        "truncate", description="The same for chats, whose later pieces would lack their prompt; counted."
+    )
+    clean: bool = Field(True, description="Strip zero-width and control characters and normalise Unicode to NFC.")
+    deduplicate: bool = Field(True, description="Drop documents equal to an earlier one after cleaning; counted.")
+
+
+class LogitsCapture(Strict):
+    """What is kept of each next-token distribution."""
+
+    policy: Literal["top_k", "nucleus"] = Field("top_k", description="`top_k`: k entries; `nucleus`: up to k entries.")
+    k: int = Field(64, ge=1, le=65535, description="Entries per row (`nucleus`: at most).")
+    mass: float = Field(0.95, gt=0, le=1, description="`nucleus`: the smallest set that reaches this probability.")
+    temperatures: list[float] = Field([1.0, 3.0], min_length=1, description="Temperatures with a stored log-partition.")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _positive_and_distinct(cls, value: list[float]) -> list[float]:
+        if any(not 0 < t < 1000 for t in value):
+            raise ValueError("every temperature must be above 0 and below 1000")
+        if len(set(value)) != len(value):
+            raise ValueError("temperatures must be distinct")
+        return value
+
+    @model_validator(mode="after")
+    def _has_unit_temperature(self) -> "LogitsCapture":
+        if 1.0 not in self.temperatures:
+            raise ValueError("temperatures must contain 1.0, the temperature at which log-probabilities are stored")
+        return self
+
+
+class CaptureConfig(Strict):
+    """Which signals are stored."""
+
+    logits: LogitsCapture = LogitsCapture()
+
+
+class CodecConfig(Strict):
+    """Precision and compression of the stored values; the reader takes them from the manifest."""
+
+    logprob_steps_per_nat: int = Field(16, ge=1, le=4096, description="Top-k log-probabilities: steps of 1/n nat.")
+    scalar_steps_per_nat: int = Field(
+        1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
+    )
+    zstd_level: int = Field(1, ge=1, le=19, description="zstd compression level.")
+
+
+class OutputConfig(Strict):
+    """Where the cache is written and how it is cut into shards."""
+
+    path: str = Field(description="Folder or object-store prefix (any fsspec URL) of the cache.")
+    tokens_per_shard: int = Field(
+        262_144, ge=1, description="A unit (= shard) is closed when it holds this many tokens."
+    )
+
+
+class Provenance(Strict):
+    """Free text that travels with the cache."""
+
+    licence: str = ""
+    owner: str = ""
+    notes: str = ""
+
+
+class CacheConfig(Strict):
+    """The whole configuration file of ``teacher-cache``."""
+
+    teacher: TeacherConfig
+    engine: EngineConfig = EngineConfig()
+    corpus: CorpusConfig
+    capture: CaptureConfig = CaptureConfig()
+    codec: CodecConfig = CodecConfig()
+    output: OutputConfig
+    provenance: Provenance = Provenance()

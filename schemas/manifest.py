@@ -1,0 +1,161 @@
+"""The manifest of a cache and the commit mark of a shard: the contract between the team that writes and those that read.
+
+``manifest.json`` is written when the plan is complete (``complete: false``, no shards) and again whenever shards
+were committed. ``shard-000123.json`` is written last of a shard's files: its presence means that the shard is whole.
+"""
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.base import FORMAT_VERSION, Strict
+from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Provenance
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
+Signal = Literal["tokens", "logits"]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+MAX_SEQUENCE_TOKENS = 2**24
+MAX_SHARD_SAMPLES = 2**24
+
+
+class TeacherInfo(Strict):
+    """The model whose signals the cache holds. ``fingerprint`` covers its config, weights index and samples of the weights."""
+
+    name: str
+    revision: str | None
+    dtype: str
+    architecture: str
+    num_layers: Count
+    hidden_size: Count
+    vocab_size: Annotated[int, Field(ge=2, lt=2**24)]
+    fingerprint: Sha256
+
+
+class TokenizerInfo(Strict):
+    """The tokenizer; two caches (or a cache and a student) agree on token ids when the fingerprints are equal."""
+
+    fingerprint: Sha256
+    vocab_size: Annotated[int, Field(ge=2, lt=2**24)]
+
+
+class CorpusCounts(Strict):
+    """What became of the documents that were read."""
+
+    documents: Count
+    empty: Count
+    duplicates: Count
+    too_short: Count
+    split: Count
+    truncated: Count
+    dropped_over_long: Count
+    samples: Count
+    tokens: Count
+    loss_tokens: Count
+
+
+class CorpusInfo(Strict):
+    """The data: its settings, a fingerprint of every file's bytes, and what became of it."""
+
+    fingerprint: Sha256
+    settings: CorpusConfig
+    counts: CorpusCounts
+
+
+class FileEntry(Strict):
+    """One file of the cache: its size in bytes and the sha256 of its content."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Unit(Strict):
+    """One planned unit of work: ``name`` is the shard it becomes, ``tokens_file`` its sequences, written by the plan."""
+
+    name: ShardName
+    samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)]
+    tokens: Count
+    tokens_file: FileEntry
+
+
+class ShardEntry(Strict):
+    """A committed shard as the manifest lists it."""
+
+    name: ShardName
+    samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)]
+    tokens: Count
+    index: FileEntry
+    files: dict[Signal, FileEntry]
+
+
+class Totals(Strict):
+    """Sums over the committed shards; ``bytes`` counts every file of each signal, ``index_bytes`` the commit marks."""
+
+    samples: Count
+    tokens: Count
+    bytes: dict[Signal, Count]
+    index_bytes: Count
+
+
+class Manifest(Strict):
+    """``manifest.json``: everything that is needed to decode, check and trust a cache."""
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    teacher: TeacherInfo
+    tokenizer: TokenizerInfo
+    corpus: CorpusInfo
+    capture: CaptureConfig
+    codec: CodecConfig
+    provenance: Provenance
+    units: list[Unit]
+    complete: bool
+    shards: list[ShardEntry]
+    tables: dict[Sha256, FileEntry] = Field(description="Codec tables (id permutations), by digest.")
+    totals: Totals
+
+    def to_json(self) -> str:
+        """The file's text: indented JSON with a final newline; equal manifests give equal bytes."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    def digest(self) -> str:
+        """sha256 (hex) of the manifest's text: names this cache, in this state, in checkpoints and model cards."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class MemberIndex(Strict):
+    """Where the samples lie in one signal's tar: payload offset and size in bytes, xxh3-64 of the payload."""
+
+    file: FileEntry
+    offsets: list[Count]
+    sizes: list[Count]
+    checksums: list[Xxh3]
+
+
+class ShardIndex(Strict):
+    """``shard-000123.json``: the index of a shard and the mark that it is committed.
+
+    All lists are parallel, one entry per sample, in the order of the tar members ``{key}.{signal}.arrow``.
+    """
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    name: ShardName
+    keys: list[Annotated[str, Field(pattern=r"^[0-9a-z]{1,64}$")]] = Field(max_length=MAX_SHARD_SAMPLES)
+    num_tokens: list[Annotated[int, Field(ge=1, le=MAX_SEQUENCE_TOKENS)]]
+    table: Sha256 = Field(description="Digest of the id permutation that the logits of this shard are coded with.")
+    signals: dict[Signal, MemberIndex]
+
+    @model_validator(mode="after")
+    def _lists_are_parallel(self) -> "ShardIndex":
+        n = len(self.keys)
+        lengths = {"num_tokens": len(self.num_tokens)}
+        for signal, member in self.signals.items():
+            for field in ("offsets", "sizes", "checksums"):
+                lengths[f"signals.{signal}.{field}"] = len(getattr(member, field))
+        wrong = {name: length for name, length in lengths.items() if length != n}
+        if wrong:
+            raise ValueError(f"lists must have one entry per key ({n}), got {wrong}")
+        if len(set(self.keys)) != n:
+            raise ValueError("keys must be distinct")
+        return self

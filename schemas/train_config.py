@@ -1,0 +1,122 @@
+"""The configuration of one ``train-student`` run: which caches, which student, which losses, which loop."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.base import Strict
+from schemas.cache_config import Dtype
+
+
+class DataConfig(Strict):
+    """Where the samples come from and how they are put together in batches."""
+
+    cache: str = Field(description="Folder or URL of the cache to train on.")
+    validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
+    )
+    packing: bool = Field(False, description="Pack samples into rows of `pack_tokens` instead of padding them.")
+    pack_tokens: int = Field(2048, ge=2, description="Length of a packed row; no sample may be longer.")
+    num_workers: int = Field(0, ge=0, description="Processes that decode ahead of the training loop.")
+
+    @model_validator(mode="after")
+    def _one_kind_of_validation(self) -> "DataConfig":
+        if self.validation_cache is not None and self.validation_fraction > 0:
+            raise ValueError("set validation_cache or validation_fraction, not both")
+        return self
+
+
+class StudentConfig(Strict):
+    """The student and where its first weights come from: exactly one of the three ways."""
+
+    checkpoint: str | None = Field(None, description="Start from this model folder.")
+    config: str | None = Field(None, description="Start from random weights for this `config.json` (file or folder).")
+    teacher: str | None = Field(None, description="Copy embeddings, head, norms and `from_layers` of this model once.")
+    from_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
+    )
+    dtype: Dtype = Field("float32", description="Data type of the trained weights.")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+
+    @model_validator(mode="after")
+    def _one_way_to_start(self) -> "StudentConfig":
+        if sum(way is not None for way in (self.checkpoint, self.config, self.teacher)) != 1:
+            raise ValueError("set exactly one of checkpoint, config, teacher")
+        if (self.teacher is None) != (self.from_layers is None):
+            raise ValueError("teacher and from_layers go together")
+        return self
+
+
+class WeightSchedule(Strict):
+    """A loss weight as a function of training progress p in [0, 1]: `start` until `hold`, then linear to `end`."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+    hold: float = Field(0.0, ge=0, lt=1, description="Share of training during which the weight stays at `start`.")
+
+
+class TlaConfig(Strict):
+    """Token-level logits alignment: KL(teacher ‖ student) at `temperature`, times temperature squared."""
+
+    weight: WeightSchedule = WeightSchedule(start=1.0, end=0.3)
+    temperature: float = Field(1.0, gt=0, description="Must be one of the cache's temperatures.")
+
+
+class CrossEntropyConfig(Strict):
+    """Cross-entropy with the realised next token (hard labels)."""
+
+    weight: WeightSchedule = WeightSchedule(start=0.0, end=0.0)
+
+
+class LossConfig(Strict):
+    """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed."""
+
+    tla: TlaConfig = TlaConfig()
+    cross_entropy: CrossEntropyConfig = CrossEntropyConfig()
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "LossConfig":
+        if not any(w.start or w.end for w in (self.tla.weight, self.cross_entropy.weight)):
+            raise ValueError("at least one loss must have a weight above 0")
+        return self
+
+
+class OptimizerConfig(Strict):
+    """AdamW with a cosine schedule after a linear warm-up."""
+
+    lr: float = Field(2e-5, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class LoopConfig(Strict):
+    """Length of training, batch, checkpoints and validation. `max_steps` wins over `epochs`."""
+
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps.")
+    micro_batch_size: int = Field(1, ge=1, description="Samples (or packed rows) per device and forward pass.")
+    gradient_accumulation: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    bf16: bool = Field(False, description="bf16 autocast.")
+    gradient_checkpointing: bool = False
+    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
+    save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1)
+    validate_every: int = Field(500, ge=1, description="Steps between two validations (when validation data is set).")
+    early_stopping_patience: int | None = Field(None, ge=1, description="Validations without progress before stopping.")
+    resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
+
+
+class TrainConfig(Strict):
+    """The whole configuration file of ``train-student``."""
+
+    data: DataConfig
+    student: StudentConfig
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
+    output: str = Field(description="Folder for checkpoints, metrics and the final model.")

@@ -1,0 +1,1 @@
+"""Runs the teacher once and keeps its per-token signals in sharded, checksummed files."""

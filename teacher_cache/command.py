@@ -1,0 +1,45 @@
+"""What every command line of the project shares: how errors reach the user, overrides, and logging."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from schemas.errors import UserError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def user_errors(command: Command) -> Command:
+    """Print a UserError as one line, ``error: MESSAGE``, on stderr and exit with status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def set_option(command: Command) -> Command:
+    """Add ``--set dotted.key=value`` (repeatable), passed on as ``overrides``; it wins over the file."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one setting of the file, e.g. --set output.path=/data/cache. Repeatable.",
+    )(command)
+
+
+def configure_logging(verbose: bool) -> None:
+    """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for package in ("teacher_cache", "trainer", "tools"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)

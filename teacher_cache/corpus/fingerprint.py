@@ -1,0 +1,34 @@
+"""The fingerprint of a corpus: changes with any byte of any file and any setting, not with where the files lie."""
+
+import hashlib
+import json
+
+from schemas.cache_config import CorpusConfig
+from schemas.errors import UserError
+from teacher_cache.corpus.files import list_files
+
+_CHUNK_BYTES = 1 << 20
+
+
+def corpus_fingerprint(config: CorpusConfig) -> str:
+    """sha256 (hex) over the settings without the sources' paths, and every file's relative name and bytes.
+
+    Streams the files as they are stored (compressed ones are not expanded); nothing is tokenized. Raises UserError
+    when a source has no files or one cannot be read.
+    """
+    settings = config.model_dump(mode="json")
+    for source in settings["sources"]:
+        del source["path"]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for index, source_config in enumerate(config.sources):
+        digest.update(b"\0source\0")
+        for file in list_files(source_config, f"corpus.sources.{index}"):
+            content = hashlib.sha256()
+            try:
+                with file.open() as stream:
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        content.update(chunk)
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read: {error.strerror or error}") from None
+            digest.update(hashlib.sha256(file.name.encode()).digest() + content.digest())
+    return digest.hexdigest()

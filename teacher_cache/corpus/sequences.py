@@ -1,0 +1,272 @@
+"""The corpus as a stream of token sequences: read, clean, deduplicate, render, tokenize, cut, count.
+
+Documents are tokenized in batches for speed, so memory is bounded by one batch, the longest document, and 16 bytes
+(plus a set entry) per distinct document and sequence. The order is that of the sources and never changes.
+
+Decisions: plain text gets the tokenizer's own special tokens, and every piece of a split document starts with the
+leading ones (BOS), because the teacher was trained on sequences that do; the closing ones (EOS) end the last piece.
+They cover no bytes of the text. A chat's special tokens are those of its template. A plain text of more than about a
+million characters is tokenized in segments cut at line ends, so that one huge file does not exhaust memory.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from schemas.cache_config import CorpusConfig
+from schemas.errors import UserError
+from schemas.manifest import CorpusCounts
+from teacher_cache.corpus.chat import ChatRenderer, Span
+from teacher_cache.corpus.clean import clean_text
+from teacher_cache.corpus.sources import Document, read_documents
+from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
+from teacher_cache.records import TokenSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 1 << 22
+_SEGMENT_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What is tokenized at once: a document, a segment of a huge one, or the beginning of one to be truncated."""
+
+    document: Document
+    text: str
+    numbers: Iterator[int]  # of the document's pieces
+    first: bool = True  # segment of its document
+    last: bool = True
+    replies: list[Span] | None = None  # of a chat, in bytes
+
+
+class Corpus:
+    """The sequences of a corpus. Each iteration is a fresh pass that yields the same samples in the same order."""
+
+    def __init__(self, config: CorpusConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raises UserError when ``tokenizer`` is not a fast one or adds more special tokens than ``max_tokens``."""
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"teacher.path: {tokenizer.name_or_path}: {type(tokenizer).__name__} is not a fast tokenizer and gives "
+                "no byte offsets; use a teacher folder with tokenizer.json"
+            )
+        self._config = config
+        self._tokenizer = ByteTokenizer(tokenizer)
+        self._renderer = ChatRenderer(tokenizer)
+        before, after = added_around(tokenizer)
+        self._before = np.array(before, dtype=np.uint32)
+        self._after = np.array(after, dtype=np.uint32)
+        if len(before) >= config.max_tokens:
+            raise UserError(
+                f"corpus.max_tokens: {config.max_tokens} leaves no room for text after the tokenizer's "
+                f"{len(before)} leading special tokens"
+            )
+        self._segment_characters = max(_SEGMENT_CHARACTERS, 16 * config.max_tokens)
+        self._counts: CorpusCounts | None = None
+
+    @property
+    def counts(self) -> CorpusCounts:
+        """What became of the documents in the latest full pass; RuntimeError before there was one."""
+        if self._counts is None:
+            raise RuntimeError("the counts of a corpus are known after a full pass over it")
+        return self._counts
+
+    def __iter__(self) -> Iterator[TokenSample]:
+        """Yield the samples. Raises UserError for bad input where it is met, and at the end if there was no sample."""
+        tally: Counter[str] = Counter()
+        seen: Counter[bytes] = Counter()
+        for item, spans in self._tokenized(self._items(tally)):
+            for sample in self._samples(item, spans, tally):
+                unique = self._with_key(sample, seen, tally)
+                if unique is not None:
+                    tally["samples"] += 1
+                    tally["tokens"] += len(unique.input_ids)
+                    tally["loss_tokens"] += int(unique.loss_mask.sum())
+                    yield unique
+        counts = CorpusCounts(**{name: tally[name] for name in CorpusCounts.model_fields})
+        if not counts.samples:
+            raise UserError(
+                f"corpus is empty: {counts.documents} documents read, of which {counts.empty} empty, "
+                f"{counts.duplicates} duplicates, {counts.too_short} too short or without a reply, "
+                f"{counts.dropped_over_long} dropped as over-long; check corpus.sources, min_tokens and max_tokens"
+            )
+        self._counts = counts
+
+    def _items(self, tally: Counter[str]) -> Iterator[_Item]:
+        """Documents, cleaned, without empties and duplicates, as texts to be tokenized."""
+        seen: set[bytes] = set()
+        for index, source in enumerate(self._config.sources):
+            for raw in read_documents(source, f"corpus.sources.{index}"):
+                tally["documents"] += 1
+                document = _cleaned(raw) if self._config.clean else raw
+                if _is_empty(document):
+                    tally["empty"] += 1
+                    continue
+                if self._config.deduplicate:
+                    digest = _digest(document)
+                    if digest in seen:
+                        tally["duplicates"] += 1
+                        continue
+                    seen.add(digest)
+                yield from self._document_items(document)
+
+    def _document_items(self, document: Document) -> Iterator[_Item]:
+        if document.messages is not None:
+            text, replies = self._renderer.render(document.messages, document.where)
+            _check_encodable(text, document.where)
+            yield _Item(document, text, count(1), replies=[_in_bytes(text, span) for span in replies])
+            return
+        text = document.text
+        _check_encodable(text, document.where)
+        numbers = count(1)
+        segments = _segments(text, self._segment_characters)
+        if self._config.over_long != "split":  # no more of it is needed than fills one sequence
+            segments = segments[:1]
+        for begin, stop in segments:
+            yield _Item(document, text[begin:stop], numbers, first=begin == 0, last=stop == len(text))
+
+    def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
+        batch: list[_Item] = []
+        characters = 0
+        for item in items:
+            batch.append(item)
+            characters += len(item.text)
+            if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
+                batch, characters = [], 0
+        yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
+
+    def _samples(self, item: _Item, spans: TokenSpans, tally: Counter[str]) -> Iterator[TokenSample]:
+        """Apply the over-long policy to one tokenized text and build its samples, keys still missing."""
+        chat = item.replies is not None
+        policy = self._config.over_long_chat if chat else self._config.over_long
+        before = self._before[:0] if chat else self._before
+        room = self._config.max_tokens - len(before)
+        if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
+            item = replace(item, text=item.document.text, last=True)
+            spans = self._tokenizer.encode([item.text])[0]
+        if item.last and not chat:
+            spans = _with_closing(spans, self._after)
+        pieces = cut(spans, room)
+        over_long = len(pieces) > 1 or not (item.first and item.last)
+        if over_long and item.first:
+            tally[{"split": "split", "truncate": "truncated", "drop": "dropped_over_long"}[policy]] += 1
+        if over_long and policy != "split":
+            pieces = pieces[:1] if policy == "truncate" else []
+        for begin, stop in pieces:
+            number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
+            sample = _piece(item, spans, begin, stop, before, item.document.source_id + number)
+            length = len(sample.input_ids)
+            fits = self._config.min_tokens <= length <= self._config.max_tokens
+            if fits and sample.text and sample.loss_mask.any():
+                yield sample
+            else:
+                tally["too_short"] += 1
+
+    def _with_key(self, sample: TokenSample, seen: Counter[bytes], tally: Counter[str]) -> TokenSample | None:
+        """The sample with its content hash; None for a repeated sequence when duplicates are dropped."""
+        content = xxhash.xxh3_128(sample.input_ids.astype("<u4").tobytes() + sample.loss_mask.tobytes())
+        digest = content.digest()
+        seen[digest] += 1
+        occurrence = seen[digest]
+        if occurrence == 1:
+            return replace(sample, key=content.hexdigest())
+        if self._config.deduplicate:
+            tally["duplicates"] += 1
+            return None
+        content.update(occurrence.to_bytes(8, "little"))
+        return replace(sample, key=content.hexdigest())
+
+
+def _piece(item: _Item, spans: TokenSpans, begin: int, stop: int, before: np.ndarray, source_id: str) -> TokenSample:
+    """The sample of tokens ``[begin, stop)``, with the special tokens ``before`` in front; its key is left empty."""
+    first_byte = int(spans.start[begin]) if begin else 0
+    last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
+    none = np.zeros(len(before), dtype=np.uint32)
+    start, end = spans.start[begin:stop], spans.end[begin:stop]
+    loss_mask = np.ones(len(before) + stop - begin, dtype=bool)
+    if item.replies is not None:
+        loss_mask[:-1] = _in_replies(start, end, item.replies)[1:]
+    loss_mask[-1:] = False
+    return TokenSample(
+        key="",
+        source_id=source_id,
+        layer=item.document.layer,
+        text=spans.data[first_byte:last_byte].decode("utf-8"),
+        input_ids=np.concatenate([before, spans.ids[begin:stop]]),
+        loss_mask=loss_mask,
+        byte_start=np.concatenate([none, (start - first_byte).astype(np.uint32)]),
+        byte_end=np.concatenate([none, (end - first_byte).astype(np.uint32)]),
+    )
+
+
+def _in_replies(start: np.ndarray, end: np.ndarray, replies: list[Span]) -> np.ndarray:
+    """bool [S]: the token's bytes overlap a reply."""
+    inside = np.zeros(len(start), dtype=bool)
+    for first, last in replies:
+        inside |= (start < last) & (end > first)
+    return inside
+
+
+def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
+    at_end = np.full(len(after), len(spans.data), dtype=np.int64)
+    return TokenSpans(
+        spans.data,
+        np.concatenate([spans.ids, after]),
+        np.concatenate([spans.start, at_end]),
+        np.concatenate([spans.end, at_end]),
+    )
+
+
+def _segments(text: str, size: int) -> list[Span]:
+    """Consecutive character spans of at most ``size``, each ending after a line end where there is one."""
+    bounds = [0]
+    while len(text) - bounds[-1] > size:
+        line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1
+        bounds.append(line_end or bounds[-1] + size)
+    return list(zip(bounds, [*bounds[1:], len(text)], strict=True))
+
+
+def _cleaned(document: Document) -> Document:
+    if document.messages is None:
+        return replace(document, text=clean_text(document.text))
+    messages = [{**message, "content": clean_text(message["content"])} for message in document.messages]
+    return replace(document, messages=messages)
+
+
+def _is_empty(document: Document) -> bool:
+    """No text; for a chat: nothing said at all, or only empty replies."""
+    if document.messages is None:
+        return not document.text.strip()
+    replies = [message for message in document.messages if message["role"] == "assistant"]
+    return not any(message["content"].strip() for message in replies or document.messages)
+
+
+def _digest(document: Document) -> bytes:
+    """128-bit content hash; a chat never equals a plain text."""
+    messages = document.messages
+    text = "t" + document.text if messages is None else "c" + json.dumps(messages, sort_keys=True, default=str)
+    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+
+
+def _check_encodable(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: the text holds a lone surrogate, \\u{ord(text[error.start]):04x}, that UTF-8 cannot express; "
+            "set corpus.clean to true to have it removed"
+        ) from None
+
+
+def _in_bytes(text: str, span: Span) -> Span:
+    start = len(text[: span[0]].encode("utf-8"))
+    return start, start + len(text[span[0] : span[1]].encode("utf-8"))

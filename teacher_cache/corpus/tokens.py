@@ -1,0 +1,152 @@
+"""The bytes of every token: exact spans in the text's UTF-8, also where one character is split over tokens.
+
+Tokenizers report character spans, which overlap inside a split character. So the bytes of each vocabulary entry are
+tabulated once (byte-level BPE: GPT-2's byte alphabet; SentencePiece: ``▁`` and ``<0xE2>``), concatenated for each
+document, and compared with the document's bytes. If they are equal the spans are right by construction. If not (a
+normaliser rewrote the text, say) the character spans are used, and a split character's tokens share its whole span.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """A tokenized text: token t covers ``data[start[t]:end[t]]``, both non-decreasing."""
+
+    data: bytes  # the text's UTF-8
+    ids: np.ndarray  # uint32 [S]
+    start: np.ndarray  # int64 [S]
+    end: np.ndarray  # int64 [S]
+
+
+class ByteTokenizer:
+    """Tokenizes batches of texts (no special tokens added) and gives every token its byte span."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        token_bytes = _vocabulary_bytes(tokenizer)
+        lengths = np.array([len(token) for token in token_bytes], dtype=np.int64)
+        self._blob = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
+        self._lengths = lengths
+        self._begins = np.cumsum(lengths) - lengths
+
+    def encode(self, texts: list[str]) -> list[TokenSpans]:
+        """Tokenize ``texts``; the texts must hold no lone surrogates."""
+        if not texts:
+            return []
+        batch = self._call(texts)["input_ids"]
+        return [self._spans(text, np.array(ids, dtype=np.uint32)) for text, ids in zip(texts, batch, strict=True)]
+
+    def _spans(self, text: str, ids: np.ndarray) -> TokenSpans:
+        data = text.encode("utf-8")
+        return self._spans_by_bytes(data, ids) or self._spans_by_characters(text, data)
+
+    def _spans_by_bytes(self, data: bytes, ids: np.ndarray) -> TokenSpans | None:
+        lengths = self._lengths[ids]
+        end = np.cumsum(lengths)
+        total = int(end[-1]) if len(end) else 0
+        extra = total - len(data)
+        if extra not in (0, 1):
+            return None
+        where_from = np.arange(total) + np.repeat(self._begins[ids] - (end - lengths), lengths)
+        read = self._blob[where_from]
+        if extra and read[0] != ord(" "):  # SentencePiece puts one space in front of the text
+            return None
+        if not np.array_equal(read[extra:], np.frombuffer(data, dtype=np.uint8)):
+            return None
+        return TokenSpans(data, ids, np.maximum(end - lengths - extra, 0), end - extra)
+
+    def _spans_by_characters(self, text: str, data: bytes) -> TokenSpans:
+        encoded = self._call([text], return_offsets_mapping=True)
+        spans = np.array(encoded["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        widths = 1 + (codes >= 0x80) + (codes >= 0x800).astype(np.int64) + (codes >= 0x10000)
+        byte_of_character = np.concatenate([[0], np.cumsum(widths)])
+        start, end = np.maximum.accumulate(byte_of_character[spans], axis=0).T
+        return TokenSpans(data, np.array(encoded["input_ids"][0], dtype=np.uint32), start, end)
+
+    def _call(self, texts: list[str], return_offsets_mapping: bool = False) -> dict[str, list]:
+        return self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_offsets_mapping=return_offsets_mapping,
+            verbose=False,
+        )
+
+
+def added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The ids of the special tokens that ``tokenizer`` puts before a text (BOS), and after it (EOS); often none."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for at in range(len(full) - len(bare) + 1):
+        if full[at : at + len(bare)] == bare:
+            return full[:at], full[at + len(bare) :]
+    return [], []
+
+
+def cut(spans: TokenSpans, size: int) -> list[tuple[int, int]]:
+    """Cut into consecutive pieces ``[begin, stop)`` of at most ``size`` tokens, between characters only.
+
+    A piece ends at the last token border, at most ``size`` tokens on, where no character is split. A single
+    character of more than ``size`` tokens is a piece longer than ``size``: the caller drops it.
+    """
+    data = np.frombuffer(spans.data + b"\0", dtype=np.uint8)
+    at = spans.start[1:]
+    between = (spans.end[:-1] <= at) & (data[at] & 0xC0 != 0x80)
+    borders = np.concatenate([np.flatnonzero(between) + 1, [len(spans.ids)]])
+    pieces = []
+    begin = 0
+    while begin < len(spans.ids):
+        first = np.searchsorted(borders, begin, side="right")
+        last = np.searchsorted(borders, begin + size, side="right") - 1
+        stop = int(borders[max(first, last)])
+        pieces.append((begin, stop))
+        begin = stop
+    return pieces
+
+
+def _vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
+    """The bytes each token id stands for; a guess that ``ByteTokenizer`` checks against every text."""
+    vocabulary = tokenizer.get_vocab()
+    table = [b""] * (max(vocabulary.values()) + 1)
+    decoder = repr(tokenizer.backend_tokenizer.decoder)
+    to_bytes = _byte_level if "ByteLevel" in decoder else _sentencepiece
+    for token, index in vocabulary.items():
+        table[index] = to_bytes(token)
+    for index, added in tokenizer.added_tokens_decoder.items():
+        table[index] = added.content.encode("utf-8", "replace")
+    return table
+
+
+def _byte_alphabet() -> dict[int, int]:
+    """GPT-2's printable stand-in of each byte (``bytes_to_unicode`` in its encoder.py), inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_STAND_IN = _byte_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    try:
+        return token.translate(_BYTE_OF_STAND_IN).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode("utf-8", "replace")
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode("utf-8", "replace")

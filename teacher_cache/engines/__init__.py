@@ -1,0 +1,1 @@
+"""Ways to run the teacher: vLLM, and transformers as the reference."""

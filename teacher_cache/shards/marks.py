@@ -1,0 +1,129 @@
+"""Commit marks: which shards are whole, and the manifest that follows from them."""
+
+import hashlib
+import re
+
+from schemas.base import FORMAT_VERSION
+from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json
+from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
+from teacher_cache.codec.permutation import table_path
+from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
+
+_OWN_NAME = re.compile(r"shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
+
+
+def tar_name(shard: str, signal: str) -> str:
+    """Name of the tar that holds one signal of a shard."""
+    return f"{shard}.{signal}.tar"
+
+
+def mark_name(shard: str) -> str:
+    """Name of a shard's index, which is its commit mark."""
+    return f"{shard}.json"
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """The cache's manifest; raises UserError when there is none, CorruptCacheError when it is not valid."""
+    where = storage.where(MANIFEST)
+    if not storage.exists(MANIFEST):
+        raise UserError(f"{where}: not found, so this is not a cache; give the folder or URL that holds manifest.json")
+    manifest = parse_json(Manifest, storage.read(MANIFEST), where)
+    if manifest.format_version > FORMAT_VERSION:
+        raise UserError(
+            f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
+            "version reads; update this package"
+        )
+    return manifest
+
+
+def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> None:
+    """Commit a shard. Its tars must be in place."""
+    storage.write(mark_name(index.name), _mark_bytes(index), owner)
+
+
+def _mark_bytes(index: ShardIndex) -> bytes:
+    return (index.model_dump_json() + "\n").encode()
+
+
+def read_mark(storage: Storage, shard: str, expected: FileEntry | None = None) -> ShardIndex:
+    """A shard's index, checked against the manifest's entry if given. Raises CorruptCacheError."""
+    where = storage.where(mark_name(shard))
+    data = storage.read(mark_name(shard))
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected.sha256:
+        raise CorruptCacheError(f"{where}: sha256 is {hashlib.sha256(data).hexdigest()}, wanted {expected.sha256}")
+    try:
+        index = parse_json(ShardIndex, data, where)
+    except UserError as error:
+        raise CorruptCacheError(str(error)) from None
+    if index.name != shard:
+        raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
+    return index
+
+
+def committed(storage: Storage, manifest: Manifest) -> list[str]:
+    """Names of the planned shards that carry a commit mark, in plan order."""
+    present = set(storage.names())
+    return [unit.name for unit in manifest.units if mark_name(unit.name) in present]
+
+
+def assemble(storage: Storage, plan: Manifest) -> Manifest:
+    """The manifest that follows from ``plan`` and the commit marks. Entries that ``plan`` has already are kept."""
+    known = {entry.name: entry for entry in plan.shards}
+    shards: list[ShardEntry] = []
+    tables: dict[str, FileEntry] = dict(plan.tables)
+    for name in committed(storage, plan):
+        if name in known:
+            shards.append(known[name])
+            continue
+        index = read_mark(storage, name)
+        shards.append(_entry(index))
+        if index.table not in tables:
+            data = storage.read(table_path(index.table))
+            tables[index.table] = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    signals: list[Signal] = sorted({signal for entry in shards for signal in entry.files})
+    totals = Totals(
+        samples=sum(entry.samples for entry in shards),
+        tokens=sum(entry.tokens for entry in shards),
+        bytes={signal: sum(entry.files[signal].bytes for entry in shards) for signal in signals},
+        index_bytes=sum(entry.index.bytes for entry in shards),
+    )
+    return plan.model_copy(
+        update={"shards": shards, "tables": tables, "totals": totals, "complete": len(shards) == len(plan.units)}
+    )
+
+
+def _entry(index: ShardIndex) -> ShardEntry:
+    data = _mark_bytes(index)
+    return ShardEntry(
+        name=index.name,
+        samples=len(index.keys),
+        tokens=sum(index.num_tokens),
+        index=FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
+        files={signal: member.file for signal, member in index.signals.items()},
+    )
+
+
+def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "") -> list[str]:
+    """Delete what a killed run left: temporary files, and shard files or tables that the manifest does not account for.
+
+    While the cache is incomplete only this ``owner``'s temporary files are removed, so that other workers are not
+    disturbed. Files that are not a cache's are never touched. Returns the names removed.
+    """
+    complete = manifest is None or manifest.complete
+    keep = _expected_names(manifest) if manifest is not None else set()
+    removed = []
+    for name in storage.names():
+        if not _OWN_NAME.fullmatch(name) or name in keep:
+            continue
+        if complete or name.startswith(TEMPORARY_PREFIX + owner):
+            storage.delete(name)
+            removed.append(name)
+    return removed
+
+
+def _expected_names(manifest: Manifest) -> set[str]:
+    names = {tar_name(unit.name, "tokens") for unit in manifest.units}
+    for entry in manifest.shards:
+        names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
+    return names | {table_path(digest) for digest in manifest.tables}

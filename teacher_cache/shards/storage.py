@@ -1,0 +1,137 @@
+"""Where a cache lives: a folder or an object-store prefix, through fsspec. The only module that touches files of a cache.
+
+Files appear whole or not at all: locally they are written under a temporary name, synced and renamed; an object store's
+upload is atomic by itself.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import FileEntry
+
+MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 1 << 30
+TEMPORARY_PREFIX = ".tmp-"
+_SAFE_NAME = re.compile(r"(tables/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Storage:
+    """Reads and writes the files of one cache by name (``shard-000000.json``, ``tables/….zst``)."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError when the URL's protocol is unknown or its package is not installed."""
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{url}: cannot be opened: {error}") from None
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+
+    def where(self, name: str) -> str:
+        """The file as a user would write it, for messages."""
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def local_path(self, name: str) -> Path:
+        """The file's path; only for local storage."""
+        return Path(self._path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there (asks the store, not a listing that was kept)."""
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._path(name)))
+
+    def names(self) -> list[str]:
+        """Names of all files, sorted; those in ``tables/`` with that prefix."""
+        self._fs.invalidate_cache()
+        root = self._root.rstrip("/")
+        return sorted(path.removeprefix(root).lstrip("/") for path in self._fs.find(root))
+
+    def size(self, name: str) -> int:
+        """Size in bytes; raises CorruptCacheError when the file is missing."""
+        try:
+            return int(self._fs.size(self._path(name)))
+        except FileNotFoundError:
+            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+
+    def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+        """The whole file; raises CorruptCacheError when it is missing or larger than ``max_bytes``."""
+        size = self.size(name)
+        if size > max_bytes:
+            raise CorruptCacheError(f"{self.where(name)}: {size} bytes, at most {max_bytes} are allowed")
+        return self._fs.cat_file(self._path(name))
+
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start``; shorter when the file ends before. Raises CorruptCacheError when it is missing."""
+        try:
+            return self._fs.cat_file(self._path(name), start=start, end=start + size)
+        except FileNotFoundError:
+            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+
+    def write(self, name: str, data: bytes, owner: str = "") -> FileEntry:
+        """Write a small file atomically."""
+        with self.staged(name, owner) as path:
+            path.write_bytes(data)
+        return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        try:
+            self._fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    @contextmanager
+    def staged(self, name: str, owner: str = "") -> Iterator[Path]:
+        """A local path to write to; becomes the file ``name`` when the block ends well, else it is removed.
+
+        ``owner`` sets apart the temporary names of several writers of one cache. Raises UserError when the disk (or
+        the store) does not take the file.
+        """
+        final = self._path(name)
+        if self.is_local:
+            Path(final).parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(self._path(f"{TEMPORARY_PREFIX}{owner}{name.replace('/', '-')}"))
+            folder = None
+        else:
+            folder = tempfile.mkdtemp(prefix="teacher-cache-")
+            temporary = Path(folder) / name.replace("/", "-")
+        try:
+            yield temporary
+            if self.is_local:
+                _sync(temporary)
+                os.replace(temporary, final)
+                _sync(Path(final).parent)
+            else:
+                self._fs.put_file(str(temporary), final)
+        except OSError as error:
+            raise UserError(
+                f"{self.where(name)}: cannot be written: {error.strerror or error}; what was committed before is intact: "
+                "free some space or choose another output.path and run again"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, name: str) -> str:
+        if not _SAFE_NAME.fullmatch(name):
+            raise CorruptCacheError(f"{self.url}: {name!r} is not a name of a cache's file")
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""From the engine's tensors to the records that are stored."""

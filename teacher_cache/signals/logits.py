@@ -1,0 +1,94 @@
+"""The ``logits`` signal: from rows of logits to what is kept of them. Runs on the engine's device, in row chunks.
+
+Only the small result ever leaves the device: k ids and log-probabilities, the realised token's log-probability and
+one log-partition for each temperature.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from schemas.cache_config import LogitsCapture
+from teacher_cache.records import LogitsSample
+from teacher_cache.signals.topk import block_top_k
+
+CPU_CHUNK_ROWS = 32  # a chunk of float32 logits stays within a CPU's last-level cache
+
+
+class LogitsRows(NamedTuple):
+    """What is kept of N rows of logits, on the device they were computed on."""
+
+    ids_NK: torch.Tensor  # int32, by falling probability
+    logprobs_NK: torch.Tensor  # float32, nats, temperature 1
+    next_logprob_N: torch.Tensor  # float32, nats, temperature 1
+    log_partition_NT: torch.Tensor  # float32, nats
+
+
+def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]) -> LogitsRows:
+    """Reduce rows of logits to their top ``k`` log-probabilities, the next token's, and log-partitions.
+
+    Args:
+        logits_NV: [N, V] raw logits, any floating dtype; reduced in float32.
+        next_ids_N: [N] integer, the token that follows each row (any valid id where none does).
+        k: entries to keep, 1 ≤ k ≤ V.
+        temperatures: each > 0 and containing 1.0; column j of the log-partition is logsumexp(logits / temperatures[j]).
+    """
+    rows = CPU_CHUNK_ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    parts = [
+        _reduce_chunk(logits.float(), next_ids, k, temperatures)
+        for logits, next_ids in zip(logits_NV.split(rows), next_ids_N.split(rows), strict=True)
+    ]
+    return LogitsRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _reduce_chunk(
+    logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]
+) -> tuple[torch.Tensor, ...]:
+    top_NK, ids_NK = block_top_k(logits_NV, k)
+    next_logit_N = logits_NV.gather(1, next_ids_N[:, None].long()).squeeze(1)
+    max_N1 = top_NK[:, :1]
+    shifted_NV = logits_NV - max_N1
+    partitions = []
+    for temperature in temperatures:
+        scaled_NV = shifted_NV / temperature if temperature != 1 else shifted_NV
+        partitions.append(scaled_NV.exp().sum(dim=1).log() + max_N1.squeeze(1) / temperature)
+    log_partition_NT = torch.stack(partitions, dim=1)
+    log_z_N = log_partition_NT[:, temperatures.index(1.0)]
+    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, log_partition_NT
+
+
+def to_sample(rows: LogitsRows, capture: LogitsCapture) -> LogitsSample:
+    """One sequence's rows as a record in host memory, with the selection policy of ``capture`` applied."""
+    ids = rows.ids_NK.cpu().numpy()
+    logprobs = rows.logprobs_NK.cpu().numpy()
+    next_logprob = rows.next_logprob_N.cpu().numpy().copy()
+    next_logprob[-1] = np.nan
+    counts = select_counts(logprobs, capture)
+    beyond = np.arange(ids.shape[1]) >= counts[:, None]
+    return LogitsSample(
+        counts=counts,
+        ids=np.where(beyond, 0, ids),
+        logprobs=np.where(beyond, np.float32(-np.inf), logprobs),
+        next_logprob=next_logprob,
+        log_partition=rows.log_partition_NT.cpu().numpy(),
+    )
+
+
+def select_counts(logprobs: np.ndarray, capture: LogitsCapture) -> np.ndarray:
+    """How many of each row's entries the policy keeps.
+
+    ``top_k`` keeps all; ``nucleus`` keeps the smallest leading set whose probability reaches ``capture.mass``, or
+    all when it is not reached. Entries of probability 0 (masked logits) are never kept.
+
+    Args:
+        logprobs: float32 [S, K], falling along each row.
+
+    Returns:
+        int32 [S], between 1 and K.
+    """
+    finite = np.isfinite(logprobs).sum(axis=1)
+    if capture.policy == "nucleus":
+        reached_before = np.cumsum(np.exp(logprobs.astype(np.float64)), axis=1)[:, :-1]
+        finite = np.minimum(finite, 1 + (reached_before < capture.mass).sum(axis=1))
+    return finite.astype(np.int32)

@@ -1,0 +1,1 @@
+"""Trains a student from cached signals, with no teacher in the process."""

@@ -1,0 +1,111 @@
+"""From cache to batches: opening the cache, checking that it fits the student, the data set and its sampler.
+
+A batch is read in one vectorised call: torch's loader hands ``__getitems__`` all row numbers of a batch at once and the
+reader decodes them straight into padded arrays.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from teacher_cache.records import RowBatch
+from trainer.order import RowPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Batch = dict[str, torch.Tensor]
+
+
+class Cache(Protocol):
+    """What the trainer needs of a cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
+
+    manifest: Manifest
+    keys: list[str]
+    num_tokens: np.ndarray
+
+    def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
+        """Decode the samples of each row, one after the other, into padded arrays."""
+
+    def close(self) -> None:
+        """Release files."""
+
+
+def open_cache(url: str) -> Cache:
+    """Open the cache at ``url`` for its tokens and logits; raises UserError."""
+    from teacher_cache.shards.reader import CacheReader
+
+    cache = CacheReader(url, signals=("tokens", "logits"))
+    if not cache.keys:
+        raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
+    return cache
+
+
+def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:
+    """Raise UserError if the cache at ``where`` uses token ids that the student has no embedding for.
+
+    A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
+    """
+    needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
+    if student.vocab_size < needed:
+        raise UserError(
+            f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
+            f"{student.vocab_size}; use a student that shares the teacher's tokenizer"
+        )
+
+
+def to_tensors(rows: RowBatch, packed: bool) -> Batch:
+    """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``."""
+    names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
+    if packed:
+        names.append("position_ids")
+    return {name: torch.from_numpy(getattr(rows, name)) for name in names}
+
+
+class CacheRows(Dataset[Batch]):
+    """The planned rows of a cache as a map-style data set whose items are read a batch at a time."""
+
+    def __init__(self, cache: Cache, plan: RowPlan, packed: bool = False) -> None:
+        self.cache = cache
+        self.plan = plan
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """The batch of these rows of the plan, padded to its longest row."""
+        return to_tensors(self.cache.read_rows([self.plan.row(row).tolist() for row in rows]), self.packed)
+
+    def __getitem__(self, row: int) -> Batch:
+        """A batch of one row."""
+        return self.__getitems__([row])
+
+
+def already_a_batch(batch: Batch) -> Batch:
+    """The loader's collate function: ``__getitems__`` has done the work."""
+    return batch
+
+
+class RemainingRows(Sampler[int]):
+    """Rows ``start``, ``start + 1``, … of the plan: what is left to train on after ``start`` rows were consumed."""
+
+    def __init__(self, rows: int, start: int) -> None:
+        self.rows = rows
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.rows - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.rows))
+
+
+def evaluation_loader(cache: Cache, plan: RowPlan, batch_rows: int) -> DataLoader[Any]:
+    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process."""
+    return DataLoader(CacheRows(cache, plan), batch_size=batch_rows, collate_fn=already_a_batch)

@@ -1,0 +1,226 @@
+"""Building the student: from a checkpoint, from a configuration, or from some of the teacher's own layers.
+
+The two latter are written once, to ``OUTPUT/student-init``, an ordinary Hugging Face folder. From then on training
+never looks at the teacher again. Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts
+per-layer lists of the configuration. The teacher is held in memory once for that, next to the student: simple, and any
+format transformers can load will do.
+"""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.base import Strict
+from schemas.errors import UserError
+from schemas.load import parse_json
+from schemas.train_config import StudentConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+INIT_FOLDER = "student-init"
+RECIPE_FILE = "distill_init.json"
+LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "*.tiktoken",
+)
+
+
+class InitRecipe(Strict):
+    """``distill_init.json``: what the folder was made from, so that a changed configuration is noticed."""
+
+    config: str | None
+    teacher: str | None
+    from_layers: list[int] | None
+    dtype: str
+    seed: int | None  # of random weights
+
+
+def materialise_student(config: TrainConfig) -> Path:
+    """The folder with the student's first weights; writes ``OUTPUT/student-init`` if it is needed and absent.
+
+    Raises UserError if the model cannot be read, a layer does not exist, or the folder was made from other settings.
+    """
+    student = config.student
+    if student.checkpoint is not None:
+        return Path(student.checkpoint)
+    folder = Path(config.output) / INIT_FOLDER
+    recipe = InitRecipe(
+        config=student.config,
+        teacher=student.teacher,
+        from_layers=student.from_layers,
+        dtype=student.dtype,
+        seed=config.loop.seed if student.config is not None else None,
+    )
+    if folder.exists():
+        _check_recipe(folder, recipe)
+        return folder
+    source, model = _random_student(student, config.loop.seed) if student.config else _pruned_student(student)
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_pretrained(unfinished)
+    copy_tokenizer(source, unfinished)
+    (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder)
+    logger.info("wrote the student's first weights to %s (%d parameters)", folder, model.num_parameters())
+    return folder
+
+
+def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: exists but has no {RECIPE_FILE}; remove the folder or change `output`")
+    found = parse_json(InitRecipe, path.read_bytes(), where=str(path)).model_dump()
+    for key, wanted in recipe.model_dump().items():
+        if found[key] != wanted:
+            raise UserError(
+                f"{folder}: made with {key} = {found[key]!r}, but the configuration says {wanted!r}; "
+                "remove the folder to make it again, or change `output`"
+            )
+
+
+def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
+    from transformers import AutoModelForCausalLM, set_seed
+
+    assert student.config is not None
+    path = Path(student.config)
+    model_config = load_model_config(student.config, key="student.config")
+    set_seed(seed)
+    try:
+        model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
+    except ValueError as error:
+        raise UserError(f"student.config: {path}: cannot build a causal language model: {error}") from None
+    return (path if path.is_dir() else path.parent), model
+
+
+def _pruned_student(student: StudentConfig) -> tuple[Path, "PreTrainedModel"]:
+    from transformers import AutoModelForCausalLM
+
+    assert student.teacher is not None
+    assert student.from_layers is not None
+    teacher_config = load_model_config(student.teacher, key="student.teacher")
+    model_config = pruned_config(teacher_config, student.from_layers)
+    teacher = load_model(student.teacher, key="student.teacher", dtype=_dtype(student))
+    model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
+    try:
+        model.load_state_dict(pruned_state(teacher.state_dict(), student.from_layers), strict=True)
+    except (RuntimeError, UserError) as error:
+        raise UserError(f"student.teacher: a {type(teacher).__name__} cannot be pruned by layers: {error}") from None
+    model.generation_config = teacher.generation_config
+    return Path(student.teacher), model
+
+
+def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
+    """``config`` with the layers ``from_layers`` only; lists with one entry per layer (``layer_types``) are cut alike.
+
+    Raises UserError if a layer does not exist.
+    """
+    settings: dict[str, Any] = config.to_dict()
+    layers = settings.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise UserError(f"student.teacher: {type(config).__name__} has no num_hidden_layers; it cannot be pruned")
+    for layer in from_layers:
+        if layer >= layers:
+            raise UserError(
+                f"student.from_layers: the teacher has {layers} layers, numbered 0 to {layers - 1}; got {layer}"
+            )
+    for key, value in settings.items():
+        if "layer" in key and isinstance(value, list) and len(value) == layers:
+            settings[key] = [value[layer] for layer in from_layers]
+    settings["num_hidden_layers"] = len(from_layers)
+    return type(config).from_dict(settings)
+
+
+def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> dict[str, "torch.Tensor"]:
+    """``state`` with layer ``from_layers[i]`` renamed to layer i and the other layers dropped; UserError if it has none."""
+    kept: dict[str, torch.Tensor] = {}
+    renamed = False
+    for name, tensor in state.items():
+        match = LAYER.match(name)
+        if match is None:
+            kept[name] = tensor
+            continue
+        for new, old in enumerate(from_layers):
+            if int(match[2]) == old:
+                kept[f"{match[1]}{new}{match[3]}"] = tensor
+                renamed = True
+    if not renamed:
+        raise UserError("no weights are named `….layers.N.…`")
+    return kept
+
+
+def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
+    """The model in ``folder``, in ``student.dtype`` and with ``student.attention``; raises UserError."""
+    return load_model(str(folder), key="student", dtype=_dtype(student), attention=student.attention)
+
+
+def load_model_config(path: str, key: str) -> "PreTrainedConfig":
+    """The configuration of the model at ``path``; ``key`` names the setting in the UserError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: {path}: cannot read a model configuration: {_first_line(error)}") from None
+
+
+def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "sdpa") -> "PreTrainedModel":
+    """The causal language model at ``path``; ``key`` names the setting in the UserError."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    load_model_config(path, key)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{key}: {path}: cannot load the model: {_first_line(error)}") from None
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise UserError(f"{key}: {path}: {len(report['missing_keys'])} weights are missing, the first is {first}")
+    return model
+
+
+def copy_tokenizer(source: Path, folder: Path) -> bool:
+    """Copy the tokenizer's files from ``source`` to ``folder``, byte for byte; False if there are none.
+
+    ``source`` may be a hub id; then transformers writes the files.
+    """
+    if not source.is_dir():
+        from transformers import AutoTokenizer
+
+        try:
+            AutoTokenizer.from_pretrained(str(source)).save_pretrained(folder)
+        except (OSError, ValueError):
+            return False
+        return True
+    files = [file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()]
+    for file in files:
+        shutil.copy2(file, folder / file.name)
+    return bool(files)
+
+
+def _dtype(student: StudentConfig) -> "torch.dtype":
+    import torch
+
+    return getattr(torch, student.dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
