@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(LOCK)
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

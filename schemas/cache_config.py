@@ -23,10 +23,11 @@ class EngineConfig(Strict):
     """How the teacher is run. Nothing here changes what is stored beyond floating-point noise."""
 
     kind: Literal["vllm", "transformers"] = Field("vllm", description="`vllm`, or `transformers` as the reference.")
-    max_batch_tokens: int = Field(8192, ge=16, description="Tokens scored in one forward pass.")
-    head_chunk_rows: int = Field(512, ge=1, description="Rows of logits that exist at one time.")
+    max_batch_tokens: int = Field(8192, ge=16, description="Tokens scored in one forward pass (at least one sequence).")
+    head_chunk_rows: int = Field(512, ge=1, description="vLLM: rows of logits that exist at one time.")
     tensor_parallel: int = Field(1, ge=1, description="vLLM: number of devices that share the model.")
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1, description="vLLM on GPUs: share of memory it may take.")
+    cpu_kv_cache_gib: int = Field(2, ge=1, description="vLLM on CPUs: GiB of memory for its key-value cache.")
     device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a cache and the commit mark of a shard: the contract between the team that writes and those that read.
+"""The manifest of a cache and the commit mark of a shard: what the team that writes promises to those that read.
 
 ``manifest.json`` is written when the plan is complete (``complete: false``, no shards) and again whenever shards
 were committed. ``shard-000123.json`` is written last of a shard's files: its presence means that the shard is whole.
@@ -22,7 +22,7 @@ MAX_SHARD_SAMPLES = 2**24
 
 
 class TeacherInfo(Strict):
-    """The model whose signals the cache holds. ``fingerprint`` covers its config, weights index and samples of the weights."""
+    """The model whose signals the cache holds; ``fingerprint`` covers its config and its weights (see ``teacher.py``)."""
 
     name: str
     revision: str | None
@@ -57,7 +57,7 @@ class CorpusCounts(Strict):
 
 
 class CorpusInfo(Strict):
-    """The data: its settings, a fingerprint of every file's bytes, and what became of it."""
+    """The data: its settings (paths cut to their last part), a fingerprint of every byte, and what became of it."""
 
     fingerprint: Sha256
     settings: CorpusConfig
@@ -72,7 +72,7 @@ class FileEntry(Strict):
 
 
 class Unit(Strict):
-    """One planned unit of work: ``name`` is the shard it becomes, ``tokens_file`` its sequences, written by the plan."""
+    """One planned unit of work: the shard ``name`` it becomes and the file with its sequences, written by the plan."""
 
     name: ShardName
     samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)]
@@ -109,6 +109,7 @@ class Manifest(Strict):
     capture: CaptureConfig
     codec: CodecConfig
     provenance: Provenance
+    tokens_per_shard: Annotated[int, Field(ge=1)]
     units: list[Unit]
     complete: bool
     shards: list[ShardEntry]

@@ -1,7 +1,7 @@
 """Checkpoints that know whether they are whole, and the few numbers that exact resume needs.
 
-``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state); ``distill_state.json`` is added
-last, by rename: a folder without it was killed while saving and is removed. Deleting goes the other way round.
+``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state); ``distill_state.json`` is
+added last, by rename: a folder without it was killed while saving and is removed. Deleting goes the other way round.
 """
 
 import json
@@ -34,6 +34,8 @@ class RunState(BaseModel):
     best_kl: float | None = None  # lowest validation KL so far, nats per token
     best_step: int | None = None
     stale_validations: int = 0  # validations since then
+    last_validation: dict[str, float] = {}
+    best_validation: dict[str, float] = {}
     stopped_early: bool = False
 
 

@@ -87,7 +87,7 @@ class CacheRows(Dataset[Batch]):
         return self.__getitems__([row])
 
 
-def already_a_batch(batch: Batch) -> Batch:
+def already_a_batch(batch: Any) -> Any:
     """The loader's collate function: ``__getitems__`` has done the work."""
     return batch
 

@@ -39,3 +39,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def ignore_signals(worker: int) -> None:
+    """For worker processes: signals to the whole group are the main process's business; it ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -24,6 +24,7 @@ class RowPlan:
 
     samples: np.ndarray  # int64 [total samples]
     offsets: np.ndarray  # int64 [rows + 1]
+    samples_per_epoch: int
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -31,6 +32,10 @@ class RowPlan:
     def row(self, index: int) -> np.ndarray:
         """Sample indices of one row, int64."""
         return self.samples[self.offsets[index] : self.offsets[index + 1]]
+
+    def epoch(self, rows: int) -> float:
+        """Passes over the samples that the first ``rows`` rows make up."""
+        return float(self.offsets[rows] / self.samples_per_epoch)
 
     def num_tokens(self, lengths: np.ndarray, start: int, stop: int) -> int:
         """Tokens in rows [start, stop), given every sample's length."""
@@ -42,7 +47,7 @@ def split_by_key(keys: list[str], validation_fraction: float) -> tuple[np.ndarra
 
     A key decides for itself by its hash: a sample stays on its side when the cache grows or is merged.
     """
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key) for key in keys), dtype=np.uint64, count=len(keys))
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), dtype=np.uint64, count=len(keys))
     held_out = hashes / 2.0**64 < validation_fraction
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
@@ -118,13 +123,13 @@ def plan_rows(
         planned += len(part_counts)
         epoch += 1
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])[: max_steps * global_batch + 1]
-    return RowPlan(np.concatenate(parts)[: offsets[-1]], offsets)
+    return RowPlan(np.concatenate(parts)[: offsets[-1]], offsets, len(samples))
 
 
 def sorted_rows(samples: np.ndarray, lengths: np.ndarray) -> RowPlan:
     """One row per sample, shortest first, so that batches hold little padding: for evaluation."""
     order = samples[np.argsort(lengths[samples], kind="stable")]
-    return RowPlan(order, np.arange(len(order) + 1))
+    return RowPlan(order, np.arange(len(order) + 1), len(order))
 
 
 def check_lengths(lengths: np.ndarray, samples: np.ndarray, pack_tokens: int, where: str) -> None:

@@ -147,7 +147,7 @@ def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTra
 
 
 def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> dict[str, "torch.Tensor"]:
-    """``state`` with layer ``from_layers[i]`` renamed to layer i and the other layers dropped; UserError if it has none."""
+    """``state`` with layer ``from_layers[i]`` renamed to i and the other layers dropped; UserError if it has none."""
     kept: dict[str, torch.Tensor] = {}
     renamed = False
     for name, tensor in state.items():
@@ -186,11 +186,12 @@ def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "sdpa
 
     load_model_config(path, key)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{key}: {path}: cannot load the model: {_first_line(error)}") from None
+    model, report = loaded
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise UserError(f"{key}: {path}: {len(report['missing_keys'])} weights are missing, the first is {first}")

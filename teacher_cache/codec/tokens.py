@@ -14,11 +14,12 @@ def encode_tokens(sample: TokenSample) -> bytes:
     return write_row(TOKENS_SCHEMA, {name: getattr(sample, name) for name in TOKENS_SCHEMA.names})
 
 
-def decode_tokens(payload: bytes, num_tokens: int, vocab_size: int) -> TokenSample:
-    """Decode a payload of ``num_tokens`` tokens; raises CorruptCacheError on wrong lengths, ids or spans."""
+def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> TokenSample:
+    """Decode a payload of ``num_tokens`` tokens (None: not known); raises CorruptCacheError on wrong lengths or ids."""
     batch = read_row(TOKENS_SCHEMA, payload)
     strings = {name: batch.column(name)[0].as_py() for name in ("key", "source_id", "layer", "text")}
     arrays = {name: _values(batch.column(name)) for name in ("input_ids", "loss_mask", "byte_start", "byte_end")}
+    num_tokens = len(arrays["input_ids"]) if num_tokens is None else num_tokens
     for name, array in arrays.items():
         if len(array) != num_tokens:
             raise CorruptCacheError(f"column {name} has {len(array)} entries, the index says {num_tokens}")

@@ -44,8 +44,8 @@ class ChatRenderer:
         stop = len(text) - len(tail)
         if not (found and start is not None and start <= stop and text.endswith(tail) and tail.startswith(end_of_turn)):
             raise UserError(
-                f"{where}: cannot locate assistant reply {i} in the rendered chat: the tokenizer's chat template is not "
-                "prefix-consistent; use a template that renders every turn independently of later ones"
+                f"{where}: cannot locate the reply in message {i} of the rendered chat: the tokenizer's chat template "
+                "is not prefix-consistent; use a template that renders every turn independently of later ones"
             )
         return start, stop + len(end_of_turn)
 

@@ -1,9 +1,11 @@
 """Which files a source consists of, in a fixed order, on any fsspec file system."""
 
 import glob
+import io
 from dataclasses import dataclass
 from typing import Any
 
+import zstandard
 from fsspec.core import url_to_fs
 
 from schemas.cache_config import SourceConfig
@@ -18,9 +20,16 @@ class SourceFile:
     path: str
     name: str
 
-    def open(self, compression: str | None = None) -> Any:
-        """Open for reading bytes; ``compression="infer"`` goes by the file's extension."""
-        return self.fs.open(self.path, "rb", compression=compression)
+    def open(self) -> Any:
+        """Open for reading the bytes as they are stored."""
+        return self.fs.open(self.path, "rb")
+
+    def open_expanded(self) -> Any:
+        """Open for reading lines of bytes, decompressed as the file's extension says (gz, zst, bz2, xz, …)."""
+        if self.path.endswith(".zst"):  # fsspec would stop after the first frame without a word
+            raw = zstandard.ZstdDecompressor().stream_reader(self.open(), read_across_frames=True, closefd=True)
+            return io.BufferedReader(raw)
+        return self.fs.open(self.path, "rb", compression="infer")
 
 
 def list_files(source: SourceConfig, where: str) -> list[SourceFile]:

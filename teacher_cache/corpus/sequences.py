@@ -1,11 +1,12 @@
 """The corpus as a stream of token sequences: read, clean, deduplicate, render, tokenize, cut, count.
 
-Documents are tokenized in batches for speed, so memory is bounded by one batch, the longest document, and 16 bytes
-(plus a set entry) per distinct document and sequence. The order is that of the sources and never changes.
+Documents are tokenized in batches for speed, so memory is bounded by one batch, the longest document, and a 128-bit
+hash (some 200 bytes in Python) per distinct document and sequence. The order is that of the sources, always.
 
 Decisions: plain text gets the tokenizer's own special tokens, and every piece of a split document starts with the
 leading ones (BOS), because the teacher was trained on sequences that do; the closing ones (EOS) end the last piece.
-They cover no bytes of the text. A chat's special tokens are those of its template. A plain text of more than about a
+They cover no bytes of the text. A chat's special tokens are those of its template. A special token's name written
+out in a document becomes that token, as the tokenizer does by default. A plain text of more than about a
 million characters is tokenized in segments cut at line ends, so that one huge file does not exhaust memory.
 """
 

@@ -82,7 +82,7 @@ def _records(source: SourceConfig, files: list[SourceFile], where: str) -> Itera
 
 
 def _json_records(file: SourceFile) -> Iterator[Record]:
-    with file.open(compression="infer") as stream:
+    with file.open_expanded() as stream:
         for number, line in enumerate(stream, start=1):
             place = f"{file.path}:{number}"
             try:
@@ -112,7 +112,7 @@ def _parquet_records(file: SourceFile, source: SourceConfig) -> Iterator[Record]
 
 
 def _read_text(file: SourceFile, source: SourceConfig) -> str:
-    with file.open(compression="infer") as stream:
+    with file.open_expanded() as stream:
         data = stream.read()
     try:
         return data.decode("utf-8")

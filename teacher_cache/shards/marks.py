@@ -61,6 +61,11 @@ def read_mark(storage: Storage, shard: str, expected: FileEntry | None = None) -
     return index
 
 
+def mark_names(storage: Storage) -> list[str]:
+    """Names of all commit marks that are there, planned or not."""
+    return [name for name in storage.names() if re.fullmatch(r"shard-\d{6,9}\.json", name)]
+
+
 def committed(storage: Storage, manifest: Manifest) -> list[str]:
     """Names of the planned shards that carry a commit mark, in plan order."""
     present = set(storage.names())

@@ -15,7 +15,7 @@ class Leaf(Strict):
 
 class Group(Strict):
     rate: float = 0.5
-    values: list[float] = [1.0, 3.0]
+    values: list[float] = Field([1.0, 3.0])
 
 
 class Config(Strict):
@@ -112,7 +112,10 @@ def test_an_override_that_does_not_fit_the_file_is_refused(config_file, override
         ("leaves.1.limt=1", "leaves.1.limt: unknown key; remove it or correct its spelling; got 1"),
         ("leaves.0={}", "leaves.0.path: this key is required and missing"),
         ("leaves.1.limit=0", "leaves.1.limit: Input should be greater than or equal to 1; got 0"),
-        ("group.rate=fast", "group.rate: Input should be a valid number, unable to parse string as a number; got 'fast'"),
+        (
+            "group.rate=fast",
+            "group.rate: Input should be a valid number, unable to parse string as a number; got 'fast'",
+        ),
         ("name=", "name: Input should be a valid string; got None"),
         ("name=7", "name: Input should be a valid string; got 7"),
     ],

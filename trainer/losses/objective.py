@@ -56,7 +56,7 @@ class Objective:
     """Computes the terms that the configuration asks for."""
 
     def __init__(self, losses: LossConfig, temperatures: Sequence[float]) -> None:
-        """``temperatures`` are those of the cache, in its column order; UserError if the TLA temperature is not there."""
+        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them."""
         self.losses = losses
         self.unit_column = list(temperatures).index(1.0)
         self.uses_tla = not always_zero(losses.tla.weight)

@@ -1,0 +1,41 @@
+"""``python -m benchmarks [NAME…]``: run the benchmarks (default: all), each in a process of its own, and sum up.
+
+Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. The demo is not among them
+(``make demo``); it takes longer than all of them together.
+"""
+
+import subprocess
+import sys
+
+from benchmarks.results import BAR_MISSED, RESULTS, Row, as_cells, print_table, read_results
+
+NAMES = ("exactness", "size", "decode", "capture")
+
+
+def main(names: list[str]) -> int:
+    """Run the benchmarks called ``names``; returns the exit status."""
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        print(f"error: no benchmark is called {', '.join(unknown)}; choose from {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    closing: list[Row] = []
+    statuses = []
+    for name in names or NAMES:
+        print(f"\n── {name} ──", flush=True)
+        status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode
+        statuses.append(status)
+        if status in (0, BAR_MISSED):
+            rows = read_results(RESULTS / f"{name}.json")[1]
+            closing += [Row(f"{name}: {row.what}", *as_cells(row)[1:4], row.holds) for row in rows if row.bar]
+        else:
+            closing.append(Row(f"{name}: did not finish", f"exit status {status}", bar="0", holds=False))
+    print()
+    print_table("All bars", closing)
+    print("python -m benchmarks.readme brings the tables in README.md up to date")
+    if all(status == 0 for status in statuses):
+        return 0
+    return BAR_MISSED if all(status in (0, BAR_MISSED) for status in statuses) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

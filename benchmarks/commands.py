@@ -1,0 +1,46 @@
+"""Running the project's installed commands as a user does, with what each cost: seconds and peak memory."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well."""
+
+    stdout: str
+    seconds: float
+    peak_memory_bytes: int  # resident set of the largest of its processes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The JSON object that the command printed; native libraries may have printed lines before it."""
+        lines = self.stdout.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("{"))
+        return json.loads("\n".join(lines[start:]))
+
+
+def run_installed(command: str, *arguments: str | Path) -> Finished:
+    """Run a console command of the environment this interpreter belongs to; its stderr goes to the terminal.
+
+    Ends this process with a message when the command fails.
+    """
+    words = [str(Path(sys.executable).parent / command), *map(str, arguments)]
+    print(f"$ {' '.join([command, *words[1:]])}", flush=True)
+    start = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        stdout = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{stdout}\nerror: {command} ended with exit status {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return Finished(stdout, time.perf_counter() - start, usage.ru_maxrss * unit)

@@ -1,0 +1,81 @@
+"""What several benchmarks share: the real teacher, real token sequences, and one cache of them.
+
+The cache is written once, by ``teacher-cache run``, by whichever benchmark runs first, and kept in ``runs/bench`` until
+its settings change. Everything computes in float32: processors without bf16 instructions run bf16 several times slower.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.commands import run_installed
+from benchmarks.corpus import standard_library, write_code
+from benchmarks.real_teacher import make_teacher
+from schemas.cache_config import CacheConfig
+from schemas.load import validate
+from teacher_cache.shards.reader import CacheReader
+
+FOLDER = Path("runs/bench")
+K = 64
+TEMPERATURES = [1.0, 3.0]
+
+
+def settings(folder: Path, modules: int, characters: int, max_tokens: int, **engine: Any) -> dict[str, Any]:
+    """A cache configuration over the beginnings of ``modules`` standard library modules; sequences of ``max_tokens``.
+
+    Writes the modules to ``folder``, and names ``folder/cache`` as the output.
+    """
+    files = [path for path in standard_library() if path.stat().st_size >= characters][:modules]
+    write_code(folder / "corpus", files, characters)
+    return {
+        "teacher": {"path": str(make_teacher()), "dtype": "float32"},
+        "engine": {"kind": "vllm", **engine},
+        "corpus": {
+            "sources": [{"path": str(folder / "corpus"), "format": "text", "pattern": "*.py", "layer": "code"}],
+            "max_tokens": max_tokens,
+            "min_tokens": max_tokens,
+        },
+        "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+        "output": {"path": str(folder / "cache"), "tokens_per_shard": 16_384},
+    }
+
+
+def as_config(tree: dict[str, Any]) -> CacheConfig:
+    """``tree`` as the engines take it."""
+    return validate(CacheConfig, tree, where="benchmark")
+
+
+def cached(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """Write the cache that ``tree`` describes unless it is there; returns the summary of the run that wrote it."""
+    text = yaml.safe_dump(tree, sort_keys=False)
+    summary, config = folder / "summary.json", folder / "cache.yaml"
+    if summary.exists() and config.exists() and config.read_text() == text:
+        return json.loads(summary.read_text())
+    summary.unlink(missing_ok=True)
+    shutil.rmtree(tree["output"]["path"], ignore_errors=True)
+    config.write_text(text)
+    finished = run_installed("teacher-cache", "run", config, "--json")
+    summary.write_text(json.dumps(finished.json, indent=1))
+    return finished.json
+
+
+def shared_cache() -> tuple[Path, dict[str, Any]]:
+    """The cache of the size and decode benchmarks, 128 sequences of 512 tokens or nearly so, and its run's summary."""
+    folder = FOLDER / "shared"
+    tree = settings(folder, modules=80, characters=7_000, max_tokens=512)
+    return Path(tree["output"]["path"]), cached(folder, tree)
+
+
+def sequences_of(reader: CacheReader, limit: int) -> list[np.ndarray]:
+    """The token ids (int64 [S]) of the first ``limit`` samples."""
+    return [reader.read_tokens(i).input_ids.astype(np.int64) for i in range(min(limit, len(reader)))]
+
+
+def digest(arrays: list[np.ndarray]) -> str:
+    """A short name for what was measured on, so that two results can be seen to be of the same sequences."""
+    return hashlib.sha256(b"".join(array.astype("<i8").tobytes() for array in arrays)).hexdigest()[:16]

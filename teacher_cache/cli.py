@@ -1,0 +1,84 @@
+"""``teacher-cache``: plan and run a caching job."""
+
+import json
+import signal
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from schemas.cache_config import CacheConfig
+from schemas.load import load_config
+from teacher_cache.command import configure_logging, set_option, user_errors
+
+config_argument = click.argument("config", type=click.Path(dir_okay=False))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--verbose", is_flag=True, help="Log details.")
+def main(verbose: bool) -> None:
+    """Run the teacher once and keep its per-token signals in a cache that students train from.
+
+    Exit status: 0 done, 2 bad input, 130/143 stopped by Ctrl-C/SIGTERM (run again to continue).
+    """
+    configure_logging(verbose)
+
+
+@main.command()
+@config_argument
+@set_option
+@json_option
+@user_errors
+def plan(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Read the corpus and write the plan, without loading the teacher.
+
+    Example: teacher-cache plan configs/demo-cache.yaml
+    """
+    from teacher_cache.plan import load_or_make_plan
+    from teacher_cache.shards.storage import Storage
+
+    settings = load_config(CacheConfig, config, overrides)
+    manifest = load_or_make_plan(settings, Storage(settings.output.path))
+    result = {"units": len(manifest.units), "corpus": manifest.corpus.counts.model_dump()}
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    _print_table(f"plan of {settings.output.path}", {"units": len(manifest.units), **result["corpus"]})
+
+
+@main.command()
+@config_argument
+@set_option
+@click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
+@json_option
+@user_errors
+def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> None:
+    """Plan if there is no plan yet, then score, encode, write and commit every unit that is not committed.
+
+    Example: teacher-cache run configs/demo-cache.yaml --set capture.logits.k=32
+    """
+    from teacher_cache import job
+
+    share = job.parse_worker(worker)
+    settings = load_config(CacheConfig, config, overrides)
+    summary = job.run(settings, share)
+    facts = job.summary_dict(summary)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _print_table(f"cache {settings.output.path}", facts)
+    if summary.stopped_by:
+        sys.exit(128 + signal.Signals[summary.stopped_by])
+
+
+def _print_table(title: str, facts: dict[str, object]) -> None:
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number:.1f}" for key, number in value.items())
+        elif isinstance(value, float):
+            value = f"{value:,.2f}"
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)

@@ -1,0 +1,93 @@
+"""The vLLM engine: prefill at full speed, capture inside the worker.
+
+Prefix caching is off (every token must pass through the model), chunked prefill is off (a sequence is whole in one
+step), and the run is eager (hooks must see every step). One token is sampled for each sequence, as vLLM requires, and
+dropped.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
+from teacher_cache.engines.base import Engine
+from teacher_cache.engines.vllm_worker import CapturedSequence
+from teacher_cache.records import LogitsSample
+from teacher_cache.signals.logits import to_sample
+from teacher_cache.teacher import load_model_config
+
+
+class VllmEngine(Engine):
+    """Scores sequences with vLLM; with ``tensor_parallel: 1`` in this very process, so that runs repeat exactly."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        """Load vLLM and the model. Raises UserError when either cannot be loaded."""
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
+        if config.engine.tensor_parallel == 1:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError as error:
+            raise UserError(
+                f"engine.kind: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
+                "engine.kind: transformers"
+            ) from None
+        self._capture = config.capture.logits
+        max_model_len = config.corpus.max_tokens + 1
+        self._check_length(config, max_model_len)
+        try:
+            self._llm = LLM(
+                model=config.teacher.path,
+                revision=config.teacher.revision,
+                dtype=config.teacher.dtype,
+                trust_remote_code=config.teacher.trust_remote_code,
+                tensor_parallel_size=config.engine.tensor_parallel,
+                gpu_memory_utilization=config.engine.gpu_memory_utilization,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max(config.engine.max_batch_tokens, max_model_len),
+                worker_extension_cls="teacher_cache.engines.vllm_worker.CaptureWorkerExtension",
+                skip_tokenizer_init=True,
+                enforce_eager=True,
+                enable_prefix_caching=False,
+                enable_chunked_prefill=False,
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {error}") from None
+        self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        self._llm.collective_rpc(
+            "install_capture", args=(self._capture.k, self._capture.temperatures, config.engine.head_chunk_rows)
+        )
+
+    @staticmethod
+    def _check_length(config: CacheConfig, max_model_len: int) -> None:
+        limit = getattr(load_model_config(config.teacher).get_text_config(), "max_position_embeddings", None)
+        if limit is not None and max_model_len > limit:
+            raise UserError(
+                f"corpus.max_tokens: {config.corpus.max_tokens}: the teacher has {limit} positions and one is needed "
+                f"beyond the sequence; set it to {limit - 1} or less"
+            )
+
+    def score(self, sequences: Sequence[np.ndarray]) -> list[LogitsSample]:
+        """See Engine."""
+        prompts = [{"prompt_token_ids": ids.tolist()} for ids in sequences]
+        self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
+        captured: dict[bytes, list[CapturedSequence]] = defaultdict(list)
+        for sequence in self._llm.collective_rpc("collect_captured")[0]:
+            captured[sequence[0].tobytes()].append(sequence)
+        samples = []
+        for ids in sequences:
+            found = captured[ids.astype(np.int64).tobytes()]
+            if not found:
+                raise RuntimeError(f"vLLM did not run a sequence of {len(ids)} tokens in one step")
+            samples.append(to_sample(found.pop()[1], self._capture))
+        return samples
+
+    def close(self) -> None:
+        """See Engine."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm

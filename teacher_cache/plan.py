@@ -1,0 +1,170 @@
+"""Planning: from the corpus to units of work. The plan depends on the corpus and the configuration only.
+
+The plan's product is one ``tokens`` tar per unit and a manifest without shards, so scoring needs neither the corpus nor the
+tokenizer: any worker, anywhere, can (re)do any unit, and resuming is "the units with no commit mark".
+"""
+
+import hashlib
+import io
+import logging
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from schemas.cache_config import CacheConfig, CorpusConfig
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import CorpusCounts, CorpusInfo, FileEntry, Manifest, MemberIndex, TeacherInfo, Totals, Unit
+from teacher_cache.codec.tokens import decode_tokens, encode_tokens
+from teacher_cache.corpus import Corpus, corpus_fingerprint
+from teacher_cache.records import TokenSample
+from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
+from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.tar import TarWriter, checksum
+from teacher_cache.teacher import describe_teacher, describe_tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+NO_COUNTS = CorpusCounts(**dict.fromkeys(CorpusCounts.model_fields, 0))
+NO_TOTALS = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
+
+
+def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
+    """The manifest of the planned cache at ``storage``: the present one if it is of this configuration, else a new one.
+
+    Raises UserError when the cache there was planned differently (the differing keys are named), or on a bad corpus.
+    """
+    teacher = describe_teacher(config.teacher)
+    _check_capture(config, teacher)
+    tokenizer = load_tokenizer(config.teacher)
+    wanted = Manifest(
+        teacher=teacher,
+        tokenizer=describe_tokenizer(tokenizer),
+        corpus=CorpusInfo(
+            fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
+        ),
+        capture=config.capture,
+        codec=config.codec,
+        provenance=config.provenance,
+        tokens_per_shard=config.output.tokens_per_shard,
+        units=[],
+        complete=False,
+        shards=[],
+        tables={},
+        totals=NO_TOTALS,
+    )
+    if storage.exists(MANIFEST):
+        present = read_manifest(storage)
+        _check_same(present, wanted, storage)
+        return present
+    if marks := mark_names(storage):
+        raise UserError(
+            f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); restore "
+            "it, or choose another output.path"
+        )
+    remove_garbage(storage, None)
+    corpus = Corpus(config.corpus, tokenizer)
+    try:
+        units = _write_units(corpus, storage, config.output.tokens_per_shard)
+    except UserError:
+        remove_garbage(storage, None)
+        raise
+    plan = wanted.model_copy(
+        update={"units": units, "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts})}
+    )
+    storage.write(MANIFEST, plan.to_json().encode())
+    logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
+    return plan
+
+
+def _check_capture(config: CacheConfig, teacher: TeacherInfo) -> None:
+    k = config.capture.logits.k
+    if k > teacher.vocab_size:
+        raise UserError(
+            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name}; set it to {teacher.vocab_size} or less"
+        )
+
+
+def _public(corpus: CorpusConfig) -> CorpusConfig:
+    """The corpus settings without the places where the files happened to lie."""
+    sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in corpus.sources]
+    return corpus.model_copy(update={"sources": sources})
+
+
+_IDENTITY = {
+    "teacher": "teacher",
+    "tokenizer": "teacher.path (tokenizer)",
+    "corpus.fingerprint": "corpus.sources (content)",
+    "corpus.settings": "corpus",
+    "capture": "capture",
+    "codec": "codec",
+    "tokens_per_shard": "output.tokens_per_shard",
+}
+
+
+def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
+    """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
+    differing = []
+    for path, key in _IDENTITY.items():
+        before, now = _lookup(present.model_dump(), path), _lookup(wanted.model_dump(), path)
+        differing += [f"{name}: {old!r} in the cache, {new!r} now" for name, old, new in _differences(key, before, now)]
+    if differing:
+        raise UserError(
+            f"{storage.where(MANIFEST)}: this cache was made differently: {'; '.join(differing)}. Choose another "
+            "output.path, or the settings of the cache"
+        )
+
+
+def _lookup(tree: dict, path: str) -> object:
+    node: object = tree
+    for key in path.split("."):
+        node = node[key]  # type: ignore[index]
+    return node
+
+
+def _differences(key: str, before: object, now: object) -> Iterator[tuple[str, object, object]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for part in sorted(before.keys() | now.keys()):
+            yield from _differences(f"{key}.{part}", before.get(part), now.get(part))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for position, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(f"{key}.{position}", old, new)
+    elif before != now:
+        yield key, before, now
+
+
+def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:
+    units: list[Unit] = []
+    samples = iter(corpus)
+    pending = next(samples, None)
+    while pending is not None:
+        name = f"shard-{len(units):06d}"
+        n_samples = n_tokens = 0
+        with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
+            while pending is not None and n_tokens < tokens_per_shard:
+                tar.add(pending.key, encode_tokens(pending))
+                n_samples += 1
+                n_tokens += len(pending.input_ids)
+                pending = next(samples, None)
+        units.append(Unit(name=name, samples=n_samples, tokens=n_tokens, tokens_file=tar.index().file))
+    return units
+
+
+def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[TokenSample], MemberIndex]:
+    """The planned sequences of a unit and the index of the tar that holds them. Raises CorruptCacheError."""
+    name = tar_name(unit.name, "tokens")
+    data = storage.read(name)
+    entry = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if entry != unit.tokens_file:
+        raise CorruptCacheError(
+            f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the cache "
+            "and plan again"
+        )
+    samples, offsets, sizes, checksums = [], [], [], []
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            payload = data[member.offset_data : member.offset_data + member.size]
+            samples.append(decode_tokens(payload, None, vocab_size))
+            offsets.append(member.offset_data)
+            sizes.append(member.size)
+            checksums.append(checksum(payload))
+    return samples, MemberIndex(file=entry, offsets=offsets, sizes=sizes, checksums=checksums)

@@ -1,0 +1,17 @@
+"""Entropy of stored rows."""
+
+import numpy as np
+
+from teacher_cache.records import LogitsSample
+
+
+def bucket_entropy(sample: LogitsSample) -> np.ndarray:
+    """Entropy (nats, float64 [S]) of each row's stored entries plus one bucket that holds all the rest.
+
+    By the grouping property of entropy it is a lower bound of the row's entropy, exact when nothing is outside.
+    """
+    logprobs = sample.logprobs.astype(np.float64)
+    probabilities = np.exp(logprobs)
+    stored = -np.sum(np.where(probabilities > 0, probabilities * logprobs, 0.0), axis=1, where=np.isfinite(logprobs))
+    rest = np.clip(1 - probabilities.sum(axis=1), 0, 1)
+    return stored - rest * np.log(np.where(rest > 0, rest, 1))

@@ -1,0 +1,101 @@
+"""What is known of a teacher before it runs: its configuration, tokenizer and fingerprints. Never loads the weights."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from schemas.cache_config import TeacherConfig
+from schemas.errors import UserError
+from schemas.manifest import TeacherInfo, TokenizerInfo
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+SAMPLED_BLOCKS = 64
+BLOCK_BYTES = 65536
+
+
+def load_tokenizer(config: TeacherConfig) -> Any:
+    """The teacher's (fast) tokenizer. Raises UserError when there is none at ``config.path``."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer.from_pretrained, config, "tokenizer")
+
+
+def load_model_config(config: TeacherConfig) -> Any:
+    """The teacher's text model configuration. Raises UserError when there is none at ``config.path``."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, config, "model configuration")
+
+
+def _load(load: Any, config: TeacherConfig, what: str) -> Any:
+    try:
+        return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        exists = "exists" if Path(config.path).is_dir() else "no such folder here"
+        raise UserError(
+            f"teacher.path: {config.path} ({exists}): cannot load a {what}: {reason}; give the folder of a Hugging "
+            "Face model with its tokenizer"
+        ) from None
+
+
+def describe_teacher(config: TeacherConfig) -> TeacherInfo:
+    """The manifest's account of the teacher. Raises UserError when the model cannot be found."""
+    model_config = load_model_config(config)
+    text_config = model_config.get_text_config()
+    architectures = model_config.architectures or [type(model_config).__name__]
+    return TeacherInfo(
+        name=config.name or Path(config.path).name,
+        revision=config.revision,
+        dtype=config.dtype,
+        architecture=architectures[0],
+        num_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        vocab_size=text_config.vocab_size,
+        fingerprint=_fingerprint(config, model_config),
+    )
+
+
+def _fingerprint(config: TeacherConfig, model_config: Any) -> str:
+    """sha256 over the configuration and, per weight file, its name, size, head and blocks spread evenly over it.
+
+    Sampling keeps it at some megabytes of reading a file, so that a 1 TB teacher is told apart from a fine-tune of it
+    within seconds; files that are not local (a hub id) are represented by path and revision.
+    """
+    digest = hashlib.sha256()
+    settings = model_config.to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype"):
+        settings.pop(volatile, None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    folder = Path(config.path)
+    if not folder.is_dir():
+        digest.update(f"{config.path}@{config.revision}".encode())
+        return digest.hexdigest()
+    files = sorted({path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)})
+    if not files:
+        raise UserError(f"teacher.path: {config.path}: no weights found, looked for {', '.join(WEIGHT_PATTERNS)}")
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for start in _block_starts(size):
+                file.seek(start)
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _block_starts(size: int) -> Iterator[int]:
+    if size <= SAMPLED_BLOCKS * BLOCK_BYTES:
+        yield from range(0, size, BLOCK_BYTES)
+    else:
+        last = size - BLOCK_BYTES
+        yield from (last * block // (SAMPLED_BLOCKS - 1) for block in range(SAMPLED_BLOCKS))
+
+
+def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
+    """The manifest's account of a tokenizer: its fingerprint is the sha256 of every (id, token) pair in order of id."""
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)

@@ -1,0 +1,94 @@
+import pytest
+
+from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
+from schemas.load import validate
+
+SMALLEST = {
+    "teacher": {"path": "models/teacher"},
+    "corpus": {"sources": [{"path": "data.jsonl", "format": "jsonl"}]},
+    "output": {"path": "runs/cache"},
+}
+
+
+def read(changes=None):
+    return validate(CacheConfig, {**SMALLEST, **(changes or {})}, "cache.yaml")
+
+
+def complaint(changes):
+    with pytest.raises(UserError) as caught:
+        read(changes)
+    return str(caught.value)
+
+
+def test_the_smallest_configuration_has_the_documented_defaults():
+    config = read()
+    assert config.engine.kind == "vllm"
+    assert (config.capture.logits.policy, config.capture.logits.k) == ("top_k", 64)
+    assert config.capture.logits.temperatures == [1.0, 3.0]
+    assert config.codec.logprob_steps_per_nat == 16
+    assert (config.corpus.over_long, config.corpus.over_long_chat) == ("split", "truncate")
+
+
+@pytest.mark.parametrize("key", ["teacher", "corpus", "output"])
+def test_teacher_corpus_and_output_are_required(key):
+    tree = {name: value for name, value in SMALLEST.items() if name != key}
+    with pytest.raises(UserError, match=rf"cache.yaml: {key}: this key is required and missing"):
+        validate(CacheConfig, tree, "cache.yaml")
+
+
+def test_a_corpus_has_at_least_one_source():
+    assert complaint({"corpus": {"sources": []}}).startswith("cache.yaml: corpus.sources: ")
+
+
+@pytest.mark.parametrize("temperatures", [[1.0], [1], [3.0, 1.0, 0.5], [1.0, 999.0]])
+def test_temperatures_are_kept_as_given(temperatures):
+    config = read({"capture": {"logits": {"temperatures": temperatures}}})
+    assert config.capture.logits.temperatures == temperatures
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "wanted"),
+    [
+        ([], "at least 1 item"),
+        ([2.0, 3.0], "must contain 1.0"),
+        ([1.0, 0.0], "above 0 and below 1000"),
+        ([1.0, -1.0], "above 0 and below 1000"),
+        ([1.0, 1000.0], "above 0 and below 1000"),
+        ([1.0, float("inf")], "above 0 and below 1000"),
+        ([1.0, float("nan")], "above 0 and below 1000"),
+        ([1.0, 3.0, 3.0], "must be distinct"),
+    ],
+)
+def test_temperatures_that_cannot_be_used_are_refused(temperatures, wanted):
+    message = complaint({"capture": {"logits": {"temperatures": temperatures}}})
+    assert "capture.logits" in message
+    assert wanted in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"capture": {"logits": {"k": 0}}}, "capture.logits.k"),
+        ({"capture": {"logits": {"k": 65536}}}, "capture.logits.k"),
+        ({"capture": {"logits": {"mass": 0}}}, "capture.logits.mass"),
+        ({"capture": {"logits": {"mass": 1.01}}}, "capture.logits.mass"),
+        ({"capture": {"logits": {"policy": "topk"}}}, "capture.logits.policy"),
+        ({"engine": {"kind": "tgi"}}, "engine.kind"),
+        ({"engine": {"max_batch_tokens": "many"}}, "engine.max_batch_tokens"),
+        ({"engine": {"gpu_memory_utilization": 1.0}}, "engine.gpu_memory_utilization"),
+        ({"codec": {"logprob_steps_per_nat": 0}}, "codec.logprob_steps_per_nat"),
+        ({"codec": {"zstd_level": 20}}, "codec.zstd_level"),
+        ({"output": {"path": "x", "tokens_per_shard": 0}}, "output.tokens_per_shard"),
+        ({"teacher": {"path": "x", "dtype": "int8"}}, "teacher.dtype"),
+        ({"corpus": {**SMALLEST["corpus"], "over_long": "cut"}}, "corpus.over_long"),
+        ({"corpus": {**SMALLEST["corpus"], "max_tokens": 1}}, "corpus.max_tokens"),
+    ],
+)
+def test_a_value_out_of_range_is_named(changes, key):
+    assert complaint(changes).startswith(f"cache.yaml: {key}: ")
+
+
+def test_only_chats_cannot_be_split():
+    assert read({"corpus": {**SMALLEST["corpus"], "over_long": "split"}}).corpus.over_long == "split"
+    assert "corpus.over_long_chat" in complaint({"corpus": {**SMALLEST["corpus"], "over_long_chat": "split"}})

@@ -1,0 +1,90 @@
+import pytest
+
+from schemas.errors import UserError
+from schemas.load import validate
+from schemas.train_config import TrainConfig
+
+SMALLEST = {"data": {"cache": "runs/cache"}, "student": {"checkpoint": "models/student"}, "output": "runs/student"}
+
+
+def read(changes=None):
+    return validate(TrainConfig, {**SMALLEST, **(changes or {})}, "train.yaml")
+
+
+def complaint(changes):
+    with pytest.raises(UserError) as caught:
+        read(changes)
+    return str(caught.value)
+
+
+def test_the_smallest_configuration_distils_and_nothing_else():
+    losses = read().losses
+    assert (losses.tla.weight.start, losses.tla.weight.end, losses.tla.temperature) == (1.0, 0.3, 1.0)
+    assert (losses.cross_entropy.weight.start, losses.cross_entropy.weight.end) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [{"checkpoint": "a"}, {"config": "config.json"}, {"teacher": "a", "from_layers": [0, 3, 5]}],
+)
+def test_each_way_to_start_a_student_is_accepted(student):
+    assert read({"student": student}).student.model_dump(exclude_unset=True) == student
+
+
+@pytest.mark.parametrize(
+    ("student", "wanted"),
+    [
+        ({}, "exactly one of checkpoint, config, teacher"),
+        ({"checkpoint": "a", "config": "b"}, "exactly one of checkpoint, config, teacher"),
+        ({"checkpoint": "a", "teacher": "b", "from_layers": [0]}, "exactly one of checkpoint, config, teacher"),
+        ({"teacher": "a"}, "teacher and from_layers go together"),
+        ({"checkpoint": "a", "from_layers": [0]}, "teacher and from_layers go together"),
+        ({"teacher": "a", "from_layers": []}, "at least 1 item"),
+        ({"teacher": "a", "from_layers": [-1]}, "greater than or equal to 0"),
+    ],
+)
+def test_a_student_starts_in_exactly_one_way(student, wanted):
+    message = complaint({"student": student})
+    assert message.startswith("train.yaml: student")
+    assert wanted in message
+
+
+def test_validation_data_comes_from_one_place():
+    for data in ({"validation_cache": "v"}, {"validation_fraction": 0.1}):
+        assert read({"data": {"cache": "c", **data}}).data.model_dump(exclude_unset=True) == {"cache": "c", **data}
+    both = {"cache": "c", "validation_cache": "v", "validation_fraction": 0.1}
+    assert "validation_cache or validation_fraction, not both" in complaint({"data": both})
+
+
+def off(name):
+    return {name: {"weight": {"start": 0, "end": 0}}}
+
+
+def test_at_least_one_loss_has_a_weight():
+    hard_labels = {"cross_entropy": {"weight": {"start": 0, "end": 1}}}
+    assert read({"losses": {**off("tla"), **hard_labels}}).losses.cross_entropy.weight.end == 1.0
+    assert "at least one loss must have a weight above 0" in complaint({"losses": off("tla")})
+    assert "at least one loss must have a weight above 0" in complaint(
+        {"losses": {**off("tla"), **off("cross_entropy")}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"losses": {"tla": {"temperature": 0}}}, "losses.tla.temperature"),
+        ({"losses": {"tla": {"weight": {"start": -1, "end": 1}}}}, "losses.tla.weight.start"),
+        ({"losses": {"tla": {"weight": {"start": 1}}}}, "losses.tla.weight.end"),
+        ({"losses": {"tla": {"weight": {"start": 1, "end": 1, "hold": 1}}}}, "losses.tla.weight.hold"),
+        ({"losses": {"kl": {}}}, "losses.kl"),
+        ({"data": {"cache": "c", "validation_fraction": 1.0}}, "data.validation_fraction"),
+        ({"data": {}}, "data.cache"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas.1"),
+        ({"loop": {"epochs": 0}}, "loop.epochs"),
+        ({"loop": {"max_steps": 0}}, "loop.max_steps"),
+        ({"loop": {"seed": 1.5}}, "loop.seed"),
+    ],
+)
+def test_a_value_out_of_range_is_named(changes, key):
+    assert complaint(changes).startswith(f"train.yaml: {key}: ")

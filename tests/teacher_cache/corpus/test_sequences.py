@@ -1,0 +1,310 @@
+import json
+
+import numpy as np
+import pytest
+import xxhash
+from transformers import PreTrainedTokenizerBase
+
+from schemas.cache_config import CorpusConfig, SourceConfig
+from schemas.errors import UserError
+from teacher_cache.corpus import Corpus, sequences
+
+LONG = "the quick brown fox 日本語😀 jumps over the lazy dog\n" * 20
+
+
+def chat(*turns):
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
+
+
+def check(sample, tokenizer):
+    """What holds for every sample: types, shapes, spans within the text, last row without loss."""
+    length = len(sample.input_ids)
+    types = [sample.input_ids.dtype, sample.loss_mask.dtype, sample.byte_start.dtype, sample.byte_end.dtype]
+    assert types == [np.uint32, bool, np.uint32, np.uint32]
+    assert len(sample.loss_mask) == len(sample.byte_start) == len(sample.byte_end) == length
+    assert not sample.loss_mask[-1]
+    assert sample.loss_mask.any()
+    data = sample.text.encode()
+    assert b"".join(data[a:b] for a, b in zip(sample.byte_start, sample.byte_end, strict=True)) == data
+    assert tokenizer.decode(sample.input_ids.tolist(), skip_special_tokens=False) == sample.text
+
+
+def test_plain_text(make_corpus, byte_level):
+    corpus = make_corpus(["def add(a, b):\n", "日本語 😀"], source={"layer": "code"})
+    samples = list(corpus)
+    for sample in samples:
+        check(sample, byte_level)
+        assert sample.loss_mask[:-1].all()
+    assert [sample.text for sample in samples] == ["def add(a, b):\n", "日本語 😀"]
+    assert [sample.source_id for sample in samples] == ["data.jsonl#1", "data.jsonl#2"]
+    assert {sample.layer for sample in samples} == {"code"}
+    assert samples[0].input_ids.tolist() == byte_level("def add(a, b):\n")["input_ids"]
+    counts = corpus.counts
+    assert (counts.documents, counts.samples) == (2, 2)
+    assert counts.tokens == sum(len(sample.input_ids) for sample in samples)
+    assert counts.loss_tokens == counts.tokens - 2
+
+
+def test_counts_before_a_pass(make_corpus):
+    with pytest.raises(RuntimeError, match="after a full pass"):
+        _ = make_corpus(["some text"]).counts
+
+
+def test_passes_are_equal(make_corpus):
+    corpus = make_corpus([LONG, "text one", chat("q", "a"), "text two"], max_tokens=50)
+    first = [(sample.key, sample.source_id) for sample in corpus]
+    counts = corpus.counts
+    assert [(sample.key, sample.source_id) for sample in corpus] == first
+    assert corpus.counts == counts
+
+
+def test_batch_size_changes_nothing(make_corpus, monkeypatch):
+    corpus = make_corpus([LONG, "text one", chat("q", "a"), "text two"], max_tokens=50)
+    keys = [sample.key for sample in corpus]
+    monkeypatch.setattr(sequences, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(sequences, "_BATCH_CHARACTERS", 10)
+    assert [sample.key for sample in corpus] == keys
+
+
+def test_reading_is_streamed(make_corpus, monkeypatch):
+    monkeypatch.setattr(sequences, "_BATCH_DOCUMENTS", 2)
+    corpus = make_corpus(["text one", "text two", "text three", chat("q", "a")])
+    corpus_file = corpus._config.sources[0].path
+    with open(corpus_file, "a") as file:
+        file.write("broken\n")
+    samples = iter(corpus)
+    assert next(samples).text == "text one"  # the broken line at the end has not been read yet
+    with pytest.raises(UserError, match=r"data\.jsonl:5"):
+        list(samples)
+
+
+def test_keys_are_the_content_hash(make_corpus):
+    (sample,) = make_corpus(["some text"])
+    content = sample.input_ids.astype("<u4").tobytes() + sample.loss_mask.tobytes()
+    assert sample.key == xxhash.xxh3_128_hexdigest(content)
+
+
+def test_cleaning_applies_to_texts_and_messages(make_corpus):
+    records = ["\ufeffone\u200b\r\ntwo", chat("q\u200b", "e\u0301\u200b")]
+    plain, conversation = make_corpus(records)
+    assert plain.text == "one\ntwo"
+    assert conversation.text.endswith("user\nq<|im_end|>\n<|im_start|>assistant\né<|im_end|>\n")
+    plain, conversation = make_corpus(records, clean=False)
+    assert plain.text == records[0]
+    assert "e\u0301\u200b" in conversation.text
+
+
+def test_empty_documents_are_counted(make_corpus):
+    corpus = make_corpus(["text", "", " \n", "\u200b", [], chat("q", "\u200b"), chat("", ""), chat("q", "", "r", "a")])
+    assert len(list(corpus)) == 2
+    assert corpus.counts.empty == 6
+
+
+def test_duplicates_after_cleaning_are_dropped(make_corpus):
+    corpus = make_corpus(["same text", "same\u200b text", chat("q", "a"), chat("q", "a\u200b"), chat("q", "b")])
+    assert [sample.source_id for sample in corpus] == ["data.jsonl#1", "data.jsonl#3", "data.jsonl#5"]
+    assert corpus.counts.duplicates == 2
+
+
+def test_a_repeated_piece_is_a_duplicate(make_corpus, byte_level):
+    line = "the quick brown fox\n"
+    size = len(byte_level(line)["input_ids"])
+    corpus = make_corpus([line * 3 + "the lazy"], max_tokens=size)
+    assert [sample.text for sample in corpus] == [line, "the lazy"]
+    assert (corpus.counts.duplicates, corpus.counts.split) == (2, 1)
+
+
+def test_without_deduplication_repeats_have_keys_of_their_own(make_corpus):
+    corpus = make_corpus(["same text"] * 3, deduplicate=False)
+    samples = list(corpus)
+    assert len({sample.key for sample in samples}) == 3
+    assert (corpus.counts.duplicates, corpus.counts.samples) == (0, 3)
+    assert samples[0].key == next(iter(make_corpus(["same text"]))).key
+    assert [sample.key for sample in corpus] == [sample.key for sample in samples]
+
+
+@pytest.mark.parametrize("max_tokens", [5, 6, 7, 33])
+def test_split_pieces_tile_the_text(make_corpus, byte_level, max_tokens):
+    corpus = make_corpus([LONG, "short"], max_tokens=max_tokens, deduplicate=False)
+    samples = list(corpus)
+    pieces = [sample for sample in samples if sample.source_id.startswith("data.jsonl#1.")]
+    for sample in samples:
+        check(sample, byte_level)
+        assert len(sample.input_ids) <= max_tokens
+    assert LONG.startswith("".join(sample.text for sample in pieces[:-1]))
+    assert sum(len(sample.text) for sample in pieces) >= len(LONG) - 1  # a last piece of one token is too short
+    assert [sample.source_id for sample in pieces] == [f"data.jsonl#1.{n + 1}" for n in range(len(pieces))]
+    assert samples[-1].source_id == "data.jsonl#2"
+    assert (corpus.counts.split, corpus.counts.truncated, corpus.counts.dropped_over_long) == (1, 0, 0)
+
+
+def test_truncate(make_corpus, byte_level):
+    corpus = make_corpus([LONG, "short"], max_tokens=8, over_long="truncate")
+    samples = list(corpus)
+    assert len(samples) == 2
+    check(samples[0], byte_level)
+    assert samples[0].input_ids.tolist() == byte_level(LONG)["input_ids"][: len(samples[0].input_ids)]
+    assert LONG.startswith(samples[0].text)
+    assert samples[0].source_id == "data.jsonl#1"
+    assert (corpus.counts.truncated, corpus.counts.split) == (1, 0)
+
+
+def test_drop(make_corpus):
+    corpus = make_corpus([LONG, "short"], max_tokens=8, over_long="drop")
+    assert [sample.text for sample in corpus] == ["short"]
+    assert corpus.counts.dropped_over_long == 1
+
+
+def test_a_text_of_exactly_max_tokens_is_whole(make_corpus, byte_level):
+    size = len(byte_level(LONG)["input_ids"])
+    for policy in ("split", "truncate", "drop"):
+        corpus = make_corpus([LONG], max_tokens=size, over_long=policy)
+        assert [sample.text for sample in corpus] == [LONG]
+        assert corpus.counts.split + corpus.counts.truncated + corpus.counts.dropped_over_long == 0
+
+
+def test_too_short(make_corpus):
+    corpus = make_corpus(["a", "some longer text here", "bb cc"], min_tokens=6)
+    assert [sample.text for sample in corpus] == ["some longer text here"]
+    assert corpus.counts.too_short == 2
+
+
+def test_a_character_that_does_not_fit_is_left_out(make_corpus, byte_level):
+    text = "ab𝄞cd"
+    assert len(byte_level("𝄞")["input_ids"]) > 2
+    corpus = make_corpus([text], max_tokens=2)
+    assert [sample.text for sample in corpus] == ["ab", "cd"]
+    assert corpus.counts.too_short == 1
+
+
+@pytest.mark.parametrize("policy", ["split", "truncate", "drop"])
+def test_huge_text_is_read_in_segments(make_corpus, byte_level, monkeypatch, policy):
+    monkeypatch.setattr(sequences, "_SEGMENT_CHARACTERS", 100)
+    corpus = make_corpus([LONG, "short"], max_tokens=16, over_long=policy, deduplicate=False)
+    encoded = []
+    encode = corpus._tokenizer.encode
+    monkeypatch.setattr(corpus._tokenizer, "encode", lambda texts: encoded.extend(texts) or encode(texts))
+    samples = list(corpus)
+    for sample in samples:
+        check(sample, byte_level)
+    texts = [sample.text for sample in samples[:-1]]
+    if policy == "split":
+        assert "".join(texts) == LONG
+        assert [sample.source_id for sample in samples[:2]] == ["data.jsonl#1.1", "data.jsonl#1.2"]
+        assert len({sample.source_id for sample in samples}) == len(samples)
+    else:
+        assert texts == ([LONG[: len(texts[0])]] if policy == "truncate" else [])
+    assert max(map(len, encoded)) <= 256
+    counts = corpus.counts
+    assert (counts.split, counts.truncated, counts.dropped_over_long) == tuple(
+        int(policy == p) for p in ("split", "truncate", "drop")
+    )
+
+
+def test_a_huge_text_of_few_tokens_is_not_over_long(make_corpus, byte_level, monkeypatch):
+    tokens = len(byte_level(LONG)["input_ids"])
+    corpus = make_corpus([LONG], max_tokens=tokens, over_long="drop")
+    corpus._segment_characters = 100
+    assert [sample.text for sample in corpus] == [LONG]
+    assert corpus.counts.dropped_over_long == 0
+
+
+def test_leading_special_tokens_start_every_piece(make_corpus, sentencepiece):
+    text = "the quick brown fox jumps over the lazy dog"
+    corpus = make_corpus([text], tokenizer=sentencepiece, max_tokens=8)
+    samples = list(corpus)
+    assert len(samples) > 1
+    assert "".join(sample.text for sample in samples) == text
+    for sample in samples:
+        assert len(sample.input_ids) <= 8
+        assert sample.input_ids[0] == sentencepiece.bos_token_id
+        assert (sample.byte_start[0], sample.byte_end[0]) == (0, 0)
+        assert sample.loss_mask[0]  # the first real token is predicted from BOS
+    ids = [sample.input_ids.tolist() for sample in samples]
+    assert [sentencepiece.eos_token_id in piece for piece in ids] == [False] * (len(ids) - 1) + [True]
+    assert samples[-1].byte_start[-1] == len(samples[-1].text.encode())
+    assert [i for piece in ids for i in piece[1:]] == sentencepiece(text)["input_ids"][1:]
+
+
+def test_max_tokens_must_exceed_the_leading_special_tokens(make_corpus, sentencepiece, monkeypatch):
+    monkeypatch.setattr(sequences, "added_around", lambda tokenizer: ([1, 1, 1], []))
+    with pytest.raises(UserError, match=r"corpus\.max_tokens: 3 leaves no room .* 3 leading special tokens"):
+        make_corpus(["text"], tokenizer=sentencepiece, max_tokens=3)
+
+
+def counted_text(sample, tokenizer):
+    """The text of the tokens whose predictions count: those after a True."""
+    return tokenizer.decode(sample.input_ids[1:][sample.loss_mask[:-1]].tolist(), skip_special_tokens=False)
+
+
+def test_chat_mask_counts_exactly_the_replies(make_corpus, byte_level):
+    turns = chat("what is 日?", "it is\n日本 😀!", "and then?", " done ")
+    (sample,) = make_corpus([turns])
+    check(sample, byte_level)
+    assert counted_text(sample, byte_level) == "it is\n日本 😀!<|im_end|> done <|im_end|>"
+    assert sample.text == byte_level.apply_chat_template(turns, tokenize=False)
+    assert sample.input_ids.tolist() == byte_level(sample.text, add_special_tokens=False)["input_ids"]
+
+
+def test_over_long_chat_is_truncated(make_corpus, byte_level):
+    whole = next(iter(make_corpus([chat("q", LONG)])))
+    corpus = make_corpus([chat("q", LONG)], max_tokens=60)
+    (sample,) = corpus
+    check(sample, byte_level)
+    assert 55 < len(sample.input_ids) <= 60
+    assert whole.text.startswith(sample.text)
+    assert LONG.startswith(counted_text(sample, byte_level))
+    assert corpus.counts.truncated == 1
+
+
+def test_over_long_chat_is_dropped(make_corpus):
+    corpus = make_corpus([chat("q", LONG), "text"], max_tokens=60, over_long_chat="drop")
+    assert [sample.text for sample in corpus] == ["text"]
+    assert corpus.counts.dropped_over_long == 1
+
+
+def test_chat_without_a_reply_left_is_too_short(make_corpus):
+    corpus = make_corpus([chat(LONG, "reply"), chat("question only"), "text"], max_tokens=60)
+    assert [sample.text for sample in corpus] == ["text"]
+    assert (corpus.counts.too_short, corpus.counts.truncated) == (2, 1)
+
+
+def test_chat_without_template(make_corpus, sentencepiece):
+    with pytest.raises(UserError, match=r"data\.jsonl:2: .*no chat template"):
+        list(make_corpus(["text", chat("q", "a")], tokenizer=sentencepiece))
+
+
+@pytest.mark.parametrize("record", ["lone \ud800", chat("q", "lone \ud800")])
+def test_lone_surrogate_needs_cleaning(make_corpus, record):
+    with pytest.raises(UserError, match=r"data\.jsonl:1: .*lone surrogate, \\ud800.*corpus\.clean"):
+        list(make_corpus([record], clean=False))
+    (sample,) = make_corpus([record])
+    assert "lone" in sample.text
+
+
+def test_empty_corpus_is_one_error_with_the_counts(make_corpus):
+    corpus = make_corpus(["", "text one", "text one", "a"], min_tokens=100)
+    with pytest.raises(UserError, match=r"corpus is empty: 4 documents read, of which 1 empty, 1 dupl.*2 too short"):
+        list(corpus)
+    with pytest.raises(UserError, match=r"corpus is empty: 0 documents read"):
+        list(make_corpus([]))
+
+
+def test_sources_are_read_in_order_and_deduplicated_across(tmp_path, byte_level):
+    (tmp_path / "a.txt").write_text("text one")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "text two"}) + "\n" + json.dumps({"text": "text one"}) + "\n")
+    sources = [
+        SourceConfig(path=str(tmp_path / "b.jsonl"), format="jsonl", layer="base"),
+        SourceConfig(path=str(tmp_path), pattern="*.txt", format="text", layer="code"),
+    ]
+    corpus = Corpus(CorpusConfig(sources=sources), byte_level)
+    assert [(sample.source_id, sample.layer) for sample in corpus] == [("b.jsonl#1", "base"), ("b.jsonl#2", "base")]
+    assert corpus.counts.duplicates == 1
+
+
+def test_slow_tokenizer_is_refused(make_corpus):
+    class Slow(PreTrainedTokenizerBase):
+        is_fast = False
+
+    with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is not a fast tokenizer"):
+        make_corpus(["text"], tokenizer=Slow(name_or_path="somewhere"))

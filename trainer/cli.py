@@ -1,0 +1,145 @@
+"""``train-student``: make the student's first weights, train, evaluate."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from schemas.load import load_config
+from schemas.train_config import TrainConfig
+from teacher_cache.command import configure_logging, set_option, user_errors
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """Train a student from a cache of a teacher's signals. No teacher is needed."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@set_option
+@json_option
+@verbose_option
+@user_errors
+def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+    """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder.
+
+    Example: train-student init configs/demo/student.yaml
+    """
+    configure_logging(verbose)
+    settings = load_config(TrainConfig, config, overrides)
+    from trainer.distiller import quiet_transformers
+    from trainer.student import load_model_config, materialise_student
+
+    quiet_transformers()
+    folder = materialise_student(settings)
+    model_config = load_model_config(str(folder), key="student")
+    show(
+        {
+            "student": str(folder),
+            "architecture": (model_config.architectures or ["?"])[0],
+            "layers": model_config.num_hidden_layers,
+            "hidden_size": model_config.hidden_size,
+            "vocab_size": model_config.vocab_size,
+        },
+        as_json,
+    )
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@set_option
+@json_option
+@verbose_option
+@user_errors
+def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+    """Train as CONFIG says; continue from the newest checkpoint if there is one.
+
+    Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
+
+    Example: train-student run configs/demo/student.yaml --set loop.max_steps=100
+    """
+    configure_logging(verbose)
+    settings = load_config(TrainConfig, config, overrides)
+    from trainer.distiller import distill
+    from trainer.interrupts import stop_on_signals
+    from trainer.progress import progress_callbacks
+
+    with stop_on_signals() as stop:
+        summary = distill(settings, stop, progress_callbacks())
+    show(summary, as_json)
+    if summary["ended"] == "interrupted":
+        click.echo(
+            f"stopped at step {summary['steps']} of {summary['planned_steps']}; a checkpoint is saved, "
+            "the same command continues from it",
+            err=True,
+        )
+        sys.exit(128 + (stop.signal_number or 0))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("cache")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate at most this many samples.")
+@click.option(
+    "--validation-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    help="Only the samples that a run with this data.validation_fraction holds out; 0: all samples.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, help="Samples per forward pass.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@json_option
+@verbose_option
+@user_errors
+def evaluate(
+    model: str,
+    cache: str,
+    limit: int | None,
+    validation_fraction: float,
+    batch_size: int,
+    dtype: str,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Measure the model folder MODEL over the samples of CACHE: KL to the teacher, perplexity, top-1 agreement.
+
+    Example: train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05
+    """
+    configure_logging(verbose)
+    from trainer.distiller import quiet_transformers
+    from trainer.evaluate import evaluate_folder
+    from trainer.progress import batch_progress
+
+    quiet_transformers()
+    with batch_progress("evaluating") as advance:
+        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance), as_json)
+
+
+def show(values: dict[str, Any], as_json: bool) -> None:
+    """Print ``values`` as JSON, or as a table with one line a value (groups of values as dotted names)."""
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "value")
+    for name, value in _flat(values):
+        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+if __name__ == "__main__":
+    main()

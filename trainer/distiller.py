@@ -1,0 +1,250 @@
+"""The run: a cache and a configuration in, a student out. Read it from top to bottom.
+
+No teacher is loaded and no engine is imported: what the teacher knew is in the cache.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.train_config import TrainConfig
+from trainer.checkpoint import RunState, find_resume, new_state
+from trainer.data import Cache, CacheRows, check_vocabulary, evaluation_loader, open_cache
+from trainer.interrupts import StopRequest
+from trainer.loop import DistillationTrainer
+from trainer.losses.objective import Objective
+from trainer.metrics import JsonlCallback, cut_metrics
+from trainer.model_card import model_card
+from trainer.order import RowPlan, check_lengths, plan_rows, sorted_rows, split_by_key
+from trainer.report import Clock, cost, write_json
+from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
+from trainer.taps import check_packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def distill(
+    config: TrainConfig, stop: StopRequest | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """Train a student as ``config`` says, resuming if there is a checkpoint; returns the summary.
+
+    Writes to ``config.output``: ``student-init``, ``checkpoint-N``, ``metrics.jsonl``, ``tensorboard``,
+    ``summary.json``, and at the end ``final`` (model, tokenizer, card). ``stop`` turning true saves a checkpoint and
+    returns after the step in hand: then ``ended`` is "interrupted" and there is no final model. Raises UserError for
+    anything a user can mend.
+    """
+    quiet_transformers()
+    output = Path(config.output)
+
+    # what there is to learn, and who learns it
+    cache = open_cache(config.data.cache)
+    objective = Objective(config.losses, cache.manifest.capture.logits.temperatures)
+    init_folder = materialise_student(config)
+    check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
+
+    # in which order
+    arguments = training_arguments(config)
+    rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
+    plan, validation = plan_data(config, cache, rows_per_step)
+    arguments.max_steps = len(plan) // rows_per_step
+
+    # from where
+    fresh = new_state(config, cache.manifest.digest(), rows_per_step)
+    checkpoint, state = find_resume(output, fresh, config.loop.resume)
+    cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
+    student = load_student(checkpoint or init_folder, config.student)
+    clock = Clock(state.rows_consumed)
+
+    if not is_finished(state, arguments):
+        if config.data.packing:
+            check_packing(student, flatten=config.student.attention.startswith("flash"))
+        trainer = DistillationTrainer(
+            student,
+            arguments,
+            train_dataset=CacheRows(cache, plan, packed=config.data.packing),
+            validation=validation,
+            objective=objective,
+            run_state=state,
+            early_stopping_patience=config.loop.early_stopping_patience,
+            keep_checkpoints=config.loop.keep_checkpoints,
+            stop=stop or StopRequest(),
+            callbacks=[JsonlCallback(output / "metrics.jsonl"), tensorboard(output, state.global_step), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        logger.info("training from step %d to %d on %s", state.global_step, arguments.max_steps, arguments.device)
+        train(trainer, checkpoint)
+        clock.stop(less=trainer.evaluation_seconds)
+
+    finished = is_finished(state, arguments)
+    best = output / f"checkpoint-{state.best_step}"
+    keeps_best = config.loop.early_stopping_patience is not None and best.is_dir()
+    tokens = plan.num_tokens(cache.num_tokens, 0, state.rows_consumed)
+    tokens_before = plan.num_tokens(cache.num_tokens, 0, clock.first_row)
+    summary = {
+        "ended": "interrupted" if not finished else "early stopping" if state.stopped_early else "completed",
+        "steps": state.global_step,
+        "planned_steps": arguments.max_steps,
+        "final_step": state.best_step if keeps_best else state.global_step,
+        "rows_per_step": rows_per_step,
+        "epochs": plan.epoch(state.rows_consumed),
+        "tokens": tokens,
+        "validation": state.best_validation if keeps_best else state.last_validation,
+        "cache_digest": cache.manifest.digest(),
+        "output": str(output),
+        **cost(tokens - tokens_before, clock.seconds),
+    }
+    if finished:
+        if keeps_best:
+            student = load_student(best, config.student)
+        save_final(student, init_folder, output / "final", model_card(config, cache.manifest, summary))
+    if clock.seconds > 0 or not (output / "summary.json").exists():  # a rerun of a finished run measures nothing
+        write_json(output / "summary.json", summary)
+    cache.close()
+    return summary
+
+
+def is_finished(state: RunState, arguments: TrainingArguments) -> bool:
+    """Whether no step is left to do."""
+    return state.global_step >= arguments.max_steps or state.stopped_early
+
+
+def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
+    """Run the loop. A UserError from a worker process loses the traceback that torch puts into its message."""
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except UserError as error:
+        _, in_worker, message = str(error).rpartition(f"{type(error).__name__}: ")
+        if in_worker:
+            raise type(error)(message) from None
+        raise
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """transformers' settings for ``config``; ``max_steps`` is set when the rows are planned."""
+    loop, optimizer = config.loop, config.optimizer
+    on_gpu = torch.cuda.is_available()
+    validates = config.data.validation_cache is not None or config.data.validation_fraction > 0
+    if loop.early_stopping_patience is not None and not validates:
+        raise UserError(
+            f"loop.early_stopping_patience: {loop.early_stopping_patience} needs validation data; "
+            "set data.validation_fraction or data.validation_cache"
+        )
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        max_steps=1,
+        per_device_train_batch_size=loop.micro_batch_size,
+        gradient_accumulation_steps=loop.gradient_accumulation,
+        learning_rate=optimizer.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=optimizer.warmup_steps,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        adam_epsilon=optimizer.eps,
+        max_grad_norm=optimizer.max_grad_norm,
+        seed=loop.seed,
+        bf16=loop.bf16,
+        gradient_checkpointing=loop.gradient_checkpointing,
+        logging_steps=loop.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=loop.save_every,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=loop.validate_every if validates else None,
+        ignore_data_skip=True,  # our sampler starts at the first row that was not consumed
+        remove_unused_columns=False,
+        dataloader_num_workers=config.data.num_workers,
+        dataloader_pin_memory=on_gpu,
+        use_cpu=not on_gpu,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    if arguments.n_gpu > 1:
+        logger.warning("using one of %d GPUs; start with torchrun or accelerate to use all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[RowPlan, DataLoader[Any] | None]:
+    """The rows of the whole training run, and the batches of one validation (None without validation data)."""
+    data, loop = config.data, config.loop
+    held_out_cache = cache
+    train, held_out = split_by_key(cache.keys, data.validation_fraction)
+    if data.validation_fraction > 0 and not (len(train) and len(held_out)):
+        raise UserError(
+            f"data.validation_fraction: {data.validation_fraction} of the {len(cache.keys)} samples of {data.cache} "
+            f"leaves {len(train)} for training and {len(held_out)} for validation; choose another share"
+        )
+    if data.validation_cache is not None:
+        held_out_cache = open_cache(data.validation_cache)
+        held_out, _ = split_by_key(held_out_cache.keys, 0.0)
+        check_same_tokenizer(cache.manifest, held_out_cache.manifest, data.validation_cache)
+    if data.packing:
+        check_lengths(cache.num_tokens, train, data.pack_tokens, where=data.cache)
+    plan = plan_rows(
+        train,
+        cache.num_tokens,
+        seed=loop.seed,
+        global_batch=rows_per_step,
+        epochs=loop.epochs,
+        max_steps=loop.max_steps,
+        pack_tokens=data.pack_tokens if data.packing else None,
+    )
+    if not len(held_out):
+        return plan, None
+    order = sorted_rows(held_out, held_out_cache.num_tokens)
+    return plan, evaluation_loader(held_out_cache, order, loop.micro_batch_size)
+
+
+def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> None:
+    """Raise UserError unless both caches have the same token ids and stored temperatures."""
+    if train.tokenizer != validation.tokenizer:
+        raise UserError(
+            f"data.validation_cache: {where}: tokenizer {validation.tokenizer.fingerprint[:12]}… differs from the "
+            f"training cache's {train.tokenizer.fingerprint[:12]}…; make both caches with one teacher"
+        )
+    if train.capture.logits.temperatures != validation.capture.logits.temperatures:
+        raise UserError(
+            f"data.validation_cache: {where}: temperatures {validation.capture.logits.temperatures} differ from the "
+            f"training cache's {train.capture.logits.temperatures}; make both caches with one configuration"
+        )
+
+
+def tensorboard(output: Path, last_step: int) -> TrainerCallback:
+    """Metrics for TensorBoard in ``output/tensorboard``; hides what a killed run has logged after ``last_step``."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
+
+
+def save_final(student: "PreTrainedModel", init_folder: Path, folder: Path, card: str) -> None:
+    """Write the finished model: an ordinary Hugging Face folder, complete or not there at all."""
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    student.config.use_cache = True  # the trainer turns it off
+    student.save_pretrained(unfinished)
+    copy_tokenizer(init_folder, unfinished)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' own messages and progress bars off the terminal; ours say what matters."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

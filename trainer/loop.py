@@ -1,0 +1,208 @@
+"""``transformers.Trainer`` with our objective, our data order and our bookkeeping; the loop itself is theirs.
+
+Only public extension points are used: the loss, the loader, batch collection, evaluation, logging, and one callback.
+The numbers that exact resume needs live in a ``RunState`` that is saved with each checkpoint: among them the sums of
+the loss terms since the last line of metrics, so that a line whose window spans a crash is still exact.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from schemas.errors import UserError
+from trainer.checkpoint import RunState, keep_newest, write_state
+from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
+from trainer.evaluate import evaluate
+from trainer.interrupts import StopRequest, ignore_signals
+from trainer.losses.objective import Objective, teacher_rows
+from trainer.taps import accepts_logits_to_keep, masked_logits
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationTrainer(Trainer):
+    """Trains ``model`` on the planned rows of ``train_dataset`` from ``run_state.rows_consumed`` on."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole global batch
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        train_dataset: CacheRows,
+        validation: DataLoader[Any] | None,
+        objective: Objective,
+        run_state: RunState,
+        early_stopping_patience: int | None,
+        keep_checkpoints: int,
+        stop: StopRequest,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        """``validation`` yields the batches of one validation; ``stop`` turns true when the run should end early."""
+        keeper = RunKeeper(self, keep_checkpoints, stop)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=None if validation is None else validation.dataset,
+            callbacks=[keeper, *callbacks],
+        )
+        self.rows = train_dataset
+        self.validation = validation
+        self.objective: Objective = objective
+        self.run_state = run_state
+        self.patience = early_stopping_patience
+        self.keep_only_masked = accepts_logits_to_keep(model)
+        self.flatten = str(model.config._attn_implementation).startswith("flash")
+        self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
+        self.evaluation_seconds = 0.0
+
+    def progress(self) -> float:
+        """Share of the training steps that are done, in [0, 1)."""
+        return self.run_state.global_step / self.args.max_steps
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches in the plan's order, from the first row that was not consumed. Ranks take turns."""
+        loader = DataLoader(
+            self.rows,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=RemainingRows(len(self.rows), self.run_state.rows_consumed),
+            collate_fn=already_a_batch,
+            num_workers=self.args.dataloader_num_workers,
+            # a forked copy of the reader would wait for threads that it does not have
+            multiprocessing_context="spawn" if self.args.dataloader_num_workers else None,
+            worker_init_fn=ignore_signals,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        """The micro-batches of one step, and the number of tokens that count in all of them on all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = torch.stack([batch["loss_mask"].sum() for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(tokens, "sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """This micro-batch's share of the step's loss: sums over its tokens, divided by the tokens of all of them.
+
+        Gradients of the micro-batches are added up, those of the ranks averaged, hence the factor.
+        """
+        tokens = torch.as_tensor(num_items_in_batch, device=self.args.device).clamp(min=1)
+        logits_NV = masked_logits(model, inputs, self.keep_only_masked, self.flatten)
+        loss = logits_NV.new_zeros((), dtype=torch.float32)
+        for term in self.objective.terms(logits_NV, teacher_rows(inputs), self.progress()):
+            mean = term.total / tokens
+            self._record(term.name, mean)
+            self._record(f"{term.name}_weighted", term.weight * mean)
+            self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
+            loss = loss + term.weight * mean
+        self._record("loss", loss)
+        return loss * self.accelerator.num_processes
+
+    def _record(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().float()
+        self.window[name] = self.window[name] + value if name in self.window else value
+
+    def _shares(self) -> int:
+        """Calls of compute_loss that make up one step, on all ranks."""
+        return self.args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replace transformers' running loss by the mean of every term over the steps since the last line."""
+        if "train_runtime" in logs:
+            return  # transformers' closing figures; ours are in the summary
+        if "loss" in logs:
+            steps = max(self.run_state.window_steps, 1)
+            means = {
+                name: self.accelerator.reduce(total, "sum").item() / steps
+                for name, total in sorted(self.window.items())
+            }
+            if not math.isfinite(means["loss"]):
+                raise UserError(
+                    f"the loss is {means['loss']} at step {self.state.global_step}; lower optimizer.lr, raise "
+                    "optimizer.warmup_steps, or look for damaged data with `cache-tools verify`"
+                )
+            rest = {name: value for name, value in logs.items() if name != "loss"}
+            logs = {"loss": means.pop("loss"), **means, **rest, "rows": self.run_state.rows_consumed}
+            self.window = {}
+            self.run_state.window_steps = 0
+        super().log(logs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Validate, log, and decide about early stopping. The arguments are the base class's and not used."""
+        assert self.validation is not None
+        assert self.model is not None
+        start = time.perf_counter()
+        measured = evaluate(self.model, self.validation, self.objective.unit_column, self.keep_only_masked)
+        self.evaluation_seconds += time.perf_counter() - start
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._judge(measured)
+        return metrics
+
+    def _judge(self, measured: dict[str, float]) -> None:
+        state = self.run_state
+        state.last_validation = measured
+        if state.best_kl is None or measured["kl"] < state.best_kl:
+            state.best_kl, state.best_step, state.best_validation = measured["kl"], self.state.global_step, measured
+            state.stale_validations = 0
+            self.control.should_save |= self.patience is not None  # the final model will be this one
+        else:
+            state.stale_validations += 1
+        if self.patience is not None and state.stale_validations >= self.patience:
+            logger.info("no better validation KL for %d validations: stopping", state.stale_validations)
+            state.stopped_early = True
+            self.control.should_save = self.control.should_training_stop = True
+
+
+class RunKeeper(TrainerCallback):
+    """Keeps the RunState: updates it each step, saves it with each checkpoint, ends the run when asked to."""
+
+    def __init__(self, trainer: DistillationTrainer, keep_checkpoints: int, stop: StopRequest) -> None:
+        self.trainer = trainer
+        self.keep_checkpoints = keep_checkpoints
+        self.stop = stop
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Count the step; at the last one validate and log as well."""
+        run_state, plan = self.trainer.run_state, self.trainer.rows.plan
+        run_state.global_step = state.global_step
+        run_state.rows_consumed = state.global_step * (len(plan) // args.max_steps)
+        run_state.window_steps += 1
+        state.epoch = plan.epoch(run_state.rows_consumed)
+        if state.global_step >= args.max_steps:
+            control.should_log = True
+            control.should_evaluate = self.trainer.validation is not None
+        if self.stop:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as whole, then remove old ones."""
+        if not state.is_world_process_zero:
+            return
+        trainer, output = self.trainer, Path(str(args.output_dir))
+        trainer.run_state.window = {name: total.item() for name, total in trainer.window.items()}
+        write_state(output / f"checkpoint-{state.global_step}", trainer.run_state)
+        keep_newest(output, self.keep_checkpoints, None if trainer.patience is None else trainer.run_state.best_step)

@@ -1,0 +1,57 @@
+"""The final model's card: what it was distilled from, how, and how close it came; enough to find the cache again."""
+
+from typing import Any
+
+from schemas.manifest import Manifest
+from schemas.train_config import TrainConfig, WeightSchedule
+
+
+def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any]) -> str:
+    """The text of ``README.md`` in Markdown with a YAML header; ``summary`` is that of ``summary.json``."""
+    student, losses = config.student, config.losses
+    if student.checkpoint is not None:
+        start = f"the model `{student.checkpoint}`"
+    elif student.config is not None:
+        start = f"random weights for the configuration `{student.config}`"
+    else:
+        start = f"layers {student.from_layers} of `{student.teacher}`"
+    revision = f", revision `{manifest.teacher.revision}`" if manifest.teacher.revision else ""
+    terms = [f"- TLA, KL(teacher ‖ student) at temperature {losses.tla.temperature}: {_weight(losses.tla.weight)}"]
+    terms.append(f"- cross-entropy with the text: {_weight(losses.cross_entropy.weight)}")
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [distillation]",
+        "---",
+        f"# Student of {manifest.teacher.name}",
+        "",
+        f"Distilled from a cache of the teacher's next-token distributions; the student started from {start}.",
+        "",
+        f"- teacher: `{manifest.teacher.name}`{revision} ({manifest.teacher.architecture}), "
+        f"fingerprint `{manifest.teacher.fingerprint}`",
+        f"- cache: manifest digest `{summary['cache_digest']}`, {manifest.totals.samples} samples, "
+        f"{manifest.totals.tokens} tokens",
+        f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
+        f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
+        f"- weights are those of step {summary['final_step']}",
+        "",
+        "## Losses",
+        "",
+        *terms,
+        "",
+    ]
+    if summary["validation"]:
+        lines += ["## Validation", "", "| measure | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.6g} |" for name, value in summary["validation"].items()]
+        lines.append("")
+    if manifest.provenance.licence:
+        lines += [f"Licence of the cache: {manifest.provenance.licence}", ""]
+    return "\n".join(lines)
+
+
+def _weight(weight: WeightSchedule) -> str:
+    if weight.start == weight.end:
+        return f"weight {weight.start}" if weight.start else "not used"
+    held = f" after {weight.hold:.0%} of training" if weight.hold else ""
+    return f"weight {weight.start} → {weight.end}, linear{held}"
