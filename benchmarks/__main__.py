@@ -1,13 +1,14 @@
 """``python -m benchmarks [NAME…]``: run the benchmarks (default: all), each in a process of its own, and sum up.
 
-Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. The demo is not among them
-(``make demo``); it takes longer than all of them together.
+Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. The demo is not among them (``make
+demo``); it takes longer than all of them together.
 """
 
 import subprocess
 import sys
+from dataclasses import replace
 
-from benchmarks.results import BAR_MISSED, RESULTS, Row, as_cells, print_table, read_results
+from benchmarks.results import BAR_MISSED, RESULTS, Row, print_table, read_results
 
 NAMES = ("exactness", "size", "decode", "capture")
 
@@ -26,7 +27,7 @@ def main(names: list[str]) -> int:
         statuses.append(status)
         if status in (0, BAR_MISSED):
             rows = read_results(RESULTS / f"{name}.json")[1]
-            closing += [Row(f"{name}: {row.what}", *as_cells(row)[1:4], row.holds) for row in rows if row.bar]
+            closing += [replace(row, what=f"{name}: {row.what}") for row in rows if row.bar]
         else:
             closing.append(Row(f"{name}: did not finish", f"exit status {status}", bar="0", holds=False))
     print()

@@ -1,7 +1,8 @@
 """What several benchmarks share: the real teacher, real token sequences, and one cache of them.
 
-The cache is written once, by ``teacher-cache run``, by whichever benchmark runs first, and kept in ``runs/bench`` until
-its settings change. Everything computes in float32: processors without bf16 instructions run bf16 several times slower.
+The cache is written once, by ``teacher-cache run``, by whichever benchmark runs first, and kept in ``runs/bench``
+until its settings change. Everything computes in float32: processors without bf16 instructions run bf16 several times
+slower.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Real text found on any machine: the standard library's own source code, and the HumanEval problems as chats.
 
-Modules are written out as files of a folder, cut at a line end after ``max_characters`` so that many modules fit in
-a small budget; every ``HOLD_OUT_EVERY``-th module or problem belongs to the held-out side, so nothing of a held-out
+Modules are written out as files of a folder, cut at a line end after ``max_characters`` so that many modules fit in a
+small budget; every ``HOLD_OUT_EVERY``-th module or problem belongs to the held-out side, so nothing of a held-out
 file is ever trained on.
 """
 

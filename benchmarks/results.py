@@ -1,8 +1,8 @@
 """Results are data: rows with their bars, as a table for eyes and a JSON file for machines.
 
 A row states what was measured, its value and unit, and, where there is one, the bar and whether it holds. The file
-holds the raw figures behind the rows too, and the machine and versions they were measured on (no host name, no path), so
-that a figure can be judged later. ``python -m benchmarks.readme`` makes the README's tables from these files.
+holds the raw figures behind the rows too, and the machine and versions they were measured on (no host name, no path),
+so that a figure can be judged later. ``python -m benchmarks.readme`` makes the README's tables from these files.
 """
 
 import json

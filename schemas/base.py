@@ -9,4 +9,4 @@ FORMAT_VERSION = 1
 class Strict(BaseModel):
     """A pydantic model that refuses unknown keys and cannot be changed after it was validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

@@ -12,7 +12,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class TeacherConfig(Strict):
     """The teacher: a Hugging Face model folder with its tokenizer."""
 
-    path: str = Field(description="Folder (or hub id, where a hub can be reached) of the teacher model.")
+    path: str = Field(min_length=1, description="Folder (or hub id, where a hub can be reached) of the teacher model.")
     name: str | None = Field(None, description="Name written into the manifest; default: the last part of `path`.")
     revision: str | None = Field(None, description="Revision, when `path` is a hub id; written into the manifest.")
     dtype: Dtype = Field("bfloat16", description="Data type the teacher computes in.")
@@ -34,7 +34,9 @@ class EngineConfig(Strict):
 class SourceConfig(Strict):
     """One source of documents."""
 
-    path: str = Field(description="File, or folder to be searched with `pattern`; for `hf_dataset`: a saved data set.")
+    path: str = Field(
+        min_length=1, description="File, or folder to be searched with `pattern`; for `hf_dataset`: a saved data set."
+    )
     format: Literal["jsonl", "parquet", "text", "hf_dataset"] = Field(description="How `path` is read.")
     pattern: str = Field("*", description="Glob below `path` when it is a folder (`**/*.py` searches recursively).")
     text_field: str = Field("text", description="Field of a record that holds plain text.")
@@ -102,7 +104,7 @@ class CodecConfig(Strict):
 class OutputConfig(Strict):
     """Where the cache is written and how it is cut into shards."""
 
-    path: str = Field(description="Folder or object-store prefix (any fsspec URL) of the cache.")
+    path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the cache.")
     tokens_per_shard: int = Field(
         262_144, ge=1, description="A unit (= shard) is closed when it holds this many tokens."
     )

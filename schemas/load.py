@@ -20,7 +20,7 @@ def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) 
             tree = yaml.safe_load(file)
     except OSError as error:
         raise UserError(f"{path}: cannot read the configuration: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML: ValueError on impossible dates
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a YAML mapping of settings, got {type(tree).__name__}")
@@ -36,7 +36,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected dotted.key=value, for example --set output.path=/data/cache")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set {override}: the value is not valid YAML: {error}") from None
     node: Any = tree
     for key in keys[:-1]:
@@ -92,7 +92,7 @@ def _to_user_error(error: ValidationError, where: str) -> UserError:
     elif first["type"] == "missing":
         return UserError(f"{where}: {key}: this key is required and missing{more}")
     else:
-        wanted = first["msg"]
+        wanted = first["msg"].removeprefix("Value error, ")
     seen = repr(first["input"])
     seen = seen if len(seen) <= 80 else seen[:77] + "..."
     return UserError(f"{where}: {key + ': ' if key else ''}{wanted}; got {seen}{more}")

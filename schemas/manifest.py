@@ -22,7 +22,7 @@ MAX_SHARD_SAMPLES = 2**24
 
 
 class TeacherInfo(Strict):
-    """The model whose signals the cache holds; ``fingerprint`` covers its config and its weights (see ``teacher.py``)."""
+    """The model whose signals the cache holds; ``fingerprint`` covers its configuration and weights."""
 
     name: str
     revision: str | None

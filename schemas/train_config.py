@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 from schemas.base import Strict
 from schemas.cache_config import Dtype
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class DataConfig(Strict):
     """Where the samples come from and how they are put together in batches."""
 
-    cache: str = Field(description="Folder or URL of the cache to train on.")
+    cache: str = Field(min_length=1, description="Folder or URL of the cache to train on.")
     validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
@@ -88,7 +90,7 @@ class OptimizerConfig(Strict):
     lr: float = Field(2e-5, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
@@ -119,4 +121,4 @@ class TrainConfig(Strict):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
-    output: str = Field(description="Folder for checkpoints, metrics and the final model.")
+    output: str = Field(min_length=1, description="Folder for checkpoints, metrics and the final model.")

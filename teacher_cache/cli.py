@@ -41,11 +41,11 @@ def plan(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     settings = load_config(CacheConfig, config, overrides)
     manifest = load_or_make_plan(settings, Storage(settings.output.path))
-    result = {"units": len(manifest.units), "corpus": manifest.corpus.counts.model_dump()}
+    facts = {"units": len(manifest.units), **manifest.corpus.counts.model_dump()}
     if as_json:
-        click.echo(json.dumps(result, indent=1))
-        return
-    _print_table(f"plan of {settings.output.path}", {"units": len(manifest.units), **result["corpus"]})
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _print_table(f"plan of {settings.output.path}", facts)
 
 
 @main.command()

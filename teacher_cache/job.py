@@ -31,6 +31,8 @@ from teacher_cache.signals.entropy import bucket_entropy
 
 logger = logging.getLogger(__name__)
 
+MANIFEST_EVERY_SECONDS = 60  # so that what a killed run committed can be read before the next run
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -105,6 +107,7 @@ def _score_units(
 ) -> None:
     encoder: LogitsEncoder | None = None
     digest = ""
+    listed = time.perf_counter()
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
         for unit in pending:
             if stop.signal_name:
@@ -118,6 +121,9 @@ def _score_units(
             _write_shard(storage, unit, sequences, scored, tokens_index, encoder, digest, worker)
             tally.add(unit, sum(float(bucket_entropy(s).sum()) for s in scored), time.perf_counter() - started)
             progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
+            if time.perf_counter() - listed > MANIFEST_EVERY_SECONDS:
+                plan = _write_manifest(storage, plan, worker)
+                listed = time.perf_counter()
 
 
 def _write_shard(
@@ -212,7 +218,7 @@ class _StopRequest:
 
 def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str | None) -> Summary:
     tokens = max(1, manifest.totals.tokens)
-    bytes_per_token = {name: size / tokens for name, size in manifest.totals.bytes.items()}
+    bytes_per_token: dict[str, float] = {name: size / tokens for name, size in manifest.totals.bytes.items()}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Summary(
         units_scored=tally.units,
@@ -226,7 +232,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
         peak_memory_bytes=kilobytes if sys.platform == "darwin" else kilobytes * 1024,
         cache_samples=manifest.totals.samples,
         cache_tokens=manifest.totals.tokens,
-        bytes_per_token={**bytes_per_token, "index": manifest.totals.index_bytes / tokens},
+        bytes_per_token=bytes_per_token | {"index": manifest.totals.index_bytes / tokens},
         complete=manifest.complete,
         manifest_digest=manifest.digest(),
         stopped_by=stopped_by,

@@ -1,7 +1,7 @@
 """Planning: from the corpus to units of work. The plan depends on the corpus and the configuration only.
 
-The plan's product is one ``tokens`` tar per unit and a manifest without shards, so scoring needs neither the corpus nor the
-tokenizer: any worker, anywhere, can (re)do any unit, and resuming is "the units with no commit mark".
+The plan's product is one ``tokens`` tar per unit and a manifest without shards: any worker, anywhere, can (re)do any
+unit from them, and resuming is "the units with no commit mark".
 """
 
 import hashlib
@@ -58,8 +58,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
         return present
     if marks := mark_names(storage):
         raise UserError(
-            f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); restore "
-            "it, or choose another output.path"
+            f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); "
+            "restore it, or choose another output.path"
         )
     remove_garbage(storage, None)
     corpus = Corpus(config.corpus, tokenizer)
@@ -80,7 +80,7 @@ def _check_capture(config: CacheConfig, teacher: TeacherInfo) -> None:
     k = config.capture.logits.k
     if k > teacher.vocab_size:
         raise UserError(
-            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name}; set it to {teacher.vocab_size} or less"
+            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name}, {teacher.vocab_size}; choose a smaller k"
         )
 
 
@@ -156,8 +156,8 @@ def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[Token
     entry = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     if entry != unit.tokens_file:
         raise CorruptCacheError(
-            f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the cache "
-            "and plan again"
+            f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the "
+            "cache and plan again"
         )
     samples, offsets, sizes, checksums = [], [], [], []
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:

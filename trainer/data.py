@@ -4,7 +4,9 @@ A batch is read in one vectorised call: torch's loader hands ``__getitems__`` al
 reader decodes them straight into padded arrays.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,10 +17,12 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from teacher_cache.records import RowBatch
 from trainer.order import RowPlan
+from trainer.student import tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
@@ -43,6 +47,9 @@ def open_cache(url: str) -> Cache:
     cache = CacheReader(url, signals=("tokens", "logits"))
     if not cache.keys:
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
+    if not cache.manifest.complete:
+        committed, planned = len(cache.manifest.shards), len(cache.manifest.units)
+        logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
     return cache
 
 
@@ -56,6 +63,29 @@ def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str
         raise UserError(
             f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
             f"{student.vocab_size}; use a student that shares the teacher's tokenizer"
+        )
+
+
+def check_tokenizer(manifest: Manifest, folder: Path, where: str) -> None:
+    """Raise UserError if the student in ``folder`` brings a tokenizer with other tokens than the cache at ``where``.
+
+    A folder without a tokenizer passes: then only the size of the vocabulary can be checked.
+    """
+    if not tokenizer_files(folder):
+        return
+    from transformers import AutoTokenizer
+
+    from teacher_cache.teacher import describe_tokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: cannot load the student's tokenizer: {str(error)[:200]}") from None
+    found, wanted = describe_tokenizer(tokenizer).fingerprint, manifest.tokenizer.fingerprint
+    if found != wanted:
+        raise UserError(
+            f"{folder}: the student's tokenizer {found[:12]}… is not the one the cache {where} was made with, "
+            f"{wanted[:12]}…; use a student that shares the teacher's tokenizer"
         )
 
 

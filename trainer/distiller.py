@@ -19,7 +19,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
 from trainer.checkpoint import RunState, find_resume, new_state
-from trainer.data import Cache, CacheRows, check_vocabulary, evaluation_loader, open_cache
+from trainer.data import Cache, CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, open_cache
 from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
@@ -54,6 +54,7 @@ def distill(
     objective = Objective(config.losses, cache.manifest.capture.logits.temperatures)
     init_folder = materialise_student(config)
     check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
+    check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
 
     # in which order
     arguments = training_arguments(config)

@@ -53,8 +53,11 @@ def split_by_key(keys: list[str], validation_fraction: float) -> tuple[np.ndarra
 
 
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(count), int64: a pure function of (count, seed, epoch)."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    """A permutation of range(count), int64: a pure function of (count, seed, epoch).
+
+    Sorts raw Philox output, which numpy keeps the same across versions; ``Generator.permutation`` may change (NEP 19).
+    """
+    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable")
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -211,10 +211,15 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
         except (OSError, ValueError):
             return False
         return True
-    files = [file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()]
+    files = tokenizer_files(source)
     for file in files:
         shutil.copy2(file, folder / file.name)
     return bool(files)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files in ``folder`` that belong to a tokenizer."""
+    return [file for pattern in TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
 def _dtype(student: StudentConfig) -> "torch.dtype":

@@ -20,13 +20,14 @@ import zstandard
 from schemas.arrow import LOGITS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import read_row, write_row
+from teacher_cache.codec.message import list_value, read_row, write_row
 from teacher_cache.codec.permutation import TWO_PLANES, invert_code_table
 from teacher_cache.codec.planes import compress_planes, decompress_plane, join_planes, split_planes
 from teacher_cache.records import LogitsSample
 
 MAX_STEPS = 65535  # a log-probability is stored as a u16 number of steps; lower ones are clipped
-MAX_SCALAR_STEPS = 1 << 30
+MAX_SCALAR_STEPS = 1 << 30  # scalars beyond ±2^30 steps, infinite ones too, are clipped to that
+ROW_PADDING = 32  # rows of a power of two bytes would fall into the same few cache lines when they are transposed
 
 
 class LogitsEncoder:
@@ -35,44 +36,65 @@ class LogitsEncoder:
     def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: np.ndarray) -> None:
         self._k = capture.k
         self._codec = codec
-        self._code_of_id = invert_code_table(table)
         self._id_planes = 2 if len(table) <= TWO_PLANES else 3
+        self._code_of_id = invert_code_table(table).astype(np.uint16 if self._id_planes == 2 else np.uint32)
         self._compressor = zstandard.ZstdCompressor(level=codec.zstd_level, write_checksum=False)
 
     def encode(self, sample: LogitsSample) -> bytes:
-        """The payload of one sequence's logits member."""
-        stored_SK = np.arange(self._k) < sample.counts[:, None]
-        uniform = bool(stored_SK.all())
-        codes_N = self._code_of_id[sample.ids[stored_SK]]
-        steps_SK = _quantise(np.where(stored_SK, -sample.logprobs, 0), self._codec.logprob_steps_per_nat, MAX_STEPS)
-        differences_SK = np.diff(steps_SK, axis=1, prepend=0)
-        differences_N = differences_SK.T[stored_SK.T]
-        if differences_N.min() < 0:
-            raise ValueError("log-probabilities must fall along each row and not exceed 0")
-        scalars_CS = np.concatenate([sample.next_logprob[None], sample.log_partition.T])
-        scalars_CS = _quantise(np.nan_to_num(scalars_CS, nan=0.0), self._codec.scalar_steps_per_nat, MAX_SCALAR_STEPS)
+        """The payload of one sequence's logits member.
+
+        Raises ValueError unless log-probabilities are at most 0 and fall along each row, and nothing but the last row's
+        realised log-probability is NaN.
+        """
+        uniform = bool((sample.counts == self._k).all())
+        stored_SK = None if uniform else np.arange(self._k) < sample.counts[:, None]
+        ids_N = sample.ids.reshape(-1) if stored_SK is None else sample.ids[stored_SK]
+        differences_N = self._differences(sample.logprobs, stored_SK)
         planes = {
             "counts": split_planes(sample.counts, 0 if uniform else 2),
-            "ids": split_planes(codes_N, self._id_planes),
+            "ids": split_planes(self._code_of_id[ids_N], self._id_planes),
             "logprobs": split_planes(differences_N, 1 if differences_N.max() < 256 else 2),
-            "scalars": split_planes(scalars_CS, 4),
+            "scalars": split_planes(self._scalars(sample), 4),
         }
         return write_row(
             LOGITS_SCHEMA, {name: compress_planes(rows, self._compressor) for name, rows in planes.items()}
         )
 
+    def _differences(self, logprobs_SK: np.ndarray, stored_SK: np.ndarray | None) -> np.ndarray:
+        """The stored entries' differences, uint16 [N], column by column."""
+        costs_SK = -logprobs_SK if stored_SK is None else np.where(stored_SK, -logprobs_SK, 0)
+        steps_SK = _quantise(costs_SK, self._codec.logprob_steps_per_nat, MAX_STEPS)
+        falling_SK = steps_SK[:, 1:] >= steps_SK[:, :-1]
+        if stored_SK is not None:
+            falling_SK |= ~stored_SK[:, 1:]
+        if steps_SK.min() < 0 or not falling_SK.all():
+            raise ValueError("log-probabilities must fall along each row and not exceed 0")
+        steps_KS = steps_SK.T.astype(np.uint16, order="C")
+        steps_KS[1:] -= steps_KS[:-1].copy()
+        return steps_KS.reshape(-1) if stored_SK is None else steps_KS[stored_SK.T]
+
+    def _scalars(self, sample: LogitsSample) -> np.ndarray:
+        """The realised log-probability and the log-partitions in steps, int32 [1 + T, S]."""
+        scalars_CS = np.concatenate([sample.next_logprob[None], sample.log_partition.T])
+        scalars_CS[0, -1] = 0
+        return _quantise(scalars_CS, self._codec.scalar_steps_per_nat, MAX_SCALAR_STEPS)
+
 
 def _quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
-    """``values`` (nats; may be infinite) as int64 numbers of steps, clipped to ±``limit``."""
-    return np.rint(np.clip(values.astype(np.float64) * steps_per_nat, -limit, limit)).astype(np.int64)
+    """``values`` (nats; may be infinite) as int32 numbers of steps, clipped to ±``limit``. Raises ValueError on NaN."""
+    steps = np.multiply(values, steps_per_nat, dtype=np.float64)
+    if np.isnan(steps.sum()) and np.isnan(steps).any():  # the sum is the cheaper test; opposite infinities give NaN too
+        raise ValueError("NaN among the values to be stored")
+    np.rint(steps, out=steps)
+    return np.clip(steps, -limit, limit, out=steps).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class LogitsTarget:
-    """Where one sequence is decoded to: views into batch arrays that are filled with their padding values."""
+    """Where one sequence is decoded to: views into batch arrays. All of their entries are written."""
 
-    ids: np.ndarray  # int32 [S, K], zeros
-    logprobs: np.ndarray  # float32 [S, K], -inf
+    ids: np.ndarray  # int32 [S, K], C-contiguous
+    logprobs: np.ndarray  # float32 [S, K]
     next_logprob: np.ndarray  # float32 [S]
     log_partition: np.ndarray  # float32 [S, T]
 
@@ -92,8 +114,8 @@ class LogitsDecoder:
     def decode(self, payload: bytes, num_tokens: int) -> LogitsSample:
         """Decode one sequence into arrays of its own. Raises CorruptCacheError."""
         target = LogitsTarget(
-            ids=np.zeros((num_tokens, self._k), np.int32),
-            logprobs=np.full((num_tokens, self._k), -np.inf, np.float32),
+            ids=np.empty((num_tokens, self._k), np.int32),
+            logprobs=np.empty((num_tokens, self._k), np.float32),
             next_logprob=np.empty(num_tokens, np.float32),
             log_partition=np.empty((num_tokens, self._n_scalars - 1), np.float32),
         )
@@ -118,13 +140,13 @@ class LogitsDecoder:
         return np.full(num_tokens, self._k, np.int32) if counts is None else counts
 
     def _frames(self, batch: pa.RecordBatch, column: str, size: int, allowed: tuple[int, ...]) -> list[np.ndarray]:
-        frames = batch.column(column)[0].values
+        frames = list_value(batch, column).to_pylist()
         if len(frames) not in allowed:
             raise CorruptCacheError(f"column {column} has {len(frames)} planes, wanted one of {allowed}")
         if not hasattr(self._per_thread, "decompressor"):
             self._per_thread.decompressor = zstandard.ZstdDecompressor()
         try:
-            return [decompress_plane(frame.as_buffer(), size, self._per_thread.decompressor) for frame in frames]
+            return [decompress_plane(frame, size, self._per_thread.decompressor) for frame in frames]
         except CorruptCacheError as error:
             raise CorruptCacheError(f"column {column}: {error}") from None
 
@@ -145,30 +167,39 @@ class LogitsDecoder:
         if stored_SK is None:
             np.take(self._table, codes_N, out=out.reshape(-1), mode="clip")  # "raise" would copy through a buffer
         else:
+            out[...] = 0
             out[stored_SK] = self._table[codes_N]
 
     def _decode_logprobs(
         self, batch: pa.RecordBatch, entries: int, stored_SK: np.ndarray | None, out: np.ndarray
     ) -> None:
-        planes = self._frames(batch, "logprobs", entries, (1, 2))
-        differences_N = join_planes(planes)
+        differences_N = join_planes(self._frames(batch, "logprobs", entries, (1, 2)))
+        num_tokens = len(out)
+        steps_KP = np.zeros((self._k, num_tokens + ROW_PADDING), np.uint16)
         if stored_SK is None:
-            steps_KS = differences_N.reshape(self._k, -1).astype(np.uint16)
+            steps_KP[:, :num_tokens] = differences_N.reshape(self._k, num_tokens)
         else:
-            steps_KS = np.zeros(stored_SK.T.shape, np.uint16)
-            steps_KS[stored_SK.T] = differences_N
-        _prefix_sum_rows(steps_KS)
-        where = True if stored_SK is None else stored_SK
-        np.multiply(steps_KS.T, -self._nats_per_step, out=out, where=where)
+            steps_KP[:, :num_tokens][stored_SK.T] = differences_N
+        steps_KP = _prefix_sum_rows(steps_KP)
+        np.multiply(steps_KP[:, :num_tokens].T, -self._nats_per_step, out=out)
+        if stored_SK is not None:
+            out[~stored_SK] = -np.inf
 
     def _scalars(self, batch: pa.RecordBatch, num_tokens: int) -> np.ndarray:
         planes = self._frames(batch, "scalars", self._n_scalars * num_tokens, (4,))
         return join_planes(planes).view(np.int32).reshape(self._n_scalars, num_tokens)
 
 
-def _prefix_sum_rows(values_KS: np.ndarray) -> None:
-    """Replace row j by the sum of rows 0..j, in place, in log2(K) passes: five times faster than ``np.cumsum`` here."""
+def _prefix_sum_rows(values_KP: np.ndarray) -> np.ndarray:
+    """Row j becomes the sum of rows 0..j, modulo 2^16; ``values_KP`` is overwritten.
+
+    log2(K) whole-array passes between two buffers: several times faster than ``np.cumsum`` along this axis.
+    """
+    spare_KP = np.empty_like(values_KP)
     shift = 1
-    while shift < len(values_KS):
-        values_KS[shift:] += values_KS[:-shift]
+    while shift < len(values_KP):
+        np.add(values_KP[shift:], values_KP[:-shift], out=spare_KP[shift:])
+        spare_KP[:shift] = values_KP[:shift]
+        values_KP, spare_KP = spare_KP, values_KP
         shift *= 2
+    return values_KP

@@ -50,7 +50,7 @@ def encode_table(table: np.ndarray) -> bytes:
 
 
 def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.ndarray:
-    """The ids [V] uint32 of a table file; raises CorruptCacheError unless it is the permutation that ``digest`` names."""
+    """The ids [V] uint32 of a table file. Raises CorruptCacheError if it is not the permutation named by ``digest``."""
     try:
         plain = decompress_plane(data, 4 * vocab_size, zstandard.ZstdDecompressor())
     except CorruptCacheError as error:

@@ -5,6 +5,8 @@ its own Huffman table. A frame is only decompressed when its header declares the
 hostile file cannot make the reader allocate more.
 """
 
+from typing import Any
+
 import numpy as np
 import zstandard
 
@@ -13,13 +15,14 @@ from schemas.errors import CorruptCacheError
 
 def split_planes(values: np.ndarray, n_planes: int) -> np.ndarray:
     """Byte planes uint8 [n_planes, N], lowest byte first, of a flattened integer array (two's complement)."""
-    wide = np.ascontiguousarray(values.reshape(-1), dtype="<i8").view(np.uint8).reshape(-1, 8)
+    width = values.dtype.itemsize
+    wide = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, width)
     return np.ascontiguousarray(wide[:, :n_planes].T)
 
 
 def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) -> list[bytes]:
-    """One zstd frame for each row of uint8 [n_planes, N]."""
-    return [compressor.compress(plane.tobytes()) for plane in planes]
+    """One zstd frame for each row of C-contiguous uint8 [n_planes, N]."""
+    return [compressor.compress(plane.data) for plane in planes]
 
 
 def decompress_plane(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
@@ -40,9 +43,9 @@ def join_planes(planes: list[np.ndarray]) -> np.ndarray:
     """The unsigned integers [N] whose bytes are 1 to 4 ``planes``, lowest first: uint8, uint16 or uint32."""
     if len(planes) == 1:
         return planes[0]
-    dtype = np.uint16 if len(planes) == 2 else np.uint32
-    joined = planes[-1].astype(dtype)
+    joined: np.ndarray[Any, np.dtype[np.unsignedinteger]]
+    joined = planes[-1].astype(np.uint16 if len(planes) == 2 else np.uint32)
     for plane in reversed(planes[:-1]):
-        joined <<= 8
-        joined |= plane
+        joined *= 256
+        joined += plane
     return joined

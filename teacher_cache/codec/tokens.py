@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import read_row, write_row
+from teacher_cache.codec.message import list_value, read_row, text_value, write_row
 from teacher_cache.records import TokenSample
 
 
@@ -15,32 +15,45 @@ def encode_tokens(sample: TokenSample) -> bytes:
 
 
 def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> TokenSample:
-    """Decode a payload of ``num_tokens`` tokens (None: not known); raises CorruptCacheError on wrong lengths or ids."""
+    """Decode a payload of ``num_tokens`` tokens (None: not known).
+
+    Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
+    """
     batch = read_row(TOKENS_SCHEMA, payload)
-    strings = {name: batch.column(name)[0].as_py() for name in ("key", "source_id", "layer", "text")}
-    arrays = {name: _values(batch.column(name)) for name in ("input_ids", "loss_mask", "byte_start", "byte_end")}
-    num_tokens = len(arrays["input_ids"]) if num_tokens is None else num_tokens
-    for name, array in arrays.items():
-        if len(array) != num_tokens:
-            raise CorruptCacheError(f"column {name} has {len(array)} entries, the index says {num_tokens}")
-    if arrays["input_ids"].max() >= vocab_size:
-        raise CorruptCacheError(f"token id {arrays['input_ids'].max()} is outside the vocabulary of {vocab_size}")
-    if arrays["loss_mask"][-1]:
+    num_tokens = len(list_value(batch, "input_ids")) if num_tokens is None else num_tokens
+    sample = TokenSample(
+        key=text_value(batch, "key"),
+        source_id=text_value(batch, "source_id"),
+        layer=text_value(batch, "layer"),
+        text=text_value(batch, "text"),
+        input_ids=_ids(batch, num_tokens, vocab_size),
+        loss_mask=_array(batch, "loss_mask", num_tokens),
+        byte_start=_array(batch, "byte_start", num_tokens),
+        byte_end=_array(batch, "byte_end", num_tokens),
+    )
+    if sample.loss_mask[-1]:
         raise CorruptCacheError("the last row is in the loss mask, though no token follows it")
-    return TokenSample(**strings, **arrays)
+    n_bytes = len(sample.text.encode())
+    if (sample.byte_start > sample.byte_end).any() or sample.byte_end.max() > n_bytes:
+        raise CorruptCacheError(f"a token's byte span ends before it starts or beyond the text of {n_bytes} bytes")
+    return sample
 
 
 def decode_training_columns(payload: bytes, num_tokens: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Only ``input_ids`` uint32 [S] and ``loss_mask`` bool [S]: what a training batch needs."""
     batch = read_row(TOKENS_SCHEMA, payload)
-    input_ids = _values(batch.column("input_ids"))
-    loss_mask = _values(batch.column("loss_mask"))
-    if not len(input_ids) == len(loss_mask) == num_tokens:
-        raise CorruptCacheError(f"columns have {len(input_ids)} and {len(loss_mask)} entries, wanted {num_tokens}")
-    if input_ids.max() >= vocab_size:
-        raise CorruptCacheError(f"token id {input_ids.max()} is outside the vocabulary of {vocab_size}")
-    return input_ids, loss_mask
+    return _ids(batch, num_tokens, vocab_size), _array(batch, "loss_mask", num_tokens)
 
 
-def _values(column: pa.ListArray) -> np.ndarray:
-    return column.flatten().to_numpy(zero_copy_only=False)
+def _ids(batch: pa.RecordBatch, num_tokens: int, vocab_size: int) -> np.ndarray:
+    ids = _array(batch, "input_ids", num_tokens)
+    if ids.max() >= vocab_size:
+        raise CorruptCacheError(f"token id {ids.max()} is outside the vocabulary of {vocab_size}")
+    return ids
+
+
+def _array(batch: pa.RecordBatch, name: str, num_tokens: int) -> np.ndarray:
+    array = list_value(batch, name).to_numpy(zero_copy_only=False)
+    if len(array) != num_tokens or num_tokens == 0:
+        raise CorruptCacheError(f"column {name} has {len(array)} entries, wanted {num_tokens or 'at least 1'}")
+    return array

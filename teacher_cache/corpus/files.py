@@ -5,11 +5,13 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import zstandard
+import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
+
+_READ_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,8 @@ class SourceFile:
 
     def open_expanded(self) -> Any:
         """Open for reading lines of bytes, decompressed as the file's extension says (gz, zst, bz2, xz, …)."""
-        if self.path.endswith(".zst"):  # fsspec would stop after the first frame without a word
-            raw = zstandard.ZstdDecompressor().stream_reader(self.open(), read_across_frames=True, closefd=True)
-            return io.BufferedReader(raw)
+        if self.path.endswith(".zst"):  # fsspec's reader has no lines and takes a truncated file for a whole one
+            return io.BufferedReader(pa.CompressedInputStream(self.open(), "zstd"), _READ_BYTES)
         return self.fs.open(self.path, "rb", compression="infer")
 
 

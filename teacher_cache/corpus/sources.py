@@ -13,14 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.files import SourceFile, list_files
 
 _PARQUET_BATCH_ROWS = 256
-_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+_READ_ERRORS = (OSError, EOFError, zlib.error)
 Record = tuple[str, str, Mapping[str, Any]]  # source id, place for error messages, fields
 
 Messages = list[dict[str, Any]]

@@ -55,12 +55,10 @@ class ByteTokenizer:
         end = np.cumsum(lengths)
         total = int(end[-1]) if len(end) else 0
         extra = total - len(data)
-        if extra not in (0, 1):
+        if extra not in (0, 1):  # SentencePiece puts one space in front of the text
             return None
         where_from = np.arange(total) + np.repeat(self._begins[ids] - (end - lengths), lengths)
         read = self._blob[where_from]
-        if extra and read[0] != ord(" "):  # SentencePiece puts one space in front of the text
-            return None
         if not np.array_equal(read[extra:], np.frombuffer(data, dtype=np.uint8)):
             return None
         return TokenSpans(data, ids, np.maximum(end - lengths - extra, 0), end - extra)

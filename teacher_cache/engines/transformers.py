@@ -1,4 +1,4 @@
-"""The reference engine: an ordinary ``transformers`` forward pass. Slower than vLLM, and what vLLM is checked against."""
+"""The reference engine: an ordinary ``transformers`` forward pass, against which vLLM is checked."""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,8 +36,8 @@ class TransformersEngine(Engine):
                 trust_remote_code=config.teacher.trust_remote_code,
             )
             self._model = self._model.eval().to(device)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from None
+        except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+            raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
 
     def score(self, sequences: Sequence[np.ndarray]) -> list[LogitsSample]:
         """See Engine."""

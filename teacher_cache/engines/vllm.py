@@ -56,8 +56,8 @@ class VllmEngine(Engine):
                 enable_chunked_prefill=False,
                 disable_log_stats=True,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise UserError(f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {error}") from None
+        except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+            raise UserError(f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {error}") from error
         self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         self._llm.collective_rpc(
             "install_capture", args=(self._capture.k, self._capture.temperatures, config.engine.head_chunk_rows)

@@ -3,11 +3,13 @@
 import hashlib
 import re
 
+import numpy as np
+
 from schemas.base import FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
-from teacher_cache.codec.permutation import table_path
+from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
 
 _OWN_NAME = re.compile(r"shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
@@ -39,26 +41,81 @@ def read_manifest(storage: Storage) -> Manifest:
 
 def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> None:
     """Commit a shard. Its tars must be in place."""
-    storage.write(mark_name(index.name), _mark_bytes(index), owner)
-
-
-def _mark_bytes(index: ShardIndex) -> bytes:
-    return (index.model_dump_json() + "\n").encode()
+    storage.write(mark_name(index.name), (index.model_dump_json() + "\n").encode(), owner)
 
 
 def read_mark(storage: Storage, shard: str, expected: FileEntry | None = None) -> ShardIndex:
     """A shard's index, checked against the manifest's entry if given. Raises CorruptCacheError."""
+    return _read_mark(storage, shard, expected)[0]
+
+
+def _read_mark(storage: Storage, shard: str, expected: FileEntry | None) -> tuple[ShardIndex, FileEntry]:
     where = storage.where(mark_name(shard))
     data = storage.read(mark_name(shard))
-    if expected is not None and hashlib.sha256(data).hexdigest() != expected.sha256:
-        raise CorruptCacheError(f"{where}: sha256 is {hashlib.sha256(data).hexdigest()}, wanted {expected.sha256}")
+    found = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if expected is not None and found != expected:
+        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {expected.sha256}")
     try:
         index = parse_json(ShardIndex, data, where)
     except UserError as error:
         raise CorruptCacheError(str(error)) from None
     if index.name != shard:
         raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
+    return index, found
+
+
+def read_index(
+    storage: Storage, manifest: Manifest, entry: ShardEntry, signals: tuple[Signal, ...], sizes: dict[str, int]
+) -> ShardIndex:
+    """The index of a shard that ``manifest`` lists, for reading ``signals``.
+
+    Args:
+        sizes: bytes of the cache's files, ``storage.sizes()``.
+
+    Raises CorruptCacheError when index, manifest and the sizes of the signals' files contradict each other, so that
+    what a reader allocates and where it reads is bounded by what the manifest declares.
+    """
+    index = read_mark(storage, entry.name, entry.index)
+    where = storage.where(mark_name(entry.name))
+    if len(index.keys) != entry.samples or sum(index.num_tokens) != entry.tokens:
+        raise CorruptCacheError(
+            f"{where}: {len(index.keys)} samples of {sum(index.num_tokens)} tokens, the manifest says {entry.samples} "
+            f"of {entry.tokens}"
+        )
+    longest, limit = max(index.num_tokens), manifest.corpus.settings.max_tokens
+    if longest > limit:
+        raise CorruptCacheError(f"{where}: a sample of {longest} tokens, the manifest says at most {limit}")
+    if index.table not in manifest.tables:
+        raise CorruptCacheError(f"{where}: code table {index.table} is not in the manifest")
+    for signal in signals:
+        _check_member(storage, index, signal, entry, sizes)
     return index
+
+
+def _check_member(
+    storage: Storage, index: ShardIndex, signal: Signal, entry: ShardEntry, sizes: dict[str, int]
+) -> None:
+    name = tar_name(index.name, signal)
+    where = storage.where(name)
+    if signal not in index.signals or signal not in entry.files:
+        raise CorruptCacheError(f"{where}: the shard has no {signal} signal")
+    member = index.signals[signal]
+    if member.file != entry.files[signal]:
+        raise CorruptCacheError(f"{where}: the index and the manifest name different sizes or checksums for it")
+    if name not in sizes:
+        raise CorruptCacheError(f"{where}: the file is missing")
+    if sizes[name] != member.file.bytes:
+        raise CorruptCacheError(f"{where}: {sizes[name]} bytes, the index says {member.file.bytes}")
+    ends = np.array(member.offsets) + np.array(member.sizes)
+    if ends.max() > member.file.bytes:
+        raise CorruptCacheError(f"{where}: sample {index.keys[int(ends.argmax())]} ends beyond the file")
+
+
+def read_table(storage: Storage, digest: str, vocab_size: int) -> np.ndarray:
+    """The code table ``digest``, uint32 [V]. Raises CorruptCacheError."""
+    name = table_path(digest)
+    data = storage.read(name, max_bytes=8 * vocab_size + 1024)
+    return decode_table(data, vocab_size, digest, storage.where(name))
 
 
 def mark_names(storage: Storage) -> list[str]:
@@ -81,12 +138,12 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         if name in known:
             shards.append(known[name])
             continue
-        index = read_mark(storage, name)
-        shards.append(_entry(index))
+        index, mark = _read_mark(storage, name, None)
+        shards.append(_entry(index, mark))
         if index.table not in tables:
             data = storage.read(table_path(index.table))
             tables[index.table] = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    signals: list[Signal] = sorted({signal for entry in shards for signal in entry.files})
+    signals = sorted({signal for entry in shards for signal in entry.files})
     totals = Totals(
         samples=sum(entry.samples for entry in shards),
         tokens=sum(entry.tokens for entry in shards),
@@ -98,13 +155,12 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
     )
 
 
-def _entry(index: ShardIndex) -> ShardEntry:
-    data = _mark_bytes(index)
+def _entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
     return ShardEntry(
         name=index.name,
         samples=len(index.keys),
         tokens=sum(index.num_tokens),
-        index=FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
+        index=mark,
         files={signal: member.file for signal, member in index.signals.items()},
     )
 

@@ -1,7 +1,7 @@
-"""Where a cache lives: a folder or an object-store prefix, through fsspec. The only module that touches files of a cache.
+"""Where a cache lives: a folder or an object-store prefix, through fsspec. All of a cache's files are touched here.
 
 Files appear whole or not at all: locally they are written under a temporary name, synced and renamed; an object store's
-upload is atomic by itself.
+upload is atomic by itself. A store's client may raise any exception it likes; here it becomes a UserError of one line.
 """
 
 import hashlib
@@ -47,35 +47,50 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there (asks the store, not a listing that was kept)."""
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._path(name)))
+        with self._reading(name):
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._path(name)))
+
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of every file, by name, sorted; names of those in ``tables/`` have that prefix."""
+        root = self._root.rstrip("/")
+        with self._reading(""):
+            self._fs.invalidate_cache()
+            found = self._fs.find(root, maxdepth=2, detail=True)
+        return {path.removeprefix(root).lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def names(self) -> list[str]:
         """Names of all files, sorted; those in ``tables/`` with that prefix."""
-        self._fs.invalidate_cache()
-        root = self._root.rstrip("/")
-        return sorted(path.removeprefix(root).lstrip("/") for path in self._fs.find(root))
+        return list(self.sizes())
 
     def size(self, name: str) -> int:
         """Size in bytes; raises CorruptCacheError when the file is missing."""
-        try:
+        with self._reading(name):
             return int(self._fs.size(self._path(name)))
-        except FileNotFoundError:
-            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
 
     def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         """The whole file; raises CorruptCacheError when it is missing or larger than ``max_bytes``."""
         size = self.size(name)
         if size > max_bytes:
             raise CorruptCacheError(f"{self.where(name)}: {size} bytes, at most {max_bytes} are allowed")
-        return self._fs.cat_file(self._path(name))
+        with self._reading(name):
+            return self._fs.cat_file(self._path(name))
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start``; shorter when the file ends before. Raises CorruptCacheError when it is missing."""
-        try:
+        """``size`` bytes from ``start``; fewer when the file ends before. Raises CorruptCacheError if it is missing."""
+        with self._reading(name):
             return self._fs.cat_file(self._path(name), start=start, end=start + size)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
             raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.where(name)}: cannot be read: {_reason(error)}") from error
 
     def write(self, name: str, data: bytes, owner: str = "") -> FileEntry:
         """Write a small file atomically."""
@@ -98,35 +113,49 @@ class Storage:
         the store) does not take the file.
         """
         final = self._path(name)
-        if self.is_local:
-            Path(final).parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(self._path(f"{TEMPORARY_PREFIX}{owner}{name.replace('/', '-')}"))
-            folder = None
-        else:
-            folder = tempfile.mkdtemp(prefix="teacher-cache-")
-            temporary = Path(folder) / name.replace("/", "-")
         try:
-            yield temporary
-            if self.is_local:
-                _sync(temporary)
-                os.replace(temporary, final)
-                _sync(Path(final).parent)
-            else:
-                self._fs.put_file(str(temporary), final)
+            with self._temporary(name, owner) as temporary:
+                yield temporary
+                self._publish(temporary, final)
         except OSError as error:
             raise UserError(
-                f"{self.where(name)}: cannot be written: {error.strerror or error}; what was committed before is intact: "
+                f"{self.where(name)}: cannot be written: {_reason(error)}; what was committed before is intact: "
                 "free some space or choose another output.path and run again"
             ) from error
+
+    @contextmanager
+    def _temporary(self, name: str, owner: str) -> Iterator[Path]:
+        file_name = f"{TEMPORARY_PREFIX}{owner}{name.replace('/', '-')}"
+        folder = Path(self._root) if self.is_local else Path(tempfile.mkdtemp(prefix="teacher-cache-"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder / file_name
         finally:
-            temporary.unlink(missing_ok=True)
-            if folder is not None:
+            if self.is_local:
+                (folder / file_name).unlink(missing_ok=True)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _publish(self, temporary: Path, final: str) -> None:
+        if self.is_local:
+            Path(final).parent.mkdir(exist_ok=True)
+            _sync(temporary)
+            os.replace(temporary, final)
+            _sync(Path(final).parent)
+            return
+        try:
+            self._fs.put_file(str(temporary), final)
+        except Exception as error:
+            raise OSError(_reason(error)) from error
 
     def _path(self, name: str) -> str:
         if not _SAFE_NAME.fullmatch(name):
             raise CorruptCacheError(f"{self.url}: {name!r} is not a name of a cache's file")
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _sync(path: Path) -> None:

@@ -10,8 +10,8 @@ def bucket_entropy(sample: LogitsSample) -> np.ndarray:
 
     By the grouping property of entropy it is a lower bound of the row's entropy, exact when nothing is outside.
     """
-    logprobs = sample.logprobs.astype(np.float64)
-    probabilities = np.exp(logprobs)
-    stored = -np.sum(np.where(probabilities > 0, probabilities * logprobs, 0.0), axis=1, where=np.isfinite(logprobs))
+    probabilities = np.exp(sample.logprobs.astype(np.float64))
+    finite_logprobs = np.where(probabilities > 0, sample.logprobs, 0)
+    stored = -np.sum(probabilities * finite_logprobs, axis=1)
     rest = np.clip(1 - probabilities.sum(axis=1), 0, 1)
     return stored - rest * np.log(np.where(rest > 0, rest, 1))

@@ -1,8 +1,8 @@
 """Exact top-k over a vocabulary, several times faster than ``torch.topk`` on CPUs.
 
 The vocabulary is cut in blocks. The k largest entries lie in the k blocks with the largest maxima (every block
-that is left out holds nothing above the maxima of k others), so one cheap pass finds the blocks and ``torch.topk`` sorts
-only what is in them.
+that is left out holds nothing above the maxima of k others), so one cheap pass finds the blocks and ``torch.topk``
+sorts only what is in them.
 """
 
 import torch

@@ -139,10 +139,9 @@ def write_cache(
 
 def write_tar(storage: Storage, shard: str, signal: str, members: Sequence[tuple[str, bytes]]) -> MemberIndex:
     """Write one signal's tar from (key, payload) pairs."""
-    with storage.staged(tar_name(shard, signal)) as path:
-        with TarWriter(path, signal) as tar:
-            for key, payload in members:
-                tar.add(key, payload)
+    with storage.staged(tar_name(shard, signal)) as path, TarWriter(path, signal) as tar:
+        for key, payload in members:
+            tar.add(key, payload)
     return tar.index()
 
 

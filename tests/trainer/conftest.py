@@ -1,4 +1,4 @@
-"""A tiny teacher, its cache in memory, and tiny students. Also run by subprocesses of tests, through ``runpy``."""
+"""A tiny teacher, its cache in memory and a synthetic one on disk, and tiny students."""
 
 import functools
 import hashlib
@@ -17,8 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, LogitsCapture, Provenance, SourceConfig
 from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, TeacherInfo, TokenizerInfo, Totals
 from schemas.train_config import TrainConfig
+from support.synthetic import random_shards, write_cache
 from teacher_cache.records import RowBatch
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 VOCABULARY = 61
 K = 8
 TEMPERATURES = [1.0, 2.0]
@@ -93,6 +95,38 @@ def make_manifest(samples: int, tokens: int, **tokenizer: Any) -> Manifest:
     )
 
 
+@functools.cache
+def fake_samples(seed: int, lengths: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [fake_sample(length, rng) for length in lengths]
+
+
+def fake_sample(length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    input_ids = rng.integers(3, VOCABULARY, length)
+    with torch.no_grad():
+        logits = teacher()(torch.from_numpy(input_ids)[None]).logits[0].double()
+    logprobs, ids = logits.log_softmax(-1).topk(K)
+    counts = torch.from_numpy(rng.integers(1, K + 1, length))
+    padding = torch.arange(K)[None] >= counts[:, None]
+    loss_mask = rng.random(length) < 0.8
+    loss_mask[-1] = False
+    loss_mask[0] = True
+    following = torch.from_numpy(np.roll(input_ids, -1))
+    next_logprob = logits.log_softmax(-1).gather(1, following[:, None])[:, 0].numpy()
+    next_logprob[-1] = np.nan
+    partition = torch.stack([torch.logsumexp(logits / t, -1) for t in TEMPERATURES], -1)
+    return {
+        "input_ids": input_ids,
+        "position_ids": np.arange(length),
+        "attention_mask": np.ones(length, bool),
+        "loss_mask": loss_mask,
+        "ids": ids.masked_fill(padding, 0).numpy().astype(np.int32),
+        "logprobs": logprobs.masked_fill(padding, -torch.inf).numpy().astype(np.float32),
+        "next_logprob": next_logprob.astype(np.float32),
+        "log_partition": partition.numpy().astype(np.float32),
+    }
+
+
 class FakeCache:
     """The reader's interface over samples in memory: a pure function of ``seed``."""
 
@@ -102,32 +136,7 @@ class FakeCache:
         self.keys = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:32] for i in range(samples)]
         self.manifest = make_manifest(samples, int(self.num_tokens.sum()), **tokenizer)
         self.reads: list[list[list[int]]] = []
-        self.samples = [self._make(int(length), rng) for length in self.num_tokens]
-
-    def _make(self, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        input_ids = rng.integers(3, VOCABULARY, length)
-        with torch.no_grad():
-            logits = teacher()(torch.from_numpy(input_ids)[None]).logits[0].double()
-        logprobs, ids = logits.log_softmax(-1).topk(K)
-        counts = torch.from_numpy(rng.integers(1, K + 1, length))
-        padding = torch.arange(K)[None] >= counts[:, None]
-        loss_mask = rng.random(length) < 0.8
-        loss_mask[-1] = False
-        loss_mask[0] = True
-        following = torch.from_numpy(np.roll(input_ids, -1))
-        next_logprob = logits.log_softmax(-1).gather(1, following[:, None])[:, 0].numpy()
-        next_logprob[-1] = np.nan
-        partition = torch.stack([torch.logsumexp(logits / t, -1) for t in TEMPERATURES], -1)
-        return {
-            "input_ids": input_ids,
-            "position_ids": np.arange(length),
-            "attention_mask": np.ones(length, bool),
-            "loss_mask": loss_mask,
-            "ids": ids.masked_fill(padding, 0).numpy().astype(np.int32),
-            "logprobs": logprobs.masked_fill(padding, -torch.inf).numpy().astype(np.float32),
-            "next_logprob": next_logprob.astype(np.float32),
-            "log_partition": partition.numpy().astype(np.float32),
-        }
+        self.samples = fake_samples(seed, tuple(self.num_tokens.tolist()))
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         self.reads.append([list(row) for row in rows])
@@ -150,49 +159,43 @@ def teacher() -> PreTrainedModel:
     return tiny_model(llama_config(), seed=1)
 
 
-def open_fake(url: str) -> FakeCache:
-    """The cache named ``url``: "a", "b" differ in their samples."""
-    return FakeCache(seed=ord(url[0]))
-
-
 @pytest.fixture
 def cache() -> FakeCache:
     return FakeCache()
 
 
 @pytest.fixture
-def fake_caches(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeCache]:
-    """Makes distiller and evaluate open fake caches; maps each URL to the cache last opened under it."""
-    import trainer.distiller
-    import trainer.evaluate
+def teacher_model() -> PreTrainedModel:
+    return teacher()
 
-    opened: dict[str, FakeCache] = {}
 
-    def open_cache(url: str) -> FakeCache:
-        opened[url] = open_fake(url)
-        return opened[url]
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache on disk: 40 samples in four shards, top 8, temperatures 1 and 3."""
+    return write_real_cache(tmp_path_factory.mktemp("cache") / "a", seed=0)
 
-    monkeypatch.setattr(trainer.distiller, "open_cache", open_cache)
-    monkeypatch.setattr(trainer.evaluate, "open_cache", open_cache)
-    return opened
+
+def write_real_cache(folder: Path, seed: int) -> Path:
+    lengths = np.random.default_rng(seed).integers(3, 20, (4, 10)).tolist()
+    write_cache(str(folder), random_shards(lengths, VOCABULARY, seed=seed), VOCABULARY)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random Llama with something that looks like a tokenizer."""
+    """A small random Llama without a tokenizer."""
     folder = tmp_path_factory.mktemp("student")
     tiny_model(llama_config(num_hidden_layers=2), seed=2).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
 @pytest.fixture
-def make_config(tmp_path: Path, student_folder: Path) -> Callable[..., TrainConfig]:
+def make_config(tmp_path: Path, student_folder: Path, real_cache: Path) -> Callable[..., TrainConfig]:
     """``make_config(data={...}, loop={...}, …)``: a short run, with changes by group."""
 
     def make(**changes: Any) -> TrainConfig:
         tree: dict[str, Any] = {
-            "data": {"cache": "a"},
+            "data": {"cache": str(real_cache)},
             "student": {"checkpoint": str(student_folder)},
             "optimizer": {"lr": 3e-3},
             "loop": {"max_steps": 6, "micro_batch_size": 2, "gradient_accumulation": 2, "save_every": 2},

@@ -226,6 +226,22 @@ def test_leading_special_tokens_start_every_piece(make_corpus, sentencepiece):
     assert [i for piece in ids for i in piece[1:]] == sentencepiece(text)["input_ids"][1:]
 
 
+def test_segments_of_a_huge_text_get_the_special_tokens_once(make_corpus, sentencepiece):
+    corpus = make_corpus([" the fox\n" * 50], tokenizer=sentencepiece, max_tokens=64, deduplicate=False)
+    corpus._segment_characters = 100
+    ids = [sample.input_ids.tolist() for sample in corpus]
+    assert len(ids) > 3
+    assert all(piece.count(sentencepiece.bos_token_id) == 1 for piece in ids)
+    assert [piece.count(sentencepiece.eos_token_id) for piece in ids] == [0] * (len(ids) - 1) + [1]
+
+
+def test_a_piece_of_special_tokens_only_is_too_short(make_corpus, sentencepiece):
+    text = "the quick brown fox"
+    corpus = make_corpus([text], tokenizer=sentencepiece, max_tokens=len(sentencepiece(text)["input_ids"]) - 1)
+    assert [sample.text for sample in corpus] == [text]  # what is left is BOS and EOS
+    assert corpus.counts.too_short == 1
+
+
 def test_max_tokens_must_exceed_the_leading_special_tokens(make_corpus, sentencepiece, monkeypatch):
     monkeypatch.setattr(sequences, "added_around", lambda tokenizer: ([1, 1, 1], []))
     with pytest.raises(UserError, match=r"corpus\.max_tokens: 3 leaves no room .* 3 leading special tokens"):

@@ -44,11 +44,13 @@ def test_compressed_jsonl(tmp_path):
     assert [document.source_id for document in read(tmp_path)] == ["a.jsonl.gz#1", "b.jsonl.zst#1", "b.jsonl.zst#2"]
 
 
-def test_truncated_compressed_file_is_named(tmp_path):
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps({"text": "abc" * 1000}).encode())[:-12])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
-        read(path)
+@pytest.mark.parametrize(("name", "compress"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)])
+def test_truncated_or_corrupt_compressed_file_is_named(tmp_path, name, compress):
+    whole = compress(json.dumps({"text": "".join(map(str, range(9999)))}).encode() + b"\n")
+    for broken in (whole[:-12], whole[:20], whole + whole[:20], b"not compressed"):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(UserError, match=rf"{name}: cannot be read: \w+"):
+            read(tmp_path / name)
 
 
 def test_byte_order_mark_before_the_first_record(tmp_path):

@@ -28,7 +28,9 @@ def test_rows_align_with_the_token_that_follows(cache) -> None:
 def test_terms_use_the_temperatures_own_column_and_the_schedule(cache) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0], [1]]), packed=False))
     logits = torch.randn(len(rows.next_ids_N), 61, generator=torch.Generator().manual_seed(0))
-    objective = Objective(losses(tla={"temperature": 2.0}, cross_entropy={"weight": {"start": 0, "end": 1}}), [1.0, 2.0])
+    objective = Objective(
+        losses(tla={"temperature": 2.0}, cross_entropy={"weight": {"start": 0, "end": 1}}), [1.0, 2.0]
+    )
     tla, hard = objective.terms(logits, rows, progress=0.5)
     assert (tla.name, hard.name) == ("tla", "cross_entropy")
     assert (tla.weight, hard.weight) == (pytest.approx(0.65), 0.5)

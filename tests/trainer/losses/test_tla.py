@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn):
 
 
 @given(problems())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_equals_the_definition_on_ragged_rows(problem) -> None:
     student, teacher, counts, k, temperature = problem
     value = tla_per_token(student, *sparse_rows(teacher, k, temperature, counts), temperature)
@@ -59,7 +59,7 @@ def test_equals_the_definition_on_ragged_rows(problem) -> None:
 
 
 @given(problems())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_is_a_lower_bound_of_the_dense_kl_and_not_negative(problem) -> None:
     student, teacher, counts, k, temperature = problem
     value = tla_per_token(student, *sparse_rows(teacher, k, temperature, counts), temperature)

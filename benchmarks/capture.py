@@ -1,0 +1,155 @@
+"""What does capture cost, next to what the same engine does without it?
+
+One process, one vLLM engine, the same sequences, repetitions interleaved, medians:
+
+- plain: prefill with capture taken off the model; one token is sampled for each sequence, as vLLM requires.
+- captured: the job's own path from a planned unit to a committed shard: score, reduce, encode, tar, sync, rename,
+  commit.
+- prompt_logprobs: what vLLM offers itself, with the same k, in its faster (flat) form. Less is done here: no
+  log-partitions, nothing written.
+- floor: plain, plus the head's matrix product for every row and nothing else. Whatever lies between it and captured
+  is this project's to remove.
+"""
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.common import FOLDER, K, as_config, digest, sequences_of, settings
+from benchmarks.results import Row, at_least, exit_status, write_results
+from schemas.cache_config import CacheConfig
+from teacher_cache import job
+from teacher_cache.engines import open_engine
+from teacher_cache.shards.reader import CacheReader
+
+REPETITIONS = 3
+SEQUENCES, TOKENS = 12, 512
+MIN_OF_PLAIN = 0.65
+MIN_OF_PROMPT_LOGPROBS = 2.0
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    tree = settings(FOLDER / "capture", modules=SEQUENCES, characters=7_000, max_tokens=TOKENS)
+    tree["output"]["tokens_per_shard"] = SEQUENCES * TOKENS
+    config = as_config(tree)
+    engine = open_engine(config)
+    captured(engine, config)  # warms up, and leaves the sequences in the cache
+    sequences = sequences_of(CacheReader(config.output.path), limit=2 * SEQUENCES)
+    tokens = sum(map(len, sequences))
+    ways: dict[str, Callable[[], float]] = {
+        "plain": lambda: plain(engine, sequences),
+        "captured": lambda: captured(engine, config),
+        "prompt_logprobs": lambda: prompt_logprobs(engine, sequences),
+        "floor": lambda: floor(engine, sequences, config.engine.head_chunk_rows),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repetition in range(REPETITIONS):
+        for name, way in ways.items():
+            seconds[name].append(way())
+        took = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in seconds.items())
+        print(f"repetition {repetition + 1} of {REPETITIONS}: {took}", flush=True)
+    engine.close()
+
+    speed = {name: tokens / statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        Row("plain prefill", speed["plain"], "tok/s"),
+        Row("captured, encoded, written, committed", speed["captured"], "tok/s"),
+        Row(f"prompt_logprobs = {K}, flat", speed["prompt_logprobs"], "tok/s"),
+        Row("floor: prefill and the head's matrix product", speed["floor"], "tok/s"),
+        at_least("captured ÷ plain prefill", speed["captured"] / speed["plain"], "×", MIN_OF_PLAIN),
+        Row("floor ÷ plain prefill", speed["floor"] / speed["plain"], "×"),
+        at_least(
+            "captured ÷ prompt_logprobs", speed["captured"] / speed["prompt_logprobs"], "×", MIN_OF_PROMPT_LOGPROBS
+        ),
+    ]
+    raw = {
+        "seconds": seconds,
+        "tokens": tokens,
+        "sequences": digest(sequences),
+        "k": K,
+        "dtype": config.teacher.dtype,
+        "max_batch_tokens": config.engine.max_batch_tokens,
+        "head_chunk_rows": config.engine.head_chunk_rows,
+    }
+    title = (
+        f"Capture: SmolLM2-135M in float32, {len(sequences)} × {TOKENS} tokens, medians of {REPETITIONS} repetitions"
+    )
+    write_results("capture", title, rows, raw)
+    return exit_status(rows)
+
+
+def captured(engine: Any, config: CacheConfig) -> float:
+    """A whole job with the loaded engine; the seconds it counts run from reading a unit to its commit mark."""
+    shutil.rmtree(config.output.path, ignore_errors=True)
+    with mock.patch.object(job, "open_engine", return_value=nullcontext(engine)):
+        return job.run(config).seconds
+
+
+def plain(engine: Any, sequences: list[np.ndarray]) -> float:
+    """Prefill without capture."""
+    with hooks_replaced(engine, None):
+        start = time.perf_counter()
+        generate(engine, sequences)
+        return time.perf_counter() - start
+
+
+def prompt_logprobs(engine: Any, sequences: list[np.ndarray]) -> float:
+    """Prefill with vLLM's own log-probabilities of the prompt."""
+    engine._llm.llm_engine.model_config.max_logprobs = K  # the default refuses more than 20
+    with hooks_replaced(engine, None):
+        start = time.perf_counter()
+        outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=True)
+        seconds = time.perf_counter() - start
+    if len(outputs[0].prompt_logprobs.logprobs) < K * (len(sequences[0]) - 1):
+        raise RuntimeError("vLLM returned fewer log-probabilities than were asked for")
+    return seconds
+
+
+def floor(engine: Any, sequences: list[np.ndarray], chunk_rows: int) -> float:
+    """Prefill, and the head's matrix product for every row."""
+
+    def head_only(model: Any, _args: Any, hidden_ND: Any) -> None:
+        for hidden in hidden_ND.split(chunk_rows):
+            model.compute_logits(hidden)
+
+    with hooks_replaced(engine, head_only):
+        start = time.perf_counter()
+        generate(engine, sequences)
+        return time.perf_counter() - start
+
+
+def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
+    """vLLM's ``generate`` with one sampled token a sequence."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **sampling)
+    return engine._llm.generate([{"prompt_token_ids": ids.tolist()} for ids in sequences], parameters, use_tqdm=False)
+
+
+@contextmanager
+def hooks_replaced(engine: Any, hook: Any) -> Iterator[None]:
+    """The engine's model without the hook that captures, and with ``hook`` instead unless it is None."""
+    (model,) = engine._llm.collective_rpc(lambda worker: worker.model_runner.get_model())
+    hooks, with_kwargs = dict(model._forward_hooks), dict(model._forward_hooks_with_kwargs)
+    model._forward_hooks.clear()
+    model._forward_hooks_with_kwargs.clear()
+    handle = model.register_forward_hook(hook) if hook is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        model._forward_hooks.update(hooks)
+        model._forward_hooks_with_kwargs.update(with_kwargs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The arrays of a batch. All lie in one block of memory: a system call and its page faults cost more than the decoding.
+
+Measured with 16 rows of 512 tokens and K = 64: separate arrays are given back to the system after every batch and cost
+1,024 page faults a batch, a quarter of the time.
+"""
+
+import math
+
+import numpy as np
+
+from teacher_cache.records import RowBatch
+
+
+def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> RowBatch:
+    """A RowBatch of ``n_rows`` rows of ``n_tokens`` tokens, not initialised."""
+    rows = (n_rows, n_tokens)
+    layout: dict[str, tuple[tuple[int, ...], type]] = {  # widest items first, so that all are aligned
+        "input_ids": (rows, np.int64),
+        "position_ids": (rows, np.int64),
+        "ids": ((*rows, k), np.int32),
+        "logprobs": ((*rows, k), np.float32),
+        "next_logprob": (rows, np.float32),
+        "log_partition": ((*rows, n_temperatures), np.float32),
+        "attention_mask": (rows, np.bool_),
+        "loss_mask": (rows, np.bool_),
+    }
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values()]
+    block = np.empty(sum(sizes), np.uint8)
+    parts = np.split(block, np.cumsum(sizes)[:-1])
+    return RowBatch(
+        **{
+            name: part.view(dtype).reshape(shape)
+            for part, (name, (shape, dtype)) in zip(parts, layout.items(), strict=True)
+        }
+    )
+
+
+def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
+    """Write the padding values to these tokens of a row."""
+    batch.input_ids[row, span] = 0
+    batch.position_ids[row, span] = 0
+    batch.attention_mask[row, span] = False
+    batch.loss_mask[row, span] = False
+    batch.ids[row, span] = 0
+    batch.logprobs[row, span] = -np.inf
+    batch.next_logprob[row, span] = np.nan
+    batch.log_partition[row, span] = 0

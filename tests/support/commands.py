@@ -1,0 +1,43 @@
+"""Running the installed commands in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+def command_line(command: str, *arguments: object) -> list[str]:
+    return [str(Path(sys.executable).parent / command), *map(str, arguments)]
+
+
+def start(command: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start an installed command as the leader of a process group of its own."""
+    return subprocess.Popen(
+        command_line(command, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+
+
+def run(command: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command_line(command, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout, check=False
+    )
+
+
+def run_ok(command: str, *arguments: object, timeout: float = 300) -> str:
+    done = run(command, *arguments, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a process and all it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

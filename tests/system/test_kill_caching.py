@@ -1,0 +1,89 @@
+"""A caching run that is killed at any instant loses nothing that was committed and leaves nothing stray."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from support.commands import kill_group, run, run_ok, start
+from support.workspace import Workspace
+from teacher_cache.shards.reader import CacheReader
+
+KILLS = 20
+
+
+def committed_files(cache: Path) -> dict[str, tuple[int, int]]:
+    """Inode and modification time of each file of each committed shard."""
+    marks = [path.stem for path in cache.glob("shard-*.json")]
+    files = [path for shard in marks for path in cache.glob(f"{shard}.*")]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def test_sigkill_at_random_instants(workspace: Workspace) -> None:
+    reference, cache = workspace.folder / "reference", workspace.folder / "cache"
+    run_ok("teacher-cache", "run", workspace.cache_config(reference))
+    config = workspace.cache_config(cache)
+    started = time.monotonic()
+    run_ok("teacher-cache", "run", config)
+    whole_run = time.monotonic() - started
+    shutil.rmtree(cache)
+
+    rng = random.Random(0)
+    instants = []
+    while len(instants) < KILLS:
+        before = committed_files(cache)
+        process = start("teacher-cache", "run", config)
+        # most of a run is the start of the interpreter: aim at the rest of it, and at the start now and then
+        wait = rng.uniform(0.0 if len(instants) % 5 == 0 else 0.6 * whole_run, whole_run)
+        time.sleep(wait)
+        finished = process.poll() is not None
+        kill_group(process) if not finished else process.communicate()
+        after = committed_files(cache)
+        assert before.items() <= after.items(), "a committed unit was written again"
+        instants.append(wait)
+        if finished or len(after) == len(committed_files(reference)):
+            check_same(reference, cache, config)
+            shutil.rmtree(cache)
+    check_same(reference, cache, config)
+
+
+def check_same(reference: Path, cache: Path, config: Path) -> None:
+    before = committed_files(cache)
+    run_ok("teacher-cache", "run", config)
+    assert before.items() <= committed_files(cache).items(), "a committed unit was written again"
+    names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (reference, cache)]
+    assert names[0] == names[1], "stray or missing files"
+    one, other = CacheReader(str(reference)), CacheReader(str(cache))
+    assert one.keys == other.keys
+    for position in range(len(one)):
+        a, b = one.read_logits(position), other.read_logits(position)
+        for field in ("counts", "ids", "logprobs", "next_logprob", "log_partition"):
+            assert np.array_equal(getattr(a, field), getattr(b, field), equal_nan=True), (position, field)
+        assert one.payload(position, "tokens") == other.payload(position, "tokens")
+    assert one.manifest.digest() == other.manifest.digest()
+
+
+def test_sigterm_finishes_the_unit_in_hand(workspace: Workspace) -> None:
+    cache = workspace.folder / "cache"
+    config = workspace.cache_config(cache)
+    process = start("teacher-cache", "run", config, "--json")
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("shard-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    summary = json.loads(stdout)
+    assert summary["stopped_by"] == "SIGTERM"
+    marks = len(list(cache.glob("shard-*.json")))
+    assert summary["units_scored"] == marks > 0
+    assert not summary["complete"]
+    assert not list(cache.glob(".tmp-*"))
+    assert run("cache-tools", "verify", cache).returncode == 0, "what was committed is readable"
+    rest = json.loads(run_ok("teacher-cache", "run", config, "--json"))
+    assert rest["units_skipped"] == marks
+    assert rest["complete"]

@@ -1,0 +1,113 @@
+"""Both engines on the same tiny random teacher. vLLM takes half a minute to load, so one engine serves all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
+from schemas.load import validate
+from support.models import VOCAB_SIZE, write_random_teacher
+from teacher_cache.engines import Engine, open_engine
+from teacher_cache.records import LogitsSample
+
+TEMPERATURES = [1.0, 2.0, 3.0]
+K = 20
+
+
+def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheConfig:
+    tree = {
+        "teacher": {"path": str(teacher), "dtype": "float32", **teacher_changes},
+        "engine": {
+            "kind": kind,
+            "device": "cpu",
+            "max_batch_tokens": 256,
+            "head_chunk_rows": 50,
+            "cpu_kv_cache_gib": 1,
+        },
+        "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
+        "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+        "output": {"path": "unused"},
+    }
+    return validate(CacheConfig, tree, "test")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def engine(request: pytest.FixtureRequest, teacher: Path) -> Iterator[Engine]:
+    with open_engine(make_config(teacher, request.param)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths = [100, 1, 2, 37, 64, 100, 3, 99, 50, 51]
+    return [rng.integers(0, VOCAB_SIZE, length).astype(np.uint32) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def reference(teacher: Path, sequences: list[np.ndarray]) -> list[np.ndarray]:
+    """Raw logits, float64 [S, V] a sequence, each from a forward pass of its own."""
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    with torch.inference_mode():
+        return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double().numpy() for ids in sequences]
+
+
+def check(sample: LogitsSample, logits_SV: np.ndarray, ids: np.ndarray) -> None:
+    log_z_S = np.log(np.exp(logits_SV).sum(axis=1))
+    logprobs_SV = logits_SV - log_z_S[:, None]
+    best_SK = np.sort(logprobs_SV, axis=1)[:, ::-1][:, :K]
+    assert np.abs(sample.logprobs - best_SK).max() < 1e-4
+    assert np.abs(sample.logprobs - np.take_along_axis(logprobs_SV, sample.ids, axis=1)).max() < 1e-4
+    assert (sample.counts == K).all()
+    assert np.abs(sample.next_logprob[:-1] - logprobs_SV[np.arange(len(ids) - 1), ids[1:]]).max(initial=0) < 1e-4
+    assert np.isnan(sample.next_logprob[-1])
+    for column, temperature in enumerate(TEMPERATURES):
+        expected = np.log(np.exp(logits_SV / temperature).sum(axis=1))
+        assert np.abs(sample.log_partition[:, column] - expected).max() < 1e-4
+
+
+def test_values_equal_a_plain_forward_pass(
+    engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    for sample, logits, ids in zip(engine.score(sequences), reference, sequences, strict=True):
+        check(sample, logits, ids)
+
+
+def test_order_and_repeats_do_not_matter(
+    engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    order = [3, 0, 3, 8, 1, 3]
+    for sample, position in zip(engine.score([sequences[i] for i in order]), order, strict=True):
+        check(sample, reference[position], sequences[position])
+
+
+def test_scoring_again_gives_identical_values(engine: Engine, sequences: list[np.ndarray]) -> None:
+    for one, other in zip(engine.score(sequences), engine.score(sequences), strict=True):
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.logprobs, other.logprobs)
+        assert np.array_equal(one.log_partition, other.log_partition)
+
+
+def test_weights_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    folder = write_random_teacher(tmp_path / "teacher")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"teacher\.path: .*cannot load the model"):
+        open_engine(make_config(folder, "transformers"))
+
+
+def test_sequences_longer_than_the_teacher_reads_are_refused(teacher: Path) -> None:
+    config = make_config(teacher, "vllm")
+    corpus = config.corpus.model_copy(update={"max_tokens": 512})
+    with pytest.raises(UserError, match=r"corpus\.max_tokens: 512: the teacher has 512 positions"):
+        open_engine(config.model_copy(update={"corpus": corpus}))

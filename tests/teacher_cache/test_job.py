@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.cache_config import CacheConfig
+from schemas.errors import CorruptCacheError, UserError
+from schemas.load import validate
+from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
+from teacher_cache import job
+from teacher_cache.shards.reader import CacheReader
+
+
+def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
+    tree = {
+        "teacher": {"path": str(teacher), "dtype": "float32"},
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
+        "capture": {"logits": {"k": 16, "temperatures": [1.0, 3.0]}},
+        "output": {"path": str(output), "tokens_per_shard": 300},
+        **changes,
+    }
+    return validate(CacheConfig, tree, "test")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path) -> None:
+    folder, logprobs_VV = write_successor_teacher(tmp_path / "teacher")
+    config = make_config(folder, corpus, tmp_path / "cache")
+    job.run(config)
+    reader = CacheReader(str(tmp_path / "cache"))
+    for position in range(len(reader)):
+        ids = reader.read_tokens(position).input_ids.astype(int)
+        logits = reader.read_logits(position)
+        assert np.array_equal(logits.ids[:, 0], (ids + 1) % VOCAB_SIZE)
+        expected = logprobs_VV[ids[:, None], logits.ids]
+        assert np.abs(logits.logprobs - expected).max() <= 1 / 32 + 1e-5
+        realised = logprobs_VV[ids[:-1], ids[1:]]
+        assert np.abs(logits.next_logprob[:-1] - realised).max() <= 1 / 2048 + 1e-5
+        assert np.isnan(logits.next_logprob[-1])
+
+
+def test_a_second_run_scores_nothing_and_changes_no_shard(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    first = job.run(config)
+    before = snapshot(tmp_path / "cache")
+    second = job.run(config)
+    after = snapshot(tmp_path / "cache")
+    assert first.complete
+    assert second.units_scored == 0
+    assert second.units_skipped == first.units_scored > 1
+    assert second.manifest_digest == first.manifest_digest
+    assert before.keys() == after.keys()
+    assert all(before[name] == after[name] for name in before if name != "manifest.json")
+
+
+def test_workers_share_the_units_and_the_result_is_the_same(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    alone = make_config(teacher, corpus, tmp_path / "alone")
+    shared = make_config(teacher, corpus, tmp_path / "shared")
+    job.run(alone)
+    first = job.run(shared, job.Worker(1, 2))
+    assert not first.complete
+    second = job.run(shared, job.Worker(0, 2))
+    assert second.complete
+    a, b = CacheReader(str(tmp_path / "alone")), CacheReader(str(tmp_path / "shared"))
+    assert a.keys == b.keys
+    for position in range(len(a)):
+        one, other = a.read_logits(position), b.read_logits(position)
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.logprobs, other.logprobs)
+
+
+def test_nucleus_rows_are_ragged_and_reach_the_mass(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    capture = {"logits": {"policy": "nucleus", "k": 64, "mass": 0.5}}
+    job.run(make_config(teacher, corpus, tmp_path / "cache", capture=capture))
+    logits = CacheReader(str(tmp_path / "cache")).read_logits(0)
+    assert len(set(logits.counts.tolist())) > 1
+    mass = np.exp(logits.logprobs).sum(axis=1)
+    full = logits.counts == 64
+    assert (mass[~full] >= 0.5 - 0.02).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"capture": {"logits": {"k": 8}}}, "capture.logits.k: 16 in the cache, 8 now"),
+        ({"codec": {"logprob_steps_per_nat": 32}}, "codec.logprob_steps_per_nat: 16 in the cache, 32 now"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    tmp_path: Path, teacher: Path, corpus: Path, changes: dict, key: str
+) -> None:
+    job.run(make_config(teacher, corpus, tmp_path / "cache"))
+    with pytest.raises(UserError, match=key):
+        job.run(make_config(teacher, corpus, tmp_path / "cache", **changes))
+
+
+def test_another_corpus_and_another_teacher_are_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    job.run(make_config(teacher, corpus, tmp_path / "cache"))
+    other_corpus = write_text_corpus(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"corpus\.sources \(content\)"):
+        job.run(make_config(teacher, other_corpus, tmp_path / "cache"))
+    other_teacher = write_random_teacher(tmp_path / "teacher", seed=1)
+    with pytest.raises(UserError, match=r"teacher\.fingerprint"):
+        job.run(make_config(other_teacher, corpus, tmp_path / "cache"))
+
+
+def test_the_corpus_may_move(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    first = job.run(make_config(teacher, corpus, tmp_path / "cache"))
+    moved = tmp_path / corpus.name
+    moved.mkdir()
+    for file in corpus.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    second = job.run(make_config(teacher, moved, tmp_path / "cache"))
+    assert second.units_scored == 0
+    assert second.manifest_digest == first.manifest_digest
+
+
+def test_a_lost_manifest_does_not_cost_the_shards(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    job.run(config)
+    (tmp_path / "cache/manifest.json").unlink()
+    before = snapshot(tmp_path / "cache")
+    with pytest.raises(UserError, match="restore it"):
+        job.run(config)
+    assert snapshot(tmp_path / "cache") == before
+
+
+def test_garbage_is_removed_and_foreign_files_are_not(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    garbage = [folder / "shard-000099.logits.tar", folder / ".tmp-w0-shard-000001.logits.tar"]
+    for path in [*garbage, folder / "notes.txt"]:
+        path.write_text("left over")
+    job.run(make_config(teacher, corpus, folder))
+    assert not any(path.exists() for path in garbage)
+    assert (folder / "notes.txt").exists()
+
+
+def test_a_damaged_plan_is_found_before_scoring(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    job.run(config, job.Worker(1, 2))
+    path = tmp_path / "cache/shard-000000.tokens.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptCacheError, match=r"shard-000000\.tokens\.tar: sha256"):
+        job.run(config)
+    assert CacheReader(str(tmp_path / "cache")).read_logits(0) is not None
+
+
+def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
+    tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache", capture={"logits": {"k": VOCAB_SIZE + 1}})
+    with pytest.raises(UserError, match=r"capture\.logits\.k: 385"):
+        job.run(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_empty_corpus_leaves_nothing_behind(tmp_path: Path, teacher: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/empty.txt").write_text("")
+    with pytest.raises(UserError, match="corpus is empty"):
+        job.run(make_config(teacher, tmp_path / "corpus", tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+
+
+def test_k_equal_to_the_vocabulary_stores_whole_rows(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    job.run(make_config(teacher, corpus, tmp_path / "cache", capture={"logits": {"k": VOCAB_SIZE}}))
+    logits = CacheReader(str(tmp_path / "cache")).read_logits(0)
+    assert np.array_equal(np.sort(logits.ids, axis=1), np.tile(np.arange(VOCAB_SIZE), (len(logits.ids), 1)))
+
+
+def test_summary_is_plain_json(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    summary = job.run(make_config(teacher, corpus, tmp_path / "cache"))
+    facts = json.loads(json.dumps(job.summary_dict(summary)))
+    assert facts["tokens"] == facts["cache_tokens"] == int(CacheReader(str(tmp_path / "cache")).num_tokens.sum())
+    assert 0 < facts["mean_entropy"] < np.log(VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("text", ["1", "2/2", "a/b", "-1/2", "0/0"])
+def test_bad_worker_shares_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="RANK/WORLD"):
+        job.parse_worker(text)

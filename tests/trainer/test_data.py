@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from schemas.errors import UserError
+from support.models import tiny_tokenizer
+from support.synthetic import random_shards, write_cache
+from teacher_cache.teacher import describe_tokenizer
+from trainer.data import (
+    CacheRows,
+    RemainingRows,
+    already_a_batch,
+    check_tokenizer,
+    check_vocabulary,
+    open_cache,
+    to_tensors,
+)
+from trainer.order import RowPlan, plan_rows
+
+
+@pytest.fixture
+def plan(cache) -> RowPlan:
+    return plan_rows(np.arange(24), cache.num_tokens, seed=0, global_batch=4, epochs=1, max_steps=6, pack_tokens=None)
+
+
+def test_batches_are_one_read_each_in_the_plans_order_through_accelerate(cache, plan) -> None:
+    loader = DataLoader(CacheRows(cache, plan), batch_size=2, sampler=RemainingRows(24, 6), collate_fn=already_a_batch)
+    batches = list(Accelerator(cpu=True).prepare(loader))
+    assert len(batches) == 9
+    assert cache.reads == [[plan.row(r).tolist(), plan.row(r + 1).tolist()] for r in range(6, 24, 2)]
+    expected = cache.read_rows([plan.row(6).tolist(), plan.row(7).tolist()])
+    assert torch.equal(batches[0]["input_ids"], torch.from_numpy(expected.input_ids))
+
+
+def test_position_ids_only_when_packed(cache) -> None:
+    rows = cache.read_rows([[0, 1]])
+    assert "position_ids" not in to_tensors(rows, packed=False)
+    assert to_tensors(rows, packed=True)["position_ids"].dtype == torch.int64
+
+
+def test_one_row_is_a_batch_of_one(cache, plan) -> None:
+    data = CacheRows(cache, plan)
+    assert len(data) == 24
+    assert data[3]["input_ids"].shape == (1, cache.num_tokens[plan.row(3)[0]])
+
+
+def test_student_vocabulary_must_cover_the_tokenizer(cache) -> None:
+    from transformers import LlamaConfig
+
+    check_vocabulary(cache.manifest, LlamaConfig(vocab_size=61), where="c")
+    check_vocabulary(cache.manifest, LlamaConfig(vocab_size=64), where="c")  # padded embeddings
+    with pytest.raises(UserError, match=r"^c: the cache's tokenizer has 61 tokens but .* has 60"):
+        check_vocabulary(cache.manifest, LlamaConfig(vocab_size=60), where="c")
+
+
+def test_student_tokenizer_must_be_the_caches(cache, tmp_path) -> None:
+    check_tokenizer(cache.manifest, tmp_path, where="c")  # nothing to compare
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    info = describe_tokenizer(tokenizer)
+    check_tokenizer(cache.manifest.model_copy(update={"tokenizer": info}), tmp_path, where="c")
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer \w{12}… is not the one the cache c was made with"):
+        check_tokenizer(cache.manifest.model_copy(update={"tokenizer": info}), tmp_path, where="c")
+
+
+def test_empty_and_missing_caches(tmp_path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        open_cache(str(tmp_path / "nowhere"))
+
+
+def test_incomplete_cache_is_used_with_a_warning(tmp_path, caplog) -> None:
+    shards = random_shards([[5, 6], [7]], 61)
+    write_cache(str(tmp_path / "none"), shards, 61, commit=0)
+    with pytest.raises(UserError, match="no committed samples"):
+        open_cache(str(tmp_path / "none"))
+    write_cache(str(tmp_path / "one"), shards, 61, commit=1)
+    assert len(open_cache(str(tmp_path / "one")).keys) == 2
+    assert "using 1 of 2 shards" in caplog.text

@@ -1,0 +1,295 @@
+"""Whole runs of tiny students over a synthetic cache."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from schemas.errors import CorruptCacheError, UserError
+from support.models import tiny_tokenizer
+from support.synthetic import random_shards, write_cache
+from teacher_cache.teacher import describe_tokenizer
+from trainer.data import open_cache, to_tensors
+from trainer.distiller import distill
+from trainer.evaluate import evaluate_folder
+from trainer.interrupts import StopRequest
+from trainer.losses.tla import tla_per_token
+from trainer.order import plan_rows
+from trainer.taps import masked_logits
+
+BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
+
+
+def lines(output: str | Path, kind: str = "loss") -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have ``kind``."""
+    records = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if kind in record]
+
+
+def losses(output: str | Path) -> list[tuple[int, float, float]]:
+    return [(record["step"], record["loss"], record["tla"]) for record in lines(output)]
+
+
+class StopAt(TrainerCallback):
+    """Asks for a stop, or fails, at the end of a step."""
+
+    def __init__(self, step: int, stop: StopRequest | None = None) -> None:
+        self.step, self.stop = step, stop
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step + 1 == self.step:
+            if self.stop is None:
+                raise RuntimeError("crash")
+            self.stop.signal_number = 15
+
+
+def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_cache: Path) -> None:
+    config = make_config(**BOTH, data={"validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10})
+    summary = distill(config)
+    output = Path(config.output)
+    records = lines(output)
+    assert [record["step"] for record in records] == list(range(1, 31))
+    assert np.mean([r["loss"] for r in records[-5:]]) < 0.8 * np.mean([r["loss"] for r in records[:5]])
+    for record in records:
+        progress = (record["step"] - 1) / 30
+        assert record["tla_weight"] == pytest.approx(1.0 - 0.7 * progress)
+        assert record["tla_weighted"] == pytest.approx(record["tla"] * record["tla_weight"], rel=1e-5)
+        assert record["cross_entropy_weighted"] == pytest.approx(record["cross_entropy"] * 0.5, rel=1e-5)
+        assert record["loss"] == pytest.approx(record["tla_weighted"] + record["cross_entropy_weighted"], rel=1e-5)
+    validations = lines(output, "eval_kl")
+    assert [record["step"] for record in validations] == [10, 20, 30]
+    before = evaluate_folder(str(student_folder), str(real_cache), validation_fraction=0.2)
+    after = evaluate_folder(str(output / "final"), str(real_cache), validation_fraction=0.2)
+    assert after["kl"] == pytest.approx(validations[-1]["eval_kl"], rel=1e-5)
+    assert after["kl"] < 0.7 * before["kl"]
+    assert summary["validation"]["kl"] == validations[-1]["eval_kl"]
+
+    digest = open_cache(str(real_cache)).manifest.digest()
+    assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-28", "checkpoint-30"]
+    assert json.loads((output / "checkpoint-30" / "distill_state.json").read_text())["cache_digest"] == digest
+    card = (output / "final" / "README.md").read_text()
+    assert digest in card
+    assert "synthetic" in card
+    assert "weight 1.0 → 0.3" in card
+    assert list((output / "tensorboard").glob("events.*"))
+    assert json.loads((output / "summary.json").read_text()) == summary
+    assert summary["ended"] == "completed"
+    assert summary["peak_memory_bytes"] > 2**20
+    assert summary["tokens_per_second"] > 0
+
+    model = AutoModelForCausalLM.from_pretrained(output / "final")
+    saved = AutoModelForCausalLM.from_pretrained(output / "checkpoint-30")
+    assert torch.equal(model.lm_head.weight, saved.lm_head.weight)
+    assert model.config.use_cache is True
+    assert not list((output / "final").glob("*.bin"))
+
+
+def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, student_folder, real_cache) -> None:
+    config = make_config(loop={"max_steps": 1, "micro_batch_size": 1, "gradient_accumulation": 6})
+    distill(config)
+    cache = open_cache(str(real_cache))
+    plan = plan_rows(np.arange(40), cache.num_tokens, seed=0, global_batch=6, epochs=1, max_steps=1, pack_tokens=None)
+    student = AutoModelForCausalLM.from_pretrained(student_folder)
+    batch = to_tensors(cache.read_rows([plan.row(r).tolist() for r in range(6)]), packed=False)
+    mask = batch["loss_mask"]
+    z = batch["log_partition"][mask][:, 0]
+    with torch.no_grad():
+        logits = masked_logits(student, batch, keep_only_masked=False)
+        expected = tla_per_token(logits, batch["ids"][mask], batch["logprobs"][mask], z, z).mean()
+    assert losses(config.output)[0][1] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_accumulation_equals_one_large_batch(make_config, tmp_path) -> None:
+    seen = []
+    for micro, accumulation in ((1, 4), (2, 2), (4, 1)):
+        loop = {"micro_batch_size": micro, "gradient_accumulation": accumulation}
+        config = make_config(loop=loop, output=str(tmp_path / f"out{micro}"))
+        distill(config)
+        seen.append(losses(config.output))
+    assert seen[0] != seen[0][:1] * 6
+    for other in seen[1:]:
+        np.testing.assert_allclose(seen[0], other, rtol=1e-4)
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_interrupted_and_resumed_equals_uninterrupted(make_config, tmp_path, log_every: int) -> None:
+    loop = {"max_steps": 9, "save_every": 100, "log_every": log_every}
+    whole = make_config(loop=loop, output=str(tmp_path / "whole"))
+    distill(whole)
+    parts = make_config(loop=loop, output=str(tmp_path / "parts"))
+    for step in (2, 5):
+        stop = StopRequest()
+        summary = distill(parts, stop, [StopAt(step, stop)])
+        assert (summary["ended"], summary["steps"]) == ("interrupted", step)
+        assert not (Path(parts.output) / "final").exists()
+    assert distill(parts)["ended"] == "completed"
+    np.testing.assert_allclose(losses(parts.output), losses(whole.output), atol=1e-5)
+    assert [r["epoch"] for r in lines(parts.output)] == [r["epoch"] for r in lines(whole.output)]
+    assert [r["learning_rate"] for r in lines(parts.output)] == [r["learning_rate"] for r in lines(whole.output)]
+
+
+def test_resume_reads_nothing_again(make_config, monkeypatch) -> None:
+    from teacher_cache.shards.reader import CacheReader
+
+    read: list[list[int]] = []
+    original = CacheReader.read_rows
+    monkeypatch.setattr(
+        CacheReader, "read_rows", lambda self, rows, length=None: read.extend(rows) or original(self, rows, length)
+    )
+    stop = StopRequest()
+    config = make_config()
+    distill(config, stop, [StopAt(4, stop)])
+    first = len(read)
+    distill(config)
+    assert first <= 4 * 4 + 2  # accelerate looks one micro-batch ahead
+    assert len(read) - first == 2 * 4
+
+
+def test_crash_while_saving_falls_back_to_the_whole_checkpoint(make_config, tmp_path) -> None:
+    whole = make_config(output=str(tmp_path / "whole"))
+    distill(whole)
+    config = make_config()
+    with pytest.raises(RuntimeError, match="crash"):
+        distill(config, callbacks=[StopAt(6)])
+    (Path(config.output) / "checkpoint-4" / "distill_state.json").unlink()
+    assert len(lines(config.output)) == 5
+    distill(config)
+    np.testing.assert_allclose(losses(config.output), losses(whole.output), atol=1e-5)
+
+
+def test_finished_run_is_not_run_again(make_config) -> None:
+    config = make_config()
+    first = distill(config)
+    again = distill(config)
+    assert again["steps"] == first["steps"] == 6
+    assert again["tokens_this_run"] == 0
+    assert json.loads((Path(config.output) / "summary.json").read_text()) == first
+
+
+def test_packed_rows_train(make_config) -> None:
+    data = {"packing": True, "pack_tokens": 48, "validation_fraction": 0.2}
+    config = make_config(data=data, loop={"max_steps": 20, "gradient_accumulation": 1, "validate_every": 20})
+    summary = distill(config)
+    records = lines(config.output)
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert summary["tokens"] > 20 * 2 * 48 * 0.75  # rows are well filled
+    assert lines(config.output, "eval_kl")[-1]["step"] == 20
+
+
+def test_sample_too_long_to_pack(make_config) -> None:
+    with pytest.raises(UserError, match=r"longest sample has 19 tokens, more than data.pack_tokens = 8"):
+        distill(make_config(data={"packing": True, "pack_tokens": 8}))
+
+
+def test_worker_processes_give_the_same_losses(make_config, tmp_path) -> None:
+    inside, outside = (
+        make_config(loop={"max_steps": 3}),
+        make_config(loop={"max_steps": 3}, data={"num_workers": 1}, output=str(tmp_path / "workers")),
+    )
+    distill(inside)
+    distill(outside)
+    np.testing.assert_allclose(losses(outside.output), losses(inside.output), atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, workers: int) -> None:
+    broken = shutil.copytree(real_cache, tmp_path / "broken")
+    for tar in broken.glob("*.logits.tar"):
+        data = bytearray(tar.read_bytes())
+        for place in range(600, len(data) - 1024, 100):
+            data[place] ^= 1
+        tar.write_bytes(bytes(data))
+    with pytest.raises(CorruptCacheError, match=r"^\S*broken\S*\.logits\.tar: sample [0-9a-f]{32}: xxh3 is") as caught:
+        distill(make_config(data={"cache": str(broken), "num_workers": workers}))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_changed_cache_is_refused_unless_starting_over(make_config, tmp_path) -> None:
+    config = make_config()
+    distill(config)
+    other = tmp_path / "other"
+    write_cache(str(other), random_shards([[9] * 12], 61, seed=5), 61)
+    with pytest.raises(UserError, match="manifest digest"):
+        distill(make_config(data={"cache": str(other)}))
+    summary = distill(make_config(data={"cache": str(other)}, loop={"resume": False, "max_steps": 2}))
+    assert summary["cache_digest"] == open_cache(str(other)).manifest.digest()
+    assert [record["step"] for record in lines(config.output)] == [1, 2]
+
+
+def test_early_stopping_keeps_the_best_model(make_config) -> None:
+    config = make_config(
+        data={"validation_fraction": 0.3},
+        optimizer={"lr": 1.0},  # makes the student worse
+        loop={"max_steps": 40, "validate_every": 1, "save_every": 100, "early_stopping_patience": 3},
+    )
+    summary = distill(config)
+    output = Path(config.output)
+    kls = {record["step"]: record["eval_kl"] for record in lines(output, "eval_kl")}
+    best = min(kls, key=kls.__getitem__)
+    assert summary["ended"] == "early stopping"
+    assert summary["steps"] == best + 3 < 40
+    assert summary["final_step"] == best
+    assert summary["validation"]["kl"] == kls[best]
+    final = AutoModelForCausalLM.from_pretrained(output / "final")
+    kept = AutoModelForCausalLM.from_pretrained(output / f"checkpoint-{best}")
+    assert torch.equal(final.lm_head.weight, kept.lm_head.weight)
+    assert distill(config)["steps"] == summary["steps"]  # stays stopped
+
+
+def test_early_stopping_needs_validation(make_config) -> None:
+    with pytest.raises(UserError, match=r"loop.early_stopping_patience: 2 needs validation data"):
+        distill(make_config(loop={"early_stopping_patience": 2}))
+
+
+def test_separate_validation_cache(make_config, tmp_path) -> None:
+    write_cache(str(tmp_path / "held-out"), random_shards([[9] * 3], 61, seed=9), 61)
+    config = make_config(data={"validation_cache": str(tmp_path / "held-out")}, loop={"validate_every": 3})
+    distill(config)
+    assert {record["eval_tokens"] for record in lines(config.output, "eval_kl")} == {24}
+
+
+def test_validation_share_that_leaves_nothing(make_config) -> None:
+    with pytest.raises(UserError, match=r"1e-09 of the 40 samples .* leaves 40 for training and 0 for validation"):
+        distill(make_config(data={"validation_fraction": 1e-9}))
+
+
+def test_temperature_that_is_not_in_the_cache(make_config) -> None:
+    with pytest.raises(UserError, match=r"losses.tla.temperature: 2.0 is not among the cache's temperatures"):
+        distill(make_config(losses={"tla": {"temperature": 2.0}}))
+
+
+def test_vocabulary_that_does_not_fit(make_config, tmp_path) -> None:
+    write_cache(str(tmp_path / "large"), random_shards([[9] * 3], 100), 100)
+    with pytest.raises(UserError, match="tokenizer has 100 tokens but the student's vocabulary has 61"):
+        distill(make_config(data={"cache": str(tmp_path / "large")}))
+
+
+def test_loss_that_explodes_is_an_error(make_config, student_folder, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(student_folder)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("inf"))
+    model.save_pretrained(broken)
+    with pytest.raises(UserError, match=r"the loss is nan at step 1; lower optimizer.lr"):
+        distill(make_config(student={"checkpoint": str(broken)}))
+
+
+def test_tokenizer_travels_to_the_final_model(make_config, student_folder, real_cache, tmp_path) -> None:
+    student = shutil.copytree(student_folder, tmp_path / "student")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(student)
+    with pytest.raises(UserError, match="is not the one the cache"):
+        distill(make_config(student={"checkpoint": str(student)}))
+    cache = shutil.copytree(real_cache, tmp_path / "cache")
+    manifest = open_cache(str(cache)).manifest
+    info = describe_tokenizer(tokenizer).model_copy(update={"vocab_size": 61})
+    (cache / "manifest.json").write_text(manifest.model_copy(update={"tokenizer": info}).to_json())
+    config = make_config(student={"checkpoint": str(student)}, data={"cache": str(cache)}, loop={"max_steps": 1})
+    distill(config)
+    final = Path(config.output) / "final"
+    assert (final / "tokenizer.json").read_bytes() == (student / "tokenizer.json").read_bytes()
