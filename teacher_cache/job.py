@@ -31,9 +31,6 @@ from teacher_cache.signals.entropy import bucket_entropy
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_EVERY_SECONDS = 60  # so that what a killed run committed can be read before the next run
-
-
 @dataclass(frozen=True)
 class Worker:
     """This process' share of the units: those whose number is ``rank`` modulo ``world``."""
@@ -107,7 +104,6 @@ def _score_units(
 ) -> None:
     encoder: LogitsEncoder | None = None
     digest = ""
-    listed = time.perf_counter()
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
         for unit in pending:
             if stop.signal_name:
@@ -121,9 +117,6 @@ def _score_units(
             _write_shard(storage, unit, sequences, scored, tokens_index, encoder, digest, worker)
             tally.add(unit, sum(float(bucket_entropy(s).sum()) for s in scored), time.perf_counter() - started)
             progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
-            if time.perf_counter() - listed > MANIFEST_EVERY_SECONDS:
-                plan = _write_manifest(storage, plan, worker)
-                listed = time.perf_counter()
 
 
 def _write_shard(

@@ -165,6 +165,12 @@ def _entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
     )
 
 
+def up_to_date_manifest(storage: Storage) -> Manifest:
+    """The manifest with every shard committed by now, also by a run that is under way or was killed."""
+    manifest = read_manifest(storage)
+    return manifest if manifest.complete else assemble(storage, manifest)
+
+
 def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "") -> list[str]:
     """Delete what a killed run left: temporary files, and shard files or tables that the manifest does not account for.
 

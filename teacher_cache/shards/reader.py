@@ -20,7 +20,7 @@ from teacher_cache.codec.logits import LogitsDecoder, LogitsTarget
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import allocate_rows, fill_padding
-from teacher_cache.shards.marks import read_index, read_manifest, read_table, tar_name
+from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
 
@@ -46,7 +46,7 @@ class CacheReader:
         self.url = url
         self.signals = signals
         self._connect()
-        self.manifest: Manifest = read_manifest(self._storage)
+        self.manifest: Manifest = up_to_date_manifest(self._storage)
         self._open()
 
     def _connect(self) -> None:
@@ -142,7 +142,7 @@ class CacheReader:
         places = []
         for r, row in enumerate(rows):
             stops = list(itertools.accumulate((int(self.num_tokens[position]) for position in row), initial=0))
-            places += [(position, r, slice(*span)) for position, span in zip(row, itertools.pairwise(stops))]
+            places += [(position, r, slice(*span)) for position, span in zip(row, itertools.pairwise(stops), strict=True)]
         return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:
