@@ -84,12 +84,8 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
         with open_engine(config) as engine, stop.listening():
             tally.engine_load_seconds = time.perf_counter() - started
             logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-            try:
-                _score_units(engine, plan, pending, storage, worker, tally, stop)
-            finally:
-                plan = _write_manifest(storage, plan, worker)
-    else:
-        plan = _write_manifest(storage, plan, worker)
+            _score_units(engine, plan, pending, storage, worker, tally, stop)
+    plan = _write_manifest(storage, plan, worker)
     return _summarise(plan, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
 
 

@@ -80,7 +80,7 @@ def _check_capture(config: CacheConfig, teacher: TeacherInfo) -> None:
     k = config.capture.logits.k
     if k > teacher.vocab_size:
         raise UserError(
-            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name}, {teacher.vocab_size} tokens; lower it"
+            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name} ({teacher.vocab_size}); lower it"
         )
 
 
