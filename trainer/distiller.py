@@ -81,7 +81,7 @@ def distill(
             run_state=state,
             early_stopping_patience=config.loop.early_stopping_patience,
             keep_checkpoints=config.loop.keep_checkpoints,
-            stop=stop or StopRequest(),
+            stop=StopRequest() if stop is None else stop,
             callbacks=[JsonlCallback(output / "metrics.jsonl"), tensorboard(output, state.global_step), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)

@@ -160,7 +160,7 @@ def test_training_on_a_flipped_bit(made: tuple[Workspace, Path], copy: Path) -> 
         data = bytearray(tar.read_bytes())
         data[1200] ^= 4  # in the first sample's payload
         tar.write_bytes(data)
-    refused(".logits.tar: sample ", "xxh3 is", done=train(made, copy))
+    refused(".logits.tar: sample ", "xxh3 of", done=train(made, copy))
 
 
 def test_training_on_a_changed_index(made: tuple[Workspace, Path], copy: Path) -> None:
