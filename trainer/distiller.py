@@ -131,6 +131,13 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         if in_worker:
             raise type(error)(message) from None
         raise
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "
+            "checkpoint; with data.num_workers = 0 the main process decodes"
+        ) from None
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:

@@ -41,7 +41,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, previous)
 
 
-def ignore_signals(worker: int) -> None:
-    """For worker processes: signals to the whole group are the main process's business; it ends its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def leave_interrupts_to_main(worker: int) -> None:
+    """For worker processes: Ctrl-C reaches the whole group, but only the main process acts on it.
+
+    SIGTERM keeps its default: it is how the main process ends its workers when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

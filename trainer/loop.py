@@ -20,7 +20,7 @@ from schemas.errors import UserError
 from trainer.checkpoint import RunState, keep_newest, write_state
 from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
 from trainer.evaluate import evaluate
-from trainer.interrupts import StopRequest, ignore_signals
+from trainer.interrupts import StopRequest, leave_interrupts_to_main
 from trainer.losses.objective import Objective, teacher_rows
 from trainer.taps import accepts_logits_to_keep, masked_logits
 
@@ -79,7 +79,7 @@ class DistillationTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             # a forked copy of the reader would wait for threads that it does not have
             multiprocessing_context="spawn" if self.args.dataloader_num_workers else None,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=leave_interrupts_to_main,
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)

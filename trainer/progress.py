@@ -96,7 +96,16 @@ class LineCallback(TrainerCallback):
 
 @contextmanager
 def batch_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; call the result with (done, total)."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    """A bar on stderr if that is a terminal; call the result with (done, total). The bar appears at the first call."""
+    console = Console(stderr=True)
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task(title)
+
+    def advance(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        progress.stop()

@@ -176,7 +176,11 @@ def load_model_config(path: str, key: str) -> "PreTrainedConfig":
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{key}: {path}: cannot read a model configuration: {_first_line(error)}") from None
+        exists = "exists" if Path(path).exists() else "no such folder here"
+        raise UserError(
+            f"{key}: {path} ({exists}): cannot read a model configuration: {_first_line(error)}; "
+            "give the folder of a Hugging Face model"
+        ) from None
 
 
 def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "sdpa") -> "PreTrainedModel":

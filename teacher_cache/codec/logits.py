@@ -14,13 +14,12 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import zstandard
 
 from schemas.arrow import LOGITS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import list_value, read_row, write_row
+from teacher_cache.codec.message import Row, RowReader, write_row
 from teacher_cache.codec.permutation import TWO_PLANES, invert_code_table
 from teacher_cache.codec.planes import compress_planes, decompress_plane, join_planes, split_planes
 from teacher_cache.records import LogitsSample
@@ -28,6 +27,9 @@ from teacher_cache.records import LogitsSample
 MAX_STEPS = 65535  # a log-probability is stored as a u16 number of steps; lower ones are clipped
 MAX_SCALAR_STEPS = 1 << 30  # scalars beyond ±2^30 steps, infinite ones too, are clipped to that
 ROW_PADDING = 32  # rows of a power of two bytes would fall into the same few cache lines when they are transposed
+
+
+_READER = RowReader(LOGITS_SCHEMA)
 
 
 class LogitsEncoder:
@@ -127,20 +129,20 @@ class LogitsDecoder:
 
         No plane is decompressed before its size is known to be what ``num_tokens`` and K imply.
         """
-        batch = read_row(LOGITS_SCHEMA, payload)
-        counts = self._counts(batch, num_tokens)
+        row = _READER.read(payload)
+        counts = self._counts(row, num_tokens)
         stored_SK = None if counts is None else np.arange(self._k) < counts[:, None]
         entries = num_tokens * self._k if counts is None else int(counts.sum())
-        self._decode_ids(batch, entries, stored_SK, target.ids)
-        self._decode_logprobs(batch, entries, stored_SK, target.logprobs)
-        scalars_CS = self._scalars(batch, num_tokens)
+        self._decode_ids(row, entries, stored_SK, target.ids)
+        self._decode_logprobs(row, entries, stored_SK, target.logprobs)
+        scalars_CS = self._scalars(row, num_tokens)
         np.multiply(scalars_CS[0], self._nats_per_scalar_step, out=target.next_logprob)
         target.next_logprob[-1] = np.nan
         np.multiply(scalars_CS[1:].T, self._nats_per_scalar_step, out=target.log_partition)
         return np.full(num_tokens, self._k, np.int32) if counts is None else counts
 
-    def _frames(self, batch: pa.RecordBatch, column: str, size: int, allowed: tuple[int, ...]) -> list[np.ndarray]:
-        frames = list_value(batch, column).to_pylist()
+    def _frames(self, row: Row, column: str, size: int, allowed: tuple[int, ...]) -> list[np.ndarray]:
+        frames = row.frames(column)
         if len(frames) not in allowed:
             raise CorruptCacheError(f"column {column} has {len(frames)} planes, wanted one of {allowed}")
         if not hasattr(self._per_thread, "decompressor"):
@@ -150,8 +152,8 @@ class LogitsDecoder:
         except CorruptCacheError as error:
             raise CorruptCacheError(f"column {column}: {error}") from None
 
-    def _counts(self, batch: pa.RecordBatch, num_tokens: int) -> np.ndarray | None:
-        planes = self._frames(batch, "counts", num_tokens, (0, 2))
+    def _counts(self, row: Row, num_tokens: int) -> np.ndarray | None:
+        planes = self._frames(row, "counts", num_tokens, (0, 2))
         if not planes:
             return None
         counts = join_planes(planes).astype(np.int32)
@@ -159,8 +161,8 @@ class LogitsDecoder:
             raise CorruptCacheError(f"counts lie in {counts.min()}..{counts.max()}, wanted 1..{self._k}")
         return counts
 
-    def _decode_ids(self, batch: pa.RecordBatch, entries: int, stored_SK: np.ndarray | None, out: np.ndarray) -> None:
-        planes = self._frames(batch, "ids", entries, (self._id_planes,))
+    def _decode_ids(self, row: Row, entries: int, stored_SK: np.ndarray | None, out: np.ndarray) -> None:
+        planes = self._frames(row, "ids", entries, (self._id_planes,))
         codes_N = join_planes(planes)
         if codes_N.max() >= len(self._table):
             raise CorruptCacheError(f"code {codes_N.max()} is outside the vocabulary of {len(self._table)}")
@@ -170,10 +172,8 @@ class LogitsDecoder:
             out[...] = 0
             out[stored_SK] = self._table[codes_N]
 
-    def _decode_logprobs(
-        self, batch: pa.RecordBatch, entries: int, stored_SK: np.ndarray | None, out: np.ndarray
-    ) -> None:
-        differences_N = join_planes(self._frames(batch, "logprobs", entries, (1, 2)))
+    def _decode_logprobs(self, row: Row, entries: int, stored_SK: np.ndarray | None, out: np.ndarray) -> None:
+        differences_N = join_planes(self._frames(row, "logprobs", entries, (1, 2)))
         num_tokens = len(out)
         steps_KP = np.zeros((self._k, num_tokens + ROW_PADDING), np.uint16)
         if stored_SK is None:
@@ -185,8 +185,8 @@ class LogitsDecoder:
         if stored_SK is not None:
             out[~stored_SK] = -np.inf
 
-    def _scalars(self, batch: pa.RecordBatch, num_tokens: int) -> np.ndarray:
-        planes = self._frames(batch, "scalars", self._n_scalars * num_tokens, (4,))
+    def _scalars(self, row: Row, num_tokens: int) -> np.ndarray:
+        planes = self._frames(row, "scalars", self._n_scalars * num_tokens, (4,))
         return join_planes(planes).view(np.int32).reshape(self._n_scalars, num_tokens)
 
 

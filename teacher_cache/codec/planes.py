@@ -25,7 +25,7 @@ def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) ->
     return [compressor.compress(plane.data) for plane in planes]
 
 
-def decompress_plane(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
+def decompress_plane(frame: bytes | memoryview, size: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
     """A frame's uint8 [size], read-only. Raises CorruptCacheError when the frame is broken or of another size."""
     try:
         declared = zstandard.frame_content_size(frame)

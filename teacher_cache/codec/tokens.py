@@ -1,12 +1,13 @@
 """The ``tokens`` signal: plain Arrow columns, readable without this project."""
 
 import numpy as np
-import pyarrow as pa
 
 from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import list_value, read_row, text_value, write_row
+from teacher_cache.codec.message import Row, RowReader, write_row
 from teacher_cache.records import TokenSample
+
+_READER = RowReader(TOKENS_SCHEMA)
 
 
 def encode_tokens(sample: TokenSample) -> bytes:
@@ -19,17 +20,17 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
 
     Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
     """
-    batch = read_row(TOKENS_SCHEMA, payload)
-    num_tokens = len(list_value(batch, "input_ids")) if num_tokens is None else num_tokens
+    row = _READER.read(payload)
+    num_tokens = len(row.values("input_ids")) if num_tokens is None else num_tokens
     sample = TokenSample(
-        key=text_value(batch, "key"),
-        source_id=text_value(batch, "source_id"),
-        layer=text_value(batch, "layer"),
-        text=text_value(batch, "text"),
-        input_ids=_ids(batch, num_tokens, vocab_size),
-        loss_mask=_array(batch, "loss_mask", num_tokens),
-        byte_start=_array(batch, "byte_start", num_tokens),
-        byte_end=_array(batch, "byte_end", num_tokens),
+        key=row.text("key"),
+        source_id=row.text("source_id"),
+        layer=row.text("layer"),
+        text=row.text("text"),
+        input_ids=_ids(row, num_tokens, vocab_size),
+        loss_mask=_array(row, "loss_mask", num_tokens),
+        byte_start=_array(row, "byte_start", num_tokens),
+        byte_end=_array(row, "byte_end", num_tokens),
     )
     if sample.loss_mask[-1]:
         raise CorruptCacheError("the last row is in the loss mask, though no token follows it")
@@ -41,19 +42,19 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
 
 def decode_training_columns(payload: bytes, num_tokens: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Only ``input_ids`` uint32 [S] and ``loss_mask`` bool [S]: what a training batch needs."""
-    batch = read_row(TOKENS_SCHEMA, payload)
-    return _ids(batch, num_tokens, vocab_size), _array(batch, "loss_mask", num_tokens)
+    row = _READER.read(payload)
+    return _ids(row, num_tokens, vocab_size), _array(row, "loss_mask", num_tokens)
 
 
-def _ids(batch: pa.RecordBatch, num_tokens: int, vocab_size: int) -> np.ndarray:
-    ids = _array(batch, "input_ids", num_tokens)
+def _ids(row: Row, num_tokens: int, vocab_size: int) -> np.ndarray:
+    ids = _array(row, "input_ids", num_tokens)
     if ids.max() >= vocab_size:
         raise CorruptCacheError(f"token id {ids.max()} is outside the vocabulary of {vocab_size}")
     return ids
 
 
-def _array(batch: pa.RecordBatch, name: str, num_tokens: int) -> np.ndarray:
-    array = list_value(batch, name).to_numpy(zero_copy_only=False)
+def _array(row: Row, name: str, num_tokens: int) -> np.ndarray:
+    array = row.values(name)
     if len(array) != num_tokens or num_tokens == 0:
         raise CorruptCacheError(f"column {name} has {len(array)} entries, wanted {num_tokens or 'at least 1'}")
     return array

@@ -90,7 +90,9 @@ def test_changed_layers_are_noticed(make_config, teacher_folder: Path) -> None:
 
 
 def test_missing_teacher(make_config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^student.teacher: .*/nowhere: cannot read a model configuration"):
+    with pytest.raises(
+        UserError, match=r"^student.teacher: .*/nowhere \(no such folder here\): cannot read a model configuration"
+    ):
         materialise_student(from_layers(make_config, tmp_path / "nowhere", [0]))
 
 

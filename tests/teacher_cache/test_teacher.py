@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from schemas.cache_config import TeacherConfig
+from schemas.errors import UserError
+from support.models import VOCAB_SIZE, write_random_teacher
+from teacher_cache.teacher import describe_teacher, describe_tokenizer, load_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_random_teacher(tmp_path / "teacher")
+
+
+def describe(folder: Path) -> str:
+    return describe_teacher(TeacherConfig(path=str(folder))).fingerprint
+
+
+def test_facts_of_a_teacher(folder: Path) -> None:
+    info = describe_teacher(TeacherConfig(path=str(folder), name="tiny", dtype="float32"))
+    assert (info.name, info.dtype, info.architecture) == ("tiny", "float32", "LlamaForCausalLM")
+    assert (info.num_layers, info.hidden_size, info.vocab_size) == (2, 64, VOCAB_SIZE)
+    assert describe_teacher(TeacherConfig(path=str(folder))).name == "teacher"
+
+
+def test_fingerprint_is_of_the_content_not_of_the_place(folder: Path, tmp_path: Path) -> None:
+    same = write_random_teacher(tmp_path / "elsewhere")
+    assert describe(folder) == describe(same)
+
+
+def test_fingerprint_tells_weights_apart(folder: Path, tmp_path: Path) -> None:
+    assert describe(folder) != describe(write_random_teacher(tmp_path / "other", seed=1))
+
+
+def test_fingerprint_tells_configurations_apart(folder: Path) -> None:
+    before = describe(folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert describe(folder) != before
+
+
+def test_fingerprint_samples_files_too_large_to_read_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.teacher.SAMPLED_BLOCKS", 4)
+    monkeypatch.setattr("teacher_cache.teacher.BLOCK_BYTES", 1024)
+    before = describe(folder)
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # the last block is always among the sampled ones
+    weights.write_bytes(data)
+    assert describe(folder) != before
+
+
+def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no weights found, looked for \*\.safetensors"):
+        describe(folder)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher\.path: .*cannot load a model configuration"):
+        describe(tmp_path)
+
+
+def test_tokenizer_fingerprint_follows_the_ids(folder: Path) -> None:
+    tokenizer = load_tokenizer(TeacherConfig(path=str(folder)))
+    before = describe_tokenizer(tokenizer)
+    assert before.vocab_size == VOCAB_SIZE
+    tokenizer.add_tokens(["<|another|>"])
+    after = describe_tokenizer(tokenizer)
+    assert after.vocab_size == VOCAB_SIZE + 1
+    assert after.fingerprint != before.fingerprint

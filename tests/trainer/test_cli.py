@@ -1,0 +1,141 @@
+"""The command line: in process where that is enough, in processes of their own where signals and imports count."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from support.commands import ENVIRONMENT, kill_group, start
+from trainer.cli import main
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path: Path):
+    """``config_file(loop={...})`` writes the configuration and returns (path, output folder)."""
+
+    def write(name: str = "train", **changes: Any) -> tuple[str, Path]:
+        output = tmp_path / name
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(make_config(**changes, output=str(output)).model_dump(mode="json")))
+        return str(path), output
+
+    return write
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def test_init_run_evaluate(config_file, student_folder, real_cache) -> None:
+    source = {"checkpoint": None, "teacher": str(student_folder), "from_layers": [1]}
+    path, output = config_file(student=source, data={"validation_fraction": 0.2})
+    made = invoke("init", path, "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["layers"] == 1
+    ran = invoke("run", path, "--json", "--set", "loop.max_steps=3")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["steps"] == 3
+    measured = invoke("evaluate", str(output / "final"), str(real_cache), "--validation-fraction", "0.2", "--json")
+    assert measured.exit_code == 0, measured.output
+    assert json.loads(measured.stdout)["kl"] == pytest.approx(json.loads(ran.stdout)["validation"]["kl"], rel=1e-5)
+    table = invoke("evaluate", str(output / "final"), str(real_cache), "--limit", "3")
+    assert "perplexity" in table.stdout
+    assert "top1_agreement" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.yaml"], "error: absent.yaml: cannot read the configuration: No such file or directory"),
+        (["run", "CONFIG", "--set", "loop.steps=3"], "loop.steps: unknown key"),
+        (["run", "CONFIG", "--set", "data.cache=/nowhere"], "/nowhere"),
+        (
+            ["run", "CONFIG", "--set", "student.checkpoint=/nowhere"],
+            "student: /nowhere (no such folder here): cannot read a model",
+        ),
+        (["evaluate", "/nowhere", "CACHE"], "MODEL: /nowhere (no such folder here): cannot read a model configuration"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(config_file, real_cache, arguments: list[str], message: str) -> None:
+    path, output = config_file()
+    result = invoke(*[{"CONFIG": path, "CACHE": str(real_cache)}.get(a, a) for a in arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (output / "final").exists()
+
+
+def test_help_has_an_example_for_each_command() -> None:
+    for command in ("init", "run", "evaluate"):
+        assert f"Example: train-student {command}" in invoke(command, "--help").output.replace("\n  ", " ")
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, trainer.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_training_never_imports_vllm(config_file) -> None:
+    path, _ = config_file(loop={"max_steps": 1})
+    code = (
+        "import sys; from trainer.cli import main; main(['run', sys.argv[1]], standalone_mode=False); "
+        "sys.exit(any(name.split('.')[0] == 'vllm' for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], env=ENVIRONMENT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def wait_for_steps(output: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (output / "metrics.jsonl").exists() and (output / "metrics.jsonl").read_text().count("\n") >= steps:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {steps} steps: {process.communicate()}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_a_checkpoint_and_says_how_to_go_on(config_file, number: int, code: int) -> None:
+    path, output = config_file(loop={"max_steps": 100_000, "save_every": 100_000})
+    process = start("train-student", "run", path)
+    wait_for_steps(output, 3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "a checkpoint is saved, the same command continues from it" in errors
+    (checkpoint,) = output.glob("checkpoint-*")
+    state = json.loads((checkpoint / "distill_state.json").read_text())
+    assert checkpoint.name == f"checkpoint-{state['global_step']}"
+    assert losses(output)[-1][0] == state["global_step"]
+
+
+def test_killed_at_random_instants_every_later_loss_is_the_same(config_file) -> None:
+    loop = {"max_steps": 60, "save_every": 3, "log_every": 2, "keep_checkpoints": 1}
+    path, whole = config_file("whole", loop=loop)
+    assert invoke("run", path).exit_code == 0
+    path, output = config_file("killed", loop=loop)
+    rng = random.Random(0)
+    for _ in range(3):
+        process = start("train-student", "run", path)
+        wait_for_steps(output, min(len(losses(output)) if output.exists() else 0, 25) + 2, process)
+        time.sleep(rng.random() * 0.3)
+        kill_group(process)
+    assert invoke("run", path).exit_code == 0
+    assert [step for step, _ in losses(output)] == list(range(2, 61, 2))
+    np.testing.assert_allclose(losses(output), losses(whole), atol=1e-5)
+    assert len(list(output.glob("checkpoint-*"))) == 1
