@@ -1,19 +1,15 @@
 """``teacher-cache``: plan and run a caching job."""
 
-import json
 import signal
 import sys
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
-from teacher_cache.command import configure_logging, set_option, user_errors
+from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -41,11 +37,7 @@ def plan(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     settings = load_config(CacheConfig, config, overrides)
     manifest = load_or_make_plan(settings, Storage(settings.output.path))
-    facts = {"units": len(manifest.units), **manifest.corpus.counts.model_dump()}
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        _print_table(f"plan of {settings.output.path}", facts)
+    show({"units": len(manifest.units), **manifest.corpus.counts.model_dump()}, as_json)
 
 
 @main.command()
@@ -64,21 +56,6 @@ def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> 
     share = job.parse_worker(worker)
     settings = load_config(CacheConfig, config, overrides)
     summary = job.run(settings, share)
-    facts = job.summary_dict(summary)
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        _print_table(f"cache {settings.output.path}", facts)
+    show(job.summary_dict(summary), as_json)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])
-
-
-def _print_table(title: str, facts: dict[str, object]) -> None:
-    table = Table(title=title, show_header=False)
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {number:.1f}" for key, number in value.items())
-        elif isinstance(value, float):
-            value = f"{value:,.2f}"
-        table.add_row(name.replace("_", " "), str(value))
-    Console().print(table)

@@ -1,6 +1,7 @@
 """What every command line of the project shares: how errors reach the user, overrides, and logging."""
 
 import functools
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -38,8 +39,32 @@ def set_option(command: Command) -> Command:
     )(command)
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
 def configure_logging(verbose: bool) -> None:
     """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for package in ("teacher_cache", "trainer", "tools"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def show(values: dict[str, Any], as_json: bool) -> None:
+    """Print ``values`` as JSON, or as a table with one line a value (groups of values as dotted names)."""
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "value")
+    for name, value in _flat(values):
+        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows

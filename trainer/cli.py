@@ -1,16 +1,13 @@
 """``train-student``: make the student's first weights, train, evaluate."""
 
-import json
 import sys
-from typing import Any
 
 import click
 
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
-from teacher_cache.command import configure_logging, set_option, user_errors
+from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
 
 
@@ -28,7 +25,7 @@ def main() -> None:
 def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder.
 
-    Example: train-student init configs/demo/student.yaml
+    Example: train-student init configs/demo-train.yaml
     """
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
@@ -61,7 +58,7 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
 
     Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
 
-    Example: train-student run configs/demo/student.yaml --set loop.max_steps=100
+    Example: train-student run configs/demo-train.yaml --set loop.max_steps=100
     """
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
@@ -118,27 +115,6 @@ def evaluate(
     quiet_transformers()
     with batch_progress("evaluating") as advance:
         show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance), as_json)
-
-
-def show(values: dict[str, Any], as_json: bool) -> None:
-    """Print ``values`` as JSON, or as a table with one line a value (groups of values as dotted names)."""
-    if as_json:
-        click.echo(json.dumps(values, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("what", "value")
-    for name, value in _flat(values):
-        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
-    Console().print(table)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return rows
 
 
 if __name__ == "__main__":

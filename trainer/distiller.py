@@ -48,6 +48,7 @@ def distill(
     """
     quiet_transformers()
     output = Path(config.output)
+    arguments = training_arguments(config)
 
     # what there is to learn, and who learns it
     cache = open_cache(config.data.cache)
@@ -57,7 +58,6 @@ def distill(
     check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
 
     # in which order
-    arguments = training_arguments(config)
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
     plan, validation = plan_data(config, cache, rows_per_step)
     arguments.max_steps = len(plan) // rows_per_step
@@ -86,6 +86,7 @@ def distill(
         )
         trainer.remove_callback(PrinterCallback)
         logger.info("training from step %d to %d on %s", state.global_step, arguments.max_steps, arguments.device)
+        clock.start()
         train(trainer, checkpoint)
         clock.stop(less=trainer.evaluation_seconds)
 
@@ -181,8 +182,10 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         disable_tqdm=True,
         log_level="error",
     )
+    if arguments.world_size > 1:
+        raise UserError(f"training in {arguments.world_size} processes is not supported yet; start one process")
     if arguments.n_gpu > 1:
-        logger.warning("using one of %d GPUs; start with torchrun or accelerate to use all", arguments.n_gpu)
+        logger.warning("using one of %d GPUs", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
 

@@ -18,12 +18,16 @@ class Clock:
 
     def __init__(self, first_row: int) -> None:
         self.first_row = first_row
-        self.start = time.perf_counter()
+        self.started = 0.0
         self.seconds = 0.0
+
+    def start(self) -> None:
+        """Start: models and data are loaded."""
+        self.started = time.perf_counter()
 
     def stop(self, less: float) -> None:
         """Stop, leaving out ``less`` seconds that were spent otherwise (validation)."""
-        self.seconds = time.perf_counter() - self.start - less
+        self.seconds = time.perf_counter() - self.started - less
 
 
 def cost(tokens: int, seconds: float) -> dict[str, Any]:

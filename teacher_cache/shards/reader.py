@@ -36,8 +36,10 @@ class CacheReader:
     It shows the cache as it was when it was opened, also in processes that it is sent to or that are forked.
     """
 
-    def __init__(self, url: str, signals: tuple[Signal, ...] = ("tokens", "logits")) -> None:
-        """Open a cache; only files of ``signals`` are ever touched.
+    def __init__(
+        self, url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), manifest: Manifest | None = None
+    ) -> None:
+        """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
 
         Raises:
             UserError: there is no cache at ``url``, or its store cannot be read.
@@ -46,7 +48,7 @@ class CacheReader:
         self.url = url
         self.signals = signals
         self._connect()
-        self.manifest: Manifest = up_to_date_manifest(self._storage)
+        self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
 
     def _connect(self) -> None:

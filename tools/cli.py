@@ -1,0 +1,74 @@
+"""``cache-tools``: look at caches and prove that they are whole."""
+
+import json
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from teacher_cache.command import json_option, show, user_errors
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def main() -> None:
+    """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""
+
+
+@main.command()
+@click.argument("url")
+@click.option("--sample", metavar="KEY", help="Show this sample token by token instead.")
+@click.option("--rows", type=click.IntRange(min=1), default=40, help="Rows of the sample to show.")
+@json_option
+@user_errors
+def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
+    """Say what a cache holds: teacher, corpus, settings, sizes.
+
+    Example: cache-tools inspect runs/demo/cache
+    """
+    from tools.inspect import describe, sample_rows
+
+    if sample is None:
+        show(describe(url), as_json)
+        return
+    found = sample_rows(url, sample, rows)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    table = Table("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
+    for row in found:
+        best = ", ".join(f"{i} {p:.2f}" for i, p in zip(row["best_ids"], row["best_probabilities"], strict=True))
+        realised = "" if row["next_probability"] is None else f"{row['next_probability']:.4f}"
+        table.add_row(str(row["row"]), repr(row["token"]), "yes" if row["counts"] else "", best, realised)
+    Console(markup=False).print(table)
+
+
+@main.command()
+@click.argument("url")
+@click.option("--quick", is_flag=True, help="Only the manifest, marks, indexes, tables and file sizes.")
+@json_option
+@user_errors
+def verify(url: str, quick: bool, as_json: bool) -> None:
+    """Check a cache and list every problem.
+
+    Exit status: 0 no problem, 1 problems found, 2 no cache there or its manifest is not valid.
+
+    Example: cache-tools verify runs/demo/cache
+    """
+    from tools.verify import verify as check
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verifying", total=None)
+        report = check(url, quick, lambda done, total: progress.update(task, completed=done, total=total))
+    if as_json:
+        click.echo(json.dumps(vars(report), indent=1))
+    else:
+        for problem in report.problems:
+            click.echo(problem)
+        verdict = f"{len(report.problems)} problems" if report.problems else "no problem"
+        how = "quickly" if quick else "in full"
+        click.echo(
+            f"checked {how}: {report.shards} shards, {report.samples} samples, {report.tokens} tokens: {verdict}"
+        )
+    sys.exit(1 if report.problems else 0)

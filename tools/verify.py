@@ -1,0 +1,155 @@
+"""``cache-tools verify``: every problem of a cache, not only the first.
+
+Quick: manifest, commit marks, indexes, tables and the sizes of all files. Full: also the sha256 of every file, the
+checksum of every sample, and whether every row can be a distribution. Memory is bounded by one sample and one block of
+a file.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from schemas.errors import CorruptCacheError
+from schemas.manifest import FileEntry, Manifest, ShardEntry
+from teacher_cache.codec.permutation import table_path
+from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+
+BLOCK_BYTES = 1 << 24
+ROUNDING = 1e-4  # nats, of float32 arithmetic before quantisation
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked and what was found."""
+
+    shards: int
+    samples: int
+    tokens: int
+    problems: list[str]
+
+
+def verify(url: str, quick: bool = False, advance: Callable[[int, int], None] = lambda done, total: None) -> Report:
+    """Check a cache; ``advance(samples done, samples in all)`` is called after each sample.
+
+    Raises UserError when there is no cache at ``url`` or its manifest is not valid.
+    """
+    storage = Storage(url)
+    manifest = up_to_date_manifest(storage)
+    problems = list(dict.fromkeys(_structure(storage, manifest)))
+    sound = [entry for entry in manifest.shards if not any(entry.name in problem for problem in problems)]
+    if not quick:
+        problems += _contents(storage, manifest)
+        if not any("tables/" in problem for problem in problems):
+            problems += _samples(url, manifest.model_copy(update={"shards": sound}), advance)
+    relative = [problem.replace(storage.where(""), "") for problem in problems]
+    return Report(len(manifest.shards), manifest.totals.samples, manifest.totals.tokens, relative)
+
+
+def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
+    """Marks, indexes and sizes of each shard, and the code tables."""
+    sizes = storage.sizes()
+    for entry in manifest.shards:
+        for signal in entry.files:
+            yield from _problem(partial(read_index, storage, manifest, entry, (signal,), sizes))
+    for digest in manifest.tables:
+        yield from _problem(partial(read_table, storage, digest, manifest.teacher.vocab_size))
+
+
+def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
+    """The sha256 of every tar and table. (Those of the marks are checked when they are read.)"""
+    for name, entry in _files(manifest):
+        yield from _problem(partial(_check_digest, storage, name, entry))
+
+
+def _files(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
+    for shard in manifest.shards:
+        yield from ((tar_name(shard.name, signal), entry) for signal, entry in shard.files.items())
+    yield from ((table_path(digest), entry) for digest, entry in manifest.tables.items())
+
+
+def _check_digest(storage: Storage, name: str, entry: FileEntry) -> None:
+    digest = hashlib.sha256()
+    for start in range(0, entry.bytes, BLOCK_BYTES):
+        digest.update(storage.read_range(name, start, min(BLOCK_BYTES, entry.bytes - start)))
+    if digest.hexdigest() != entry.sha256:
+        raise CorruptCacheError(
+            f"{storage.where(name)}: sha256 is {digest.hexdigest()}, the manifest says {entry.sha256}"
+        )
+
+
+def _problem(check: Callable[[], object]) -> Iterator[str]:
+    try:
+        check()
+    except CorruptCacheError as error:
+        yield str(error)
+
+
+def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) -> Iterator[str]:
+    """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
+    reader = CacheReader(url, manifest=manifest)
+    for position, where in enumerate(_names(manifest.shards, reader)):
+        try:
+            tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+        except CorruptCacheError as error:
+            yield str(error)
+        else:
+            yield from (f"{where}: {problem}" for problem in check_sample(tokens, logits, manifest))
+        advance(position + 1, len(reader))
+
+
+def _names(shards: list[ShardEntry], reader: CacheReader) -> Iterator[str]:
+    keys = iter(reader.keys)
+    for shard in shards:
+        for _ in range(shard.samples):
+            yield f"{tar_name(shard.name, 'logits')}: sample {next(keys)}"
+
+
+def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> Iterator[str]:
+    """What cannot be true of a teacher's distributions, one line a kind of problem, naming the first row.
+
+    Every stored log-probability is off by half a step at most, so sums of probabilities may exceed 1 by that factor.
+    """
+    step = 0.5 / manifest.codec.logprob_steps_per_nat + ROUNDING
+    scalar = 0.5 / manifest.codec.scalar_steps_per_nat + ROUNDING
+    stored_SK = np.isfinite(logits.logprobs)
+    logprobs_SK = logits.logprobs.astype(np.float64)
+    last_S = logprobs_SK[np.arange(len(logprobs_SK)), logits.counts - 1]
+
+    ordered_SK = np.sort(np.where(stored_SK, logits.ids, -1 - np.arange(logits.ids.shape[1])), axis=1)
+    yield from _rows("a token id stands twice", (np.diff(ordered_SK, axis=1) == 0).any(axis=1))
+    with np.errstate(invalid="ignore"):
+        rising_SK = (np.diff(logprobs_SK, axis=1) > 0) & stored_SK[:, 1:]
+    yield from _rows("log-probabilities do not fall", rising_SK.any(axis=1))
+    yield from _rows("probabilities sum to more than 1", np.exp(logprobs_SK).sum(axis=1) > np.exp(step))
+
+    realised_S = logits.next_logprob[:-1].astype(np.float64)
+    yield from _rows("the realised token has a probability above 1", realised_S > scalar)
+    found_SK = (logits.ids[:-1] == tokens.input_ids[1:, None].astype(np.int64)) & stored_SK[:-1]
+    found_S = found_SK.any(axis=1)
+    entry_S = np.where(found_S, np.where(found_SK, logprobs_SK[:-1], 0).sum(axis=1), 0)
+    differs_S = found_S & (np.abs(realised_S - entry_S) > step + scalar)
+    yield from _rows("the realised token's log-probability is not that of its entry", differs_S)
+    missed_S = ~found_S & (realised_S > last_S[:-1] + step + scalar)
+    yield from _rows("the realised token is not stored though it is likelier than stored ones", missed_S)
+
+    log_z_S = logits.log_partition[:, manifest.capture.logits.temperatures.index(1.0)].astype(np.float64)
+    outside_S = manifest.teacher.vocab_size - logits.counts
+    for column, temperature in enumerate(manifest.capture.logits.temperatures):
+        scaled_SK = np.exp((logprobs_SK + log_z_S[:, None]) / temperature - logits.log_partition[:, [column]])
+        slack = np.exp((step + scalar) / temperature + scalar)
+        least_S = scaled_SK.sum(axis=1)
+        most_S = least_S + outside_S * np.take_along_axis(scaled_SK, logits.counts[:, None] - 1, axis=1)[:, 0]
+        wrong_S = (least_S > slack) | (most_S < 1 / slack)
+        yield from _rows(f"the log-partition at temperature {temperature:g} contradicts the stored entries", wrong_S)
+
+
+def _rows(what: str, wrong_S: np.ndarray) -> Iterator[str]:
+    rows = np.flatnonzero(wrong_S)
+    if len(rows):
+        yield f"row {rows[0]}: {what}" + (f" ({len(rows)} rows)" if len(rows) > 1 else "")
