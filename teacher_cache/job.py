@@ -31,6 +31,7 @@ from teacher_cache.signals.entropy import bucket_entropy
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Worker:
     """This process' share of the units: those whose number is ``rank`` modulo ``world``."""

@@ -20,7 +20,8 @@ from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import TarWriter, checksum
-from teacher_cache.teacher import describe_teacher, describe_tokenizer, load_tokenizer
+from teacher_cache.teacher import describe_teacher, load_tokenizer
+from teacher_cache.tokenizer import describe_tokenizer
 
 logger = logging.getLogger(__name__)
 

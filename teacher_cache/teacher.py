@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
-from schemas.manifest import TeacherInfo, TokenizerInfo
+from schemas.manifest import TeacherInfo
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 SAMPLED_BLOCKS = 64
@@ -92,10 +92,3 @@ def _block_starts(size: int) -> Iterator[int]:
     else:
         last = size - BLOCK_BYTES
         yield from (last * block // (SAMPLED_BLOCKS - 1) for block in range(SAMPLED_BLOCKS))
-
-
-def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
-    """The manifest's account of a tokenizer: its fingerprint is the sha256 of every (id, token) pair in order of id."""
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-    return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)

@@ -75,7 +75,7 @@ def check_tokenizer(manifest: Manifest, folder: Path, where: str) -> None:
         return
     from transformers import AutoTokenizer
 
-    from teacher_cache.teacher import describe_tokenizer
+    from teacher_cache.tokenizer import describe_tokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -144,7 +144,9 @@ class CacheReader:
         places = []
         for r, row in enumerate(rows):
             stops = list(itertools.accumulate((int(self.num_tokens[position]) for position in row), initial=0))
-            places += [(position, r, slice(*span)) for position, span in zip(row, itertools.pairwise(stops), strict=True)]
+            places += [
+                (position, r, slice(*span)) for position, span in zip(row, itertools.pairwise(stops), strict=True)
+            ]
         return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:

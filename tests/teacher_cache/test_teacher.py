@@ -5,7 +5,8 @@ import pytest
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
-from teacher_cache.teacher import describe_teacher, describe_tokenizer, load_tokenizer
+from teacher_cache.teacher import describe_teacher, load_tokenizer
+from teacher_cache.tokenizer import describe_tokenizer
 
 
 @pytest.fixture

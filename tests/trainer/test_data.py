@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from schemas.errors import UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
-from teacher_cache.teacher import describe_tokenizer
+from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import (
     CacheRows,
     RemainingRows,

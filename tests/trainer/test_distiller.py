@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
-from teacher_cache.teacher import describe_tokenizer
+from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
