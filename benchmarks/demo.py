@@ -1,7 +1,7 @@
 """The demo: cache a real teacher, throw it away, train students from the cache, print what it bought.
 
 Everything goes through the installed commands, as a user would type them. Two students start from the same weights
-(12 of the teacher's 30 layers) and see the same data in the same order for the same number of steps: one learns the
+(8 of the teacher's 30 layers) and see the same data in the same order for the same number of steps: one learns the
 realised next token only (hard labels), the other the cached distributions. Two seeds, that is two orders of the data.
 
 Held out are whole files and whole problems that no student is trained on. The KL there is over the stored top 64 and
@@ -25,8 +25,8 @@ from benchmarks.results import RESULTS, Row, at_most, exit_status, write_results
 
 FOLDER = Path("runs/demo")
 CACHE_CONFIG, TRAIN_CONFIG = Path("configs/demo-cache.yaml"), Path("configs/demo-train.yaml")
-MODULE_CHARACTERS = 1_500
-TRAINING_CHATS = 96
+MODULE_CHARACTERS = 900
+TRAINING_CHATS = 64
 MINUTES = 25
 ARMS = {
     "hard labels": ("losses.tla.weight={start: 0, end: 0}", "losses.cross_entropy.weight={start: 1, end: 1}"),
@@ -86,7 +86,7 @@ def main() -> int:
         "minutes": minutes,
         "configs": {path.name: yaml.safe_load(path.read_text()) for path in (CACHE_CONFIG, TRAIN_CONFIG)},
     }
-    title = "Demo: 12 layers of SmolLM2-135M, distilled from its cache; held-out code and chats"
+    title = "Demo: 8 layers of SmolLM2-135M, distilled from its cache; held-out code and chats"
     for path in [FOLDER / "report.json", *([RESULTS / "demo.json"] if arguments.record else [])]:
         write_results("demo", title, rows, raw, path)
     print(

@@ -10,7 +10,8 @@
 All are split into byte planes and compressed plane by plane (see ``planes``).
 """
 
-import threading
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
 from teacher_cache.codec.message import Row, RowReader, write_row
 from teacher_cache.codec.permutation import TWO_PLANES, invert_code_table
-from teacher_cache.codec.planes import compress_planes, decompress_plane, join_planes, split_planes
+from teacher_cache.codec.planes import compress_planes, decompress_planes, join_planes, split_planes
 from teacher_cache.records import LogitsSample
 
 MAX_STEPS = 65535  # a log-probability is stored as a u16 number of steps; lower ones are clipped
@@ -95,14 +96,18 @@ def _quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
 class LogitsTarget:
     """Where one sequence is decoded to: views into batch arrays. All of their entries are written."""
 
-    ids: np.ndarray  # int32 [S, K], C-contiguous
+    ids: np.ndarray  # int32 [S, K]
     logprobs: np.ndarray  # float32 [S, K]
     next_logprob: np.ndarray  # float32 [S]
     log_partition: np.ndarray  # float32 [S, T]
 
 
 class LogitsDecoder:
-    """Decodes payloads of shards that were written with one code table. Threads may share it."""
+    """Decodes payloads of shards that were written with one code table. Threads may share it.
+
+    Several sequences are decoded at once: passes over long arrays run outside Python's lock, short ones are over before
+    another thread has woken up to use it.
+    """
 
     def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: np.ndarray) -> None:
         self._k = capture.k
@@ -111,7 +116,6 @@ class LogitsDecoder:
         self._nats_per_scalar_step = np.float32(1 / codec.scalar_steps_per_nat)
         self._table = table.astype(np.int32)
         self._id_planes = 2 if len(table) <= TWO_PLANES else 3
-        self._per_thread = threading.local()
 
     def decode(self, payload: bytes, num_tokens: int) -> LogitsSample:
         """Decode one sequence into arrays of its own. Raises CorruptCacheError."""
@@ -121,73 +125,97 @@ class LogitsDecoder:
             next_logprob=np.empty(num_tokens, np.float32),
             log_partition=np.empty((num_tokens, self._n_scalars - 1), np.float32),
         )
-        counts = self.decode_into(payload, num_tokens, target)
+        (counts,) = self.decode_into([payload], [target])
         return LogitsSample(counts, target.ids, target.logprobs, target.next_logprob, target.log_partition)
 
-    def decode_into(self, payload: bytes, num_tokens: int, target: LogitsTarget) -> np.ndarray:
-        """Decode one sequence into ``target``; returns the counts, int32 [S]. Raises CorruptCacheError.
+    def decode_into(self, payloads: Sequence[bytes], targets: Sequence[LogitsTarget]) -> list[np.ndarray]:
+        """Decode sequences into ``targets``; returns their counts, int32 [S] each. Raises CorruptCacheError.
 
-        No plane is decompressed before its size is known to be what ``num_tokens`` and K imply.
+        No plane is decompressed before its size is known to be what the target's shape and K imply.
         """
-        row = _READER.read(payload)
-        counts = self._counts(row, num_tokens)
-        stored_SK = None if counts is None else np.arange(self._k) < counts[:, None]
-        entries = num_tokens * self._k if counts is None else int(counts.sum())
-        self._decode_ids(row, entries, stored_SK, target.ids)
-        self._decode_logprobs(row, entries, stored_SK, target.logprobs)
-        scalars_CS = self._scalars(row, num_tokens)
-        np.multiply(scalars_CS[0], self._nats_per_scalar_step, out=target.next_logprob)
-        target.next_logprob[-1] = np.nan
-        np.multiply(scalars_CS[1:].T, self._nats_per_scalar_step, out=target.log_partition)
-        return np.full(num_tokens, self._k, np.int32) if counts is None else counts
-
-    def _frames(self, row: Row, column: str, size: int, allowed: tuple[int, ...]) -> list[np.ndarray]:
-        frames = row.frames(column)
-        if len(frames) not in allowed:
-            raise CorruptCacheError(f"column {column} has {len(frames)} planes, wanted one of {allowed}")
-        if not hasattr(self._per_thread, "decompressor"):
-            self._per_thread.decompressor = zstandard.ZstdDecompressor()
-        try:
-            return [decompress_plane(frame, size, self._per_thread.decompressor) for frame in frames]
-        except CorruptCacheError as error:
-            raise CorruptCacheError(f"column {column}: {error}") from None
-
-    def _counts(self, row: Row, num_tokens: int) -> np.ndarray | None:
-        planes = self._frames(row, "counts", num_tokens, (0, 2))
-        if not planes:
-            return None
-        counts = join_planes(planes).astype(np.int32)
-        if counts.min() < 1 or counts.max() > self._k:
-            raise CorruptCacheError(f"counts lie in {counts.min()}..{counts.max()}, wanted 1..{self._k}")
+        lengths = [len(target.ids) for target in targets]
+        rows = [_READER.read(payload) for payload in payloads]
+        counts = self._counts(rows, lengths)
+        entries = [int(row_counts.sum()) for row_counts in counts]
+        whole = sum(entries) == self._k * sum(lengths)
+        stored_NK = None if whole else np.arange(self._k) < np.concatenate(counts)[:, None]
+        self._decode_ids(_decompress(rows, "ids", (self._id_planes,), entries), stored_NK, targets)
+        self._decode_logprobs(_decompress(rows, "logprobs", (1, 2), entries), stored_NK, targets)
+        scalars = _decompress(rows, "scalars", (4,), [self._n_scalars * length for length in lengths])
+        for target, planes in zip(targets, scalars, strict=True):
+            scalars_CS = join_planes(planes).view(np.int32).reshape(self._n_scalars, -1)
+            np.multiply(scalars_CS[0], self._nats_per_scalar_step, out=target.next_logprob)
+            target.next_logprob[-1] = np.nan
+            np.multiply(scalars_CS[1:].T, self._nats_per_scalar_step, out=target.log_partition)
         return counts
 
-    def _decode_ids(self, row: Row, entries: int, stored_SK: np.ndarray | None, out: np.ndarray) -> None:
-        planes = self._frames(row, "ids", entries, (self._id_planes,))
-        codes_N = join_planes(planes)
-        if codes_N.max() >= len(self._table):
-            raise CorruptCacheError(f"code {codes_N.max()} is outside the vocabulary of {len(self._table)}")
-        if stored_SK is None:
-            np.take(self._table, codes_N, out=out.reshape(-1), mode="clip")  # "raise" would copy through a buffer
-        else:
-            out[...] = 0
-            out[stored_SK] = self._table[codes_N]
+    def _counts(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[np.ndarray]:
+        planes = _decompress(rows, "counts", (0, 2), lengths)
+        counts = [
+            join_planes(pair).astype(np.int32) if pair else np.full(length, self._k, np.int32)
+            for pair, length in zip(planes, lengths, strict=True)
+        ]
+        for row_counts in counts:
+            if row_counts.min() < 1 or row_counts.max() > self._k:
+                raise CorruptCacheError(f"counts lie in {row_counts.min()}..{row_counts.max()}, wanted 1..{self._k}")
+        return counts
 
-    def _decode_logprobs(self, row: Row, entries: int, stored_SK: np.ndarray | None, out: np.ndarray) -> None:
-        differences_N = join_planes(self._frames(row, "logprobs", entries, (1, 2)))
-        num_tokens = len(out)
-        steps_KP = np.zeros((self._k, num_tokens + ROW_PADDING), np.uint16)
-        if stored_SK is None:
-            steps_KP[:, :num_tokens] = differences_N.reshape(self._k, num_tokens)
-        else:
-            steps_KP[:, :num_tokens][stored_SK.T] = differences_N
+    def _decode_ids(
+        self, planes: list[list[np.ndarray]], stored_NK: np.ndarray | None, targets: Sequence[LogitsTarget]
+    ) -> None:
+        codes_E = join_planes([np.concatenate(plane) for plane in zip(*planes, strict=True)])
+        if codes_E.max() >= len(self._table):
+            raise CorruptCacheError(f"code {codes_E.max()} is outside the vocabulary of {len(self._table)}")
+        ids = np.take(self._table, codes_E, mode="clip")  # "raise" would go through a buffer
+        if stored_NK is not None:
+            every = np.zeros(stored_NK.shape, np.int32)
+            every[stored_NK] = ids
+            ids = every
+        _distribute(ids.reshape(-1, self._k), [target.ids for target in targets])
+
+    def _decode_logprobs(
+        self, planes: list[list[np.ndarray]], stored_NK: np.ndarray | None, targets: Sequence[LogitsTarget]
+    ) -> None:
+        total = sum(len(target.ids) for target in targets)
+        steps_KP = np.zeros((self._k, total + ROW_PADDING), np.uint16)
+        start = 0
+        for sequence, target in zip(planes, targets, strict=True):
+            stop = start + len(target.ids)
+            steps_KS = steps_KP[:, start:stop]
+            differences = join_planes(sequence)
+            if stored_NK is None:
+                steps_KS[...] = differences.reshape(steps_KS.shape)
+            else:
+                steps_KS[stored_NK[start:stop].T] = differences
+            start = stop
         steps_KP = _prefix_sum_rows(steps_KP)
-        np.multiply(steps_KP[:, :num_tokens].T, -self._nats_per_step, out=out)
-        if stored_SK is not None:
-            out[~stored_SK] = -np.inf
+        logprobs_NK = np.multiply(steps_KP[:, :total].T, -self._nats_per_step, order="C")
+        if stored_NK is not None:
+            logprobs_NK[~stored_NK] = -np.inf
+        _distribute(logprobs_NK, [target.logprobs for target in targets])
 
-    def _scalars(self, row: Row, num_tokens: int) -> np.ndarray:
-        planes = self._frames(row, "scalars", self._n_scalars * num_tokens, (4,))
-        return join_planes(planes).view(np.int32).reshape(self._n_scalars, num_tokens)
+
+def _decompress(
+    rows: Sequence[Row], column: str, allowed: tuple[int, ...], sizes: Sequence[int]
+) -> list[list[np.ndarray]]:
+    """Each row's planes of ``column``: as many as ``allowed``, each of the row's size."""
+    frames = [row.frames(column) for row in rows]
+    for planes in frames:
+        if len(planes) not in allowed:
+            raise CorruptCacheError(f"column {column} has {len(planes)} planes, wanted one of {allowed}")
+    wanted = [size for planes, size in zip(frames, sizes, strict=True) for _ in planes]
+    try:
+        plain = iter(decompress_planes(list(itertools.chain.from_iterable(frames)), wanted))
+    except CorruptCacheError as error:
+        raise CorruptCacheError(f"column {column}: {error}") from None
+    return [list(itertools.islice(plain, len(planes))) for planes in frames]
+
+
+def _distribute(joined: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+    start = 0
+    for target in targets:
+        target[...] = joined[start : start + len(target)]
+        start += len(target)
 
 
 def _prefix_sum_rows(values_KP: np.ndarray) -> np.ndarray:

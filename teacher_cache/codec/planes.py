@@ -5,6 +5,7 @@ its own Huffman table. A frame is only decompressed when its header declares the
 hostile file cannot make the reader allocate more.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,22 @@ def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) ->
     return [compressor.compress(plane.data) for plane in planes]
 
 
-def decompress_plane(frame: bytes | memoryview, size: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
-    """A frame's uint8 [size], read-only. Raises CorruptCacheError when the frame is broken or of another size."""
+def decompress_planes(frames: Sequence[bytes | memoryview], sizes: Sequence[int]) -> list[np.ndarray]:
+    """The frames' uint8 arrays of the given ``sizes``, read-only; all in one call, outside Python's lock.
+
+    Raises CorruptCacheError when a frame is broken, or declares another size than wanted: before anything is allocated.
+    """
+    if not frames:
+        return []
     try:
-        declared = zstandard.frame_content_size(frame)
-        if declared != size:
-            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
-        plain = decompressor.decompress(frame, max_output_size=size)
+        for frame, size in zip(frames, sizes, strict=True):
+            declared = zstandard.frame_content_size(frame)
+            if declared != size:
+                raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
+        plain = zstandard.ZstdDecompressor().multi_decompress_to_buffer(list(map(bytes, frames)), threads=1)
     except zstandard.ZstdError as error:
         raise CorruptCacheError(f"broken zstd frame: {error}") from None
-    if len(plain) != size:
-        raise CorruptCacheError(f"a zstd frame holds {len(plain)} bytes, {size} are expected")
-    return np.frombuffer(plain, np.uint8)
+    return [np.frombuffer(plain[i], np.uint8) for i in range(len(frames))]  # type: ignore[call-overload]
 
 
 def join_planes(planes: list[np.ndarray]) -> np.ndarray:

@@ -7,8 +7,9 @@ import itertools
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import FileIO
 from typing import TypeVar
 
@@ -150,34 +151,44 @@ class CacheReader:
         return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:
-        def work(shared: Iterator[Place]) -> None:
-            for place in shared:
-                self._fill_sample(batch, *place)
-
-        shared = iter(places)  # the threads take the next place from it, one at a time
         threads = min(DECODE_THREADS, len(places))
         if threads < 2:
-            work(shared)
+            self._fill(batch, places)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
-        list(self._pool.map(work, [shared] * threads))
+        list(self._pool.map(lambda share: self._fill(batch, share), (places[i::threads] for i in range(threads))))
 
-    def _fill_sample(self, batch: RowBatch, position: int, r: int, span: slice) -> None:
+    def _fill(self, batch: RowBatch, places: list[Place]) -> None:
+        """Decode samples into their places: the logits of all that share a code table at once."""
+        groups: dict[int, list[tuple[int, bytes, LogitsTarget]]] = {}
+        for position, r, span in places:
+            self._fill_tokens(batch, position, r, span)
+            target = LogitsTarget(
+                batch.ids[r, span], batch.logprobs[r, span], batch.next_logprob[r, span], batch.log_partition[r, span]
+            )
+            decoder = self._decoder(position)
+            groups.setdefault(id(decoder), []).append((position, self.payload(position, "logits"), target))
+        for group in groups.values():
+            positions, payloads, targets = zip(*group, strict=True)
+            decoder = self._decoder(positions[0])
+            try:
+                decoder.decode_into(payloads, targets)
+            except CorruptCacheError:
+                for position, payload, target in group:  # one by one, to name the sample
+                    self._named(position, "logits", partial(decoder.decode_into, [payload], [target]))
+                raise
+
+    def _fill_tokens(self, batch: RowBatch, position: int, r: int, span: slice) -> None:
         num_tokens = span.stop - span.start
-        vocab_size = self.manifest.teacher.vocab_size
         tokens = self.payload(position, "tokens")
         batch.input_ids[r, span], batch.loss_mask[r, span] = self._named(
-            position, "tokens", lambda: decode_training_columns(tokens, num_tokens, vocab_size)
+            position,
+            "tokens",
+            lambda: decode_training_columns(tokens, num_tokens, self.manifest.teacher.vocab_size),
         )
         batch.position_ids[r, span] = np.arange(num_tokens)
         batch.attention_mask[r, span] = True
-        target = LogitsTarget(
-            batch.ids[r, span], batch.logprobs[r, span], batch.next_logprob[r, span], batch.log_partition[r, span]
-        )
-        logits = self.payload(position, "logits")
-        decoder = self._decoder(position)
-        self._named(position, "logits", lambda: decoder.decode_into(logits, num_tokens, target))
 
     def _locate(self, position: int) -> tuple[ShardIndex, int]:
         if not 0 <= position < len(self.keys):

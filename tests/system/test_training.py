@@ -41,7 +41,8 @@ def test_trains_with_the_teacher_deleted_and_without_vllm(workspace: Workspace, 
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print('vllm modules:', [m for m in sys.modules if m.split('.')[0] == 'vllm'])\n"
-        "print('engine modules:', [m for m in sys.modules if m.startswith(('teacher_cache.engines', 'teacher_cache.job'))])"
+        "writing = ('teacher_cache.engines', 'teacher_cache.job')\n"
+        "print('engine modules:', [m for m in sys.modules if m.startswith(writing)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "run", str(config)],
