@@ -27,21 +27,21 @@ def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) ->
 
 
 def decompress_planes(frames: Sequence[bytes | memoryview], sizes: Sequence[int]) -> list[np.ndarray]:
-    """The frames' uint8 arrays of the given ``sizes``, read-only; all in one call, outside Python's lock.
+    """The frames' uint8 arrays of the given ``sizes``, read-only.
 
     Raises CorruptCacheError when a frame is broken, or declares another size than wanted: before anything is allocated.
     """
-    if not frames:
-        return []
-    try:
-        for frame, size in zip(frames, sizes, strict=True):
+    decompressor = zstandard.ZstdDecompressor()
+    planes = []
+    for frame, size in zip(frames, sizes, strict=True):
+        try:
             declared = zstandard.frame_content_size(frame)
             if declared != size:
                 raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
-        plain = zstandard.ZstdDecompressor().multi_decompress_to_buffer(list(map(bytes, frames)), threads=1)
-    except zstandard.ZstdError as error:
-        raise CorruptCacheError(f"broken zstd frame: {error}") from None
-    return [np.frombuffer(plain[i], np.uint8) for i in range(len(frames))]  # type: ignore[call-overload]
+            planes.append(np.frombuffer(decompressor.decompress(frame), np.uint8))
+        except zstandard.ZstdError as error:
+            raise CorruptCacheError(f"broken zstd frame: {error}") from None
+    return planes
 
 
 def join_planes(planes: list[np.ndarray]) -> np.ndarray:
