@@ -159,7 +159,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("bad", [bad for _, bad in SIZES], ids=[name for name, _ in SIZES])
+@pytest.mark.parametrize("bad", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("column", ["ids", "logprobs", "scalars"])
 def test_frames_of_a_wrong_size_are_refused(column, bad):
     tampered = Tampered()
