@@ -1,60 +1,65 @@
-"""Fixtures for all tests: a real S3 protocol server, and no hub."""
+"""A real S3 server for tests of object storage: moto in a process of its own, reached by plain ``s3://`` URLs."""
 
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+BUCKET = "caches"
+_prefixes = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The endpoint of an S3 server in a process of its own; plain ``s3://`` URLs reach it through the environment."""
+    """The server's endpoint; while it runs, the environment's credentials and endpoint are its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
     command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    variables = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-    }
-    patch = pytest.MonkeyPatch()
-    for name, value in variables.items():
-        patch.setenv(name, value)
+    endpoint = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(endpoint, timeout=1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline or server.poll() is not None:
-                    raise
-                time.sleep(0.1)
-        yield endpoint
+        _wait_for(server, port)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+            patch.setenv("NO_PROXY", "127.0.0.1")
+            store = fsspec.filesystem("s3")
+            store.mkdir(BUCKET)
+            yield endpoint
+            type(store).clear_instance_cache()
     finally:
-        patch.undo()
         server.terminate()
         server.wait(timeout=10)
 
 
+def _wait_for(server: "subprocess.Popen[bytes]", port: int, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"moto_server ended with status {server.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"moto_server does not answer on port {port}")
+
+
 @pytest.fixture
 def s3_url(s3_server: str) -> str:
-    """A prefix in a new bucket."""
-    import s3fs
-
-    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
-    return f"s3://{bucket}/caches/one"
+    """An ``s3://`` prefix that nothing was written to."""
+    return f"s3://{BUCKET}/{next(_prefixes)}"

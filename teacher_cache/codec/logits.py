@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import zstandard
 
 from schemas.arrow import LOGITS_SCHEMA
@@ -86,7 +88,7 @@ class LogitsEncoder:
 def _quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
     """``values`` (nats; may be infinite) as int32 numbers of steps, clipped to ±``limit``. Raises ValueError on NaN."""
     steps = np.multiply(values, steps_per_nat, dtype=np.float64)
-    if np.isnan(steps.sum()) and np.isnan(steps).any():  # the sum is the cheaper test; opposite infinities give NaN too
+    if np.isnan(steps).any():
         raise ValueError("NaN among the values to be stored")
     np.rint(steps, out=steps)
     return np.clip(steps, -limit, limit, out=steps).astype(np.int32)
@@ -105,8 +107,8 @@ class LogitsTarget:
 class LogitsDecoder:
     """Decodes payloads of shards that were written with one code table. Threads may share it.
 
-    Several sequences are decoded at once: passes over long arrays run outside Python's lock, short ones are over before
-    another thread has woken up to use it.
+    A few sequences are decoded at once: fewer calls, and array passes long enough for another thread to use Python's
+    lock meanwhile; too many, and the arrays between the passes would not stay in the processor's cache.
     """
 
     def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: np.ndarray) -> None:
@@ -114,7 +116,7 @@ class LogitsDecoder:
         self._n_scalars = 1 + len(capture.temperatures)
         self._nats_per_step = np.float32(1 / codec.logprob_steps_per_nat)
         self._nats_per_scalar_step = np.float32(1 / codec.scalar_steps_per_nat)
-        self._table = table.astype(np.int32)
+        self._table = pa.array(table.astype(np.int32))
         self._id_planes = 2 if len(table) <= TWO_PLANES else 3
 
     def decode(self, payload: bytes, num_tokens: int) -> LogitsSample:
@@ -166,7 +168,7 @@ class LogitsDecoder:
         codes_E = join_planes([np.concatenate(plane) for plane in zip(*planes, strict=True)])
         if codes_E.max() >= len(self._table):
             raise CorruptCacheError(f"code {codes_E.max()} is outside the vocabulary of {len(self._table)}")
-        ids = np.take(self._table, codes_E, mode="clip")  # "raise" would go through a buffer
+        ids = pc.take(self._table, pa.array(codes_E), boundscheck=False).to_numpy()  # twice as fast as numpy's
         if stored_NK is not None:
             every = np.zeros(stored_NK.shape, np.int32)
             every[stored_NK] = ids

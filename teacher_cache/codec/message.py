@@ -23,7 +23,7 @@ _CONTINUATION = 0xFFFFFFFF
 _END_OF_STREAM = struct.pack("<II", _CONTINUATION, 0)
 _RECORD_BATCH = 3  # MessageHeader.RecordBatch
 # Fields as offsets into the vtable of the flatbuffers tables Message and RecordBatch.
-_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_CUSTOM_METADATA = 6, 8, 12
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH, _MESSAGE_CUSTOM_METADATA = 6, 8, 10, 12
 _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 4, 6, 8, 10
 
 
@@ -63,7 +63,7 @@ class RowReader:
         """The row of an untrusted payload. Raises CorruptCacheError unless it is a stream of one row of the schema."""
         try:
             return self._read(payload)
-        except (struct.error, ValueError, pa.ArrowException, OSError, MemoryError) as error:
+        except (struct.error, IndexError, ValueError, pa.ArrowException, OSError, MemoryError) as error:
             raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
 
     def _read(self, payload: bytes) -> "Row":
@@ -80,19 +80,19 @@ class RowReader:
         batch = header + struct.unpack_from("<I", payload, header)[0]
         if _field(payload, batch, _BATCH_COMPRESSION) or _field(payload, message, _MESSAGE_CUSTOM_METADATA):
             raise CorruptCacheError("the Arrow batch is compressed, wanted a plain one")
-        length = _field(payload, batch, _BATCH_LENGTH)
-        n_rows = struct.unpack_from("<q", payload, length)[0] if length else 0
+        n_rows = _int64(payload, batch, _BATCH_LENGTH)
         if n_rows != 1:
             raise CorruptCacheError(f"the Arrow batch has {n_rows} rows, wanted 1")
+        end = body + _int64(payload, message, _MESSAGE_BODY_LENGTH)
+        if payload[end:] != _END_OF_STREAM or end < body:
+            raise CorruptCacheError("the Arrow stream does not end after its first batch")
         nodes = _pairs(payload, batch, _BATCH_NODES, self._n_nodes)
         buffers = _pairs(payload, batch, _BATCH_BUFFERS, self._n_buffers)
         if any(nodes[1::2]):
             raise CorruptCacheError("the Arrow batch holds nulls")
         ends = [offset + size for offset, size in zip(buffers[::2], buffers[1::2], strict=True)]
-        if min(buffers) < 0 or body + max(ends) + len(_END_OF_STREAM) > len(payload):
+        if min(buffers) < 0 or body + max(ends) > end:
             raise CorruptCacheError("an Arrow buffer lies outside the payload")
-        if not payload.endswith(_END_OF_STREAM):
-            raise CorruptCacheError("the Arrow stream does not end with its end mark")
         return Row(self._columns, payload, body, nodes[::2], buffers)
 
 
@@ -176,6 +176,12 @@ def _field(payload: bytes, table: int, slot: int) -> int | None:
         return None
     offset = struct.unpack_from("<H", payload, vtable + slot)[0]
     return table + offset if offset else None
+
+
+def _int64(payload: bytes, table: int, slot: int) -> int:
+    """An int64 field of the flatbuffers table at ``table``; 0 when it is absent."""
+    field = _field(payload, table, slot)
+    return 0 if field is None else struct.unpack_from("<q", payload, field)[0]
 
 
 def _pairs(payload: bytes, table: int, slot: int, count: int) -> tuple[int, ...]:

@@ -59,6 +59,10 @@ def _read_mark(storage: Storage, shard: str, expected: FileEntry | None) -> tupl
         index = parse_json(ShardIndex, data, where)
     except UserError as error:
         raise CorruptCacheError(str(error)) from None
+    if index.format_version > FORMAT_VERSION:
+        raise CorruptCacheError(
+            f"{where}: format_version {index.format_version} is newer than {FORMAT_VERSION}; update this package"
+        )
     if index.name != shard:
         raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
     return index, found

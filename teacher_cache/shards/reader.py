@@ -26,6 +26,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
+DECODE_TOGETHER = 4  # sequences
 MAX_OPEN_FILES = 128
 Decoded = TypeVar("Decoded")
 Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
@@ -144,38 +145,37 @@ class CacheReader:
     def _places(self, rows: Sequence[Sequence[int]]) -> list[Place]:
         places = []
         for r, row in enumerate(rows):
-            stops = list(itertools.accumulate((int(self.num_tokens[position]) for position in row), initial=0))
-            places += [
-                (position, r, slice(*span)) for position, span in zip(row, itertools.pairwise(stops), strict=True)
-            ]
+            lengths = (int(self.num_tokens[position]) for position in row)
+            spans = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+            places += [(position, r, slice(*span)) for position, span in zip(row, spans, strict=True)]
         return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:
-        threads = min(DECODE_THREADS, len(places))
-        if threads < 2:
-            self._fill(batch, places)
+        groups = [places[i : i + DECODE_TOGETHER] for i in range(0, len(places), DECODE_TOGETHER)]
+        if len(groups) == 1 or DECODE_THREADS == 1:
+            for group in groups:
+                self._fill(batch, group)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
-        list(self._pool.map(lambda share: self._fill(batch, share), (places[i::threads] for i in range(threads))))
+        list(self._pool.map(partial(self._fill, batch), groups))
 
     def _fill(self, batch: RowBatch, places: list[Place]) -> None:
         """Decode samples into their places: the logits of all that share a code table at once."""
-        groups: dict[int, list[tuple[int, bytes, LogitsTarget]]] = {}
+        by_decoder: dict[LogitsDecoder, list[tuple[int, bytes, LogitsTarget]]] = {}
         for position, r, span in places:
             self._fill_tokens(batch, position, r, span)
             target = LogitsTarget(
                 batch.ids[r, span], batch.logprobs[r, span], batch.next_logprob[r, span], batch.log_partition[r, span]
             )
-            decoder = self._decoder(position)
-            groups.setdefault(id(decoder), []).append((position, self.payload(position, "logits"), target))
-        for group in groups.values():
-            positions, payloads, targets = zip(*group, strict=True)
-            decoder = self._decoder(positions[0])
+            payload = self.payload(position, "logits")
+            by_decoder.setdefault(self._decoder(position), []).append((position, payload, target))
+        for decoder, samples in by_decoder.items():
+            _, payloads, targets = zip(*samples, strict=True)
             try:
                 decoder.decode_into(payloads, targets)
             except CorruptCacheError:
-                for position, payload, target in group:  # one by one, to name the sample
+                for position, payload, target in samples:  # one by one, to name the sample
                     self._named(position, "logits", partial(decoder.decode_into, [payload], [target]))
                 raise
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from schemas.cache_config import LogitsCapture
+from schemas.errors import UserError
 from teacher_cache.records import LogitsSample
 from teacher_cache.signals.topk import block_top_k
 
@@ -59,11 +60,21 @@ def _reduce_chunk(
 
 
 def to_sample(rows: LogitsRows, capture: LogitsCapture) -> LogitsSample:
-    """One sequence's rows as a record in host memory, with the selection policy of ``capture`` applied."""
+    """One sequence's rows as a record in host memory, with the selection policy of ``capture`` applied.
+
+    Raises UserError when a row's largest logit or a log-partition is not finite: the teacher overflowed.
+    """
     ids = rows.ids_NK.cpu().numpy()
     logprobs = rows.logprobs_NK.cpu().numpy()
     next_logprob = rows.next_logprob_N.cpu().numpy().copy()
     next_logprob[-1] = np.nan
+    log_partition = rows.log_partition_NT.cpu().numpy()
+    sound = np.isfinite(logprobs[:, 0]) & np.isfinite(log_partition).all(axis=1) & ~np.isnan(logprobs).any(axis=1)
+    if not sound.all():
+        raise UserError(
+            f"teacher: the logits of token {int(np.argmin(sound))} of a sequence are not finite; choose a "
+            "teacher.dtype with a wider range (bfloat16 or float32) or check the weights"
+        )
     counts = select_counts(logprobs, capture)
     beyond = np.arange(ids.shape[1]) >= counts[:, None]
     return LogitsSample(
@@ -71,7 +82,7 @@ def to_sample(rows: LogitsRows, capture: LogitsCapture) -> LogitsSample:
         ids=np.where(beyond, 0, ids),
         logprobs=np.where(beyond, np.float32(-np.inf), logprobs),
         next_logprob=next_logprob,
-        log_partition=rows.log_partition_NT.cpu().numpy(),
+        log_partition=log_partition,
     )
 
 

@@ -1,245 +1,303 @@
-import json
+"""Samples come back as they were written, in every way of asking, or with an error that names file and sample."""
+
+import multiprocessing
 import pickle
-import random
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import webdataset
-import zstandard
 
-from schemas.cache_config import LogitsCapture
-from schemas.errors import CorruptCacheError, UserError
-from support.synthetic import random_shards, write_cache
+from schemas.arrow import LOGITS_SCHEMA, TOKENS_SCHEMA
+from schemas.cache_config import CodecConfig, LogitsCapture
+from schemas.errors import CorruptCacheError
+from support.forge import SHARD, arrow_stream, change_payload, claiming_frame, columns, with_frames
+from support.plain_decoder import read_samples
+from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.records import RowBatch
+from teacher_cache.shards.marks import tar_name
 from teacher_cache.shards.reader import CacheReader
 
-LENGTHS = [[12, 3, 25], [1, 30], [8]]
-CAPTURE = LogitsCapture(policy="nucleus", k=8, mass=0.9)
+LENGTHS = [[20, 1, 31], [7, 40], [3]]
+POLICIES = {
+    "top_k": LogitsCapture(k=8),
+    "nucleus": LogitsCapture(policy="nucleus", k=8, mass=0.9, temperatures=[1.0, 2.0, 4.0]),
+}
+Written = tuple[str, list[Pair]]
 
 
-@pytest.fixture(scope="module", params=["top_k", "nucleus"])
-def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    capture = LogitsCapture(policy=request.param, k=8, mass=0.9)
-    write_cache(str(folder), random_shards(LENGTHS, capture=capture), capture=capture)
-    return folder
+@pytest.fixture(scope="module", params=list(POLICIES))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A cache's folder and its samples."""
+    capture = POLICIES[request.param]
+    shards = random_shards(LENGTHS, capture=capture)
+    url = str(tmp_path_factory.mktemp("cache"))
+    write_cache(url, shards, capture=capture)
+    return url, [pair for shard in shards for pair in shard]
 
 
 @pytest.fixture
-def copy(cache: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(cache, tmp_path / "copy"))
+def small(tmp_path: Path) -> str:
+    """A cache of one shard of two samples, to be broken."""
+    write_cache(str(tmp_path), random_shards([[6, 9]]))
+    return str(tmp_path)
 
 
-def same(one: RowBatch, other: RowBatch) -> bool:
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(RowBatch)]
-    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+def assert_equal(found: object, wanted: object) -> None:
+    for name, array in vars(wanted).items():
+        np.testing.assert_array_equal(getattr(found, name), array, err_msg=name)
 
 
-def test_samples_come_back_as_they_were_written(cache: Path) -> None:
-    reader = CacheReader(str(cache))
-    policy = reader.manifest.capture.logits.policy
-    written = [
-        pair for shard in random_shards(LENGTHS, capture=LogitsCapture(policy=policy, k=8, mass=0.9)) for pair in shard
-    ]
+def test_samples_come_back_in_order(written: Written) -> None:
+    url, pairs = written
+    reader = CacheReader(url)
     assert len(reader) == 6
-    assert reader.num_tokens.tolist() == [12, 3, 25, 1, 30, 8]
-    for position, (tokens, logits) in enumerate(written):
-        read_tokens, read_logits = reader.read_tokens(position), reader.read_logits(position)
-        assert read_tokens.key == reader.keys[position] == tokens.key
-        assert (read_tokens.text, read_tokens.source_id, read_tokens.layer) == (
-            tokens.text,
-            tokens.source_id,
-            tokens.layer,
+    assert reader.keys == [tokens.key for tokens, _ in pairs]
+    assert reader.num_tokens.tolist() == [20, 1, 31, 7, 40, 3]
+    codec = CodecConfig()
+    for position, (tokens, logits) in enumerate(pairs):
+        assert_equal(reader.read_tokens(position), tokens)
+        found = reader.read_logits(position)
+        np.testing.assert_array_equal(found.counts, logits.counts)
+        np.testing.assert_array_equal(found.ids, logits.ids)
+        step = {"rtol": 1e-6, "atol": 0.5001 / codec.scalar_steps_per_nat}
+        np.testing.assert_allclose(
+            found.logprobs, logits.logprobs, rtol=1e-6, atol=0.5001 / codec.logprob_steps_per_nat
         )
-        for name in ("input_ids", "loss_mask", "byte_start", "byte_end"):
-            assert np.array_equal(getattr(read_tokens, name), getattr(tokens, name))
-        assert np.array_equal(read_logits.counts, logits.counts)
-        assert np.array_equal(read_logits.ids, logits.ids)
+        np.testing.assert_allclose(found.next_logprob, logits.next_logprob, **step)
+        np.testing.assert_allclose(found.log_partition, logits.log_partition, **step)
 
 
-def test_rows_are_padded_as_documented(cache: Path) -> None:
-    reader = CacheReader(str(cache))
-    batch = reader.read_rows([[0], [1], [4]], length=40)
-    for row, position in enumerate([0, 1, 4]):
-        n, logits, tokens = reader.num_tokens[position], reader.read_logits(position), reader.read_tokens(position)
-        assert np.array_equal(batch.input_ids[row, :n], tokens.input_ids)
-        assert np.array_equal(batch.loss_mask[row, :n], tokens.loss_mask)
-        assert np.array_equal(batch.position_ids[row, :n], np.arange(n))
-        assert np.array_equal(batch.ids[row, :n], logits.ids)
-        assert np.array_equal(batch.logprobs[row, :n], logits.logprobs)
-        assert np.array_equal(batch.next_logprob[row, :n], logits.next_logprob, equal_nan=True)
-        assert np.array_equal(batch.log_partition[row, :n], logits.log_partition)
-        assert batch.attention_mask[row].tolist() == [True] * n + [False] * (40 - n)
-        for name, padding in (
-            ("input_ids", 0),
-            ("position_ids", 0),
-            ("loss_mask", 0),
-            ("ids", 0),
-            ("log_partition", 0),
-        ):
-            assert (getattr(batch, name)[row, n:] == padding).all()
-        assert (batch.logprobs[row, n:] == -np.inf).all()
-        assert np.isnan(batch.next_logprob[row, n:]).all()
+@pytest.mark.parametrize("position", [-1, 6, 10**9])
+def test_there_is_no_sample_outside(written: Written, position: int) -> None:
+    with pytest.raises(IndexError):
+        CacheReader(written[0]).read_tokens(position)
 
 
-def test_packed_rows_are_the_samples_one_after_the_other(cache: Path) -> None:
-    reader = CacheReader(str(cache))
-    packed = reader.read_rows([[2, 0], [5, 3, 1]])
-    assert packed.input_ids.shape == (2, 37)
-    single = [reader.read_rows([[i]]) for i in (5, 3, 1)]
-    for field in fields(RowBatch):
-        joined = np.concatenate([getattr(part, field.name)[0] for part in single])
-        assert np.array_equal(getattr(packed, field.name)[1, :12], joined, equal_nan=joined.dtype.kind == "f")
-    assert packed.position_ids[1, :12].tolist() == [*range(8), 0, 0, 1, 2]
+def check_rows(reader: CacheReader, rows: list[list[int]], length: int | None = None) -> RowBatch:
+    """``read_rows`` against the single samples laid one after the other, and the documented padding."""
+    batch = reader.read_rows(rows, length)
+    capture = reader.manifest.capture.logits
+    used = [sum(int(reader.num_tokens[p]) for p in row) for row in rows]
+    shape = (len(rows), max(used) if length is None else length)
+    expected = RowBatch(
+        input_ids=np.zeros(shape, np.int64),
+        position_ids=np.zeros(shape, np.int64),
+        attention_mask=np.zeros(shape, bool),
+        loss_mask=np.zeros(shape, bool),
+        ids=np.zeros((*shape, capture.k), np.int32),
+        logprobs=np.full((*shape, capture.k), -np.inf, np.float32),
+        next_logprob=np.full(shape, np.nan, np.float32),
+        log_partition=np.zeros((*shape, len(capture.temperatures)), np.float32),
+    )
+    for r, row in enumerate(rows):
+        start = 0
+        for position in row:
+            tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+            span = slice(start, start + len(tokens.input_ids))
+            expected.input_ids[r, span] = tokens.input_ids
+            expected.position_ids[r, span] = np.arange(len(tokens.input_ids))
+            expected.attention_mask[r, span] = True
+            expected.loss_mask[r, span] = tokens.loss_mask
+            for name in ("ids", "logprobs", "next_logprob", "log_partition"):
+                getattr(expected, name)[r, span] = getattr(logits, name)
+            start = span.stop
+    assert_equal(batch, expected)
+    for name, array in vars(expected).items():
+        assert getattr(batch, name).dtype == array.dtype
+    return batch
 
 
-def test_rows_that_do_not_fit_and_positions_that_are_not_there(cache: Path) -> None:
-    reader = CacheReader(str(cache))
-    with pytest.raises(ValueError, match="a row of 37 tokens does not fit into 36"):
-        reader.read_rows([[0, 2]], length=36)
-    for position in (-1, 6):
-        with pytest.raises(IndexError):
-            reader.read_tokens(position)
+@pytest.mark.parametrize("length", [None, 40, 41, 100])
+def test_one_sample_a_row(written: Written, length: int | None) -> None:
+    check_rows(CacheReader(written[0]), [[position] for position in (4, 0, 1, 5, 3, 2)], length)
 
 
-def test_threads_and_pickling_give_the_same(cache: Path) -> None:
-    reader = CacheReader(str(cache))
-    rows = [[i] for i in range(6)]
-    expected = reader.read_rows(rows)
-    with ThreadPoolExecutor(4) as pool:
-        assert all(same(expected, batch) for batch in pool.map(lambda _: reader.read_rows(rows), range(20)))
-    assert same(expected, pickle.loads(pickle.dumps(reader)).read_rows(rows))
+@pytest.mark.parametrize("length", [None, 64])
+def test_samples_packed_one_after_the_other(written: Written, length: int | None) -> None:
+    batch = check_rows(CacheReader(written[0]), [[2, 0], [1], [3, 3, 5, 1], []], length)
+    assert (batch.position_ids[0, :51] == [*range(31), *range(20)]).all()
+    assert np.isnan(batch.next_logprob[0, [30, 50]]).all()
+    assert not batch.loss_mask[0, [30, 50]].any()
+
+
+def test_a_row_that_does_not_fit(written: Written) -> None:
+    reader = CacheReader(written[0])
+    for rows in ([[4]], [[0], [0, 2]], [[3], [4]]):
+        used = max(sum(int(reader.num_tokens[p]) for p in row) for row in rows)
+        with pytest.raises(ValueError, match=f"a row of {used} tokens does not fit into {used - 1}"):
+            reader.read_rows(rows, used - 1)
+        reader.read_rows(rows, used)
+
+
+def test_threads_see_the_same_arrays(written: Written) -> None:
+    reader = CacheReader(written[0])
+    requests = [[[i % 6], [(i * 5 + 1) % 6, i % 3]] for i in range(40)]
+    wanted = [CacheReader(written[0]).read_rows(rows) for rows in requests]
+    with ThreadPoolExecutor(8) as pool:
+        for found, expected in zip(pool.map(reader.read_rows, requests), wanted, strict=True):
+            assert_equal(found, expected)
+
+
+def test_batches_do_not_share_memory(written: Written) -> None:
+    reader = CacheReader(written[0])
+    first = reader.read_rows([[0], [2]])
+    before = {name: array.copy() for name, array in vars(first).items()}
+    reader.read_rows([[4], [5]])
+    assert_equal(first, RowBatch(**before))
+
+
+def test_a_pickled_reader_reads_on(written: Written) -> None:
+    reader = CacheReader(written[0])
+    reader.read_rows([[0], [1], [2]])
+    data = pickle.dumps(reader)
+    copy = pickle.loads(data)
+    assert copy.keys == reader.keys
+    assert copy.manifest == reader.manifest
+    assert_equal(copy.read_rows([[0, 1], [4]]), reader.read_rows([[0, 1], [4]]))
+
+
+def test_a_forked_reader_reads_on(written: Written) -> None:
+    reader = CacheReader(written[0])
+    wanted = reader.read_rows([[0], [1], [2]])  # its threads are running now
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for found in pool.map_async(reader.read_rows, [[[0], [1], [2]]] * 4).get(timeout=60):
+            assert_equal(found, wanted)
+
+
+def test_a_closed_reader_reopens(written: Written) -> None:
+    reader = CacheReader(written[0])
+    wanted = reader.read_rows([[0], [2]])
     reader.close()
-    assert same(expected, reader.read_rows(rows)), "a closed reader opens its files again"
+    reader.close()
+    assert_equal(reader.read_rows([[0], [2]]), wanted)
 
 
-def test_reading_from_an_object_store(cache: Path, s3_url: str) -> None:
-    capture = LogitsCapture(k=8)
-    write_cache(s3_url, random_shards(LENGTHS, capture=capture), capture=capture)
-    reader = CacheReader(s3_url)
-    rows = [[5], [0, 1], [4]]
-    local = cache.parent / f"local-{cache.name}"
-    write_cache(str(local), random_shards(LENGTHS, capture=capture), capture=capture)
-    assert same(reader.read_rows(rows), CacheReader(str(local)).read_rows(rows))
+def test_only_the_files_of_the_wanted_signals_are_needed(small: str) -> None:
+    (Path(small) / tar_name(SHARD, "logits")).unlink()
+    assert CacheReader(small, signals=("tokens",)).read_tokens(1).key
+    with pytest.raises(CorruptCacheError, match=r"logits\.tar: the file is missing"):
+        CacheReader(small)
 
 
-def test_only_the_wanted_signals_are_touched(copy: Path) -> None:
-    for tar in copy.glob("*.logits.tar"):
-        tar.unlink()
-    reader = CacheReader(str(copy), signals=("tokens",))
-    assert len(reader.read_tokens(2).input_ids) == 25
-    with pytest.raises(CorruptCacheError, match=r"shard-000000\.logits\.tar: the file is missing"):
-        CacheReader(str(copy))
+def test_other_teams_decode_the_same_from_the_description_alone(written: Written) -> None:
+    url, _ = written
+    reader, samples = CacheReader(url), read_samples(Path(url))
+    assert list(samples) == reader.keys
+    for position, sample in enumerate(samples.values()):
+        tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+        for name in TOKENS_SCHEMA.names:
+            np.testing.assert_array_equal(sample[name], getattr(tokens, name))
+        np.testing.assert_array_equal(sample["counts"], logits.counts)
+        np.testing.assert_array_equal(sample["ids"], logits.ids)
+        np.testing.assert_allclose(sample["logprobs"], logits.logprobs, rtol=1e-6)
+        np.testing.assert_allclose(sample["next_logprob"], logits.next_logprob[:-1], rtol=1e-6)
+        np.testing.assert_allclose(sample["log_partition"], logits.log_partition, rtol=1e-6)
 
 
-def test_every_flipped_bit_of_a_payload_is_found_and_named(copy: Path) -> None:
-    rng = random.Random(0)
-    reader = CacheReader(str(copy))
-    mark = json.loads((copy / "shard-000000.json").read_text())
-    for signal in ("tokens", "logits"):
-        path = copy / f"shard-000000.{signal}.tar"
-        clean = path.read_bytes()
-        for _ in range(40):
-            row = rng.randrange(3)
-            place = mark["signals"][signal]["offsets"][row] + rng.randrange(mark["signals"][signal]["sizes"][row])
-            data = bytearray(clean)
-            data[place] ^= 1 << rng.randrange(8)
-            path.write_bytes(data)
-            with pytest.raises(
-                CorruptCacheError, match=rf"shard-000000\.{signal}\.tar: sample {mark['keys'][row]}: xxh3"
-            ):
-                reader.read_rows([[0], [1], [2], [4]])
-        path.write_bytes(clean)
+def test_the_plain_decoder_imports_nothing_of_this_project() -> None:
+    source = (Path(__file__).parents[2] / "support" / "plain_decoder.py").read_text()
+    imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+    roots = {line.split()[1].split(".")[0] for line in imports}
+    assert roots <= {"json", "pathlib", "typing", "numpy", "pyarrow", "webdataset", "zstandard"}
 
 
-def test_a_payload_with_a_right_checksum_is_still_distrusted(copy: Path) -> None:
-    """Whoever can write the mark can write checksums too: what is decoded is checked on its own."""
-    reader = CacheReader(str(copy))
-    shard = reader._shards[0]
-    wrong = {"offsets": [shard.signals["logits"].offsets[1], *shard.signals["logits"].offsets[1:]]}
-    for name in ("sizes", "checksums"):
-        values = getattr(shard.signals["logits"], name)
-        wrong[name] = [values[1], *values[1:]]
-    member = shard.signals["logits"].model_copy(update=wrong)
-    reader._shards[0] = shard.model_copy(update={"signals": {**shard.signals, "logits": member}})
-    with pytest.raises(CorruptCacheError, match=rf"logits\.tar: sample {reader.keys[0]}: column"):
-        reader.read_rows([[0], [4], [5]])
+@pytest.mark.parametrize("signal", ["tokens", "logits"])
+def test_every_flipped_bit_of_a_payload_is_detected(small: str, signal: str) -> None:
+    reader = CacheReader(small)
+    read = reader.read_tokens if signal == "tokens" else reader.read_logits
+    rng = np.random.default_rng(0)
+    path = Path(small) / tar_name(SHARD, signal)
+    sound = path.read_bytes()
+    member = reader._shards[0].signals[signal]
+    for position, key in enumerate(reader.keys):
+        for place in rng.integers(0, member.sizes[position], 150):
+            broken = bytearray(sound)
+            broken[member.offsets[position] + place] ^= 1 << rng.integers(8)
+            path.write_bytes(broken)
+            with pytest.raises(CorruptCacheError) as caught:
+                read(position)
+            assert str(caught.value).startswith(f"{path}: sample {key}: ")
+            read(1 - position)  # the other one is not touched
+    path.write_bytes(sound)
+    read(0)
 
 
-@pytest.mark.parametrize("tamper", ["truncate", "grow", "offset", "key twice", "lists", "table", "version", "count"])
-def test_contradictions_are_found_when_the_cache_is_opened(copy: Path, tamper: str) -> None:
-    mark_path, manifest_path = copy / "shard-000001.json", copy / "manifest.json"
-    mark, manifest = json.loads(mark_path.read_text()), json.loads(manifest_path.read_text())
-    tar = copy / "shard-000001.logits.tar"
-    if tamper == "truncate":
-        tar.write_bytes(tar.read_bytes()[:-512])
-    elif tamper == "grow":
-        tar.write_bytes(tar.read_bytes() + bytes(512))
-    elif tamper == "table":
-        next((copy / "tables").iterdir()).unlink()
-    elif tamper == "version":
-        manifest["format_version"] = 2
-        manifest_path.write_text(json.dumps(manifest))
-    else:
-        {
-            "offset": lambda: mark["signals"]["logits"]["offsets"].__setitem__(1, 10**9),
-            "key twice": lambda: mark["keys"].__setitem__(1, mark["keys"][0]),
-            "lists": lambda: mark["num_tokens"].append(5),
-            "count": lambda: mark["num_tokens"].__setitem__(0, 2**40),
-        }[tamper]()
-        data = json.dumps(mark).encode()
-        mark_path.write_bytes(data)
-        import hashlib
-
-        entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        manifest["shards"][1]["index"] = entry  # as one who forges both would
-        manifest_path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"shard-000001|tables/|format_version 2"):
-        CacheReader(str(copy)).read_rows([[i] for i in range(6)])
+@pytest.mark.parametrize("change", ["shorter", "longer", "empty"])
+@pytest.mark.parametrize("signal", ["tokens", "logits"])
+def test_a_tar_of_another_size_is_refused_at_opening(small: str, signal: str, change: str) -> None:
+    path = Path(small) / tar_name(SHARD, signal)
+    data = path.read_bytes()
+    path.write_bytes({"shorter": data[:-1], "longer": data + b"\0", "empty": b""}[change])
+    with pytest.raises(CorruptCacheError, match=f"{path}: [0-9]+ bytes, the index says {len(data)}"):
+        CacheReader(small)
 
 
-def test_plain_webdataset_pyarrow_zstandard_and_numpy_read_it(cache: Path) -> None:
-    """A reader written from the format's description alone."""
-    manifest = json.loads((cache / "manifest.json").read_text())
-    k, steps = manifest["capture"]["logits"]["k"], manifest["codec"]["logprob_steps_per_nat"]
-    scalar_steps = manifest["codec"]["scalar_steps_per_nat"]
-    reader = CacheReader(str(cache))
+def test_a_tar_cut_while_it_is_open_names_the_sample(small: str) -> None:
+    reader = CacheReader(small)
+    path = Path(small) / tar_name(SHARD, "logits")
+    path.write_bytes(path.read_bytes()[:600])
+    for read in (lambda: reader.read_logits(1), lambda: reader.read_rows([[0], [1]])):
+        with pytest.raises(CorruptCacheError, match=rf"{path}: sample ({'|'.join(reader.keys)}): "):
+            read()
 
-    def planes(frames: list[bytes]) -> np.ndarray:
-        parts = [np.frombuffer(zstandard.decompress(frame), np.uint8).astype(np.uint32) for frame in frames]
-        return sum((part << np.uint32(8 * i) for i, part in enumerate(parts)), np.zeros((), np.uint32))
 
-    seen = 0
-    for shard in sorted(cache.glob("shard-*.json")):
-        mark = json.loads(shard.read_text())
-        table = np.frombuffer(zstandard.decompress((cache / f"tables/{mark['table']}.zst").read_bytes()), "<u4")
-        for url in (str(shard.with_suffix(".logits.tar")), str(shard.with_suffix(".tokens.tar"))):
-            for sample in webdataset.WebDataset(url, shardshuffle=False, empty_check=False):
-                position = reader.keys.index(sample["__key__"])
-                n = reader.num_tokens[position]
-                if "tokens.arrow" in sample:
-                    row = pa.ipc.open_stream(sample["tokens.arrow"]).read_all().to_pylist()[0]
-                    assert row["input_ids"] == reader.read_tokens(position).input_ids.tolist()
-                    assert row["text"] == reader.read_tokens(position).text
-                    continue
-                row = pa.ipc.open_stream(sample["logits.arrow"]).read_all().to_pylist()[0]
-                counts = planes(row["counts"]) if row["counts"] else np.full(n, k)
-                stored = np.arange(k) < counts[:, None]
-                expected = reader.read_logits(position)
-                ids = np.zeros((n, k), np.int64)
-                ids[stored] = table[planes(row["ids"])]
-                assert np.array_equal(ids, expected.ids)
-                differences = np.zeros((k, n), np.int64)
-                differences[stored.T] = planes(row["logprobs"])
-                logprobs = np.where(stored, -np.cumsum(differences, axis=0).T / steps, -np.inf)
-                assert np.array_equal(logprobs.astype(np.float32), expected.logprobs)
-                scalars = planes(row["scalars"]).view(np.int32).reshape(-1, n) / scalar_steps
-                assert np.array_equal(scalars[0, :-1].astype(np.float32), expected.next_logprob[:-1])
-                assert np.array_equal(scalars[1:].T.astype(np.float32), expected.log_partition)
-                seen += 1
-    assert seen == 6
+def test_a_tar_removed_while_the_cache_is_open_is_named(small: str) -> None:
+    reader = CacheReader(small)
+    path = Path(small) / tar_name(SHARD, "tokens")
+    path.unlink()
+    with pytest.raises(CorruptCacheError, match=str(path)):
+        reader.read_tokens(0)
+
+
+def _compressed(schema_of: str, payload: bytes) -> bytes:
+    schema = LOGITS_SCHEMA if schema_of == "logits" else TOKENS_SCHEMA
+    return arrow_stream(schema, [columns(payload)], compression="zstd")
+
+
+HOSTILE = {
+    "not Arrow": ("logits", lambda payload: b"x" * len(payload)),
+    "the other schema": ("logits", lambda payload: arrow_stream(LOGITS_SCHEMA.remove(0), [columns(payload)])),
+    "compressed logits": ("logits", lambda payload: _compressed("logits", payload)),
+    "compressed tokens": ("tokens", lambda payload: _compressed("tokens", payload)),
+    "claims 2^40": ("logits", lambda payload: with_frames(payload, ids=[claiming_frame(1 << 40)] * 2)),
+    "code outside": ("logits", lambda payload: with_frames(payload, ids=[claiming_frame_of(b"\xff", 72)] * 2)),
+    "counts of 0": ("logits", lambda payload: with_frames(payload, counts=[claiming_frame(9)] * 2)),
+    "id outside": (
+        "tokens",
+        lambda payload: arrow_stream(TOKENS_SCHEMA, [columns(payload) | {"input_ids": [300] * 9}]),
+    ),
+    "one token less": ("tokens", lambda payload: arrow_stream(TOKENS_SCHEMA, [_cut(columns(payload))])),
+}
+
+
+def claiming_frame_of(byte: bytes, size: int) -> bytes:
+    """A valid frame of ``size`` equal bytes."""
+    return claiming_frame(size)[:-1] + byte
+
+
+def _cut(row: dict) -> dict:
+    return {name: value[:-1] if isinstance(value, list) else value for name, value in row.items()}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_payload_with_valid_checksums_names_file_and_sample(small: str, name: str) -> None:
+    signal, change = HOSTILE[name]
+    change_payload(small, signal, 1, lambda payload: payload)
+    CacheReader(small).read_rows([[0], [1]])
+    change_payload(small, signal, 1, change)
+    reader = CacheReader(small)
+    read = reader.read_tokens if signal == "tokens" else reader.read_logits
+    wanted = f"{Path(small) / tar_name(SHARD, signal)}: sample {reader.keys[1]}: "
+    for attempt in (lambda: read(1), lambda: reader.read_rows([[0], [1]]), lambda: reader.read_rows([[0, 1]])):
+        with pytest.raises(CorruptCacheError) as caught:
+            attempt()
+        assert str(caught.value).startswith(wanted)
+    reader.read_rows([[0]])  # a broken sample does not spoil the others
+
+
+def test_a_payload_of_another_sample_is_refused(small: str) -> None:
+    key = CacheReader(small).keys[0]
+    change_payload(small, "tokens", 1, lambda payload: arrow_stream(TOKENS_SCHEMA, [columns(payload) | {"key": key}]))
+    with pytest.raises(CorruptCacheError, match=f"the payload belongs to sample {key}"):
+        CacheReader(small).read_tokens(1)

@@ -1,68 +1,201 @@
-import errno
-import uuid
+"""One behaviour in a folder, in memory and in an object store behind a real S3 server."""
+
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
+from support.synthetic import file_entry, random_shards, write_cache
+from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+
+TABLE = f"tables/{'a' * 64}.zst"
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
-        return Storage(request.getfixturevalue("s3_url"))
-    return Storage(str(tmp_path / "cache") if request.param == "folder" else f"memory://{uuid.uuid4().hex}")
+        return request.getfixturevalue("s3_url")
+    return str(tmp_path / "cache") if request.param == "folder" else f"memory://{tmp_path.name}/cache"
 
 
-def test_files_are_written_read_listed_and_deleted(storage: Storage) -> None:
+@pytest.fixture
+def storage(url: str) -> Storage:
+    return Storage(url)
+
+
+def test_what_is_written_is_read(storage: Storage) -> None:
+    assert not storage.exists("a.json")
     assert storage.names() == []
-    entry = storage.write("shard-000000.json", b"0123456789")
-    storage.write("tables/abc.zst", b"table")
-    assert (entry.bytes, storage.size("shard-000000.json")) == (10, 10)
-    assert storage.read("shard-000000.json") == b"0123456789"
-    assert storage.read_range("shard-000000.json", 3, 4) == b"3456"
-    assert storage.read_range("shard-000000.json", 8, 10) == b"89"
-    assert storage.names() == ["shard-000000.json", "tables/abc.zst"]
-    storage.write("shard-000000.json", b"new")
-    assert storage.read("shard-000000.json") == b"new"
-    storage.delete("shard-000000.json")
-    storage.delete("shard-000000.json")
-    assert not storage.exists("shard-000000.json")
-    assert storage.names() == ["tables/abc.zst"]
+    assert storage.write("a.json", b"0123456789") == file_entry(b"0123456789")
+    storage.write(TABLE, b"table")
+    storage.write("empty.json", b"")
+    assert storage.sizes() == {"a.json": 10, "empty.json": 0, TABLE: 5}
+    assert storage.names() == ["a.json", "empty.json", TABLE]
+    assert storage.exists("a.json")
+    assert storage.size("a.json") == 10
+    assert storage.read("a.json") == b"0123456789"
+    assert storage.read(TABLE) == b"table"
 
 
-def test_missing_and_oversized_files(storage: Storage) -> None:
+def test_ranges(storage: Storage) -> None:
+    storage.write("a.tar", b"0123456789")
+    assert storage.read_range("a.tar", 0, 10) == b"0123456789"
+    assert storage.read_range("a.tar", 3, 4) == b"3456"
+    assert storage.read_range("a.tar", 8, 10) == b"89"
+
+
+def test_delete(storage: Storage) -> None:
+    storage.write("a.json", b"x")
+    storage.write("b.json", b"x")
+    storage.delete("a.json")
+    assert storage.names() == ["b.json"]
+    assert not storage.exists("a.json")
+    storage.delete("a.json")
+
+
+def test_another_client_sees_a_write_at_once(url: str) -> None:
+    reader, writer = Storage(url), Storage(url)
+    assert reader.names() == []
+    writer.write("a.json", b"old")
+    assert reader.exists("a.json")
+    assert reader.read("a.json") == b"old"
+    writer.write("a.json", b"newer")
+    assert reader.read("a.json") == b"newer"
+    assert reader.sizes() == {"a.json": 5}
+
+
+def test_a_missing_file_is_named(storage: Storage) -> None:
     for read in (storage.read, storage.size, lambda name: storage.read_range(name, 0, 1)):
-        with pytest.raises(CorruptCacheError, match=r"shard-000009\.json: the file is missing"):
-            read("shard-000009.json")
-    storage.write("manifest.json", b"12345")
-    with pytest.raises(CorruptCacheError, match=r"manifest\.json: 5 bytes, at most 4"):
-        storage.read("manifest.json", max_bytes=4)
+        with pytest.raises(CorruptCacheError, match=r"shard-000000\.json: the file is missing") as caught:
+            read("shard-000000.json")
+        assert str(caught.value).startswith(storage.url)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(storage: Storage) -> None:
-    storage.write("manifest.json", b"old")
-    with (
-        pytest.raises(
-            UserError, match=r"manifest\.json: cannot be written: No space left on device; .*free some space"
-        ),
-        storage.staged("manifest.json") as path,
-    ):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert storage.read("manifest.json") == b"old"
-    assert storage.names() == ["manifest.json"]
+def test_a_file_above_the_limit_is_not_read(storage: Storage) -> None:
+    storage.write("a.json", b"0123456789")
+    assert storage.read("a.json", max_bytes=10) == b"0123456789"
+    with pytest.raises(CorruptCacheError, match=r"a\.json: 10 bytes, at most 9"):
+        storage.read("a.json", max_bytes=9)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", "tables/../x", "", "tables/", "a\nb", ".."])
-def test_names_that_leave_the_cache_are_refused(storage: Storage, name: str) -> None:
-    for use in (storage.read, storage.delete, lambda n: storage.write(n, b"x")):
-        with pytest.raises(CorruptCacheError, match="not a name"):
-            use(name)
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(storage: Storage) -> None:
+    storage.write("a.json", b"old")
+    folders: list[Path] = []
+
+    def fail() -> None:
+        with storage.staged("a.json", "worker-") as path:
+            folders.append(path)
+            path.write_bytes(b"half")
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fail()
+    assert storage.names() == ["a.json"]
+    assert storage.read("a.json") == b"old"
+    assert not folders[0].exists()
 
 
-@pytest.mark.parametrize("url", ["nosuch://bucket/cache", "s4://x"])
-def test_unknown_protocols_are_a_user_error(url: str) -> None:
-    with pytest.raises(UserError, match="cannot be opened"):
-        Storage(url)
+def test_a_full_disk_is_one_line_that_names_the_file(storage: Storage) -> None:
+    storage.write("a.tar", b"old")
+
+    def fill() -> None:
+        with storage.staged("a.tar") as path:
+            path.symlink_to("/dev/full")
+            path.write_bytes(bytes(1 << 16))
+
+    with pytest.raises(UserError) as caught:
+        fill()
+    message = str(caught.value)
+    assert message.startswith(f"{storage.where('a.tar')}: cannot be written: No space left on device")
+    assert "\n" not in message
+    assert storage.names() == ["a.tar"]
+    assert storage.read("a.tar") == b"old"
+
+
+def test_temporary_names_start_with_the_owner(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    with storage.staged(TABLE, "w1-") as path:
+        path.write_bytes(b"x")
+        names = storage.names()
+    assert len(names) == 1
+    assert names[0].startswith(".tmp-w1-")
+    assert storage.names() == [TABLE]
+
+
+def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(f"memory://{tmp_path.name}")
+    storage.write("a.json", b"old")
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise RuntimeError("quota\nexceeded")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
+    with pytest.raises(UserError, match=r"a\.json: cannot be written: quota exceeded"):
+        storage.write("a.json", b"new")
+    assert storage.read("a.json") == b"old"
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(UserError, match=r"a\.json: cannot be read: quota exceeded"):
+        storage.read("a.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc/passwd",
+        "tables/../x",
+        "tables/../../x",
+        "a/b",
+        "..",
+        ".",
+        "",
+        "tables/",
+        "a\n",
+        "x/../../y",
+        "~",
+        "-x",
+    ],
+)
+def test_names_outside_the_cache_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(b"secret")
+    storage = Storage(str(tmp_path / "cache"))
+    for act in (storage.read, storage.exists, storage.delete, lambda name: storage.write(name, b"hostile")):
+        with pytest.raises(CorruptCacheError, match="not a name of a cache's file"):
+            act(name)
+    assert (tmp_path / "x").read_bytes() == b"secret"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["x"]
+
+
+def test_an_unknown_protocol_and_a_missing_bucket(s3_server: str) -> None:
+    with pytest.raises(UserError, match="nothing://x: cannot be opened"):
+        Storage("nothing://x")
+    with pytest.raises(UserError, match="not-a-bucket"):
+        CacheReader("s3://not-a-bucket/cache")
+    with pytest.raises(UserError, match=r"not-a-bucket/cache/a\.json: cannot be written"):
+        Storage("s3://not-a-bucket/cache").write("a.json", b"x")
+
+
+def test_a_cache_reads_the_same_wherever_it_lies(url: str, tmp_path: Path) -> None:
+    shards = random_shards([[5, 1, 9], [3]])
+    manifest = write_cache(url, shards)
+    assert write_cache(str(tmp_path / "local"), shards) == manifest
+    reader, local = CacheReader(url), CacheReader(str(tmp_path / "local"))
+    assert reader.keys == local.keys
+    rows = [[0, 1], [3], [2]]
+    for name, array in vars(reader.read_rows(rows)).items():
+        np.testing.assert_array_equal(array, getattr(local.read_rows(rows), name))
+    assert reader.read_tokens(2).text == shards[0][2][0].text
+
+
+def test_the_object_store_holds_only_the_caches_files(s3_url: str) -> None:
+    write_cache(s3_url, random_shards([[5], [3]]))
+    names = [path.split("/", 2)[2] for path in fsspec.filesystem("s3").find(s3_url)]
+    assert sorted(names) == Storage(s3_url).names()
+    assert [name for name in names if not name.startswith("tables/")] == [
+        "manifest.json",
+        *(f"shard-00000{n}.{end}" for n in (0, 1) for end in ("json", "logits.tar", "tokens.tar")),
+    ]
