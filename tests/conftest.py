@@ -1,4 +1,4 @@
-"""A real S3 server for tests of object storage: moto in a process of its own, reached by plain ``s3://`` URLs."""
+"""For all tests: no hub, and a real S3 server (moto in a process of its own, reached by plain ``s3://`` URLs)."""
 
 import itertools
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BUCKET = "caches"
 _prefixes = itertools.count()
 

@@ -5,8 +5,7 @@ import pytest
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
-from teacher_cache.teacher import describe_teacher, load_tokenizer
-from teacher_cache.tokenizer import describe_tokenizer
+from teacher_cache.teacher import describe_teacher
 
 
 @pytest.fixture
@@ -61,13 +60,3 @@ def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher\.path: .*cannot load a model configuration"):
         describe(tmp_path)
-
-
-def test_tokenizer_fingerprint_follows_the_ids(folder: Path) -> None:
-    tokenizer = load_tokenizer(TeacherConfig(path=str(folder)))
-    before = describe_tokenizer(tokenizer)
-    assert before.vocab_size == VOCAB_SIZE
-    tokenizer.add_tokens(["<|another|>"])
-    after = describe_tokenizer(tokenizer)
-    assert after.vocab_size == VOCAB_SIZE + 1
-    assert after.fingerprint != before.fingerprint
