@@ -12,6 +12,7 @@ side has among its top k is excused when its log-probability is within the toler
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,13 @@ def main() -> int:
     print(f"{len(sequences)} sequences, {sum(map(len, sequences))} tokens; forward pass in float32", flush=True)
     against_forward = compare_with_forward(sequences, stored)
     print("both engines in float32, then in bf16", flush=True)
-    float32 = compare_engines(*(scored(tree, kind, "float32", sequences) for kind in ("vllm", "transformers")))
+    in_float32 = {kind: scored(tree, kind, "float32", sequences) for kind in ("vllm", "transformers")}
+    float32 = compare_engines(in_float32["vllm"], in_float32["transformers"])
     short = [ids[:128] for ids in sequences[:4]]
-    bf16 = compare_engines(*(scored(tree, kind, "bfloat16", short) for kind in ("vllm", "transformers")))
+    in_bf16 = {kind: scored(tree, kind, "bfloat16", short) for kind in ("vllm", "transformers")}
+    bf16 = compare_engines(in_bf16["vllm"], in_bf16["transformers"])
+    exact = [first_rows(sample, 128) for sample in in_float32["transformers"][:4]]
+    rounding = {kind: compare_engines(samples, exact) for kind, samples in in_bf16.items()}
 
     half_step = 0.5 / CodecConfig().logprob_steps_per_nat
     rows = [
@@ -54,9 +59,11 @@ def main() -> int:
         at_most("… realised token's log-probability", float32["next_logprob"], "nat", ENGINE_TOLERANCE),
         at_most("… log-partition", float32["log_partition"], "nat", ENGINE_TOLERANCE),
         at_most("… ids of one engine only, near-ties excused", float32["wrong_ids"], "ids", 0),
-        Row("the same in bf16: largest difference", bf16["logprob"], "nat"),
+        Row("vLLM against transformers, bf16: largest difference", bf16["logprob"], "nat"),
         Row("… mean difference", bf16["logprob_mean"], "nat"),
         Row("… ids of one engine only", 100 * bf16["differing_ids"] / bf16["ids"], "% of ids"),
+        Row("vLLM in bf16 against float32: mean difference", rounding["vllm"]["logprob_mean"], "nat"),
+        Row("transformers in bf16 against float32: mean difference", rounding["transformers"]["logprob_mean"], "nat"),
     ]
     raw = {
         "k": K,
@@ -68,6 +75,7 @@ def main() -> int:
         "stored_against_forward": against_forward,
         "vllm_against_transformers_float32": float32,
         "vllm_against_transformers_bf16": bf16 | {"tokens": sum(map(len, short))},
+        "bf16_against_float32": rounding,
     }
     write_results("exactness", "Exactness: SmolLM2-135M, K = 64, code", rows, raw)
     return exit_status(rows)
@@ -115,6 +123,11 @@ def _score(tree: dict[str, Any], sequences: list[np.ndarray]) -> list[LogitsSamp
 
     with open_engine(as_config(tree)) as engine:
         return engine.score(sequences)
+
+
+def first_rows(sample: LogitsSample, rows: int) -> LogitsSample:
+    """The beginning of a sample: causal attention makes it the sample of the beginning."""
+    return LogitsSample(*(getattr(sample, field.name)[:rows] for field in fields(LogitsSample)))
 
 
 def compare_engines(left: list[LogitsSample], right: list[LogitsSample]) -> dict[str, Any]:
