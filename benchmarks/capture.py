@@ -38,11 +38,12 @@ MIN_OF_PROMPT_LOGPROBS = 2.0
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     tree = settings(FOLDER / "capture", modules=SEQUENCES, characters=7_000, max_tokens=TOKENS)
+    tree["corpus"]["over_long"] = "truncate"  # one sequence a module
     tree["output"]["tokens_per_shard"] = SEQUENCES * TOKENS
     config = as_config(tree)
     engine = open_engine(config)
     captured(engine, config)  # warms up, and leaves the sequences in the cache
-    sequences = sequences_of(CacheReader(config.output.path), limit=2 * SEQUENCES)
+    sequences = sequences_of(CacheReader(config.output.path), limit=SEQUENCES)
     tokens = sum(map(len, sequences))
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: plain(engine, sequences),

@@ -32,6 +32,7 @@ def settings(folder: Path, modules: int, characters: int, max_tokens: int, **eng
     Writes the modules to ``folder``, and names ``folder/cache`` as the output.
     """
     files = [path for path in standard_library() if path.stat().st_size >= characters][:modules]
+    shutil.rmtree(folder / "corpus", ignore_errors=True)
     write_code(folder / "corpus", files, characters)
     return {
         "teacher": {"path": str(make_teacher()), "dtype": "float32"},
@@ -43,6 +44,7 @@ def settings(folder: Path, modules: int, characters: int, max_tokens: int, **eng
         },
         "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
         "output": {"path": str(folder / "cache"), "tokens_per_shard": 16_384},
+        "provenance": {"notes": f"the first {characters} characters of {modules} modules"},
     }
 
 
