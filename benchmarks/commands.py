@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teacher_cache.process import peak_memory_bytes
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -42,5 +44,4 @@ def run_installed(command: str, *arguments: str | Path) -> Finished:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{stdout}\nerror: {command} ended with exit status {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return Finished(stdout, time.perf_counter() - start, usage.ru_maxrss * unit)
+    return Finished(stdout, time.perf_counter() - start, peak_memory_bytes(usage))

@@ -5,9 +5,7 @@ at, the next run finds only whole shards and garbage that it removes.
 """
 
 import logging
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +17,13 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
 from teacher_cache.codec.logits import LogitsEncoder
-from teacher_cache.codec.permutation import build_code_table, decode_table, encode_table, table_digest, table_path
+from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.plan import load_or_make_plan, read_unit
+from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.shards.marks import assemble, committed, read_mark, remove_garbage, tar_name, write_mark
+from teacher_cache.shards.marks import assemble, committed, read_mark, read_table, remove_garbage, tar_name, write_mark
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import TarWriter
 from teacher_cache.signals.entropy import bucket_entropy
@@ -74,7 +73,7 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     worker = worker or Worker()
     storage = Storage(config.output.path)
     plan = load_or_make_plan(config, storage)
-    remove_garbage(storage, plan.model_copy(update={"complete": False}), worker.owner)
+    remove_garbage(storage, plan, worker.owner)
     done = set(committed(storage, plan))
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
@@ -144,8 +143,7 @@ def _code_table(storage: Storage, plan: Manifest, scored: list[LogitsSample], wo
     vocab_size = plan.teacher.vocab_size
     for shard in committed(storage, plan):
         digest = read_mark(storage, shard).table
-        name = table_path(digest)
-        return decode_table(storage.read(name), vocab_size, digest, storage.where(name)), digest
+        return read_table(storage, digest, vocab_size), digest
     counts = np.zeros(vocab_size, np.int64)
     for sample in scored:
         counts += np.bincount(sample.ids[np.isfinite(sample.logprobs)], minlength=vocab_size)
@@ -209,7 +207,6 @@ class _StopRequest:
 def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str | None) -> Summary:
     tokens = max(1, manifest.totals.tokens)
     bytes_per_token: dict[str, float] = {name: size / tokens for name, size in manifest.totals.bytes.items()}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Summary(
         units_scored=tally.units,
         units_skipped=skipped,
@@ -219,7 +216,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
         engine_load_seconds=tally.engine_load_seconds,
         tokens_per_second=tally.tokens_per_second,
         mean_entropy=tally.mean_entropy,
-        peak_memory_bytes=kilobytes if sys.platform == "darwin" else kilobytes * 1024,
+        peak_memory_bytes=peak_memory_bytes(),
         cache_samples=manifest.totals.samples,
         cache_tokens=manifest.totals.tokens,
         bytes_per_token=bytes_per_token | {"index": manifest.totals.index_bytes / tokens},

@@ -4,7 +4,6 @@ The plan's product is one ``tokens`` tar per unit and a manifest without shards:
 unit from them, and resuming is "the units with no commit mark".
 """
 
-import hashlib
 import io
 import logging
 import tarfile
@@ -13,12 +12,12 @@ from pathlib import PurePath
 
 from schemas.cache_config import CacheConfig, CorpusConfig
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import CorpusCounts, CorpusInfo, FileEntry, Manifest, MemberIndex, TeacherInfo, Totals, Unit
+from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
-from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.tar import TarWriter, checksum
 from teacher_cache.teacher import describe_teacher, load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
@@ -104,10 +103,13 @@ _IDENTITY = {
 
 def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
-    differing = []
-    for path, key in _IDENTITY.items():
-        before, now = _lookup(present.model_dump(), path), _lookup(wanted.model_dump(), path)
-        differing += [f"{name}: {old!r} in the cache, {new!r} now" for name, old, new in _differences(key, before, now)]
+    lists = {"units", "shards", "tables"}  # long, and not part of the identity
+    before, now = present.model_dump(exclude=lists), wanted.model_dump(exclude=lists)
+    differing = [
+        f"{name}: {old!r} in the cache, {new!r} now"
+        for path, key in _IDENTITY.items()
+        for name, old, new in _differences(key, _lookup(before, path), _lookup(now, path))
+    ]
     if differing:
         raise UserError(
             f"{storage.where(MANIFEST)}: this cache was made differently: {'; '.join(differing)}. Choose another "
@@ -154,7 +156,7 @@ def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[Token
     """The planned sequences of a unit and the index of the tar that holds them. Raises CorruptCacheError."""
     name = tar_name(unit.name, "tokens")
     data = storage.read(name)
-    entry = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    entry = file_entry(data)
     if entry != unit.tokens_file:
         raise CorruptCacheError(
             f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the "

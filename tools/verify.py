@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from schemas.errors import CorruptCacheError
-from schemas.manifest import FileEntry, Manifest, ShardEntry
+from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
@@ -93,21 +93,15 @@ def _problem(check: Callable[[], object]) -> Iterator[str]:
 def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) -> Iterator[str]:
     """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
     reader = CacheReader(url, manifest=manifest)
-    for position, where in enumerate(_names(manifest.shards, reader)):
+    for position in range(len(reader)):
         try:
             tokens, logits = reader.read_tokens(position), reader.read_logits(position)
         except CorruptCacheError as error:
             yield str(error)
         else:
+            where = reader.where(position, "logits")
             yield from (f"{where}: {problem}" for problem in check_sample(tokens, logits, manifest))
         advance(position + 1, len(reader))
-
-
-def _names(shards: list[ShardEntry], reader: CacheReader) -> Iterator[str]:
-    keys = iter(reader.keys)
-    for shard in shards:
-        for _ in range(shard.samples):
-            yield f"{tar_name(shard.name, 'logits')}: sample {next(keys)}"
 
 
 def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> Iterator[str]:

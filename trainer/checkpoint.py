@@ -5,7 +5,6 @@ added last, by rename: a folder without it was killed while saving and is remove
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import TrainConfig
+from trainer.files import replace_text
 
 STATE_FILE = "distill_state.json"
 
@@ -63,12 +63,7 @@ def checkpoint_folders(output: Path) -> list[Path]:
 
 def write_state(folder: Path, state: RunState) -> None:
     """Add the completeness mark to a checkpoint folder."""
-    unfinished = folder / f"{STATE_FILE}.tmp"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(state.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, folder / STATE_FILE)
+    replace_text(folder / STATE_FILE, state.model_dump_json(indent=1) + "\n")
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -4,11 +4,12 @@ Lines of steps that a crash has undone are cut off when the run resumes, so the 
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer.files import replace_text
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
@@ -23,9 +24,7 @@ def cut_metrics(path: Path, last_step: int) -> None:
             if isinstance(record, dict) and 0 < record.get("step", 0) <= last_step:
                 kept.append(line + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_text(path, "".join(kept))
 
 
 class JsonlCallback(TrainerCallback):

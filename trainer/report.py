@@ -3,14 +3,15 @@
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from teacher_cache.process import peak_memory_bytes
+from trainer.files import replace_text
 
 
 class Clock:
@@ -32,13 +33,12 @@ class Clock:
 
 def cost(tokens: int, seconds: float) -> dict[str, Any]:
     """Speed and peak memory of this process, in bytes; ``tokens`` were trained on in ``seconds``."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     on_gpu = torch.cuda.is_available()
     return {
         "tokens_this_run": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds > 0 else None,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {
@@ -51,6 +51,4 @@ def cost(tokens: int, seconds: float) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write ``value`` as indented JSON, by rename."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_text(path, json.dumps(value, indent=1) + "\n")

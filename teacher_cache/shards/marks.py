@@ -1,6 +1,5 @@
 """Commit marks: which shards are whole, and the manifest that follows from them."""
 
-import hashlib
 import re
 
 import numpy as np
@@ -10,7 +9,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
-from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
+from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, file_entry
 
 _OWN_NAME = re.compile(r"shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
 
@@ -52,7 +51,7 @@ def read_mark(storage: Storage, shard: str, expected: FileEntry | None = None) -
 def _read_mark(storage: Storage, shard: str, expected: FileEntry | None) -> tuple[ShardIndex, FileEntry]:
     where = storage.where(mark_name(shard))
     data = storage.read(mark_name(shard))
-    found = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    found = file_entry(data)
     if expected is not None and found != expected:
         raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {expected.sha256}")
     try:
@@ -145,8 +144,7 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         index, mark = _read_mark(storage, name, None)
         shards.append(_entry(index, mark))
         if index.table not in tables:
-            data = storage.read(table_path(index.table))
-            tables[index.table] = FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            tables[index.table] = file_entry(storage.read(table_path(index.table)))
     signals = sorted({signal for entry in shards for signal in entry.files})
     totals = Totals(
         samples=sum(entry.samples for entry in shards),

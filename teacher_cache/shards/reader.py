@@ -103,7 +103,7 @@ class CacheReader:
         data = self._read_range(tar_name(shard.name, signal), member.offsets[row], member.sizes[row])
         if len(data) != member.sizes[row] or checksum(data) != member.checksums[row]:
             raise CorruptCacheError(
-                f"{self._where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
+                f"{self.where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
                 f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
             )
         return data
@@ -116,7 +116,7 @@ class CacheReader:
             position, "tokens", lambda: decode_tokens(payload, num_tokens, self.manifest.teacher.vocab_size)
         )
         if sample.key != self.keys[position]:
-            raise CorruptCacheError(f"{self._where(position, 'tokens')}: the payload belongs to sample {sample.key}")
+            raise CorruptCacheError(f"{self.where(position, 'tokens')}: the payload belongs to sample {sample.key}")
         return sample
 
     def read_logits(self, position: int) -> LogitsSample:
@@ -196,7 +196,8 @@ class CacheReader:
         shard = bisect_right(self._first, position) - 1
         return self._shards[shard], position - self._first[shard]
 
-    def _where(self, position: int, signal: Signal) -> str:
+    def where(self, position: int, signal: Signal) -> str:
+        """The tar and the key of a sample, for messages."""
         shard, row = self._locate(position)
         return f"{self._storage.where(tar_name(shard.name, signal))}: sample {shard.keys[row]}"
 
@@ -204,7 +205,7 @@ class CacheReader:
         try:
             return decode()
         except CorruptCacheError as error:
-            raise CorruptCacheError(f"{self._where(position, signal)}: {error}") from None
+            raise CorruptCacheError(f"{self.where(position, signal)}: {error}") from None
 
     def _decoder(self, position: int) -> LogitsDecoder:
         digest = self._locate(position)[0].table

@@ -25,6 +25,11 @@ TEMPORARY_PREFIX = ".tmp-"
 _SAFE_NAME = re.compile(r"(tables/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def file_entry(data: bytes) -> FileEntry:
+    """Size and sha256 of a file's content."""
+    return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
 class Storage:
     """Reads and writes the files of one cache by name (``shard-000000.json``, ``tables/….zst``)."""
 
@@ -96,7 +101,7 @@ class Storage:
         """Write a small file atomically."""
         with self.staged(name, owner) as path:
             path.write_bytes(data)
-        return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return file_entry(data)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""
