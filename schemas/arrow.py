@@ -1,7 +1,7 @@
 """Arrow schemas of the tar members. Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
-One row per sequence keeps per-sample overhead small; ``S`` is the sequence's number of tokens. The columns of
-``logits`` are byte planes, each a zstd frame; ``teacher_cache/codec/logits.py`` describes them.
+One row per sequence keeps per-sample overhead small; ``S`` is the sequence's number of tokens.
+``teacher_cache/codec/logits.py`` describes the sections of ``logits``.
 """
 
 import pyarrow as pa
@@ -19,14 +19,10 @@ TOKENS_SCHEMA = pa.schema(
     ]
 )
 
-_FRAMES = pa.list_(pa.field("frame", pa.binary(), nullable=False))  # zstd frames, one a byte plane, lowest byte first
-
 LOGITS_SCHEMA = pa.schema(
     [
-        pa.field("counts", _FRAMES, nullable=False),  # u16 [S] entries of each row; no frame when every row has k
-        pa.field("ids", _FRAMES, nullable=False),  # u16 or u24 [S, K] codes of token ids, row by row
-        pa.field("logprobs", _FRAMES, nullable=False),  # u8 or u16 [K, S] quantised differences, column by column
-        pa.field("scalars", _FRAMES, nullable=False),  # i32 [1 + T, S] realised log-probability, log-partitions
+        pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes of counts, ids, logprobs, excesses, scalars
+        pa.field("frame", pa.binary(), nullable=False),  # one zstd frame of these, one after the other
     ]
 )
 

@@ -8,10 +8,9 @@ compression. Every offset is checked against the payload's end, so nothing is al
 Source: Apache Arrow, "Serialization and Interprocess Communication", and its ``Message.fbs``.
 """
 
-import itertools
+import operator
 import struct
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,15 +37,32 @@ def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Column:
-    """Where a column of a schema stands in a batch: its first node and buffer, and the type of its (list's) entries."""
+    """Where a column of a schema stands in a batch: its first node and buffer, the dtype of its entries."""
 
     node: int
     buffer: int
-    entries: pa.DataType
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a payload has what differs between payloads of one schema (positions), and all other bytes before the body.
+
+    Where things stand follows from the fixed bytes alone, so payloads with the same fixed bytes share a layout.
+    """
+
+    body_length: int
+    nodes: int
+    buffers: int
+    body: int
+    fixed: tuple[tuple[slice, bytes], ...]
 
 
 class RowReader:
-    """Reads payloads of one schema, whose columns are strings and lists of integers, bools or binaries."""
+    """Reads payloads of one schema, whose columns are strings, binaries, and lists of integers or bools.
+
+    The structure of a message is parsed once and remembered; the next payloads need only have the same fixed bytes.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -54,28 +70,49 @@ class RowReader:
         self._n_nodes = self._n_buffers = 0
         for field in schema:
             is_list = pa.types.is_list(field.type)
-            entries = field.type.value_type if is_list else field.type
-            self._columns[field.name] = Column(self._n_nodes, self._n_buffers, entries)
+            dtype = np.dtype(field.type.value_type.to_pandas_dtype()) if is_list else np.dtype(np.uint8)
+            self._columns[field.name] = Column(self._n_nodes, self._n_buffers, dtype)
             self._n_nodes += 1 + is_list
-            self._n_buffers += 2 * is_list + (3 if _has_offsets(entries) else 2)
+            self._n_buffers += 4 if is_list else 3
+        self._nodes = struct.Struct(f"<{2 * self._n_nodes}q")  # length and number of nulls, each
+        self._buffers = struct.Struct(f"<{2 * self._n_buffers}q")  # start in the body and size, each
+        self._layout: Layout | None = None
 
     def read(self, payload: bytes) -> "Row":
         """The row of an untrusted payload. Raises CorruptCacheError unless it is a stream of one row of the schema."""
         try:
-            return self._read(payload)
+            layout = self._layout
+            if layout is None or any(payload[place] != fixed for place, fixed in layout.fixed):
+                layout = self._layout = self._learn(payload)
+            return self._row(payload, layout)
         except (struct.error, IndexError, ValueError, pa.ArrowException, OSError, MemoryError) as error:
             raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
 
-    def _read(self, payload: bytes) -> "Row":
+    def _learn(self, payload: bytes) -> Layout:
+        layout = self._parse(payload)
+        blank = bytearray(payload)
+        variable = [(layout.body_length, 8), (layout.nodes, self._nodes.size), (layout.buffers, self._buffers.size)]
+        fixed, position = [], 0
+        for start, size in sorted(variable):
+            blank[start : start + size] = bytes(size)
+            fixed.append(slice(position, start))
+            position = start + size
+        fixed.append(slice(position, layout.body))
+        if self._parse(bytes(blank)) != layout:
+            raise CorruptCacheError("not a valid Arrow stream: parts of the message overlap")
+        return replace(layout, fixed=tuple((place, payload[place]) for place in fixed))
+
+    def _parse(self, payload: bytes) -> Layout:
         start, stop = _metadata(payload, 0)
-        found = _parse_schema(payload[start:stop])
+        found = pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
         if not found.equals(self._schema):
             raise CorruptCacheError(f"the Arrow schema is {found.names}, wanted {self._schema.names}")
         start, body = _metadata(payload, stop)
         message = start + struct.unpack_from("<I", payload, start)[0]
         header_type = _field(payload, message, _MESSAGE_HEADER_TYPE)
         header = _field(payload, message, _MESSAGE_HEADER)
-        if not header or not header_type or payload[header_type] != _RECORD_BATCH:
+        body_length = _field(payload, message, _MESSAGE_BODY_LENGTH)
+        if not header or not header_type or not body_length or payload[header_type] != _RECORD_BATCH:
             raise CorruptCacheError("the Arrow stream does not hold a record batch")
         batch = header + struct.unpack_from("<I", payload, header)[0]
         if _field(payload, batch, _BATCH_COMPRESSION) or _field(payload, message, _MESSAGE_CUSTOM_METADATA):
@@ -83,15 +120,20 @@ class RowReader:
         n_rows = _int64(payload, batch, _BATCH_LENGTH)
         if n_rows != 1:
             raise CorruptCacheError(f"the Arrow batch has {n_rows} rows, wanted 1")
-        end = body + _int64(payload, message, _MESSAGE_BODY_LENGTH)
+        nodes = _vector(payload, batch, _BATCH_NODES, self._n_nodes)
+        buffers = _vector(payload, batch, _BATCH_BUFFERS, self._n_buffers)
+        return Layout(body_length, nodes, buffers, body, fixed=())
+
+    def _row(self, payload: bytes, layout: Layout) -> "Row":
+        body = layout.body
+        end = body + struct.unpack_from("<q", payload, layout.body_length)[0]
         if payload[end:] != _END_OF_STREAM or end < body:
             raise CorruptCacheError("the Arrow stream does not end after its first batch")
-        nodes = _pairs(payload, batch, _BATCH_NODES, self._n_nodes)
-        buffers = _pairs(payload, batch, _BATCH_BUFFERS, self._n_buffers)
+        nodes = self._nodes.unpack_from(payload, layout.nodes)
+        buffers = self._buffers.unpack_from(payload, layout.buffers)
         if any(nodes[1::2]):
             raise CorruptCacheError("the Arrow batch holds nulls")
-        ends = [offset + size for offset, size in zip(buffers[::2], buffers[1::2], strict=True)]
-        if min(buffers) < 0 or body + max(ends) > end:
+        if min(buffers) < 0 or body + max(map(operator.add, buffers[::2], buffers[1::2])) > end:
             raise CorruptCacheError("an Arrow buffer lies outside the payload")
         return Row(self._columns, payload, body, nodes[::2], buffers)
 
@@ -110,54 +152,47 @@ class Row:
 
     def text(self, name: str) -> str:
         """A string column's value."""
-        column = self._columns[name]
         try:
-            return str(self._slices(name, 1, column.buffer + 1)[0], "utf-8")
+            return str(self.binary(name), "utf-8")
         except UnicodeDecodeError as error:
             raise CorruptCacheError(f"column {name} is not UTF-8: {error.reason}") from None
+
+    def binary(self, name: str) -> memoryview:
+        """The bytes of a string or binary column, a view of the payload."""
+        buffer = self._columns[name].buffer
+        start, end = self._offsets(name, buffer + 1, 2)
+        size = self._buffers[2 * buffer + 5]
+        if not 0 == start <= end <= size:
+            raise CorruptCacheError(f"column {name}: offsets {start} and {end} of {size} bytes, wanted 0 and its end")
+        data = self._start(name, buffer + 2, end)
+        return memoryview(self._payload)[data : data + end]
 
     def values(self, name: str) -> np.ndarray:
         """The entries of a list of integers or bools; integers are a read-only view of the payload."""
         column, count = self._columns[name], self._list_length(name)
-        if pa.types.is_boolean(column.entries):
-            bits = self._array(name, column.buffer + 3, np.uint8, -(-count // 8))
+        dtype, values = column.dtype, column.buffer + 3
+        if dtype == np.bool_:
+            n_bytes = -(-count // 8)
+            bits = np.frombuffer(self._payload, np.uint8, n_bytes, self._start(name, values, n_bytes))
             return np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
-        return self._array(name, column.buffer + 3, column.entries.to_pandas_dtype(), count)
-
-    def frames(self, name: str) -> list[memoryview]:
-        """The entries of a list of binaries."""
-        return self._slices(name, self._list_length(name), self._columns[name].buffer + 3)
+        return np.frombuffer(self._payload, dtype, count, self._start(name, values, count * dtype.itemsize))
 
     def _list_length(self, name: str) -> int:
         column = self._columns[name]
         count = self._lengths[column.node + 1]
-        if self._array(name, column.buffer + 1, np.int32, 2).tolist() != [0, count]:
+        if self._offsets(name, column.buffer + 1, 2) != (0, count) or count < 0:
             raise CorruptCacheError(f"column {name}: the list's offsets are not those of its {count} entries")
         return count
 
-    def _slices(self, name: str, count: int, buffer: int) -> list[memoryview]:
-        offsets = self._array(name, buffer, np.int32, count + 1).tolist() if count else [0]
-        start, size = self._buffers[2 * buffer + 2 : 2 * buffer + 4]
-        if offsets[0] != 0 or offsets[-1] > size or offsets != sorted(offsets):
-            raise CorruptCacheError(f"column {name}: offsets outside the data or not rising")
-        data = memoryview(self._payload)[self._body + start :]
-        return [data[begin:end] for begin, end in itertools.pairwise(offsets)]
+    def _offsets(self, name: str, buffer: int, count: int) -> tuple[int, ...]:
+        return struct.unpack_from(f"<{count}i", self._payload, self._start(name, buffer, 4 * count))
 
-    def _array(self, name: str, buffer: int, dtype: Any, count: int) -> np.ndarray:
+    def _start(self, name: str, buffer: int, n_bytes: int) -> int:
+        """Where a buffer, which must hold ``n_bytes``, starts in the payload."""
         start, size = self._buffers[2 * buffer : 2 * buffer + 2]
-        if count < 0 or count * np.dtype(dtype).itemsize > size:
-            raise CorruptCacheError(f"column {name}: {count} entries do not fit into a buffer of {size} bytes")
-        return np.frombuffer(self._payload, dtype, count, self._body + start)
-
-
-def _has_offsets(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
-
-
-@lru_cache(maxsize=8)
-def _parse_schema(metadata: bytes) -> pa.Schema:
-    """The schema of a schema message; all samples of a cache carry the same few bytes."""
-    return pa.ipc.read_schema(pa.py_buffer(struct.pack("<II", _CONTINUATION, len(metadata)) + metadata))
+        if n_bytes > size:
+            raise CorruptCacheError(f"column {name}: {n_bytes} bytes wanted from a buffer of {size} bytes")
+        return self._body + start
 
 
 def _metadata(payload: bytes, position: int) -> tuple[int, int]:
@@ -184,11 +219,11 @@ def _int64(payload: bytes, table: int, slot: int) -> int:
     return 0 if field is None else struct.unpack_from("<q", payload, field)[0]
 
 
-def _pairs(payload: bytes, table: int, slot: int, count: int) -> tuple[int, ...]:
-    """The int64 pairs of a vector of ``count`` structs (FieldNode or Buffer), one after the other."""
+def _vector(payload: bytes, table: int, slot: int, count: int) -> int:
+    """Position of the first struct (FieldNode or Buffer) of a vector that must have ``count`` of them."""
     field = _field(payload, table, slot)
     vector = 0 if field is None else field + struct.unpack_from("<I", payload, field)[0]
     found = struct.unpack_from("<I", payload, vector)[0] if vector else 0
     if found != count:
         raise CorruptCacheError(f"the Arrow batch has {found} nodes or buffers, wanted {count}")
-    return struct.unpack_from(f"<{2 * count}q", payload, vector + 4)
+    return vector + 4

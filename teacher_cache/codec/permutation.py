@@ -15,7 +15,7 @@ import numpy as np
 import zstandard
 
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.planes import decompress_planes
+from teacher_cache.codec.planes import decompress
 
 TWO_PLANES = 1 << 16
 
@@ -52,7 +52,7 @@ def encode_table(table: np.ndarray) -> bytes:
 def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.ndarray:
     """The ids [V] uint32 of a table file. Raises CorruptCacheError if it is not the permutation named by ``digest``."""
     try:
-        (plain,) = decompress_planes([data], [4 * vocab_size])
+        plain = decompress(data, 4 * vocab_size)
     except CorruptCacheError as error:
         raise CorruptCacheError(f"{where}: {error}") from None
     table = plain.view("<u4").astype(np.uint32)

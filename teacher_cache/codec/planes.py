@@ -1,12 +1,11 @@
-"""Integers as byte planes, each plane one zstd frame.
+"""Integers as byte planes, and many planes in one zstd frame.
 
-All lowest bytes stand together, then all second bytes: planes that are nearly constant shrink to nothing and each gets
-its own Huffman table. A frame is only decompressed when its header declares the size that the caller expects, so that a
-hostile file cannot make the reader allocate more.
+All lowest bytes stand together, then all second bytes: planes that are nearly constant shrink to nothing. Each plane is
+a block of its own in the frame, and so gets its own Huffman table; one frame instead of several, since every call of
+the decompressor costs as much as decompressing some kilobytes.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import zstandard
@@ -21,36 +20,25 @@ def split_planes(values: np.ndarray, n_planes: int) -> np.ndarray:
     return np.ascontiguousarray(wide[:, :n_planes].T)
 
 
-def compress_planes(planes: np.ndarray, compressor: zstandard.ZstdCompressor) -> list[bytes]:
-    """One zstd frame for each row of C-contiguous uint8 [n_planes, N]."""
-    return [compressor.compress(plane.data) for plane in planes]
+def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdCompressor) -> bytes:
+    """One zstd frame of contiguous uint8 arrays, one after the other, each compressed on its own."""
+    planes = list(planes)
+    stream = compressor.compressobj(size=sum(len(plane) for plane in planes))
+    parts = []
+    for plane in planes:
+        parts += [stream.compress(plane.data), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*parts, stream.flush()])
 
 
-def decompress_planes(frames: Sequence[bytes | memoryview], sizes: Sequence[int]) -> list[np.ndarray]:
-    """The frames' uint8 arrays of the given ``sizes``, read-only.
+def decompress(frame: bytes | memoryview, size: int) -> np.ndarray:
+    """A frame's content, read-only uint8 [size].
 
-    Raises CorruptCacheError when a frame is broken, or declares another size than wanted: before anything is allocated.
+    Raises CorruptCacheError when it is broken, or declares another size than wanted: before anything is allocated.
     """
-    decompressor = zstandard.ZstdDecompressor()
-    planes = []
-    for frame, size in zip(frames, sizes, strict=True):
-        try:
-            declared = zstandard.frame_content_size(frame)
-            if declared != size:
-                raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
-            planes.append(np.frombuffer(decompressor.decompress(frame), np.uint8))
-        except zstandard.ZstdError as error:
-            raise CorruptCacheError(f"broken zstd frame: {error}") from None
-    return planes
-
-
-def join_planes(planes: list[np.ndarray]) -> np.ndarray:
-    """The unsigned integers [N] whose bytes are 1 to 4 ``planes``, lowest first: uint8, uint16 or uint32."""
-    if len(planes) == 1:
-        return planes[0]
-    joined: np.ndarray[Any, np.dtype[np.unsignedinteger]]
-    joined = planes[-1].astype(np.uint16 if len(planes) == 2 else np.uint32)
-    for plane in reversed(planes[:-1]):
-        joined *= 256
-        joined += plane
-    return joined
+    try:
+        declared = zstandard.frame_content_size(frame)
+        if declared != size:
+            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
+        return np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
+    except zstandard.ZstdError as error:
+        raise CorruptCacheError(f"broken zstd frame: {error}") from None

@@ -6,6 +6,7 @@ dropped.
 """
 
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ class VllmEngine(Engine):
                 f"engine.kind: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
                 "engine.kind: transformers"
             ) from None
+        _make_llvmlite_inspectable()
         self._capture = config.capture.logits
         max_model_len = config.corpus.max_tokens + 1
         self._check_length(config, max_model_len)
@@ -91,3 +93,14 @@ class VllmEngine(Engine):
         """See Engine."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+
+
+def _make_llvmlite_inspectable() -> None:
+    """Let vLLM's CPU build load in a process that has imported numba.
+
+    vLLM 0.32 calls ``vars`` on every attribute of every module; llvmlite's library wrapper takes ``__dict__``, as any
+    name, for a function of the library, and ``vars`` fails.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None and not isinstance(getattr(ffi.lib, "__dict__", {}), dict):
+        ffi.lib._fntab["__dict__"] = {}

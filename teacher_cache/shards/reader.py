@@ -17,7 +17,8 @@ import numpy as np
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, ShardIndex, Signal
-from teacher_cache.codec.logits import LogitsDecoder, LogitsTarget
+from teacher_cache.codec.logits import LogitsDecoder
+from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import allocate_rows, fill_padding
@@ -26,7 +27,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
-DECODE_TOGETHER = 4  # sequences
+TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 MAX_OPEN_FILES = 128
 Decoded = TypeVar("Decoded")
 Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
@@ -138,7 +139,8 @@ class CacheReader:
         capture = self.manifest.capture.logits
         batch = allocate_rows(len(rows), n_tokens, capture.k, len(capture.temperatures))
         for r, stop in enumerate(used):
-            fill_padding(batch, r, slice(stop, n_tokens))
+            if stop < n_tokens:
+                fill_padding(batch, r, slice(stop, n_tokens))
         self._run(batch, self._places(rows))
         return batch
 
@@ -151,33 +153,33 @@ class CacheReader:
         return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:
-        groups = [places[i : i + DECODE_TOGETHER] for i in range(0, len(places), DECODE_TOGETHER)]
-        if len(groups) == 1 or DECODE_THREADS == 1:
-            for group in groups:
-                self._fill(batch, group)
+        per_task = -(-len(places) // (TASKS_PER_THREAD * DECODE_THREADS))
+        tasks = [places[i : i + per_task] for i in range(0, len(places), per_task)] if places else []
+        if len(tasks) <= 1 or DECODE_THREADS == 1:
+            self._fill_all(batch, places)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
-        list(self._pool.map(partial(self._fill, batch), groups))
+        list(self._pool.map(partial(self._fill_all, batch), tasks))
 
-    def _fill(self, batch: RowBatch, places: list[Place]) -> None:
-        """Decode samples into their places: the logits of all that share a code table at once."""
-        by_decoder: dict[LogitsDecoder, list[tuple[int, bytes, LogitsTarget]]] = {}
-        for position, r, span in places:
-            self._fill_tokens(batch, position, r, span)
-            target = LogitsTarget(
-                batch.ids[r, span], batch.logprobs[r, span], batch.next_logprob[r, span], batch.log_partition[r, span]
-            )
-            payload = self.payload(position, "logits")
-            by_decoder.setdefault(self._decoder(position), []).append((position, payload, target))
-        for decoder, samples in by_decoder.items():
-            _, payloads, targets = zip(*samples, strict=True)
-            try:
-                decoder.decode_into(payloads, targets)
-            except CorruptCacheError:
-                for position, payload, target in samples:  # one by one, to name the sample
-                    self._named(position, "logits", partial(decoder.decode_into, [payload], [target]))
-                raise
+    def _fill_all(self, batch: RowBatch, places: list[Place]) -> None:
+        for place in places:
+            self._fill(batch, place)
+
+    def _fill(self, batch: RowBatch, place: Place) -> None:
+        """Decode a sample into its place."""
+        position, r, span = place
+        self._fill_tokens(batch, position, r, span)
+        rows = Rows(
+            counts=np.empty(span.stop - span.start, np.int32),
+            ids=batch.ids[r, span],
+            logprobs=batch.logprobs[r, span],
+            next_logprob=batch.next_logprob[r, span],
+            log_partition=batch.log_partition[r, span],
+        )
+        payload = self.payload(position, "logits")
+        decoder = self._decoder(position)
+        self._named(position, "logits", lambda: decoder.decode_into(payload, rows))
 
     def _fill_tokens(self, batch: RowBatch, position: int, r: int, span: slice) -> None:
         num_tokens = span.stop - span.start

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from schemas.arrow import LOGITS_SCHEMA
 from support.synthetic import file_entry, write_tar
+from teacher_cache.codec.rows import Sizes
 from teacher_cache.shards.marks import mark_name, tar_name
 from teacher_cache.shards.storage import MANIFEST, Storage
 
@@ -29,9 +31,21 @@ def columns(payload: bytes) -> Tree:
     return pa.ipc.open_stream(payload).read_all().to_pylist()[0]
 
 
-def with_frames(payload: bytes, **frames: list[bytes]) -> bytes:
-    """A logits payload with some of its columns replaced."""
-    return arrow_stream(LOGITS_SCHEMA, [columns(payload) | frames])
+def sections(payload: bytes) -> dict[str, bytes]:
+    """The sections of a logits payload."""
+    row = columns(payload)
+    data, sections, start = zstandard.decompress(row["frame"]), {}, 0
+    for name, size in zip(Sizes._fields, row["sizes"], strict=True):
+        sections[name] = data[start : start + size]
+        start += size
+    return sections
+
+
+def with_sections(payload: bytes, **changed: bytes) -> bytes:
+    """A logits payload with some of its sections replaced; sizes and frame follow."""
+    parts = sections(payload) | changed
+    sizes = [len(part) for part in parts.values()]
+    return arrow_stream(LOGITS_SCHEMA, [{"sizes": sizes, "frame": zstandard.compress(b"".join(parts.values()))}])
 
 
 def claiming_frame(size: int) -> bytes:

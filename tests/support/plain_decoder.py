@@ -38,27 +38,34 @@ def _row(payload: bytes) -> dict[str, Any]:
     return pa.ipc.open_stream(payload).read_all().to_pylist()[0]
 
 
-def _integers(frames: list[bytes]) -> np.ndarray:
-    planes = [np.frombuffer(zstandard.decompress(frame), np.uint8).astype(np.int64) for frame in frames]
-    return sum(plane << (8 * place) for place, plane in enumerate(planes))
+def _integers(planes: np.ndarray, n_planes: int) -> np.ndarray:
+    """Unsigned integers from their byte planes, lowest first, which stand one after the other."""
+    places = 8 * np.arange(n_planes)[:, None]
+    return (planes.reshape(n_planes, -1).astype(np.int64) << places).sum(axis=0)
 
 
 def _logits(row: dict[str, Any], num_tokens: int, table: np.ndarray, manifest: dict[str, Any]) -> dict[str, Any]:
     capture, codec = manifest["capture"]["logits"], manifest["codec"]
     k = capture["k"]
-    counts = _integers(row["counts"]) if row["counts"] else np.full(num_tokens, k)
+    sections = np.frombuffer(zstandard.decompress(row["frame"]), np.uint8)
+    counts, ids, packed, excesses, scalars = np.split(sections, np.cumsum(row["sizes"])[:-1])
+    counts = _integers(counts, 2) if len(counts) else np.full(num_tokens, k)
     stored = np.arange(k) < counts[:, None]
-    ids = np.zeros((num_tokens, k), np.int64)
-    ids[stored] = table[_integers(row["ids"])]  # row by row
-    differences = np.zeros((k, num_tokens), np.int64)
-    differences[stored.T] = _integers(row["logprobs"])  # column by column
-    steps = np.cumsum(differences, axis=0).T
-    scalars = _integers(row["scalars"]).astype(np.uint32).view(np.int32) / codec["scalar_steps_per_nat"]
+    codes = np.zeros((num_tokens, k), np.int64)
+    codes[stored] = _integers(ids, 2 if len(table) <= 1 << 16 else 3)  # row by row
+    differences = np.zeros((num_tokens, k), np.int64)
+    two_bits = packed[:, None] >> [0, 2, 4, 6] & 3  # four a byte, the first lowest
+    bytes_of_rows = np.split(two_bits, np.cumsum((counts + 3) // 4)[:-1])  # every row starts a new byte
+    for difference, bytes_of_row, count in zip(differences, bytes_of_rows, counts, strict=True):
+        difference[:count] = bytes_of_row.reshape(-1)[:count]
+    large = differences == 3  # and how much larger
+    differences[large] += _integers(excesses, max(1, len(excesses) // max(1, large.sum())))
+    scalars = _integers(scalars, 4).astype(np.uint32).view(np.int32) / codec["scalar_steps_per_nat"]
     scalars = scalars.reshape(1 + len(capture["temperatures"]), num_tokens)
     return {
         "counts": counts,
-        "ids": ids,
-        "logprobs": np.where(stored, -steps / codec["logprob_steps_per_nat"], -np.inf),
+        "ids": np.where(stored, table[codes], 0),
+        "logprobs": np.where(stored, -np.cumsum(differences, axis=1) / codec["logprob_steps_per_nat"], -np.inf),
         "next_logprob": scalars[0, :-1],
         "log_partition": scalars[1:].T,
     }

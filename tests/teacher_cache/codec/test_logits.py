@@ -1,20 +1,22 @@
 """The codec loses what it documents to lose and no more, and refuses payloads that do not decode to a valid sample."""
 
+import contextlib
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from schemas.arrow import LOGITS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from support.forge import columns, with_frames
+from support.forge import arrow_stream, columns, sections, with_sections
 from support.synthetic import logits_sample
-from teacher_cache.codec.logits import LogitsDecoder, LogitsEncoder, LogitsTarget
+from teacher_cache.codec.logits import LogitsDecoder, LogitsEncoder
 from teacher_cache.codec.permutation import build_code_table
+from teacher_cache.codec.rows import Rows
 from teacher_cache.records import LogitsSample
 
 
@@ -103,21 +105,27 @@ def test_round_trip(
 @pytest.mark.parametrize(("vocab_size", "planes"), [(65_535, 2), (65_536, 2), (65_537, 3)])
 def test_ids_take_a_third_plane_above_two_to_the_sixteen(vocab_size: int, planes: int) -> None:
     payload = check_round_trip(make_sample(0, 3, vocab_size, 4), vocab_size, 4, CodecConfig())
-    assert len(columns(payload)["ids"]) == planes
+    assert len(sections(payload)["ids"]) == planes * 3 * 4
 
 
-@pytest.mark.parametrize(("gap", "planes"), [(255, 1), (256, 2)])
-def test_differences_take_a_second_plane_above_255(gap: int, planes: int) -> None:
+@pytest.mark.parametrize(("gap", "planes"), [(0, 0), (2, 0), (3, 1), (258, 1), (259, 2), (65_535, 2)])
+def test_excesses_are_there_above_2_and_take_a_second_plane_above_258(gap: int, planes: int) -> None:
     sample = make_sample(0, 5, 300, 2)
     sample.logprobs[:] = [0, -gap / 16]
     payload = check_round_trip(sample, 300, 2, CodecConfig())
-    assert len(columns(payload)["logprobs"]) == planes
+    assert len(sections(payload)["excesses"]) == planes * 5
+
+
+@pytest.mark.parametrize(("k", "width"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_four_differences_share_a_byte(k: int, width: int) -> None:
+    payload = check_round_trip(make_sample(0, 5, 300, k), 300, k, CodecConfig())
+    assert len(sections(payload)["logprobs"]) == 5 * width
 
 
 @pytest.mark.parametrize(("ragged", "planes"), [(False, 0), (True, 2)])
 def test_counts_are_left_out_when_all_are_k(ragged: bool, planes: int) -> None:
     payload = check_round_trip(make_sample(0, 20, 300, 5, ragged=ragged), 300, 5, CodecConfig())
-    assert len(columns(payload)["counts"]) == planes
+    assert len(sections(payload)["counts"]) == planes * 20
 
 
 def test_an_infinite_or_tiny_probability_is_clipped_not_wrapped() -> None:
@@ -161,30 +169,27 @@ def test_encoding_leaves_the_sample_alone() -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def frame(values: list[int], dtype: str = "u1") -> bytes:
-    return zstandard.compress(np.array(values, dtype).tobytes())
-
-
 TOKENS, K, VOCABULARY = 4, 3, 300
-FULL = frame([1] * TOKENS * K)
-ZERO = frame([0] * TOKENS)
+FULL = bytes([1] * TOKENS * K)
+ZERO = bytes(TOKENS)
 WRONG = {
-    "code outside the vocabulary": ({"ids": [frame([44] * TOKENS * K), FULL]}, "code 300"),
-    "count of 0": ({"counts": [frame([1, 0, 1, 1]), ZERO]}, "counts"),
-    "count above K": ({"counts": [frame([1, 4, 1, 1]), ZERO]}, "counts"),
-    "count above 255": ({"counts": [frame([1, 1, 1, 1]), frame([0, 1, 0, 0])]}, "counts"),
-    "counts that the ids do not match": ({"counts": [frame([1, 2, 3, 1]), ZERO]}, "ids"),
-    "one plane of counts": ({"counts": [frame([1] * TOKENS)]}, "counts"),
-    "ids of another length": ({"ids": [frame([1] * 11)] * 2}, "ids"),
-    "one plane of ids": ({"ids": [FULL]}, "ids"),
-    "three planes of ids": ({"ids": [FULL] * 3}, "ids"),
-    "no plane of ids": ({"ids": []}, "ids"),
-    "no plane of log-probabilities": ({"logprobs": []}, "logprobs"),
-    "three planes of log-probabilities": ({"logprobs": [FULL] * 3}, "logprobs"),
-    "log-probabilities of another length": ({"logprobs": [frame([1] * 13)]}, "logprobs"),
-    "two planes of scalars": ({"scalars": [FULL] * 2}, "scalars"),
-    "scalars of another number of temperatures": ({"scalars": [frame([1] * TOKENS * 2)] * 4}, "scalars"),
-    "an empty frame": ({"ids": [b"", FULL]}, "ids"),
+    "code outside the vocabulary": ({"ids": bytes([44]) * TOKENS * K + FULL}, "code of the ids: 300"),
+    "count of 0": ({"counts": bytes([1, 0, 1, 1]) + ZERO}, "counts: 0"),
+    "count above K": ({"counts": bytes([1, 4, 1, 1]) + ZERO}, "counts: 4"),
+    "count above 255": ({"counts": bytes([1, 1, 1, 1, 0, 1, 0, 0])}, "counts: 257"),
+    "counts that the ids do not match": ({"counts": bytes([1, 2, 3, 1]) + ZERO}, "bytes of ids: 24, wanted 14"),
+    "one plane of counts": ({"counts": bytes([1] * TOKENS)}, "bytes of counts: 4"),
+    "ids of another length": ({"ids": FULL + FULL[:-2]}, "bytes of ids: 22"),
+    "one plane of ids": ({"ids": FULL}, "bytes of ids: 12"),
+    "three planes of ids": ({"ids": FULL * 3}, "bytes of ids: 36"),
+    "no ids": ({"ids": b""}, "bytes of ids: 0"),
+    "no log-probabilities": ({"logprobs": b""}, "bytes of logprobs: 0"),
+    "one packed byte too many": ({"logprobs": bytes(TOKENS + 1)}, "bytes of logprobs: 5, wanted 4"),
+    "too few excesses": ({"logprobs": bytes([63] * TOKENS), "excesses": FULL[1:]}, "bytes of excesses: 11, wanted 12"),
+    "too many excesses": ({"logprobs": bytes([63] * TOKENS), "excesses": bytes(13)}, "bytes of excesses: 13"),
+    "three planes of excesses": ({"logprobs": bytes([1] * TOKENS), "excesses": FULL}, "bytes of excesses"),
+    "scalars of one temperature": ({"scalars": bytes(TOKENS * 2 * 4)}, "bytes of scalars: 32, wanted 48"),
+    "more than rows of this shape can have": ({"excesses": bytes(500)}, "together at most"),
 }
 
 
@@ -192,10 +197,42 @@ WRONG = {
 def test_a_payload_that_contradicts_itself_is_refused(name: str) -> None:
     encoder, decoder = codecs(VOCABULARY, K)
     payload = encoder.encode(make_sample(0, TOKENS, VOCABULARY, K))
-    decoder.decode(with_frames(payload), TOKENS)  # what pyarrow writes anew is accepted
-    frames, column = WRONG[name]
-    with pytest.raises(CorruptCacheError, match=column):
-        decoder.decode(with_frames(payload, **frames), TOKENS)
+    decoder.decode(with_sections(payload), TOKENS)  # what pyarrow writes anew is accepted
+    changed, message = WRONG[name]
+    with pytest.raises(CorruptCacheError, match=message):
+        decoder.decode(with_sections(payload, **changed), TOKENS)
+
+
+@pytest.mark.parametrize("sizes", [[], [0, 24, 4], [0, 24, 4, 0, 48, 0], [-1, 25, 4, 0, 48], [1, 2**31 - 1, 0, 0, 0]])
+def test_sizes_that_cannot_be_are_refused(sizes: list[int]) -> None:
+    encoder, decoder = codecs(VOCABULARY, K)
+    row = columns(encoder.encode(make_sample(0, TOKENS, VOCABULARY, K)))
+    with pytest.raises(CorruptCacheError, match="sizes"):
+        decoder.decode(arrow_stream(LOGITS_SCHEMA, [row | {"sizes": sizes}]), TOKENS)
+
+
+@given(seed=st.integers(0, 10**6), ragged=st.booleans(), vocab_size=st.sampled_from([300, 70_000]), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_in_the_sections_are_decoded_within_bounds_or_refused(
+    seed: int, ragged: bool, vocab_size: int, data: st.DataObject
+) -> None:
+    """Guard bytes around the rows stay as they were."""
+    encoder, decoder = codecs(vocab_size, K)
+    parts = sections(encoder.encode(make_sample(seed, TOKENS, vocab_size, K, ragged=ragged)))
+    name = data.draw(st.sampled_from([name for name, part in parts.items() if part]))
+    changed = bytearray(parts[name])
+    changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    payload = with_sections(encoder.encode(make_sample(seed, TOKENS, vocab_size, K, ragged=ragged)), **{name: changed})
+    shapes = {"counts": (), "ids": (K,), "logprobs": (K,), "next_logprob": (), "log_partition": (2,)}
+    kinds = {"counts": np.int32, "ids": np.int32}
+    guarded = {n: np.full((TOKENS + 2, *shape), 77, kinds.get(n, np.float32)) for n, shape in shapes.items()}
+    rows = Rows(**{n: array[1:-1] for n, array in guarded.items()})
+    with contextlib.suppress(CorruptCacheError):
+        decoder.decode_into(payload, rows)
+        assert 0 <= rows.ids.min() <= rows.ids.max() < vocab_size
+    for array in guarded.values():
+        assert (array[0] == 77).all()
+        assert (array[-1] == 77).all()
 
 
 @pytest.mark.parametrize("num_tokens", [1, TOKENS - 1, TOKENS + 1, 10**6])
@@ -230,29 +267,3 @@ def test_whole_vocabulary_and_masked_logits() -> None:
     decoded = LogitsDecoder(capture, CodecConfig(), table(20)).decode(payload, 5)
     assert np.array_equal(decoded.ids, sample.ids)
     assert decoded.next_logprob[2] < -1e5, "a probability of 0"
-
-
-def test_sequences_decoded_together_equal_those_decoded_alone() -> None:
-    capture = LogitsCapture(policy="nucleus", k=9, mass=0.8)
-    rng = np.random.default_rng(0)
-    samples = [logits_sample(rng.normal(0, 4, (n, 70)), rng.integers(0, 70, n), capture) for n in (5, 1, 17)]
-    encoder = LogitsEncoder(capture, CodecConfig(), table(70))
-    decoder = LogitsDecoder(capture, CodecConfig(), table(70))
-    payloads = [encoder.encode(sample) for sample in samples]
-    targets = [
-        LogitsTarget(
-            np.full((n, 9), 77, np.int32),
-            np.full((n, 9), 7, np.float32),
-            np.empty(n, np.float32),
-            np.empty((n, 2), np.float32),
-        )
-        for n in (5, 1, 17)
-    ]
-    counts = decoder.decode_into(payloads, targets)
-    for payload, target, together in zip(payloads, targets, counts, strict=True):
-        alone = decoder.decode(payload, len(target.ids))
-        assert np.array_equal(together, alone.counts)
-        assert np.array_equal(target.ids, alone.ids)
-        assert np.array_equal(target.logprobs, alone.logprobs)
-        assert np.array_equal(target.log_partition, alone.log_partition)
-        assert np.array_equal(target.next_logprob, alone.next_logprob, equal_nan=True)

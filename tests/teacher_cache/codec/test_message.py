@@ -85,7 +85,7 @@ def test_two_batches_or_none_are_refused(signal: str) -> None:
 def _schema_variants(signal: str) -> list[pa.Schema]:
     schema = SCHEMAS[signal]
     last = schema.names[-1]
-    kind = pa.list_(pa.float32()) if signal == "tokens" else pa.list_(pa.binary())
+    kind = pa.list_(pa.float32()) if signal == "tokens" else pa.large_binary()
     return [
         schema.remove(0),
         schema.append(pa.field("more", pa.int32())),

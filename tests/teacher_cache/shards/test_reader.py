@@ -11,7 +11,7 @@ import pytest
 from schemas.arrow import LOGITS_SCHEMA, TOKENS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from support.forge import SHARD, arrow_stream, change_payload, claiming_frame, columns, with_frames
+from support.forge import SHARD, arrow_stream, change_payload, claiming_frame, columns, with_sections
 from support.plain_decoder import read_samples
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.records import RowBatch
@@ -260,20 +260,18 @@ HOSTILE = {
     "the other schema": ("logits", lambda payload: arrow_stream(LOGITS_SCHEMA.remove(0), [columns(payload)])),
     "compressed logits": ("logits", lambda payload: _compressed("logits", payload)),
     "compressed tokens": ("tokens", lambda payload: _compressed("tokens", payload)),
-    "claims 2^40": ("logits", lambda payload: with_frames(payload, ids=[claiming_frame(1 << 40)] * 2)),
-    "code outside": ("logits", lambda payload: with_frames(payload, ids=[claiming_frame_of(b"\xff", 72)] * 2)),
-    "counts of 0": ("logits", lambda payload: with_frames(payload, counts=[claiming_frame(9)] * 2)),
+    "claims 2^40": (
+        "logits",
+        lambda payload: arrow_stream(LOGITS_SCHEMA, [columns(payload) | {"frame": claiming_frame(1 << 40)}]),
+    ),
+    "code outside": ("logits", lambda payload: with_sections(payload, ids=b"\xff" * 144)),
+    "counts of 0": ("logits", lambda payload: with_sections(payload, counts=bytes(18))),
     "id outside": (
         "tokens",
         lambda payload: arrow_stream(TOKENS_SCHEMA, [columns(payload) | {"input_ids": [300] * 9}]),
     ),
     "one token less": ("tokens", lambda payload: arrow_stream(TOKENS_SCHEMA, [_cut(columns(payload))])),
 }
-
-
-def claiming_frame_of(byte: bytes, size: int) -> bytes:
-    """A valid frame of ``size`` equal bytes."""
-    return claiming_frame(size)[:-1] + byte
 
 
 def _cut(row: dict) -> dict:
