@@ -20,7 +20,7 @@ from benchmarks.results import Row, at_least, exit_status, write_results
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
-ROUNDS = 15
+ROUNDS = 60
 BATCH = 32
 BAR = 2e6
 Read = Callable[[Sequence[Sequence[int]]], RowBatch]

@@ -14,6 +14,7 @@ PACKED = 4  # differences in a byte, the first in its lowest two bits
 LARGE = 3  # the value that stands for this difference and all larger ones
 
 
+index = np.uint64  # of the hot loops' array indices: numba tests signed ones for being negative, half as much work again
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -116,17 +117,17 @@ def _codes_of_three_planes(planes: np.ndarray) -> np.ndarray:
 
 @compiled
 def _fill_ids(codes: np.ndarray, ids_by_code: np.ndarray, counts_S: np.ndarray, ids_SK: np.ndarray) -> None:
-    largest = np.int64(0)
-    start = 0
+    largest = np.uint32(0)
+    start = index(0)
     for s in range(len(counts_S)):
-        count = counts_S[s]
-        for k in range(count):
-            code = np.int64(codes[start + k])
-            largest = max(largest, code)
-            ids_SK[s, k] = ids_by_code[code] if code < len(ids_by_code) else 0
-        start += count
-        ids_SK[s, count:] = 0
-    seen = largest  # numba raises with the first value of a variable that has several
+        ids_K, count = ids_SK[s], counts_S[s]
+        for k in range(index(count)):
+            code = codes[start + k]
+            largest = max(largest, np.uint32(code))
+            ids_K[k] = ids_by_code[min(index(code), index(len(ids_by_code) - 1))]
+        start += index(count)
+        ids_K[count:] = 0
+    seen = np.int64(largest)  # numba raises with the first value of a variable that has several
     if seen >= len(ids_by_code):
         raise ValueError("largest code of the ids", seen, len(ids_by_code) - 1)
 
@@ -157,31 +158,31 @@ def _join_excesses(planes: np.ndarray, n: int) -> np.ndarray:
 def _fill_logprobs(
     packed: np.ndarray, excesses: np.ndarray, nats_per_step: np.float32, counts_S: np.ndarray, logprobs_SK: np.ndarray
 ) -> None:
-    large = np.int64(0)
-    start = 0
+    large = index(0)
+    start = index(0)
     for s in range(len(counts_S)):
-        count = counts_S[s]
+        logprobs_K, count = logprobs_SK[s], counts_S[s]
         steps = np.uint16(0)
-        whole = count // PACKED  # bytes; apart from the rest, so that the inner loop is unrolled
-        for byte_number in range(whole):
-            byte = packed[start + byte_number]
+        whole = index(count // PACKED)  # bytes; apart from the rest, so that the inner loop is unrolled
+        for b in range(whole):
+            byte = packed[start + b]
             for place in range(PACKED):
                 steps, large = _next_steps(steps, large, byte, place, excesses)
-                logprobs_SK[s, PACKED * byte_number + place] = -np.float32(steps) * nats_per_step
-        for place in range(count - PACKED * whole):
+                logprobs_K[index(PACKED) * b + index(place)] = -np.float32(steps) * nats_per_step
+        for place in range(index(count % PACKED)):
             steps, large = _next_steps(steps, large, packed[start + whole], place, excesses)
-            logprobs_SK[s, PACKED * whole + place] = -np.float32(steps) * nats_per_step
-        start += (count + (PACKED - 1)) // PACKED
-        logprobs_SK[s, count:] = -np.inf
+            logprobs_K[index(PACKED) * whole + place] = -np.float32(steps) * nats_per_step
+        start += index((count + (PACKED - 1)) // PACKED)
+        logprobs_K[count:] = -np.inf
 
 
 @compiled
 def _next_steps(
-    steps: np.uint16, large: np.int64, byte: np.uint8, place: int, excesses: np.ndarray
-) -> tuple[np.uint16, np.int64]:
+    steps: np.uint16, large: np.uint64, byte: np.uint8, place: np.uint64, excesses: np.ndarray
+) -> tuple[np.uint16, np.uint64]:
     """The running sum (modulo 2^16) and the number of large differences, with one more difference."""
-    difference = (np.int64(byte) >> (2 * place)) & 3
-    is_large = np.int64(difference == LARGE)  # a factor: a branch would be mispredicted too often
+    difference = (byte >> np.uint8(place + place)) & np.uint8(LARGE)
+    is_large = index(difference == LARGE)  # a factor: a branch would be mispredicted too often
     return steps + np.uint16(difference) + excesses[large] * np.uint16(is_large), large + is_large
 
 
