@@ -1,12 +1,14 @@
 """What does capture cost, next to what the same engine does without it?
 
-One process, one vLLM engine, the same sequences, repetitions interleaved, medians:
+One process, one vLLM engine, the same sequences, every way run once before it counts (vLLM compiles what it needs
+then), repetitions interleaved, medians:
 
 - plain: prefill with capture taken off the model; one token is sampled for each sequence, as vLLM requires.
 - captured: the job's own path from a planned unit to a committed shard: score, reduce, encode, tar, sync, rename,
   commit.
-- prompt_logprobs: what vLLM offers itself, with the same k, in its faster (flat) form. Less is done here: no
-  log-partitions, nothing written.
+- prompt_logprobs: what vLLM offers itself, with the same k, in its faster (flat) form, as it comes: with every
+  token's text. Less is done here: no log-partitions, nothing written.
+- … without texts: the same with ``detokenize=False``.
 - floor: plain, plus the head's matrix product for every row and nothing else. Whatever lies between it and captured
   is this project's to remove.
 """
@@ -30,7 +32,7 @@ from teacher_cache.engines import open_engine
 from teacher_cache.shards.reader import CacheReader
 
 REPETITIONS = 3
-SEQUENCES, TOKENS = 12, 512
+SEQUENCES, TOKENS = 8, 512
 MIN_OF_PLAIN = 0.65
 MIN_OF_PROMPT_LOGPROBS = 2.0
 
@@ -41,17 +43,20 @@ def main() -> int:
     tree["corpus"]["over_long"] = "truncate"  # one sequence a module
     tree["output"]["tokens_per_shard"] = SEQUENCES * TOKENS
     config = as_config(tree)
-    engine = open_engine(config)
-    captured(engine, config)  # warms up, and leaves the sequences in the cache
+    engine = open_engine_with_tokenizer(config)
+    captured(engine, config)  # leaves the sequences in the cache
     sequences = sequences_of(CacheReader(config.output.path), limit=SEQUENCES)
     tokens = sum(map(len, sequences))
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: plain(engine, sequences),
         "captured": lambda: captured(engine, config),
-        "prompt_logprobs": lambda: prompt_logprobs(engine, sequences),
+        "prompt_logprobs": lambda: prompt_logprobs(engine, sequences, texts=True),
+        "without_texts": lambda: prompt_logprobs(engine, sequences, texts=False),
         "floor": lambda: floor(engine, sequences, config.engine.head_chunk_rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
     for repetition in range(REPETITIONS):
         for name, way in ways.items():
             seconds[name].append(way())
@@ -64,12 +69,15 @@ def main() -> int:
         Row("plain prefill", speed["plain"], "tok/s"),
         Row("captured, encoded, written, committed", speed["captured"], "tok/s"),
         Row(f"prompt_logprobs = {K}, flat", speed["prompt_logprobs"], "tok/s"),
+        Row("… without texts", speed["without_texts"], "tok/s"),
         Row("floor: prefill and the head's matrix product", speed["floor"], "tok/s"),
         at_least("captured ÷ plain prefill", speed["captured"] / speed["plain"], "×", MIN_OF_PLAIN),
         Row("floor ÷ plain prefill", speed["floor"] / speed["plain"], "×"),
         at_least(
             "captured ÷ prompt_logprobs", speed["captured"] / speed["prompt_logprobs"], "×", MIN_OF_PROMPT_LOGPROBS
         ),
+        Row("captured ÷ prompt_logprobs without texts", speed["captured"] / speed["without_texts"], "×"),
+        Row("plain prefill ÷ prompt_logprobs", speed["plain"] / speed["prompt_logprobs"], "×"),
     ]
     raw = {
         "seconds": seconds,
@@ -87,6 +95,15 @@ def main() -> int:
     return exit_status(rows)
 
 
+def open_engine_with_tokenizer(config: CacheConfig) -> Any:
+    """The job's engine, but vLLM has a tokenizer: without one it could not add texts to prompt_logprobs."""
+    import vllm
+
+    load = vllm.LLM
+    with mock.patch.object(vllm, "LLM", lambda **options: load(**{**options, "skip_tokenizer_init": False})):
+        return open_engine(config)
+
+
 def captured(engine: Any, config: CacheConfig) -> float:
     """A whole job with the loaded engine; the seconds it counts run from reading a unit to its commit mark."""
     shutil.rmtree(config.output.path, ignore_errors=True)
@@ -102,12 +119,12 @@ def plain(engine: Any, sequences: list[np.ndarray]) -> float:
         return time.perf_counter() - start
 
 
-def prompt_logprobs(engine: Any, sequences: list[np.ndarray]) -> float:
-    """Prefill with vLLM's own log-probabilities of the prompt."""
+def prompt_logprobs(engine: Any, sequences: list[np.ndarray], texts: bool) -> float:
+    """Prefill with vLLM's own log-probabilities of the prompt, with every token's text or without."""
     engine._llm.llm_engine.model_config.max_logprobs = K  # the default refuses more than 20
     with hooks_replaced(engine, None):
         start = time.perf_counter()
-        outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=True)
+        outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=True, detokenize=texts)
         seconds = time.perf_counter() - start
     if len(outputs[0].prompt_logprobs.logprobs) < K * (len(sequences[0]) - 1):
         raise RuntimeError("vLLM returned fewer log-probabilities than were asked for")
@@ -131,7 +148,7 @@ def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
     """vLLM's ``generate`` with one sampled token a sequence."""
     from vllm import SamplingParams
 
-    parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **sampling)
+    parameters = SamplingParams(max_tokens=1, temperature=0.0, **{"detokenize": False, **sampling})
     return engine._llm.generate([{"prompt_token_ids": ids.tolist()} for ids in sequences], parameters, use_tqdm=False)
 
 

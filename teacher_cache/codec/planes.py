@@ -13,7 +13,6 @@ import zstandard
 
 from schemas.errors import CorruptCacheError
 
-
 _THREAD = threading.local()
 
 

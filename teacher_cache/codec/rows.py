@@ -14,7 +14,7 @@ PACKED = 4  # differences in a byte, the first in its lowest two bits
 LARGE = 3  # the value that stands for this difference and all larger ones
 
 
-index = np.uint64  # of the hot loops' array indices: numba tests signed ones for being negative, half as much work again
+index = np.uint64  # for the hot loops: numba tests signed indices for being negative, half as much work again
 P = ParamSpec("P")
 R = TypeVar("R")
 
