@@ -51,4 +51,4 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     """This thread's own: making one costs a quarter of decompressing a sample."""
     if not hasattr(_THREAD, "decompressor"):
         _THREAD.decompressor = zstandard.ZstdDecompressor()
-    return _THREAD.decompressor  # type: ignore[no-any-return]
+    return _THREAD.decompressor

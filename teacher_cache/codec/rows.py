@@ -169,19 +169,19 @@ def _fill_logprobs(
             for place in range(PACKED):
                 steps, large = _next_steps(steps, large, byte, place, excesses)
                 logprobs_K[index(PACKED) * b + index(place)] = -np.float32(steps) * nats_per_step
-        for place in range(index(count % PACKED)):
+        for place in range(count % PACKED):
             steps, large = _next_steps(steps, large, packed[start + whole], place, excesses)
-            logprobs_K[index(PACKED) * whole + place] = -np.float32(steps) * nats_per_step
+            logprobs_K[index(PACKED) * whole + index(place)] = -np.float32(steps) * nats_per_step
         start += index((count + (PACKED - 1)) // PACKED)
         logprobs_K[count:] = -np.inf
 
 
 @compiled
 def _next_steps(
-    steps: np.uint16, large: np.uint64, byte: np.uint8, place: np.uint64, excesses: np.ndarray
+    steps: np.uint16, large: np.uint64, byte: np.uint8, place: int, excesses: np.ndarray
 ) -> tuple[np.uint16, np.uint64]:
     """The running sum (modulo 2^16) and the number of large differences, with one more difference."""
-    difference = (byte >> np.uint8(place + place)) & np.uint8(LARGE)
+    difference = (byte >> np.uint8(2 * place)) & np.uint8(LARGE)
     is_large = index(difference == LARGE)  # a factor: a branch would be mispredicted too often
     return steps + np.uint16(difference) + excesses[large] * np.uint16(is_large), large + is_large
 
