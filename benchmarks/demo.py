@@ -1,7 +1,7 @@
 """The demo: cache a real teacher, throw it away, train students from the cache, print what it bought.
 
 Everything goes through the installed commands, as a user would type them. Two students start from the same weights
-(8 of the teacher's 30 layers) and see the same data in the same order for the same number of steps: one learns the
+(22 of the teacher's 30 layers) and see the same data in the same order for the same number of steps: one learns the
 realised next token only (hard labels), the other the cached distributions. Two seeds, that is two orders of the data.
 
 Held out are whole files and whole problems that no student is trained on. The KL there is over the stored top 64 and
@@ -86,7 +86,7 @@ def main() -> int:
         "minutes": minutes,
         "configs": {path.name: yaml.safe_load(path.read_text()) for path in (CACHE_CONFIG, TRAIN_CONFIG)},
     }
-    title = "Demo: 8 layers of SmolLM2-135M, distilled from its cache; held-out code and chats"
+    title = "Demo: 22 layers of SmolLM2-135M, distilled from its cache; held-out code and chats"
     for path in [FOLDER / "report.json", *([RESULTS / "demo.json"] if arguments.record else [])]:
         write_results("demo", title, rows, raw, path)
     print(
