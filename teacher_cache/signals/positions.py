@@ -5,6 +5,7 @@ is the row before the token in which the keyword begins. Keywords are found in t
 neither a tokenizer's leading blanks nor words that take several tokens matter.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -33,7 +34,7 @@ def keyword_starts(text: str, keywords: list[str]) -> np.ndarray:
     characters = [match.start() for match in re.finditer(rf"\b(?:{words})\b", text)]
     if text.isascii():
         return np.array(characters, np.int64)
-    pieces = [text[start:stop] for start, stop in zip([0, *characters[:-1]], characters, strict=True)]
+    pieces = [text[start:stop] for start, stop in itertools.pairwise([0, *characters])]
     return np.cumsum([len(piece.encode()) for piece in pieces], dtype=np.int64)
 
 
