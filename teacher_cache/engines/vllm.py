@@ -23,14 +23,13 @@ from teacher_cache.teacher import load_model_config
 
 
 class VllmEngine(Engine):
-    """Scores sequences with vLLM; with ``tensor_parallel: 1`` in this very process, so that runs repeat exactly."""
+    """Scores sequences with vLLM, whose scheduler runs in this very process, so that runs repeat exactly."""
 
     def __init__(self, config: CacheConfig) -> None:
         """Load vLLM and the model. Raises UserError when either cannot be loaded."""
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
-        if config.engine.tensor_parallel == 1:
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:

@@ -47,7 +47,7 @@ class CacheReader:
         """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
 
         Raises:
-            UserError: there is no cache at ``url``, or its store cannot be read.
+            UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
             CorruptCacheError: a file is missing, of the wrong size, or not valid.
         """
         self.url = url
@@ -69,6 +69,9 @@ class CacheReader:
             self._connect()
 
     def _open(self) -> None:
+        for signal in self.signals:
+            if signal not in ("tokens", *self.manifest.capture.signals):
+                raise self._not_stored(signal)
         sizes = self._storage.sizes()
         self._shards: list[ShardIndex] = [
             read_index(self._storage, self.manifest, entry, self.signals, sizes) for entry in self.manifest.shards

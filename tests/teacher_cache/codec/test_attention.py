@@ -1,4 +1,4 @@
-"""Attention rows lose less than a step of 1/65535; stored weights and remainder sum to 1; wrong payloads are refused."""
+"""Attention rows lose less than a step of 1/65535; with their remainder they sum to 1; wrong payloads are refused."""
 
 import numpy as np
 import pytest
