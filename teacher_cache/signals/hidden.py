@@ -69,3 +69,9 @@ def to_hidden_sample(positions: np.ndarray, layers: list[HiddenRows]) -> HiddenS
     """The record of one sequence from its rows of each layer, in the order of the configuration."""
     columns = [torch.stack(column, dim=1).cpu().numpy() for column in zip(*layers, strict=True)]
     return HiddenSample(positions, *columns)
+
+
+def to_floats(sample: HiddenSample, capture: HiddenCapture) -> torch.Tensor:
+    """The hidden states of a record, float32 [P, C, D]."""
+    parts = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
+    return dequantise(*(torch.from_numpy(part) for part in parts), capture=capture)

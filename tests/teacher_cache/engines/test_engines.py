@@ -14,7 +14,7 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.records import LogitsSample, Request
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden import to_floats
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
@@ -118,8 +118,7 @@ def test_hidden_states_are_the_residual_stream_after_the_layer(
         assert np.array_equal(sample.positions, request.hidden_positions)
         with torch.inference_mode():
             output = model.model(torch.from_numpy(request.input_ids.astype(np.int64))[None], output_hidden_states=True)
-            parts = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
-            stored_PCD = dequantise(*map(torch.from_numpy, parts), capture)
+            stored_PCD = to_floats(sample, capture)
             normed_PD = model.model.norm(stored_PCD[:, 1])
         assert stored_PCD.shape == (len(request.hidden_positions), 2, 64)
         for found_PD, layer in ((stored_PCD[:, 0], 1), (normed_PD, 3)):

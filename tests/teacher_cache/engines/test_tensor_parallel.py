@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from schemas.cache_config import CacheConfig, HiddenCapture
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden import to_floats
 
 HIDDEN = {"layers": [1, 2], "dtype": "float16"}
 
@@ -69,12 +68,10 @@ def test_logits(captured: list[list[Captured]]) -> None:
 def test_hidden_states(captured: list[list[Captured]]) -> None:
     capture = HiddenCapture.model_validate(HIDDEN)
 
-    def states(sample: Any) -> torch.Tensor:
-        parts = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
-        return dequantise(*map(torch.from_numpy, parts), capture)
-
     for one, two in zip(*captured, strict=True):
-        wanted, found = states(one.hidden), states(two.hidden)
+        assert one.hidden is not None
+        assert two.hidden is not None
+        wanted, found = to_floats(one.hidden, capture), to_floats(two.hidden, capture)
         assert wanted.shape[1:] == (2, 64)
         assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 

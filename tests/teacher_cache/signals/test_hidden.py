@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.cache_config import HiddenCapture
-from teacher_cache.signals.hidden import HiddenRows, dequantise, quantise, to_hidden_sample
+from teacher_cache.signals.hidden import dequantise, quantise, to_floats, to_hidden_sample
 
 
 def round_trip(hidden: torch.Tensor, capture: HiddenCapture) -> torch.Tensor:
@@ -81,7 +81,6 @@ def test_layers_are_stacked_in_order() -> None:
     layers = [quantise(torch.full((3, 8), value), capture) for value in (1.0, 2.0)]
     sample = to_hidden_sample(np.array([1, 4, 6], np.int32), layers)
     assert sample.values.shape == (3, 2, 8)
-    parts = map(torch.from_numpy, (sample.values, sample.scales, sample.outlier_index, sample.outliers))
-    found = dequantise(*HiddenRows(*parts), capture)
+    found = to_floats(sample, capture)
     assert (found[:, 0] - 1).abs().max() < 0.01
     assert (found[:, 1] - 2).abs().max() < 0.01
