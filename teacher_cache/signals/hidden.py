@@ -73,5 +73,6 @@ def to_hidden_sample(positions: np.ndarray, layers: list[HiddenRows]) -> HiddenS
 
 def to_floats(sample: HiddenSample, capture: HiddenCapture) -> torch.Tensor:
     """The hidden states of a record, float32 [P, C, D]."""
-    parts = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
-    return dequantise(*(torch.from_numpy(part) for part in parts), capture=capture)
+    arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
+    values, scales, outlier_index, outliers = map(torch.from_numpy, arrays)
+    return dequantise(values, scales, outlier_index, outliers, capture)
