@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from benchmarks.results import BAR_MISSED, RESULTS, Row, print_table, read_results
 
-NAMES = ("exactness", "size", "decode", "capture")
+NAMES = ("exactness", "size", "decode", "capture", "signals", "taps")
 
 
 def main(names: list[str]) -> int:

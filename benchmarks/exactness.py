@@ -21,7 +21,7 @@ from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, cached, digest
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
 from schemas.cache_config import CodecConfig
-from teacher_cache.records import LogitsSample
+from teacher_cache.records import LogitsSample, Request
 from teacher_cache.shards.reader import CacheReader
 
 FLOAT32_NOISE = 2e-3
@@ -122,7 +122,7 @@ def _score(tree: dict[str, Any], sequences: list[np.ndarray]) -> list[LogitsSamp
     from teacher_cache.engines import open_engine
 
     with open_engine(as_config(tree)) as engine:
-        return engine.score(sequences)
+        return [captured.logits for captured in engine.score([Request(ids) for ids in sequences])]
 
 
 def first_rows(sample: LogitsSample, rows: int) -> LogitsSample:

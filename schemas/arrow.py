@@ -1,7 +1,7 @@
 """Arrow schemas of the tar members. Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
 One row per sequence keeps per-sample overhead small; ``S`` is the sequence's number of tokens.
-``teacher_cache/codec/logits.py`` describes the sections of ``logits``.
+The files of these names in ``teacher_cache/codec`` describe the sections.
 """
 
 import pyarrow as pa
@@ -26,4 +26,26 @@ LOGITS_SCHEMA = pa.schema(
     ]
 )
 
-SCHEMAS = {"tokens": TOKENS_SCHEMA, "logits": LOGITS_SCHEMA}
+HIDDEN_SCHEMA = pa.schema(
+    [
+        pa.field("positions", pa.list_(pa.uint32()), nullable=False),  # [P] rows of the sequence, rising
+        pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes of values, scales, outlier_index, outliers
+        pa.field("frame", pa.binary(), nullable=False),  # one zstd frame of these, one after the other
+    ]
+)
+
+ATTENTION_SCHEMA = pa.schema(
+    [
+        pa.field("positions", pa.list_(pa.uint32()), nullable=False),  # [P] query rows of the sequence, rising
+        pa.field("heads", pa.list_(pa.uint32()), nullable=False),  # [H] most focused first
+        pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes of weights, keys
+        pa.field("frame", pa.binary(), nullable=False),  # one zstd frame of these, one after the other
+    ]
+)
+
+SCHEMAS = {
+    "tokens": TOKENS_SCHEMA,
+    "logits": LOGITS_SCHEMA,
+    "hidden": HIDDEN_SCHEMA,
+    "attention": ATTENTION_SCHEMA,
+}

@@ -85,10 +85,82 @@ class LogitsCapture(Strict):
         return self
 
 
+LayerNumber = Annotated[int, Field(strict=True, ge=1)]
+LayerFraction = Annotated[float, Field(strict=True, gt=0, le=1)]
+Layer = LayerNumber | LayerFraction
+"""A decoder layer: its number counted from 1, or (with a decimal point) a share of the depth; 1.0 is the last one."""
+
+
+def layer_number(layer: Layer, num_layers: int) -> int:
+    """The number, from 1, of the layer that is meant in a model of ``num_layers`` layers; it may be too large."""
+    return layer if isinstance(layer, int) else max(1, round(layer * num_layers))
+
+
+class Stride(Strict):
+    """Every n-th row of a sequence, from its first."""
+
+    every: int = Field(ge=1)
+
+
+Positions = Literal["all", "loss_mask", "keywords"] | Stride
+
+CODE_KEYWORDS = [  # Python's
+    "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif", "else",
+    "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal", "not",
+    "or", "pass", "raise", "return", "try", "while", "with", "yield",
+]  # fmt: skip
+
+
+class HiddenCapture(Strict):
+    """Hidden states: the residual stream after a decoder layer, before the next norm."""
+
+    layers: Annotated[list[Layer], Field(min_length=1)] = Field(
+        [0.25, 0.5, 0.75], description="Decoder layers, by number from 1 or as shares of the depth."
+    )
+    positions: Positions = Field(
+        "loss_mask", description="Rows: `all`, `loss_mask`, `keywords` (a keyword is produced), or `{every: n}`."
+    )
+    dtype: Literal["int8", "bfloat16", "float16"] = Field(
+        "int8", description="`int8`: with a scale for each group of channels, and the largest channels kept apart."
+    )
+    channels_per_scale: int = Field(32, ge=1, description="`int8`: channels that share a scale.")
+    channels_per_outlier: int = Field(
+        64, ge=2, description="`int8`: one of so many channels, the largest of a row, is kept apart in bfloat16."
+    )
+
+    def layer_numbers(self, num_layers: int) -> list[int]:
+        """Numbers, from 1 and rising, of the layers in a model of ``num_layers``: the order they are stored in."""
+        return sorted(layer_number(layer, num_layers) for layer in self.layers)
+
+
+class AttentionCapture(Strict):
+    """Rows of attention weights of one layer: the most focused heads, and of each row the largest weights."""
+
+    layer: Layer = Field(1.0, description="Decoder layer, by number from 1 or as a share of the depth.")
+    positions: Positions = Field("keywords", description="Query rows, as for hidden states.")
+    heads: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        3, description="How many heads: those of the lowest mean row entropy in the sequence. Or a list: these heads."
+    )
+    keys: int = Field(32, ge=1, le=65535, description="Largest weights stored of each row; the rest is one remainder.")
+
+
 class CaptureConfig(Strict):
     """Which signals are stored."""
 
     logits: LogitsCapture = LogitsCapture()
+    hidden: HiddenCapture | None = None
+    attention: AttentionCapture | None = None
+    keywords: list[Annotated[str, Field(pattern=r"^\w+$")]] = Field(
+        CODE_KEYWORDS, min_length=1, description="Words that `positions: keywords` means."
+    )
+
+    @property
+    def signals(self) -> list[Literal["logits", "hidden", "attention"]]:
+        """The signals that are stored beside the tokens."""
+        names: list[Literal["logits", "hidden", "attention"]] = ["logits"]
+        names += ["hidden"] if self.hidden is not None else []
+        names += ["attention"] if self.attention is not None else []
+        return names
 
 
 class CodecConfig(Strict):

@@ -15,7 +15,7 @@ from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Prove
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
-Signal = Literal["tokens", "logits"]
+Signal = Literal["tokens", "logits", "hidden", "attention"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from schemas.base import Strict
-from schemas.cache_config import Dtype
+from schemas.cache_config import Dtype, Layer, LayerNumber
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -71,16 +71,58 @@ class CrossEntropyConfig(Strict):
     weight: WeightSchedule = WeightSchedule(start=0.0, end=0.0)
 
 
+class LayerPair(Strict):
+    """Two layers that are matched, numbered from 1."""
+
+    teacher: LayerNumber = Field(description="One of the layers whose hidden states the cache stores.")
+    student: LayerNumber
+
+
+class LhsmConfig(Strict):
+    """Layer-wise hidden state matching: an MSE of normalised hidden states through a learned linear map."""
+
+    weight: WeightSchedule = WeightSchedule(start=0.8, end=0.8)
+    direction: Literal["teacher_to_student", "student_to_teacher"] = Field(
+        "teacher_to_student", description="Which side the map is applied to."
+    )
+    pairs: list[LayerPair] | None = Field(
+        None, min_length=1, description="Default: every stored layer with the student's at the same share of the depth."
+    )
+
+
+class ApcConfig(Strict):
+    """Attention pattern consistency: KL(teacher ‖ student) of attention rows, heads matched by rank of focus."""
+
+    weight: WeightSchedule = WeightSchedule(start=0.0, end=0.5, hold=0.2)
+    student_layer: Layer = Field(1.0, description="The student's layer, by number from 1 or as a share of the depth.")
+    student_heads: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="These heads, in the order of the cache's, instead of the most focused ones."
+    )
+
+
+class AsrConfig(Strict):
+    """Activation sparsity: the mean absolute input of the student's down projections."""
+
+    weight: WeightSchedule = WeightSchedule(start=1e-3, end=1e-3)
+
+
 class LossConfig(Strict):
-    """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed."""
+    """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed.
+
+    `lhsm`, `apc` and `asr` are off unless they are named; `lhsm: {}` gives the recipe's weights.
+    """
 
     tla: TlaConfig = TlaConfig()
     cross_entropy: CrossEntropyConfig = CrossEntropyConfig()
+    lhsm: LhsmConfig | None = None
+    apc: ApcConfig | None = None
+    asr: AsrConfig | None = None
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":
-        if not any(w.start or w.end for w in (self.tla.weight, self.cross_entropy.weight)):
-            raise ValueError("at least one loss must have a weight above 0")
+        terms = (self.tla, self.cross_entropy, self.lhsm, self.apc)
+        if not any(term.weight.start or term.weight.end for term in terms if term is not None):
+            raise ValueError("at least one loss other than asr must have a weight above 0")
         return self
 
 
@@ -106,6 +148,9 @@ class LoopConfig(Strict):
     bf16: bool = Field(False, description="bf16 autocast.")
     gradient_checkpointing: bool = False
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
+    log_gradient_norms: bool = Field(
+        False, description="Also log the gradient norm of each weighted loss term; costs a backward pass a term."
+    )
     save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(2, ge=1)
     validate_every: int = Field(500, ge=1, description="Steps between two validations (when validation data is set).")

@@ -15,20 +15,23 @@ import numpy as np
 
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
-from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
-from teacher_cache.codec.logits import LogitsEncoder
+from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal, Unit
+from teacher_cache.codec.encoders import Encoders
 from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.plan import load_or_make_plan, read_unit
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.shards.marks import assemble, committed, read_mark, read_table, remove_garbage, tar_name, write_mark
+from teacher_cache.shards.marks import assemble, committed, read_mark, read_table, remove_garbage, write_mark
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.tar import TarWriter
+from teacher_cache.shards.writer import ShardWriter
 from teacher_cache.signals.entropy import bucket_entropy
+from teacher_cache.signals.positions import to_request
 
 logger = logging.getLogger(__name__)
+
+BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
         with open_engine(config) as engine, stop.listening():
             tally.engine_load_seconds = time.perf_counter() - started
             logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-            _score_units(engine, plan, pending, storage, worker, tally, stop)
+            tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
+            _score_units(engine, plan, pending, storage, worker, tally, stop, tokens_per_call)
     plan = _write_manifest(storage, plan, worker)
     return _summarise(plan, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
 
@@ -97,43 +101,63 @@ def _score_units(
     worker: Worker,
     tally: "_Tally",
     stop: "_StopRequest",
+    tokens_per_call: int,
 ) -> None:
-    encoder: LogitsEncoder | None = None
-    digest = ""
+    """Score, encode and write units. Signals other than the logits are written as they come, call by call."""
+    encoders = Encoders(plan)
+    table = ""
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
         for unit in pending:
             if stop.signal_name:
                 return
             started = time.perf_counter()
             sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
-            scored = engine.score([sample.input_ids for sample in sequences])
-            if encoder is None:
-                table, digest = _code_table(storage, plan, scored, worker)
-                encoder = LogitsEncoder(plan.capture.logits, plan.codec, table)
-            _write_shard(storage, unit, sequences, scored, tokens_index, encoder, digest, worker)
-            tally.add(unit, sum(float(bucket_entropy(s).sum()) for s in scored), time.perf_counter() - started)
+            with ShardWriter(storage, unit, plan.capture.signals, worker.owner) as shard:
+                logits = []
+                for part in _parts(sequences, tokens_per_call):
+                    requests = [to_request(sample, plan.capture) for sample in part]
+                    for sample, captured in zip(part, engine.score(requests), strict=True):
+                        logits.append(captured.logits)
+                        for signal, payload in encoders.encode(captured):
+                            shard.add(signal, sample.key, payload)
+                if not table:
+                    table_ids, table = _code_table(storage, plan, logits, worker)
+                    encoders.use_table(table_ids)
+                for sample, rows in zip(sequences, logits, strict=True):
+                    shard.add("logits", sample.key, encoders.encode_logits(rows))
+            _commit(storage, unit, sequences, {"tokens": tokens_index, **shard.indexes()}, table, worker)
+            tally.add(unit, sum(float(bucket_entropy(rows).sum()) for rows in logits), time.perf_counter() - started)
             progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
 
 
-def _write_shard(
+def _parts(sequences: list[TokenSample], tokens_per_call: int) -> Iterator[list[TokenSample]]:
+    """Consecutive sequences of at least ``tokens_per_call`` tokens together, but for the last part."""
+    part: list[TokenSample] = []
+    tokens = 0
+    for sample in sequences:
+        part.append(sample)
+        tokens += len(sample.input_ids)
+        if tokens >= tokens_per_call:
+            yield part
+            part, tokens = [], 0
+    if part:
+        yield part
+
+
+def _commit(
     storage: Storage,
     unit: Unit,
     sequences: list[TokenSample],
-    scored: list[LogitsSample],
-    tokens_index: MemberIndex,
-    encoder: LogitsEncoder,
+    signals: dict[Signal, MemberIndex],
     table: str,
     worker: Worker,
 ) -> None:
-    with storage.staged(tar_name(unit.name, "logits"), worker.owner) as path, TarWriter(path, "logits") as tar:
-        for tokens, logits in zip(sequences, scored, strict=True):
-            tar.add(tokens.key, encoder.encode(logits))
     index = ShardIndex(
         name=unit.name,
         keys=[sample.key for sample in sequences],
         num_tokens=[len(sample.input_ids) for sample in sequences],
         table=table,
-        signals={"tokens": tokens_index, "logits": tar.index()},
+        signals=signals,
     )
     write_mark(storage, index, worker.owner)
 

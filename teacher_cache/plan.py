@@ -15,11 +15,12 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
+from teacher_cache.layers import check_layers
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.tar import TarWriter, checksum
-from teacher_cache.teacher import describe_teacher, load_tokenizer
+from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     Raises UserError when the cache there was planned differently (the differing keys are named), or on a bad corpus.
     """
     teacher = describe_teacher(config.teacher)
-    _check_capture(config, teacher)
+    _check_k(config, teacher)
+    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
     tokenizer = load_tokenizer(config.teacher)
     wanted = Manifest(
         teacher=teacher,
@@ -76,7 +78,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     return plan
 
 
-def _check_capture(config: CacheConfig, teacher: TeacherInfo) -> None:
+def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
     k = config.capture.logits.k
     if k > teacher.vocab_size:
         raise UserError(

@@ -5,8 +5,11 @@ Row t is the teacher's distribution after reading tokens 0..t: it predicts token
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+NO_ROWS = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,71 @@ class LogitsSample:
 
 
 @dataclass(frozen=True)
+class HiddenSample:
+    """Hidden states of one sequence after some decoder layers, as stored; ``signals/hidden.py`` makes floats of them.
+
+    For the dtypes bfloat16 and float16 ``values`` holds their bits (int16) and the other arrays have no entry.
+    """
+
+    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
+    values: np.ndarray  # int8 [P, C, D]; C layers, D channels, in units of their group's scale; 0 for outliers
+    scales: np.ndarray  # int16 [P, C, G]; bfloat16 bits; one for each group of channels
+    outlier_index: np.ndarray  # int16 [P, C, O]; uint16 bits; channels of the largest absolute values
+    outliers: np.ndarray  # int16 [P, C, O]; bfloat16 bits; their values
+
+
+@dataclass(frozen=True)
+class AttentionSample:
+    """Rows of attention weights of one sequence in one layer."""
+
+    positions: np.ndarray  # int32 [P]; query rows of the sequence, rising
+    heads: np.ndarray  # int32 [H]; most focused first
+    weights: np.ndarray  # float32 [P, H, M]; the largest of each row, falling; 0 beyond the row's keys
+    keys: np.ndarray  # int32 [P, H, M]; positions these weights fall on; 0 where the weight is
+
+
+class Request(NamedTuple):
+    """One sequence to be scored, and the rows at which signals other than the logits are wanted."""
+
+    input_ids: np.ndarray  # integer [S]
+    hidden_positions: np.ndarray = NO_ROWS  # int32 [P]
+    attention_positions: np.ndarray = NO_ROWS  # int32 [P]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What an engine gives for one sequence; signals that the configuration does not ask for are None."""
+
+    logits: LogitsSample
+    hidden: HiddenSample | None = None
+    attention: AttentionSample | None = None
+
+
+@dataclass(frozen=True)
+class HiddenBatch:
+    """The hidden states of a batch, one entry for each of the N rows of its samples at which they are stored."""
+
+    batch_row: np.ndarray  # int64 [N]; row of the batch
+    column: np.ndarray  # int64 [N]; token in that row
+    values: np.ndarray  # [N, C, D]; this and the next as in a HiddenSample
+    scales: np.ndarray  # [N, C, G]
+    outlier_index: np.ndarray  # [N, C, O]
+    outliers: np.ndarray  # [N, C, O]
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """The attention rows of a batch, one entry for each of the N query rows of its samples."""
+
+    batch_row: np.ndarray  # int64 [N]; row of the batch
+    column: np.ndarray  # int64 [N]; the query's token in that row
+    first_column: np.ndarray  # int64 [N]; where the sample starts in that row: keys before it are another's
+    sample: np.ndarray  # int64 [N]; which of the batch's samples, counted in the order of its rows
+    weights: np.ndarray  # float32 [N, H, M]; as in an AttentionSample
+    keys: np.ndarray  # int64 [N, H, M]; tokens in the batch row
+
+
+@dataclass(frozen=True)
 class RowBatch:
     """Batch arrays. A row is one sample, or several packed one after the other (their positions restart at 0)."""
 
@@ -46,3 +114,5 @@ class RowBatch:
     logprobs: np.ndarray  # float32 [R, L, K]; -inf beyond a row's count
     next_logprob: np.ndarray  # float32 [R, L]; NaN at each sample's last token and in the padding
     log_partition: np.ndarray  # float32 [R, L, T]; 0 in the padding
+    hidden: HiddenBatch | None = None
+    attention: AttentionBatch | None = None

@@ -92,16 +92,33 @@ def _problem(check: Callable[[], object]) -> Iterator[str]:
 
 def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) -> Iterator[str]:
     """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
-    reader = CacheReader(url, manifest=manifest)
+    reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
     for position in range(len(reader)):
         try:
             tokens, logits = reader.read_tokens(position), reader.read_logits(position)
-        except CorruptCacheError as error:
-            yield str(error)
-        else:
             where = reader.where(position, "logits")
             yield from (f"{where}: {problem}" for problem in check_sample(tokens, logits, manifest))
+        except CorruptCacheError as error:
+            yield str(error)
+        if manifest.capture.hidden is not None:
+            yield from _problem(partial(check_hidden, reader, position))
+        if manifest.capture.attention is not None:
+            yield from _problem(partial(reader.read_attention, position))  # decoding checks all there is to check
         advance(position + 1, len(reader))
+
+
+def check_hidden(reader: CacheReader, position: int) -> None:
+    """Raise CorruptCacheError when a sample's hidden states cannot be decoded or are not finite numbers."""
+    sample = reader.read_hidden(position)
+    capture = reader.manifest.capture.hidden
+    assert capture is not None
+    for name, bits in (("scales", sample.scales), ("outliers", sample.outliers), ("values", sample.values)):
+        if bits.dtype != np.int16:
+            continue  # int8 values are finite
+        exponent = 0x7C00 if name == "values" and capture.dtype == "float16" else 0x7F80  # all ones: inf or NaN
+        if ((bits & exponent) == exponent).any():
+            where = reader.where(position, "hidden")
+            raise CorruptCacheError(f"{where}: the {name} of its hidden states are not all finite")
 
 
 def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> Iterator[str]:

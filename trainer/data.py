@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UserError
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, Signal
 from teacher_cache.records import RowBatch
 from trainer.order import RowPlan
 from trainer.student import tokenizer_files
@@ -40,11 +40,11 @@ class Cache(Protocol):
         """Release files."""
 
 
-def open_cache(url: str) -> Cache:
-    """Open the cache at ``url`` for its tokens and logits; raises UserError."""
+def open_cache(url: str, signals: tuple[Signal, ...] = ("tokens", "logits")) -> Cache:
+    """Open the cache at ``url`` for these signals; raises UserError, also when it does not store one of them."""
     from teacher_cache.shards.reader import CacheReader
 
-    cache = CacheReader(url, signals=("tokens", "logits"))
+    cache = CacheReader(url, signals=signals)
     if not cache.keys:
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
     if not cache.manifest.complete:
@@ -90,11 +90,18 @@ def check_tokenizer(manifest: Manifest, folder: Path, where: str) -> None:
 
 
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
-    """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``."""
+    """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``.
+
+    Those of its hidden states and attention rows, if any, are named ``hidden_…`` and ``attention_…``.
+    """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
         names.append("position_ids")
-    return {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    for signal, part in (("hidden", rows.hidden), ("attention", rows.attention)):
+        if part is not None:
+            batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
+    return batch
 
 
 class CacheRows(Dataset[Batch]):

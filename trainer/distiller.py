@@ -27,6 +27,7 @@ from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
 from trainer.order import RowPlan, check_lengths, plan_rows, sorted_rows, split_by_key
 from trainer.report import Clock, cost, write_json
+from trainer.signals import StudentSignals, needed_signals, needs_student_signals, used
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
 from trainer.taps import check_packing
 
@@ -51,8 +52,9 @@ def distill(
     arguments = training_arguments(config)
 
     # what there is to learn, and who learns it
-    cache = open_cache(config.data.cache)
-    objective = Objective(config.losses, cache.manifest.capture.logits.temperatures)
+    losses = used(config.losses)
+    cache = open_cache(config.data.cache, needed_signals(losses))
+    objective = Objective(losses, cache.manifest.capture.logits.temperatures)
     init_folder = materialise_student(config)
     check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
     check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
@@ -72,6 +74,8 @@ def distill(
     if not is_finished(state, arguments):
         if config.data.packing:
             check_packing(student, flatten=config.student.attention.startswith("flash"))
+        if needs_student_signals(losses):
+            objective.signals = StudentSignals(student, losses, cache.manifest, config.loop.seed)
         trainer = DistillationTrainer(
             student,
             arguments,
@@ -83,12 +87,15 @@ def distill(
             keep_checkpoints=config.loop.keep_checkpoints,
             stop=StopRequest() if stop is None else stop,
             callbacks=[JsonlCallback(output / "metrics.jsonl"), tensorboard(output, state.global_step), *callbacks],
+            log_gradient_norms=config.loop.log_gradient_norms,
         )
         trainer.remove_callback(PrinterCallback)
         logger.info("training from step %d to %d on %s", state.global_step, arguments.max_steps, arguments.device)
         clock.start()
         train(trainer, checkpoint)
         clock.stop(less=trainer.evaluation_seconds)
+        if objective.signals is not None:
+            objective.signals.close()
 
     finished = is_finished(state, arguments)
     best = output / f"checkpoint-{state.best_step}"
@@ -167,6 +174,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         seed=loop.seed,
         bf16=loop.bf16,
         gradient_checkpointing=loop.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # with it, nothing inside a layer would have a gradient
         logging_steps=loop.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps",

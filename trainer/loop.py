@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from trainer.checkpoint import RunState, keep_newest, write_state
 from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
 from trainer.evaluate import evaluate
 from trainer.interrupts import StopRequest, leave_interrupts_to_main
-from trainer.losses.objective import Objective, teacher_rows
+from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
+from trainer.signals import MAPS
 from trainer.taps import accepts_logits_to_keep, masked_logits
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class DistillationTrainer(Trainer):
         keep_checkpoints: int,
         stop: StopRequest,
         callbacks: list[TrainerCallback],
+        log_gradient_norms: bool = False,
     ) -> None:
         """``validation`` yields the batches of one validation; ``stop`` turns true when the run should end early."""
         keeper = RunKeeper(self, keep_checkpoints, stop)
@@ -64,6 +67,7 @@ class DistillationTrainer(Trainer):
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
         self.evaluation_seconds = 0.0
+        self.log_gradient_norms = log_gradient_norms
 
     def progress(self) -> float:
         """Share of the training steps that are done, in [0, 1)."""
@@ -84,13 +88,17 @@ class DistillationTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All but the learned maps: a loss that does not depend on their size would only let it decay."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(MAPS)]
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
-        """The micro-batches of one step, and the number of tokens that count in all of them on all ranks."""
+        """The micro-batches of one step, and how many rows of each kind they have on all ranks together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.stack([batch["loss_mask"].sum() for batch in batches]).sum().to(device)
-        return batches, self.accelerator.reduce(tokens, "sum")
+        counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
+        return batches, self.accelerator.reduce(counts, "sum")
 
     def compute_loss(
         self,
@@ -99,19 +107,29 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """This micro-batch's share of the step's loss: sums over its tokens, divided by the tokens of all of them.
+        """This micro-batch's share of the step's loss: sums over its rows, divided by the rows of all of them.
 
         Gradients of the micro-batches are added up, those of the ranks averaged, hence the factor.
         """
-        tokens = torch.as_tensor(num_items_in_batch, device=self.args.device).clamp(min=1)
-        logits_NV = masked_logits(model, inputs, self.keep_only_masked, self.flatten)
+        assert isinstance(num_items_in_batch, torch.Tensor)
+        counts = dict(zip(ROWS, num_items_in_batch.clamp(min=1), strict=True))
+        signals = self.objective.signals
+        with nullcontext() if signals is None or signals.recorder is None else signals.recorder.recording() as recorded:
+            logits_NV = masked_logits(model, inputs, self.keep_only_masked, self.flatten)
+        terms = self.objective.terms(logits_NV, teacher_rows(inputs), self.progress())
+        if recorded is not None:
+            terms += self.objective.signal_terms(recorded, inputs, self.progress())
         loss = logits_NV.new_zeros((), dtype=torch.float32)
-        for term in self.objective.terms(logits_NV, teacher_rows(inputs), self.progress()):
-            mean = term.total / tokens
+        for term in terms:
+            mean = term.total / counts[term.rows]
             self._record(term.name, mean)
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
+            if self.log_gradient_norms:
+                self._record(f"{term.name}_gradient_norm", gradient_norm(term.weight * mean, model) / self._shares())
             loss = loss + term.weight * mean
+        for name, value in ({} if signals is None else signals.figures()).items():
+            self._record(name, value / self._shares())
         self._record("loss", loss)
         return loss * self.accelerator.num_processes
 
@@ -172,6 +190,15 @@ class DistillationTrainer(Trainer):
             logger.info("no better validation KL for %d validations: stopping", state.stale_validations)
             state.stopped_early = True
             self.control.should_save = self.control.should_training_stop = True
+
+
+def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Norm of the gradient of one micro-batch's ``loss`` over all trained parameters; the graph is kept."""
+    if not loss.requires_grad:
+        return loss.new_zeros(())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
 
 
 class RunKeeper(TrainerCallback):

@@ -18,6 +18,8 @@ def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any])
     revision = f", revision `{manifest.teacher.revision}`" if manifest.teacher.revision else ""
     terms = [f"- TLA, KL(teacher ‖ student) at temperature {losses.tla.temperature}: {_weight(losses.tla.weight)}"]
     terms.append(f"- cross-entropy with the text: {_weight(losses.cross_entropy.weight)}")
+    more = {"LHSM, hidden states": losses.lhsm, "APC, attention rows": losses.apc, "ASR, sparsity": losses.asr}
+    terms += [f"- {name}: {_weight(loss.weight)}" for name, loss in more.items() if loss is not None]
     lines = [
         "---",
         "library_name: transformers",

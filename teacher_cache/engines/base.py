@@ -3,19 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
-
-from teacher_cache.records import LogitsSample
+from teacher_cache.records import Captured, Request
 
 
 class Engine(ABC):
     """A loaded teacher. Use as a context manager."""
 
     @abstractmethod
-    def score(self, sequences: Sequence[np.ndarray]) -> list[LogitsSample]:
-        """The teacher's next-token distributions along each sequence (integer [S]), in the order given.
+    def score(self, requests: Sequence[Request]) -> list[Captured]:
+        """What the teacher says along each sequence, in the order given: every signal of the configuration.
 
-        The same sequences in the same order give the same values, whatever was scored before.
+        The same requests in the same order give the same values, whatever was scored before.
         """
 
     @abstractmethod

@@ -1,18 +1,27 @@
-"""The reference engine: an ordinary ``transformers`` forward pass, against which vLLM is checked."""
+"""The reference engine: an ordinary ``transformers`` forward pass, against which vLLM is checked.
+
+Where attention rows are wanted the model runs with eager attention, and one layer's weights are taken as they are:
+slow, and independent of how the vLLM engine computes them from q and k.
+"""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
-from teacher_cache.records import LogitsSample
+from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.records import AttentionSample, Captured, HiddenSample, Request
+from teacher_cache.signals.attention import rows_of_weights, to_attention_sample
+from teacher_cache.signals.hidden import quantise, to_hidden_sample
 from teacher_cache.signals.logits import reduce_logits, to_sample
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
+MAX_WEIGHTS = 1 << 28  # of one eager attention layer
 
 
 class TransformersEngine(Engine):
@@ -25,8 +34,9 @@ class TransformersEngine(Engine):
         device = config.engine.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._capture = config.capture.logits
-        self._vocab_size = load_model_config(config.teacher).get_text_config().vocab_size
+        self._capture = config.capture
+        text_config = load_model_config(config.teacher).get_text_config()
+        self._vocab_size = text_config.vocab_size
         self._batch_tokens = min(config.engine.max_batch_tokens, max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size)))
         try:
             self._model = AutoModelForCausalLM.from_pretrained(
@@ -34,18 +44,40 @@ class TransformersEngine(Engine):
                 revision=config.teacher.revision,
                 dtype=getattr(torch, config.teacher.dtype),
                 trust_remote_code=config.teacher.trust_remote_code,
+                attn_implementation="sdpa" if config.capture.attention is None else "eager",
             )
             self._model = self._model.eval().to(device)
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
             raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
+        self._layer_outputs: list[torch.Tensor] = []
+        self._weights_BHSS: torch.Tensor | None = None
+        self._install_hooks(text_config)
 
-    def score(self, sequences: Sequence[np.ndarray]) -> list[LogitsSample]:
+    def _install_hooks(self, text_config: Any) -> None:
+        num_layers = text_config.num_hidden_layers
+        if self._capture.hidden is not None:
+            layers = decoder_layers(self._model, num_layers)
+            for number in self._capture.hidden.layer_numbers(num_layers):
+                layers[number - 1].register_forward_hook(self._keep_output)
+        if self._capture.attention is not None:
+            self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / text_config.num_attention_heads) ** 0.5))
+            number = layer_number(self._capture.attention.layer, num_layers)
+            layer: Any = decoder_layers(self._model, num_layers)[number - 1]
+            layer.self_attn.register_forward_hook(self._keep_weights)
+
+    def _keep_output(self, _layer: Any, _args: Any, output: Any) -> None:
+        self._layer_outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    def _keep_weights(self, _layer: Any, _args: Any, output: Any) -> None:
+        self._weights_BHSS = output[1]
+
+    def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
-        samples: dict[int, LogitsSample] = {}
-        for batch in self._batches(sequences):
-            for position, sample in zip(batch, self._score_batch([sequences[i] for i in batch]), strict=True):
-                samples[position] = sample
-        return [samples[position] for position in range(len(sequences))]
+        captured: dict[int, Captured] = {}
+        for batch in self._batches([request.input_ids for request in requests]):
+            scored = self._score_batch([requests[i] for i in batch])
+            captured.update(zip(batch, scored, strict=True))
+        return [captured[position] for position in range(len(requests))]
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[list[int]]:
         """Positions, longest first, in batches of at most ``_batch_tokens`` padded tokens."""
@@ -59,24 +91,46 @@ class TransformersEngine(Engine):
             yield batch
 
     @torch.inference_mode()
-    def _score_batch(self, sequences: Sequence[np.ndarray]) -> Iterator[LogitsSample]:
-        longest = max(len(ids) for ids in sequences)
-        ids_BS = torch.zeros((len(sequences), longest), dtype=torch.long)
-        mask_BS = torch.zeros((len(sequences), longest), dtype=torch.long)
-        for row, ids in enumerate(sequences):
-            ids_BS[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-            mask_BS[row, : len(ids)] = 1
+    def _score_batch(self, requests: Sequence[Request]) -> list[Captured]:
+        longest = max(len(request.input_ids) for request in requests)
+        ids_BS = torch.zeros((len(requests), longest), dtype=torch.long)
+        mask_BS = torch.zeros((len(requests), longest), dtype=torch.long)
+        for row, request in enumerate(requests):
+            ids_BS[row, : len(request.input_ids)] = torch.from_numpy(request.input_ids.astype(np.int64))
+            mask_BS[row, : len(request.input_ids)] = 1
         ids_BS, mask_BS = ids_BS.to(self._model.device), mask_BS.to(self._model.device)
+        self._layer_outputs.clear()
         logits_BSV = self._model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
         next_BS = ids_BS.roll(-1, dims=1)
-        for row, ids in enumerate(sequences):
+        captured = []
+        for row, request in enumerate(requests):
+            length = len(request.input_ids)
+            logits = self._capture.logits
             rows = reduce_logits(
-                logits_BSV[row, : len(ids), : self._vocab_size],
-                next_BS[row, : len(ids)],
-                self._capture.k,
-                self._capture.temperatures,
+                logits_BSV[row, :length, : self._vocab_size], next_BS[row, :length], logits.k, logits.temperatures
             )
-            yield to_sample(rows, self._capture)
+            captured.append(
+                Captured(to_sample(rows, logits), self._hidden(row, request), self._attention(row, request))
+            )
+        return captured
+
+    def _hidden(self, row: int, request: Request) -> HiddenSample | None:
+        capture = self._capture.hidden
+        if capture is None:
+            return None
+        positions = torch.from_numpy(request.hidden_positions).to(self._model.device)
+        layers = [quantise(output_BSD[row].index_select(0, positions), capture) for output_BSD in self._layer_outputs]
+        return to_hidden_sample(request.hidden_positions, layers)
+
+    def _attention(self, row: int, request: Request) -> AttentionSample | None:
+        capture = self._capture.attention
+        if capture is None:
+            return None
+        assert self._weights_BHSS is not None
+        positions = torch.from_numpy(request.attention_positions).to(self._model.device)
+        weights_HPS = self._weights_BHSS[row, :, :, : len(request.input_ids)].index_select(1, positions)
+        rows = rows_of_weights(weights_HPS, capture.keys)
+        return to_attention_sample(request.attention_positions, rows, capture.heads)
 
     def close(self) -> None:
         """See Engine."""

@@ -7,7 +7,6 @@ dropped.
 
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,20 +15,21 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.vllm_worker import CapturedSequence
-from teacher_cache.records import LogitsSample
+from teacher_cache.records import Captured, Request
+from teacher_cache.signals.attention import merge_ranks, to_attention_sample
+from teacher_cache.signals.hidden import to_hidden_sample
 from teacher_cache.signals.logits import to_sample
 from teacher_cache.teacher import load_model_config
 
 
 class VllmEngine(Engine):
-    """Scores sequences with vLLM; with ``tensor_parallel: 1`` in this very process, so that runs repeat exactly."""
+    """Scores sequences with vLLM, whose scheduler runs in this very process, so that runs repeat exactly."""
 
     def __init__(self, config: CacheConfig) -> None:
         """Load vLLM and the model. Raises UserError when either cannot be loaded."""
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
-        if config.engine.tensor_parallel == 1:
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -38,7 +38,7 @@ class VllmEngine(Engine):
                 "engine.kind: transformers"
             ) from None
         _make_llvmlite_inspectable()
-        self._capture = config.capture.logits
+        self._capture = config.capture
         max_model_len = config.corpus.max_tokens + 1
         self._check_length(config, max_model_len)
         try:
@@ -62,7 +62,7 @@ class VllmEngine(Engine):
             raise UserError(f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {error}") from error
         self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         self._llm.collective_rpc(
-            "install_capture", args=(self._capture.k, self._capture.temperatures, config.engine.head_chunk_rows)
+            "install_capture", args=(self._capture.model_dump(mode="json"), config.engine.head_chunk_rows)
         )
 
     @staticmethod
@@ -74,20 +74,31 @@ class VllmEngine(Engine):
                 f"beyond the sequence; set it to {limit - 1} or less"
             )
 
-    def score(self, sequences: Sequence[np.ndarray]) -> list[LogitsSample]:
+    def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
-        prompts = [{"prompt_token_ids": ids.tolist()} for ids in sequences]
+        expected = [
+            (request.input_ids.astype(np.int64).tobytes(), request.hidden_positions, request.attention_positions)
+            for request in requests
+        ]
+        self._llm.collective_rpc("expect", args=(expected,))
+        prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
         self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
-        captured: dict[bytes, list[CapturedSequence]] = defaultdict(list)
-        for sequence in self._llm.collective_rpc("collect_captured")[0]:
-            captured[sequence[0].tobytes()].append(sequence)
-        samples = []
-        for ids in sequences:
-            found = captured[ids.astype(np.int64).tobytes()]
-            if not found:
-                raise RuntimeError(f"vLLM did not run a sequence of {len(ids)} tokens in one step")
-            samples.append(to_sample(found.pop()[1], self._capture))
-        return samples
+        ranks = self._llm.collective_rpc("collect_captured")
+        return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
+
+    def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
+        """Put together what the ranks kept of one sequence: all have the same hidden states, each has its heads."""
+        kept = [rank for rank in ranks if rank is not None]
+        logits = next((rank.logits for rank in kept if rank.logits is not None), None)
+        if logits is None:
+            raise RuntimeError(f"vLLM did not run a sequence of {len(request.input_ids)} tokens in one step")
+        hidden = attention = None
+        if self._capture.hidden is not None:
+            hidden = to_hidden_sample(request.hidden_positions, kept[0].hidden)
+        if self._capture.attention is not None:
+            heads = merge_ranks([rank.attention for rank in kept if rank.attention is not None])
+            attention = to_attention_sample(request.attention_positions, heads, self._capture.attention.heads)
+        return Captured(to_sample(logits, self._capture.logits), hidden, attention)
 
     def close(self) -> None:
         """See Engine."""

@@ -1,61 +1,177 @@
 """The part of the vLLM engine that runs inside vLLM's worker, next to the model.
 
-A forward hook on the outer model sees the ids, positions and final hidden states of every scheduled token. The
-head is applied to all of them in row chunks and only the reduced rows are kept: no Python object per entry ever exists.
-It relies on ``nn.Module`` contracts (forward hook, ``compute_logits``), not on the internals of a model runner.
+Hooks see what flows through the model for every scheduled token, keep the rows that are asked for, and reduce them on
+the device: a pre-hook of the outer model finds the sequences of the step; hooks of decoder layers take the residual
+stream; a pre-hook of one attention layer takes q and k; a hook of the outer model applies the head in row chunks. What
+is kept leaves the device at the end of each step, and no Python object per entry ever exists. Only ``nn.Module``
+contracts (hooks, ``compute_logits``) and the arguments of vLLM's ``Attention`` are relied on, not a model runner.
 """
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from schemas.cache_config import CaptureConfig, layer_number
+from schemas.errors import UserError
+from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.signals.attention import AttentionRows, attention_rows, choose_heads
+from teacher_cache.signals.hidden import HiddenRows, quantise
 from teacher_cache.signals.logits import LogitsRows, reduce_logits
 
-CapturedSequence = tuple[np.ndarray, LogitsRows]
+
+@dataclass
+class CapturedSequence:
+    """What one rank keeps of one sequence, on the CPU."""
+
+    logits: LogitsRows | None = None  # on the rank that has the logits
+    hidden: list[HiddenRows] = field(default_factory=list)  # one a layer
+    attention: AttentionRows | None = None  # of this rank's heads
+
+
+class _Expected(NamedTuple):
+    number: int
+    hidden_positions: np.ndarray
+    attention_positions: np.ndarray
+
+
+class _Running(NamedTuple):
+    """A sequence of the step under way: rows ``start`` to ``stop`` of the flat batch."""
+
+    expected: _Expected
+    start: int
+    stop: int
 
 
 class CaptureWorkerExtension:
     """Methods that vLLM adds to its worker (``worker_extension_cls``), called through ``collective_rpc``."""
 
-    def install_capture(self, k: int, temperatures: list[float], chunk_rows: int) -> int:
-        """Start capturing; returns the size of the vocabulary the model's head gives logits for."""
+    def install_capture(self, capture: dict[str, Any], chunk_rows: int) -> None:
+        """Start capturing what ``capture`` (a CaptureConfig as plain data) asks for."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
-        self._capture = _Capture(model, k, temperatures, chunk_rows)
-        model.register_forward_hook(self._capture.on_forward, with_kwargs=True)
-        return model.config.get_text_config().vocab_size
+        self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
 
-    def collect_captured(self) -> list[CapturedSequence]:
-        """Every sequence since the last call: its token ids (int64 [S]) and its rows, on the CPU. Empty off rank 0."""
+    def expect(self, sequences: list[tuple[bytes, np.ndarray, np.ndarray]]) -> None:
+        """Announce sequences: their ids (int64, as bytes) and the rows at which other signals are kept."""
+        self._capture.expect(sequences)
+
+    def collect_captured(self) -> dict[int, CapturedSequence]:
+        """What was captured since the last call, by number in the order of the announcement."""
         return self._capture.take()
 
 
 class _Capture:
-    def __init__(self, model: Any, k: int, temperatures: list[float], chunk_rows: int) -> None:
+    def __init__(self, model: Any, capture: CaptureConfig, chunk_rows: int) -> None:
         self._model = model
-        self._k = k
-        self._temperatures = temperatures
+        self._config = capture
         self._chunk_rows = chunk_rows
-        self._captured: list[CapturedSequence] = []
+        self._expected: dict[bytes, list[_Expected]] = defaultdict(list)
+        self._captured: dict[int, CapturedSequence] = defaultdict(CapturedSequence)
+        self._running: list[_Running] = []
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward, with_kwargs=True)
+        num_layers = model.config.get_text_config().num_hidden_layers
+        if capture.hidden is not None:
+            layers = decoder_layers(model, num_layers)
+            for number in capture.hidden.layer_numbers(num_layers):
+                layers[number - 1].register_forward_hook(self._after_layer)
+        if capture.attention is not None:
+            layer = decoder_layers(model, num_layers)[layer_number(capture.attention.layer, num_layers) - 1]
+            attention = _attention_module(layer)
+            first_head = _rank() * attention.num_heads
+            attention.register_forward_pre_hook(self._before_attention(first_head))
+
+    def expect(self, sequences: list[tuple[bytes, np.ndarray, np.ndarray]]) -> None:
+        self._expected.clear()
+        for number, (ids, hidden_positions, attention_positions) in enumerate(sequences):
+            self._expected[ids].append(_Expected(number, hidden_positions, attention_positions))
+
+    def take(self) -> dict[int, CapturedSequence]:
+        captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
+        return captured
+
+    def _before_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Find the sequences of this step: each starts where the position is 0."""
+        ids = kwargs["input_ids"].cpu().numpy().astype(np.int64)
+        starts = (kwargs["positions"] == 0).nonzero().flatten().tolist()
+        self._running = []
+        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+            expected = self._expected.get(ids[start:stop].tobytes())
+            if expected:
+                self._running.append(_Running(expected.pop(0), start, stop))
 
     @torch.inference_mode()
-    def on_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any], hidden_ND: Any) -> None:
-        """Reduce the logits of one step's tokens. Each sequence starts where the position is 0."""
-        ids_N, positions_N = kwargs["input_ids"], kwargs["positions"]
-        next_N = ids_N.roll(-1)
+    def _after_layer(self, _layer: Any, _args: Any, output: Any) -> None:
+        """vLLM's layers give (hidden, residual), whose sum is the residual stream; some give the stream itself."""
+        assert self._config.hidden is not None
+        for expected, start, _ in self._running:
+            rows = torch.from_numpy(start + expected.hidden_positions.astype(np.int64))
+            if isinstance(output, tuple):
+                rows = rows.to(output[0].device)
+                hidden = output[0][rows] if output[1] is None else output[0][rows] + output[1][rows]
+            else:
+                hidden = output[rows.to(output.device)]
+            kept = HiddenRows(*(part.cpu() for part in quantise(hidden, self._config.hidden)))
+            self._captured[expected.number].hidden.append(kept)
+
+    def _before_attention(self, first_head: int) -> Callable[[Any, Any], None]:
+        config = self._config.attention
+        assert config is not None
+
+        @torch.inference_mode()
+        def keep_rows(attention: Any, args: Any) -> None:
+            query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
+            key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
+            for expected, start, stop in self._running:
+                positions = torch.from_numpy(expected.attention_positions.astype(np.int64)).to(query_NHE.device)
+                rows = attention_rows(
+                    query_NHE[start:stop],
+                    key_NGE[start:stop],
+                    positions,
+                    attention.impl.scale,
+                    getattr(attention.impl, "logits_soft_cap", None) or None,
+                    config.keys,
+                    first_head,
+                )
+                self._captured[expected.number].attention = choose_heads(rows, config.heads)
+
+        return keep_rows
+
+    @torch.inference_mode()
+    def _after_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any], hidden_ND: Any) -> None:
+        """Reduce the logits of the step's tokens."""
+        if not self._running:
+            return
+        next_N = kwargs["input_ids"].roll(-1)
+        config = self._config.logits
         parts = []
         for hidden, next_ids in zip(hidden_ND.split(self._chunk_rows), next_N.split(self._chunk_rows), strict=True):
             logits = self._model.compute_logits(hidden)  # every rank takes part
             if logits is not None:
-                parts.append(reduce_logits(logits, next_ids, self._k, self._temperatures))
+                parts.append(reduce_logits(logits, next_ids, config.k, config.temperatures))
         if not parts:
             return
         rows = LogitsRows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-        ids = ids_N.cpu().numpy().astype(np.int64)
-        starts = (positions_N == 0).nonzero().flatten().tolist()
-        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-            self._captured.append((ids[start:stop], LogitsRows(*(column[start:stop] for column in rows))))
+        for expected, start, stop in self._running:
+            self._captured[expected.number].logits = LogitsRows(*(column[start:stop] for column in rows))
 
-    def take(self) -> list[CapturedSequence]:
-        captured, self._captured = self._captured, []
-        return captured
+
+def _attention_module(layer: torch.nn.Module) -> Any:
+    from vllm.model_executor.layers.attention import Attention
+
+    found = [module for module in layer.modules() if isinstance(module, Attention)]
+    if len(found) != 1 or getattr(found[0].impl, "sinks", None) is not None:
+        raise UserError(
+            f"capture.attention: a {type(layer).__name__} of vLLM has {len(found)} plain attention modules, wanted 1; "
+            "leave the signal out for this teacher"
+        )
+    return found[0]
+
+
+def _rank() -> int:
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return get_tensor_model_parallel_rank()

@@ -5,10 +5,14 @@ Measured with 16 rows of 512 tokens and K = 64: separate arrays are given back t
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from teacher_cache.records import RowBatch
+from teacher_cache.records import AttentionBatch, AttentionSample, HiddenBatch, HiddenSample, RowBatch
+
+Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
 
 
 def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> RowBatch:
@@ -27,12 +31,11 @@ def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> Ro
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values()]
     block = np.empty(sum(sizes), np.uint8)
     parts = np.split(block, np.cumsum(sizes)[:-1])
-    return RowBatch(
-        **{
-            name: part.view(dtype).reshape(shape)
-            for part, (name, (shape, dtype)) in zip(parts, layout.items(), strict=True)
-        }
-    )
+    arrays: dict[str, Any] = {
+        name: part.view(dtype).reshape(shape)
+        for part, (name, (shape, dtype)) in zip(parts, layout.items(), strict=True)
+    }
+    return RowBatch(**arrays)
 
 
 def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
@@ -45,3 +48,33 @@ def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
     batch.logprobs[row, span] = -np.inf
     batch.next_logprob[row, span] = np.nan
     batch.log_partition[row, span] = 0
+
+
+def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) -> HiddenBatch:
+    """The hidden states of the samples at ``places``, one after the other."""
+    samples = [read(position) for position, _, _ in places]
+    sizes = [len(sample.positions) for sample in samples]
+    return HiddenBatch(
+        batch_row=np.repeat([r for _, r, _ in places], sizes),
+        column=np.repeat([span.start for _, _, span in places], sizes)
+        + np.concatenate([sample.positions for sample in samples]),
+        values=np.concatenate([sample.values for sample in samples]),
+        scales=np.concatenate([sample.scales for sample in samples]),
+        outlier_index=np.concatenate([sample.outlier_index for sample in samples]),
+        outliers=np.concatenate([sample.outliers for sample in samples]),
+    )
+
+
+def join_attention(places: Sequence[Place], read: Callable[[int], AttentionSample]) -> AttentionBatch:
+    """The attention rows of the samples at ``places``, one after the other."""
+    samples = [read(position) for position, _, _ in places]
+    sizes = [len(sample.positions) for sample in samples]
+    first_column = np.repeat([span.start for _, _, span in places], sizes)
+    return AttentionBatch(
+        batch_row=np.repeat([r for _, r, _ in places], sizes),
+        column=first_column + np.concatenate([sample.positions for sample in samples]),
+        first_column=first_column,
+        sample=np.repeat(np.arange(len(samples)), sizes),
+        weights=np.concatenate([sample.weights for sample in samples]),
+        keys=first_column[:, None, None] + np.concatenate([sample.keys for sample in samples]),
+    )

@@ -9,19 +9,22 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from io import FileIO
 from typing import TypeVar
 
 import numpy as np
 
-from schemas.errors import CorruptCacheError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardIndex, Signal
+from teacher_cache.codec.attention import AttentionCodec
+from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsDecoder
 from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
-from teacher_cache.records import LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.batch import allocate_rows, fill_padding
+from teacher_cache.records import AttentionSample, HiddenSample, LogitsSample, RowBatch, TokenSample
+from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_hidden
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
@@ -30,7 +33,6 @@ DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 MAX_OPEN_FILES = 128
 Decoded = TypeVar("Decoded")
-Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
 
 
 class CacheReader:
@@ -45,7 +47,7 @@ class CacheReader:
         """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
 
         Raises:
-            UserError: there is no cache at ``url``, or its store cannot be read.
+            UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
             CorruptCacheError: a file is missing, of the wrong size, or not valid.
         """
         self.url = url
@@ -67,6 +69,9 @@ class CacheReader:
             self._connect()
 
     def _open(self) -> None:
+        for signal in self.signals:
+            if signal not in ("tokens", *self.manifest.capture.signals):
+                raise self._not_stored(signal)
         sizes = self._storage.sizes()
         self._shards: list[ShardIndex] = [
             read_index(self._storage, self.manifest, entry, self.signals, sizes) for entry in self.manifest.shards
@@ -126,10 +131,32 @@ class CacheReader:
         decoder = self._decoder(position)
         return self._named(position, "logits", lambda: decoder.decode(payload, int(self.num_tokens[position])))
 
+    def read_hidden(self, position: int) -> HiddenSample:
+        """The hidden states of one sample. Raises UserError when the cache has none."""
+        capture = self.manifest.capture.hidden
+        if capture is None:
+            raise self._not_stored("hidden")
+        codec = HiddenCodec(capture, self.manifest.codec, self.manifest.teacher.hidden_size)
+        payload = self.payload(position, "hidden")
+        return self._named(position, "hidden", lambda: codec.decode(payload, int(self.num_tokens[position])))
+
+    def read_attention(self, position: int) -> AttentionSample:
+        """The attention rows of one sample. Raises UserError when the cache has none."""
+        capture = self.manifest.capture.attention
+        if capture is None:
+            raise self._not_stored("attention")
+        codec = AttentionCodec(capture, self.manifest.codec)
+        payload = self.payload(position, "attention")
+        return self._named(position, "attention", lambda: codec.decode(payload, int(self.num_tokens[position])))
+
+    def _not_stored(self, signal: str) -> UserError:
+        return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
+
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode samples into batch arrays; ``rows[r]`` lists the samples that are laid one after the other in row r.
 
-        Rows are padded to the longest, or to ``length`` tokens. Raises ValueError when a row does not fit.
+        Rows are padded to the longest, or to ``length`` tokens. Hidden states and attention rows are in the batch if
+        they are among the reader's signals. Raises ValueError when a row does not fit.
         """
         used = [sum(int(self.num_tokens[position]) for position in row) for row in rows]
         n_tokens = max(used, default=0) if length is None else length
@@ -141,8 +168,13 @@ class CacheReader:
         for r, stop in enumerate(used):
             if stop < n_tokens:
                 fill_padding(batch, r, slice(stop, n_tokens))
-        self._run(batch, self._places(rows))
-        return batch
+        places = self._places(rows)
+        self._run(batch, places)
+        return replace(
+            batch,
+            hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
+            attention=join_attention(places, self.read_attention) if "attention" in self.signals else None,
+        )
 
     def _places(self, rows: Sequence[Sequence[int]]) -> list[Place]:
         places = []

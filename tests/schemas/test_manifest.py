@@ -177,7 +177,7 @@ def test_lists_of_unequal_length_are_refused_and_named(path, change):
         (["signals", "tokens", "sizes", 0], 2**53),
         (["signals", "tokens", "checksums", 0], XXH3[1:]),
         (["signals", "tokens", "checksums", 0], XXH3.upper()),
-        (["signals", "hidden"], {"file": FILE, "offsets": [0, 1], "sizes": [1, 1], "checksums": [XXH3, XXH3]}),
+        (["signals", "weights"], {"file": FILE, "offsets": [0, 1], "sizes": [1, 1], "checksums": [XXH3, XXH3]}),
         (["format_version"], 0),
     ],
 )

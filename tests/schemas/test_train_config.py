@@ -63,8 +63,8 @@ def off(name):
 def test_at_least_one_loss_has_a_weight():
     hard_labels = {"cross_entropy": {"weight": {"start": 0, "end": 1}}}
     assert read({"losses": {**off("tla"), **hard_labels}}).losses.cross_entropy.weight.end == 1.0
-    assert "at least one loss must have a weight above 0" in complaint({"losses": off("tla")})
-    assert "at least one loss must have a weight above 0" in complaint(
+    assert "at least one loss other than asr must have a weight above 0" in complaint({"losses": off("tla")})
+    assert "at least one loss other than asr must have a weight above 0" in complaint(
         {"losses": {**off("tla"), **off("cross_entropy")}}
     )
 

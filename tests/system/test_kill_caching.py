@@ -14,6 +14,8 @@ from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
 
 KILLS = 20
+CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "hidden": {"layers": [1]}, "attention": {"heads": 1}}
+SIGNALS = ("tokens", "logits", "hidden", "attention")
 
 
 def committed_files(cache: Path) -> dict[str, tuple[int, int]]:
@@ -25,8 +27,8 @@ def committed_files(cache: Path) -> dict[str, tuple[int, int]]:
 
 def test_sigkill_at_random_instants(workspace: Workspace) -> None:
     reference, cache = workspace.folder / "reference", workspace.folder / "cache"
-    run_ok("teacher-cache", "run", workspace.cache_config(reference))
-    config = workspace.cache_config(cache)
+    run_ok("teacher-cache", "run", workspace.cache_config(reference, capture=CAPTURE))
+    config = workspace.cache_config(cache, capture=CAPTURE)
     started = time.monotonic()
     run_ok("teacher-cache", "run", config)
     whole_run = time.monotonic() - started
@@ -57,13 +59,14 @@ def check_same(reference: Path, cache: Path, config: Path) -> None:
     assert before.items() <= committed_files(cache).items(), "a committed unit was written again"
     names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (reference, cache)]
     assert names[0] == names[1], "stray or missing files"
-    one, other = CacheReader(str(reference)), CacheReader(str(cache))
+    one, other = CacheReader(str(reference), SIGNALS), CacheReader(str(cache), SIGNALS)
     assert one.keys == other.keys
     for position in range(len(one)):
         a, b = one.read_logits(position), other.read_logits(position)
         for field in ("counts", "ids", "logprobs", "next_logprob", "log_partition"):
             assert np.array_equal(getattr(a, field), getattr(b, field), equal_nan=True), (position, field)
-        assert one.payload(position, "tokens") == other.payload(position, "tokens")
+        for signal_name in ("tokens", "hidden", "attention"):
+            assert one.payload(position, signal_name) == other.payload(position, signal_name)
     assert one.manifest.digest() == other.manifest.digest()
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.hidden import to_floats
+from tools.verify import verify
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
@@ -198,3 +201,26 @@ def test_summary_is_plain_json(tmp_path: Path, teacher: Path, corpus: Path) -> N
 def test_bad_worker_shares_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="RANK/WORLD"):
         job.parse_worker(text)
+
+
+def test_all_signals_are_stored_the_same_however_the_engine_is_called(
+    tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = {"hidden": {"layers": [1, 2], "positions": "all"}, "attention": {"heads": 1, "keys": 4}}
+    readers = []
+    for name, batches in (("one", 1000), ("many", 0)):
+        monkeypatch.setattr(job, "BATCHES_PER_CALL", batches)
+        config = make_config(teacher, corpus, tmp_path / name, capture=capture)
+        assert job.run(config).complete
+        readers.append(CacheReader(config.output.path, ("tokens", "logits", "hidden", "attention")))
+        assert verify(config.output.path).problems == []
+    one, many = readers
+    assert one.keys == many.keys
+    stored: Any = one.manifest.capture.hidden
+    for position in range(len(one)):
+        hidden, attention = one.read_hidden(position), one.read_attention(position)
+        assert hidden.positions.tolist() == list(range(one.num_tokens[position]))
+        states, others = to_floats(hidden, stored), to_floats(many.read_hidden(position), stored)
+        assert ((states - others).norm(dim=2) / states.norm(dim=2)).max() < 0.01
+        np.testing.assert_allclose(attention.weights, many.read_attention(position).weights, atol=1e-4)
+        assert len(attention.positions) > 0

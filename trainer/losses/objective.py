@@ -7,6 +7,7 @@ a short micro-batch more weight than one in a long micro-batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,10 @@ from schemas.train_config import LossConfig
 from trainer.losses.cross_entropy import cross_entropy_per_token
 from trainer.losses.schedule import always_zero, weight_at
 from trainer.losses.tla import tla_per_token
+
+if TYPE_CHECKING:
+    from trainer.recorder import Recorded
+    from trainer.signals import StudentSignals
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,39 @@ def teacher_rows(batch: dict[str, torch.Tensor]) -> TeacherRows:
 
 @dataclass(frozen=True)
 class Term:
-    """One loss: its name, its weight now, and its sum over the rows (a scalar tensor, before the weight)."""
+    """One loss: its name, its weight now, and its sum over its rows (a scalar tensor, before the weight).
+
+    ``rows`` names what the sum is over, a key of ``row_counts``.
+    """
 
     name: str
     weight: float
     total: torch.Tensor
+    rows: str = "loss_mask"
+
+
+ROWS = ("loss_mask", "attention_mask", "hidden", "attention")
+
+
+def row_counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How many rows of each kind in ROWS a batch has, int64 [4]: what sums of terms are divided by."""
+    masks = [batch["loss_mask"].sum(), batch["attention_mask"].sum()]
+    stored = [len(batch[name]) if name in batch else 0 for name in ("hidden_column", "attention_column")]
+    return torch.stack([*masks, *(masks[0].new_tensor(count) for count in stored)])
 
 
 class Objective:
     """Computes the terms that the configuration asks for."""
 
-    def __init__(self, losses: LossConfig, temperatures: Sequence[float]) -> None:
-        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them."""
+    def __init__(
+        self, losses: LossConfig, temperatures: Sequence[float], signals: "StudentSignals | None" = None
+    ) -> None:
+        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them.
+
+        ``signals`` is needed for lhsm, apc and asr.
+        """
         self.losses = losses
+        self.signals = signals
         self.unit_column = list(temperatures).index(1.0)
         self.uses_tla = not always_zero(losses.tla.weight)
         self.uses_cross_entropy = not always_zero(losses.cross_entropy.weight)
@@ -86,4 +111,20 @@ class Objective:
             per_token_N = cross_entropy_per_token(logits_NV, rows.next_ids_N)
             weight = weight_at(self.losses.cross_entropy.weight, progress)
             terms.append(Term("cross_entropy", weight, per_token_N.sum()))
+        return terms
+
+    def signal_terms(self, recorded: "Recorded", batch: dict[str, torch.Tensor], progress: float) -> list[Term]:
+        """The terms for what the student did inside, ``recorded`` in the same forward pass."""
+        terms = []
+        lhsm, apc, asr = self.losses.lhsm, self.losses.apc, self.losses.asr
+        assert self.signals is not None
+        if lhsm is not None:
+            weight = weight_at(lhsm.weight, progress)
+            terms.append(Term("lhsm", weight, self.signals.lhsm(recorded, batch), "hidden"))
+        if apc is not None:
+            weight = weight_at(apc.weight, progress)
+            terms.append(Term("apc", weight, self.signals.apc(recorded, batch), "attention"))
+        if asr is not None:
+            weight = weight_at(asr.weight, progress)
+            terms.append(Term("asr", weight, self.signals.asr(recorded, batch), "attention_mask"))
         return terms

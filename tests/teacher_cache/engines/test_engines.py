@@ -8,15 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, HiddenCapture
 from schemas.errors import UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
-from teacher_cache.records import LogitsSample
+from teacher_cache.records import LogitsSample, Request
+from teacher_cache.signals.hidden import to_floats
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
+LAYERS = [3, 1]  # stored in rising order; 3 is the last
+HEADS, KEYS = 2, 8
 
 
 def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheConfig:
@@ -30,7 +33,11 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
             "cpu_kv_cache_gib": 1,
         },
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
-        "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+        "capture": {
+            "logits": {"k": K, "temperatures": TEMPERATURES},
+            "hidden": {"layers": LAYERS},
+            "attention": {"heads": HEADS, "keys": KEYS},
+        },
         "output": {"path": "unused"},
     }
     return validate(CacheConfig, tree, "test")
@@ -38,7 +45,8 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_teacher(tmp_path_factory.mktemp("teacher"))
+    folder = tmp_path_factory.mktemp("teacher")
+    return write_random_teacher(folder, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
@@ -62,6 +70,10 @@ def reference(teacher: Path, sequences: list[np.ndarray]) -> list[np.ndarray]:
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double().numpy() for ids in sequences]
 
 
+def scored(engine: Engine, sequences: list[np.ndarray]) -> list[LogitsSample]:
+    return [captured.logits for captured in engine.score([Request(ids) for ids in sequences])]
+
+
 def check(sample: LogitsSample, logits_SV: np.ndarray, ids: np.ndarray) -> None:
     log_z_S = np.log(np.exp(logits_SV).sum(axis=1))
     logprobs_SV = logits_SV - log_z_S[:, None]
@@ -79,20 +91,75 @@ def check(sample: LogitsSample, logits_SV: np.ndarray, ids: np.ndarray) -> None:
 def test_values_equal_a_plain_forward_pass(
     engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
 ) -> None:
-    for sample, logits, ids in zip(engine.score(sequences), reference, sequences, strict=True):
+    for sample, logits, ids in zip(scored(engine, sequences), reference, sequences, strict=True):
         check(sample, logits, ids)
+
+
+def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
+    """Different rows for every sequence and signal; none at all for some."""
+    rng = np.random.default_rng(1)
+
+    def rows(length: int) -> np.ndarray:
+        return np.sort(rng.choice(length, rng.integers(0, length + 1), replace=False)).astype(np.int32)
+
+    return [Request(ids, rows(len(ids)), rows(len(ids))) for ids in sequences]
+
+
+def test_hidden_states_are_the_residual_stream_after_the_layer(
+    engine: Engine, teacher: Path, sequences: list[np.ndarray]
+) -> None:
+    """transformers' hidden_states[n] for n below the last; the last one shows by its norm."""
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    capture = HiddenCapture(layers=LAYERS)
+    requests = signal_requests(sequences)
+    for captured, request in zip(engine.score(requests), requests, strict=True):
+        sample = captured.hidden
+        assert sample is not None
+        assert np.array_equal(sample.positions, request.hidden_positions)
+        with torch.inference_mode():
+            output = model.model(torch.from_numpy(request.input_ids.astype(np.int64))[None], output_hidden_states=True)
+            stored_PCD = to_floats(sample, capture)
+            normed_PD = model.model.norm(stored_PCD[:, 1])
+        assert stored_PCD.shape == (len(request.hidden_positions), 2, 64)
+        for found_PD, layer in ((stored_PCD[:, 0], 1), (normed_PD, 3)):
+            wanted_PD = output.hidden_states[layer][0][request.hidden_positions]
+            error_P = (found_PD - wanted_PD).norm(dim=1) / wanted_PD.norm(dim=1)
+            assert error_P.max() < 0.01 if len(error_P) else True
+
+
+def test_attention_rows_equal_eager_attention(engine: Engine, teacher: Path, sequences: list[np.ndarray]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32, attn_implementation="eager")
+    requests = signal_requests(sequences)
+    for captured, request in zip(engine.score(requests), requests, strict=True):
+        sample, rows = captured.attention, request.attention_positions
+        assert sample is not None
+        assert np.array_equal(sample.positions, rows)
+        with torch.inference_mode():
+            output = model(torch.from_numpy(request.input_ids.astype(np.int64))[None], output_attentions=True)
+        weights_HPS = output.attentions[2][0][:, rows].double().numpy()
+        entropy_H = -(weights_HPS * np.log(np.maximum(weights_HPS, 1e-30))).sum(axis=2).mean(axis=1) if len(rows) else 0
+        if len(rows):
+            assert sample.heads.tolist() == np.argsort(entropy_H, kind="stable")[:HEADS].tolist()
+        largest_PHM = -np.sort(-weights_HPS[sample.heads].transpose(1, 0, 2), axis=2)[:, :, :KEYS]
+        assert sample.weights.shape == (len(rows), HEADS, KEYS)
+        n = largest_PHM.shape[2]
+        assert np.abs(sample.weights[:, :, :n] - largest_PHM).max(initial=0) < 1e-4
+        assert not sample.weights[:, :, n:].any()
+        at_keys = np.take_along_axis(weights_HPS[sample.heads].transpose(1, 0, 2), sample.keys.astype(np.int64), axis=2)
+        stored = sample.weights > 0
+        assert np.abs(at_keys - sample.weights)[stored].max(initial=0) < 1e-4
 
 
 def test_order_and_repeats_do_not_matter(
     engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
 ) -> None:
     order = [3, 0, 3, 8, 1, 3]
-    for sample, position in zip(engine.score([sequences[i] for i in order]), order, strict=True):
+    for sample, position in zip(scored(engine, [sequences[i] for i in order]), order, strict=True):
         check(sample, reference[position], sequences[position])
 
 
 def test_scoring_again_gives_identical_values(engine: Engine, sequences: list[np.ndarray]) -> None:
-    for one, other in zip(engine.score(sequences), engine.score(sequences), strict=True):
+    for one, other in zip(scored(engine, sequences), scored(engine, sequences), strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.logprobs, other.logprobs)
         assert np.array_equal(one.log_partition, other.log_partition)

@@ -1,0 +1,168 @@
+"""What do the losses on the student's inside cost? A training step with all four against the same step with TLA only.
+
+A random Llama of 60 M parameters, one row of 512 tokens with a batch as a cache gives it: top 64 of every token, int8
+hidden states of three layers at every token, attention rows of three heads at every eighth. Time: one process, steps by
+turns, medians. Memory: one process for each, its peak.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import Row, at_most, exit_status, write_results
+
+TOKENS, K, VOCABULARY, WIDTH = 512, 64, 49_152, 576
+KEYS, HEADS = 32, 3
+REPETITIONS = 7
+ARMS: dict[str, dict[str, Any]] = {"tla": {}, "all": {"lhsm": {}, "apc": {}, "asr": {}}}
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    memory = {arm: in_own_process(peak_memory, arm) for arm in ARMS}
+    seconds = in_own_process(step_seconds)
+    medians = {arm: statistics.median(values) for arm, values in seconds.items()}
+    rows = [
+        Row("a step with TLA only", medians["tla"], "s"),
+        at_most("all four losses ÷ TLA only, time", medians["all"] / medians["tla"], "×", 1.25),
+        Row("peak memory with TLA only", memory["tla"] / 2**30, "GiB"),
+        at_most("all four losses ÷ TLA only, peak memory", memory["all"] / memory["tla"], "×", 1.15),
+    ]
+    raw = {"seconds": seconds, "peak_memory_bytes": memory, "tokens": TOKENS, "repetitions": REPETITIONS}
+    write_results("taps", "Losses on the student's inside: 60 M parameters, 512 tokens, float32", rows, raw)
+    return exit_status(rows)
+
+
+def in_own_process(function: Any, *arguments: Any) -> Any:
+    """Call ``function`` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(arm: str) -> int:
+    """Peak bytes of a process that takes three steps."""
+    from teacher_cache.process import peak_memory_bytes
+
+    step = make_step(arm)
+    for _ in range(3):
+        step()
+    return peak_memory_bytes()
+
+
+def step_seconds() -> dict[str, list[float]]:
+    """Seconds of steps of each arm, by turns, each with a model of its own."""
+    steps = {arm: make_step(arm) for arm in ARMS}
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for repetition in range(REPETITIONS + 1):
+        for arm, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repetition:  # the first one warms up
+                seconds[arm].append(time.perf_counter() - start)
+    return seconds
+
+
+def make_step(arm: str) -> Any:
+    """A function that takes one optimiser step of a fresh student."""
+    from contextlib import nullcontext
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from schemas.train_config import LossConfig
+    from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
+    from trainer.signals import StudentSignals, needs_student_signals
+    from trainer.taps import masked_logits
+
+    torch.manual_seed(0)
+    student = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=1536,
+            num_hidden_layers=9,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+        )
+    )
+    losses = LossConfig.model_validate(ARMS[arm])
+    manifest = make_manifest()
+    objective = Objective(losses, manifest.capture.logits.temperatures)
+    recorder = None
+    if needs_student_signals(losses):
+        objective.signals = StudentSignals(student, losses, manifest, seed=0)
+        recorder = objective.signals.recorder
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    batch = make_batch()
+    counts = dict(zip(ROWS, row_counts(batch).tolist(), strict=True))
+
+    def step() -> None:
+        with nullcontext() if recorder is None else recorder.recording() as recorded:
+            logits_NV = masked_logits(student, batch, keep_only_masked=True)
+        terms = objective.terms(logits_NV, teacher_rows(batch), progress=0.5)
+        if recorded is not None:
+            terms += objective.signal_terms(recorded, batch, progress=0.5)
+        loss = torch.stack([term.weight * term.total / counts[term.rows] for term in terms]).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def make_manifest() -> Any:
+    """What the losses ask of a cache's manifest."""
+    from types import SimpleNamespace
+
+    from schemas.cache_config import AttentionCapture, CaptureConfig, HiddenCapture
+
+    capture = CaptureConfig(hidden=HiddenCapture(), attention=AttentionCapture(heads=HEADS, keys=KEYS))
+    return SimpleNamespace(capture=capture, teacher=SimpleNamespace(num_layers=30, hidden_size=WIDTH))
+
+
+def make_batch() -> dict[str, Any]:
+    """Random values of the shapes and dtypes that a cache gives."""
+    import torch
+
+    from schemas.cache_config import HiddenCapture
+    from teacher_cache.signals.hidden import quantise
+
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 3, (TOKENS, VOCABULARY)).astype(np.float32))
+    logprobs, ids = logits.log_softmax(dim=-1).topk(K)
+    mask = torch.ones(1, TOKENS, dtype=torch.bool)
+    mask[0, -1] = False
+    batch = {
+        "input_ids": torch.from_numpy(rng.integers(0, VOCABULARY, (1, TOKENS))),
+        "attention_mask": torch.ones(1, TOKENS, dtype=torch.bool),
+        "loss_mask": mask,
+        "ids": ids.int()[None],
+        "logprobs": logprobs[None],
+        "next_logprob": torch.zeros(1, TOKENS),
+        "log_partition": torch.stack([(logits / t).logsumexp(dim=-1) for t in (1.0, 3.0)], dim=-1)[None],
+    }
+    layers = [quantise(torch.from_numpy(rng.normal(0, 1, (TOKENS, WIDTH))), HiddenCapture()) for _ in range(3)]
+    names = ("values", "scales", "outlier_index", "outliers")
+    batch |= {f"hidden_{n}": torch.stack(part, dim=1) for n, part in zip(names, zip(*layers, strict=True), strict=True)}
+    batch |= {"hidden_batch_row": torch.zeros(TOKENS, dtype=torch.long), "hidden_column": torch.arange(TOKENS)}
+    column = torch.arange(KEYS, TOKENS, 8)
+    weights = torch.from_numpy(rng.dirichlet(np.full(KEYS + 1, 0.2), (len(column), HEADS))[:, :, :KEYS])
+    batch |= {
+        "attention_batch_row": torch.zeros_like(column),
+        "attention_column": column,
+        "attention_first_column": torch.zeros_like(column),
+        "attention_sample": torch.zeros_like(column),
+        "attention_weights": weights.float(),
+        "attention_keys": torch.arange(KEYS).expand(len(column), HEADS, KEYS),
+    }
+    return batch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

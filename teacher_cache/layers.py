@@ -1,0 +1,65 @@
+"""Whether a teacher has the layers whose signals are asked for, and the kind of attention whose rows can be stored.
+
+Known from its configuration, before anything is loaded.
+"""
+
+from typing import Any
+
+from schemas.cache_config import AttentionCapture, CaptureConfig, layer_number
+from schemas.errors import UserError
+
+
+def check_layers(capture: CaptureConfig, text_config: Any, max_tokens: int) -> None:
+    """Raise UserError when the teacher has no such layer, or one whose attention rows cannot be stored."""
+    num_layers = text_config.num_hidden_layers
+    if capture.hidden is not None:
+        for layer in capture.hidden.layers:
+            _check_number("capture.hidden.layers", layer, layer_number(layer, num_layers), num_layers)
+        numbers = capture.hidden.layer_numbers(num_layers)
+        if len(set(numbers)) != len(numbers):
+            raise UserError(
+                f"capture.hidden.layers: {capture.hidden.layers} are layers {numbers} of {num_layers}; each may stand "
+                "once"
+            )
+    if capture.attention is not None:
+        number = layer_number(capture.attention.layer, num_layers)
+        _check_number("capture.attention.layer", capture.attention.layer, number, num_layers)
+        _check_attention(capture.attention, number, text_config, max_tokens)
+
+
+def _check_number(key: str, layer: float, number: int, num_layers: int) -> None:
+    if number > num_layers:
+        raise UserError(f"{key}: {layer}: the teacher has layers 1 to {num_layers}; choose one of them")
+
+
+def _check_attention(capture: AttentionCapture, number: int, text_config: Any, max_tokens: int) -> None:
+    kind = attention_kind(text_config, number, max_tokens)
+    if kind != "full_attention":
+        raise UserError(
+            f"capture.attention.layer: {capture.layer}: layer {number} of a {text_config.model_type} teacher is of "
+            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or leave the signal out"
+        )
+    n_heads = text_config.num_attention_heads
+    listed = [] if isinstance(capture.heads, int) else capture.heads
+    wanted = capture.heads if isinstance(capture.heads, int) else len(listed)
+    if wanted > n_heads or any(head >= n_heads for head in listed) or len(set(listed)) != len(listed):
+        raise UserError(
+            f"capture.attention.heads: {capture.heads}: the teacher has heads 0 to {n_heads - 1}; lower the number, "
+            "or list each head once"
+        )
+
+
+def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
+    """The kind of attention in layer ``number``; a sliding window that no sequence fills counts as full attention."""
+    if getattr(text_config, "kv_lora_rank", None):
+        return "multi-head latent attention"
+    if text_config.model_type == "gpt_oss":
+        return "attention with sinks"
+    layer_types = getattr(text_config, "layer_types", None)
+    kind = layer_types[number - 1] if layer_types else "full_attention"
+    window = getattr(text_config, "sliding_window", None)
+    if window is not None and (kind == "sliding_attention" or not layer_types):
+        if not getattr(text_config, "use_sliding_window", True) or window >= max_tokens:
+            return "full_attention"
+        return f"sliding_attention (a window of {window} tokens, sequences have up to {max_tokens})"
+    return str(kind)

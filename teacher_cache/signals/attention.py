@@ -1,0 +1,124 @@
+"""The ``attention`` signal: rows of softmaxed attention weights from q and k. Runs on the engine's device.
+
+Only the rows of the chosen positions are ever computed, some at a time. Heads are ranked by how focused they are: by
+the entropy of their rows, averaged over the chosen positions of the sequence. (The mean of a softmaxed row, which has
+been used for it, is 1/n whatever the row looks like.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from teacher_cache.records import AttentionSample
+
+CHUNK_WEIGHTS = 1 << 25  # weights that exist at one time
+
+
+class AttentionRows(NamedTuple):
+    """Rows of some heads of one sequence, before heads are chosen: P rows, H heads, the M largest weights."""
+
+    heads_H: np.ndarray  # int32
+    entropy_H: np.ndarray  # float64, nats, mean over the rows
+    weights_PHM: np.ndarray  # float32, falling; 0 beyond the row's keys
+    keys_PHM: np.ndarray  # int32; 0 where the weight is
+
+
+def attention_rows(
+    query_SHE: torch.Tensor,
+    key_SGE: torch.Tensor,
+    positions_P: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    n_keys: int,
+    first_head: int = 0,
+) -> AttentionRows:
+    """The rows ``positions_P`` of causal attention within one sequence, for all heads given.
+
+    Args:
+        query_SHE: [S, H, E] after the rotary embedding.
+        key_SGE: [S, G, E] likewise; head h attends with key head h // (H / G).
+        scaling: factor of the scores q·k.
+        softcap: scores become softcap * tanh(score / softcap), where not None.
+        n_keys: weights to keep of each row.
+        first_head: number of the first head (a tensor-parallel rank has some of them).
+    """
+    length, n_heads = query_SHE.shape[:2]
+    per_chunk = max(1, CHUNK_WEIGHTS // (n_heads * length))
+    chunks = [
+        _reduce(_probabilities(query_SHE, key_SGE, chunk_P, scaling, softcap), n_keys)
+        for chunk_P in positions_P.split(per_chunk)
+    ]
+    return _join(chunks, first_head, n_heads, n_keys)
+
+
+def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> AttentionRows:
+    """The same from softmaxed rows, as an eager attention layer gives them."""
+    return _join([_reduce(weights_HPS.float(), n_keys)], 0, len(weights_HPS), n_keys)
+
+
+def _probabilities(
+    query_SHE: torch.Tensor, key_SGE: torch.Tensor, positions_P: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """Softmaxed rows, float32 [H, P, S]."""
+    length, n_groups = key_SGE.shape[:2]
+    query_GQPE = query_SHE[positions_P].float().unflatten(1, (n_groups, -1)).permute(1, 2, 0, 3)
+    scores_GQPS = query_GQPE @ key_SGE.float().permute(1, 2, 0)[:, None] * scaling
+    if softcap is not None:
+        scores_GQPS = softcap * torch.tanh(scores_GQPS / softcap)
+    later_PS = torch.arange(length, device=positions_P.device) > positions_P[:, None]
+    return scores_GQPS.flatten(0, 1).masked_fill(later_PS, -torch.inf).softmax(dim=2)
+
+
+def _reduce(weights_HPS: torch.Tensor, n_keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum over the rows of their entropy [H], and the largest weights [H, P, M] with their keys."""
+    entropy_H = torch.special.entr(weights_HPS).sum(dim=(1, 2), dtype=torch.float64)
+    weights, keys = weights_HPS.topk(min(n_keys, weights_HPS.shape[2]), dim=2)
+    return entropy_H, weights, keys.masked_fill(weights == 0, 0)
+
+
+def _join(
+    chunks: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], first_head: int, n_heads: int, n_keys: int
+) -> AttentionRows:
+    entropy_H = torch.stack([entropy for entropy, _, _ in chunks]).sum(dim=0)
+    weights_HPM = torch.cat([weights for _, weights, _ in chunks], dim=1)
+    keys_HPM = torch.cat([keys for _, _, keys in chunks], dim=1)
+    missing = (0, n_keys - weights_HPM.shape[2])
+    weights_PHM, keys_PHM = (
+        torch.nn.functional.pad(part, missing).transpose(0, 1).contiguous().cpu().numpy()
+        for part in (weights_HPM, keys_HPM.int())
+    )
+    rows = max(1, len(weights_PHM))
+    heads_H = np.arange(first_head, first_head + n_heads, dtype=np.int32)
+    return AttentionRows(heads_H, entropy_H.cpu().numpy() / rows, weights_PHM, keys_PHM)
+
+
+def choose_heads(rows: AttentionRows, heads: int | list[int]) -> AttentionRows:
+    """The ``heads`` most focused heads, most focused first (equal ones in the order of their numbers); or those listed.
+
+    Applied to each tensor-parallel rank's heads and again to what the ranks chose, it gives the heads of the whole.
+    """
+    order = np.lexsort((rows.heads_H, rows.entropy_H))
+    wanted = order[:heads] if isinstance(heads, int) else order[np.isin(rows.heads_H[order], heads)]
+    return AttentionRows(
+        rows.heads_H[wanted], rows.entropy_H[wanted], rows.weights_PHM[:, wanted], rows.keys_PHM[:, wanted]
+    )
+
+
+def merge_ranks(parts: list[AttentionRows]) -> AttentionRows:
+    """The heads of all tensor-parallel ranks together."""
+    heads, entropies, weights, keys = zip(*parts, strict=True)
+    return AttentionRows(
+        np.concatenate(heads), np.concatenate(entropies), np.concatenate(weights, axis=1), np.concatenate(keys, axis=1)
+    )
+
+
+def to_attention_sample(positions: np.ndarray, rows: AttentionRows, heads: int | list[int]) -> AttentionSample:
+    """The record of one sequence. With listed heads they stand in the order of the list."""
+    chosen = choose_heads(rows, heads)
+    if not isinstance(heads, int):
+        order = np.argsort(chosen.heads_H)[np.argsort(np.argsort(heads))]
+        chosen = AttentionRows(
+            chosen.heads_H[order], chosen.entropy_H[order], chosen.weights_PHM[:, order], chosen.keys_PHM[:, order]
+        )
+    return AttentionSample(positions, chosen.heads_H, chosen.weights_PHM, chosen.keys_PHM)

@@ -1,0 +1,78 @@
+"""The ``hidden`` signal: the residual stream after chosen decoder layers, as it is stored. Runs on any torch device.
+
+int8 values share a scale in small groups of channels. A few channels of a residual stream are orders of magnitude
+larger than the rest, and would leave the others of their group one or two steps; so the largest channels of every row
+are stored apart, and their places in the groups are 0.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from schemas.cache_config import HiddenCapture
+from teacher_cache.codec.hidden import hidden_shapes
+from teacher_cache.records import HiddenSample
+
+
+class HiddenRows(NamedTuple):
+    """What is stored of N rows of one layer, on the device they were computed on. See HiddenSample for the dtypes."""
+
+    values_ND: torch.Tensor
+    scales_NG: torch.Tensor
+    outlier_index_NO: torch.Tensor
+    outliers_NO: torch.Tensor
+
+
+def quantise(hidden_ND: torch.Tensor, capture: HiddenCapture) -> HiddenRows:
+    """Rows of one layer (floating, [N, D]) as they are stored."""
+    n_rows, channels = hidden_ND.shape
+    empty = hidden_ND.new_empty((n_rows, 0), dtype=torch.int16)
+    if capture.dtype != "int8":
+        return HiddenRows(hidden_ND.to(getattr(torch, capture.dtype)).view(torch.int16), empty, empty, empty)
+    n_groups, n_outliers = hidden_shapes(capture, channels)
+    hidden_ND = hidden_ND.float()
+    index_NO = hidden_ND.abs().topk(n_outliers, dim=1).indices
+    outliers_NO = hidden_ND.gather(1, index_NO)
+    rest_ND = hidden_ND.scatter(1, index_NO, 0.0)
+    padding = n_groups * capture.channels_per_scale - channels
+    groups_NGB = torch.nn.functional.pad(rest_ND, (0, padding)).unflatten(1, (n_groups, -1))
+    scales_NG = (groups_NGB.abs().amax(dim=2) / 127).bfloat16()
+    divisor_NG1 = scales_NG.float().clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
+    steps_NGB = (groups_NGB / divisor_NG1).round().clamp(-127, 127)
+    return HiddenRows(
+        steps_NGB.flatten(1)[:, :channels].to(torch.int8).contiguous(),
+        scales_NG.view(torch.int16),
+        index_NO.to(torch.int16),  # channel numbers above 32767 wrap, and are unwrapped by dequantise
+        outliers_NO.bfloat16().view(torch.int16),
+    )
+
+
+def dequantise(
+    values_XD: torch.Tensor,
+    scales_XG: torch.Tensor,
+    outlier_index_XO: torch.Tensor,
+    outliers_XO: torch.Tensor,
+    capture: HiddenCapture,
+) -> torch.Tensor:
+    """float32 [..., D] from the arrays of a HiddenSample; the inverse of ``quantise`` up to rounding."""
+    if capture.dtype != "int8":
+        return values_XD.view(getattr(torch, capture.dtype)).float()
+    channels = values_XD.shape[-1]
+    scales_XD = scales_XG.view(torch.bfloat16).float().repeat_interleave(capture.channels_per_scale, dim=-1)
+    hidden_XD = values_XD.float() * scales_XD[..., :channels]
+    index_XO = outlier_index_XO.long() & 0xFFFF
+    return hidden_XD.scatter(-1, index_XO.clamp(max=channels - 1), outliers_XO.view(torch.bfloat16).float())
+
+
+def to_hidden_sample(positions: np.ndarray, layers: list[HiddenRows]) -> HiddenSample:
+    """The record of one sequence from its rows of each layer, in the order of the configuration."""
+    columns = [torch.stack(column, dim=1).cpu().numpy() for column in zip(*layers, strict=True)]
+    return HiddenSample(positions, *columns)
+
+
+def to_floats(sample: HiddenSample, capture: HiddenCapture) -> torch.Tensor:
+    """The hidden states of a record, float32 [P, C, D]."""
+    arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
+    values, scales, outlier_index, outliers = map(torch.from_numpy, arrays)
+    return dequantise(values, scales, outlier_index, outliers, capture)

@@ -1,0 +1,56 @@
+"""Which rows of a sequence a signal is stored at.
+
+Row t belongs to token t + 1, as everywhere: the rows of ``keywords`` are those at which a keyword is *produced*, that
+is the row before the token in which the keyword begins. Keywords are found in the text, on word boundaries, so that
+neither a tokenizer's leading blanks nor words that take several tokens matter.
+"""
+
+import itertools
+import re
+
+import numpy as np
+
+from schemas.cache_config import CaptureConfig, Positions, Stride
+from teacher_cache.records import NO_ROWS, Request, TokenSample
+
+
+def select_rows(sample: TokenSample, positions: Positions, keywords: list[str]) -> np.ndarray:
+    """Row numbers, int32 [P], rising. ``keywords`` are those rows of the loss mask at which one of them begins."""
+    n = len(sample.input_ids)
+    if isinstance(positions, Stride):
+        return np.arange(0, n, positions.every, dtype=np.int32)
+    if positions == "all":
+        return np.arange(n, dtype=np.int32)
+    if positions == "loss_mask":
+        return np.flatnonzero(sample.loss_mask).astype(np.int32)
+    rows = np.unique(_tokens_at(sample, keyword_starts(sample.text, keywords)) - 1)
+    rows = rows[rows >= 0]
+    return rows[sample.loss_mask[rows]].astype(np.int32)
+
+
+def keyword_starts(text: str, keywords: list[str]) -> np.ndarray:
+    """Byte offsets, in the UTF-8 of ``text``, at which one of the ``keywords`` stands as a whole word; int64 [M]."""
+    words = "|".join(re.escape(word) for word in keywords)
+    characters = [match.start() for match in re.finditer(rf"\b(?:{words})\b", text)]
+    if text.isascii():
+        return np.array(characters, np.int64)
+    pieces = [text[start:stop] for start, stop in itertools.pairwise([0, *characters])]
+    return np.cumsum([len(piece.encode()) for piece in pieces], dtype=np.int64)
+
+
+def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
+    """The first token that ends beyond each byte offset; offsets that no token covers are left out."""
+    tokens = np.searchsorted(sample.byte_end, offsets, side="right")
+    inside = tokens < len(sample.input_ids)
+    tokens, offsets = tokens[inside], offsets[inside]
+    return tokens[sample.byte_start[tokens] <= offsets]
+
+
+def to_request(sample: TokenSample, capture: CaptureConfig) -> Request:
+    """What the engine is asked for: the sequence, and the rows at which each signal is stored."""
+    hidden, attention = capture.hidden, capture.attention
+    return Request(
+        sample.input_ids,
+        NO_ROWS if hidden is None else select_rows(sample, hidden.positions, capture.keywords),
+        NO_ROWS if attention is None else select_rows(sample, attention.positions, capture.keywords),
+    )

@@ -1,0 +1,88 @@
+"""vLLM on two ranks gives what it gives on one: logits, hidden states, and the heads of both ranks.
+
+Each engine runs, and ends, in a process of its own, since vLLM's process groups cannot be made twice in one.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.cache_config import CacheConfig, HiddenCapture
+from schemas.load import validate
+from support.models import VOCAB_SIZE, write_random_teacher
+from teacher_cache.records import Captured, Request
+from teacher_cache.signals.hidden import to_floats
+
+HIDDEN = {"layers": [1, 2], "dtype": "float16"}
+
+
+def tree(teacher: Path, ranks: int) -> dict[str, Any]:
+    return {
+        "teacher": {"path": str(teacher), "dtype": "float32"},
+        "engine": {"tensor_parallel": ranks, "max_batch_tokens": 256, "cpu_kv_cache_gib": 1},
+        "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
+        "capture": {"logits": {"k": 12}, "hidden": HIDDEN, "attention": {"heads": 3, "keys": 8}},
+        "output": {"path": "unused"},
+    }
+
+
+def requests() -> list[Request]:
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, VOCAB_SIZE, n).astype(np.uint32) for n in (100, 3, 41, 64)]
+    return [Request(i, np.arange(0, len(i), 2, dtype=np.int32), np.arange(1, len(i), 3, dtype=np.int32)) for i in ids]
+
+
+def score(config: dict[str, Any]) -> list[Captured]:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(r) for r in range(config["engine"]["tensor_parallel"]))
+    from teacher_cache.engines import open_engine
+
+    with open_engine(validate(CacheConfig, config, "test")) as engine:
+        return engine.score(requests())
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> list[list[Captured]]:
+    """Of one rank and of two."""
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    teacher = write_random_teacher(tmp_path_factory.mktemp("teacher"), **shape)
+    results = []
+    for ranks in (1, 2):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results.append(pool.submit(score, tree(teacher, ranks)).result(timeout=300))
+    return results
+
+
+def test_logits(captured: list[list[Captured]]) -> None:
+    for one, two in zip(*captured, strict=True):
+        assert np.array_equal(one.logits.ids, two.logits.ids)
+        for name in ("logprobs", "log_partition"):
+            assert np.abs(getattr(one.logits, name) - getattr(two.logits, name)).max() < 1e-4
+        assert np.abs(one.logits.next_logprob[:-1] - two.logits.next_logprob[:-1]).max() < 1e-4
+
+
+def test_hidden_states(captured: list[list[Captured]]) -> None:
+    capture = HiddenCapture.model_validate(HIDDEN)
+
+    for one, two in zip(*captured, strict=True):
+        assert one.hidden is not None
+        assert two.hidden is not None
+        wanted, found = to_floats(one.hidden, capture), to_floats(two.hidden, capture)
+        assert wanted.shape[1:] == (2, 64)
+        assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
+
+
+def test_attention_rows_of_heads_on_both_ranks(captured: list[list[Captured]]) -> None:
+    ranks_of_heads = set()
+    for one, two in zip(*captured, strict=True):
+        assert one.attention is not None
+        assert two.attention is not None
+        assert one.attention.heads.tolist() == two.attention.heads.tolist()
+        assert np.abs(one.attention.weights - two.attention.weights).max() < 1e-4
+        assert (one.attention.keys == two.attention.keys).mean() > 0.99, "but for ties"
+        ranks_of_heads |= {head // 2 for head in two.attention.heads.tolist()}
+    assert ranks_of_heads == {0, 1}

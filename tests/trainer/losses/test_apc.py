@@ -1,0 +1,221 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.losses.apc import apc_per_row, most_focused, row_entropies
+
+STEP = 1 / 65535  # of the cache's weights
+
+
+def causal_rows(n: int, r: int, s: int, seed: int, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-softmaxed rows [n, r, s] of two models, float64; -inf after a row's last visible key, the same for both."""
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.randint(1, s + 1, (n,), generator=generator)
+    masked = (torch.arange(s) >= visible[:, None])[:, None]
+    scores = scale * torch.randn(2, n, r, s, generator=generator, dtype=torch.float64)
+    teacher, student = scores.masked_fill(masked, -torch.inf).log_softmax(-1)
+    return teacher, student
+
+
+def sparse_rows(log_probs: torch.Tensor, m: int, quantised: bool, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a cache would hold: the m largest weights (0 in the padding) and their keys, arbitrary in the padding."""
+    weights, keys = log_probs.exp().topk(m)
+    if quantised:
+        weights = (weights / STEP).round() * STEP
+    anything = torch.randint(0, log_probs.shape[-1], keys.shape, generator=torch.Generator().manual_seed(seed))
+    return weights, torch.where(weights > 0, keys, anything)
+
+
+def reference_row(weights: list[float], keys: list[int], log_probs: list[float]) -> float:
+    """The definition, one entry at a time in float64: merge the keys that are not stored, then the plain KL."""
+    stored = {key: weight for weight, key in zip(weights, keys, strict=True) if weight > 0}
+    mass = math.fsum(stored.values())
+    others = [math.exp(lp) for key, lp in enumerate(log_probs) if key not in stored and lp > -math.inf]
+    if mass >= 1 or not others:
+        stored, rest = {key: weight / mass for key, weight in stored.items()}, 0.0
+    else:
+        rest = 1 - mass
+    kl = rest * math.log(rest / math.fsum(others)) if rest > 0 else 0.0
+    return kl + math.fsum(p * (math.log(p) - log_probs[key]) for key, p in stored.items())
+
+
+def reference(weights: torch.Tensor, keys: torch.Tensor, log_probs: torch.Tensor) -> np.ndarray:
+    n, r, _ = weights.shape
+    rows = [
+        [reference_row(*(x[i, j].tolist() for x in (weights, keys, log_probs))) for j in range(r)] for i in range(n)
+    ]
+    return np.array([math.fsum(row) / r for row in rows])
+
+
+def dense_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    seen = teacher > -torch.inf
+    return torch.where(seen, teacher.exp() * (teacher - student), 0).sum(-1).mean(-1)
+
+
+@st.composite
+def problems(draw: st.DrawFn):
+    n, r, s = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 20))
+    m, seed = draw(st.integers(1, s)), draw(st.integers(0, 2**31))
+    teacher, student = causal_rows(n, r, s, seed, draw(st.sampled_from([0.1, 2.0, 10.0])))
+    return teacher, student, *sparse_rows(teacher, m, draw(st.booleans()), seed)
+
+
+@given(problems())
+@settings(deadline=None, max_examples=120)
+def test_equals_the_definition_on_ragged_rows(problem) -> None:
+    _, student, weights, keys = problem
+    value = apc_per_row(weights, keys, student)
+    np.testing.assert_allclose(value.numpy(), reference(weights, keys, student), rtol=1e-6, atol=1e-9)
+    single = apc_per_row(weights.float(), keys.int(), student.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), value, rtol=1e-3, atol=1e-4)
+
+
+@given(problems())
+@settings(deadline=None, max_examples=60)
+def test_is_a_lower_bound_of_the_dense_kl_and_not_negative(problem) -> None:
+    teacher, student, weights, keys = problem
+    value = apc_per_row(weights, keys, student)
+    assert (value >= -1e-9).all()
+    exact, _ = teacher.exp().topk(weights.shape[-1])
+    if torch.equal(exact, weights):  # not quantised
+        assert (value <= dense_kl(teacher, student) + 1e-9).all()
+
+
+def test_with_all_keys_stored_it_is_the_dense_kl() -> None:
+    teacher, student = causal_rows(6, 2, 9, seed=0)
+    value = apc_per_row(*sparse_rows(teacher, 9, quantised=False), student)
+    torch.testing.assert_close(value, dense_kl(teacher, student), rtol=1e-9, atol=1e-12)
+
+
+def test_zero_when_the_student_is_the_teacher() -> None:
+    teacher, _ = causal_rows(8, 3, 30, seed=0)
+    scores = teacher.float().requires_grad_()
+    value = apc_per_row(*sparse_rows(teacher.float(), 6, quantised=False), scores.log_softmax(-1))
+    (gradient,) = torch.autograd.grad(value.sum(), scores)
+    assert value.abs().max() < 1e-5
+    assert gradient.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("m", [1, 4, 7])
+def test_gradient(m: int) -> None:
+    teacher, student = causal_rows(5, 2, 7, seed=3)
+    rows = sparse_rows(teacher, m, quantised=True)
+    masked = student == -torch.inf
+    assert masked.any()
+    scores = torch.randn(student.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(
+        lambda x: apc_per_row(*rows, x.masked_fill(masked, -torch.inf).log_softmax(-1)), (scores.requires_grad_(),)
+    )
+
+
+def test_padding_may_name_any_key() -> None:
+    student = torch.randn(1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    alone = apc_per_row(torch.tensor([[[0.6, 0.3]]]), torch.tensor([[[4, 1]]]), student)
+    weights = torch.tensor([[[0.6, 0.3, 0.0, 0.0, 0.0]]])
+    for padding in ([4, 1, 4], [0, 0, 0], [5, 3, 2]):  # real keys again, another one, all others
+        assert torch.equal(apc_per_row(weights, torch.tensor([[[4, 1, *padding]]]), student), alone)
+
+
+def test_edge_rows_have_finite_values_and_gradients() -> None:
+    s, m = 8, 4
+    scores = torch.zeros(7, 1, s)
+    scores[1, 0, 0] = 200.0  # the student is certain: the bucket underflows
+    scores[2, 0, 1:] = -torch.inf  # the sequence's first row: one key
+    scores[3, 0, 2:] = -torch.inf  # two keys, both stored
+    scores[5, 0, 3:] = -torch.inf
+    scores.requires_grad_()
+    weights, keys = torch.zeros(7, 1, m), torch.arange(m).expand(7, 1, m)
+    weights[0, 0, 0] = 1.0  # weight exactly 1
+    weights[1, 0, 0] = 0.25  # the teacher is not
+    weights[2, 0, 0] = 1.0
+    weights[3, 0, :2] = torch.tensor([0.5, 0.5 - 2 * STEP])  # below 1 by rounding
+    weights[4, 0, :3] = 0.4  # 1.2, stands for above 1 by rounding
+    weights[5, 0, :3] = 1 / 3  # rounds up to 1 or more, or not
+    value = apc_per_row(weights, keys, scores.log_softmax(-1))  # row 6: nothing stored
+    (gradient,) = torch.autograd.grad(value.sum(), scores)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+    certain = 0.25 * math.log(0.25) + 0.75 * (math.log(0.75) + 200 - math.log(7))
+    assert value.tolist() == pytest.approx([math.log(8), certain, 0, 0, math.log(8 / 3), 0, 0], abs=1e-5)
+    assert gradient[scores == -torch.inf].abs().max() == 0
+
+
+def test_a_stored_key_that_the_student_cannot_see_is_inf_in_its_row_only() -> None:
+    scores = torch.zeros(3, 1, 4)
+    scores[1, 0, 2:] = -torch.inf
+    scores.requires_grad_()
+    weights, keys = torch.tensor([[[0.5, 0.2]]] * 3), torch.tensor([[[0, 3]]] * 3)
+    value = apc_per_row(weights, keys, scores.log_softmax(-1))
+    assert value[1] == torch.inf
+    assert torch.isfinite(value[[0, 2]]).all()
+    (gradient,) = torch.autograd.grad(value.sum(), scores)
+    assert torch.isfinite(gradient[[0, 2]]).all()
+
+
+def test_sharp_student_keeps_the_buckets_digits_in_float32() -> None:
+    scores = torch.zeros(1, 1, 1000)
+    scores[0, 0, 0] = 25.0  # all other keys: 999 e^-25 = 1.4e-8, lost in 1 - (stored weight)
+    weights, keys = torch.tensor([[[0.9]]]), torch.tensor([[[0]]])
+    exact = apc_per_row(weights.double(), keys, scores.double().log_softmax(-1))
+    value = apc_per_row(weights, keys, scores.log_softmax(-1))
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=0)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 5), st.integers(1, 12))
+@settings(deadline=None, max_examples=60)
+def test_entropy_equals_the_definition(seed: int, n: int, h: int, s: int) -> None:
+    log_probs, _ = causal_rows(n, h, s, seed)
+    expected = [
+        [-math.fsum(math.exp(lp) * lp for lp in row if lp > -math.inf) for row in rows] for rows in log_probs.tolist()
+    ]
+    np.testing.assert_allclose(row_entropies(log_probs).numpy(), expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(row_entropies(log_probs.float()).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert row_entropies(log_probs.bfloat16()).dtype == torch.float32
+
+
+def test_entropys_gradient_is_finite_and_right_with_masked_keys() -> None:
+    scores = torch.randn(3, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    masked = torch.arange(6) >= torch.tensor([1, 4, 6])[:, None, None]
+
+    def entropies(x: torch.Tensor) -> torch.Tensor:
+        return row_entropies(x.masked_fill(masked, -torch.inf).log_softmax(-1))
+
+    assert torch.autograd.gradcheck(entropies, (scores,))
+    log_probs = scores.detach().masked_fill(masked, -torch.inf).log_softmax(-1).requires_grad_()
+    (gradient,) = torch.autograd.grad(row_entropies(log_probs).sum(), log_probs)
+    assert torch.isfinite(gradient).all()
+    assert gradient[masked.expand_as(gradient)].abs().max() == 0
+
+
+@given(st.integers(0, 2**31), st.integers(0, 12), st.integers(1, 6), st.integers(1, 4))
+@settings(deadline=None, max_examples=80)
+def test_heads_of_lowest_mean_entropy_per_sequence(seed: int, n: int, heads: int, n_sequences: int) -> None:
+    rng = np.random.default_rng(seed)
+    entropy, sequence = rng.random((n, heads)), rng.integers(0, n_sequences, n)
+    h = int(rng.integers(1, heads + 1))
+    chosen = most_focused(torch.from_numpy(entropy), torch.from_numpy(sequence), n_sequences, h)
+    assert (chosen.dtype, chosen.shape) == (torch.int64, (n_sequences, h))
+    for i in range(n_sequences):
+        rows = entropy[sequence == i]
+        if len(rows):
+            assert chosen[i].tolist() == sorted(range(heads), key=lambda j: rows[:, j].mean())[:h]
+        else:
+            assert chosen[i].tolist() == list(range(h))
+
+
+def test_entropy_tells_focused_heads_apart_where_the_mean_cannot() -> None:
+    sharpness = torch.tensor([1.0, 30.0, 0.1, 5.0])  # of the four heads
+    scores = torch.randn(10, 4, 16, generator=torch.Generator().manual_seed(0)) * sharpness[:, None]
+    log_probs = scores.log_softmax(-1)
+    torch.testing.assert_close(log_probs.exp().mean(dim=-1), torch.full((10, 4), 1 / 16))
+    assert most_focused(row_entropies(log_probs), torch.zeros(10, dtype=torch.long), 1, 4).tolist() == [[1, 3, 0, 2]]
+
+
+def test_equal_heads_keep_their_order() -> None:
+    chosen = most_focused(torch.ones(3, 8), torch.tensor([0, 1, 1], dtype=torch.int32), 2, 5)
+    assert chosen.tolist() == [[0, 1, 2, 3, 4]] * 2

@@ -1,0 +1,69 @@
+"""Attention pattern consistency (APC): KL(teacher ‖ student) of attention rows, from the sparse rows of a cache.
+
+Heads of two models have no common numbering. They are paired by rank of focus: the teacher's most focused head with
+the student's, and so on. Focus is the entropy of the row; the mean of a softmaxed row is 1/S for every head and tells
+nothing. A row keeps its M largest weights; all other keys form one bucket, so that, as in TLA, the value is a lower
+bound of the dense KL: it says how much weight should go to the other keys, not to which.
+
+Trade-off: the student's bucket is summed over the complement of the stored keys (one more [N, R, S] array) instead of
+taken as 1 - (stored weight), which has no digits left in float32 once the student's row is sharp.
+
+Shape letters: N query rows, H heads of the student, R ranks of focus, M stored weights per row, S keys.
+"""
+
+import torch
+
+
+def row_entropies(log_probs_NHS: torch.Tensor) -> torch.Tensor:
+    """-Σ p log p of each attention row, nats, [N, H]; -inf entries (masked keys) count 0, in the gradient too.
+
+    Computed in float32 (float64 stays float64).
+    """
+    log_probs_NHS = log_probs_NHS.to(torch.promote_types(log_probs_NHS.dtype, torch.float32))
+    finite_NHS = log_probs_NHS.masked_fill(log_probs_NHS == -torch.inf, 0)
+    return -(log_probs_NHS.exp() * finite_NHS).sum(dim=-1)
+
+
+def most_focused(entropy_NH: torch.Tensor, sequence_N: torch.Tensor, n_sequences: int, h: int) -> torch.Tensor:
+    """The h ≤ H heads of lowest mean entropy in each sequence, most focused first; int64 [n_sequences, h].
+
+    sequence_N: integer, the sequence of each row. All heads of a sequence have the same number of rows, so the sums
+    have the order of the means. Equal heads keep their order; a sequence without rows gets heads 0 … h - 1.
+    """
+    total_QH = entropy_NH.new_zeros(n_sequences, entropy_NH.shape[1])  # Q sequences
+    total_QH.index_add_(0, sequence_N.long(), entropy_NH.detach())
+    return total_QH.argsort(dim=-1, stable=True)[:, :h]
+
+
+def apc_per_row(weights_NRM: torch.Tensor, keys_NRM: torch.Tensor, log_probs_NRS: torch.Tensor) -> torch.Tensor:
+    """KL(teacher ‖ student) over the stored keys and one bucket, mean over ranks; nats, [N].
+
+    weights_NRM: the teacher's probabilities, 0 in the padding. keys_NRM: integer key positions < S, distinct where
+    the weight is positive, anything in the padding. log_probs_NRS: the student's log-softmaxed rows (row n, rank r: its
+    r-th most focused head), -inf at masked keys; computed in float32 (float64 stays float64).
+
+    The bucket has teacher probability max(1 - stored weight, 0). Where it is 0, by rounding of the weights or because
+    the student has no other key, the stored weights are divided by their sum and the bucket contributes 0. Every row
+    is then a probability distribution. Values and gradients are finite unless a key with positive weight is masked
+    for the student: such a row is inf.
+    """
+    log_probs_NRS = log_probs_NRS.to(torch.promote_types(log_probs_NRS.dtype, torch.float32))
+    keys_NRM = keys_NRM.long()
+    stored_NRM = weights_NRM > 0
+    marks_NRS = torch.zeros_like(log_probs_NRS, dtype=torch.uint8)
+    stored_NRS = marks_NRS.scatter_reduce_(2, keys_NRM, stored_NRM.to(torch.uint8), "amax").bool()
+    rest_NRS = log_probs_NRS.masked_fill(stored_NRS, -torch.inf)
+    has_rest_NR = (rest_NRS > -torch.inf).any(dim=-1)
+
+    p_NRM = weights_NRM.to(log_probs_NRS.dtype)
+    mass_NR = p_NRM.sum(dim=-1)
+    whole_NR = (mass_NR >= 1) | ~has_rest_NR
+    p_NRM = p_NRM / mass_NR.masked_fill(~whole_NR | (mass_NR == 0), 1)[..., None]
+    p_rest_NR = (1 - mass_NR).masked_fill(whole_NR, 0)
+
+    log_q_NRM = log_probs_NRS.gather(2, keys_NRM).masked_fill(~stored_NRM, 0)
+    # The logarithm of an empty sum would put NaN in the gradient: give it any finite row.
+    log_q_rest_NR = torch.logsumexp(rest_NRS.masked_fill(~has_rest_NR[..., None], 0), dim=-1)
+    kl_NRM = torch.xlogy(p_NRM, p_NRM) - p_NRM * log_q_NRM
+    kl_rest_NR = torch.xlogy(p_rest_NR, p_rest_NR) - p_rest_NR * log_q_rest_NR
+    return (kl_NRM.sum(dim=-1) + kl_rest_NR).mean(dim=-1)

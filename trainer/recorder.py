@@ -1,0 +1,327 @@
+"""What the extra losses read inside the student in one forward pass: hidden states, one layer's q and k, FFN inputs.
+
+Everything recorded is part of the autograd graph, and the attention kernel in use stays on: no attention weights are
+asked for, no [heads, L, L] array exists. Forward hooks on the decoder layers see the residual stream. q and k pass
+through transformers' ``AttentionInterface``: the *one* attention module that is recorded gets its own copy of the
+config with another attention name, whose function notes q and k and calls the implementation in use. The model's own
+config, hence masks, packing and whatever else looks at its name, does not change. FFN inputs are seen by forward
+pre-hooks on ``down_proj``; fused experts of a Mixture-of-Experts by wrapping ``_apply_gate`` of each instance.
+
+Trade-off: while a recorder for FFN inputs is installed, their mean is taken in every pass that builds a graph, recorded
+or not. Gradient checkpointing repeats a layer in backward and wants the same operations as in the forward pass, so an
+operation must not depend on whether the pass is recorded. Install before a forward pass and close after its backward.
+
+Shape letters: R rows, L tokens, D hidden size, H heads, G key-value heads, T = R · L, K experts per token.
+"""
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from schemas.errors import UserError
+from trainer.losses.asr import mean_abs_per_token
+
+SOFTMAX_LAYERS = ("full_attention", "sliding_attention")  # of config.layer_types
+ROW_ORDERS = ("grouped_mm", "batched_mm")  # experts implementations that call _apply_gate once, for all pairs
+
+
+@dataclass
+class Recorded:
+    """What one forward pass left; empty until the decoder has run."""
+
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer n -> [R, L, D]: the residual stream after n decoder layers, before the next norm."""
+    query_RHLD: torch.Tensor | None = None
+    """Post-rotary q of the chosen layer, as the attention function gets it, [R, H, L, head size]."""
+    key_RGLD: torch.Tensor | None = None
+    """Post-rotary k, [R, G, L, head size]; head h of q belongs to key-value head h // (H // G)."""
+    scaling: float | None = None
+    """What q·k is multiplied with."""
+    softcap: float | None = None
+    """c where the model defines scores as c · tanh(scaling · q·k / c) (Gemma 2). SDPA in transformers leaves it out."""
+    ffn_abs_RL: torch.Tensor | None = None
+    """Mean |input of down_proj| over features, then over the FFNs that the token went through in a layer (its experts,
+    a shared expert), then over layers; [R, L], float32 (float64 for a float64 model)."""
+
+
+class Recorder:
+    """Installs what is needed on ``model`` and records the passes made inside of ``recording()``.
+
+    hidden_layers and attention_layer are numbered from 1; the last is the number of layers. ``model`` is the student
+    before it is wrapped (DDP, compile), with its attention implementation set; one open recorder a model. Raises
+    UserError for a layer that does not exist, an attention layer that is not softmax attention over q and k, and FFNs
+    that cannot be read. q and k of a sliding-window layer are recorded whole: the window is not in them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        hidden_layers: Sequence[int] = (),
+        attention_layer: int | None = None,
+        ffn: bool = False,
+    ) -> None:
+        config = model.config.get_text_config()
+        decoder, layers = _find_decoder(model, config.num_hidden_layers)
+        for layer in [*hidden_layers, *([] if attention_layer is None else [attention_layer])]:
+            if not 1 <= layer <= len(layers):
+                raise UserError(
+                    f"student layer {layer} does not exist: a {type(model).__name__} of this configuration has "
+                    f"{len(layers)} decoder layers; choose 1 (the first) to {len(layers)} (the last)"
+                )
+        attention = None if attention_layer is None else _find_attention(layers, attention_layer, config)
+        ffns = _find_ffns(layers) if ffn else []
+
+        self._recorded: Recorded | None = None  # set while inside recording()
+        self._running = False  # while the decoder is inside its forward: false in backward, when layers are repeated
+        self._used = False
+        self._grad = False
+        self._ffn_means: dict[int, list[torch.Tensor]] = {}  # layer -> means of its FFNs, [T] or [fewer than T]
+        self._undo = contextlib.ExitStack()
+
+        if hasattr(decoder, "has_recorder"):
+            raise RuntimeError("this model has a Recorder already; close it first")
+        if attention is not None:
+            self._undo.callback(_redirect(attention, self._keep_query_key))
+        decoder.has_recorder = True
+        self._undo.callback(delattr, decoder, "has_recorder")
+        self._hook(decoder.register_forward_pre_hook(self._start))
+        for layer in sorted(set(hidden_layers)):
+            self._hook(layers[layer - 1].register_forward_hook(self._hidden_hook(layer)))
+        for layer, module in ffns:
+            if isinstance(module.down_proj, torch.nn.Module):
+                self._hook(module.down_proj.register_forward_pre_hook(self._ffn_hook(layer)))
+            else:
+                self._wrap_gate(layer, module)
+        self._hook(decoder.register_forward_hook(self._finish))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Recorded]:
+        """Record the one forward pass made inside; outside of it nothing is recorded or kept alive."""
+        if self._recorded is not None:
+            raise RuntimeError("recordings of one Recorder cannot be nested")
+        self._recorded, self._used = Recorded(), False
+        try:
+            yield self._recorded
+        finally:
+            self._recorded, self._running = None, False
+            self._ffn_means = {}
+
+    def close(self) -> None:
+        """Take everything off the model again; a second call does nothing."""
+        self._undo.close()
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.callback(handle.remove)
+
+    def _start(self, decoder: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if self._recorded is None:
+            return
+        if self._used:
+            raise RuntimeError("one recording is for one forward pass; open another recording() for the next")
+        self._running, self._used, self._grad = True, True, torch.is_grad_enabled()
+
+    def _finish(self, decoder: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recorded is None:
+            return
+        self._running = False
+        if self._ffn_means:
+            shape = output[0].shape[:2]
+            layers = [_mean_of_ffns(means, shape.numel()) for means in self._ffn_means.values()]
+            self._recorded.ffn_abs_RL = torch.stack(layers).mean(dim=0).view(shape)
+
+    def _target(self) -> Recorded | None:
+        """Where a hook that fires now stores what it sees; None if it should not."""
+        if not self._running:
+            return None
+        if self._grad and not torch.is_grad_enabled():
+            raise UserError(
+                "student: reentrant gradient checkpointing runs layers without a graph, so losses on what is inside of "
+                "them have no gradient; pass gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        return self._recorded
+
+    def _hidden_hook(self, layer: int) -> Callable[..., None]:
+        def keep(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if (recorded := self._target()) is not None:
+                recorded.hidden[layer] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def _keep_query_key(self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, options: Any) -> None:
+        if (recorded := self._target()) is None:
+            return
+        for name in ("s_aux", "position_bias"):
+            if options.get(name) is not None:
+                raise UserError(
+                    f"student: attention rows of a {type(module).__name__} cannot be recorded: they depend on {name}, "
+                    "not on q and k alone; choose another attention layer or student"
+                )
+        recorded.query_RHLD, recorded.key_RGLD = query, key
+        scaling = options.get("scaling")
+        recorded.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        recorded.softcap = options.get("softcap")
+
+    def _ffn_hook(self, layer: int) -> Callable[..., None]:
+        def measure(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            if self._running or torch.is_grad_enabled():  # not only when recorded: see the module docstring
+                self._keep_ffn_mean(layer, mean_abs_per_token(args[0]).flatten())
+
+        return measure
+
+    def _keep_ffn_mean(self, layer: int, mean: torch.Tensor) -> None:
+        if self._target() is not None:
+            self._ffn_means.setdefault(layer, []).append(mean)
+
+    def _wrap_gate(self, layer: int, experts: Any) -> None:
+        """Record what the fused experts' ``_apply_gate`` returns, which is the input of the down projection."""
+        chosen: list[torch.Tensor] = []
+        apply_gate = experts._apply_gate
+
+        def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._running:
+                _check_experts(experts)
+            experts_TK = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]
+            chosen[:] = [experts_TK] if experts.config._experts_implementation in ROW_ORDERS else []
+
+        def measured_gate(gate_up: torch.Tensor) -> torch.Tensor:
+            activation = apply_gate(gate_up)
+            experts_TK = chosen.pop() if chosen else None
+            if experts_TK is not None and (self._running or torch.is_grad_enabled()):
+                pairs = mean_abs_per_token(activation)
+                for mean in _in_token_order(pairs, experts_TK, experts).unbind(1):
+                    self._keep_ffn_mean(layer, mean)
+            return activation
+
+        self._hook(experts.register_forward_pre_hook(note, with_kwargs=True))
+        experts._apply_gate = measured_gate
+        self._undo.callback(experts.__dict__.pop, "_apply_gate")
+
+
+def _find_decoder(model: torch.nn.Module, n_layers: int) -> tuple[Any, torch.nn.ModuleList]:
+    """The module that owns the decoder layers, and these."""
+    for name, module in model.named_modules():
+        if name.split(".")[-1] == "layers" and isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
+            return model.get_submodule(name.rpartition(".")[0]), module
+    raise UserError(
+        f"student: no list of {n_layers} decoder layers named 'layers' in a {type(model).__name__}; losses on hidden "
+        "states, attention and FFN inputs need a decoder that is laid out like Llama's"
+    )
+
+
+def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> Any:
+    """The softmax attention module of layer ``number``; UserError names what the layer has instead."""
+    types = getattr(config, "layer_types", None)
+    attention = getattr(layers[number - 1], "self_attn", None)
+    if types is not None and types[number - 1] not in SOFTMAX_LAYERS:
+        found = types[number - 1]
+    elif getattr(config, "kv_lora_rank", None) is not None:
+        found = f"multi-head latent attention (kv_lora_rank {config.kv_lora_rank})"
+    elif attention is None:
+        found = f"a {type(layers[number - 1]).__name__} without self_attn"
+    else:
+        return attention
+    fit = [i + 1 for i, kind in enumerate(types or []) if kind in SOFTMAX_LAYERS]
+    raise UserError(
+        f"student layer {number}: attention rows can be read off softmax attention only, this layer is {found}; "
+        + (f"choose one of {fit}" if fit and "kv_lora_rank" not in found else "leave the attention loss out")
+    )
+
+
+def _redirect(attention: Any, keep: Callable[..., None]) -> Callable[[], None]:
+    """Make ``attention`` call ``keep(module, query, key, options)`` before its attention function; returns the undo."""
+    config, kind = attention.config, type(attention)
+    files = [sys.modules[base.__module__] for base in kind.__mro__]
+    modelling: Any = next((file for file in files if hasattr(file, "ALL_ATTENTION_FUNCTIONS")), None)
+    if modelling is None:
+        raise UserError(
+            f"student: a {kind.__name__} does not call its attention through transformers' AttentionInterface, so its "
+            "q and k cannot be read; leave the attention loss out or use a model class of transformers"
+        )
+    name = config._attn_implementation
+    in_use = modelling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modelling, "eager_attention_forward", None))
+
+    def attend(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **options: Any) -> Any:
+        keep(module, query, key, options)
+        module.config = config  # Flash Attention's function looks there for the name of its kernel
+        try:
+            return in_use(module, query, key, *args, **options)
+        finally:
+            module.config = redirected
+
+    attention.query_key_tap = attend
+    redirected = copy.deepcopy(config)
+    redirected._attn_implementation = f"{name}_recorded"  # still starts with "flash" where it did
+    AttentionInterface.register(redirected._attn_implementation, _call_tap)
+    attention.config = redirected
+
+    def undo() -> None:
+        attention.config = config
+        del attention.query_key_tap
+
+    return undo
+
+
+def _call_tap(module: Any, *args: Any, **options: Any) -> Any:
+    """The registered attention function: the same for all, since what is recorded where belongs to the module."""
+    return module.query_key_tap(module, *args, **options)
+
+
+def _find_ffns(layers: torch.nn.ModuleList) -> list[tuple[int, Any]]:
+    """(layer number, module that owns a ``down_proj``), of every FFN and of every set of fused experts."""
+    found = []
+    for number, layer in enumerate(layers, start=1):
+        for module in layer.modules():
+            down_proj = getattr(module, "down_proj", None)
+            if isinstance(down_proj, torch.nn.Parameter):
+                _check_experts(module)
+            if isinstance(down_proj, torch.nn.Module | torch.nn.Parameter):
+                found.append((number, module))
+    if not found:
+        raise UserError(
+            f"student: no down_proj in a {type(layers[0]).__name__}, so there are no FFN inputs for the activation "
+            "sparsity loss; leave it out or use a student whose FFNs have one (Llama, Qwen, Mistral, Gemma, …)"
+        )
+    return found
+
+
+def _check_experts(experts: Any) -> None:
+    name = type(experts).__name__
+    if not hasattr(experts, "_apply_gate") or not getattr(experts, "has_gate", False):
+        raise UserError(f"student: the inputs of down_proj in {name} cannot be read; leave the sparsity loss out")
+    implementation = experts.config._experts_implementation
+    if implementation not in ROW_ORDERS or experts._is_expert_parallel:
+        parallel = " under expert parallelism" if experts._is_expert_parallel else ""
+        raise UserError(
+            f"student: the inputs of down_proj in {name} cannot be read with experts implementation "
+            f"'{implementation}'{parallel}; wanted {' or '.join(ROW_ORDERS)} without it: load the student with "
+            "experts_implementation='grouped_mm', or leave the sparsity loss out"
+        )
+
+
+def _in_token_order(values: torch.Tensor, experts_TK: torch.Tensor, experts: Any) -> torch.Tensor:
+    """Values of the T · K (token, expert) pairs, from the order in which the implementation has them, as [T, K].
+
+    batched_mm goes token by token, grouped_mm sorts by expert: transformers/integrations/moe.py.
+    """
+    if experts.config._experts_implementation == "grouped_mm":
+        order = torch.sort(experts_TK.reshape(-1))[1]
+        values = values[torch.argsort(order)]
+    return values.view(experts_TK.shape)
+
+
+def _mean_of_ffns(means: list[torch.Tensor], n_tokens: int) -> torch.Tensor:
+    """Mean of one layer's FFNs for each token, [T].
+
+    Experts that are separate modules see some of the tokens only and do not say which: then every token gets the mean
+    over all pairs of the batch.
+    """
+    if all(len(mean) == n_tokens for mean in means):
+        return torch.stack(means).mean(dim=0)
+    return torch.cat(means).mean().expand(n_tokens)
