@@ -55,6 +55,9 @@ def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
         return "multi-head latent attention"
     if text_config.model_type == "gpt_oss":
         return "attention with sinks"
+    shared = getattr(text_config, "num_kv_shared_layers", None) or 0
+    if number > text_config.num_hidden_layers - shared:
+        return "attention with another layer's keys"
     layer_types = getattr(text_config, "layer_types", None)
     kind = layer_types[number - 1] if layer_types else "full_attention"
     window = getattr(text_config, "sliding_window", None)

@@ -114,7 +114,7 @@ class DistillationTrainer(Trainer):
         assert isinstance(num_items_in_batch, torch.Tensor)
         counts = dict(zip(ROWS, num_items_in_batch.clamp(min=1), strict=True))
         signals = self.objective.signals
-        with nullcontext() if signals is None or signals.recorder is None else signals.recorder.recording() as recorded:
+        with nullcontext() if signals is None else signals.recorder.recording() as recorded:
             logits_NV = masked_logits(model, inputs, self.keep_only_masked, self.flatten)
         terms = self.objective.terms(logits_NV, teacher_rows(inputs), self.progress())
         if recorded is not None:

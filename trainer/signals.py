@@ -52,7 +52,6 @@ class StudentSignals:
         """Raises UserError when student and cache do not have what the losses compare."""
         self.losses = losses
         self._student = student
-        self.recorder: Recorder | None = None
         config = student.config.get_text_config()
         self._flatten = str(student.config._attn_implementation).startswith("flash")
         self.pairs: list[tuple[int, int]] = []  # column of the stored layers, layer of the student
@@ -81,8 +80,7 @@ class StudentSignals:
 
     def close(self) -> None:
         """Take recorder and maps off the student."""
-        if self.recorder is not None:
-            self.recorder.close()
+        self.recorder.close()
         if hasattr(self._student, MAPS):
             delattr(self._student, MAPS)
 

@@ -87,7 +87,7 @@ class VllmEngine(Engine):
         return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
 
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
-        """Put together what the ranks kept of one sequence: all have the same hidden states, each has its heads."""
+        """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its heads."""
         kept = [rank for rank in ranks if rank is not None]
         logits = next((rank.logits for rank in kept if rank.logits is not None), None)
         if logits is None:

@@ -28,7 +28,7 @@ class CapturedSequence:
     """What one rank keeps of one sequence, on the CPU."""
 
     logits: LogitsRows | None = None  # on the rank that has the logits
-    hidden: list[HiddenRows] = field(default_factory=list)  # one a layer
+    hidden: list[HiddenRows] = field(default_factory=list)  # one a layer, on rank 0
     attention: AttentionRows | None = None  # of this rank's heads
 
 
@@ -74,7 +74,7 @@ class _Capture:
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward, with_kwargs=True)
         num_layers = model.config.get_text_config().num_hidden_layers
-        if capture.hidden is not None:
+        if capture.hidden is not None and _rank() == 0:  # the residual stream is the same on every rank
             layers = decoder_layers(model, num_layers)
             for number in capture.hidden.layer_numbers(num_layers):
                 layers[number - 1].register_forward_hook(self._after_layer)

@@ -88,7 +88,6 @@ def means(cache: Cache, folder: Path, losses: dict[str, Any], rows: list[list[in
     config = used(LossConfig.model_validate(losses))
     signals = StudentSignals(student, config, cache.manifest, seed=0)
     batch = to_tensors(cache.read_rows(rows), packed)
-    assert signals.recorder is not None
     with signals.recorder.recording() as recorded, torch.no_grad():
         masked_logits(student, batch, keep_only_masked=True)
         totals = {"lhsm": signals.lhsm(recorded, batch), "apc": signals.apc(recorded, batch)}
@@ -220,7 +219,6 @@ def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_fold
         name: tensor[:0] if name.startswith(("hidden_", "attention_")) and name != "attention_mask" else tensor
         for name, tensor in batch.items()
     }
-    assert signals.recorder is not None
     with signals.recorder.recording() as recorded:
         masked_logits(student, batch, keep_only_masked=True)
         assert signals.lhsm(recorded, batch).item() == 0
