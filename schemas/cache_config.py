@@ -143,6 +143,11 @@ class AttentionCapture(Strict):
     )
     keys: int = Field(32, ge=1, le=65535, description="Largest weights stored of each row; the rest is one remainder.")
 
+    @property
+    def n_heads(self) -> int:
+        """Heads stored of each sequence."""
+        return self.heads if isinstance(self.heads, int) else len(self.heads)
+
 
 class CaptureConfig(Strict):
     """Which signals are stored."""

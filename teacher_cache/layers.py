@@ -41,8 +41,7 @@ def _check_attention(capture: AttentionCapture, number: int, text_config: Any, m
         )
     n_heads = text_config.num_attention_heads
     listed = [] if isinstance(capture.heads, int) else capture.heads
-    wanted = capture.heads if isinstance(capture.heads, int) else len(listed)
-    if wanted > n_heads or any(head >= n_heads for head in listed) or len(set(listed)) != len(listed):
+    if capture.n_heads > n_heads or any(head >= n_heads for head in listed) or len(set(listed)) != len(listed):
         raise UserError(
             f"capture.attention.heads: {capture.heads}: the teacher has heads 0 to {n_heads - 1}; lower the number, "
             "or list each head once"

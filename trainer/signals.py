@@ -177,7 +177,7 @@ def _layer_pairs(losses: LossConfig, manifest: Manifest, student_layers: int) ->
     teacher_layers = manifest.teacher.num_layers
     stored = capture.layer_numbers(teacher_layers)
     if lhsm.pairs is None:
-        return [(c, max(1, round(n / teacher_layers * student_layers))) for c, n in enumerate(stored)]
+        return [(c, layer_number(n / teacher_layers, student_layers)) for c, n in enumerate(stored)]
     for pair in lhsm.pairs:
         if pair.teacher not in stored:
             raise UserError(
@@ -191,7 +191,7 @@ def _check_heads(losses: LossConfig, manifest: Manifest, student_heads: int) -> 
     capture, apc = manifest.capture.attention, losses.apc
     assert capture is not None
     assert apc is not None
-    stored = capture.heads if isinstance(capture.heads, int) else len(capture.heads)
+    stored = capture.n_heads
     chosen: Any = apc.student_heads
     if chosen is not None and (len(chosen) != stored or max(chosen) >= student_heads):
         raise UserError(

@@ -15,7 +15,7 @@ from schemas.errors import CorruptCacheError
 from teacher_cache.codec.message import RowReader, write_row
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.positions import check_positions
-from teacher_cache.codec.sections import compress_sections, decompress_sections
+from teacher_cache.codec.sections import compress_sections, split_sections
 from teacher_cache.records import AttentionSample
 
 STEPS = 65535
@@ -24,16 +24,11 @@ KEY_BYTES = 3
 _READER = RowReader(ATTENTION_SCHEMA)
 
 
-def n_heads(capture: AttentionCapture) -> int:
-    """Heads stored of each sequence."""
-    return capture.heads if isinstance(capture.heads, int) else len(capture.heads)
-
-
 class AttentionCodec:
     """Encodes and decodes sequences of one cache. Threads may share it."""
 
     def __init__(self, capture: AttentionCapture, codec: CodecConfig) -> None:
-        self._heads, self._keys = n_heads(capture), capture.keys
+        self._heads, self._keys = capture.n_heads, capture.keys
         self._level = codec.zstd_level
 
     def encode(self, sample: AttentionSample) -> bytes:
@@ -51,17 +46,12 @@ class AttentionCodec:
         heads = row.values("heads")
         if len(heads) != self._heads or (len(heads) and heads.max() >= 1 << 16):
             raise CorruptCacheError(f"column heads holds {heads.tolist()}, wanted {self._heads} head numbers")
-        n = len(positions) * self._heads * self._keys
-        data, sizes = decompress_sections(row, 2, (2 + KEY_BYTES) * n)
-        if sizes != [2 * n, KEY_BYTES * n]:
-            raise CorruptCacheError(f"sizes {sizes}: wanted {[2 * n, KEY_BYTES * n]}")
-        planes = data.reshape(2 + KEY_BYTES, n).astype(np.int32)
-        steps = planes[0] + 256 * planes[1]
-        keys = planes[2] + 256 * planes[3] + 65536 * planes[4]
         shape = (len(positions), self._heads, self._keys)
-        steps_PHM, keys_PHM = steps.reshape(shape), keys.reshape(shape)
+        steps_PHM, keys_PHM = split_sections(row, [shape, shape], [2, KEY_BYTES])
         if (keys_PHM > positions[:, None, None]).any():
             raise CorruptCacheError("a stored attention weight falls on a later token than its row's")
         if (steps_PHM.sum(axis=2, dtype=np.int64) > STEPS).any():
             raise CorruptCacheError("the attention weights of a row sum to more than 1")
-        return AttentionSample(positions, heads.astype(np.int32), (steps_PHM / STEPS).astype(np.float32), keys_PHM)
+        return AttentionSample(
+            positions, heads.astype(np.int32), (steps_PHM / STEPS).astype(np.float32), keys_PHM.astype(np.int32)
+        )

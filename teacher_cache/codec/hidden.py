@@ -31,7 +31,7 @@ class HiddenCodec:
         n_scales, n_outliers = hidden_shapes(capture, channels)
         layers = len(capture.layers)
         self._row_shapes = [(layers, channels), (layers, n_scales), (layers, n_outliers), (layers, n_outliers)]
-        self._dtypes = ["i1" if capture.dtype == "int8" else "<i2", "<i2", "<i2", "<i2"]
+        self._widths = [1 if capture.dtype == "int8" else 2, 2, 2, 2]
         self._level = codec.zstd_level
 
     def encode(self, sample: HiddenSample) -> bytes:
@@ -46,4 +46,5 @@ class HiddenCodec:
         row = _READER.read(payload)
         positions = check_positions(row.values("positions"), num_tokens)
         shapes = [(len(positions), *shape) for shape in self._row_shapes]
-        return HiddenSample(positions, *split_sections(row, shapes, self._dtypes))
+        arrays = split_sections(row, shapes, self._widths)
+        return HiddenSample(positions, *(array.view(f"i{array.itemsize}") for array in arrays))

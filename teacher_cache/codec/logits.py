@@ -12,8 +12,6 @@ All but ``logprobs`` are split into byte planes. The sections make one zstd fram
 beside it.
 """
 
-import itertools
-
 import numpy as np
 import zstandard
 
@@ -22,8 +20,9 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
 from teacher_cache.codec.message import RowReader, write_row
 from teacher_cache.codec.permutation import TWO_PLANES, invert_code_table
-from teacher_cache.codec.planes import compress_planes, decompress, split_planes
+from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.rows import LARGE, PACKED, Rows, Sizes, fill_rows
+from teacher_cache.codec.sections import compress_sections, decompress_sections
 from teacher_cache.records import LogitsSample
 
 MAX_STEPS = 65535  # a log-probability is stored as a u16 number of steps; lower ones are clipped
@@ -62,8 +61,7 @@ class LogitsEncoder:
             split_planes(excesses_X, 1 if excesses_X.max(initial=0) < 256 else 2),
             split_planes(self._scalars(sample), SCALAR_BYTES),
         ]
-        frame = compress_planes(itertools.chain.from_iterable(sections), self._compressor)
-        return write_row(LOGITS_SCHEMA, {"sizes": [planes.size for planes in sections], "frame": frame})
+        return write_row(LOGITS_SCHEMA, compress_sections(sections, self._compressor))
 
     def _differences(self, logprobs_SK: np.ndarray, stored_SK: np.ndarray | None) -> np.ndarray:
         """The entries' differences along their rows, int32 [S, K]; 0 for those that are not stored."""
@@ -134,11 +132,8 @@ class LogitsDecoder:
         Nothing is decompressed before its size is known to be one that rows of this shape can have.
         """
         row = _READER.read(payload)
-        sizes = row.values("sizes").tolist()
-        total, limit = sum(sizes), len(rows.counts) * self._most_bytes_of_a_row
-        if len(sizes) != len(Sizes._fields) or min(sizes) < 0 or total > limit:
-            raise CorruptCacheError(f"sizes {sizes}: wanted {len(Sizes._fields)}, together at most {limit} bytes")
-        sections = decompress(row.binary("frame"), total)
+        limit = len(rows.counts) * self._most_bytes_of_a_row
+        sections, sizes = decompress_sections(row, len(Sizes._fields), limit)
         try:
             fill_rows(
                 sections,

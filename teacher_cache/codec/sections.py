@@ -1,6 +1,7 @@
 """Arrays of one payload as sections of one zstd frame, their sizes beside it: columns ``sizes`` and ``frame``."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,19 +32,25 @@ def decompress_sections(row: Row, n_sections: int, limit: int) -> tuple[np.ndarr
     return decompress(row.binary("frame"), total), sizes
 
 
-def split_sections(row: Row, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]) -> list[np.ndarray]:
-    """Sections whose shapes are known, as arrays of little-endian ``dtypes``. Raises CorruptCacheError."""
-    wanted = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in zip(shapes, dtypes, strict=True)]
+def split_sections(row: Row, shapes: Sequence[tuple[int, ...]], widths: Sequence[int]) -> list[np.ndarray]:
+    """Sections whose shapes are known, as unsigned integers of 1 to 4 bytes on disk: uint8, uint16 or uint32.
+
+    Raises CorruptCacheError.
+    """
+    wanted = [math.prod(shape) * width for shape, width in zip(shapes, widths, strict=True)]
     data, sizes = decompress_sections(row, len(wanted), sum(wanted))
     if sizes != wanted:
         raise CorruptCacheError(f"sizes {sizes}: wanted {wanted}")
     ends = itertools.pairwise(itertools.accumulate(sizes, initial=0))
     return [
-        _join(data[start:end], np.dtype(kind)).reshape(shape)
-        for (start, end), shape, kind in zip(ends, shapes, dtypes, strict=True)
+        _join(data[start:end], width).reshape(shape)
+        for (start, end), shape, width in zip(ends, shapes, widths, strict=True)
     ]
 
 
-def _join(planes: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Integers [N] from the bytes of their planes."""
-    return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype.newbyteorder("<")).reshape(-1)
+def _join(planes: np.ndarray, width: int) -> np.ndarray:
+    """Integers [N] from the bytes of their ``width`` planes."""
+    whole = 4 if width == 3 else width
+    bytes_NW = np.zeros((planes.size // width, whole), np.uint8)
+    bytes_NW[:, :width] = planes.reshape(width, -1).T
+    return bytes_NW.view(f"<u{whole}").reshape(-1)
