@@ -13,6 +13,7 @@ from schemas.cache_config import HiddenCapture, layer_number
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import LossConfig
+from teacher_cache.signals.attention import attention_scores
 from teacher_cache.signals.hidden import dequantise
 from trainer.losses.apc import apc_per_row, most_focused, row_entropies
 from trainer.losses.lhsm import HiddenMaps
@@ -154,18 +155,15 @@ def attention_rows(
     query_RHLD, key_RGLD = recorded.query_RHLD, recorded.key_RGLD
     assert query_RHLD is not None
     assert key_RGLD is not None
-    n_groups, length = key_RGLD.shape[1:3]
-    place_L = torch.arange(length, device=row_N.device)
+    assert recorded.scaling is not None
+    place_L = torch.arange(key_RGLD.shape[2], device=row_N.device)
     hidden_NL = (place_L > column_N[:, None]) | (place_L < first_N[:, None])
     parts, order = [], []
     for r in row_N.unique().tolist():
         here = (row_N == r).nonzero().squeeze(1)
-        query_GQPD = query_RHLD[r][:, column_N[here]].float().unflatten(0, (n_groups, -1))
-        scores_GQPL = query_GQPD @ key_RGLD[r].float().transpose(1, 2)[:, None] * recorded.scaling
-        if recorded.softcap is not None:
-            scores_GQPL = recorded.softcap * torch.tanh(scores_GQPL / recorded.softcap)
-        scores_PHL = scores_GQPL.flatten(0, 1).transpose(0, 1)
-        parts.append(scores_PHL.masked_fill(hidden_NL[here, None], -torch.inf).log_softmax(dim=-1))
+        query_HPD = query_RHLD[r][:, column_N[here]]
+        scores_HPL = attention_scores(query_HPD, key_RGLD[r], recorded.scaling, recorded.softcap)
+        parts.append(scores_HPL.transpose(0, 1).masked_fill(hidden_NL[here, None], -torch.inf).log_softmax(dim=-1))
         order.append(here)
     return torch.cat(parts)[torch.cat(order).argsort()]
 

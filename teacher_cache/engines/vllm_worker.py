@@ -8,7 +8,6 @@ contracts (hooks, ``compute_logits``) and the arguments of vLLM's ``Attention`` 
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,8 +80,8 @@ class _Capture:
         if capture.attention is not None:
             layer = decoder_layers(model, num_layers)[layer_number(capture.attention.layer, num_layers) - 1]
             attention = _attention_module(layer)
-            first_head = _rank() * attention.num_heads
-            attention.register_forward_pre_hook(self._before_attention(first_head))
+            self._first_head = _rank() * attention.num_heads
+            attention.register_forward_pre_hook(self._before_attention)
 
     def expect(self, sequences: list[tuple[bytes, np.ndarray, np.ndarray]]) -> None:
         self._expected.clear()
@@ -117,28 +116,24 @@ class _Capture:
             kept = HiddenRows(*(part.cpu() for part in quantise(hidden, self._config.hidden)))
             self._captured[expected.number].hidden.append(kept)
 
-    def _before_attention(self, first_head: int) -> Callable[[Any, Any], None]:
+    @torch.inference_mode()
+    def _before_attention(self, attention: Any, args: Any) -> None:
         config = self._config.attention
         assert config is not None
-
-        @torch.inference_mode()
-        def keep_rows(attention: Any, args: Any) -> None:
-            query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
-            key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
-            for expected, start, stop in self._running:
-                positions = torch.from_numpy(expected.attention_positions.astype(np.int64)).to(query_NHE.device)
-                rows = attention_rows(
-                    query_NHE[start:stop],
-                    key_NGE[start:stop],
-                    positions,
-                    attention.impl.scale,
-                    getattr(attention.impl, "logits_soft_cap", None) or None,
-                    config.keys,
-                    first_head,
-                )
-                self._captured[expected.number].attention = choose_heads(rows, config.heads)
-
-        return keep_rows
+        query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
+        key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
+        for expected, start, stop in self._running:
+            positions = torch.from_numpy(expected.attention_positions.astype(np.int64)).to(query_NHE.device)
+            rows = attention_rows(
+                query_NHE[start:stop],
+                key_NGE[start:stop],
+                positions,
+                attention.impl.scale,
+                getattr(attention.impl, "logits_soft_cap", None) or None,
+                config.keys,
+                self._first_head,
+            )
+            self._captured[expected.number].attention = choose_heads(rows, config.heads)
 
     @torch.inference_mode()
     def _after_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any], hidden_ND: Any) -> None:

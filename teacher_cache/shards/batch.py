@@ -53,11 +53,10 @@ def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
 def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) -> HiddenBatch:
     """The hidden states of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
-    sizes = [len(sample.positions) for sample in samples]
+    batch_row, first_column, _ = _entries(places, samples)
     return HiddenBatch(
-        batch_row=np.repeat([r for _, r, _ in places], sizes),
-        column=np.repeat([span.start for _, _, span in places], sizes)
-        + np.concatenate([sample.positions for sample in samples]),
+        batch_row=batch_row,
+        column=first_column + np.concatenate([sample.positions for sample in samples]),
         values=np.concatenate([sample.values for sample in samples]),
         scales=np.concatenate([sample.scales for sample in samples]),
         outlier_index=np.concatenate([sample.outlier_index for sample in samples]),
@@ -68,13 +67,22 @@ def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) ->
 def join_attention(places: Sequence[Place], read: Callable[[int], AttentionSample]) -> AttentionBatch:
     """The attention rows of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
-    sizes = [len(sample.positions) for sample in samples]
-    first_column = np.repeat([span.start for _, _, span in places], sizes)
+    batch_row, first_column, sample = _entries(places, samples)
     return AttentionBatch(
-        batch_row=np.repeat([r for _, r, _ in places], sizes),
+        batch_row=batch_row,
         column=first_column + np.concatenate([sample.positions for sample in samples]),
         first_column=first_column,
-        sample=np.repeat(np.arange(len(samples)), sizes),
+        sample=sample,
         weights=np.concatenate([sample.weights for sample in samples]),
         keys=first_column[:, None, None] + np.concatenate([sample.keys for sample in samples]),
     )
+
+
+def _entries(
+    places: Sequence[Place], samples: Sequence[HiddenSample] | Sequence[AttentionSample]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Batch row, first column of the sample, and number of the sample, int64 [N] each, of all their stored rows."""
+    sample = np.repeat(np.arange(len(samples)), [len(stored.positions) for stored in samples])
+    batch_row = np.array([r for _, r, _ in places])[sample]
+    first_column = np.array([span.start for _, _, span in places])[sample]
+    return batch_row, first_column, sample

@@ -80,6 +80,12 @@ class CacheReader:
         self.num_tokens = np.array([n for shard in self._shards for n in shard.num_tokens], np.int32)
         self._first = list(itertools.accumulate((len(shard.keys) for shard in self._shards), initial=0))
         self._decoders: dict[str, LogitsDecoder] = {}
+        capture, codec = self.manifest.capture, self.manifest.codec
+        self._hidden = self._attention = None
+        if capture.hidden is not None:
+            self._hidden = HiddenCodec(capture.hidden, codec, self.manifest.teacher.hidden_size)
+        if capture.attention is not None:
+            self._attention = AttentionCodec(capture.attention, codec)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -133,19 +139,17 @@ class CacheReader:
 
     def read_hidden(self, position: int) -> HiddenSample:
         """The hidden states of one sample. Raises UserError when the cache has none."""
-        capture = self.manifest.capture.hidden
-        if capture is None:
+        codec = self._hidden
+        if codec is None:
             raise self._not_stored("hidden")
-        codec = HiddenCodec(capture, self.manifest.codec, self.manifest.teacher.hidden_size)
         payload = self.payload(position, "hidden")
         return self._named(position, "hidden", lambda: codec.decode(payload, int(self.num_tokens[position])))
 
     def read_attention(self, position: int) -> AttentionSample:
         """The attention rows of one sample. Raises UserError when the cache has none."""
-        capture = self.manifest.capture.attention
-        if capture is None:
+        codec = self._attention
+        if codec is None:
             raise self._not_stored("attention")
-        codec = AttentionCodec(capture, self.manifest.codec)
         payload = self.payload(position, "attention")
         return self._named(position, "attention", lambda: codec.decode(payload, int(self.num_tokens[position])))
 

@@ -61,13 +61,19 @@ def _probabilities(
     query_SHE: torch.Tensor, key_SGE: torch.Tensor, positions_P: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
     """Softmaxed rows, float32 [H, P, S]."""
-    length, n_groups = key_SGE.shape[:2]
-    query_GQPE = query_SHE[positions_P].float().unflatten(1, (n_groups, -1)).permute(1, 2, 0, 3)
-    scores_GQPS = query_GQPE @ key_SGE.float().permute(1, 2, 0)[:, None] * scaling
-    if softcap is not None:
-        scores_GQPS = softcap * torch.tanh(scores_GQPS / softcap)
-    later_PS = torch.arange(length, device=positions_P.device) > positions_P[:, None]
-    return scores_GQPS.flatten(0, 1).masked_fill(later_PS, -torch.inf).softmax(dim=2)
+    query_HPE, key_GSE = query_SHE[positions_P].transpose(0, 1), key_SGE.transpose(0, 1)
+    later_PS = torch.arange(len(key_SGE), device=positions_P.device) > positions_P[:, None]
+    scores_HPS = attention_scores(query_HPE, key_GSE, scaling, softcap)
+    return scores_HPS.masked_fill(later_PS, -torch.inf).softmax(dim=2)
+
+
+def attention_scores(
+    query_HPE: torch.Tensor, key_GSE: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """What attention takes the softmax of, float32 [H, P, S], before any mask; arguments as for ``attention_rows``."""
+    query_GQPE = query_HPE.float().unflatten(0, (len(key_GSE), -1))
+    scores_HPS = (query_GQPE @ key_GSE.float().transpose(1, 2)[:, None] * scaling).flatten(0, 1)
+    return scores_HPS if softcap is None else softcap * torch.tanh(scores_HPS / softcap)
 
 
 def _reduce(weights_HPS: torch.Tensor, n_keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

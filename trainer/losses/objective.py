@@ -74,15 +74,10 @@ def row_counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class Objective:
     """Computes the terms that the configuration asks for."""
 
-    def __init__(
-        self, losses: LossConfig, temperatures: Sequence[float], signals: "StudentSignals | None" = None
-    ) -> None:
-        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them.
-
-        ``signals`` is needed for lhsm, apc and asr.
-        """
+    def __init__(self, losses: LossConfig, temperatures: Sequence[float]) -> None:
+        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them."""
         self.losses = losses
-        self.signals = signals
+        self.signals: StudentSignals | None = None  # for lhsm, apc and asr: set when there is a student
         self.unit_column = list(temperatures).index(1.0)
         self.uses_tla = not always_zero(losses.tla.weight)
         self.uses_cross_entropy = not always_zero(losses.cross_entropy.weight)
