@@ -13,21 +13,19 @@ then), repetitions interleaved, medians:
   is this project's to remove.
 """
 
-import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from benchmarks.common import FOLDER, K, as_config, digest, sequences_of, settings
+from benchmarks.common import FOLDER, K, as_config, captured, digest, sequences_of, settings
 from benchmarks.results import Row, at_least, exit_status, write_results
 from schemas.cache_config import CacheConfig
-from teacher_cache import job
 from teacher_cache.engines import open_engine
 from teacher_cache.shards.reader import CacheReader
 
@@ -102,13 +100,6 @@ def open_engine_with_tokenizer(config: CacheConfig) -> Any:
     load = vllm.LLM
     with mock.patch.object(vllm, "LLM", lambda **options: load(**{**options, "skip_tokenizer_init": False})):
         return open_engine(config)
-
-
-def captured(engine: Any, config: CacheConfig) -> float:
-    """A whole job with the loaded engine; the seconds it counts run from reading a unit to its commit mark."""
-    shutil.rmtree(config.output.path, ignore_errors=True)
-    with mock.patch.object(job, "open_engine", return_value=nullcontext(engine)):
-        return job.run(config).seconds
 
 
 def plain(engine: Any, sequences: list[np.ndarray]) -> float:

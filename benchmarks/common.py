@@ -7,9 +7,14 @@ slower.
 
 import hashlib
 import json
+import multiprocessing
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import yaml
@@ -19,11 +24,13 @@ from benchmarks.corpus import standard_library, write_code
 from benchmarks.real_teacher import make_teacher
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
+from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
 
 FOLDER = Path("runs/bench")
 K = 64
 TEMPERATURES = [1.0, 3.0]
+Result = TypeVar("Result")
 
 
 def settings(folder: Path, modules: int, characters: int, max_tokens: int, **engine: Any) -> dict[str, Any]:
@@ -82,3 +89,16 @@ def sequences_of(reader: CacheReader, limit: int) -> list[np.ndarray]:
 def digest(arrays: list[np.ndarray]) -> str:
     """A short name for what was measured on, so that two results can be seen to be of the same sequences."""
     return hashlib.sha256(b"".join(array.astype("<i8").tobytes() for array in arrays)).hexdigest()[:16]
+
+
+def captured(engine: Any, config: CacheConfig) -> float:
+    """A whole job with the loaded engine; the seconds it counts run from reading a unit to its commit mark."""
+    shutil.rmtree(config.output.path, ignore_errors=True)
+    with mock.patch.object(job, "open_engine", return_value=nullcontext(engine)):
+        return job.run(config).seconds
+
+
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function`` in a fresh process, which ends with it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

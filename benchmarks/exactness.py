@@ -9,15 +9,13 @@ Near-ties: float32 itself orders entries arbitrarily when they differ by less th
 side has among its top k is excused when its log-probability is within the tolerance of that side's k-th.
 """
 
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, cached, digest, sequences_of, settings
+from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, cached, digest, in_own_process, sequences_of, settings
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
 from schemas.cache_config import CodecConfig
@@ -114,8 +112,7 @@ def scored(tree: dict[str, Any], kind: str, dtype: str, sequences: list[np.ndarr
         "teacher": tree["teacher"] | {"dtype": dtype},
         "engine": tree["engine"] | {"kind": kind},
     }
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_score, changed, sequences).result()
+    return in_own_process(_score, changed, sequences)
 
 
 def _score(tree: dict[str, Any], sequences: list[np.ndarray]) -> list[LogitsSample]:

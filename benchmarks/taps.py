@@ -5,15 +5,14 @@ hidden states of three layers at every token, attention rows of three heads at e
 turns, medians. Memory: one process for each, its peak.
 """
 
-import multiprocessing
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import in_own_process
 from benchmarks.results import Row, at_most, exit_status, write_results
 
 TOKENS, K, VOCABULARY, WIDTH = 512, 64, 49_152, 576
@@ -36,12 +35,6 @@ def main() -> int:
     raw = {"seconds": seconds, "peak_memory_bytes": memory, "tokens": TOKENS, "repetitions": REPETITIONS}
     write_results("taps", "Losses on the student's inside: 60 M parameters, 512 tokens, float32", rows, raw)
     return exit_status(rows)
-
-
-def in_own_process(function: Any, *arguments: Any) -> Any:
-    """Call ``function`` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def peak_memory(arm: str) -> int:
