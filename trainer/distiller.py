@@ -29,7 +29,7 @@ from trainer.order import RowPlan, check_lengths, plan_rows, sorted_rows, split_
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needed_signals, needs_student_signals, used
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
-from trainer.taps import check_packing
+from trainer.taps import check_head, check_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +72,8 @@ def distill(
     clock = Clock(state.rows_consumed)
 
     if not is_finished(state, arguments):
+        student.to(arguments.device)  # type: ignore[arg-type]
+        check_head(student)
         if config.data.packing:
             check_packing(student, flatten=config.student.attention.startswith("flash"))
         if needs_student_signals(losses):

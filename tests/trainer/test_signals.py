@@ -22,7 +22,7 @@ from trainer.data import Cache, open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.losses.objective import row_counts
 from trainer.signals import StudentSignals, needed_signals, used
-from trainer.taps import masked_logits
+from trainer.taps import masked_hidden
 
 ALL = {"lhsm": {}, "apc": {}, "asr": {}}
 SIGNALS = ("tokens", "logits", "hidden", "attention")
@@ -89,7 +89,7 @@ def means(cache: Cache, folder: Path, losses: dict[str, Any], rows: list[list[in
     signals = StudentSignals(student, config, cache.manifest, seed=0)
     batch = to_tensors(cache.read_rows(rows), packed)
     with signals.recorder.recording() as recorded, torch.no_grad():
-        masked_logits(student, batch, keep_only_masked=True)
+        masked_hidden(student, batch)
         totals = {"lhsm": signals.lhsm(recorded, batch), "apc": signals.apc(recorded, batch)}
     _, _, hidden, attention = row_counts(batch).tolist()
     assert hidden > 10
@@ -220,7 +220,7 @@ def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_fold
         for name, tensor in batch.items()
     }
     with signals.recorder.recording() as recorded:
-        masked_logits(student, batch, keep_only_masked=True)
+        masked_hidden(student, batch)
         assert signals.lhsm(recorded, batch).item() == 0
         assert signals.apc(recorded, batch).item() == 0
     assert row_counts(batch).tolist()[2:] == [0, 0]

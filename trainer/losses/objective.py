@@ -13,9 +13,12 @@ import torch
 
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
-from trainer.losses.cross_entropy import cross_entropy_per_token
+from teacher_cache.signals.head import OutputHead
+from trainer.losses.cross_entropy import cross_entropy_
+from trainer.losses.lean import head_loss
 from trainer.losses.schedule import always_zero, weight_at
-from trainer.losses.tla import tla_per_token
+from trainer.losses.targets import Target, top_k_target
+from trainer.losses.tla import tla_
 
 if TYPE_CHECKING:
     from trainer.recorder import Recorded
@@ -79,34 +82,71 @@ class Objective:
         self.losses = losses
         self.signals: StudentSignals | None = None  # for lhsm, apc and asr: set when there is a student
         self.unit_column = list(temperatures).index(1.0)
-        self.uses_tla = not always_zero(losses.tla.weight)
-        self.uses_cross_entropy = not always_zero(losses.cross_entropy.weight)
-        if self.uses_tla:
+        self.head_losses: list[str] = []
+        if not always_zero(losses.tla.weight):
+            self.head_losses.append("tla")
             if losses.tla.temperature not in temperatures:
                 raise UserError(
                     f"losses.tla.temperature: {losses.tla.temperature} is not among the cache's temperatures "
                     f"{list(temperatures)}; choose one of them or make a cache with this one"
                 )
             self.column = list(temperatures).index(losses.tla.temperature)
+        if not always_zero(losses.cross_entropy.weight):
+            self.head_losses.append("cross_entropy")
 
-    def terms(self, logits_NV: torch.Tensor, rows: TeacherRows, progress: float) -> list[Term]:
-        """The terms for the student's ``logits_NV`` at training ``progress`` in [0, 1]."""
+    def head_terms(
+        self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
+    ) -> tuple[torch.Tensor, list[Term]]:
+        """The losses on what the student predicts, at training ``progress`` in [0, 1], from one pass over its head.
+
+        hidden_ND: the student's final hidden states at the rows that count. Returns the terms' weighted sum, which
+        gradients flow through, and the terms, whose totals are for reading only.
+        """
+        weights = [weight_at(getattr(self.losses, name).weight, progress) for name in self.head_losses]
+        return self._head_pass(self.head_losses, weights, hidden_ND, head, rows)
+
+    def head_terms_apart(
+        self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
+    ) -> list[Term]:
+        """The same terms, each from a pass of its own, with totals that gradients flow through: for diagnosis."""
         terms = []
-        if self.uses_tla:
-            per_token_N = tla_per_token(
-                logits_NV,
-                rows.ids_NK,
-                rows.logprobs_NK,
-                rows.log_partition_NT[:, self.unit_column],
-                rows.log_partition_NT[:, self.column],
-                self.losses.tla.temperature,
-            )
-            terms.append(Term("tla", weight_at(self.losses.tla.weight, progress), per_token_N.sum()))
-        if self.uses_cross_entropy:
-            per_token_N = cross_entropy_per_token(logits_NV, rows.next_ids_N)
-            weight = weight_at(self.losses.cross_entropy.weight, progress)
-            terms.append(Term("cross_entropy", weight, per_token_N.sum()))
+        for name in self.head_losses:
+            total, _ = self._head_pass([name], [1.0], hidden_ND, head, rows)
+            terms.append(Term(name, weight_at(getattr(self.losses, name).weight, progress), total))
         return terms
+
+    def _head_pass(
+        self, names: list[str], weights: list[float], hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows
+    ) -> tuple[torch.Tensor, list[Term]]:
+        target = self._target(rows, len(head.weight_VD)) if "tla" in names else None
+
+        def loss_of_rows(logits_nV: torch.Tensor, chunk: slice) -> tuple[list[torch.Tensor], torch.Tensor]:
+            totals, gradients = [], []
+            for name, weight in zip(names, weights, strict=True):
+                own_nV = logits_nV if name == names[-1] else logits_nV.clone()  # each overwrites what it is given
+                if name == "tla":
+                    assert target is not None
+                    per_token_n, gradient_nV = tla_(own_nV, target.rows(chunk), self.losses.tla.temperature)
+                else:
+                    per_token_n, gradient_nV = cross_entropy_(own_nV, rows.next_ids_N[chunk])
+                totals.append(per_token_n.sum())
+                gradients.append(gradient_nV if weight == 1.0 else gradient_nV.mul_(weight))
+            return totals, gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
+
+        if not names:  # nothing but losses on the student's inside
+            return hidden_ND.new_zeros((), dtype=torch.float32), []
+        loss, totals_L = head_loss(hidden_ND, head, weights, loss_of_rows)
+        return loss, [Term(*parts) for parts in zip(names, weights, totals_L.unbind(), strict=True)]
+
+    def _target(self, rows: TeacherRows, vocabulary: int) -> Target:
+        return top_k_target(
+            rows.ids_NK,
+            rows.logprobs_NK,
+            rows.log_partition_NT[:, self.unit_column],
+            rows.log_partition_NT[:, self.column],
+            self.losses.tla.temperature,
+            vocabulary,
+        )
 
     def signal_terms(self, recorded: "Recorded", batch: dict[str, torch.Tensor], progress: float) -> list[Term]:
         """The terms for what the student did inside, ``recorded`` in the same forward pass."""
