@@ -17,6 +17,7 @@ from benchmarks.common import in_own_process
 from benchmarks.results import Row, at_most, exit_status, write_results
 
 ROWS, VOCABULARY, WIDTH, K = 4_096, 151_936, 1_024, 64
+CAPTURE = {"logits": {"k": K, "temperatures": [1.0]}}
 ARMS = ("plain TLA", "chunked TLA", "plain cross-entropy", "chunked cross-entropy", "chunked TLA and cross-entropy")
 
 
@@ -120,12 +121,13 @@ def chunked(*names: str) -> Callable[[Any, Any, dict[str, Any]], Callable[[], An
     """The project's pass over the head, with these losses."""
 
     def make(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], Any]:
+        from schemas.cache_config import CaptureConfig
         from schemas.train_config import LossConfig
         from teacher_cache.signals.head import OutputHead
         from trainer.losses.objective import Objective, TeacherRows
 
         weights = {name: {"weight": dict.fromkeys(("start", "end"), int(name in names))} for name in NAMES}
-        objective = Objective(LossConfig.model_validate(weights), [1.0])
+        objective = Objective(LossConfig.model_validate(weights), CaptureConfig.model_validate(CAPTURE))
         zero = rows["zero"]
         teacher = TeacherRows(rows["ids"], rows["logprobs"], zero[:, None], rows["next"], zero)
         return lambda: objective.head_terms(hidden, OutputHead(weight), teacher, 0.0)[0]

@@ -86,7 +86,7 @@ def make_step(arm: str) -> Any:
     )
     losses = LossConfig.model_validate(ARMS[arm])
     manifest = make_manifest()
-    objective = Objective(losses, manifest.capture.logits.temperatures)
+    objective = Objective(losses, manifest.capture)
     recorder = None
     if needs_student_signals(losses):
         objective.signals = StudentSignals(student, losses, manifest, seed=0)

@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 
+from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
-from trainer.data import Batch, check_vocabulary, evaluation_loader, open_cache
+from teacher_cache.signals.head import OutputHead
+from trainer.data import Batch, Cache, check_vocabulary, evaluation_loader, open_cache
+from trainer.forms import evaluation_signals
 from trainer.losses.lean import chunk_rows
-from trainer.losses.objective import TeacherRows, teacher_rows
-from trainer.losses.targets import Target, top_k_target
+from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
+from trainer.losses.targets import Target
 from trainer.losses.tla import tla_
 from trainer.order import sorted_rows, split_by_key
 from trainer.student import load_model
@@ -20,14 +23,19 @@ SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
 
 
 def evaluate(
-    model: Any, batches: Iterable[Batch], unit_column: int, on_batch: Callable[[Batch], None] | None = None
+    model: Any,
+    batches: Iterable[Batch],
+    capture: CaptureConfig,
+    teacher_head: OutputHead | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
 ) -> dict[str, float]:
     """Means over the tokens that count, without gradients; the model is left in the mode it was in.
 
-    unit_column: column of the log-partition at temperature 1. Returns ``kl`` (teacher ‖ student at temperature 1 with
-    the "all other tokens" bucket, nats), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement``
-    (share of rows where the student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``),
-    ``teacher_cross_entropy``, and ``tokens``. Raises UserError if no token counts.
+    capture: the cache's. teacher_head: of a cache with final hidden states. Returns ``kl`` (teacher ‖ student at
+    temperature 1, nats: of the whole distributions with a teacher's head, else with the "all other tokens" bucket, a
+    lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement`` (share of rows where the
+    student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``), ``teacher_cross_entropy``, and
+    ``tokens``. Raises UserError if no token counts.
     """
     device = next(model.parameters()).device
     totals = torch.zeros(len(SUMS), dtype=torch.float64)
@@ -41,8 +49,11 @@ def evaluate(
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
             rows = teacher_rows(batch)
             hidden_ND = masked_hidden(model, batch)
-            partition_N = rows.log_partition_NT[:, unit_column]
-            target = top_k_target(rows.ids_NK, rows.logprobs_NK, partition_N, partition_N, 1.0, len(head.weight_VD))
+            target: Target
+            if teacher_head is None:
+                target = stored_target(rows, capture, 1.0, len(head.weight_VD))
+            else:
+                target = dense_target(rows, capture, teacher_head, 1.0)
             for chunk in chunk_rows(head, len(hidden_ND)):
                 totals += _sums(head.logits(hidden_ND[chunk]), rows, target, chunk, calibration)
             tokens += len(hidden_ND)
@@ -93,6 +104,17 @@ class _Calibration:
         return float((self._sums[:, 0] - self._sums[:, 1]).abs().sum() / self._rows)
 
 
+def open_for_evaluation(url: str) -> Cache:
+    """Open a cache for all that ``evaluate`` reads. Raises UserError."""
+    manifest = open_cache(url, ("tokens",)).manifest
+    return open_cache(url, evaluation_signals(manifest.capture))
+
+
+def head_on(device: torch.device, cache: Cache) -> OutputHead | None:
+    """The teacher's output head on a device, or None if the cache has none."""
+    return None if cache.manifest.capture.final is None else cache.read_head().to(device)
+
+
 def evaluate_folder(
     model_folder: str,
     cache_url: str,
@@ -107,7 +129,7 @@ def evaluate_folder(
     limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
     Also returns ``samples`` and the model's number of ``parameters``. Raises UserError.
     """
-    cache = open_cache(cache_url)
+    cache = open_for_evaluation(cache_url)
     everything, held_out = split_by_key(cache.keys, validation_fraction)
     samples = (held_out if validation_fraction > 0 else everything)[:limit]
     if not len(samples):
@@ -125,7 +147,6 @@ def evaluate_folder(
             advance(done, len(samples))
 
     loader = evaluation_loader(cache, sorted_rows(samples, cache.num_tokens), batch_size)
-    unit_column = cache.manifest.capture.logits.temperatures.index(1.0)
-    measured = evaluate(model, loader, unit_column, on_batch)
+    measured = evaluate(model, loader, cache.manifest.capture, head_on(model.device, cache), on_batch)
     cache.close()
     return {**measured, "samples": len(samples), "parameters": model.num_parameters()}

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
+from teacher_cache.signals.head import OutputHead
 from trainer.checkpoint import RunState, keep_newest, write_state
 from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
 from trainer.evaluate import evaluate
@@ -41,6 +42,7 @@ class DistillationTrainer(Trainer):
         *,
         train_dataset: CacheRows,
         validation: DataLoader[Any] | None,
+        evaluation_head: OutputHead | None,
         objective: Objective,
         run_state: RunState,
         early_stopping_patience: int | None,
@@ -49,7 +51,10 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback],
         log_gradient_norms: bool = False,
     ) -> None:
-        """``validation`` yields the batches of one validation; ``stop`` turns true when the run should end early."""
+        """``validation`` yields the batches of one validation; ``evaluation_head`` is the teacher's, if they need it.
+
+        ``stop`` turns true when the run should end early.
+        """
         keeper = RunKeeper(self, keep_checkpoints, stop)
         super().__init__(
             model=model,
@@ -60,6 +65,7 @@ class DistillationTrainer(Trainer):
         )
         self.rows = train_dataset
         self.validation = validation
+        self.evaluation_head = evaluation_head
         self.objective: Objective = objective
         self.run_state = run_state
         self.patience = early_stopping_patience
@@ -172,7 +178,7 @@ class DistillationTrainer(Trainer):
         assert self.validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        measured = evaluate(self.model, self.validation, self.objective.unit_column)
+        measured = evaluate(self.model, self.validation, self.objective.capture, self.evaluation_head)
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))

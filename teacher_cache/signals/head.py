@@ -17,6 +17,11 @@ class OutputHead(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    def to(self, device: torch.device) -> "OutputHead":
+        """The same head on another device."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return self._replace(weight_VD=self.weight_VD.to(device), bias_V=bias_V)
+
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """float32 [N, V] (float64 stays float64), a tensor that the caller may overwrite.
 

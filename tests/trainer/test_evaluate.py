@@ -42,7 +42,7 @@ def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
             confidence.append(np.exp(log_q[t]).max())
             right.append(z[t].argmax() == sample["input_ids"][t + 1])
     loader = evaluation_loader(cache, sorted_rows(np.arange(9), cache.num_tokens), 4)
-    measured = evaluate(student, loader, unit_column=0)
+    measured = evaluate(student, loader, cache.manifest.capture)
     names = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
     np.testing.assert_allclose([measured[name] for name in names], totals / count, rtol=2e-4)
     assert measured["perplexity"] == pytest.approx(np.exp(measured["cross_entropy"]))
@@ -54,7 +54,7 @@ def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
 
 def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
     student.train()
-    evaluate(student, evaluation_loader(cache, sorted_rows(np.arange(4), cache.num_tokens), 2), 0)
+    evaluate(student, evaluation_loader(cache, sorted_rows(np.arange(4), cache.num_tokens), 2), cache.manifest.capture)
     assert student.training
     assert all(weight.grad is None for weight in student.parameters())
 
@@ -62,11 +62,15 @@ def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
 def test_nothing_counts(cache, student) -> None:
     cache.samples[0] = {**cache.samples[0], "loss_mask": np.zeros_like(cache.samples[0]["loss_mask"])}
     with pytest.raises(UserError, match="no token of these samples counts"):
-        evaluate(student, evaluation_loader(cache, sorted_rows(np.array([0]), cache.num_tokens), 1), 0)
+        evaluate(
+            student, evaluation_loader(cache, sorted_rows(np.array([0]), cache.num_tokens), 1), cache.manifest.capture
+        )
 
 
 def test_the_teacher_agrees_with_its_own_cache(cache, teacher_model) -> None:
-    measured = evaluate(teacher_model, evaluation_loader(cache, sorted_rows(np.arange(24), cache.num_tokens), 4), 0)
+    measured = evaluate(
+        teacher_model, evaluation_loader(cache, sorted_rows(np.arange(24), cache.num_tokens), 4), cache.manifest.capture
+    )
     assert measured["kl"] < 1e-6
     assert measured["top1_agreement"] == 1.0
     assert measured["cross_entropy"] == pytest.approx(measured["teacher_cross_entropy"], rel=1e-6)

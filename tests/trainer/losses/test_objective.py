@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
 from support.rows import tla
@@ -14,6 +15,10 @@ ONLY_HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weigh
 
 def losses(**groups: dict) -> LossConfig:
     return LossConfig.model_validate(groups)
+
+
+def capture(**groups: dict) -> CaptureConfig:
+    return CaptureConfig.model_validate({"logits": {"temperatures": [1.0, 2.0]}, **groups})
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_rows_align_with_the_token_that_follows(cache) -> None:
 def test_terms_use_the_temperatures_own_column_and_the_schedule(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0], [1]]), packed=False))
     hidden, head = student[0][: len(rows.next_ids_N)], student[1]
-    objective = Objective(losses(**HARD_TOO), [1.0, 2.0])
+    objective = Objective(losses(**HARD_TOO), capture())
     loss, (soft, hard) = objective.head_terms(hidden, head, rows, progress=0.5)
     assert (soft.name, hard.name) == ("tla", "cross_entropy")
     assert (soft.weight, hard.weight) == (pytest.approx(0.65), 0.5)
@@ -55,7 +60,7 @@ def test_terms_use_the_temperatures_own_column_and_the_schedule(cache, student) 
 def test_terms_apart_have_the_same_totals_and_their_gradients_add_up(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0], [1]]), packed=False))
     hidden, head = student[0][: len(rows.next_ids_N)], student[1]
-    objective = Objective(losses(**HARD_TOO), [1.0, 2.0])
+    objective = Objective(losses(**HARD_TOO), capture())
     leaves = (student[0], head.weight_VD)
     loss, together = objective.head_terms(hidden, head, rows, 0.5)
     apart = objective.head_terms_apart(hidden, head, rows, 0.5)
@@ -71,10 +76,10 @@ def test_a_term_that_never_counts_is_not_computed(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0]]), packed=False))
     hidden, head = student[0][: len(rows.next_ids_N)], student[1]
     for config, names in ((losses(), ["tla"]), (losses(**ONLY_HARD), ["cross_entropy"])):
-        _, terms = Objective(config, [1.0]).head_terms(hidden, head, rows, 0)
+        _, terms = Objective(config, capture()).head_terms(hidden, head, rows, 0)
         assert [term.name for term in terms] == names
 
 
 def test_temperature_must_be_one_of_the_caches() -> None:
-    with pytest.raises(UserError, match=r"losses.tla.temperature: 5.0 is not among .*\[1.0, 2.0\]"):
-        Objective(losses(tla={"temperature": 5.0}), [1.0, 2.0])
+    with pytest.raises(UserError, match=r"losses.tla.temperature: 5.0 is not among \[1.0, 2.0\], .* top_k target"):
+        Objective(losses(tla={"temperature": 5.0}), capture())
