@@ -21,7 +21,7 @@ from teacher_cache.job import run
 from trainer.data import Cache, open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.losses.objective import row_counts
-from trainer.signals import StudentSignals, needed_signals, used
+from trainer.signals import StudentSignals, used
 from trainer.taps import masked_hidden
 
 ALL = {"lhsm": {}, "apc": {}, "asr": {}}
@@ -184,9 +184,6 @@ def test_only_the_files_of_needed_signals_are_touched(configure, full_cache: str
         path.unlink()
     config = configure({}, max_steps=1)
     distill(config.model_copy(update={"data": config.data.model_copy(update={"cache": str(copy)})}))
-    assert needed_signals(LossConfig.model_validate({"lhsm": {}})) == ("tokens", "logits", "hidden")
-    off = used(LossConfig.model_validate({"lhsm": {"weight": {"start": 0, "end": 0}}, "asr": {}}))
-    assert needed_signals(off) == ("tokens", "logits")
 
 
 @pytest.mark.parametrize(
