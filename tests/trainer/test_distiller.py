@@ -258,7 +258,9 @@ def test_validation_share_that_leaves_nothing(make_config) -> None:
 
 
 def test_temperature_that_is_not_in_the_cache(make_config) -> None:
-    with pytest.raises(UserError, match=r"losses.tla.temperature: 2.0 is not among .*, the temperatures of the cache's top_k target"):
+    with pytest.raises(
+        UserError, match=r"losses.tla.temperature: 2.0 is not among .*, the temperatures of the cache's top_k target"
+    ):
         distill(make_config(losses={"tla": {"temperature": 2.0}}))
 
 
