@@ -1,7 +1,8 @@
 """``python -m benchmarks [NAME…]``: run the benchmarks (default: all), each in a process of its own, and sum up.
 
-Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. The demo is not among them (``make
-demo``); it takes longer than all of them together.
+Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. Three that train students are not
+among them, since each takes as long as all of these together or longer: the demo (``make demo``),
+``benchmarks.loss_quality`` and ``benchmarks.target_quality``.
 """
 
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from benchmarks.results import BAR_MISSED, RESULTS, Row, print_table, read_results
 
-NAMES = ("exactness", "size", "decode", "capture", "signals", "taps")
+NAMES = ("exactness", "size", "decode", "capture", "signals", "taps", "lean_loss", "target_gradients")
 
 
 def main(names: list[str]) -> int:

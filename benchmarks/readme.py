@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme [--check]``: fill the README's tables from the results files.
+"""``python -m benchmarks.readme [--check]``: fill the documents' tables from the results files.
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made from
 ``benchmarks/results/NAME.json``. With ``--check`` nothing is written and the exit status is 1 when a table is stale.
@@ -11,21 +11,25 @@ from pathlib import Path
 
 from benchmarks.results import RESULTS, as_cells, read_results
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/targets.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:
-    """Fill or check the README; returns the exit status."""
-    text = README.read_text(encoding="utf-8")
-    filled = fill(text, RESULTS)
-    if filled == text:
-        return 0
-    if "--check" in arguments:
-        print(f"error: {README.name}: its tables are stale; run python -m benchmarks.readme", file=sys.stderr)
-        return 1
-    README.write_text(filled, encoding="utf-8")
-    return 0
+    """Fill or check the documents; returns the exit status."""
+    status = 0
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        filled = fill(text, RESULTS)
+        if filled == text:
+            continue
+        if "--check" in arguments:
+            print(f"error: {document.name}: its tables are stale; run python -m benchmarks.readme", file=sys.stderr)
+            status = 1
+        else:
+            document.write_text(filled, encoding="utf-8")
+    return status
 
 
 def fill(text: str, results: Path) -> str:

@@ -70,7 +70,7 @@ def make_step(arm: str) -> Any:
     from schemas.train_config import LossConfig
     from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
     from trainer.signals import StudentSignals, needs_student_signals
-    from trainer.taps import masked_logits
+    from trainer.taps import masked_hidden, output_head
 
     torch.manual_seed(0)
     student = LlamaForCausalLM(
@@ -86,7 +86,7 @@ def make_step(arm: str) -> Any:
     )
     losses = LossConfig.model_validate(ARMS[arm])
     manifest = make_manifest()
-    objective = Objective(losses, manifest.capture.logits.temperatures)
+    objective = Objective(losses, manifest.capture)
     recorder = None
     if needs_student_signals(losses):
         objective.signals = StudentSignals(student, losses, manifest, seed=0)
@@ -97,11 +97,12 @@ def make_step(arm: str) -> Any:
 
     def step() -> None:
         with nullcontext() if recorder is None else recorder.recording() as recorded:
-            logits_NV = masked_logits(student, batch, keep_only_masked=True)
-        terms = objective.terms(logits_NV, teacher_rows(batch), progress=0.5)
-        if recorded is not None:
-            terms += objective.signal_terms(recorded, batch, progress=0.5)
-        loss = torch.stack([term.weight * term.total / counts[term.rows] for term in terms]).sum()
+            hidden_ND = masked_hidden(student, batch)
+        head_loss, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.5)
+        terms = [] if recorded is None else objective.signal_terms(recorded, batch, progress=0.5)
+        loss = head_loss / counts["loss_mask"]
+        for term in terms:
+            loss = loss + term.weight * term.total / counts[term.rows]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

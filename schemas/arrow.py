@@ -26,6 +26,14 @@ LOGITS_SCHEMA = pa.schema(
     ]
 )
 
+DRAWS_SCHEMA = pa.schema(
+    [
+        pa.field("positions", pa.list_(pa.uint32()), nullable=False),  # [P] rows of the sequence, rising
+        pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes of codes, entropy
+        pa.field("frame", pa.binary(), nullable=False),  # one zstd frame of these, one after the other
+    ]
+)
+
 HIDDEN_SCHEMA = pa.schema(
     [
         pa.field("positions", pa.list_(pa.uint32()), nullable=False),  # [P] rows of the sequence, rising
@@ -46,6 +54,8 @@ ATTENTION_SCHEMA = pa.schema(
 SCHEMAS = {
     "tokens": TOKENS_SCHEMA,
     "logits": LOGITS_SCHEMA,
+    "draws": DRAWS_SCHEMA,
+    "final": HIDDEN_SCHEMA,
     "hidden": HIDDEN_SCHEMA,
     "attention": ATTENTION_SCHEMA,
 }

@@ -1,6 +1,6 @@
 """The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -103,6 +103,7 @@ class Stride(Strict):
 
 
 Positions = Literal["all", "loss_mask", "keywords"] | Stride
+CapturedSignal = Literal["logits", "draws", "final", "hidden", "attention"]
 
 CODE_KEYWORDS = [  # Python's
     "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif", "else",
@@ -111,7 +112,19 @@ CODE_KEYWORDS = [  # Python's
 ]  # fmt: skip
 
 
-class HiddenCapture(Strict):
+class Quantised(Strict):
+    """How hidden states are stored."""
+
+    dtype: Literal["int8", "bfloat16", "float16"] = Field(
+        "int8", description="`int8`: with a scale for each group of channels, and the largest channels kept apart."
+    )
+    channels_per_scale: int = Field(32, ge=1, description="`int8`: channels that share a scale.")
+    channels_per_outlier: int = Field(
+        64, ge=2, description="`int8`: one of so many channels, the largest of a row, is kept apart in bfloat16."
+    )
+
+
+class HiddenCapture(Quantised):
     """Hidden states: the residual stream after a decoder layer, before the next norm."""
 
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(
@@ -119,13 +132,6 @@ class HiddenCapture(Strict):
     )
     positions: Positions = Field(
         "loss_mask", description="Rows: `all`, `loss_mask`, `keywords` (a keyword is produced), or `{every: n}`."
-    )
-    dtype: Literal["int8", "bfloat16", "float16"] = Field(
-        "int8", description="`int8`: with a scale for each group of channels, and the largest channels kept apart."
-    )
-    channels_per_scale: int = Field(32, ge=1, description="`int8`: channels that share a scale.")
-    channels_per_outlier: int = Field(
-        64, ge=2, description="`int8`: one of so many channels, the largest of a row, is kept apart in bfloat16."
     )
 
     def layer_numbers(self, num_layers: int) -> list[int]:
@@ -149,10 +155,34 @@ class AttentionCapture(Strict):
         return self.heads if isinstance(self.heads, int) else len(self.heads)
 
 
+class DrawsCapture(Strict):
+    """Random draws from each next-token distribution: an unbiased target at any temperature.
+
+    `region: tail` with the exact head that `logits` stores, `region: all` alone (random sampling distillation).
+    """
+
+    n: int = Field(50, ge=1, le=4096, description="Draws of a row at each temperature.")
+    region: Literal["tail", "all"] = Field(
+        "tail", description="Draw from what `logits` does not store, or from the whole distribution."
+    )
+    temperatures: list[float] = Field(
+        [1.0], min_length=1, description="Temperatures that are drawn at; each must be among those of `logits`."
+    )
+    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are drawn for.")
+
+
+class FinalCapture(Quantised):
+    """The final hidden state, after the last norm, and once a cache the output head: every logit can be rebuilt."""
+
+    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are stored.")
+
+
 class CaptureConfig(Strict):
     """Which signals are stored."""
 
     logits: LogitsCapture = LogitsCapture()
+    draws: DrawsCapture | None = None
+    final: FinalCapture | None = None
     hidden: HiddenCapture | None = None
     attention: AttentionCapture | None = None
     keywords: list[Annotated[str, Field(pattern=r"^\w+$")]] = Field(
@@ -160,12 +190,20 @@ class CaptureConfig(Strict):
     )
 
     @property
-    def signals(self) -> list[Literal["logits", "hidden", "attention"]]:
+    def signals(self) -> list[CapturedSignal]:
         """The signals that are stored beside the tokens."""
-        names: list[Literal["logits", "hidden", "attention"]] = ["logits"]
-        names += ["hidden"] if self.hidden is not None else []
-        names += ["attention"] if self.attention is not None else []
-        return names
+        return [name for name in get_args(CapturedSignal) if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _draws_fit_the_logits(self) -> "CaptureConfig":
+        if self.draws is not None and not set(self.draws.temperatures) <= set(self.logits.temperatures):
+            raise ValueError(
+                f"draws.temperatures {self.draws.temperatures} must be among logits.temperatures "
+                f"{self.logits.temperatures}"
+            )
+        if self.draws is not None and self.draws.region == "tail" and self.logits.policy == "nucleus":
+            raise ValueError("draws.region: tail goes with logits.policy: top_k; use region: all beside a nucleus")
+        return self
 
 
 class CodecConfig(Strict):

@@ -15,7 +15,7 @@ from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Prove
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
-Signal = Literal["tokens", "logits", "hidden", "attention"]
+Signal = Literal["tokens", "logits", "draws", "final", "hidden", "attention"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24
@@ -71,6 +71,18 @@ class FileEntry(Strict):
     sha256: Sha256
 
 
+class HeadInfo(Strict):
+    """The teacher's output head, stored once: logits = cap(scale · (final hidden state · weightᵀ + bias)).
+
+    cap(x) = softcap · tanh(x / softcap), or x where `softcap` is null. The file holds the tensor `weight` [V, D] and
+    perhaps `bias` [V].
+    """
+
+    file: FileEntry
+    scale: Annotated[float, Field(gt=0)]
+    softcap: Annotated[float, Field(gt=0)] | None
+
+
 class Unit(Strict):
     """One planned unit of work: the shard ``name`` it becomes and the file with its sequences, written by the plan."""
 
@@ -109,6 +121,7 @@ class Manifest(Strict):
     capture: CaptureConfig
     codec: CodecConfig
     provenance: Provenance
+    head: HeadInfo | None = Field(None, description="The teacher's output head; there if `capture.final` is set.")
     tokens_per_shard: Annotated[int, Field(ge=1)]
     units: list[Unit]
     complete: bool

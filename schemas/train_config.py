@@ -59,10 +59,23 @@ class WeightSchedule(Strict):
 
 
 class TlaConfig(Strict):
-    """Token-level logits alignment: KL(teacher ‖ student) at `temperature`, times temperature squared."""
+    """Token-level logits alignment: a divergence of softened distributions, times temperature squared."""
 
     weight: WeightSchedule = WeightSchedule(start=1.0, end=0.3)
-    temperature: float = Field(1.0, gt=0, description="Must be one of the cache's temperatures.")
+    temperature: float = Field(
+        1.0, gt=0, description="One of those the cache stores its target at; `final` serves any temperature."
+    )
+    target: Literal["top_k", "draws", "final"] | None = Field(
+        None,
+        description="Which signal to learn from; default: the richest the cache has: final, else draws, else top_k.",
+    )
+    tail: Literal["bucket", "renormalise", "ignore"] = Field(
+        "bucket", description="`top_k`: what becomes of the mass that is not stored; all but `bucket` are biased."
+    )
+    divergence: Literal["forward", "reverse", "jsd"] = Field(
+        "forward", description="KL(teacher ‖ student), KL(student ‖ teacher), or the Jensen-Shannon divergence."
+    )
+    jsd_beta: float = Field(0.5, gt=0, lt=1, description="`jsd`: weight of the teacher in the mixture.")
 
 
 class CrossEntropyConfig(Strict):

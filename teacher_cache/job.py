@@ -19,10 +19,12 @@ from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal, Unit
 from teacher_cache.codec.encoders import Encoders
 from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
 from teacher_cache.engines import Engine, open_engine
+from teacher_cache.head import check_rebuilt
 from teacher_cache.plan import load_or_make_plan, read_unit
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
-from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.records import Captured, TokenSample
+from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import assemble, committed, read_mark, read_table, remove_garbage, write_mark
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.writer import ShardWriter
@@ -103,8 +105,9 @@ def _score_units(
     stop: "_StopRequest",
     tokens_per_call: int,
 ) -> None:
-    """Score, encode and write units. Signals other than the logits are written as they come, call by call."""
+    """Score, encode and write units. Signals without token ids are written as they come, call by call."""
     encoders = Encoders(plan)
+    unchecked_head = None if plan.capture.final is None else read_head(storage, plan)
     table = ""
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
         for unit in pending:
@@ -113,20 +116,25 @@ def _score_units(
             started = time.perf_counter()
             sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
             with ShardWriter(storage, unit, plan.capture.signals, worker.owner) as shard:
-                logits = []
+                kept = []  # what waits for the code table
                 for part in _parts(sequences, tokens_per_call):
                     requests = [to_request(sample, plan.capture) for sample in part]
                     for sample, captured in zip(part, engine.score(requests), strict=True):
-                        logits.append(captured.logits)
-                        for signal, payload in encoders.encode(captured):
+                        if unchecked_head is not None:
+                            check_rebuilt(captured, unchecked_head, plan)
+                            unchecked_head = None
+                        kept.append(Captured(captured.logits, draws=captured.draws))
+                        for signal, payload in encoders.encode_others(captured):
                             shard.add(signal, sample.key, payload)
                 if not table:
-                    table_ids, table = _code_table(storage, plan, logits, worker)
+                    table_ids, table = _code_table(storage, plan, kept, worker)
                     encoders.use_table(table_ids)
-                for sample, rows in zip(sequences, logits, strict=True):
-                    shard.add("logits", sample.key, encoders.encode_logits(rows))
+                for sample, captured in zip(sequences, kept, strict=True):
+                    for signal, payload in encoders.encode_ids(captured):
+                        shard.add(signal, sample.key, payload)
             _commit(storage, unit, sequences, {"tokens": tokens_index, **shard.indexes()}, table, worker)
-            tally.add(unit, sum(float(bucket_entropy(rows).sum()) for rows in logits), time.perf_counter() - started)
+            entropy = sum(float(bucket_entropy(captured.logits).sum()) for captured in kept)
+            tally.add(unit, entropy, time.perf_counter() - started)
             progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
 
 
@@ -162,15 +170,18 @@ def _commit(
     write_mark(storage, index, worker.owner)
 
 
-def _code_table(storage: Storage, plan: Manifest, scored: list[LogitsSample], worker: Worker) -> tuple[np.ndarray, str]:
+def _code_table(storage: Storage, plan: Manifest, scored: list[Captured], worker: Worker) -> tuple[np.ndarray, str]:
     """The code table in use in this cache, or one made from the first scored unit; and its digest."""
     vocab_size = plan.teacher.vocab_size
     for shard in committed(storage, plan):
         digest = read_mark(storage, shard).table
         return read_table(storage, digest, vocab_size), digest
     counts = np.zeros(vocab_size, np.int64)
-    for sample in scored:
-        counts += np.bincount(sample.ids[np.isfinite(sample.logprobs)], minlength=vocab_size)
+    for captured in scored:
+        logits, draws = captured.logits, captured.draws
+        counts += np.bincount(logits.ids[np.isfinite(logits.logprobs)], minlength=vocab_size)
+        if draws is not None:
+            counts += np.bincount(draws.ids.reshape(-1), minlength=vocab_size)
     table = build_code_table(counts)
     digest = table_digest(table)
     storage.write(table_path(digest), encode_table(table), worker.owner)

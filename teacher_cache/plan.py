@@ -1,7 +1,7 @@
 """Planning: from the corpus to units of work. The plan depends on the corpus and the configuration only.
 
-The plan's product is one ``tokens`` tar per unit and a manifest without shards: any worker, anywhere, can (re)do any
-unit from them, and resuming is "the units with no commit mark".
+The plan's product is one ``tokens`` tar per unit, the teacher's output head if that is asked for, and a manifest
+without shards: any worker, anywhere, can (re)do any unit from them, and resuming is "the units with no commit mark".
 """
 
 import io
@@ -15,6 +15,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
+from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
@@ -66,12 +67,13 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     remove_garbage(storage, None)
     corpus = Corpus(config.corpus, tokenizer)
     try:
+        head = None if config.capture.final is None else write_head(config.teacher, storage)
         units = _write_units(corpus, storage, config.output.tokens_per_shard)
     except UserError:
         remove_garbage(storage, None)
         raise
     plan = wanted.model_copy(
-        update={"units": units, "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts})}
+        update={"head": head, "units": units, "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts})}
     )
     storage.write(MANIFEST, plan.to_json().encode())
     logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)

@@ -52,6 +52,15 @@ class HiddenSample:
 
 
 @dataclass(frozen=True)
+class DrawsSample:
+    """Draws from the distributions of one sequence's rows: the ``draws`` signal. T temperatures, M draws."""
+
+    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
+    ids: np.ndarray  # int32 [P, T, M]; repeated as often as they were drawn, in no order that means anything
+    entropy: np.ndarray  # float32 [P, T]; of the row's whole softened distribution, nats
+
+
+@dataclass(frozen=True)
 class AttentionSample:
     """Rows of attention weights of one sequence in one layer."""
 
@@ -67,6 +76,9 @@ class Request(NamedTuple):
     input_ids: np.ndarray  # integer [S]
     hidden_positions: np.ndarray = NO_ROWS  # int32 [P]
     attention_positions: np.ndarray = NO_ROWS  # int32 [P]
+    draws_positions: np.ndarray = NO_ROWS  # int32 [P]
+    final_positions: np.ndarray = NO_ROWS  # int32 [P]
+    seed: int = 0  # of the draws
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,20 @@ class Captured:
     """What an engine gives for one sequence; signals that the configuration does not ask for are None."""
 
     logits: LogitsSample
-    hidden: HiddenSample | None = None
+    hidden: HiddenSample | None = None  # C layers
     attention: AttentionSample | None = None
+    draws: DrawsSample | None = None
+    final: HiddenSample | None = None  # the final hidden state as the only layer
+
+
+@dataclass(frozen=True)
+class DrawsBatch:
+    """The draws of a batch, one entry for each of the N rows of its samples that were drawn for."""
+
+    batch_row: np.ndarray  # int64 [N]; row of the batch
+    column: np.ndarray  # int64 [N]; token in that row
+    ids: np.ndarray  # int32 [N, T, M]; as in a DrawsSample
+    entropy: np.ndarray  # float32 [N, T]
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,10 @@ class AttentionBatch:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Batch arrays. A row is one sample, or several packed one after the other (their positions restart at 0)."""
+    """Batch arrays. A row is one sample, or several packed one after the other (their positions restart at 0).
+
+    Without the logits signal K and T are 0 and ``next_logprob`` is NaN everywhere.
+    """
 
     input_ids: np.ndarray  # int64 [R, L]; 0 in the padding
     position_ids: np.ndarray  # int64 [R, L]; 0 in the padding
@@ -116,3 +143,5 @@ class RowBatch:
     log_partition: np.ndarray  # float32 [R, L, T]; 0 in the padding
     hidden: HiddenBatch | None = None
     attention: AttentionBatch | None = None
+    draws: DrawsBatch | None = None
+    final: HiddenBatch | None = None

@@ -6,9 +6,11 @@ a file.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
@@ -59,6 +62,8 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
             yield from _problem(partial(read_index, storage, manifest, entry, (signal,), sizes))
     for digest in manifest.tables:
         yield from _problem(partial(read_table, storage, digest, manifest.teacher.vocab_size))
+    if manifest.capture.final is not None:
+        yield from _problem(partial(read_head, storage, manifest))
 
 
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
@@ -101,23 +106,35 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
         except CorruptCacheError as error:
             yield str(error)
         if manifest.capture.hidden is not None:
-            yield from _problem(partial(check_hidden, reader, position))
+            yield from _problem(partial(check_hidden, reader, position, "hidden"))
+        if manifest.capture.final is not None:
+            yield from _problem(partial(check_hidden, reader, position, "final"))
         if manifest.capture.attention is not None:
             yield from _problem(partial(reader.read_attention, position))  # decoding checks all there is to check
+        if manifest.capture.draws is not None:
+            yield from _problem(partial(check_draws, reader, position))
         advance(position + 1, len(reader))
 
 
-def check_hidden(reader: CacheReader, position: int) -> None:
+def check_draws(reader: CacheReader, position: int) -> None:
+    """Raise CorruptCacheError when a sample's draws cannot be decoded, or an entropy is above log V."""
+    sample = reader.read_draws(position)
+    most = math.log(reader.manifest.teacher.vocab_size) + 1 / reader.manifest.codec.scalar_steps_per_nat
+    if sample.entropy.max(initial=0) > most:
+        where = reader.where(position, "draws")
+        raise CorruptCacheError(f"{where}: an entropy of {sample.entropy.max():.4g} nats, at most {most:.4g} can be")
+
+
+def check_hidden(reader: CacheReader, position: int, signal: Literal["hidden", "final"]) -> None:
     """Raise CorruptCacheError when a sample's hidden states cannot be decoded or are not finite numbers."""
-    sample = reader.read_hidden(position)
-    capture = reader.manifest.capture.hidden
-    assert capture is not None
+    sample = reader.read_hidden(position) if signal == "hidden" else reader.read_final(position)
+    capture = getattr(reader.manifest.capture, signal)
     for name, bits in (("scales", sample.scales), ("outliers", sample.outliers), ("values", sample.values)):
         if bits.dtype != np.int16:
             continue  # int8 values are finite
         exponent = 0x7C00 if name == "values" and capture.dtype == "float16" else 0x7F80  # all ones: inf or NaN
         if ((bits & exponent) == exponent).any():
-            where = reader.where(position, "hidden")
+            where = reader.where(position, signal)
             raise CorruptCacheError(f"{where}: the {name} of its hidden states are not all finite")
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
-from teacher_cache.records import RowBatch
+from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
+from teacher_cache.signals.head import OutputHead
 from trainer.order import RowPlan
 from trainer.student import tokenizer_files
 
@@ -30,11 +31,15 @@ class Cache(Protocol):
     """What the trainer needs of a cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
 
     manifest: Manifest
+    signals: tuple[Signal, ...]
     keys: list[str]
     num_tokens: np.ndarray
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode the samples of each row, one after the other, into padded arrays."""
+
+    def read_head(self) -> OutputHead:
+        """The teacher's output head, of a cache with final hidden states."""
 
     def close(self) -> None:
         """Release files."""
@@ -92,16 +97,30 @@ def check_tokenizer(manifest: Manifest, folder: Path, where: str) -> None:
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``.
 
-    Those of its hidden states and attention rows, if any, are named ``hidden_…`` and ``attention_…``.
+    Those of its other signals, if any, are named ``hidden_…``, ``attention_…``, ``draws_…`` and ``final_…``.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
         names.append("position_ids")
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
-    for signal, part in (("hidden", rows.hidden), ("attention", rows.attention)):
+    parts: dict[str, DrawsBatch | HiddenBatch | AttentionBatch | None] = {
+        "hidden": rows.hidden,
+        "attention": rows.attention,
+        "draws": rows.draws,
+        "final": rows.final,
+    }
+    for signal, part in parts.items():
         if part is not None:
+            if signal in ("draws", "final"):
+                _check_covered(rows.loss_mask, part, signal)
             batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch
+
+
+def _check_covered(loss_mask_RL: np.ndarray, part: DrawsBatch | HiddenBatch | AttentionBatch, signal: str) -> None:
+    found, wanted = int(loss_mask_RL[part.batch_row, part.column].sum()), int(loss_mask_RL.sum())
+    if found != wanted:
+        raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
 
 
 class CacheRows(Dataset[Batch]):

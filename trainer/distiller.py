@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from schemas.errors import UserError
@@ -20,6 +19,8 @@ from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
 from trainer.checkpoint import RunState, find_resume, new_state
 from trainer.data import Cache, CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, open_cache
+from trainer.evaluate import head_on, open_for_evaluation
+from trainer.forms import needed_signals
 from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
@@ -27,9 +28,9 @@ from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
 from trainer.order import RowPlan, check_lengths, plan_rows, sorted_rows, split_by_key
 from trainer.report import Clock, cost, write_json
-from trainer.signals import StudentSignals, needed_signals, needs_student_signals, used
+from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
-from trainer.taps import check_packing
+from trainer.taps import check_head, check_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,15 +54,16 @@ def distill(
 
     # what there is to learn, and who learns it
     losses = used(config.losses)
-    cache = open_cache(config.data.cache, needed_signals(losses))
-    objective = Objective(losses, cache.manifest.capture.logits.temperatures)
+    capture = open_cache(config.data.cache, ("tokens",)).manifest.capture
+    cache = open_cache(config.data.cache, needed_signals(losses, capture))
+    objective = Objective(losses, capture)
     init_folder = materialise_student(config)
     check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
     check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
 
     # in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
-    plan, validation = plan_data(config, cache, rows_per_step)
+    plan, held_out_cache, held_out_rows = plan_data(config, cache, rows_per_step)
     arguments.max_steps = len(plan) // rows_per_step
 
     # from where
@@ -72,8 +74,16 @@ def distill(
     clock = Clock(state.rows_consumed)
 
     if not is_finished(state, arguments):
+        student.to(arguments.device)  # type: ignore[arg-type]
+        check_head(student)
         if config.data.packing:
             check_packing(student, flatten=config.student.attention.startswith("flash"))
+        if "final" in cache.signals:
+            objective.teacher_head = head_on(arguments.device, cache)
+        validation = evaluation_head = None
+        if held_out_cache is not None:
+            validation = evaluation_loader(held_out_cache, held_out_rows, config.loop.micro_batch_size)
+            evaluation_head = head_on(arguments.device, held_out_cache)
         if needs_student_signals(losses):
             objective.signals = StudentSignals(student, losses, cache.manifest, config.loop.seed)
         trainer = DistillationTrainer(
@@ -81,6 +91,7 @@ def distill(
             arguments,
             train_dataset=CacheRows(cache, plan, packed=config.data.packing),
             validation=validation,
+            evaluation_head=evaluation_head,
             objective=objective,
             run_state=state,
             early_stopping_patience=config.loop.early_stopping_patience,
@@ -96,6 +107,8 @@ def distill(
         clock.stop(less=trainer.evaluation_seconds)
         if objective.signals is not None:
             objective.signals.close()
+    if held_out_cache is not None:
+        held_out_cache.close()
 
     finished = is_finished(state, arguments)
     best = output / f"checkpoint-{state.best_step}"
@@ -198,18 +211,20 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     return arguments
 
 
-def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[RowPlan, DataLoader[Any] | None]:
-    """The rows of the whole training run, and the batches of one validation (None without validation data)."""
+def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[RowPlan, Cache | None, RowPlan]:
+    """The rows of the whole training run, the cache to validate on (None without validation data), and its rows."""
     data, loop = config.data, config.loop
-    held_out_cache = cache
     train, held_out = split_by_key(cache.keys, data.validation_fraction)
     if data.validation_fraction > 0 and not (len(train) and len(held_out)):
         raise UserError(
             f"data.validation_fraction: {data.validation_fraction} of the {len(cache.keys)} samples of {data.cache} "
             f"leaves {len(train)} for training and {len(held_out)} for validation; choose another share"
         )
+    held_out_cache = None
+    if data.validation_fraction > 0:
+        held_out_cache = open_for_evaluation(data.cache)
     if data.validation_cache is not None:
-        held_out_cache = open_cache(data.validation_cache)
+        held_out_cache = open_for_evaluation(data.validation_cache)
         held_out, _ = split_by_key(held_out_cache.keys, 0.0)
         check_same_tokenizer(cache.manifest, held_out_cache.manifest, data.validation_cache)
     if data.packing:
@@ -223,10 +238,8 @@ def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[Ro
         max_steps=loop.max_steps,
         pack_tokens=data.pack_tokens if data.packing else None,
     )
-    if not len(held_out):
-        return plan, None
-    order = sorted_rows(held_out, held_out_cache.num_tokens)
-    return plan, evaluation_loader(held_out_cache, order, loop.micro_batch_size)
+    num_tokens = cache.num_tokens if held_out_cache is None else held_out_cache.num_tokens
+    return plan, held_out_cache, sorted_rows(held_out, num_tokens)
 
 
 def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> None:

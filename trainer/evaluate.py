@@ -5,59 +5,114 @@ from typing import Any
 
 import torch
 
+from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
-from trainer.data import Batch, check_vocabulary, evaluation_loader, open_cache
-from trainer.losses.cross_entropy import cross_entropy_per_token
-from trainer.losses.objective import teacher_rows
-from trainer.losses.tla import tla_per_token
+from teacher_cache.signals.head import OutputHead
+from trainer.data import Batch, Cache, check_vocabulary, evaluation_loader, open_cache
+from trainer.forms import evaluation_signals
+from trainer.losses.lean import chunk_rows
+from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
+from trainer.losses.targets import Target
+from trainer.losses.tla import tla_
 from trainer.order import sorted_rows, split_by_key
 from trainer.student import load_model
-from trainer.taps import accepts_logits_to_keep, masked_logits
+from trainer.taps import check_head, masked_hidden, output_head
+
+CONFIDENCE_BINS = 15
+SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: Any,
     batches: Iterable[Batch],
-    unit_column: int,
-    keep_only_masked: bool,
+    capture: CaptureConfig,
+    teacher_head: OutputHead | None = None,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> dict[str, float]:
     """Means over the tokens that count, without gradients; the model is left in the mode it was in.
 
-    unit_column: column of the log-partition at temperature 1. Returns ``kl`` (teacher ‖ student at temperature 1 with
-    the "all other tokens" bucket, nats), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement``
-    (share of rows where the student's best token is the teacher's), ``teacher_cross_entropy``, and ``tokens``.
-    Raises UserError if no token counts.
+    capture: the cache's. teacher_head: of a cache with final hidden states. Returns ``kl`` (teacher ‖ student at
+    temperature 1, nats: of the whole distributions with a teacher's head, else with the "all other tokens" bucket, a
+    lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement`` (share of rows where the
+    student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``), ``teacher_cross_entropy``, and
+    ``tokens``. Raises UserError if no token counts.
     """
     device = next(model.parameters()).device
-    totals: dict[str, float] = dict.fromkeys(("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy"), 0.0)
+    totals = torch.zeros(len(SUMS), dtype=torch.float64)
+    calibration = _Calibration()
     tokens = 0
     was_training = model.training
     model.eval()
+    head = output_head(model)
     with torch.no_grad():
         for cpu_batch in batches:
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
             rows = teacher_rows(batch)
-            logits_NV = masked_logits(model, batch, keep_only_masked)
-            partition_N = rows.log_partition_NT[:, unit_column]
-            per_token = {
-                "kl": tla_per_token(logits_NV, rows.ids_NK, rows.logprobs_NK, partition_N, partition_N),
-                "cross_entropy": cross_entropy_per_token(logits_NV, rows.next_ids_N),
-                "top1_agreement": logits_NV.argmax(dim=-1) == rows.ids_NK[:, 0],
-                "teacher_cross_entropy": -rows.next_logprob_N,
-            }
-            for name, values_N in per_token.items():
-                totals[name] += values_N.sum(dtype=torch.float64).item()
-            tokens += len(logits_NV)
+            hidden_ND = masked_hidden(model, batch)
+            target: Target
+            if teacher_head is None:
+                target = stored_target(rows, capture, 1.0, len(head.weight_VD))
+            else:
+                target = dense_target(rows, capture, teacher_head, 1.0)
+            for chunk in chunk_rows(head, len(hidden_ND)):
+                totals += _sums(head.logits(hidden_ND[chunk]), rows, target, chunk, calibration)
+            tokens += len(hidden_ND)
             if on_batch is not None:
                 on_batch(cpu_batch)
     model.train(was_training)
     if tokens == 0:
         raise UserError("nothing to evaluate: no token of these samples counts (loss_mask is False everywhere)")
-    means: dict[str, Any] = {name: total / tokens for name, total in totals.items()}
+    means: dict[str, Any] = dict(zip(SUMS, (totals / tokens).tolist(), strict=True))
     means["perplexity"] = float(torch.tensor(means["cross_entropy"], dtype=torch.float64).exp())
+    means["calibration_error"] = calibration.error()
     means["tokens"] = tokens
     return means
+
+
+def _sums(
+    logits_nV: torch.Tensor, rows: TeacherRows, target: Target, chunk: slice, calibration: "_Calibration"
+) -> torch.Tensor:
+    """The sums of SUMS over a chunk of rows, float64."""
+    next_ids_n = rows.next_ids_N[chunk].long()
+    best_n = logits_nV.argmax(dim=-1)
+    log_z_n = torch.logsumexp(logits_nV, dim=-1)
+    cross_entropy_n = log_z_n - logits_nV.gather(1, next_ids_n[:, None]).squeeze(1)
+    calibration.add((logits_nV.amax(dim=-1) - log_z_n).exp(), best_n == next_ids_n)
+    agrees_n = best_n == rows.ids_NK[chunk, 0]
+    kl_n, _ = tla_(logits_nV, target.rows(chunk), temperature=1.0)
+    per_token = (kl_n, cross_entropy_n, agrees_n, -rows.next_logprob_N[chunk])
+    return torch.stack([values_n.sum(dtype=torch.float64) for values_n in per_token]).cpu()
+
+
+class _Calibration:
+    """Expected calibration error of the student's best token (Guo et al. 2017, arXiv:1706.04599).
+
+    Rows are put in bins of equal width by the probability of the best token; the error is the mean over rows of the
+    distance between their bin's mean probability and its share of rows where the best token was the realised one.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(CONFIDENCE_BINS, 2, dtype=torch.float64)  # confidence, right
+        self._rows = 0
+
+    def add(self, confidence_n: torch.Tensor, right_n: torch.Tensor) -> None:
+        bins_n = (confidence_n * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1).cpu()
+        self._sums.index_add_(0, bins_n, torch.stack([confidence_n, right_n.float()], dim=1).double().cpu())
+        self._rows += len(bins_n)
+
+    def error(self) -> float:
+        return float((self._sums[:, 0] - self._sums[:, 1]).abs().sum() / self._rows)
+
+
+def open_for_evaluation(url: str) -> Cache:
+    """Open a cache for all that ``evaluate`` reads. Raises UserError."""
+    manifest = open_cache(url, ("tokens",)).manifest
+    return open_cache(url, evaluation_signals(manifest.capture))
+
+
+def head_on(device: torch.device, cache: Cache) -> OutputHead | None:
+    """The teacher's output head on a device, or None if the cache has none."""
+    return None if cache.manifest.capture.final is None else cache.read_head().to(device)
 
 
 def evaluate_folder(
@@ -74,7 +129,7 @@ def evaluate_folder(
     limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
     Also returns ``samples`` and the model's number of ``parameters``. Raises UserError.
     """
-    cache = open_cache(cache_url)
+    cache = open_for_evaluation(cache_url)
     everything, held_out = split_by_key(cache.keys, validation_fraction)
     samples = (held_out if validation_fraction > 0 else everything)[:limit]
     if not len(samples):
@@ -82,6 +137,7 @@ def evaluate_folder(
     model: Any = load_model(model_folder, key="MODEL", dtype=getattr(torch, dtype))
     check_vocabulary(cache.manifest, model.config, where=cache_url)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    check_head(model)
     done = 0
 
     def on_batch(batch: Batch) -> None:
@@ -91,7 +147,6 @@ def evaluate_folder(
             advance(done, len(samples))
 
     loader = evaluation_loader(cache, sorted_rows(samples, cache.num_tokens), batch_size)
-    unit_column = cache.manifest.capture.logits.temperatures.index(1.0)
-    measured = evaluate(model, loader, unit_column, accepts_logits_to_keep(model), on_batch)
+    measured = evaluate(model, loader, cache.manifest.capture, head_on(model.device, cache), on_batch)
     cache.close()
     return {**measured, "samples": len(samples), "parameters": model.num_parameters()}

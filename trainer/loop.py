@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
+from teacher_cache.signals.head import OutputHead
 from trainer.checkpoint import RunState, keep_newest, write_state
 from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
 from trainer.evaluate import evaluate
 from trainer.interrupts import StopRequest, leave_interrupts_to_main
 from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
 from trainer.signals import MAPS
-from trainer.taps import accepts_logits_to_keep, masked_logits
+from trainer.taps import masked_hidden, output_head
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class DistillationTrainer(Trainer):
         *,
         train_dataset: CacheRows,
         validation: DataLoader[Any] | None,
+        evaluation_head: OutputHead | None,
         objective: Objective,
         run_state: RunState,
         early_stopping_patience: int | None,
@@ -49,7 +51,10 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback],
         log_gradient_norms: bool = False,
     ) -> None:
-        """``validation`` yields the batches of one validation; ``stop`` turns true when the run should end early."""
+        """``validation`` yields the batches of one validation; ``evaluation_head`` is the teacher's, if they need it.
+
+        ``stop`` turns true when the run should end early.
+        """
         keeper = RunKeeper(self, keep_checkpoints, stop)
         super().__init__(
             model=model,
@@ -60,10 +65,11 @@ class DistillationTrainer(Trainer):
         )
         self.rows = train_dataset
         self.validation = validation
+        self.evaluation_head = evaluation_head
         self.objective: Objective = objective
         self.run_state = run_state
         self.patience = early_stopping_patience
-        self.keep_only_masked = accepts_logits_to_keep(model)
+        self.head = output_head(model)
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
         self.evaluation_seconds = 0.0
@@ -115,19 +121,22 @@ class DistillationTrainer(Trainer):
         counts = dict(zip(ROWS, num_items_in_batch.clamp(min=1), strict=True))
         signals = self.objective.signals
         with nullcontext() if signals is None else signals.recorder.recording() as recorded:
-            logits_NV = masked_logits(model, inputs, self.keep_only_masked, self.flatten)
-        terms = self.objective.terms(logits_NV, teacher_rows(inputs), self.progress())
-        if recorded is not None:
-            terms += self.objective.signal_terms(recorded, inputs, self.progress())
-        loss = logits_NV.new_zeros((), dtype=torch.float32)
-        for term in terms:
+            hidden_ND = masked_hidden(model, inputs, self.flatten)
+        rows, progress = teacher_rows(inputs), self.progress()
+        head_loss, head_terms = self.objective.head_terms(hidden_ND, self.head, rows, progress)
+        signal_terms = [] if recorded is None else self.objective.signal_terms(recorded, inputs, progress)
+        loss = head_loss / counts["loss_mask"]
+        for term in signal_terms:
+            loss = loss + term.weight * term.total / counts[term.rows]
+        for term in head_terms + signal_terms:
             mean = term.total / counts[term.rows]
             self._record(term.name, mean)
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
-            if self.log_gradient_norms:
-                self._record(f"{term.name}_gradient_norm", gradient_norm(term.weight * mean, model) / self._shares())
-            loss = loss + term.weight * mean
+        if self.log_gradient_norms:
+            for term in self.objective.head_terms_apart(hidden_ND, self.head, rows, progress) + signal_terms:
+                norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
+                self._record(f"{term.name}_gradient_norm", norm / self._shares())
         for name, value in ({} if signals is None else signals.figures()).items():
             self._record(name, value / self._shares())
         self._record("loss", loss)
@@ -169,7 +178,7 @@ class DistillationTrainer(Trainer):
         assert self.validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        measured = evaluate(self.model, self.validation, self.objective.unit_column, self.keep_only_masked)
+        measured = evaluate(self.model, self.validation, self.objective.capture, self.evaluation_head)
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))

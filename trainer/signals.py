@@ -11,7 +11,7 @@ import torch
 
 from schemas.cache_config import HiddenCapture, layer_number
 from schemas.errors import UserError
-from schemas.manifest import Manifest, Signal
+from schemas.manifest import Manifest
 from schemas.train_config import LossConfig
 from teacher_cache.signals.attention import attention_scores
 from teacher_cache.signals.hidden import dequantise
@@ -32,13 +32,6 @@ def used(losses: LossConfig) -> LossConfig:
     parts = {name: getattr(losses, name) for name in ("lhsm", "apc", "asr")}
     off = {name: None for name, part in parts.items() if part is not None and always_zero(part.weight)}
     return losses.model_copy(update=off)
-
-
-def needed_signals(losses: LossConfig) -> tuple[Signal, ...]:
-    """The signals that training with these losses reads; no file of another one is touched."""
-    hidden: tuple[Signal, ...] = ("hidden",) if losses.lhsm is not None else ()
-    attention: tuple[Signal, ...] = ("attention",) if losses.apc is not None else ()
-    return ("tokens", "logits", *hidden, *attention)
 
 
 def needs_student_signals(losses: LossConfig) -> bool:

@@ -1,41 +1,57 @@
 """The encoders of all signals of one cache."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from schemas.manifest import Manifest, Signal
 from teacher_cache.codec.attention import AttentionCodec
+from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsEncoder
-from teacher_cache.records import Captured, LogitsSample
+from teacher_cache.records import Captured
+
+Sample = TypeVar("Sample")
 
 
 class Encoders:
-    """Payloads of the signals that ``plan`` asks for. Logits need a code table first: ``use_table``."""
+    """Payloads of the signals that ``plan`` asks for."""
 
     def __init__(self, plan: Manifest) -> None:
         self._plan = plan
-        capture, codec = plan.capture, plan.codec
-        self._logits: LogitsEncoder | None = None
-        self._hidden = self._attention = None
+        capture, codec, channels = plan.capture, plan.codec, plan.teacher.hidden_size
+        self._with_table: dict[Signal, Callable[[Captured], bytes]] = {}
+        self._without_table: dict[Signal, Callable[[Captured], bytes]] = {}
         if capture.hidden is not None:
-            self._hidden = HiddenCodec(capture.hidden, codec, plan.teacher.hidden_size)
+            hidden = HiddenCodec(capture.hidden, codec, len(capture.hidden.layers), channels)
+            self._without_table["hidden"] = lambda captured: hidden.encode(_there(captured.hidden))
+        if capture.final is not None:
+            final = HiddenCodec(capture.final, codec, 1, channels)
+            self._without_table["final"] = lambda captured: final.encode(_there(captured.final))
         if capture.attention is not None:
-            self._attention = AttentionCodec(capture.attention, codec)
+            attention = AttentionCodec(capture.attention, codec)
+            self._without_table["attention"] = lambda captured: attention.encode(_there(captured.attention))
 
     def use_table(self, table: np.ndarray) -> None:
         """Code token ids with ``table`` (uint32 [V])."""
-        self._logits = LogitsEncoder(self._plan.capture.logits, self._plan.codec, table)
+        capture, codec = self._plan.capture, self._plan.codec
+        logits = LogitsEncoder(capture.logits, codec, table)
+        self._with_table["logits"] = lambda captured: logits.encode(captured.logits)
+        if capture.draws is not None:
+            draws = DrawsCodec(capture.draws, codec, table)
+            self._with_table["draws"] = lambda captured: draws.encode(_there(captured.draws))
 
-    def encode_logits(self, sample: LogitsSample) -> bytes:
-        """The payload of a sequence's logits."""
-        assert self._logits is not None
-        return self._logits.encode(sample)
+    def encode_ids(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
+        """The payloads of a sequence's signals that hold token ids. They need a code table first: ``use_table``."""
+        yield from ((signal, encode(captured)) for signal, encode in self._with_table.items())
 
-    def encode(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
+    def encode_others(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
         """The payloads of a sequence's other signals."""
-        if self._hidden is not None and captured.hidden is not None:
-            yield "hidden", self._hidden.encode(captured.hidden)
-        if self._attention is not None and captured.attention is not None:
-            yield "attention", self._attention.encode(captured.attention)
+        yield from ((signal, encode(captured)) for signal, encode in self._without_table.items())
+
+
+def _there(sample: Sample | None) -> Sample:
+    """What an engine was asked for and gave."""
+    assert sample is not None
+    return sample

@@ -1,4 +1,4 @@
-"""The ``hidden`` signal as bytes: P rows of C layers of D channels, in the sections of a HiddenSample's arrays.
+"""The ``hidden`` and ``final`` signals as bytes: P rows of C layers of D channels, one section an array.
 
 Each array is split into byte planes (``planes``). Compression takes off a tenth: quantised values are close to noise.
 """
@@ -6,7 +6,7 @@ Each array is split into byte planes (``planes``). Compression takes off a tenth
 import zstandard
 
 from schemas.arrow import HIDDEN_SCHEMA
-from schemas.cache_config import CodecConfig, HiddenCapture
+from schemas.cache_config import CodecConfig, Quantised
 from teacher_cache.codec.message import RowReader, write_row
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.positions import check_positions
@@ -16,7 +16,7 @@ from teacher_cache.records import HiddenSample
 _READER = RowReader(HIDDEN_SCHEMA)
 
 
-def hidden_shapes(capture: HiddenCapture, channels: int) -> tuple[int, int]:
+def hidden_shapes(capture: Quantised, channels: int) -> tuple[int, int]:
     """Scales and outliers of one row of one layer: (0, 0) unless the dtype is int8."""
     if capture.dtype != "int8":
         return 0, 0
@@ -26,16 +26,15 @@ def hidden_shapes(capture: HiddenCapture, channels: int) -> tuple[int, int]:
 class HiddenCodec:
     """Encodes and decodes sequences of one cache. Threads may share it."""
 
-    def __init__(self, capture: HiddenCapture, codec: CodecConfig, channels: int) -> None:
-        """``channels``: the teacher's hidden size."""
+    def __init__(self, capture: Quantised, codec: CodecConfig, layers: int, channels: int) -> None:
+        """``layers``: how many are stored; ``channels``: the teacher's hidden size."""
         n_scales, n_outliers = hidden_shapes(capture, channels)
-        layers = len(capture.layers)
         self._row_shapes = [(layers, channels), (layers, n_scales), (layers, n_outliers), (layers, n_outliers)]
         self._widths = [1 if capture.dtype == "int8" else 2, 2, 2, 2]
         self._level = codec.zstd_level
 
     def encode(self, sample: HiddenSample) -> bytes:
-        """The payload of one sequence's hidden member."""
+        """The payload of one sequence's member."""
         arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
         planes = [split_planes(array, array.dtype.itemsize) for array in arrays]
         compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=False)

@@ -14,10 +14,11 @@ from schemas.cache_config import CacheConfig, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.layers import decoder_layers
-from teacher_cache.records import AttentionSample, Captured, HiddenSample, Request
+from teacher_cache.records import AttentionSample, Captured, DrawsSample, HiddenSample, Request
 from teacher_cache.signals.attention import rows_of_weights, to_attention_sample
+from teacher_cache.signals.draws import draw, to_draws_sample, uniforms
 from teacher_cache.signals.hidden import quantise, to_hidden_sample
-from teacher_cache.signals.logits import reduce_logits, to_sample
+from teacher_cache.signals.logits import LogitsRows, reduce_logits, to_sample
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
@@ -50,6 +51,7 @@ class TransformersEngine(Engine):
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
             raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
         self._layer_outputs: list[torch.Tensor] = []
+        self._final_BSD: torch.Tensor | None = None
         self._weights_BHSS: torch.Tensor | None = None
         self._install_hooks(text_config)
 
@@ -59,6 +61,8 @@ class TransformersEngine(Engine):
             layers = decoder_layers(self._model, num_layers)
             for number in self._capture.hidden.layer_numbers(num_layers):
                 layers[number - 1].register_forward_hook(self._keep_output)
+        if self._capture.final is not None:
+            self._model.get_output_embeddings().register_forward_pre_hook(self._keep_final)
         if self._capture.attention is not None:
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / text_config.num_attention_heads) ** 0.5))
             number = layer_number(self._capture.attention.layer, num_layers)
@@ -67,6 +71,9 @@ class TransformersEngine(Engine):
 
     def _keep_output(self, _layer: Any, _args: Any, output: Any) -> None:
         self._layer_outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    def _keep_final(self, _head: Any, args: Any) -> None:
+        self._final_BSD = args[0]
 
     def _keep_weights(self, _layer: Any, _args: Any, output: Any) -> None:
         self._weights_BHSS = output[1]
@@ -110,9 +117,34 @@ class TransformersEngine(Engine):
                 logits_BSV[row, :length, : self._vocab_size], next_BS[row, :length], logits.k, logits.temperatures
             )
             captured.append(
-                Captured(to_sample(rows, logits), self._hidden(row, request), self._attention(row, request))
+                Captured(
+                    to_sample(rows, logits),
+                    self._hidden(row, request),
+                    self._attention(row, request),
+                    self._draws(logits_BSV[row, :, : self._vocab_size], rows, request),
+                    self._final(row, request),
+                )
             )
         return captured
+
+    def _draws(self, logits_SV: torch.Tensor, rows: LogitsRows, request: Request) -> DrawsSample | None:
+        capture = self._capture.draws
+        if capture is None:
+            return None
+        positions = torch.from_numpy(request.draws_positions).to(self._model.device)
+        head_ids = rows.ids_NK[positions] if capture.region == "tail" else None
+        places = torch.from_numpy(uniforms(request, capture)).to(self._model.device)
+        return to_draws_sample(
+            request.draws_positions, draw(logits_SV[positions], head_ids, places, capture.temperatures)
+        )
+
+    def _final(self, row: int, request: Request) -> HiddenSample | None:
+        capture = self._capture.final
+        if capture is None:
+            return None
+        assert self._final_BSD is not None
+        positions = torch.from_numpy(request.final_positions).to(self._model.device)
+        return to_hidden_sample(request.final_positions, [quantise(self._final_BSD[row, positions], capture)])
 
     def _hidden(self, row: int, request: Request) -> HiddenSample | None:
         capture = self._capture.hidden

@@ -9,14 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.vllm_worker import CapturedSequence
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.attention import merge_ranks, to_attention_sample
+from teacher_cache.signals.draws import to_draws_sample
 from teacher_cache.signals.hidden import to_hidden_sample
 from teacher_cache.signals.logits import to_sample
 from teacher_cache.teacher import load_model_config
@@ -76,11 +75,7 @@ class VllmEngine(Engine):
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
-        expected = [
-            (request.input_ids.astype(np.int64).tobytes(), request.hidden_positions, request.attention_positions)
-            for request in requests
-        ]
-        self._llm.collective_rpc("expect", args=(expected,))
+        self._llm.collective_rpc("expect", args=(list(requests),))
         prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
         self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
         ranks = self._llm.collective_rpc("collect_captured")
@@ -89,16 +84,20 @@ class VllmEngine(Engine):
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
         """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its heads."""
         kept = [rank for rank in ranks if rank is not None]
-        logits = next((rank.logits for rank in kept if rank.logits is not None), None)
-        if logits is None:
+        with_logits = next((rank for rank in kept if rank.logits is not None), None)
+        if with_logits is None or with_logits.logits is None:
             raise RuntimeError(f"vLLM did not run a sequence of {len(request.input_ids)} tokens in one step")
-        hidden = attention = None
+        hidden = attention = draws = final = None
         if self._capture.hidden is not None:
             hidden = to_hidden_sample(request.hidden_positions, kept[0].hidden)
         if self._capture.attention is not None:
             heads = merge_ranks([rank.attention for rank in kept if rank.attention is not None])
             attention = to_attention_sample(request.attention_positions, heads, self._capture.attention.heads)
-        return Captured(to_sample(logits, self._capture.logits), hidden, attention)
+        if self._capture.draws is not None and with_logits.draws is not None:
+            draws = to_draws_sample(request.draws_positions, with_logits.draws)
+        if self._capture.final is not None and kept[0].final is not None:
+            final = to_hidden_sample(request.final_positions, [kept[0].final])
+        return Captured(to_sample(with_logits.logits, self._capture.logits), hidden, attention, draws, final)
 
     def close(self) -> None:
         """See Engine."""

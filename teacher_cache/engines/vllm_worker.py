@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from schemas.cache_config import CaptureConfig, layer_number
+from schemas.cache_config import CaptureConfig, DrawsCapture, FinalCapture, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.records import Request
 from teacher_cache.signals.attention import AttentionRows, attention_rows, choose_heads
+from teacher_cache.signals.draws import DrawnRows, draw, uniforms
 from teacher_cache.signals.hidden import HiddenRows, quantise
 from teacher_cache.signals.logits import LogitsRows, reduce_logits
 
@@ -29,12 +31,13 @@ class CapturedSequence:
     logits: LogitsRows | None = None  # on the rank that has the logits
     hidden: list[HiddenRows] = field(default_factory=list)  # one a layer, on rank 0
     attention: AttentionRows | None = None  # of this rank's heads
+    draws: DrawnRows | None = None  # on the rank that has the logits
+    final: HiddenRows | None = None  # on rank 0
 
 
 class _Expected(NamedTuple):
     number: int
-    hidden_positions: np.ndarray
-    attention_positions: np.ndarray
+    request: Request
 
 
 class _Running(NamedTuple):
@@ -53,9 +56,9 @@ class CaptureWorkerExtension:
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
 
-    def expect(self, sequences: list[tuple[bytes, np.ndarray, np.ndarray]]) -> None:
-        """Announce sequences: their ids (int64, as bytes) and the rows at which other signals are kept."""
-        self._capture.expect(sequences)
+    def expect(self, requests: list[Request]) -> None:
+        """Announce the sequences that will come."""
+        self._capture.expect(requests)
 
     def collect_captured(self) -> dict[int, CapturedSequence]:
         """What was captured since the last call, by number in the order of the announcement."""
@@ -83,10 +86,10 @@ class _Capture:
             self._first_head = _rank() * attention.num_heads
             attention.register_forward_pre_hook(self._before_attention)
 
-    def expect(self, sequences: list[tuple[bytes, np.ndarray, np.ndarray]]) -> None:
+    def expect(self, requests: list[Request]) -> None:
         self._expected.clear()
-        for number, (ids, hidden_positions, attention_positions) in enumerate(sequences):
-            self._expected[ids].append(_Expected(number, hidden_positions, attention_positions))
+        for number, request in enumerate(requests):
+            self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
     def take(self) -> dict[int, CapturedSequence]:
         captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
@@ -107,7 +110,7 @@ class _Capture:
         """vLLM's layers give (hidden, residual), whose sum is the residual stream; some give the stream itself."""
         assert self._config.hidden is not None
         for expected, start, _ in self._running:
-            rows = torch.from_numpy(start + expected.hidden_positions.astype(np.int64))
+            rows = torch.from_numpy(start + expected.request.hidden_positions.astype(np.int64))
             if isinstance(output, tuple):
                 rows = rows.to(output[0].device)
                 hidden = output[0][rows] if output[1] is None else output[0][rows] + output[1][rows]
@@ -123,7 +126,7 @@ class _Capture:
         query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
         key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
         for expected, start, stop in self._running:
-            positions = torch.from_numpy(expected.attention_positions.astype(np.int64)).to(query_NHE.device)
+            positions = torch.from_numpy(expected.request.attention_positions.astype(np.int64)).to(query_NHE.device)
             rows = attention_rows(
                 query_NHE[start:stop],
                 key_NGE[start:stop],
@@ -140,18 +143,56 @@ class _Capture:
         """Reduce the logits of the step's tokens."""
         if not self._running:
             return
+        if self._config.final is not None and _rank() == 0:
+            self._keep_final(hidden_ND, self._config.final)
         next_N = kwargs["input_ids"].roll(-1)
         config = self._config.logits
-        parts = []
-        for hidden, next_ids in zip(hidden_ND.split(self._chunk_rows), next_N.split(self._chunk_rows), strict=True):
-            logits = self._model.compute_logits(hidden)  # every rank takes part
-            if logits is not None:
-                parts.append(reduce_logits(logits, next_ids, config.k, config.temperatures))
+        to_draw = None if self._config.draws is None else _ToDraw(self._running, self._config.draws, hidden_ND.device)
+        parts, drawn = [], []
+        for start in range(0, len(hidden_ND), self._chunk_rows):
+            chunk = slice(start, start + self._chunk_rows)
+            logits = self._model.compute_logits(hidden_ND[chunk])  # every rank takes part
+            if logits is None:
+                continue
+            parts.append(reduce_logits(logits, next_N[chunk], config.k, config.temperatures))
+            if to_draw is not None:
+                drawn.append(to_draw.draw(logits, parts[-1].ids_NK, start))
         if not parts:
             return
         rows = LogitsRows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
         for expected, start, stop in self._running:
             self._captured[expected.number].logits = LogitsRows(*(column[start:stop] for column in rows))
+        if drawn:
+            draws = DrawnRows(*(torch.cat(column).cpu() for column in zip(*drawn, strict=True)))
+            first = 0
+            for expected, _, _ in self._running:
+                last = first + len(expected.request.draws_positions)
+                self._captured[expected.number].draws = DrawnRows(*(column[first:last] for column in draws))
+                first = last
+
+    def _keep_final(self, hidden_ND: torch.Tensor, capture: FinalCapture) -> None:
+        for expected, start, _ in self._running:
+            rows = torch.from_numpy(start + expected.request.final_positions.astype(np.int64)).to(hidden_ND.device)
+            kept = HiddenRows(*(part.cpu() for part in quantise(hidden_ND[rows], capture)))
+            self._captured[expected.number].final = kept
+
+
+class _ToDraw:
+    """The rows of a step's flat batch that are drawn for, rising, and where in their distributions."""
+
+    def __init__(self, running: list[_Running], capture: DrawsCapture, device: torch.device) -> None:
+        self._capture = capture
+        rows = [start + expected.request.draws_positions.astype(np.int64) for expected, start, _ in running]
+        places = [uniforms(expected.request, capture) for expected, _, _ in running]
+        self._rows = np.concatenate(rows)
+        self._uniforms = torch.from_numpy(np.concatenate(places)).to(device)
+
+    def draw(self, logits_NV: torch.Tensor, head_ids_NK: torch.Tensor, start: int) -> DrawnRows:
+        """The draws of a chunk of the batch's rows, from row ``start`` on."""
+        first, last = np.searchsorted(self._rows, [start, start + len(logits_NV)])
+        rows = torch.from_numpy(self._rows[first:last] - start).to(logits_NV.device)
+        head_ids = head_ids_NK[rows] if self._capture.region == "tail" else None
+        return draw(logits_NV[rows], head_ids, self._uniforms[first:last], self._capture.temperatures)
 
 
 def _attention_module(layer: torch.nn.Module) -> Any:

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.records import AttentionBatch, AttentionSample, HiddenBatch, HiddenSample, RowBatch
+from teacher_cache.records import (
+    AttentionBatch,
+    AttentionSample,
+    DrawsBatch,
+    DrawsSample,
+    HiddenBatch,
+    HiddenSample,
+    RowBatch,
+)
 
 Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
 
@@ -51,7 +59,7 @@ def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
 
 
 def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) -> HiddenBatch:
-    """The hidden states of the samples at ``places``, one after the other."""
+    """The hidden states (or final ones) of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
     batch_row, first_column, _ = _entries(places, samples)
     return HiddenBatch(
@@ -61,6 +69,18 @@ def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) ->
         scales=np.concatenate([sample.scales for sample in samples]),
         outlier_index=np.concatenate([sample.outlier_index for sample in samples]),
         outliers=np.concatenate([sample.outliers for sample in samples]),
+    )
+
+
+def join_draws(places: Sequence[Place], read: Callable[[int], DrawsSample]) -> DrawsBatch:
+    """The draws of the samples at ``places``, one after the other."""
+    samples = [read(position) for position, _, _ in places]
+    batch_row, first_column, _ = _entries(places, samples)
+    return DrawsBatch(
+        batch_row=batch_row,
+        column=first_column + np.concatenate([sample.positions for sample in samples]),
+        ids=np.concatenate([sample.ids for sample in samples]),
+        entropy=np.concatenate([sample.entropy for sample in samples]),
     )
 
 
@@ -79,7 +99,7 @@ def join_attention(places: Sequence[Place], read: Callable[[int], AttentionSampl
 
 
 def _entries(
-    places: Sequence[Place], samples: Sequence[HiddenSample] | Sequence[AttentionSample]
+    places: Sequence[Place], samples: Sequence[HiddenSample] | Sequence[AttentionSample] | Sequence[DrawsSample]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Batch row, first column of the sample, and number of the sample, int64 [N] each, of all their stored rows."""
     sample = np.repeat(np.arange(len(samples)), [len(stored.positions) for stored in samples])

@@ -9,9 +9,9 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
-from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, file_entry
+from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, file_entry
 
-_OWN_NAME = re.compile(r"shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
+_OWN_NAME = re.compile(r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
 
 
 def tar_name(shard: str, signal: str) -> str:
@@ -193,6 +193,7 @@ def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "")
 
 def _expected_names(manifest: Manifest) -> set[str]:
     names = {tar_name(unit.name, "tokens") for unit in manifest.units}
+    names |= {HEAD} if manifest.head is not None else set()
     for entry in manifest.shards:
         names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
     return names | {table_path(digest) for digest in manifest.tables}

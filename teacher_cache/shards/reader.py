@@ -19,20 +19,24 @@ import numpy as np
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
+from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsDecoder
 from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
-from teacher_cache.records import AttentionSample, HiddenSample, LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_hidden
+from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
+from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
+from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
+from teacher_cache.signals.head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 MAX_OPEN_FILES = 128
 Decoded = TypeVar("Decoded")
+Codec = TypeVar("Codec")
 
 
 class CacheReader:
@@ -79,11 +83,15 @@ class CacheReader:
         self.keys: list[str] = [key for shard in self._shards for key in shard.keys]
         self.num_tokens = np.array([n for shard in self._shards for n in shard.num_tokens], np.int32)
         self._first = list(itertools.accumulate((len(shard.keys) for shard in self._shards), initial=0))
+        self._tables: dict[str, np.ndarray] = {}
         self._decoders: dict[str, LogitsDecoder] = {}
-        capture, codec = self.manifest.capture, self.manifest.codec
-        self._hidden = self._attention = None
+        self._draws: dict[str, DrawsCodec] = {}
+        capture, codec, channels = self.manifest.capture, self.manifest.codec, self.manifest.teacher.hidden_size
+        self._hidden = self._final = self._attention = None
         if capture.hidden is not None:
-            self._hidden = HiddenCodec(capture.hidden, codec, self.manifest.teacher.hidden_size)
+            self._hidden = HiddenCodec(capture.hidden, codec, len(capture.hidden.layers), channels)
+        if capture.final is not None:
+            self._final = HiddenCodec(capture.final, codec, 1, channels)
         if capture.attention is not None:
             self._attention = AttentionCodec(capture.attention, codec)
 
@@ -137,6 +145,29 @@ class CacheReader:
         decoder = self._decoder(position)
         return self._named(position, "logits", lambda: decoder.decode(payload, int(self.num_tokens[position])))
 
+    def read_draws(self, position: int) -> DrawsSample:
+        """The draws of one sample. Raises UserError when the cache has none."""
+        capture = self.manifest.capture.draws
+        if capture is None:
+            raise self._not_stored("draws")
+        payload = self.payload(position, "draws")
+        codec = self._with_table(position, self._draws, lambda table: DrawsCodec(capture, self.manifest.codec, table))
+        return self._named(position, "draws", lambda: codec.decode(payload, int(self.num_tokens[position])))
+
+    def read_final(self, position: int) -> HiddenSample:
+        """The final hidden states of one sample, as its only layer. Raises UserError when the cache has none."""
+        codec = self._final
+        if codec is None:
+            raise self._not_stored("final")
+        payload = self.payload(position, "final")
+        return self._named(position, "final", lambda: codec.decode(payload, int(self.num_tokens[position])))
+
+    def read_head(self) -> OutputHead:
+        """The teacher's output head. Raises UserError when the cache has none."""
+        if self.manifest.capture.final is None:
+            raise self._not_stored("final")
+        return read_head(self._storage, self.manifest)
+
     def read_hidden(self, position: int) -> HiddenSample:
         """The hidden states of one sample. Raises UserError when the cache has none."""
         codec = self._hidden
@@ -159,8 +190,8 @@ class CacheReader:
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode samples into batch arrays; ``rows[r]`` lists the samples that are laid one after the other in row r.
 
-        Rows are padded to the longest, or to ``length`` tokens. Hidden states and attention rows are in the batch if
-        they are among the reader's signals. Raises ValueError when a row does not fit.
+        Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
+        reader's other signals. Raises ValueError when a row does not fit.
         """
         used = [sum(int(self.num_tokens[position]) for position in row) for row in rows]
         n_tokens = max(used, default=0) if length is None else length
@@ -168,7 +199,8 @@ class CacheReader:
             raise ValueError(f"a row of {max(used)} tokens does not fit into {n_tokens}")
         self._reconnect_after_fork()
         capture = self.manifest.capture.logits
-        batch = allocate_rows(len(rows), n_tokens, capture.k, len(capture.temperatures))
+        k, n_temperatures = (capture.k, len(capture.temperatures)) if "logits" in self.signals else (0, 0)
+        batch = allocate_rows(len(rows), n_tokens, k, n_temperatures)
         for r, stop in enumerate(used):
             if stop < n_tokens:
                 fill_padding(batch, r, slice(stop, n_tokens))
@@ -178,6 +210,8 @@ class CacheReader:
             batch,
             hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
             attention=join_attention(places, self.read_attention) if "attention" in self.signals else None,
+            draws=join_draws(places, self.read_draws) if "draws" in self.signals else None,
+            final=join_hidden(places, self.read_final) if "final" in self.signals else None,
         )
 
     def _places(self, rows: Sequence[Sequence[int]]) -> list[Place]:
@@ -206,6 +240,9 @@ class CacheReader:
         """Decode a sample into its place."""
         position, r, span = place
         self._fill_tokens(batch, position, r, span)
+        if "logits" not in self.signals:
+            batch.next_logprob[r, span] = np.nan
+            return
         rows = Rows(
             counts=np.empty(span.stop - span.start, np.int32),
             ids=batch.ids[r, span],
@@ -246,12 +283,18 @@ class CacheReader:
             raise CorruptCacheError(f"{self.where(position, signal)}: {error}") from None
 
     def _decoder(self, position: int) -> LogitsDecoder:
+        capture, codec = self.manifest.capture.logits, self.manifest.codec
+        return self._with_table(position, self._decoders, lambda table: LogitsDecoder(capture, codec, table))
+
+    def _with_table(self, position: int, made: dict[str, Codec], make: Callable[[np.ndarray], Codec]) -> Codec:
+        """The codec, made once, for the code table of a sample's shard."""
         digest = self._locate(position)[0].table
         with self._lock:
-            if digest not in self._decoders:
-                table = read_table(self._storage, digest, self.manifest.teacher.vocab_size)
-                self._decoders[digest] = LogitsDecoder(self.manifest.capture.logits, self.manifest.codec, table)
-            return self._decoders[digest]
+            if digest not in made:
+                if digest not in self._tables:
+                    self._tables[digest] = read_table(self._storage, digest, self.manifest.teacher.vocab_size)
+                made[digest] = make(self._tables[digest])
+            return made[digest]
 
     def _read_range(self, name: str, offset: int, size: int) -> bytes:
         if not self._storage.is_local:

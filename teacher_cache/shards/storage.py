@@ -20,6 +20,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 
 MANIFEST = "manifest.json"
+HEAD = "head.safetensors"
 MAX_JSON_BYTES = 1 << 30
 TEMPORARY_PREFIX = ".tmp-"
 _SAFE_NAME = re.compile(r"(tables/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")

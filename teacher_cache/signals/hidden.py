@@ -1,4 +1,5 @@
-"""The ``hidden`` signal: the residual stream after chosen decoder layers, as it is stored. Runs on any torch device.
+"""Hidden states as they are stored: the signals ``hidden`` (the residual stream after chosen decoder layers) and
+``final`` (the final hidden state, after the last norm). Runs on any torch device.
 
 int8 values share a scale in small groups of channels. A few channels of a residual stream are orders of magnitude
 larger than the rest, and would leave the others of their group one or two steps; so the largest channels of every row
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from schemas.cache_config import HiddenCapture
+from schemas.cache_config import Quantised
 from teacher_cache.codec.hidden import hidden_shapes
 from teacher_cache.records import HiddenSample
 
@@ -24,7 +25,7 @@ class HiddenRows(NamedTuple):
     outliers_NO: torch.Tensor
 
 
-def quantise(hidden_ND: torch.Tensor, capture: HiddenCapture) -> HiddenRows:
+def quantise(hidden_ND: torch.Tensor, capture: Quantised) -> HiddenRows:
     """Rows of one layer (floating, [N, D]) as they are stored."""
     n_rows, channels = hidden_ND.shape
     empty = hidden_ND.new_empty((n_rows, 0), dtype=torch.int16)
@@ -53,7 +54,7 @@ def dequantise(
     scales_XG: torch.Tensor,
     outlier_index_XO: torch.Tensor,
     outliers_XO: torch.Tensor,
-    capture: HiddenCapture,
+    capture: Quantised,
 ) -> torch.Tensor:
     """float32 [..., D] from the arrays of a HiddenSample; the inverse of ``quantise`` up to rounding."""
     if capture.dtype != "int8":
@@ -71,7 +72,7 @@ def to_hidden_sample(positions: np.ndarray, layers: list[HiddenRows]) -> HiddenS
     return HiddenSample(positions, *columns)
 
 
-def to_floats(sample: HiddenSample, capture: HiddenCapture) -> torch.Tensor:
+def to_floats(sample: HiddenSample, capture: Quantised) -> torch.Tensor:
     """The hidden states of a record, float32 [P, C, D]."""
     arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
     values, scales, outlier_index, outliers = map(torch.from_numpy, arrays)

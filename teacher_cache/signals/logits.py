@@ -35,12 +35,17 @@ def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, tem
         k: entries to keep, 1 ≤ k ≤ V.
         temperatures: each > 0 and containing 1.0; column j of the log-partition is logsumexp(logits / temperatures[j]).
     """
-    rows = CPU_CHUNK_ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    rows = chunk_size(logits_NV)
     parts = [
         _reduce_chunk(logits.float(), next_ids, k, temperatures)
         for logits, next_ids in zip(logits_NV.split(rows), next_ids_N.split(rows), strict=True)
     ]
     return LogitsRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def chunk_size(logits_NV: torch.Tensor) -> int:
+    """How many rows of logits are best reduced at a time."""
+    return CPU_CHUNK_ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
 
 
 def _reduce_chunk(

@@ -10,7 +10,15 @@ import re
 
 import numpy as np
 
-from schemas.cache_config import CaptureConfig, Positions, Stride
+from schemas.cache_config import (
+    AttentionCapture,
+    CaptureConfig,
+    DrawsCapture,
+    FinalCapture,
+    HiddenCapture,
+    Positions,
+    Stride,
+)
 from teacher_cache.records import NO_ROWS, Request, TokenSample
 
 
@@ -48,9 +56,15 @@ def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
 
 def to_request(sample: TokenSample, capture: CaptureConfig) -> Request:
     """What the engine is asked for: the sequence, and the rows at which each signal is stored."""
-    hidden, attention = capture.hidden, capture.attention
+
+    def rows(signal: HiddenCapture | AttentionCapture | DrawsCapture | FinalCapture | None) -> np.ndarray:
+        return NO_ROWS if signal is None else select_rows(sample, signal.positions, capture.keywords)
+
     return Request(
         sample.input_ids,
-        NO_ROWS if hidden is None else select_rows(sample, hidden.positions, capture.keywords),
-        NO_ROWS if attention is None else select_rows(sample, attention.positions, capture.keywords),
+        hidden_positions=rows(capture.hidden),
+        attention_positions=rows(capture.attention),
+        draws_positions=rows(capture.draws),
+        final_positions=rows(capture.final),
+        seed=int(sample.key[:16], 16),
     )

@@ -1,4 +1,6 @@
-from benchmarks.readme import README, fill
+import pytest
+
+from benchmarks.readme import DOCUMENTS, fill
 from benchmarks.results import RESULTS, Row, at_least, write_results
 
 TEXT = "before\n<!-- results:x -->\nstale\n<!-- /results -->\nbetween\n<!-- results:y -->\n<!-- /results -->\nafter\n"
@@ -17,7 +19,8 @@ def test_blocks_are_filled_and_the_rest_is_kept(tmp_path) -> None:
     assert fill(filled, tmp_path) == filled
 
 
-def test_the_readme_is_up_to_date() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documents_are_up_to_date(document) -> None:
+    text = document.read_text(encoding="utf-8")
     assert "<!-- results:" in text
     assert fill(text, RESULTS) == text

@@ -39,7 +39,9 @@ def url(tmp_path: Path, dtype: str) -> str:
 def spoiled(manifest: Manifest, num_tokens: int, array: str, bits: int) -> Callable[[bytes], bytes]:
     """Puts ``bits`` in the first entry of one array of a hidden payload."""
     assert manifest.capture.hidden is not None
-    codec = HiddenCodec(manifest.capture.hidden, manifest.codec, manifest.teacher.hidden_size)
+    codec = HiddenCodec(
+        manifest.capture.hidden, manifest.codec, len(manifest.capture.hidden.layers), manifest.teacher.hidden_size
+    )
 
     def change(payload: bytes) -> bytes:
         sample = codec.decode(payload, num_tokens)

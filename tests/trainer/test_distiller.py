@@ -12,15 +12,14 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
+from support.rows import tla
 from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.interrupts import StopRequest
-from trainer.losses.tla import tla_per_token
 from trainer.order import plan_rows
-from trainer.taps import masked_logits
 
 BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
@@ -99,8 +98,8 @@ def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, 
     mask = batch["loss_mask"]
     z = batch["log_partition"][mask][:, 0]
     with torch.no_grad():
-        logits = masked_logits(student, batch, keep_only_masked=False)
-        expected = tla_per_token(logits, batch["ids"][mask], batch["logprobs"][mask], z, z).mean()
+        logits = student(batch["input_ids"]).logits[mask]
+        expected = tla(logits, (batch["ids"][mask], batch["logprobs"][mask], z, z)).mean()
     assert losses(config.output)[0][1] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -259,7 +258,9 @@ def test_validation_share_that_leaves_nothing(make_config) -> None:
 
 
 def test_temperature_that_is_not_in_the_cache(make_config) -> None:
-    with pytest.raises(UserError, match=r"losses.tla.temperature: 2.0 is not among the cache's temperatures"):
+    with pytest.raises(
+        UserError, match=r"losses.tla.temperature: 2.0 is not among .*, the temperatures of the cache's top_k target"
+    ):
         distill(make_config(losses={"tla": {"temperature": 2.0}}))
 
 

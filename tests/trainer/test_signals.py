@@ -21,8 +21,8 @@ from teacher_cache.job import run
 from trainer.data import Cache, open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.losses.objective import row_counts
-from trainer.signals import StudentSignals, needed_signals, used
-from trainer.taps import masked_logits
+from trainer.signals import StudentSignals, used
+from trainer.taps import masked_hidden
 
 ALL = {"lhsm": {}, "apc": {}, "asr": {}}
 SIGNALS = ("tokens", "logits", "hidden", "attention")
@@ -89,7 +89,7 @@ def means(cache: Cache, folder: Path, losses: dict[str, Any], rows: list[list[in
     signals = StudentSignals(student, config, cache.manifest, seed=0)
     batch = to_tensors(cache.read_rows(rows), packed)
     with signals.recorder.recording() as recorded, torch.no_grad():
-        masked_logits(student, batch, keep_only_masked=True)
+        masked_hidden(student, batch)
         totals = {"lhsm": signals.lhsm(recorded, batch), "apc": signals.apc(recorded, batch)}
     _, _, hidden, attention = row_counts(batch).tolist()
     assert hidden > 10
@@ -184,9 +184,6 @@ def test_only_the_files_of_needed_signals_are_touched(configure, full_cache: str
         path.unlink()
     config = configure({}, max_steps=1)
     distill(config.model_copy(update={"data": config.data.model_copy(update={"cache": str(copy)})}))
-    assert needed_signals(LossConfig.model_validate({"lhsm": {}})) == ("tokens", "logits", "hidden")
-    off = used(LossConfig.model_validate({"lhsm": {"weight": {"start": 0, "end": 0}}, "asr": {}}))
-    assert needed_signals(off) == ("tokens", "logits")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +217,7 @@ def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_fold
         for name, tensor in batch.items()
     }
     with signals.recorder.recording() as recorded:
-        masked_logits(student, batch, keep_only_masked=True)
+        masked_hidden(student, batch)
         assert signals.lhsm(recorded, batch).item() == 0
         assert signals.apc(recorded, batch).item() == 0
     assert row_counts(batch).tolist()[2:] == [0, 0]

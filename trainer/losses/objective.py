@@ -5,17 +5,21 @@ gradient accumulation (and several ranks) equal one large batch: a mean of per-m
 a short micro-batch more weight than one in a long micro-batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from schemas.errors import UserError
+from schemas.cache_config import CaptureConfig
 from schemas.train_config import LossConfig
-from trainer.losses.cross_entropy import cross_entropy_per_token
+from teacher_cache.signals.head import OutputHead
+from teacher_cache.signals.hidden import dequantise
+from trainer.forms import target_form
+from trainer.losses.cross_entropy import cross_entropy_
+from trainer.losses.lean import head_loss
 from trainer.losses.schedule import always_zero, weight_at
-from trainer.losses.tla import tla_per_token
+from trainer.losses.targets import DenseTarget, ListedTarget, Tail, Target, draws_target, top_k_target
+from trainer.losses.tla import tla_
 
 if TYPE_CHECKING:
     from trainer.recorder import Recorded
@@ -24,13 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """What the cache says about the N rows that count. K entries per row, T temperatures."""
+    """What the cache says about the N rows that count. K entries per row, T temperatures, M draws, D channels.
+
+    K and T are 0 when the logits signal is not read.
+    """
 
     ids_NK: torch.Tensor  # integer
     logprobs_NK: torch.Tensor  # float, nats, temperature 1; -inf in the padding
     log_partition_NT: torch.Tensor  # float; logsumexp(logits / temperature)
     next_ids_N: torch.Tensor  # integer; the token that follows
     next_logprob_N: torch.Tensor  # float, nats; the teacher's log-probability of it
+    draws_NTM: torch.Tensor | None = None  # integer
+    entropy_NT: torch.Tensor | None = None  # float, nats; at the temperatures of the draws
+    final: tuple[torch.Tensor, ...] | None = None  # final hidden states [N, 1, …], as ``dequantise`` takes them
 
 
 def teacher_rows(batch: dict[str, torch.Tensor]) -> TeacherRows:
@@ -39,12 +49,23 @@ def teacher_rows(batch: dict[str, torch.Tensor]) -> TeacherRows:
     Row t is about token t+1 of the same sample: loss_mask is False at each sample's last token.
     """
     mask_RL = batch["loss_mask"]
+
+    def counting(signal: str, *names: str) -> list[torch.Tensor]:
+        """Of a signal that is stored row by row, the rows that count."""
+        keep_N = mask_RL[batch[f"{signal}_batch_row"], batch[f"{signal}_column"]]
+        return [batch[f"{signal}_{name}"][keep_N] for name in names]
+
+    draws_NTM, entropy_NT = counting("draws", "ids", "entropy") if "draws_ids" in batch else (None, None)
+    final = counting("final", "values", "scales", "outlier_index", "outliers") if "final_values" in batch else None
     return TeacherRows(
         ids_NK=batch["ids"][mask_RL],
         logprobs_NK=batch["logprobs"][mask_RL],
         log_partition_NT=batch["log_partition"][mask_RL],
         next_ids_N=batch["input_ids"].roll(-1, dims=1)[mask_RL],
         next_logprob_N=batch["next_logprob"][mask_RL],
+        draws_NTM=draws_NTM,
+        entropy_NT=entropy_NT,
+        final=None if final is None else tuple(final),
     )
 
 
@@ -71,42 +92,108 @@ def row_counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([*masks, *(masks[0].new_tensor(count) for count in stored)])
 
 
+def stored_target(
+    rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail = "bucket"
+) -> ListedTarget:
+    """The target that the stored entries of the rows make."""
+    unit_column, column = (capture.logits.temperatures.index(t) for t in (1.0, temperature))
+    return top_k_target(
+        rows.ids_NK,
+        rows.logprobs_NK,
+        rows.log_partition_NT[:, unit_column],
+        rows.log_partition_NT[:, column],
+        temperature,
+        vocabulary,
+        tail,
+    )
+
+
+def dense_target(rows: TeacherRows, capture: CaptureConfig, head: OutputHead, temperature: float) -> DenseTarget:
+    """The target that the final hidden states of the rows make."""
+    assert rows.final is not None
+    assert capture.final is not None
+    values, scales, outlier_index, outliers = rows.final
+    return DenseTarget(dequantise(values, scales, outlier_index, outliers, capture.final)[:, 0], head, temperature)
+
+
 class Objective:
     """Computes the terms that the configuration asks for."""
 
-    def __init__(self, losses: LossConfig, temperatures: Sequence[float]) -> None:
-        """``temperatures`` are the cache's, in column order; UserError if the TLA temperature is not among them."""
+    def __init__(self, losses: LossConfig, capture: CaptureConfig) -> None:
+        """``capture`` is the cache's; UserError if it has no target as the losses ask for."""
         self.losses = losses
+        self.capture = capture
         self.signals: StudentSignals | None = None  # for lhsm, apc and asr: set when there is a student
-        self.unit_column = list(temperatures).index(1.0)
-        self.uses_tla = not always_zero(losses.tla.weight)
-        self.uses_cross_entropy = not always_zero(losses.cross_entropy.weight)
-        if self.uses_tla:
-            if losses.tla.temperature not in temperatures:
-                raise UserError(
-                    f"losses.tla.temperature: {losses.tla.temperature} is not among the cache's temperatures "
-                    f"{list(temperatures)}; choose one of them or make a cache with this one"
-                )
-            self.column = list(temperatures).index(losses.tla.temperature)
+        self.teacher_head: OutputHead | None = None  # for final: set when there is a device
+        self.head_losses: list[str] = []
+        if not always_zero(losses.tla.weight):
+            self.head_losses.append("tla")
+            self.form = target_form(losses.tla, capture)
+        if not always_zero(losses.cross_entropy.weight):
+            self.head_losses.append("cross_entropy")
 
-    def terms(self, logits_NV: torch.Tensor, rows: TeacherRows, progress: float) -> list[Term]:
-        """The terms for the student's ``logits_NV`` at training ``progress`` in [0, 1]."""
+    def head_terms(
+        self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
+    ) -> tuple[torch.Tensor, list[Term]]:
+        """The losses on what the student predicts, at training ``progress`` in [0, 1], from one pass over its head.
+
+        hidden_ND: the student's final hidden states at the rows that count. Returns the terms' weighted sum, which
+        gradients flow through, and the terms, whose totals are for reading only.
+        """
+        weights = [weight_at(getattr(self.losses, name).weight, progress) for name in self.head_losses]
+        return self._head_pass(self.head_losses, weights, hidden_ND, head, rows)
+
+    def head_terms_apart(
+        self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
+    ) -> list[Term]:
+        """The same terms, each from a pass of its own, with totals that gradients flow through: for diagnosis."""
         terms = []
-        if self.uses_tla:
-            per_token_N = tla_per_token(
-                logits_NV,
-                rows.ids_NK,
-                rows.logprobs_NK,
-                rows.log_partition_NT[:, self.unit_column],
-                rows.log_partition_NT[:, self.column],
-                self.losses.tla.temperature,
-            )
-            terms.append(Term("tla", weight_at(self.losses.tla.weight, progress), per_token_N.sum()))
-        if self.uses_cross_entropy:
-            per_token_N = cross_entropy_per_token(logits_NV, rows.next_ids_N)
-            weight = weight_at(self.losses.cross_entropy.weight, progress)
-            terms.append(Term("cross_entropy", weight, per_token_N.sum()))
+        for name in self.head_losses:
+            total, _ = self._head_pass([name], [1.0], hidden_ND, head, rows)
+            terms.append(Term(name, weight_at(getattr(self.losses, name).weight, progress), total))
         return terms
+
+    def _head_pass(
+        self, names: list[str], weights: list[float], hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows
+    ) -> tuple[torch.Tensor, list[Term]]:
+        target = self._target(rows, len(head.weight_VD)) if "tla" in names else None
+
+        def loss_of_rows(logits_nV: torch.Tensor, chunk: slice) -> tuple[list[torch.Tensor], torch.Tensor]:
+            totals, gradients = [], []
+            for name, weight in zip(names, weights, strict=True):
+                own_nV = logits_nV if name == names[-1] else logits_nV.clone()  # each overwrites what it is given
+                if name == "tla":
+                    assert target is not None
+                    tla = self.losses.tla
+                    per_token_n, gradient_nV = tla_(
+                        own_nV, target.rows(chunk), tla.temperature, tla.divergence, tla.jsd_beta
+                    )
+                else:
+                    per_token_n, gradient_nV = cross_entropy_(own_nV, rows.next_ids_N[chunk])
+                totals.append(per_token_n.sum())
+                gradients.append(gradient_nV if weight == 1.0 else gradient_nV.mul_(weight))
+            return totals, gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
+
+        if not names:  # nothing but losses on the student's inside
+            return hidden_ND.new_zeros((), dtype=torch.float32), []
+        loss, totals_L = head_loss(hidden_ND, head, weights, loss_of_rows)
+        return loss, [Term(*parts) for parts in zip(names, weights, totals_L.unbind(), strict=True)]
+
+    def _target(self, rows: TeacherRows, vocabulary: int) -> Target:
+        tla, draws = self.losses.tla, self.capture.draws
+        if self.form == "final":
+            assert self.teacher_head is not None
+            return dense_target(rows, self.capture, self.teacher_head, tla.temperature)
+        if self.form == "top_k":
+            return stored_target(rows, self.capture, tla.temperature, vocabulary, tla.tail)
+        assert draws is not None
+        assert rows.draws_NTM is not None
+        assert rows.entropy_NT is not None
+        head = None
+        if draws.region == "tail":
+            head = stored_target(rows, self.capture, tla.temperature, vocabulary)
+        column = draws.temperatures.index(tla.temperature)
+        return draws_target(head, rows.draws_NTM[:, column], rows.entropy_NT[:, column], vocabulary)
 
     def signal_terms(self, recorded: "Recorded", batch: dict[str, torch.Tensor], progress: float) -> list[Term]:
         """The terms for what the student did inside, ``recorded`` in the same forward pass."""

@@ -1,95 +1,142 @@
-"""Token-level logits alignment (TLA): KL(teacher ‖ student) from the sparse rows of a cache.
+"""Token-level logits alignment (TLA): a divergence between the teacher's softened distribution and the student's.
 
-The cache stores n ≤ K tokens of each row and the row's log-partitions, so the softened probability of a stored token
-is exact at every cached temperature; what is unknown is how the remaining mass is spread. All other tokens therefore
-form one bucket. Merging outcomes never raises a divergence (log-sum inequality), so this is a lower bound of the dense
-KL: it says how much mass the student should put outside the stored tokens, not where. With K = V it is the dense KL.
+``tla_`` gives the loss of each row *and its gradient*, and may overwrite the logits: it is called on chunks of rows
+whose logits are never needed again (``lean``). For KL(teacher ‖ student), the default, both are written out by hand and
+take a few passes over the chunk; the other divergences, there to compare with other systems, go through autograd.
 
-Trade-off: the student's bucket is summed over the complement of the stored tokens (one more [N, V] array) instead of
-taken as 1 - (stored mass): in float32 the latter has lost every digit once the student is confident.
+The factor T² keeps gradients comparable across temperatures (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
 
-Shape letters: N rows that count, V student vocabulary, K stored entries per row.
+Trade-off: the student's bucket is summed over the complement of the listed tokens instead of taken as 1 - (listed
+mass): in float32 the latter has lost every digit once the student is confident.
+
+Shape letters: N rows, V student vocabulary, U teacher vocabulary, K listed entries, C outcomes.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
+from trainer.losses.targets import DenseTarget, ListedTarget, Target
 
-def log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(x)) for x ≤ 0, elementwise; -inf at 0. The split at -log 2 is Mächler's (2012, Rmpfr vignette)."""
-    return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
+Divergence = Literal["forward", "reverse", "jsd"]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def teacher_log_probs(
-    logprobs_NK: torch.Tensor,
-    log_partition_1_N: torch.Tensor,
-    log_partition_t_N: torch.Tensor,
-    complete_N: torch.Tensor,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softened log-probabilities [N, K] of the stored tokens, and [N] of all other tokens together.
+def tla_(
+    logits_NV: torch.Tensor, target: Target, temperature: float, divergence: Divergence = "forward", beta: float = 0.5
+) -> Pair:
+    """Each row's divergence times temperature², nats [N], and the gradient of their sum by the logits, [N, V].
 
-    log p_T(i) = (log p_1(i) + log Z_1) / T - log Z_T, where Z_T = Σ_v exp(logit_v / T); exact for stored tokens.
-    Quantisation can bring the stored mass P of a row to 1 or above; such a row is divided by P and its bucket gets
-    probability 0 (log-probability -inf). So is a row where ``complete_N`` holds: every token of the student is stored,
-    no bucket exists. Every row is then a probability distribution.
+    logits_NV: the student's, float32 or float64; overwritten. Both results are finite for finite logits.
+
+    - ``forward``: KL(teacher ‖ student).
+    - ``reverse``: KL(student ‖ teacher).
+    - ``jsd``: β KL(teacher ‖ m) + (1 - β) KL(student ‖ m) with m = β teacher + (1 - β) student, the generalised
+      Jensen-Shannon divergence of Agarwal et al. 2024 (arXiv:2306.13649).
+
+    Those two compare probabilities of the same outcomes: the listed tokens and the bucket, or, without a bucket, the
+    listed tokens with both sides normalised over them; and of a dense target the tokens that both models have.
     """
-    offset_N = log_partition_1_N - temperature * log_partition_t_N  # exactly 0 at temperature 1
-    log_p_NK = (logprobs_NK + offset_N[:, None]) / temperature
-    log_mass_N = torch.logsumexp(log_p_NK, dim=-1)
-    whole_N = complete_N | (log_mass_N >= 0)
-    log_p_NK = log_p_NK - log_mass_N.masked_fill(~whole_N, 0)[:, None]
-    return log_p_NK, log1mexp(log_mass_N.masked_fill(whole_N, 0))
+    if divergence == "forward":
+        if isinstance(target, ListedTarget):
+            return _listed_forward_(logits_NV, target, temperature)
+        return _dense_forward_(logits_NV, target, temperature)
+    leaf_NV = logits_NV.detach().requires_grad_()
+    with torch.enable_grad():
+        log_p_NC, log_q_NC = _outcomes(leaf_NV / temperature, target)
+        per_row_N = DIVERGENCES[divergence](log_p_NC, log_q_NC, beta) * temperature**2
+        (gradient_NV,) = torch.autograd.grad(per_row_N.sum(), leaf_NV)
+    return per_row_N.detach(), gradient_NV
 
 
-def student_log_probs(
-    logits_NV: torch.Tensor, ids_NK: torch.Tensor, stored_NK: torch.Tensor, has_rest_N: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softened log-probabilities [N, K] of the tokens ``ids_NK``, and [N] of all tokens that are not stored.
+def _listed_forward_(logits_NV: torch.Tensor, target: ListedTarget, temperature: float) -> Pair:
+    """With q the student's softmax: the gradient is T (m q - w) on listed tokens, m being the mass of the target.
 
-    Entries where ``stored_NK`` is False are padding. Where ``has_rest_N`` is False the second result is not used: it is
-    some finite number, because the logarithm of an empty sum would put NaN in the gradient.
+    On the others it is T q (m - w_rest / q_rest), which is 0 when the student's bucket has the teacher's mass.
     """
-    z_NV = logits_NV / temperature
-    log_z_N = torch.logsumexp(z_NV, dim=-1)
-    log_q_NK = z_NV.gather(1, ids_NK) - log_z_N[:, None]
+    ids_NK, listed_NK, weights_NK = target.ids_NK, target.listed_NK, target.weights_NK.to(logits_NV.dtype)
+    z_NV = logits_NV.div_(temperature) if temperature != 1 else logits_NV
+    z_NV -= z_NV.amax(dim=1, keepdim=True)
+    z_NK = z_NV.gather(1, ids_NK)
+    exp_NV = z_NV.exp_()
+    total_N1 = exp_NV.sum(dim=1, keepdim=True)
+    mass_N1 = weights_NK.sum(dim=1, keepdim=True)
+    kl_N = -target.entropy_N.to(logits_NV.dtype) - (weights_NK * (z_NK - total_N1.log())).sum(dim=1)
+    if target.rest_N is None:
+        gradient_NV = exp_NV.mul_(mass_N1 / total_N1).scatter_add_(1, ids_NK, -weights_NK)
+        return kl_N * temperature**2, gradient_NV.mul_(temperature)
+
+    rest_N1 = target.rest_N.to(logits_NV.dtype)[:, None]
+    exp_NK = exp_NV.gather(1, ids_NK)
+    nothing_listed_N1 = ~listed_NK.any(dim=1, keepdim=True)
+    exp_NV.scatter_(1, ids_NK, exp_NK * nothing_listed_N1)
+    outside_N1 = exp_NV.sum(dim=1, keepdim=True).clamp(min=torch.finfo(exp_NV.dtype).tiny)
+    kl_N -= (rest_N1 * (outside_N1.log() - total_N1.log())).squeeze(1)
+    mass_N1 = mass_N1 + rest_N1
+    gradient_NV = exp_NV.mul_(mass_N1 / total_N1 - rest_N1 / outside_N1)
+    gradient_NV.scatter_add_(1, ids_NK, exp_NK * listed_NK * (mass_N1 / total_N1) - weights_NK)
+    return kl_N * temperature**2, gradient_NV.mul_(temperature)
+
+
+def _dense_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: float) -> Pair:
+    """The gradient is T (m q - p); m is below 1 when the teacher has tokens that the student lacks."""
+    log_p_NU = target.log_probs().to(logits_NV.dtype)
+    both = min(log_p_NU.shape[1], logits_NV.shape[1])
+    log_q_NV = (logits_NV.div_(temperature) if temperature != 1 else logits_NV).log_softmax(dim=1)
+    p_NB = log_p_NU[:, :both].exp()
+    kl_N = torch.linalg.vecdot(p_NB, log_p_NU[:, :both].clamp_(min=-1e30).sub_(log_q_NV[:, :both]))
+    gradient_NV = log_q_NV.exp_().mul_(p_NB.sum(dim=1, keepdim=True))
+    gradient_NV[:, :both] -= p_NB
+    return kl_N * temperature**2, gradient_NV.mul_(temperature)
+
+
+def _outcomes(z_NV: torch.Tensor, target: Target) -> Pair:
+    """Log-probabilities of teacher and student over the same C outcomes; z: the student's logits over temperature."""
+    if isinstance(target, DenseTarget):
+        log_p_NU = target.log_probs().to(z_NV.dtype)
+        both = min(log_p_NU.shape[1], z_NV.shape[1])
+        return log_p_NU[:, :both].log_softmax(dim=1), z_NV[:, :both].log_softmax(dim=1)
+    listed_NK = target.listed_NK
+    log_p_NK = target.weights_NK.to(z_NV.dtype).log()
+    if target.rest_N is None:
+        log_q_NK = z_NV.gather(1, target.ids_NK).masked_fill(~listed_NK, -torch.inf)
+        return _log_normalised(log_p_NK), _log_normalised(log_q_NK)
+    rest_N = target.rest_N.to(z_NV.dtype)
+    log_q_NV = z_NV.log_softmax(dim=1)
+    log_q_NK = log_q_NV.gather(1, target.ids_NK).masked_fill(~listed_NK, -torch.inf)
     marks_NV = torch.zeros_like(z_NV, dtype=torch.uint8)
-    stored_NV = marks_NV.scatter_reduce_(1, ids_NK, stored_NK.to(torch.uint8), "amax").bool()
-    rest_NV = z_NV.masked_fill(stored_NV & has_rest_N[:, None], -torch.inf)
-    return log_q_NK, torch.logsumexp(rest_NV, dim=-1) - log_z_N
+    marks_NV.scatter_reduce_(1, target.ids_NK, listed_NK.to(torch.uint8), "amax")
+    outside_NV = log_q_NV.masked_fill(marks_NV.bool(), torch.finfo(z_NV.dtype).min)
+    log_q_NC = torch.cat([log_q_NK, torch.logsumexp(outside_NV, dim=1, keepdim=True)], dim=1)
+    least = torch.finfo(z_NV.dtype).tiny  # a bucket of probability 0: the student pays for what it puts there
+    return torch.cat([log_p_NK, rest_N.clamp(min=least).log()[:, None]], dim=1), log_q_NC
 
 
-def tla_per_token(
-    logits_NV: torch.Tensor,
-    ids_NK: torch.Tensor,
-    logprobs_NK: torch.Tensor,
-    log_partition_1_N: torch.Tensor,
-    log_partition_t_N: torch.Tensor,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """KL(teacher ‖ student) at ``temperature`` over the stored tokens and one bucket, times temperature²; nats, [N].
+def _log_normalised(log_NC: torch.Tensor) -> torch.Tensor:
+    return log_NC - torch.logsumexp(log_NC, dim=1, keepdim=True)
 
-    logits_NV: the student's raw logits; computed in float32 (float64 stays float64). ids_NK: integer token ids; a
-    token the student does not have (id ≥ V) joins the bucket. logprobs_NK: the teacher's log-probabilities at
-    temperature 1, nats, -inf in the padding. log_partition_*_N: logsumexp of the teacher's raw logits, and of them
-    divided by ``temperature``. The factor T² keeps gradients comparable across temperatures (Hinton et al. 2015,
-    arXiv:1503.02531, section 2.1). Values and gradients are finite for finite logits.
-    """
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    vocabulary = logits_NV.shape[-1]
-    ids_NK = ids_NK.long()
-    stored_NK = (logprobs_NK > -torch.inf) & (ids_NK < vocabulary)
-    ids_NK = ids_NK.masked_fill(~stored_NK, 0)
-    log_p_NK, log_p_rest_N = teacher_log_probs(
-        logprobs_NK.to(logits_NV.dtype).masked_fill(~stored_NK, -torch.inf),
-        log_partition_1_N.to(logits_NV.dtype),
-        log_partition_t_N.to(logits_NV.dtype),
-        stored_NK.sum(dim=-1) == vocabulary,
-        temperature,
-    )
-    has_rest_N = log_p_rest_N > -torch.inf
-    log_q_NK, log_q_rest_N = student_log_probs(logits_NV, ids_NK, stored_NK, has_rest_N, temperature)
 
-    kl_NK = log_p_NK.exp() * (log_p_NK.masked_fill(~stored_NK, 0) - log_q_NK)
-    kl_rest_N = log_p_rest_N.exp() * (log_p_rest_N.masked_fill(~has_rest_N, 0) - log_q_rest_N)
-    kl_N = kl_NK.masked_fill(~stored_NK, 0).sum(dim=-1) + kl_rest_N.masked_fill(~has_rest_N, 0)
-    return kl_N * temperature**2
+def kl(log_p_NC: torch.Tensor, log_q_NC: torch.Tensor) -> torch.Tensor:
+    """KL(p ‖ q), nats [N]; outcomes of probability 0 on both sides are padding."""
+    present_NC = log_p_NC > -torch.inf
+    difference_NC = log_p_NC.masked_fill(~present_NC, 0) - log_q_NC.masked_fill(~present_NC, 0)
+    return (log_p_NC.exp() * difference_NC).sum(dim=1)
+
+
+def _reverse(log_p_NC: torch.Tensor, log_q_NC: torch.Tensor, _beta: float) -> torch.Tensor:
+    return kl(log_q_NC, log_p_NC)
+
+
+def _jsd(log_p_NC: torch.Tensor, log_q_NC: torch.Tensor, beta: float) -> torch.Tensor:
+    """In terms of log m, so that neither probability is ever subtracted from the other."""
+    present_NC = (log_p_NC > -torch.inf) | (log_q_NC > -torch.inf)
+    log_p_NC, log_q_NC = log_p_NC.clamp(min=-1e4), log_q_NC.clamp(min=-1e4)
+    weight = torch.tensor(beta, dtype=log_p_NC.dtype, device=log_p_NC.device)
+    log_m_NC = torch.logaddexp(log_p_NC + weight.log(), log_q_NC + (-weight).log1p())
+    by_teacher_NC = log_p_NC.exp() * (log_p_NC - log_m_NC)
+    by_student_NC = log_q_NC.exp() * (log_q_NC - log_m_NC)
+    return ((beta * by_teacher_NC + (1 - beta) * by_student_NC) * present_NC).sum(dim=1)
+
+
+DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {"reverse": _reverse, "jsd": _jsd}

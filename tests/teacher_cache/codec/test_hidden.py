@@ -38,7 +38,7 @@ def random_sample(positions: list[int], capture: HiddenCapture, channels: int, s
 @settings(max_examples=80, deadline=None)
 def test_round_trip(positions: set[int], layers: list, dtype: str, channels: int, seed: int) -> None:
     capture = HiddenCapture(layers=layers, dtype=dtype)
-    codec = HiddenCodec(capture, CodecConfig(), channels)
+    codec = HiddenCodec(capture, CodecConfig(), len(capture.layers), channels)
     sample = random_sample(sorted(positions), capture, channels, seed)
     found = codec.decode(codec.encode(sample), 40)
     for name, array in vars(sample).items():
@@ -47,7 +47,7 @@ def test_round_trip(positions: set[int], layers: list, dtype: str, channels: int
 
 
 CAPTURE = HiddenCapture(layers=[1, 2])
-CODEC = HiddenCodec(CAPTURE, CodecConfig(), 64)
+CODEC = HiddenCodec(CAPTURE, CodecConfig(), len(CAPTURE.layers), 64)
 ROW = columns(CODEC.encode(random_sample([0, 3, 8], CAPTURE, 64)))
 SIZES = [3 * 2 * 64, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2 * 2]
 WRONG = {

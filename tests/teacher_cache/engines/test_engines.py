@@ -8,18 +8,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from schemas.cache_config import CacheConfig, HiddenCapture
+from schemas.cache_config import CacheConfig, DrawsCapture, FinalCapture, HiddenCapture
 from schemas.errors import UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.records import LogitsSample, Request
+from teacher_cache.signals.draws import draw, uniforms
 from teacher_cache.signals.hidden import to_floats
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
 LAYERS = [3, 1]  # stored in rising order; 3 is the last
 HEADS, KEYS = 2, 8
+DRAWS = {"n": 9, "temperatures": [1.0, 3.0]}
 
 
 def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheConfig:
@@ -37,6 +39,8 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
             "logits": {"k": K, "temperatures": TEMPERATURES},
             "hidden": {"layers": LAYERS},
             "attention": {"heads": HEADS, "keys": KEYS},
+            "draws": DRAWS,
+            "final": {"dtype": "float16"},
         },
         "output": {"path": "unused"},
     }
@@ -102,7 +106,7 @@ def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
     def rows(length: int) -> np.ndarray:
         return np.sort(rng.choice(length, rng.integers(0, length + 1), replace=False)).astype(np.int32)
 
-    return [Request(ids, rows(len(ids)), rows(len(ids))) for ids in sequences]
+    return [Request(ids, *(rows(len(ids)) for _ in range(4)), seed) for seed, ids in enumerate(sequences)]
 
 
 def test_hidden_states_are_the_residual_stream_after_the_layer(
@@ -148,6 +152,38 @@ def test_attention_rows_equal_eager_attention(engine: Engine, teacher: Path, seq
         at_keys = np.take_along_axis(weights_HPS[sample.heads].transpose(1, 0, 2), sample.keys.astype(np.int64), axis=2)
         stored = sample.weights > 0
         assert np.abs(at_keys - sample.weights)[stored].max(initial=0) < 1e-4
+
+
+def test_draws_are_those_of_a_plain_forward_pass(
+    engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    capture = DrawsCapture.model_validate(DRAWS)
+    requests = signal_requests(sequences)
+    same, total = 0, 0
+    for captured, request, logits_SV in zip(engine.score(requests), requests, reference, strict=True):
+        sample, rows = captured.draws, request.draws_positions
+        assert sample is not None
+        assert np.array_equal(sample.positions, rows)
+        logits_PV = torch.from_numpy(logits_SV[rows])
+        head_PK = logits_PV.topk(K).indices
+        wanted = draw(logits_PV, head_PK, torch.from_numpy(uniforms(request, capture)), capture.temperatures)
+        assert sample.ids.shape == (len(rows), 2, 9)
+        assert not (sample.ids[..., None] == head_PK.numpy()[:, None, None]).any(), "only the tail is drawn from"
+        assert np.abs(sample.entropy - wanted.entropy_NT.numpy()).max(initial=0) < 1e-4
+        same, total = same + (sample.ids == wanted.ids_NTM.numpy()).sum(), total + sample.ids.size
+    assert same > 0.999 * total, "but for draws at the very edge between two tokens"
+
+
+def test_final_hidden_states_are_what_the_head_is_given(
+    engine: Engine, teacher: Path, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    head = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).lm_head.weight.detach()
+    requests = signal_requests(sequences)
+    for captured, request, logits_SV in zip(engine.score(requests), requests, reference, strict=True):
+        assert captured.final is not None
+        assert np.array_equal(captured.final.positions, request.final_positions)
+        rebuilt_PV = to_floats(captured.final, FinalCapture(dtype="float16"))[:, 0] @ head.T
+        assert np.abs(rebuilt_PV.numpy() - logits_SV[request.final_positions]).max(initial=0) < 0.02
 
 
 def test_order_and_repeats_do_not_matter(

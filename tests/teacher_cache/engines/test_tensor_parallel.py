@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.cache_config import CacheConfig, HiddenCapture
+from schemas.cache_config import CacheConfig, FinalCapture, HiddenCapture
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.hidden import to_floats
 
-HIDDEN = {"layers": [1, 2], "dtype": "float16"}
+HIDDEN, FINAL = {"layers": [1, 2], "dtype": "float16"}, {"dtype": "float16"}
+
+
+STRIDES = ((0, 2), (1, 3), (0, 3), (2, 2))  # first and distance of the rows of each signal
 
 
 def tree(teacher: Path, ranks: int) -> dict[str, Any]:
@@ -26,7 +29,13 @@ def tree(teacher: Path, ranks: int) -> dict[str, Any]:
         "teacher": {"path": str(teacher), "dtype": "float32"},
         "engine": {"tensor_parallel": ranks, "max_batch_tokens": 256, "cpu_kv_cache_gib": 1},
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
-        "capture": {"logits": {"k": 12}, "hidden": HIDDEN, "attention": {"heads": 3, "keys": 8}},
+        "capture": {
+            "logits": {"k": 12},
+            "hidden": HIDDEN,
+            "attention": {"heads": 3, "keys": 8},
+            "draws": {"n": 5},
+            "final": FINAL,
+        },
         "output": {"path": "unused"},
     }
 
@@ -34,7 +43,8 @@ def tree(teacher: Path, ranks: int) -> dict[str, Any]:
 def requests() -> list[Request]:
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, VOCAB_SIZE, n).astype(np.uint32) for n in (100, 3, 41, 64)]
-    return [Request(i, np.arange(0, len(i), 2, dtype=np.int32), np.arange(1, len(i), 3, dtype=np.int32)) for i in ids]
+    rows = [[np.arange(first, len(i), step, dtype=np.int32) for first, step in STRIDES] for i in ids]
+    return [Request(i, *positions, seed) for seed, (i, positions) in enumerate(zip(ids, rows, strict=True))]
 
 
 def score(config: dict[str, Any]) -> list[Captured]:
@@ -73,6 +83,24 @@ def test_hidden_states(captured: list[list[Captured]]) -> None:
         assert two.hidden is not None
         wanted, found = to_floats(one.hidden, capture), to_floats(two.hidden, capture)
         assert wanted.shape[1:] == (2, 64)
+        assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
+
+
+def test_draws(captured: list[list[Captured]]) -> None:
+    for one, two in zip(*captured, strict=True):
+        assert one.draws is not None
+        assert two.draws is not None
+        assert len(one.draws.ids) == len(two.draws.ids) > 0
+        assert (one.draws.ids == two.draws.ids).mean() > 0.99, "but for draws at the edge between two tokens"
+        assert np.abs(one.draws.entropy - two.draws.entropy).max() < 1e-4
+
+
+def test_final_hidden_states(captured: list[list[Captured]]) -> None:
+    capture = FinalCapture.model_validate(FINAL)
+    for one, two in zip(*captured, strict=True):
+        assert one.final is not None
+        assert two.final is not None
+        wanted, found = to_floats(one.final, capture), to_floats(two.final, capture)
         assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 
 

@@ -1,16 +1,32 @@
 import pytest
 import torch
 
+from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
+from support.rows import tla
+from teacher_cache.signals.head import OutputHead
 from trainer.data import to_tensors
-from trainer.losses.cross_entropy import cross_entropy_per_token
 from trainer.losses.objective import Objective, teacher_rows
-from trainer.losses.tla import tla_per_token
+
+HARD_TOO = {"tla": {"temperature": 2.0}, "cross_entropy": {"weight": {"start": 0, "end": 1}}}
+ONLY_HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weight": {"start": 1, "end": 1}}}
 
 
 def losses(**groups: dict) -> LossConfig:
     return LossConfig.model_validate(groups)
+
+
+def capture(**groups: dict) -> CaptureConfig:
+    return CaptureConfig.model_validate({"logits": {"temperatures": [1.0, 2.0]}, **groups})
+
+
+@pytest.fixture
+def student() -> tuple[torch.Tensor, OutputHead]:
+    """More final hidden states than are needed, and a head."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 16, generator=generator, requires_grad=True)
+    return hidden, OutputHead(torch.randn(61, 16, generator=generator, requires_grad=True))
 
 
 def test_rows_align_with_the_token_that_follows(cache) -> None:
@@ -25,29 +41,45 @@ def test_rows_align_with_the_token_that_follows(cache) -> None:
     assert len(rows.ids_NK) == int(batch["loss_mask"].sum())
 
 
-def test_terms_use_the_temperatures_own_column_and_the_schedule(cache) -> None:
+def test_terms_use_the_temperatures_own_column_and_the_schedule(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0], [1]]), packed=False))
-    logits = torch.randn(len(rows.next_ids_N), 61, generator=torch.Generator().manual_seed(0))
-    objective = Objective(
-        losses(tla={"temperature": 2.0}, cross_entropy={"weight": {"start": 0, "end": 1}}), [1.0, 2.0]
+    hidden, head = student[0][: len(rows.next_ids_N)], student[1]
+    objective = Objective(losses(**HARD_TOO), capture())
+    loss, (soft, hard) = objective.head_terms(hidden, head, rows, progress=0.5)
+    assert (soft.name, hard.name) == ("tla", "cross_entropy")
+    assert (soft.weight, hard.weight) == (pytest.approx(0.65), 0.5)
+    logits = (hidden @ head.weight_VD.T).detach()
+    stored = (rows.ids_NK, rows.logprobs_NK, *rows.log_partition_NT.unbind(1))
+    torch.testing.assert_close(soft.total, tla(logits, stored, 2.0).sum())
+    torch.testing.assert_close(
+        hard.total, torch.nn.functional.cross_entropy(logits, rows.next_ids_N.long(), reduction="sum")
     )
-    tla, hard = objective.terms(logits, rows, progress=0.5)
-    assert (tla.name, hard.name) == ("tla", "cross_entropy")
-    assert (tla.weight, hard.weight) == (pytest.approx(0.65), 0.5)
-    partition_1, partition_2 = rows.log_partition_NT.unbind(1)
-    expected = tla_per_token(logits, rows.ids_NK, rows.logprobs_NK, partition_1, partition_2, 2.0).sum()
-    torch.testing.assert_close(tla.total, expected)
-    torch.testing.assert_close(hard.total, cross_entropy_per_token(logits, rows.next_ids_N).sum())
+    torch.testing.assert_close(loss, soft.weight * soft.total + hard.weight * hard.total)
 
 
-def test_a_term_that_never_counts_is_not_computed(cache) -> None:
+def test_terms_apart_have_the_same_totals_and_their_gradients_add_up(cache, student) -> None:
+    rows = teacher_rows(to_tensors(cache.read_rows([[0], [1]]), packed=False))
+    hidden, head = student[0][: len(rows.next_ids_N)], student[1]
+    objective = Objective(losses(**HARD_TOO), capture())
+    leaves = (student[0], head.weight_VD)
+    loss, together = objective.head_terms(hidden, head, rows, 0.5)
+    apart = objective.head_terms_apart(hidden, head, rows, 0.5)
+    gradients = [torch.autograd.grad(term.weight * term.total, leaves) for term in apart]
+    for one, other in zip(together, apart, strict=True):
+        assert (one.name, one.weight) == (other.name, other.weight)
+        torch.testing.assert_close(one.total, other.total.detach())
+    for whole, *parts in zip(torch.autograd.grad(loss, leaves), *gradients, strict=True):
+        torch.testing.assert_close(whole, sum(parts))
+
+
+def test_a_term_that_never_counts_is_not_computed(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0]]), packed=False))
-    logits = torch.zeros(len(rows.next_ids_N), 61)
-    only_hard = losses(tla={"weight": {"start": 0, "end": 0}}, cross_entropy={"weight": {"start": 1, "end": 1}})
-    assert [term.name for term in Objective(losses(), [1.0]).terms(logits, rows, 0)] == ["tla"]
-    assert [term.name for term in Objective(only_hard, [1.0]).terms(logits, rows, 0)] == ["cross_entropy"]
+    hidden, head = student[0][: len(rows.next_ids_N)], student[1]
+    for config, names in ((losses(), ["tla"]), (losses(**ONLY_HARD), ["cross_entropy"])):
+        _, terms = Objective(config, capture()).head_terms(hidden, head, rows, 0)
+        assert [term.name for term in terms] == names
 
 
 def test_temperature_must_be_one_of_the_caches() -> None:
-    with pytest.raises(UserError, match=r"losses.tla.temperature: 5.0 is not among .*\[1.0, 2.0\]"):
-        Objective(losses(tla={"temperature": 5.0}), [1.0, 2.0])
+    with pytest.raises(UserError, match=r"losses.tla.temperature: 5.0 is not among \[1.0, 2.0\], .* top_k target"):
+        Objective(losses(tla={"temperature": 5.0}), capture())

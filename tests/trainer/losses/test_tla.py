@@ -3,38 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.losses.tla import log1mexp, tla_per_token
-
-
-def sparse_rows(teacher_NV: torch.Tensor, k: int, temperature: float, counts_N: torch.Tensor | None = None):
-    """What a cache would hold of ``teacher_NV``: ids, log-probabilities, and both log-partitions."""
-    logprobs, ids = teacher_NV.log_softmax(-1).topk(k)
-    if counts_N is not None:
-        padding = torch.arange(k)[None] >= counts_N[:, None]
-        ids, logprobs = ids.masked_fill(padding, 0), logprobs.masked_fill(padding, -torch.inf)
-    return ids, logprobs, torch.logsumexp(teacher_NV, -1), torch.logsumexp(teacher_NV / temperature, -1)
-
-
-def reference(student: np.ndarray, teacher: np.ndarray, counts: list[int], k: int, temperature: float) -> np.ndarray:
-    """The definition, one row at a time in float64: merge the outcomes that are not stored, then the plain KL."""
-    values = []
-    for z, logits, count in zip(student, teacher, counts, strict=True):
-        p = np.exp(logits / temperature - np.logaddexp.reduce(logits / temperature))
-        q = np.exp(z / temperature - np.logaddexp.reduce(z / temperature))
-        order = np.argsort(-logits, kind="stable")
-        kept, rest = order[: min(k, count)], order[min(k, count) :]
-        p, q = np.append(p[kept], p[rest].sum()), np.append(q[kept], q[rest].sum())
-        present = p > 0
-        values.append(temperature**2 * np.sum(p[present] * np.log(p[present] / q[present])))
-    return np.array(values)
-
-
-def dense_kl(student_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    log_p, log_q = (teacher_NV / temperature).log_softmax(-1), (student_NV / temperature).log_softmax(-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+from support.rows import WithGradient, dense_kl, kl, merged, sparse_rows, target_of, tla
+from teacher_cache.signals.head import OutputHead
+from trainer.losses.targets import DenseTarget, draws_target
+from trainer.losses.tla import tla_
 
 
 @st.composite
@@ -53,16 +28,36 @@ def problems(draw: st.DrawFn):
 @settings(deadline=None, max_examples=80)
 def test_equals_the_definition_on_ragged_rows(problem) -> None:
     student, teacher, counts, k, temperature = problem
-    value = tla_per_token(student, *sparse_rows(teacher, k, temperature, counts), temperature)
-    expected = reference(student.numpy(), teacher.numpy(), counts.tolist(), k, temperature)
-    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-6, atol=1e-9)
+    value = tla(student, sparse_rows(teacher, k, temperature, counts), temperature)
+    pairs = merged(student.numpy(), teacher.numpy(), counts.tolist(), k, temperature)
+    np.testing.assert_allclose(value.numpy(), [temperature**2 * kl(p, q) for p, q in pairs], rtol=1e-6, atol=1e-9)
+
+
+@given(problems(), st.floats(0.1, 0.9))
+@settings(deadline=None, max_examples=60)
+def test_other_divergences_equal_their_definitions(problem, beta: float) -> None:
+    student, teacher, counts, k, temperature = problem
+    target = target_of(sparse_rows(teacher, k, temperature, counts), student.shape[1], temperature)
+    assert target.rest_N is not None
+    everything = target.listed_NK.sum(1) == student.shape[1]
+    assume((everything | (target.rest_N > 1e-6)).all())  # 1 - (stored mass) has no more digits than that
+    reverse, _ = tla_(student.clone(), target, temperature, "reverse")
+    jsd, _ = tla_(student.clone(), target, temperature, "jsd", beta)
+    pairs = merged(student.numpy(), teacher.numpy(), counts.tolist(), k, temperature)
+    expected = [temperature**2 * kl(q, p) for p, q in pairs]
+    np.testing.assert_allclose(reverse.numpy(), expected, rtol=1e-6, atol=1e-9)
+    mixed = [beta * p + (1 - beta) * q for p, q in pairs]
+    expected = [
+        temperature**2 * (beta * kl(p, m) + (1 - beta) * kl(q, m)) for (p, q), m in zip(pairs, mixed, strict=True)
+    ]
+    np.testing.assert_allclose(jsd.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 @given(problems())
 @settings(deadline=None, max_examples=50)
 def test_is_a_lower_bound_of_the_dense_kl_and_not_negative(problem) -> None:
     student, teacher, counts, k, temperature = problem
-    value = tla_per_token(student, *sparse_rows(teacher, k, temperature, counts), temperature)
+    value = tla(student, sparse_rows(teacher, k, temperature, counts), temperature)
     assert (value <= dense_kl(student, teacher, temperature) + 1e-9).all()
     assert (value >= -1e-9).all()
 
@@ -71,24 +66,108 @@ def test_is_a_lower_bound_of_the_dense_kl_and_not_negative(problem) -> None:
 def test_with_all_tokens_stored_it_is_the_dense_kl(temperature: float) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 7, 30, dtype=torch.float64) * 3
-    value = tla_per_token(student, *sparse_rows(teacher, 30, temperature), temperature)
+    value = tla(student, sparse_rows(teacher, 30, temperature), temperature)
     torch.testing.assert_close(value, dense_kl(student, teacher, temperature), rtol=1e-6, atol=1e-9)
 
 
+@given(problems())
+@settings(deadline=None, max_examples=50)
+def test_renormalise_and_ignore_equal_their_definitions(problem) -> None:
+    student, teacher, counts, k, temperature = problem
+    rows = sparse_rows(teacher, k, temperature, counts)
+    renormalised, ignored = (tla(student, rows, temperature, tail) for tail in ("renormalise", "ignore"))
+    for n, (p, q) in enumerate(merged(student.numpy(), teacher.numpy(), counts.tolist(), k, temperature)):
+        stored, seen = p[:-1], q[:-1]
+        assert ignored[n].item() == pytest.approx(temperature**2 * np.sum(stored * np.log(stored / seen)), abs=1e-9)
+        assert renormalised[n].item() == pytest.approx(temperature**2 * kl(stored / stored.sum(), seen), abs=1e-9)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_gradient(temperature: float) -> None:
+@pytest.mark.parametrize("tail", ["bucket", "renormalise", "ignore"])
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_gradient(temperature: float, tail, divergence) -> None:
     torch.manual_seed(0)
     student = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
     rows = sparse_rows(torch.randn(4, 11, dtype=torch.float64), 5, temperature, torch.tensor([5, 1, 3, 2]))
-    assert torch.autograd.gradcheck(lambda z: tla_per_token(z, *rows, temperature), (student,))
+    target = target_of(rows, 11, temperature, tail)
+    assert torch.autograd.gradcheck(
+        lambda z: WithGradient.apply(z, lambda logits: tla_(logits, target, temperature, divergence)), (student,)
+    )
+
+
+def dense_target(n: int, vocabulary: int, temperature: float, softcap: float | None = None) -> DenseTarget:
+    hidden, weight = torch.randn(n, 6, dtype=torch.float64), torch.randn(vocabulary, 6, dtype=torch.float64)
+    return DenseTarget(hidden, OutputHead(weight, scale=0.5, softcap=softcap), temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_dense_target_is_the_dense_kl(temperature: float, softcap: float | None) -> None:
+    torch.manual_seed(0)
+    target = dense_target(5, 13, temperature, softcap)
+    student = torch.randn(5, 13, dtype=torch.float64, requires_grad=True)
+    teacher = target.hidden_ND @ target.head.weight_VD.T * 0.5
+    teacher = teacher if softcap is None else softcap * torch.tanh(teacher / softcap)
+    value, gradient = tla_(student.detach().clone(), target, temperature)
+    expected = dense_kl(student, teacher, temperature)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), student)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("vocabulary", [9, 13, 17])
+def test_dense_gradient_for_students_with_fewer_and_more_tokens(divergence, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    target = dense_target(3, 13, 2.0)
+    student = torch.randn(3, vocabulary, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda z: WithGradient.apply(z, lambda logits: tla_(logits, target, 2.0, divergence)), (student,)
+    )
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_gradient_of_draws(with_head: bool) -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(4, 11, dtype=torch.float64)
+    head = target_of(sparse_rows(teacher, 3, 2.0), 11, 2.0) if with_head else None
+    target = draws_target(head, torch.randint(0, 11, (4, 6)), torch.ones(4, dtype=torch.float64), 11)
+    student = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda z: WithGradient.apply(z, lambda logits: tla_(logits, target, 2.0)), (student,)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("k", [0, 4])
+def test_loss_and_gradient_of_every_possible_draw_average_to_the_dense_ones(temperature: float, k: int) -> None:
+    """One draw a row: weighting each possible one by its probability gives the expectation exactly."""
+    torch.manual_seed(0)
+    v = 12
+    teacher, student = torch.randn(2, 1, v, dtype=torch.float64) * 2
+    p = (teacher / temperature).softmax(-1)
+    entropy = torch.special.entr(p).sum(-1)
+    rows = sparse_rows(teacher, max(k, 1), temperature)
+    head = target_of(rows, v, temperature) if k else None
+    drawn_from = p[0].clone()
+    if k:
+        drawn_from[rows[0][0]] = 0
+    drawn_from /= drawn_from.sum()
+    value, gradient = torch.zeros(1, dtype=torch.float64), torch.zeros(1, v, dtype=torch.float64)
+    for token, probability in enumerate(drawn_from.tolist()):
+        target = draws_target(head, torch.tensor([[token]]), entropy, v)
+        one_value, one_gradient = tla_(student.clone(), target, temperature)
+        value += probability * one_value
+        gradient += probability * one_gradient
+    leaf = student.clone().requires_grad_()
+    expected = dense_kl(leaf, teacher, temperature)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), leaf)[0], rtol=1e-9, atol=1e-12)
 
 
 def test_zero_when_the_student_is_the_teacher() -> None:
     torch.manual_seed(0)
     teacher = torch.randn(6, 50) * 4
-    student = teacher.clone().requires_grad_()
-    value = tla_per_token(student, *sparse_rows(teacher, 9, 2.0), 2.0)
-    (gradient,) = torch.autograd.grad(value.sum(), student)
+    value, gradient = tla_(teacher.clone(), target_of(sparse_rows(teacher, 9, 2.0), 50, 2.0), 2.0)
     assert value.abs().max() < 1e-5
     assert gradient.abs().max() < 1e-5
 
@@ -98,7 +177,6 @@ def test_extreme_rows_have_finite_values_and_gradients() -> None:
     student = torch.zeros(6, v)
     student[0, 3] = 200.0  # the student is certain: the bucket underflows
     student[1, 4] = -200.0
-    student.requires_grad_()
     ids = torch.zeros(6, v, dtype=torch.int32)
     ids[:, :] = torch.arange(v)
     ids[0, 0], ids[0, 3] = 3, 0
@@ -109,12 +187,14 @@ def test_extreme_rows_have_finite_values_and_gradients() -> None:
     logprobs[3] = -math.log(v)  # every token stored
     logprobs[4] = -math.log(v) - 0.03  # the same, mass below 1 by quantisation
     zero = torch.zeros(6)  # row 5: nothing stored
-    value = tla_per_token(student, ids, logprobs, zero, zero)
-    (gradient,) = torch.autograd.grad(value.sum(), student)
-    assert torch.isfinite(value).all()
-    assert torch.isfinite(gradient).all()
-    assert value[2].item() == pytest.approx(math.log(20 / 3), abs=1e-5)  # renormalised to three times 1/3
-    assert value[3:].abs().max() < 1e-5
+    for divergence in ("forward", "reverse", "jsd"):
+        value, gradient = tla_(student.clone(), target_of((ids, logprobs, zero, zero), v), 1.0, divergence)
+        assert torch.isfinite(value).all(), divergence
+        assert torch.isfinite(gradient).all(), divergence
+        assert value[3:].abs().max() < 1e-5, divergence
+        if divergence == "forward":
+            assert gradient[0, 3] > 0.1  # away from certainty
+            assert value[2].item() == pytest.approx(math.log(20 / 3), abs=1e-5)  # renormalised to three times 1/3
 
 
 def test_confident_student_keeps_the_buckets_digits_in_float32() -> None:
@@ -123,34 +203,21 @@ def test_confident_student_keeps_the_buckets_digits_in_float32() -> None:
     teacher = torch.zeros(1, 1000)
     teacher[0, 0] = 10.0
     rows = sparse_rows(teacher.double(), 1, 1.0)
-    exact = tla_per_token(student.double(), *rows)
-    torch.testing.assert_close(tla_per_token(student, *rows).double(), exact, rtol=1e-4, atol=0)
+    exact = tla(student.double(), rows)
+    torch.testing.assert_close(tla(student, rows).double(), exact, rtol=1e-4, atol=0)
 
 
-def test_tokens_the_student_lacks_join_the_bucket() -> None:
+@pytest.mark.parametrize("first", [2, 12])
+def test_tokens_the_student_lacks_join_the_bucket(first: int) -> None:
     torch.manual_seed(0)
     student = torch.randn(3, 10, dtype=torch.float64)
     logprobs = torch.tensor([[0.5, 0.3, 0.1]] * 3, dtype=torch.float64).log()
+    if first == 12:
+        logprobs = logprobs.roll(1, dims=1)
+    ids = torch.tensor([[2, 12, 4]] * 3).roll(1 if first == 12 else 0, dims=1)
     partition = torch.zeros(3, dtype=torch.float64)
-    with_unknown = tla_per_token(student, torch.tensor([[2, 12, 4]] * 3), logprobs, partition, partition)
-    logprobs[:, 1] = -torch.inf
-    without = tla_per_token(student, torch.tensor([[2, 0, 4]] * 3), logprobs, partition, partition)
-    torch.testing.assert_close(with_unknown, without)
-
-
-def test_half_precision_logits_are_computed_in_float32() -> None:
-    torch.manual_seed(0)
-    student = (torch.randn(4, 33) * 5).bfloat16()
-    rows = sparse_rows(torch.randn(4, 33), 6, 3.0)
-    torch.testing.assert_close(tla_per_token(student, *rows, 3.0), tla_per_token(student.float(), *rows, 3.0))
-
-
-@given(st.floats(-700, 0, exclude_max=True))
-def test_log1mexp(x: float) -> None:
-    value = log1mexp(torch.tensor(x, dtype=torch.float64)).item()
-    expected = math.log(-math.expm1(x)) if x > -1 else math.log1p(-math.exp(x))
-    assert value == pytest.approx(expected, rel=1e-12, abs=1e-300)
-
-
-def test_log1mexp_of_certainty() -> None:
-    assert log1mexp(torch.tensor([0.0, -torch.inf])).tolist() == [-math.inf, 0.0]
+    with_unknown = tla_(student.clone(), target_of((ids, logprobs, partition, partition), 10), 1.0)
+    logprobs = logprobs.masked_fill(ids == 12, -torch.inf)
+    without = tla_(student.clone(), target_of((ids.masked_fill(ids == 12, 0), logprobs, partition, partition), 10), 1.0)
+    for one, other in zip(with_unknown, without, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,309 @@
+"""Which target should a cache hold? Students of every cached form between a ceiling and a floor.
+
+The ceiling is online distillation: the teacher resident, its full logits at every step. The floor is hard labels. All
+students start from the same weights (22 of SmolLM2-135M's 30 layers), see the same batches in the same order and take
+the same number of steps; a seed is an order of the data. Judged on held-out files by the KL of whole distributions at
+T = 1: share kept = (floor - form) / (floor - ceiling), with the ceiling of the same temperature, seed by seed.
+
+Bytes are those of files: tokens and text, the target, and the index; draws are counted at the one temperature that is
+learned from. The teacher's head, once a cache, is apart. A whole run takes hours; each student's result is kept in
+runs/target-quality, and a run that was interrupted goes on where it stopped.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.commands import run_installed
+from benchmarks.common import in_own_process
+from benchmarks.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
+from benchmarks.real_teacher import make_teacher
+from benchmarks.results import RESULTS, Row, at_least, exit_status, write_results
+from benchmarks.students import CACHE_CONFIG, MODULE_CHARACTERS, TRAIN_CONFIG, cache_settings, options
+
+FOLDER = Path("runs/target-quality")
+MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
+MICRO_BATCH, LEARNING_RATE, WARM_UP = 4, 3e-4, 3
+TEMPERATURES = (1.0, 3.0)
+DRAWN_AT = "temperatures: [1.0, 3.0]"
+CACHES = {
+    "top_k 8": ("capture.logits.k=8",),
+    "top_k 16": ("capture.logits.k=16",),
+    "top_k 64": ("capture.logits.k=64",),
+    "nucleus 0.95": ("capture.logits.policy=nucleus", "capture.logits.mass=0.95", "capture.logits.k=64"),
+    "sampled, 12 draws": ("capture.logits.k=1", f"capture.draws={{n: 12, region: all, {DRAWN_AT}}}"),
+    "sampled, 50 draws": ("capture.logits.k=1", f"capture.draws={{n: 50, region: all, {DRAWN_AT}}}"),
+    "head_and_tail 16 + 16": ("capture.logits.k=16", f"capture.draws={{n: 16, {DRAWN_AT}}}"),
+    "head_and_tail 64 + 50": ("capture.logits.k=64", f"capture.draws={{n: 50, {DRAWN_AT}}}"),
+    "dense, int8": ("capture.logits.k=1", "capture.final={}"),
+}
+HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weight": {"start": 1, "end": 1}}}
+FLOOR, CEILING = "hard labels", "online, full logits"
+RENORMALISED = "top_k 64, renormalised"
+
+
+def arms() -> list[tuple[str, float]]:
+    """Every student: its form, and the temperature it learns at."""
+    forms = [CEILING, *CACHES, RENORMALISED]
+    return [(FLOOR, 1.0), *((form, temperature) for temperature in TEMPERATURES for form in forms)]
+
+
+def main() -> int:
+    """Write the caches, train and evaluate every student; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.target_quality", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="orders of the data (default: 0 1 2)")
+    parser.add_argument("--steps", type=int, default=12, help="optimiser steps of each student (default: 12)")
+    arguments = parser.parse_args()
+    teacher = make_teacher()
+    costs = make_caches(teacher)
+    run_installed("train-student", "init", TRAIN_CONFIG, *options([f"student.teacher={teacher}", f"output={FOLDER}"]))
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for seed in arguments.seeds:
+        for form, temperature in arms():
+            result = student_of(form, temperature, seed, arguments.steps)
+            measured.setdefault(key(form, temperature), []).append(result)
+    rows = table(measured, costs)
+    raw = {"seeds": arguments.seeds, "steps": arguments.steps, "students": measured, "costs": costs}
+    write_results("target_quality", f"Which target to cache: {len(arguments.seeds)} seeds, held-out code", rows, raw)
+    plot(measured, costs, RESULTS / "target_quality.png")
+    return exit_status(rows)
+
+
+def key(form: str, temperature: float) -> str:
+    """Name of an arm."""
+    return form if form == FLOOR else f"{form}, T = {temperature:g}"
+
+
+def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
+    """Write the cache of every form and the held-out one unless they are there; returns what each costs."""
+    modules, held_out_modules = hold_out(standard_library())
+    chats, held_out_chats = hold_out(human_eval_chats())
+    for folder, files, talks in (
+        (FOLDER, modules[:MODULES], chats[:CHATS]),
+        (FOLDER / "held-out", held_out_modules[:HELD_OUT_MODULES], held_out_chats[:HELD_OUT_CHATS]),
+    ):
+        write_code(folder / "corpus/code", files, MODULE_CHARACTERS)
+        write_chats(folder / "corpus/chats.jsonl", talks)
+    held_out = [*cache_settings(FOLDER / "held-out"), "capture.final={dtype: bfloat16}"]
+    write_cache(teacher, FOLDER / "held-out", held_out)
+    costs = {}
+    for name, changes in CACHES.items():
+        folder = FOLDER / "caches" / name.replace(" ", "-")
+        places = [f"output.path={folder / 'cache'}", *cache_settings(FOLDER)[1:]]
+        summary = write_cache(teacher, folder, [*places, *changes])
+        costs[name] = {"capture_tokens_per_second": summary["tokens_per_second"], "bytes": bytes_per_token(folder)}
+    return costs
+
+
+def write_cache(teacher: Path, folder: Path, changes: list[str]) -> dict[str, Any]:
+    """Run ``teacher-cache`` unless its summary is there; returns the summary."""
+    summary = folder / "summary.json"
+    if not summary.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = run_installed(
+            "teacher-cache", "run", CACHE_CONFIG, *options([f"teacher.path={teacher}", *changes]), "--json"
+        )
+        summary.write_text(json.dumps(finished.json, indent=1))
+    return json.loads(summary.read_text())
+
+
+def bytes_per_token(folder: Path) -> dict[str, float]:
+    """Everything a form needs at each temperature: the draws of one temperature are encoded alone to be weighed."""
+    from schemas.cache_config import DrawsCapture
+    from teacher_cache.codec.draws import DrawsCodec
+    from teacher_cache.records import DrawsSample
+    from teacher_cache.shards.marks import read_table
+    from teacher_cache.shards.reader import CacheReader
+    from teacher_cache.shards.storage import Storage
+
+    url = str(folder / "cache")
+    reader = CacheReader(url, ("tokens",))
+    manifest = reader.manifest
+    totals, draws = manifest.totals, manifest.capture.draws
+    fixed = totals.index_bytes + sum(size for signal, size in totals.bytes.items() if signal != "draws")
+    if draws is None:
+        return {str(t): fixed / totals.tokens for t in TEMPERATURES}
+    reader = CacheReader(url, ("tokens", "draws"))
+    codec_of = DrawsCapture(n=draws.n, region=draws.region, temperatures=[1.0])
+    (digest,) = manifest.tables
+    codec = DrawsCodec(codec_of, manifest.codec, read_table(Storage(url), digest, manifest.teacher.vocab_size))
+    sizes = dict.fromkeys(draws.temperatures, 0.0)
+    for position in range(len(reader)):
+        sample = reader.read_draws(position)
+        both = len(reader.payload(position, "draws"))
+        alone = [
+            len(codec.encode(DrawsSample(sample.positions, sample.ids[:, [c]], sample.entropy[:, [c]])))
+            for c in range(len(draws.temperatures))
+        ]
+        for temperature, size in zip(draws.temperatures, alone, strict=True):
+            sizes[temperature] += both * size / sum(alone)
+    padding = totals.bytes["draws"] / sum(sizes.values())  # of the tar
+    return {str(t): (fixed + padding * size) / totals.tokens for t, size in sizes.items()}
+
+
+def student_of(form: str, temperature: float, seed: int, steps: int) -> dict[str, Any]:
+    """Train and evaluate one student, in a process of its own, unless that was done before."""
+    name = f"{key(form, temperature)} seed {seed} steps {steps}".replace(" ", "-").replace(",", "")
+    done = FOLDER / "students" / f"{name}.json"
+    if not done.exists():
+        done.parent.mkdir(parents=True, exist_ok=True)
+        print(f"   {name}", end=": ", flush=True)
+        result = in_own_process(train_and_evaluate, form, temperature, seed, steps)
+        print(f"KL {result['kl']:.4f} nat, {result['tokens_per_second']:.0f} tok/s", flush=True)
+        done.write_text(json.dumps(result, indent=1))
+    return json.loads(done.read_text())
+
+
+def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> dict[str, Any]:
+    """One student: the trainer's data order, losses and student taps, in a plain loop that can hold a teacher too."""
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    from schemas.train_config import LossConfig
+    from trainer.data import CacheRows, evaluation_loader, open_cache
+    from trainer.evaluate import evaluate, head_on, open_for_evaluation
+    from trainer.forms import needed_signals
+    from trainer.losses.objective import Objective, teacher_rows
+    from trainer.order import plan_rows, sorted_rows
+    from trainer.student import load_model
+    from trainer.taps import masked_hidden, output_head
+
+    torch.manual_seed(seed)
+    tla: dict[str, Any] = {"temperature": temperature, "weight": {"start": 1, "end": 1}}
+    tla |= {"tail": "renormalise"} if form == RENORMALISED else {}
+    losses = LossConfig.model_validate(HARD if form == FLOOR else {"tla": tla})
+    cache_name = form if form in CACHES else "top_k 64"
+    url = str(FOLDER / "caches" / cache_name.replace(" ", "-") / "cache")
+    capture = open_cache(url, ("tokens",)).manifest.capture
+    cache = open_cache(url, needed_signals(losses, capture))
+    student: Any = load_model(str(FOLDER / "student-init"), key="student", dtype=torch.float32)
+    head = output_head(student)
+    if form == CEILING:
+        teacher: Any = load_model(str(make_teacher()), key="teacher", dtype=torch.float32)
+        objective: Any = online_objective(losses, capture, teacher)
+    else:
+        objective = Objective(losses, capture)
+        objective.teacher_head = cache.read_head() if "final" in cache.signals else None
+
+    everything = np.arange(len(cache.keys))
+    plan = plan_rows(
+        everything, cache.num_tokens, seed=seed, global_batch=MICRO_BATCH, epochs=1, max_steps=steps, pack_tokens=None
+    )
+    rows = CacheRows(cache, plan)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP, steps)
+    student.train()
+    tokens, start = 0, time.perf_counter()
+    for step in range(steps):
+        batch = rows.__getitems__(list(range(step * MICRO_BATCH, (step + 1) * MICRO_BATCH)))
+        if form == CEILING:
+            objective.listen(batch)
+        hidden_ND = masked_hidden(student, batch)
+        loss, _ = objective.head_terms(hidden_ND, head, teacher_rows(batch), step / steps)
+        (loss / len(hidden_ND)).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens += int(batch["attention_mask"].sum())
+    seconds = time.perf_counter() - start
+    held_out = open_for_evaluation(str(FOLDER / "held-out/cache"))
+    order = sorted_rows(np.arange(len(held_out.keys)), held_out.num_tokens)
+    loader = evaluation_loader(held_out, order, MICRO_BATCH)
+    measured = evaluate(student, loader, held_out.manifest.capture, head_on(student.device, held_out))
+    return {**measured, "tokens_trained": tokens, "tokens_per_second": tokens / seconds}
+
+
+def online_objective(losses: Any, capture: Any, teacher: Any) -> Any:
+    """An Objective whose target comes from a resident teacher."""
+    import torch
+
+    from trainer.losses.objective import Objective
+    from trainer.losses.targets import DenseTarget
+    from trainer.taps import masked_hidden, output_head
+
+    class Online(Objective):
+        def listen(self, batch: dict[str, torch.Tensor]) -> None:
+            with torch.no_grad():
+                self.hidden_ND = masked_hidden(teacher, batch)
+
+        def _target(self, rows: Any, vocabulary: int) -> DenseTarget:
+            return DenseTarget(self.hidden_ND, output_head(teacher), self.losses.tla.temperature)
+
+    return Online(losses, capture)
+
+
+def shares(measured: dict[str, list[dict[str, Any]]], form: str, temperature: float) -> list[float]:
+    """The share of the ceiling's reduction of the KL that a form keeps, in percent, seed by seed."""
+    floor, ceiling = measured[FLOOR], measured[key(CEILING, temperature)]
+    return [
+        100 * (low["kl"] - own["kl"]) / (low["kl"] - high["kl"])
+        for low, own, high in zip(floor, measured[key(form, temperature)], ceiling, strict=True)
+    ]
+
+
+def table(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, Any]]) -> list[Row]:
+    """Quality and cost of every form at every temperature."""
+    rows = []
+    floor = statistics.mean(run["kl"] for run in measured[FLOOR])
+    rows.append(Row(f"{FLOOR}: KL(teacher ‖ student)", floor, "nat"))
+    affordable = []
+    for temperature in TEMPERATURES:
+        ceiling = measured[key(CEILING, temperature)]
+        rows.append(Row(f"{key(CEILING, temperature)}: KL", statistics.mean(run["kl"] for run in ceiling), "nat"))
+        for form in [*CACHES, RENORMALISED]:
+            kept = shares(measured, form, temperature)
+            runs = measured[key(form, temperature)]
+            cost = costs[form if form in CACHES else "top_k 64"]
+            size = cost["bytes"][str(temperature)]
+            speed = statistics.mean(run["tokens_per_second"] for run in runs)
+            online_speed = statistics.mean(run["tokens_per_second"] for run in ceiling)
+            what = (
+                f"{key(form, temperature)}: share kept ({min(kept):.0f} … {max(kept):.0f}); {size:.0f} B/token; "
+                f"captures {cost['capture_tokens_per_second']:.0f} tok/s, trains {speed / online_speed:.2f} × online; "
+                f"top-1 {100 * statistics.mean(run['top1_agreement'] for run in runs):.1f} %, "
+                f"calibration {100 * statistics.mean(run['calibration_error'] for run in runs):.1f} %"
+            )
+            mean = statistics.mean(kept)
+            rows.append(at_least(what, mean, "%", 99) if form.startswith("dense") else Row(what, mean, "%"))
+            if temperature == 1.0 and size < 130:
+                affordable.append((mean, form))
+    best, form = max(affordable)
+    rows.append(at_least(f"best form under 130 B/token at T = 1: {form}", best, "%", 97))
+    return rows
+
+
+def plot(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Share kept over bytes a token, one panel a temperature."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(TEMPERATURES), figsize=(11, 4.5), sharey=True, layout="constrained")
+    for panel, temperature in zip(panels, TEMPERATURES, strict=True):
+        for form, cost in costs.items():
+            kept = shares(measured, form, temperature)
+            mean = statistics.mean(kept)
+            errors = [[mean - min(kept)], [max(kept) - mean]]
+            size = cost["bytes"][str(temperature)]
+            panel.errorbar(size, mean, yerr=errors, fmt="o", capsize=3)
+            panel.annotate(form, (size, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        panel.axhline(100, color="gray", linewidth=0.8)
+        panel.axhline(0, color="gray", linewidth=0.8)
+        panel.set(title=f"T = {temperature:g}", xlabel="bytes per token, everything included", xscale="log")
+        panel.set_ylim(bottom=max(-60, panel.get_ylim()[0]))
+    panels[0].set_ylabel("share of online distillation's\nKL reduction kept, %")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A model's output head: from the final hidden state (after the last norm) to logits.
+
+Architectures differ in what follows the matrix product: Granite divides the logits, Cohere multiplies them, Gemma caps
+them with a tanh. Both sides use this: the student, and the teacher's head that a cache with final hidden states holds.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class OutputHead(NamedTuple):
+    """logits = cap(scale · (hidden Wᵀ + bias)) with cap(x) = softcap · tanh(x / softcap)."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def to(self, device: torch.device) -> "OutputHead":
+        """The same head on another device."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return self._replace(weight_VD=self.weight_VD.to(device), bias_V=bias_V)
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """float32 [N, V] (float64 stays float64), a tensor that the caller may overwrite.
+
+        The product is computed in the weight's dtype, everything after it in the result's.
+        """
+        product_NV = hidden_ND.to(self.weight_VD.dtype) @ self.weight_VD.T
+        logits_NV = product_NV.to(torch.promote_types(product_NV.dtype, torch.float32))
+        if self.bias_V is not None:
+            logits_NV = logits_NV.add_(self.bias_V)
+        if self.scale != 1.0:
+            logits_NV = logits_NV.mul_(self.scale)
+        if self.softcap is not None:
+            logits_NV = logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_NV
+
+
+def logit_transform(text_config: Any) -> tuple[float, float | None]:
+    """Scale and soft cap of the logits, by the names that transformers' configurations have for them."""
+    scale = float(getattr(text_config, "logit_scale", None) or 1.0)
+    scale *= float(getattr(text_config, "output_multiplier", None) or 1.0)
+    scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
+    names = ("final_logit_softcapping", "logits_soft_cap")
+    softcap = next((getattr(text_config, name) for name in names if getattr(text_config, name, None)), None)
+    return scale, None if softcap is None else float(softcap)

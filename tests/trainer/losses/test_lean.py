@@ -1,0 +1,143 @@
+"""The chunked pass over the head against plain autograd through whole logits."""
+
+import pytest
+import torch
+
+from support.rows import dense_kl, sparse_rows, target_of
+from teacher_cache.signals.head import OutputHead
+from trainer.losses import lean
+from trainer.losses.cross_entropy import cross_entropy_
+from trainer.losses.lean import chunk_rows, head_loss
+from trainer.losses.tla import tla_
+
+N, D, V = 11, 6, 23
+WEIGHTS = (0.7, 0.4)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows at a time."""
+    monkeypatch.setattr(lean, "CHUNK_BYTES", {"cpu": 4 * 4 * V})
+
+
+def problem(dtype: torch.dtype = torch.float64):
+    torch.manual_seed(0)
+    hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
+    weight = torch.randn(V, D, dtype=dtype, requires_grad=True)
+    bias = torch.randn(V, dtype=dtype, requires_grad=True)
+    teacher = torch.randn(N, V, dtype=torch.float64) * 2
+    return hidden, weight, bias, teacher, torch.randint(0, V, (N,))
+
+
+def loss_of_rows(teacher: torch.Tensor, next_ids: torch.Tensor):
+    target = target_of(sparse_rows(teacher, V, 2.0), V, 2.0)
+
+    def loss(logits, rows):
+        hard, by_hard = cross_entropy_(logits.clone(), next_ids[rows])
+        soft, by_soft = tla_(logits, target.rows(rows), 2.0)
+        return [soft.sum(), hard.sum()], WEIGHTS[0] * by_soft + WEIGHTS[1] * by_hard
+
+    return loss
+
+
+def plain(hidden, weight, bias, teacher, next_ids, scale, softcap) -> torch.Tensor:
+    logits = scale * (hidden @ weight.T + (0 if bias is None else bias))
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    hard = torch.nn.functional.cross_entropy(logits, next_ids, reduction="sum")
+    return WEIGHTS[0] * dense_kl(logits, teacher, 2.0).sum() + WEIGHTS[1] * hard
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.5, 3.0)])
+def test_equals_plain_autograd_in_float64(with_bias: bool, scale: float, softcap: float | None) -> None:
+    hidden, weight, bias, teacher, next_ids = problem()
+    leaves = [hidden, weight, *([bias] if with_bias else [])]
+    head = OutputHead(weight, bias if with_bias else None, scale, softcap)
+    value, totals = head_loss(hidden, head, WEIGHTS, loss_of_rows(teacher, next_ids))
+    expected = plain(hidden, weight, bias if with_bias else None, teacher, next_ids, scale, softcap)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(WEIGHTS[0] * totals[0] + WEIGHTS[1] * totals[1], value.detach())
+    ours = torch.autograd.grad(3 * value, leaves)
+    for gradient, reference in zip(ours, torch.autograd.grad(3 * expected, leaves), strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-9)
+
+
+def test_a_tied_head_gets_both_gradients() -> None:
+    _, weight, _, teacher, next_ids = problem()
+    ids = torch.arange(N)
+    value, _ = head_loss(weight[ids] ** 2, OutputHead(weight), WEIGHTS, loss_of_rows(teacher, next_ids))
+    (ours,) = torch.autograd.grad(value, weight)
+    (reference,) = torch.autograd.grad(plain(weight[ids] ** 2, weight, None, teacher, next_ids, 1.0, None), weight)
+    torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
+
+
+class Recomputed(torch.autograd.Function):
+    """``head_loss`` anew for every backward pass: gradcheck takes several."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, loss):
+        ctx.save_for_backward(hidden, weight)
+        ctx.loss = loss
+        return head_loss(hidden, OutputHead(weight), WEIGHTS, loss)[0]
+
+    @staticmethod
+    def backward(ctx, by_value):
+        leaves = [leaf.detach().requires_grad_() for leaf in ctx.saved_tensors]
+        with torch.enable_grad():
+            value, _ = head_loss(leaves[0], OutputHead(leaves[1]), WEIGHTS, ctx.loss)
+        return (*torch.autograd.grad(value, leaves, by_value), None)
+
+
+def test_gradcheck() -> None:
+    hidden, weight, _, teacher, next_ids = problem()
+    assert torch.autograd.gradcheck(
+        lambda h, w: Recomputed.apply(h, w, loss_of_rows(teacher, next_ids)), (hidden, weight)
+    )
+
+
+@pytest.mark.parametrize("by_autocast", [False, True])
+def test_bf16_products_with_losses_in_float32(by_autocast: bool) -> None:
+    hidden, weight, _, teacher, next_ids = problem(torch.float32)
+    exact, _ = head_loss(hidden, OutputHead(weight), WEIGHTS, loss_of_rows(teacher, next_ids))
+    expected = torch.autograd.grad(exact, (hidden, weight))
+    dtype = torch.float32 if by_autocast else torch.bfloat16
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in (hidden, weight)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=by_autocast):
+        value, totals = head_loss(leaves[0], OutputHead(leaves[1]), WEIGHTS, loss_of_rows(teacher, next_ids))
+    assert value.dtype == totals.dtype == torch.float32
+    assert value.item() == pytest.approx(exact.item(), rel=1e-2)
+    for gradient, reference in zip(torch.autograd.grad(value, leaves), expected, strict=True):
+        assert gradient.dtype == dtype
+        assert torch.nn.functional.cosine_similarity(gradient.float().flatten(), reference.flatten(), dim=0) > 0.999
+
+
+def test_frozen_parts_get_no_gradient() -> None:
+    hidden, weight, _, teacher, next_ids = problem()
+    value, _ = head_loss(hidden, OutputHead(weight.detach()), WEIGHTS, loss_of_rows(teacher, next_ids))
+    (ours,) = torch.autograd.grad(value, hidden)
+    (reference,) = torch.autograd.grad(plain(hidden, weight, None, teacher, next_ids, 1.0, None), hidden)
+    torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
+
+
+def test_no_rows() -> None:
+    hidden, weight, _, teacher, next_ids = problem()
+    value, totals = head_loss(hidden[:0], OutputHead(weight), WEIGHTS, loss_of_rows(teacher, next_ids))
+    assert value.item() == 0
+    assert totals.tolist() == [0, 0]
+    value.backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() == 0
+
+
+def test_the_backward_pass_can_be_taken_once() -> None:
+    hidden, weight, _, teacher, next_ids = problem()
+    value, _ = head_loss(hidden, OutputHead(weight), WEIGHTS, loss_of_rows(teacher, next_ids))
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="can be taken once"):
+        value.backward()
+
+
+def test_chunks_cover_the_rows_and_are_bounded_in_bytes() -> None:
+    chunks = chunk_rows(OutputHead(torch.zeros(V, D)), N)
+    assert chunks == [slice(0, 4), slice(4, 8), slice(8, 11)]
+    assert chunk_rows(OutputHead(torch.zeros(50 * V, D)), 2) == [slice(0, 1), slice(1, 2)]

@@ -1,0 +1,60 @@
+"""Which form of target a run learns from, and which signals of the cache it therefore reads."""
+
+from typing import Literal
+
+from schemas.cache_config import CaptureConfig
+from schemas.errors import UserError
+from schemas.manifest import Signal
+from schemas.train_config import LossConfig, TlaConfig
+from trainer.losses.schedule import always_zero
+
+Form = Literal["top_k", "draws", "final"]
+
+
+def target_form(tla: TlaConfig, capture: CaptureConfig) -> Form:
+    """What TLA learns from. Raises UserError when the cache does not have it at this temperature, or as asked for."""
+    form: Form = tla.target or ("final" if capture.final else "draws" if capture.draws else "top_k")
+    if form != "top_k" and getattr(capture, form) is None:
+        raise UserError(
+            f"losses.tla.target: {form}: the cache has no {form} signal; cache the teacher with capture.{form} set, or "
+            "leave the key out"
+        )
+    if form != "final":
+        temperatures = capture.logits.temperatures
+        if form == "draws":
+            assert capture.draws is not None
+            temperatures = capture.draws.temperatures
+        if tla.temperature not in temperatures:
+            raise UserError(
+                f"losses.tla.temperature: {tla.temperature} is not among {temperatures}, the temperatures of the "
+                f"cache's {form} target; choose one of them or make a cache with this one"
+            )
+    if form != "top_k" and tla.tail != "bucket":
+        raise UserError(f"losses.tla.tail: {tla.tail} goes with target: top_k, not {form}; leave it out")
+    if form == "draws" and tla.divergence != "forward":
+        raise UserError(
+            f"losses.tla.divergence: {tla.divergence} cannot be estimated from draws; use forward, or another target"
+        )
+    return form
+
+
+def needed_signals(losses: LossConfig, capture: CaptureConfig) -> tuple[Signal, ...]:
+    """The signals that training with these losses reads; no file of another one is touched."""
+    wanted: set[Signal] = {"tokens"}
+    if not always_zero(losses.tla.weight):
+        form = target_form(losses.tla, capture)
+        wanted |= {"logits"} if form == "top_k" else {form}
+        wanted |= {"logits"} if form == "draws" and _has_head(capture) else set()
+    wanted |= {"hidden"} if losses.lhsm is not None else set()
+    wanted |= {"attention"} if losses.apc is not None else set()
+    order: tuple[Signal, ...] = ("tokens", "logits", "draws", "final", "hidden", "attention")
+    return tuple(signal for signal in order if signal in wanted)
+
+
+def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
+    """The signals that an evaluation reads."""
+    return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
+
+
+def _has_head(capture: CaptureConfig) -> bool:
+    return capture.draws is not None and capture.draws.region == "tail"

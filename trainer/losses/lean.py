@@ -1,0 +1,99 @@
+"""Losses on logits without the logits: the output head and the losses behind it, a chunk of rows at a time.
+
+The vocabulary is the largest dimension by far. For each chunk of rows the logits are made, their loss and its gradient
+computed in place, and the gradient multiplied back at once into those of hidden states and head; then the chunk is
+forgotten. So the gradient is finished in the forward pass, and the backward pass only scales it. The idea is that of
+Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
+
+Shape letters: N rows that count, n rows of a chunk, D student width, V student vocabulary, L losses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from teacher_cache.signals.head import OutputHead
+
+CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # of one chunk's float32 logits
+LossOfRows = Callable[[torch.Tensor, slice], tuple[Sequence[torch.Tensor], torch.Tensor]]
+"""From logits [n, V] (may be overwritten) of a slice of the rows to the L losses summed over them (scalars), and the
+gradient [n, V] of their weighted sum with respect to the logits."""
+
+
+def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
+    """Slices of the rows whose logits exist at one time."""
+    size = max(1, CHUNK_BYTES.get(head.weight_VD.device.type, 1 << 28) // (4 * len(head.weight_VD)))
+    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+def head_loss(
+    hidden_ND: torch.Tensor, head: OutputHead, weights: Sequence[float], loss_of_rows: LossOfRows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses' weighted sum over all rows (a differentiable scalar), and each loss's sum [L] before its weight.
+
+    Gradients reach ``hidden_ND`` and the head's weight and bias. Products are computed in the dtype of autocast where
+    it is on, else in that of the weight; losses in float32 (float64 stays float64). The backward pass can be taken
+    once.
+    """
+    return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, head, tuple(weights), loss_of_rows)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        head: OutputHead,
+        weights: tuple[float, ...],
+        loss_of_rows: LossOfRows,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        head = head._replace(weight_VD=weight_VD.detach().to(dtype), bias_V=None if bias_V is None else bias_V.detach())
+        hidden_ND = hidden_ND.detach()
+        totals_L = torch.zeros(len(weights), dtype=exact, device=hidden_ND.device)
+        by_hidden_ND = torch.zeros_like(hidden_ND) if for_hidden else None
+        by_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if for_weight else None
+        by_bias_V = weight_VD.new_zeros(len(weight_VD), dtype=exact) if for_bias else None
+        with torch.autocast(device, enabled=False):
+            for rows in chunk_rows(head, len(hidden_ND)):
+                hidden_nD = hidden_ND[rows].to(dtype)
+                logits_nV = head.logits(hidden_nD)
+                slope_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap).square()
+                totals, gradient_nV = loss_of_rows(logits_nV, rows)
+                totals_L += torch.stack([total.to(exact) for total in totals])
+                if slope_nV is not None:
+                    gradient_nV = gradient_nV.mul_(slope_nV)
+                if head.scale != 1.0:
+                    gradient_nV = gradient_nV.mul_(head.scale)
+                if by_bias_V is not None:
+                    by_bias_V += gradient_nV.sum(dim=0)
+                gradient_nV = gradient_nV.to(dtype)
+                if by_hidden_ND is not None:
+                    by_hidden_ND[rows] = gradient_nV @ head.weight_VD
+                if by_weight_VD is not None:
+                    _add_product(by_weight_VD, gradient_nV.T, hidden_nD)
+        ctx.gradients = (by_hidden_ND, by_weight_VD, by_bias_V)
+        ctx.mark_non_differentiable(totals_L)
+        return (totals_L * totals_L.new_tensor(weights)).sum(), totals_L
+
+    @staticmethod
+    def backward(ctx: Any, *by_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the backward pass of head_loss can be taken once: its gradients were handed over")
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are the largest tensors there are
+        scaled = [gradient if gradient is None else gradient.mul_(by_outputs[0]) for gradient in gradients]
+        return (*scaled, None, None, None)
+
+
+def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
+    """Add a matrix product, in one pass where the dtypes agree; low-precision products are added up in float32."""
+    if sum_VD.dtype == left_Vn.dtype:
+        sum_VD.addmm_(left_Vn, right_nD)
+    else:
+        sum_VD += left_Vn @ right_nD
