@@ -59,6 +59,7 @@ def joined(values: list[float]) -> str:
     return " · ".join(f"{value:.3g}" if abs(value) < 0.9 else f"{value:.4f}" for value in values)
 
 
+@torch.no_grad()
 def measure() -> dict[str, Any]:
     """All figures, in a process that ends with its models."""
     from teacher_cache.shards.reader import CacheReader
@@ -92,7 +93,6 @@ DRAWN = {
 }
 
 
-@torch.inference_mode()
 def hidden_states(ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Final hidden states [N, D] of teacher and student, and the teacher's output head."""
     from transformers import AutoModelForCausalLM

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
@@ -36,12 +37,30 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    table = Table("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
+    names = {
+        "hidden_norms": "hidden norms",
+        "final_norm": "final norm",
+        "attention": "head → strongest key",
+        "drawn_ids": "distinct draws",
+    }
+    others = [name for name in names if name in found[0]]
+    titles = ("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
+    table = Table(*titles, *(names[name] for name in others))
     for row in found:
         best = ", ".join(f"{i} {p:.2f}" for i, p in zip(row["best_ids"], row["best_probabilities"], strict=True))
         realised = "" if row["next_probability"] is None else f"{row['next_probability']:.4f}"
-        table.add_row(str(row["row"]), repr(row["token"]), "yes" if row["counts"] else "", best, realised)
+        cells = ["" if row[name] is None else _cell(name, row[name]) for name in others]
+        table.add_row(str(row["row"]), repr(row["token"]), "yes" if row["counts"] else "", best, realised, *cells)
     Console(markup=False).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    """What a signal holds at a row, short enough for a table."""
+    if name == "attention":
+        return ", ".join(f"{head['head']} → {head['key']} {head['weight']:.2f}" for head in value)
+    if name == "drawn_ids":
+        return ", ".join(str(len(set(ids))) for ids in value)
+    return ", ".join(f"{norm:.1f}" for norm in (value if isinstance(value, list) else [value]))
 
 
 @main.command()

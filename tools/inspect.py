@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from schemas.cache_config import Quantised
 from schemas.errors import UserError
+from teacher_cache.records import HiddenSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.signals.hidden import to_floats
 
 
 def describe(url: str) -> dict[str, Any]:
@@ -18,6 +21,8 @@ def describe(url: str) -> dict[str, Any]:
         "index": totals.index_bytes,
         "tables": sum(table.bytes for table in manifest.tables.values()),
     }
+    if manifest.head is not None:
+        sizes["head"] = manifest.head.file.bytes
     return {
         "cache": url,
         "manifest_digest": manifest.digest(),
@@ -41,15 +46,19 @@ def describe(url: str) -> dict[str, Any]:
 def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[dict[str, Any]]:
     """The first ``limit`` rows of the sample ``key``: the token read, the teacher's best guesses, what came next.
 
-    Raises UserError when the cache has no such sample.
+    And what other signals hold at a row, None where they are not stored: the norms of its hidden states layer by layer
+    and of the final one, the strongest weight of each attention head, the tokens drawn at each temperature. Raises
+    UserError when the cache has no such sample.
     """
-    reader = CacheReader(url)
+    manifest = up_to_date_manifest(Storage(url))
+    reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
     if key not in reader.keys:
         raise UserError(
             f"{url}: no sample {key!r} among {len(reader)}; keys are 32 hex digits, see `keys` in shard-*.json"
         )
     position = reader.keys.index(key)
     tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+    others = _other_signals(reader, position)
     text = tokens.text.encode()
     rows = []
     for t in range(min(limit, len(tokens.input_ids))):
@@ -64,6 +73,36 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
                 "best_ids": logits.ids[t, :count].tolist(),
                 "best_probabilities": [round(float(p), 4) for p in probabilities],
                 "next_probability": None if t + 1 == len(tokens.input_ids) else float(np.exp(logits.next_logprob[t])),
+                **{name: by_row.get(t) for name, by_row in others.items()},
             }
         )
     return rows
+
+
+def _other_signals(reader: CacheReader, position: int) -> dict[str, dict[int, Any]]:
+    """By name of a figure, the rows of a sample that have it. Only of signals that the cache stores."""
+    capture = reader.manifest.capture
+    found: dict[str, dict[int, Any]] = {}
+    if capture.hidden is not None:
+        found["hidden_norms"] = _norms(reader.read_hidden(position), capture.hidden)
+    if capture.final is not None:
+        found["final_norm"] = {t: norms[0] for t, norms in _norms(reader.read_final(position), capture.final).items()}
+    if capture.attention is not None:
+        attention = reader.read_attention(position)
+        found["attention"] = {
+            int(t): [
+                {"head": int(head), "key": int(keys[0]), "weight": round(float(weights[0]), 4)}
+                for head, keys, weights in zip(attention.heads, attention.keys[p], attention.weights[p], strict=True)
+            ]
+            for p, t in enumerate(attention.positions)
+        }
+    if capture.draws is not None:
+        draws = reader.read_draws(position)
+        found["drawn_ids"] = {int(t): draws.ids[p].tolist() for p, t in enumerate(draws.positions)}
+    return found
+
+
+def _norms(sample: HiddenSample, capture: Quantised) -> dict[int, list[float]]:
+    """Euclidean norms of the layers' hidden states, by row."""
+    norms_PC = to_floats(sample, capture).norm(dim=2)
+    return {int(t): [round(norm, 3) for norm in norms_PC[p].tolist()] for p, t in enumerate(sample.positions)}
