@@ -67,6 +67,24 @@ def test_temperatures_that_cannot_be_used_are_refused(temperatures, wanted):
 
 
 @pytest.mark.parametrize(
+    ("capture", "wanted"),
+    [
+        ({"draws": {"temperatures": [1.0, 2.0]}}, "draws.temperatures [1.0, 2.0] must be among logits.temperatures"),
+        ({"logits": {"policy": "nucleus"}, "draws": {}}, "draws.region: tail goes with logits.policy: top_k"),
+    ],
+)
+def test_draws_that_do_not_fit_the_logits_are_refused(capture, wanted):
+    message = complaint({"capture": capture})
+    assert "capture" in message
+    assert wanted in message
+
+
+def test_a_cache_may_hold_several_targets():
+    capture = read({"capture": {"draws": {}, "final": {}}}).capture
+    assert capture.signals == ["logits", "draws", "final"]
+
+
+@pytest.mark.parametrize(
     ("changes", "key"),
     [
         ({"capture": {"logits": {"k": 0}}}, "capture.logits.k"),
@@ -74,6 +92,10 @@ def test_temperatures_that_cannot_be_used_are_refused(temperatures, wanted):
         ({"capture": {"logits": {"mass": 0}}}, "capture.logits.mass"),
         ({"capture": {"logits": {"mass": 1.01}}}, "capture.logits.mass"),
         ({"capture": {"logits": {"policy": "topk"}}}, "capture.logits.policy"),
+        ({"capture": {"draws": {"n": 0}}}, "capture.draws.n"),
+        ({"capture": {"draws": {"region": "head"}}}, "capture.draws.region"),
+        ({"capture": {"draws": {"positions": "keywords"}}}, "capture.draws.positions"),
+        ({"capture": {"final": {"dtype": "float32"}}}, "capture.final.dtype"),
         ({"engine": {"kind": "tgi"}}, "engine.kind"),
         ({"engine": {"max_batch_tokens": "many"}}, "engine.max_batch_tokens"),
         ({"engine": {"gpu_memory_utilization": 1.0}}, "engine.gpu_memory_utilization"),

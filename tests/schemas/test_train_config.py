@@ -73,6 +73,10 @@ def test_at_least_one_loss_has_a_weight():
     ("changes", "key"),
     [
         ({"losses": {"tla": {"temperature": 0}}}, "losses.tla.temperature"),
+        ({"losses": {"tla": {"target": "dense"}}}, "losses.tla.target"),
+        ({"losses": {"tla": {"tail": "drop"}}}, "losses.tla.tail"),
+        ({"losses": {"tla": {"divergence": "backward"}}}, "losses.tla.divergence"),
+        ({"losses": {"tla": {"jsd_beta": 1.0}}}, "losses.tla.jsd_beta"),
         ({"losses": {"tla": {"weight": {"start": -1, "end": 1}}}}, "losses.tla.weight.start"),
         ({"losses": {"tla": {"weight": {"start": 1}}}}, "losses.tla.weight.end"),
         ({"losses": {"tla": {"weight": {"start": 1, "end": 1, "hold": 1}}}}, "losses.tla.weight.hold"),

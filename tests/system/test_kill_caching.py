@@ -14,8 +14,14 @@ from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
 
 KILLS = 20
-CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "hidden": {"layers": [1]}, "attention": {"heads": 1}}
-SIGNALS = ("tokens", "logits", "hidden", "attention")
+CAPTURE = {
+    "logits": {"k": 16, "temperatures": [1.0, 3.0]},
+    "draws": {"n": 8, "temperatures": [1.0, 3.0]},
+    "final": {},
+    "hidden": {"layers": [1]},
+    "attention": {"heads": 1},
+}
+SIGNALS = ("tokens", "logits", "draws", "final", "hidden", "attention")
 
 
 def committed_files(cache: Path) -> dict[str, tuple[int, int]]:
@@ -65,7 +71,7 @@ def check_same(reference: Path, cache: Path, config: Path) -> None:
         a, b = one.read_logits(position), other.read_logits(position)
         for field in ("counts", "ids", "logprobs", "next_logprob", "log_partition"):
             assert np.array_equal(getattr(a, field), getattr(b, field), equal_nan=True), (position, field)
-        for signal_name in ("tokens", "hidden", "attention"):
+        for signal_name in ("tokens", "draws", "final", "hidden", "attention"):
             assert one.payload(position, signal_name) == other.payload(position, signal_name)
     assert one.manifest.digest() == other.manifest.digest()
 
