@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from io import FileIO
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,11 +26,12 @@ from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
-from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
-from teacher_cache.signals.head import OutputHead
+
+if TYPE_CHECKING:
+    from teacher_cache.signals.head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
@@ -162,10 +163,12 @@ class CacheReader:
         payload = self.payload(position, "final")
         return self._named(position, "final", lambda: codec.decode(payload, int(self.num_tokens[position])))
 
-    def read_head(self) -> OutputHead:
+    def read_head(self) -> "OutputHead":
         """The teacher's output head. Raises UserError when the cache has none."""
         if self.manifest.capture.final is None:
             raise self._not_stored("final")
+        from teacher_cache.shards.head import read_head  # loads torch, which a reader of arrays does without
+
         return read_head(self._storage, self.manifest)
 
     def read_hidden(self, position: int) -> HiddenSample:
