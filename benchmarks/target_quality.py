@@ -168,7 +168,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     from transformers import get_cosine_schedule_with_warmup
 
     from schemas.train_config import LossConfig
-    from trainer.data import CacheRows, evaluation_loader, open_cache
+    from trainer.data import CacheRows, evaluation_loader, open_cache, read_capture
     from trainer.evaluate import evaluate, head_on, open_for_evaluation
     from trainer.forms import needed_signals
     from trainer.losses.objective import Objective, teacher_rows
@@ -182,7 +182,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     losses = LossConfig.model_validate(HARD if form == FLOOR else {"tla": tla})
     cache_name = form if form in CACHES else "top_k 64"
     url = str(FOLDER / "caches" / cache_name.replace(" ", "-") / "cache")
-    capture = open_cache(url, ("tokens",)).manifest.capture
+    capture = read_capture(url)
     cache = open_cache(url, needed_signals(losses, capture))
     student: Any = load_model(str(FOLDER / "student-init"), key="student", dtype=torch.float32)
     head = output_head(student)

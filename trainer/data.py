@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from schemas.cache_config import CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
@@ -56,6 +57,14 @@ def open_cache(url: str, signals: tuple[Signal, ...] = ("tokens", "logits")) -> 
         committed, planned = len(cache.manifest.shards), len(cache.manifest.units)
         logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
     return cache
+
+
+def read_capture(url: str) -> CaptureConfig:
+    """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
+    from teacher_cache.shards.marks import read_manifest
+    from teacher_cache.shards.storage import Storage
+
+    return read_manifest(Storage(url)).capture
 
 
 def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:

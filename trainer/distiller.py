@@ -18,7 +18,15 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
 from trainer.checkpoint import RunState, find_resume, new_state
-from trainer.data import Cache, CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, open_cache
+from trainer.data import (
+    Cache,
+    CacheRows,
+    check_tokenizer,
+    check_vocabulary,
+    evaluation_loader,
+    open_cache,
+    read_capture,
+)
 from trainer.evaluate import head_on, open_for_evaluation
 from trainer.forms import needed_signals
 from trainer.interrupts import StopRequest
@@ -54,7 +62,7 @@ def distill(
 
     # what there is to learn, and who learns it
     losses = used(config.losses)
-    capture = open_cache(config.data.cache, ("tokens",)).manifest.capture
+    capture = read_capture(config.data.cache)
     cache = open_cache(config.data.cache, needed_signals(losses, capture))
     objective = Objective(losses, capture)
     init_folder = materialise_student(config)
@@ -83,7 +91,9 @@ def distill(
         validation = evaluation_head = None
         if held_out_cache is not None:
             validation = evaluation_loader(held_out_cache, held_out_rows, config.loop.micro_batch_size)
-            evaluation_head = head_on(arguments.device, held_out_cache)
+            same_head = held_out_cache.manifest.head == cache.manifest.head
+            evaluation_head = objective.teacher_head if same_head else None
+            evaluation_head = evaluation_head or head_on(arguments.device, held_out_cache)
         if needs_student_signals(losses):
             objective.signals = StudentSignals(student, losses, cache.manifest, config.loop.seed)
         trainer = DistillationTrainer(

@@ -8,7 +8,7 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.signals.head import OutputHead
-from trainer.data import Batch, Cache, check_vocabulary, evaluation_loader, open_cache
+from trainer.data import Batch, Cache, check_vocabulary, evaluation_loader, open_cache, read_capture
 from trainer.forms import evaluation_signals
 from trainer.losses.lean import chunk_rows
 from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
@@ -106,8 +106,7 @@ class _Calibration:
 
 def open_for_evaluation(url: str) -> Cache:
     """Open a cache for all that ``evaluate`` reads. Raises UserError."""
-    manifest = open_cache(url, ("tokens",)).manifest
-    return open_cache(url, evaluation_signals(manifest.capture))
+    return open_cache(url, evaluation_signals(read_capture(url)))
 
 
 def head_on(device: torch.device, cache: Cache) -> OutputHead | None:
