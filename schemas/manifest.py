@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from schemas.base import FORMAT_VERSION, Strict
-from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Provenance
+from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
-Signal = Literal["tokens", "logits", "draws", "final", "hidden", "attention"]
+Signal = Literal["tokens", CapturedSignal]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24

@@ -58,6 +58,11 @@ class WeightSchedule(Strict):
     hold: float = Field(0.0, ge=0, lt=1, description="Share of training during which the weight stays at `start`.")
 
 
+TargetForm = Literal["top_k", "draws", "final"]
+Tail = Literal["bucket", "renormalise", "ignore"]
+Divergence = Literal["forward", "reverse", "jsd"]
+
+
 class TlaConfig(Strict):
     """Token-level logits alignment: a divergence of softened distributions, times temperature squared."""
 
@@ -65,14 +70,14 @@ class TlaConfig(Strict):
     temperature: float = Field(
         1.0, gt=0, description="One of those the cache stores its target at; `final` serves any temperature."
     )
-    target: Literal["top_k", "draws", "final"] | None = Field(
+    target: TargetForm | None = Field(
         None,
         description="Which signal to learn from; default: the richest the cache has: final, else draws, else top_k.",
     )
-    tail: Literal["bucket", "renormalise", "ignore"] = Field(
+    tail: Tail = Field(
         "bucket", description="`top_k`: what becomes of the mass that is not stored; all but `bucket` are biased."
     )
-    divergence: Literal["forward", "reverse", "jsd"] = Field(
+    divergence: Divergence = Field(
         "forward", description="KL(teacher ‖ student), KL(student ‖ teacher), or the Jensen-Shannon divergence."
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="`jsd`: weight of the teacher in the mixture.")

@@ -1,19 +1,17 @@
 """Which form of target a run learns from, and which signals of the cache it therefore reads."""
 
-from typing import Literal
+from typing import get_args
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.manifest import Signal
-from schemas.train_config import LossConfig, TlaConfig
+from schemas.train_config import LossConfig, TargetForm, TlaConfig
 from trainer.losses.schedule import always_zero
 
-Form = Literal["top_k", "draws", "final"]
 
-
-def target_form(tla: TlaConfig, capture: CaptureConfig) -> Form:
+def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
     """What TLA learns from. Raises UserError when the cache does not have it at this temperature, or as asked for."""
-    form: Form = tla.target or ("final" if capture.final else "draws" if capture.draws else "top_k")
+    form: TargetForm = tla.target or ("final" if capture.final else "draws" if capture.draws else "top_k")
     if form != "top_k" and getattr(capture, form) is None:
         raise UserError(
             f"losses.tla.target: {form}: the cache has no {form} signal; cache the teacher with capture.{form} set, or "
@@ -47,8 +45,7 @@ def needed_signals(losses: LossConfig, capture: CaptureConfig) -> tuple[Signal, 
         wanted |= {"logits"} if form == "draws" and _has_head(capture) else set()
     wanted |= {"hidden"} if losses.lhsm is not None else set()
     wanted |= {"attention"} if losses.apc is not None else set()
-    order: tuple[Signal, ...] = ("tokens", "logits", "draws", "final", "hidden", "attention")
-    return tuple(signal for signal in order if signal in wanted)
+    return tuple(signal for signal in get_args(Signal) if signal in wanted)
 
 
 def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from trainer.losses.targets import ListedTarget, Tail, top_k_target
-from trainer.losses.tla import Divergence, tla_
+from schemas.train_config import Divergence, Tail
+from trainer.losses.targets import ListedTarget, top_k_target
+from trainer.losses.tla import tla_
 
 
 def sparse_rows(

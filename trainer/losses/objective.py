@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.cache_config import CaptureConfig
-from schemas.train_config import LossConfig
+from schemas.train_config import LossConfig, Tail
 from teacher_cache.signals.head import OutputHead
 from teacher_cache.signals.hidden import dequantise
 from trainer.forms import target_form
 from trainer.losses.cross_entropy import cross_entropy_
 from trainer.losses.lean import head_loss
 from trainer.losses.schedule import always_zero, weight_at
-from trainer.losses.targets import DenseTarget, ListedTarget, Tail, Target, draws_target, top_k_target
+from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
 from trainer.losses.tla import tla_
 
 if TYPE_CHECKING:

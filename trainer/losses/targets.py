@@ -9,13 +9,11 @@ Shape letters: N rows that count, K listed entries, V student vocabulary, U teac
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
+from schemas.train_config import Tail
 from teacher_cache.signals.head import OutputHead
-
-Tail = Literal["bucket", "renormalise", "ignore"]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ Shape letters: N rows, V student vocabulary, U teacher vocabulary, K listed entr
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
+from schemas.train_config import Divergence
 from trainer.losses.targets import DenseTarget, ListedTarget, Target
 
-Divergence = Literal["forward", "reverse", "jsd"]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
