@@ -16,14 +16,19 @@ TRAINING_CHATS = 64
 HARD_LABELS = ("losses.tla.weight={start: 0, end: 0}", "losses.cross_entropy.weight={start: 1, end: 1}")
 
 
-def write_corpora(folder: Path) -> None:
-    """Training and held-out texts; no file and no problem is on both sides."""
-    modules, held_out_modules = hold_out(standard_library())
-    chats, held_out_chats = hold_out(human_eval_chats())
-    write_code(folder / "corpus/code", modules, MODULE_CHARACTERS)
-    write_chats(folder / "corpus/chats.jsonl", chats[:TRAINING_CHATS])
-    write_code(folder / "held-out/corpus/code", held_out_modules, MODULE_CHARACTERS)
-    write_chats(folder / "held-out/corpus/chats.jsonl", held_out_chats)
+def write_corpora(
+    folder: Path,
+    modules: int | None = None,
+    chats: int = TRAINING_CHATS,
+    held_out_modules: int | None = None,
+    held_out_chats: int | None = None,
+) -> None:
+    """Training and held-out texts, the first so many of each or all; no file and no problem is on both sides."""
+    all_modules, all_chats = hold_out(standard_library()), hold_out(human_eval_chats())
+    limits = ((folder, modules, chats), (folder / "held-out", held_out_modules, held_out_chats))
+    for side, (place, n_modules, n_chats) in enumerate(limits):
+        write_code(place / "corpus/code", all_modules[side][:n_modules], MODULE_CHARACTERS)
+        write_chats(place / "corpus/chats.jsonl", all_chats[side][:n_chats])
 
 
 def cache_settings(folder: Path) -> list[str]:

@@ -22,10 +22,9 @@ import numpy as np
 
 from benchmarks.commands import run_installed
 from benchmarks.common import in_own_process
-from benchmarks.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import RESULTS, Row, at_least, exit_status, write_results
-from benchmarks.students import CACHE_CONFIG, MODULE_CHARACTERS, TRAIN_CONFIG, cache_settings, options
+from benchmarks.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")
 MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
@@ -84,23 +83,21 @@ def key(form: str, temperature: float) -> str:
 
 def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
     """Write the cache of every form and the held-out one unless they are there; returns what each costs."""
-    modules, held_out_modules = hold_out(standard_library())
-    chats, held_out_chats = hold_out(human_eval_chats())
-    for folder, files, talks in (
-        (FOLDER, modules[:MODULES], chats[:CHATS]),
-        (FOLDER / "held-out", held_out_modules[:HELD_OUT_MODULES], held_out_chats[:HELD_OUT_CHATS]),
-    ):
-        write_code(folder / "corpus/code", files, MODULE_CHARACTERS)
-        write_chats(folder / "corpus/chats.jsonl", talks)
+    write_corpora(FOLDER, MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS)
     held_out = [*cache_settings(FOLDER / "held-out"), "capture.final={dtype: bfloat16}"]
     write_cache(teacher, FOLDER / "held-out", held_out)
     costs = {}
     for name, changes in CACHES.items():
-        folder = FOLDER / "caches" / name.replace(" ", "-")
+        folder = cache_folder(name)
         places = [f"output.path={folder / 'cache'}", *cache_settings(FOLDER)[1:]]
         summary = write_cache(teacher, folder, [*places, *changes])
         costs[name] = {"capture_tokens_per_second": summary["tokens_per_second"], "bytes": bytes_per_token(folder)}
     return costs
+
+
+def cache_folder(name: str) -> Path:
+    """Where the cache of a form lies."""
+    return FOLDER / "caches" / name.replace(" ", "-")
 
 
 def write_cache(teacher: Path, folder: Path, changes: list[str]) -> dict[str, Any]:
@@ -180,8 +177,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     tla: dict[str, Any] = {"temperature": temperature, "weight": {"start": 1, "end": 1}}
     tla |= {"tail": "renormalise"} if form == RENORMALISED else {}
     losses = LossConfig.model_validate(HARD if form == FLOOR else {"tla": tla})
-    cache_name = form if form in CACHES else "top_k 64"
-    url = str(FOLDER / "caches" / cache_name.replace(" ", "-") / "cache")
+    url = str(cache_folder(form if form in CACHES else "top_k 64") / "cache")
     capture = read_capture(url)
     cache = open_cache(url, needed_signals(losses, capture))
     student: Any = load_model(str(FOLDER / "student-init"), key="student", dtype=torch.float32)
