@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.cache_config import CacheConfig, layer_number
+from schemas.cache_config import CacheConfig, Quantised, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.layers import decoder_layers
@@ -143,16 +143,22 @@ class TransformersEngine(Engine):
         if capture is None:
             return None
         assert self._final_BSD is not None
-        positions = torch.from_numpy(request.final_positions).to(self._model.device)
-        return to_hidden_sample(request.final_positions, [quantise(self._final_BSD[row, positions], capture)])
+        return self._stored(row, request.final_positions, [self._final_BSD], capture)
 
     def _hidden(self, row: int, request: Request) -> HiddenSample | None:
         capture = self._capture.hidden
         if capture is None:
             return None
-        positions = torch.from_numpy(request.hidden_positions).to(self._model.device)
-        layers = [quantise(output_BSD[row].index_select(0, positions), capture) for output_BSD in self._layer_outputs]
-        return to_hidden_sample(request.hidden_positions, layers)
+        return self._stored(row, request.hidden_positions, self._layer_outputs, capture)
+
+    def _stored(
+        self, row: int, positions: np.ndarray, layers_BSD: list[torch.Tensor], capture: Quantised
+    ) -> HiddenSample:
+        """One sequence's rows of each layer's hidden states, as they are stored."""
+        rows = torch.from_numpy(positions).to(self._model.device)
+        return to_hidden_sample(
+            positions, [quantise(layer[row].index_select(0, rows), capture) for layer in layers_BSD]
+        )
 
     def _attention(self, row: int, request: Request) -> AttentionSample | None:
         capture = self._capture.attention

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from schemas.cache_config import CaptureConfig, DrawsCapture, FinalCapture, layer_number
+from schemas.cache_config import CaptureConfig, DrawsCapture, FinalCapture, Quantised, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.layers import decoder_layers
 from teacher_cache.records import Request
@@ -110,14 +110,10 @@ class _Capture:
         """vLLM's layers give (hidden, residual), whose sum is the residual stream; some give the stream itself."""
         assert self._config.hidden is not None
         for expected, start, _ in self._running:
-            rows = torch.from_numpy(start + expected.request.hidden_positions.astype(np.int64))
-            if isinstance(output, tuple):
-                rows = rows.to(output[0].device)
-                hidden = output[0][rows] if output[1] is None else output[0][rows] + output[1][rows]
-            else:
-                hidden = output[rows.to(output.device)]
-            kept = HiddenRows(*(part.cpu() for part in quantise(hidden, self._config.hidden)))
-            self._captured[expected.number].hidden.append(kept)
+            stream, residual = output if isinstance(output, tuple) else (output, None)
+            rows = _flat_rows(start, expected.request.hidden_positions, stream.device)
+            hidden = stream[rows] if residual is None else stream[rows] + residual[rows]
+            self._captured[expected.number].hidden.append(_stored(hidden, self._config.hidden))
 
     @torch.inference_mode()
     def _before_attention(self, attention: Any, args: Any) -> None:
@@ -126,7 +122,7 @@ class _Capture:
         query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
         key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
         for expected, start, stop in self._running:
-            positions = torch.from_numpy(expected.request.attention_positions.astype(np.int64)).to(query_NHE.device)
+            positions = _flat_rows(0, expected.request.attention_positions, query_NHE.device)
             rows = attention_rows(
                 query_NHE[start:stop],
                 key_NGE[start:stop],
@@ -172,9 +168,18 @@ class _Capture:
 
     def _keep_final(self, hidden_ND: torch.Tensor, capture: FinalCapture) -> None:
         for expected, start, _ in self._running:
-            rows = torch.from_numpy(start + expected.request.final_positions.astype(np.int64)).to(hidden_ND.device)
-            kept = HiddenRows(*(part.cpu() for part in quantise(hidden_ND[rows], capture)))
-            self._captured[expected.number].final = kept
+            rows = _flat_rows(start, expected.request.final_positions, hidden_ND.device)
+            self._captured[expected.number].final = _stored(hidden_ND[rows], capture)
+
+
+def _flat_rows(start: int, positions: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Rows of the flat batch, int64, of a sequence's positions; the sequence begins at ``start``."""
+    return torch.from_numpy(start + positions.astype(np.int64)).to(device)
+
+
+def _stored(hidden_PD: torch.Tensor, capture: Quantised) -> HiddenRows:
+    """Hidden states as they are stored, on the CPU."""
+    return HiddenRows(*(part.cpu() for part in quantise(hidden_PD, capture)))
 
 
 class _ToDraw:

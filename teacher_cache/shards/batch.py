@@ -6,7 +6,7 @@ Measured with 16 rows of 512 tokens and K = 64: separate arrays are given back t
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from teacher_cache.records import (
 )
 
 Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
+Stored = HiddenSample | AttentionSample | DrawsSample
 
 
 def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> RowBatch:
@@ -61,48 +62,44 @@ def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
 def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) -> HiddenBatch:
     """The hidden states (or final ones) of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
-    batch_row, first_column, _ = _entries(places, samples)
-    return HiddenBatch(
-        batch_row=batch_row,
-        column=first_column + np.concatenate([sample.positions for sample in samples]),
-        values=np.concatenate([sample.values for sample in samples]),
-        scales=np.concatenate([sample.scales for sample in samples]),
-        outlier_index=np.concatenate([sample.outlier_index for sample in samples]),
-        outliers=np.concatenate([sample.outliers for sample in samples]),
-    )
+    entries = _entries(places, samples)
+    arrays = _concatenated(samples, "values", "scales", "outlier_index", "outliers")
+    return HiddenBatch(entries.batch_row, entries.column, **arrays)
 
 
 def join_draws(places: Sequence[Place], read: Callable[[int], DrawsSample]) -> DrawsBatch:
     """The draws of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
-    batch_row, first_column, _ = _entries(places, samples)
-    return DrawsBatch(
-        batch_row=batch_row,
-        column=first_column + np.concatenate([sample.positions for sample in samples]),
-        ids=np.concatenate([sample.ids for sample in samples]),
-        entropy=np.concatenate([sample.entropy for sample in samples]),
-    )
+    entries = _entries(places, samples)
+    return DrawsBatch(entries.batch_row, entries.column, **_concatenated(samples, "ids", "entropy"))
 
 
 def join_attention(places: Sequence[Place], read: Callable[[int], AttentionSample]) -> AttentionBatch:
     """The attention rows of the samples at ``places``, one after the other."""
     samples = [read(position) for position, _, _ in places]
-    batch_row, first_column, sample = _entries(places, samples)
-    return AttentionBatch(
-        batch_row=batch_row,
-        column=first_column + np.concatenate([sample.positions for sample in samples]),
-        first_column=first_column,
-        sample=sample,
-        weights=np.concatenate([sample.weights for sample in samples]),
-        keys=first_column[:, None, None] + np.concatenate([sample.keys for sample in samples]),
-    )
+    entries = _entries(places, samples)
+    arrays = _concatenated(samples, "weights", "keys")
+    arrays["keys"] = entries.first_column[:, None, None] + arrays["keys"]
+    return AttentionBatch(**entries._asdict(), **arrays)
 
 
-def _entries(
-    places: Sequence[Place], samples: Sequence[HiddenSample] | Sequence[AttentionSample] | Sequence[DrawsSample]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Batch row, first column of the sample, and number of the sample, int64 [N] each, of all their stored rows."""
+class _Entries(NamedTuple):
+    """Where the stored rows of all samples stand, int64 [N] each."""
+
+    batch_row: np.ndarray
+    column: np.ndarray
+    first_column: np.ndarray  # of the sample
+    sample: np.ndarray  # its number
+
+
+def _entries(places: Sequence[Place], samples: Sequence[Stored]) -> _Entries:
     sample = np.repeat(np.arange(len(samples)), [len(stored.positions) for stored in samples])
     batch_row = np.array([r for _, r, _ in places])[sample]
     first_column = np.array([span.start for _, _, span in places])[sample]
-    return batch_row, first_column, sample
+    column = first_column + np.concatenate([stored.positions for stored in samples])
+    return _Entries(batch_row, column, first_column, sample)
+
+
+def _concatenated(samples: Sequence[Stored], *names: str) -> dict[str, np.ndarray]:
+    """These arrays of all samples, one after the other, by name."""
+    return {name: np.concatenate([getattr(sample, name) for sample in samples]) for name in names}

@@ -142,26 +142,22 @@ class CacheReader:
 
     def read_logits(self, position: int) -> LogitsSample:
         """The logits signal of one sample."""
-        payload = self.payload(position, "logits")
-        decoder = self._decoder(position)
-        return self._named(position, "logits", lambda: decoder.decode(payload, int(self.num_tokens[position])))
+        return self._decoded(position, "logits", self._decoder(position).decode)
 
     def read_draws(self, position: int) -> DrawsSample:
         """The draws of one sample. Raises UserError when the cache has none."""
         capture = self.manifest.capture.draws
         if capture is None:
             raise self._not_stored("draws")
-        payload = self.payload(position, "draws")
         codec = self._with_table(position, self._draws, lambda table: DrawsCodec(capture, self.manifest.codec, table))
-        return self._named(position, "draws", lambda: codec.decode(payload, int(self.num_tokens[position])))
+        return self._decoded(position, "draws", codec.decode)
 
     def read_final(self, position: int) -> HiddenSample:
         """The final hidden states of one sample, as its only layer. Raises UserError when the cache has none."""
         codec = self._final
         if codec is None:
             raise self._not_stored("final")
-        payload = self.payload(position, "final")
-        return self._named(position, "final", lambda: codec.decode(payload, int(self.num_tokens[position])))
+        return self._decoded(position, "final", codec.decode)
 
     def read_head(self) -> "OutputHead":
         """The teacher's output head. Raises UserError when the cache has none."""
@@ -176,16 +172,14 @@ class CacheReader:
         codec = self._hidden
         if codec is None:
             raise self._not_stored("hidden")
-        payload = self.payload(position, "hidden")
-        return self._named(position, "hidden", lambda: codec.decode(payload, int(self.num_tokens[position])))
+        return self._decoded(position, "hidden", codec.decode)
 
     def read_attention(self, position: int) -> AttentionSample:
         """The attention rows of one sample. Raises UserError when the cache has none."""
         codec = self._attention
         if codec is None:
             raise self._not_stored("attention")
-        payload = self.payload(position, "attention")
-        return self._named(position, "attention", lambda: codec.decode(payload, int(self.num_tokens[position])))
+        return self._decoded(position, "attention", codec.decode)
 
     def _not_stored(self, signal: str) -> UserError:
         return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
@@ -278,6 +272,10 @@ class CacheReader:
         """The tar and the key of a sample, for messages."""
         shard, row = self._locate(position)
         return f"{self._storage.where(tar_name(shard.name, signal))}: sample {shard.keys[row]}"
+
+    def _decoded(self, position: int, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
+        payload = self.payload(position, signal)
+        return self._named(position, signal, lambda: decode(payload, int(self.num_tokens[position])))
 
     def _named(self, position: int, signal: Signal, decode: Callable[[], Decoded]) -> Decoded:
         try:

@@ -45,18 +45,16 @@ def draw(
         uniforms_NTM: float64, rising along M; see ``uniforms``.
         temperatures: T of them.
     """
+    if head_ids_NK is None:
+        head_ids_NK = logits_NV.new_empty((len(logits_NV), 0), dtype=torch.int64)
     rows = chunk_size(logits_NV)
-    parts = [
-        _draw_chunk(
-            logits.float(), None if head_ids_NK is None else head_ids_NK[i * rows : (i + 1) * rows], u, temperatures
-        )
-        for i, (logits, u) in enumerate(zip(logits_NV.split(rows), uniforms_NTM.split(rows), strict=True))
-    ]
+    chunks = zip(logits_NV.split(rows), head_ids_NK.split(rows), uniforms_NTM.split(rows), strict=True)
+    parts = [_draw_chunk(logits.float(), head_ids, places, temperatures) for logits, head_ids, places in chunks]
     return DrawnRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _draw_chunk(
-    logits_NV: torch.Tensor, head_ids_NK: torch.Tensor | None, uniforms_NTM: torch.Tensor, temperatures: list[float]
+    logits_NV: torch.Tensor, head_ids_NK: torch.Tensor, uniforms_NTM: torch.Tensor, temperatures: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shifted_NV = logits_NV - logits_NV.amax(dim=1, keepdim=True)
     ids, entropies = [], []
@@ -65,8 +63,7 @@ def _draw_chunk(
         exp_NV = scaled_NV.exp()
         total_N = exp_NV.sum(dim=1)
         entropies.append(total_N.log() - torch.linalg.vecdot(exp_NV, scaled_NV.clamp_(min=-1e30)) / total_N)
-        if head_ids_NK is not None:
-            exp_NV.scatter_(1, head_ids_NK.long(), 0.0)
+        exp_NV.scatter_(1, head_ids_NK.long(), 0.0)
         ids.append(_invert(exp_NV, uniforms_NTM[:, column]))
     return torch.stack(ids, dim=1), torch.stack(entropies, dim=1)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.cache_config import CacheConfig, FinalCapture, HiddenCapture
+from schemas.cache_config import CacheConfig, FinalCapture, HiddenCapture, Quantised
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.records import Captured, Request
@@ -75,14 +75,16 @@ def test_logits(captured: list[list[Captured]]) -> None:
         assert np.abs(one.logits.next_logprob[:-1] - two.logits.next_logprob[:-1]).max() < 1e-4
 
 
-def test_hidden_states(captured: list[list[Captured]]) -> None:
-    capture = HiddenCapture.model_validate(HIDDEN)
-
+@pytest.mark.parametrize(
+    ("signal", "capture", "layers"),
+    [("hidden", HiddenCapture.model_validate(HIDDEN), 2), ("final", FinalCapture.model_validate(FINAL), 1)],
+)
+def test_hidden_states(captured: list[list[Captured]], signal: str, capture: Quantised, layers: int) -> None:
     for one, two in zip(*captured, strict=True):
-        assert one.hidden is not None
-        assert two.hidden is not None
-        wanted, found = to_floats(one.hidden, capture), to_floats(two.hidden, capture)
-        assert wanted.shape[1:] == (2, 64)
+        assert getattr(one, signal) is not None
+        assert getattr(two, signal) is not None
+        wanted, found = (to_floats(getattr(side, signal), capture) for side in (one, two))
+        assert wanted.shape[1:] == (layers, 64)
         assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 
 
@@ -93,15 +95,6 @@ def test_draws(captured: list[list[Captured]]) -> None:
         assert len(one.draws.ids) == len(two.draws.ids) > 0
         assert (one.draws.ids == two.draws.ids).mean() > 0.99, "but for draws at the edge between two tokens"
         assert np.abs(one.draws.entropy - two.draws.entropy).max() < 1e-4
-
-
-def test_final_hidden_states(captured: list[list[Captured]]) -> None:
-    capture = FinalCapture.model_validate(FINAL)
-    for one, two in zip(*captured, strict=True):
-        assert one.final is not None
-        assert two.final is not None
-        wanted, found = to_floats(one.final, capture), to_floats(two.final, capture)
-        assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 
 
 def test_attention_rows_of_heads_on_both_ranks(captured: list[list[Captured]]) -> None:
