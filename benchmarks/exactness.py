@@ -10,7 +10,6 @@ side has among its top k is excused when its log-probability is within the toler
 """
 
 import sys
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -90,18 +89,20 @@ def compare_with_forward(sequences: list[np.ndarray], stored: list[LogitsSample]
     for ids, sample in zip(sequences, stored, strict=True):
         with torch.inference_mode():
             logits_SV = model(torch.from_numpy(ids)[None]).logits[0].double()
-        true_SV = torch.log_softmax(logits_SV, dim=-1).numpy()
-        at_SK = np.take_along_axis(true_SV, sample.ids.astype(np.int64), axis=1)
-        kth_S1 = -np.partition(-true_SV, K - 1, axis=1)[:, K - 1 :][:, :1]
-        short_SK = np.maximum(kth_S1 - at_SK, 0)  # how far below the k-th a stored entry truly is
-        next_S = true_SV[np.arange(len(ids) - 1), ids[1:]]
-        partition_ST = torch.stack([(logits_SV / t).logsumexp(dim=-1) for t in TEMPERATURES], dim=1).numpy()
-        errors["logprob"].append(float(np.abs(sample.logprobs - at_SK).max()))
-        errors["log_partition"].append(float(np.abs(sample.log_partition - partition_ST).max()))
-        errors["next_logprob"].append(float(np.abs(sample.next_logprob[:-1] - next_S).max()))
-        errors["tie"].append(float(short_SK.max()))
-        differing += int((short_SK > 0).sum())
-        wrong += int((short_SK > TIE).sum()) + int((sample.counts != K).sum())
+        log_p_PV = logits_SV.log_softmax(dim=-1)[torch.from_numpy(sample.positions)]
+        true_PV = log_p_PV.numpy()
+        at_PK = np.take_along_axis(true_PV, sample.ids.astype(np.int64), axis=1)
+        kth_P1 = -np.partition(-true_PV, K - 1, axis=1)[:, K - 1 :][:, :1]
+        short_PK = np.maximum(kth_P1 - at_PK, 0)  # how far below the k-th a stored entry truly is
+        realised = sample.positions < len(ids) - 1
+        next_P = true_PV[realised, ids[1:][sample.positions[realised]]]
+        partition_PT = torch.stack([(log_p_PV / t).logsumexp(dim=-1) for t in TEMPERATURES], dim=1).numpy()
+        errors["logprob"].append(float(np.abs(sample.logprobs - at_PK).max()))
+        errors["log_partition"].append(float(np.abs(sample.log_partition - partition_PT).max()))
+        errors["next_logprob"].append(float(np.abs(sample.next_logprob[realised] - next_P).max()))
+        errors["tie"].append(float(short_PK.max()))
+        differing += int((short_PK > 0).sum())
+        wrong += int((short_PK > TIE).sum()) + int((sample.counts != K).sum())
         wrong += sum(K - len(set(row)) for row in sample.ids.tolist())  # an id that is stored twice
     return {name: max(values) for name, values in errors.items()} | {"differing_ids": differing, "wrong_ids": wrong}
 
@@ -119,12 +120,14 @@ def _score(tree: dict[str, Any], sequences: list[np.ndarray]) -> list[LogitsSamp
     from teacher_cache.engines import open_engine
 
     with open_engine(as_config(tree)) as engine:
-        return [captured.logits for captured in engine.score([Request(ids) for ids in sequences])]
+        requests = [Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in sequences]
+        return [captured.logits for captured in engine.score(requests)]
 
 
 def first_rows(sample: LogitsSample, rows: int) -> LogitsSample:
     """The beginning of a sample: causal attention makes it the sample of the beginning."""
-    return LogitsSample(*(getattr(sample, field.name)[:rows] for field in fields(LogitsSample)))
+    arrays = {name: array[:rows] for name, array in vars(sample).items() if name != "num_tokens"}
+    return LogitsSample(num_tokens=rows, **arrays)
 
 
 def compare_engines(left: list[LogitsSample], right: list[LogitsSample]) -> dict[str, Any]:

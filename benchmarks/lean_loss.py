@@ -94,7 +94,7 @@ def plain_tla(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], An
 
     from trainer.losses.targets import top_k_target
 
-    target = top_k_target(rows["ids"], rows["logprobs"], rows["zero"], rows["zero"], 1.0, VOCABULARY)
+    target = top_k_target(rows["ids"], rows["logprobs"], rows["zero"], 1.0, VOCABULARY)
     assert target.rest_N is not None
     rest_N = target.rest_N
 

@@ -129,7 +129,8 @@ def make_batch() -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(0, 3, (TOKENS, VOCABULARY)).astype(np.float32))
-    logprobs, ids = logits.log_softmax(dim=-1).topk(K)
+    all_logprobs = logits.log_softmax(dim=-1)
+    logprobs, ids = all_logprobs.topk(K)
     mask = torch.ones(1, TOKENS, dtype=torch.bool)
     mask[0, -1] = False
     batch = {
@@ -139,7 +140,7 @@ def make_batch() -> dict[str, Any]:
         "ids": ids.int()[None],
         "logprobs": logprobs[None],
         "next_logprob": torch.zeros(1, TOKENS),
-        "log_partition": torch.stack([(logits / t).logsumexp(dim=-1) for t in (1.0, 3.0)], dim=-1)[None],
+        "log_partition": torch.stack([(all_logprobs / t).logsumexp(dim=-1) for t in (1.0, 3.0)], dim=-1)[None],
     }
     layers = [quantise(torch.from_numpy(rng.normal(0, 1, (TOKENS, WIDTH))), HiddenCapture()) for _ in range(3)]
     names = ("values", "scales", "outlier_index", "outliers")

@@ -114,23 +114,26 @@ class Problem:
         self, logits_NV: torch.Tensor, teacher_ND: torch.Tensor, student_ND: torch.Tensor, head: Any, next_ids: Any
     ) -> None:
         from schemas.cache_config import LogitsCapture
+        from teacher_cache.records import Request
         from teacher_cache.signals.logits import reduce_logits, to_sample
 
         self.logits_NV, self.teacher_ND, self.student_ND, self.head = logits_NV, teacher_ND, student_ND, head
         self.vocabulary = logits_NV.shape[1]
         self.capture = LogitsCapture(k=K, temperatures=TEMPERATURES)
         rows = reduce_logits(logits_NV, next_ids, K, TEMPERATURES)
-        self.exact = to_sample(rows, self.capture)
+        n_rows = len(logits_NV)
+        every_row = np.arange(n_rows, dtype=np.int32)
+        self.exact = to_sample(rows, Request(np.zeros(n_rows + 1, np.int64), every_row), self.capture)
         self.stored = self._through_codec(self.exact)
         self._dense: dict[float, torch.Tensor] = {}
 
     def _through_codec(self, sample: Any) -> Any:
         from schemas.cache_config import CodecConfig
-        from teacher_cache.codec.logits import LogitsDecoder, LogitsEncoder
+        from teacher_cache.codec.logits import LogitsCodec
+        from teacher_cache.codec.permutation import CodeTable
 
-        table = np.arange(self.vocabulary, dtype=np.uint32)
-        payload = LogitsEncoder(self.capture, CodecConfig(), table).encode(sample)
-        return LogitsDecoder(self.capture, CodecConfig(), table).decode(payload, len(sample.counts))
+        codec = LogitsCodec(self.capture, CodecConfig(), CodeTable(np.arange(self.vocabulary)))
+        return codec.decode(codec.encode(sample), sample.num_tokens)
 
     def gradient(self, target: Any, temperature: float) -> torch.Tensor:
         """[N · D]"""
@@ -175,8 +178,8 @@ class Problem:
 
         ids, logprobs, partition = map(torch.from_numpy, (sample.ids, sample.logprobs, sample.log_partition))
         logprobs = logprobs.masked_fill(torch.arange(K) >= k, -torch.inf)
-        partition_1, partition_t = (partition[:, TEMPERATURES.index(t)] for t in (1.0, temperature))
-        return top_k_target(ids, logprobs, partition_1, partition_t, temperature, self.vocabulary, tail)
+        log_partition = partition[:, TEMPERATURES.index(temperature)]
+        return top_k_target(ids, logprobs, log_partition, temperature, self.vocabulary, tail)
 
     def resampled(self, region: str, n: int, stored: bool, temperature: float) -> dict[str, float]:
         """What 200 sets of draws say about the estimate."""
@@ -196,7 +199,7 @@ class Problem:
         along, cosines = [], []
         total, squares = torch.zeros_like(dense, dtype=torch.float64), torch.zeros_like(dense, dtype=torch.float64)
         for seed in range(RESAMPLINGS):
-            places = torch.from_numpy(uniforms(Request(rows, draws_positions=rows, seed=seed), capture))
+            places = torch.from_numpy(uniforms(Request(rows, rows, seed=seed), capture))
             drawn = draw(self.logits_NV, head_ids, places, [temperature])
             target = draws_target(head, drawn.ids_NTM[:, 0], drawn.entropy_NT[:, 0], self.vocabulary)
             gradient = self.gradient(target, temperature)

@@ -116,6 +116,7 @@ def bytes_per_token(folder: Path) -> dict[str, float]:
     """Everything a form needs at each temperature: the draws of one temperature are encoded alone to be weighed."""
     from schemas.cache_config import DrawsCapture
     from teacher_cache.codec.draws import DrawsCodec
+    from teacher_cache.codec.permutation import CodeTable
     from teacher_cache.records import DrawsSample
     from teacher_cache.shards.marks import read_table
     from teacher_cache.shards.reader import CacheReader
@@ -131,7 +132,8 @@ def bytes_per_token(folder: Path) -> dict[str, float]:
     reader = CacheReader(url, ("tokens", "draws"))
     codec_of = DrawsCapture(n=draws.n, region=draws.region, temperatures=[1.0])
     (digest,) = manifest.tables
-    codec = DrawsCodec(codec_of, manifest.codec, read_table(Storage(url), digest, manifest.teacher.vocab_size))
+    table = CodeTable(read_table(Storage(url), digest, manifest.teacher.vocab_size))
+    codec = DrawsCodec(codec_of, manifest.codec, table)
     sizes = dict.fromkeys(draws.temperatures, 0.0)
     for position in range(len(reader)):
         sample = reader.read_draws(position)

@@ -68,6 +68,9 @@ class LogitsCapture(Strict):
     k: int = Field(64, ge=1, le=65535, description="Entries per row (`nucleus`: at most).")
     mass: float = Field(0.95, gt=0, le=1, description="`nucleus`: the smallest set that reaches this probability.")
     temperatures: list[float] = Field([1.0, 3.0], min_length=1, description="Temperatures with a stored log-partition.")
+    positions: Literal["all", "loss_mask"] = Field(
+        "loss_mask", description="Rows that are stored. The head is not even applied to the others."
+    )
 
     @field_validator("temperatures")
     @classmethod
@@ -158,7 +161,8 @@ class AttentionCapture(Strict):
 class DrawsCapture(Strict):
     """Random draws from each next-token distribution: an unbiased target at any temperature.
 
-    `region: tail` with the exact head that `logits` stores, `region: all` alone (random sampling distillation).
+    `region: tail` with the exact head that `logits` stores, `region: all` alone (random sampling distillation). The
+    rows are those of `logits`.
     """
 
     n: int = Field(50, ge=1, le=4096, description="Draws of a row at each temperature.")
@@ -168,7 +172,6 @@ class DrawsCapture(Strict):
     temperatures: list[float] = Field(
         [1.0], min_length=1, description="Temperatures that are drawn at; each must be among those of `logits`."
     )
-    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are drawn for.")
 
 
 class FinalCapture(Quantised):

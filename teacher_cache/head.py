@@ -5,6 +5,7 @@ running engine, so that the plan can hold it whatever shares the model later.
 import json
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -104,13 +105,15 @@ def check_rebuilt(captured: Captured, head: OutputHead, manifest: Manifest) -> N
     capture = manifest.capture.final
     assert capture is not None
     assert captured.final is not None
-    rows = captured.final.positions
-    if len(rows) == 0:
+    _, in_final, in_logits = np.intersect1d(
+        captured.final.positions, captured.logits.positions, assume_unique=True, return_indices=True
+    )
+    if len(in_final) == 0:
         return
-    log_p_PV = head.logits(to_floats(captured.final, capture)[:, 0]).log_softmax(dim=1)
-    best_P1 = torch.from_numpy(captured.logits.ids[rows, :1]).long()
+    log_p_PV = head.logits(to_floats(captured.final, capture)[in_final, 0]).log_softmax(dim=1)
+    best_P1 = torch.from_numpy(captured.logits.ids[in_logits, :1]).long()
     rebuilt_P = log_p_PV.gather(1, best_P1).squeeze(1)
-    error = (rebuilt_P - torch.from_numpy(captured.logits.logprobs[rows, 0])).abs().mean().item()
+    error = (rebuilt_P - torch.from_numpy(captured.logits.logprobs[in_logits, 0])).abs().mean().item()
     if error > MAX_ERROR:
         raise UserError(
             f"capture.final: the logits of a {manifest.teacher.architecture} cannot be rebuilt from its final hidden "

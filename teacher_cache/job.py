@@ -17,7 +17,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal, Unit
 from teacher_cache.codec.encoders import Encoders
-from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
+from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.head import check_rebuilt
 from teacher_cache.plan import load_or_make_plan, read_unit
@@ -128,7 +128,7 @@ def _score_units(
                             shard.add(signal, sample.key, payload)
                 if not table:
                     table_ids, table = _code_table(storage, plan, kept, worker)
-                    encoders.use_table(table_ids)
+                    encoders.use_table(CodeTable(table_ids))
                 for sample, captured in zip(sequences, kept, strict=True):
                     for signal, payload in encoders.encode_ids(captured):
                         shard.add(signal, sample.key, payload)

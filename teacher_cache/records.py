@@ -28,13 +28,15 @@ class TokenSample:
 
 @dataclass(frozen=True)
 class LogitsSample:
-    """One sequence's next-token distributions: the ``logits`` signal."""
+    """Next-token distributions of one sequence: the ``logits`` signal."""
 
-    counts: np.ndarray  # int32 [S]; entries of each row, ≤ K
-    ids: np.ndarray  # int32 [S, K]; token ids by falling probability; 0 beyond counts
-    logprobs: np.ndarray  # float32 [S, K]; log-probabilities at temperature 1, nats; -inf beyond counts
-    next_logprob: np.ndarray  # float32 [S]; log-probability of the token that follows; NaN in the last row
-    log_partition: np.ndarray  # float32 [S, T]; logsumexp(logits / temperature), one column a temperature
+    num_tokens: int  # S, of the sequence
+    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
+    counts: np.ndarray  # int32 [P]; entries of each row, 1 to K
+    ids: np.ndarray  # int32 [P, K]; token ids by falling probability; 0 beyond counts
+    logprobs: np.ndarray  # float32 [P, K]; log-probabilities at temperature 1, nats; -inf beyond counts
+    next_logprob: np.ndarray  # float32 [P]; log-probability of the token that follows; NaN in the sequence's last row
+    log_partition: np.ndarray  # float32 [P, T]; log Σ_v p(v)^(1/temperature), one column a temperature
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class AttentionSample:
 
 
 class Request(NamedTuple):
-    """One sequence to be scored, and the rows at which signals other than the logits are wanted."""
+    """One sequence to be scored, and the rows at which each signal is wanted."""
 
     input_ids: np.ndarray  # integer [S]
+    logits_positions: np.ndarray  # int32 [P]; also those of the draws
     hidden_positions: np.ndarray = NO_ROWS  # int32 [P]
     attention_positions: np.ndarray = NO_ROWS  # int32 [P]
-    draws_positions: np.ndarray = NO_ROWS  # int32 [P]
     final_positions: np.ndarray = NO_ROWS  # int32 [P]
     seed: int = 0  # of the draws
 
@@ -130,17 +132,17 @@ class AttentionBatch:
 class RowBatch:
     """Batch arrays. A row is one sample, or several packed one after the other (their positions restart at 0).
 
-    Without the logits signal K and T are 0 and ``next_logprob`` is NaN everywhere.
+    Without the logits signal K and T are 0, and nothing is stored of any row.
     """
 
     input_ids: np.ndarray  # int64 [R, L]; 0 in the padding
     position_ids: np.ndarray  # int64 [R, L]; 0 in the padding
     attention_mask: np.ndarray  # bool [R, L]; False in the padding
     loss_mask: np.ndarray  # bool [R, L]; False in the padding
-    ids: np.ndarray  # int32 [R, L, K]; 0 beyond a row's count
+    ids: np.ndarray  # int32 [R, L, K]; 0 beyond a row's count; rows that are not stored have none
     logprobs: np.ndarray  # float32 [R, L, K]; -inf beyond a row's count
-    next_logprob: np.ndarray  # float32 [R, L]; NaN at each sample's last token and in the padding
-    log_partition: np.ndarray  # float32 [R, L, T]; 0 in the padding
+    next_logprob: np.ndarray  # float32 [R, L]; NaN at each sample's last token and where nothing is stored
+    log_partition: np.ndarray  # float32 [R, L, T]; 0 where nothing is stored
     hidden: HiddenBatch | None = None
     attention: AttentionBatch | None = None
     draws: DrawsBatch | None = None

@@ -6,7 +6,7 @@ import numpy as np
 
 from schemas.cache_config import Quantised
 from schemas.errors import UserError
-from teacher_cache.records import HiddenSample
+from teacher_cache.records import HiddenSample, LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
@@ -46,9 +46,9 @@ def describe(url: str) -> dict[str, Any]:
 def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[dict[str, Any]]:
     """The first ``limit`` rows of the sample ``key``: the token read, the teacher's best guesses, what came next.
 
-    And what other signals hold at a row, None where they are not stored: the norms of its hidden states layer by layer
-    and of the final one, the strongest weight of each attention head, the tokens drawn at each temperature. Raises
-    UserError when the cache has no such sample.
+    And what other signals hold at a row: the norms of its hidden states layer by layer and of the final one, the
+    strongest weight of each attention head, the tokens drawn at each temperature. Of what is not stored at a row, None.
+    Raises UserError when the cache has no such sample.
     """
     manifest = up_to_date_manifest(Storage(url))
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
@@ -57,32 +57,27 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
             f"{url}: no sample {key!r} among {len(reader)}; keys are 32 hex digits, see `keys` in shard-*.json"
         )
     position = reader.keys.index(key)
-    tokens, logits = reader.read_tokens(position), reader.read_logits(position)
-    others = _other_signals(reader, position)
+    tokens = reader.read_tokens(position)
+    by_name = _figures(reader, position, alternatives)
     text = tokens.text.encode()
     rows = []
     for t in range(min(limit, len(tokens.input_ids))):
-        count = min(alternatives, int(logits.counts[t]))
-        probabilities = np.exp(logits.logprobs[t, :count])
         rows.append(
             {
                 "row": t,
                 "token_id": int(tokens.input_ids[t]),
                 "token": text[tokens.byte_start[t] : tokens.byte_end[t]].decode("utf-8", "backslashreplace"),
                 "counts": bool(tokens.loss_mask[t]),
-                "best_ids": logits.ids[t, :count].tolist(),
-                "best_probabilities": [round(float(p), 4) for p in probabilities],
-                "next_probability": None if t + 1 == len(tokens.input_ids) else float(np.exp(logits.next_logprob[t])),
-                **{name: by_row.get(t) for name, by_row in others.items()},
+                **{name: by_row.get(t) for name, by_row in by_name.items()},
             }
         )
     return rows
 
 
-def _other_signals(reader: CacheReader, position: int) -> dict[str, dict[int, Any]]:
+def _figures(reader: CacheReader, position: int, alternatives: int) -> dict[str, dict[int, Any]]:
     """By name of a figure, the rows of a sample that have it. Only of signals that the cache stores."""
     capture = reader.manifest.capture
-    found: dict[str, dict[int, Any]] = {}
+    found = _guesses(reader.read_logits(position), alternatives)
     if capture.hidden is not None:
         found["hidden_norms"] = _norms(reader.read_hidden(position), capture.hidden)
     if capture.final is not None:
@@ -99,6 +94,18 @@ def _other_signals(reader: CacheReader, position: int) -> dict[str, dict[int, An
     if capture.draws is not None:
         draws = reader.read_draws(position)
         found["drawn_ids"] = {int(t): draws.ids[p].tolist() for p, t in enumerate(draws.positions)}
+    return found
+
+
+def _guesses(logits: LogitsSample, alternatives: int) -> dict[str, dict[int, Any]]:
+    """The best tokens of each row, and the probability of the one that came next."""
+    found: dict[str, dict[int, Any]] = {"best_ids": {}, "best_probabilities": {}, "next_probability": {}}
+    for p, t in enumerate(logits.positions.tolist()):
+        count = min(alternatives, int(logits.counts[p]))
+        found["best_ids"][t] = logits.ids[p, :count].tolist()
+        found["best_probabilities"][t] = [round(float(np.exp(value)), 4) for value in logits.logprobs[p, :count]]
+        if t + 1 < logits.num_tokens:
+            found["next_probability"][t] = float(np.exp(logits.next_logprob[p]))
     return found
 
 

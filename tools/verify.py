@@ -145,39 +145,41 @@ def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) 
     """
     step = 0.5 / manifest.codec.logprob_steps_per_nat + ROUNDING
     scalar = 0.5 / manifest.codec.scalar_steps_per_nat + ROUNDING
-    stored_SK = np.isfinite(logits.logprobs)
-    logprobs_SK = logits.logprobs.astype(np.float64)
-    last_S = logprobs_SK[np.arange(len(logprobs_SK)), logits.counts - 1]
+    rows = partial(_rows, logits.positions)
+    stored_PK = np.isfinite(logits.logprobs)
+    logprobs_PK = logits.logprobs.astype(np.float64)
+    last_P = logprobs_PK[np.arange(len(logprobs_PK)), logits.counts - 1]
 
-    ordered_SK = np.sort(np.where(stored_SK, logits.ids, -1 - np.arange(logits.ids.shape[1])), axis=1)
-    yield from _rows("a token id stands twice", (np.diff(ordered_SK, axis=1) == 0).any(axis=1))
+    ordered_PK = np.sort(np.where(stored_PK, logits.ids, -1 - np.arange(logits.ids.shape[1])), axis=1)
+    yield from rows("a token id stands twice", (np.diff(ordered_PK, axis=1) == 0).any(axis=1))
     with np.errstate(invalid="ignore"):
-        rising_SK = (np.diff(logprobs_SK, axis=1) > 0) & stored_SK[:, 1:]
-    yield from _rows("log-probabilities do not fall", rising_SK.any(axis=1))
-    yield from _rows("probabilities sum to more than 1", np.exp(logprobs_SK).sum(axis=1) > np.exp(step))
+        rising_PK = (np.diff(logprobs_PK, axis=1) > 0) & stored_PK[:, 1:]
+    yield from rows("log-probabilities do not fall", rising_PK.any(axis=1))
+    yield from rows("probabilities sum to more than 1", np.exp(logprobs_PK).sum(axis=1) > np.exp(step))
 
-    realised_S = logits.next_logprob[:-1].astype(np.float64)
-    yield from _rows("the realised token has a probability above 1", realised_S > scalar)
-    found_SK = (logits.ids[:-1] == tokens.input_ids[1:, None].astype(np.int64)) & stored_SK[:-1]
-    found_S = found_SK.any(axis=1)
-    entry_S = np.where(found_S, np.where(found_SK, logprobs_SK[:-1], 0).sum(axis=1), 0)
-    differs_S = found_S & (np.abs(realised_S - entry_S) > step + scalar)
-    yield from _rows("the realised token's log-probability is not that of its entry", differs_S)
-    missed_S = ~found_S & (realised_S > last_S[:-1] + step + scalar)
-    yield from _rows("the realised token is not stored though it is likelier than stored ones", missed_S)
+    has_next_P = logits.positions < logits.num_tokens - 1
+    realised_P = np.where(has_next_P, logits.next_logprob, -np.inf).astype(np.float64)
+    yield from rows("the realised token has a probability above 1", realised_P > scalar)
+    next_P = tokens.input_ids[np.minimum(logits.positions + 1, logits.num_tokens - 1)].astype(np.int64)
+    found_PK = (logits.ids == next_P[:, None]) & stored_PK & has_next_P[:, None]
+    found_P = found_PK.any(axis=1)
+    entry_P = np.where(found_PK, logprobs_PK, 0).sum(axis=1)
+    differs_P = found_P & (np.abs(realised_P - entry_P) > step + scalar)
+    yield from rows("the realised token's log-probability is not that of its entry", differs_P)
+    missed_P = ~found_P & (realised_P > last_P + step + scalar)
+    yield from rows("the realised token is not stored though it is likelier than stored ones", missed_P)
 
-    log_z_S = logits.log_partition[:, manifest.capture.logits.temperatures.index(1.0)].astype(np.float64)
-    outside_S = manifest.teacher.vocab_size - logits.counts
+    outside_P = manifest.teacher.vocab_size - logits.counts
     for column, temperature in enumerate(manifest.capture.logits.temperatures):
-        scaled_SK = np.exp((logprobs_SK + log_z_S[:, None]) / temperature - logits.log_partition[:, [column]])
-        slack = np.exp((step + scalar) / temperature + scalar)
-        least_S = scaled_SK.sum(axis=1)
-        most_S = least_S + outside_S * np.take_along_axis(scaled_SK, logits.counts[:, None] - 1, axis=1)[:, 0]
-        wrong_S = (least_S > slack) | (most_S < 1 / slack)
-        yield from _rows(f"the log-partition at temperature {temperature:g} contradicts the stored entries", wrong_S)
+        scaled_PK = np.exp(logprobs_PK / temperature - logits.log_partition[:, [column]])
+        slack = np.exp(step / temperature + scalar)
+        least_P = scaled_PK.sum(axis=1)
+        most_P = least_P + outside_P * np.take_along_axis(scaled_PK, logits.counts[:, None] - 1, axis=1)[:, 0]
+        wrong_P = (least_P > slack) | (most_P < 1 / slack)
+        yield from rows(f"the log-partition at temperature {temperature:g} contradicts the stored entries", wrong_P)
 
 
-def _rows(what: str, wrong_S: np.ndarray) -> Iterator[str]:
-    rows = np.flatnonzero(wrong_S)
-    if len(rows):
-        yield f"row {rows[0]}: {what}" + (f" ({len(rows)} rows)" if len(rows) > 1 else "")
+def _rows(positions_P: np.ndarray, what: str, wrong_P: np.ndarray) -> Iterator[str]:
+    wrong = positions_P[wrong_P]
+    if len(wrong):
+        yield f"row {wrong[0]}: {what}" + (f" ({len(wrong)} rows)" if len(wrong) > 1 else "")

@@ -112,6 +112,8 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     if packed:
         names.append("position_ids")
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
+        raise CorruptCacheError("the logits signal lacks rows of a batch that count")
     parts: dict[str, DrawsBatch | HiddenBatch | AttentionBatch | None] = {
         "hidden": rows.hidden,
         "attention": rows.attention,

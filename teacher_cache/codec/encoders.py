@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import numpy as np
-
 from schemas.manifest import Manifest, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
-from teacher_cache.codec.logits import LogitsEncoder
+from teacher_cache.codec.logits import LogitsCodec
+from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import Captured
 
 Sample = TypeVar("Sample")
@@ -33,10 +32,10 @@ class Encoders:
             attention = AttentionCodec(capture.attention, codec)
             self._without_table["attention"] = lambda captured: attention.encode(_there(captured.attention))
 
-    def use_table(self, table: np.ndarray) -> None:
-        """Code token ids with ``table`` (uint32 [V])."""
+    def use_table(self, table: CodeTable) -> None:
+        """Code token ids with ``table``."""
         capture, codec = self._plan.capture, self._plan.codec
-        logits = LogitsEncoder(capture.logits, codec, table)
+        logits = LogitsCodec(capture.logits, codec, table)
         self._with_table["logits"] = lambda captured: logits.encode(captured.logits)
         if capture.draws is not None:
             draws = DrawsCodec(capture.draws, codec, table)

@@ -1,19 +1,16 @@
-"""The ``hidden`` and ``final`` signals as bytes: P rows of C layers of D channels, one section an array.
+"""The ``hidden`` and ``final`` signals as bytes: P rows of C layers of D channels.
 
-Each array is split into byte planes (``planes``). Compression takes off a tenth: quantised values are close to noise.
+Sections: positions, then one for each array, in byte planes. Compression takes off a tenth: quantised values are close
+to noise.
 """
 
-import zstandard
+import math
 
-from schemas.arrow import HIDDEN_SCHEMA
 from schemas.cache_config import CodecConfig, Quantised
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec import positions
 from teacher_cache.codec.planes import split_planes
-from teacher_cache.codec.positions import check_positions
-from teacher_cache.codec.sections import compress_sections, split_sections
+from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.records import HiddenSample
-
-_READER = RowReader(HIDDEN_SCHEMA)
 
 
 def hidden_shapes(capture: Quantised, channels: int) -> tuple[int, int]:
@@ -37,13 +34,16 @@ class HiddenCodec:
         """The payload of one sequence's member."""
         arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
         planes = [split_planes(array, array.dtype.itemsize) for array in arrays]
-        compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=False)
-        return write_row(HIDDEN_SCHEMA, {"positions": sample.positions, **compress_sections(planes, compressor)})
+        return write_payload([positions.encode_positions(sample.positions), *planes], self._level)
 
     def decode(self, payload: bytes, num_tokens: int) -> HiddenSample:
         """Decode one sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
-        row = _READER.read(payload)
-        positions = check_positions(row.values("positions"), num_tokens)
-        shapes = [(len(positions), *shape) for shape in self._row_shapes]
-        arrays = split_sections(row, shapes, self._widths)
-        return HiddenSample(positions, *(array.view(f"i{array.itemsize}") for array in arrays))
+        row_bytes = sum(math.prod(shape) * width for shape, width in zip(self._row_shapes, self._widths, strict=True))
+        limit = positions.most_bytes(num_tokens) + num_tokens * row_bytes
+        sections = Sections(payload_frame(payload), 1 + len(self._widths), limit)
+        positions_P = positions.decode_positions(sections[0], num_tokens)
+        arrays = [
+            sections.integers(section, (len(positions_P), *shape), width)
+            for section, (shape, width) in enumerate(zip(self._row_shapes, self._widths, strict=True), start=1)
+        ]
+        return HiddenSample(positions_P, *(array.view(f"i{array.itemsize}") for array in arrays))

@@ -1,47 +1,46 @@
-"""The ``logits`` signal as bytes: S rows of at most K entries and 1 + T scalars, in five sections.
+"""The ``logits`` signal as bytes: P rows of at most K entries and T scalars. Sections:
 
-- ``counts``: entries of each row, u16; empty when every row has K. Entries beyond a row's count are not stored.
-- ``ids``: each id's code (see ``permutation``) as u16, or u24 for vocabularies above 65,536; row by row.
-- ``logprobs``: -log p in steps of 1/``logprob_steps_per_nat``, rounded (so off by half a step at most), as differences
-  along the falling row. Most are tiny: four go in a byte, two bits each, lowest first, and every row starts a new byte.
-- ``excesses``: two bits hold at most 3, which means that the next of these is to be added. u8, or u16 if one needs it.
-- ``scalars``: realised token's log-probability, then one log-partition a temperature, in steps of
-  1/``scalar_steps_per_nat``, i32, column by column. The last row has no realised token: 0 on disk, NaN when read.
+- ``positions``: see ``positions``.
+- ``counts``: entries of each row, u16; empty when every row has K.
+- six of ``ids``.
+- four of ``logprobs``, in steps of 1/``logprob_steps_per_nat``, rounded (so off by half a step at most).
+- ``scalars``: minus the realised token's log-probability, then the log-partition of each temperature but 1, where it is
+  0; in steps of 1/``scalar_steps_per_nat``, i24, column by column. The last row of a sequence has no realised token: 0
+  on disk, NaN when read.
 
-All but ``logprobs`` are split into byte planes. The sections make one zstd frame (see ``planes``); their sizes stand
-beside it.
+Integers are split into byte planes (``planes``).
 """
 
 import numpy as np
-import zstandard
 
-from schemas.arrow import LOGITS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
-from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import RowReader, write_row
-from teacher_cache.codec.permutation import TWO_PLANES, invert_code_table
+from teacher_cache.codec import ids, logprobs, positions
+from teacher_cache.codec.compiled import refused_as_corrupt
+from teacher_cache.codec.logprobs import quantise
+from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
-from teacher_cache.codec.rows import LARGE, PACKED, Rows, Sizes, fill_rows
-from teacher_cache.codec.sections import compress_sections, decompress_sections
+from teacher_cache.codec.rows import COUNT_BYTES, N_SECTIONS, SCALAR_BYTES, Rows, fill_rows
+from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.records import LogitsSample
 
-MAX_STEPS = 65535  # a log-probability is stored as a u16 number of steps; lower ones are clipped
-MAX_SCALAR_STEPS = 1 << 30  # scalars beyond ±2^30 steps, infinite ones too, are clipped to that
-SCALAR_BYTES = 4
+MAX_SCALAR_STEPS = (1 << 23) - 1  # scalars beyond ± that many steps, infinite ones too, are clipped to it
 
 
-_READER = RowReader(LOGITS_SCHEMA)
+class LogitsCodec:
+    """Encodes and decodes sequences of shards with one code table. Threads may share it."""
 
-
-class LogitsEncoder:
-    """Encodes sequences with one code table."""
-
-    def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: np.ndarray) -> None:
+    def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: CodeTable) -> None:
         self._k = capture.k
         self._codec = codec
-        self._id_planes = 2 if len(table) <= TWO_PLANES else 3
-        self._code_of_id = invert_code_table(table).astype(np.uint16 if self._id_planes == 2 else np.uint32)
-        self._compressor = zstandard.ZstdCompressor(level=codec.zstd_level, write_checksum=False)
+        self._table = table
+        self._n_temperatures, self._unit_column = len(capture.temperatures), capture.temperatures.index(1.0)
+        self._stored_temperatures = np.arange(self._n_temperatures) != self._unit_column
+        self._row_bytes = (
+            COUNT_BYTES
+            + ids.most_bytes(self._k, table)
+            + logprobs.most_bytes(self._k)
+            + SCALAR_BYTES * self._n_temperatures
+        )
 
     def encode(self, sample: LogitsSample) -> bytes:
         """The payload of one sequence's logits member.
@@ -50,69 +49,24 @@ class LogitsEncoder:
         realised log-probability is NaN.
         """
         uniform = bool((sample.counts == self._k).all())
-        stored_SK = None if uniform else np.arange(self._k) < sample.counts[:, None]
-        ids_N = sample.ids.reshape(-1) if stored_SK is None else sample.ids[stored_SK]
-        differences_SK = self._differences(sample.logprobs, stored_SK)
-        excesses_X = differences_SK[differences_SK >= LARGE] - LARGE
-        sections = [
-            split_planes(sample.counts, 0 if uniform else 2),
-            split_planes(self._code_of_id[ids_N], self._id_planes),
-            _pack(differences_SK, sample.counts)[None],
-            split_planes(excesses_X, 1 if excesses_X.max(initial=0) < 256 else 2),
-            split_planes(self._scalars(sample), SCALAR_BYTES),
-        ]
-        return write_row(LOGITS_SCHEMA, compress_sections(sections, self._compressor))
-
-    def _differences(self, logprobs_SK: np.ndarray, stored_SK: np.ndarray | None) -> np.ndarray:
-        """The entries' differences along their rows, int32 [S, K]; 0 for those that are not stored."""
-        costs_SK = -logprobs_SK if stored_SK is None else np.where(stored_SK, -logprobs_SK, 0)
-        steps_SK = _quantise(costs_SK, self._codec.logprob_steps_per_nat, MAX_STEPS)
-        differences_SK = np.diff(steps_SK, axis=1, prepend=np.int32(0))
-        if stored_SK is not None:
-            differences_SK[~stored_SK] = 0
-        if differences_SK.min() < 0:
-            raise ValueError("log-probabilities must fall along each row and not exceed 0")
-        return differences_SK
+        stored_PK = np.arange(self._k) < sample.counts[:, None]
+        return write_payload(
+            [
+                positions.encode_positions(sample.positions),
+                split_planes(sample.counts, 0 if uniform else COUNT_BYTES),
+                *ids.encode_ids(sample.ids[stored_PK], sample.counts, self._table),
+                *logprobs.encode_logprobs(sample.logprobs, sample.counts, self._codec.logprob_steps_per_nat),
+                split_planes(self._scalars(sample), SCALAR_BYTES),
+            ],
+            self._codec.zstd_level,
+        )
 
     def _scalars(self, sample: LogitsSample) -> np.ndarray:
-        """The realised log-probability and the log-partitions in steps, int32 [1 + T, S]."""
-        scalars_CS = np.concatenate([sample.next_logprob[None], sample.log_partition.T])
-        scalars_CS[0, -1] = 0
-        return _quantise(scalars_CS, self._codec.scalar_steps_per_nat, MAX_SCALAR_STEPS)
-
-
-def _pack(differences_SK: np.ndarray, counts_S: np.ndarray) -> np.ndarray:
-    """Four differences a byte, capped at LARGE: uint8 [B], the rows one after the other."""
-    n_rows, k = differences_SK.shape
-    capped_SK = np.zeros((n_rows, -(-k // PACKED) * PACKED), np.uint8)
-    capped_SK[:, :k] = np.minimum(differences_SK, LARGE)
-    capped_SB4 = capped_SK.reshape(n_rows, -1, PACKED)
-    packed_SB = np.bitwise_or.reduce(capped_SB4 << np.arange(0, 2 * PACKED, 2, dtype=np.uint8), axis=2)
-    return packed_SB[np.arange(packed_SB.shape[1]) < -(-counts_S[:, None] // PACKED)]
-
-
-def _quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
-    """``values`` (nats; may be infinite) as int32 numbers of steps, clipped to ±``limit``. Raises ValueError on NaN."""
-    steps = np.multiply(values, steps_per_nat, dtype=np.float64)
-    if np.isnan(steps).any():
-        raise ValueError("NaN among the values to be stored")
-    np.rint(steps, out=steps)
-    return np.clip(steps, -limit, limit, out=steps).astype(np.int32)
-
-
-class LogitsDecoder:
-    """Decodes payloads of shards that were written with one code table. Threads may share it."""
-
-    def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: np.ndarray) -> None:
-        self._k = capture.k
-        self._n_scalars = 1 + len(capture.temperatures)
-        self._nats_per_step = np.float32(1 / codec.logprob_steps_per_nat)
-        self._nats_per_scalar_step = np.float32(1 / codec.scalar_steps_per_nat)
-        self._ids_by_code = table.astype(np.int32)
-        self._id_planes = 2 if len(table) <= TWO_PLANES else 3
-        self._most_bytes_of_a_row = (
-            2 + (self._id_planes + 2) * self._k + -(-self._k // PACKED) + SCALAR_BYTES * self._n_scalars
-        )
+        """The realised log-probability and the stored log-partitions in steps, int32 [T, P]."""
+        scalars_CP = np.concatenate([-sample.next_logprob[None], sample.log_partition.T[self._stored_temperatures]])
+        if len(sample.positions) and sample.positions[-1] == sample.num_tokens - 1:
+            scalars_CP[0, -1] = 0
+        return quantise(scalars_CP, self._codec.scalar_steps_per_nat, MAX_SCALAR_STEPS)
 
     def decode(self, payload: bytes, num_tokens: int) -> LogitsSample:
         """Decode one sequence into arrays of its own. Raises CorruptCacheError."""
@@ -121,29 +75,28 @@ class LogitsDecoder:
             ids=np.empty((num_tokens, self._k), np.int32),
             logprobs=np.empty((num_tokens, self._k), np.float32),
             next_logprob=np.empty(num_tokens, np.float32),
-            log_partition=np.empty((num_tokens, self._n_scalars - 1), np.float32),
+            log_partition=np.empty((num_tokens, self._n_temperatures), np.float32),
         )
         self.decode_into(payload, rows)
-        return LogitsSample(**rows._asdict())
+        stored = np.flatnonzero(rows.counts).astype(np.int32)
+        return LogitsSample(num_tokens, stored, *(array[stored] for array in rows))
 
     def decode_into(self, payload: bytes, rows: Rows) -> None:
         """Decode one sequence into ``rows``. Raises CorruptCacheError.
 
         Nothing is decompressed before its size is known to be one that rows of this shape can have.
         """
-        row = _READER.read(payload)
-        limit = len(rows.counts) * self._most_bytes_of_a_row
-        sections, sizes = decompress_sections(row, len(Sizes._fields), limit)
-        try:
+        num_tokens = len(rows.counts)
+        limit = positions.most_bytes(num_tokens) + num_tokens * self._row_bytes
+        sections = Sections(payload_frame(payload), N_SECTIONS, limit)
+        with refused_as_corrupt():
             fill_rows(
-                sections,
-                Sizes(*sizes),
-                self._ids_by_code,
-                self._id_planes,
-                self._nats_per_step,
-                self._nats_per_scalar_step,
+                sections.content,
+                sections.starts,
+                self._table.id_of_code,
+                self._table.code_bytes,
+                self._unit_column,
+                np.float32(1 / self._codec.logprob_steps_per_nat),
+                np.float32(1 / self._codec.scalar_steps_per_nat),
                 rows,
             )
-        except ValueError as error:
-            what, seen, wanted = error.args
-            raise CorruptCacheError(f"{what}: {seen}, wanted {wanted}") from None

@@ -13,7 +13,6 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from schemas.errors import CorruptCacheError
@@ -36,15 +35,6 @@ def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Column:
-    """Where a column of a schema stands in a batch: its first node and buffer, the dtype of its entries."""
-
-    node: int
-    buffer: int
-    dtype: np.dtype
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where a payload has what differs between payloads of one schema (positions), and all other bytes before the body.
 
@@ -59,21 +49,15 @@ class Layout:
 
 
 class RowReader:
-    """Reads payloads of one schema, whose columns are strings, binaries, and lists of integers or bools.
+    """Reads payloads of one schema, whose columns are strings and binaries.
 
     The structure of a message is parsed once and remembered; the next payloads need only have the same fixed bytes.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._columns: dict[str, Column] = {}
-        self._n_nodes = self._n_buffers = 0
-        for field in schema:
-            is_list = pa.types.is_list(field.type)
-            dtype = np.dtype(field.type.value_type.to_pandas_dtype()) if is_list else np.dtype(np.uint8)
-            self._columns[field.name] = Column(self._n_nodes, self._n_buffers, dtype)
-            self._n_nodes += 1 + is_list
-            self._n_buffers += 4 if is_list else 3
+        self._columns = {name: column for column, name in enumerate(schema.names)}
+        self._n_nodes, self._n_buffers = len(schema), 3 * len(schema)  # a column's: validity, offsets, bytes
         self._nodes = struct.Struct(f"<{2 * self._n_nodes}q")  # length and number of nulls, each
         self._buffers = struct.Struct(f"<{2 * self._n_buffers}q")  # start in the body and size, each
         self._layout: Layout | None = None
@@ -142,7 +126,7 @@ class Row:
     """The columns of one row, read on demand. Every method raises CorruptCacheError where the bytes are not valid."""
 
     def __init__(
-        self, columns: dict[str, Column], payload: bytes, body: int, lengths: tuple[int, ...], buffers: tuple[int, ...]
+        self, columns: dict[str, int], payload: bytes, body: int, lengths: tuple[int, ...], buffers: tuple[int, ...]
     ) -> None:
         self._columns = columns
         self._payload = payload
@@ -159,33 +143,15 @@ class Row:
 
     def binary(self, name: str) -> memoryview:
         """The bytes of a string or binary column, a view of the payload."""
-        buffer = self._columns[name].buffer
-        start, end = self._offsets(name, buffer + 1, 2)
-        size = self._buffers[2 * buffer + 5]
-        if not 0 == start <= end <= size:
-            raise CorruptCacheError(f"column {name}: offsets {start} and {end} of {size} bytes, wanted 0 and its end")
-        data = self._start(name, buffer + 2, end)
-        return memoryview(self._payload)[data : data + end]
-
-    def values(self, name: str) -> np.ndarray:
-        """The entries of a list of integers or bools; integers are a read-only view of the payload."""
-        column, count = self._columns[name], self._list_length(name)
-        dtype, values = column.dtype, column.buffer + 3
-        if dtype == np.bool_:
-            n_bytes = -(-count // 8)
-            bits = np.frombuffer(self._payload, np.uint8, n_bytes, self._start(name, values, n_bytes))
-            return np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
-        return np.frombuffer(self._payload, dtype, count, self._start(name, values, count * dtype.itemsize))
-
-    def _list_length(self, name: str) -> int:
         column = self._columns[name]
-        count = self._lengths[column.node + 1]
-        if self._offsets(name, column.buffer + 1, 2) != (0, count) or count < 0:
-            raise CorruptCacheError(f"column {name}: the list's offsets are not those of its {count} entries")
-        return count
-
-    def _offsets(self, name: str, buffer: int, count: int) -> tuple[int, ...]:
-        return struct.unpack_from(f"<{count}i", self._payload, self._start(name, buffer, 4 * count))
+        if self._lengths[column] != 1:
+            raise CorruptCacheError(f"column {name} has {self._lengths[column]} entries, wanted 1")
+        offsets, data = 3 * column + 1, 3 * column + 2
+        start, end = struct.unpack_from("<2i", self._payload, self._start(name, offsets, 8))
+        if start != 0 or end < 0:
+            raise CorruptCacheError(f"column {name}: offsets {start} and {end}, wanted 0 and its end")
+        place = self._start(name, data, end)
+        return memoryview(self._payload)[place : place + end]
 
     def _start(self, name: str, buffer: int, n_bytes: int) -> int:
         """Where a buffer, which must hold ``n_bytes``, starts in the payload."""

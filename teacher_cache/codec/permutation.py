@@ -9,6 +9,7 @@ A table is a file of its own, ``tables/{sha256}.zst`` (zstd of little-endian u32
 digest, so shards of several caches can stand in one manifest without being rewritten.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -32,11 +33,20 @@ def build_code_table(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def invert_code_table(table: np.ndarray) -> np.ndarray:
-    """Codes [V] int32 by token id."""
-    codes = np.empty(len(table), np.int32)
-    codes[table] = np.arange(len(table), dtype=np.int32)
-    return codes
+class CodeTable:
+    """A code table both ways round."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        """``table``: integer [V], ids in code order."""
+        self.id_of_code = table.astype(np.int32)
+        self.code_bytes = 2 if len(table) <= TWO_PLANES else 3
+
+    @functools.cached_property
+    def code_of_id(self) -> np.ndarray:
+        """Codes int32 [V] by token id; only encoders need them."""
+        codes = np.empty(len(self.id_of_code), np.int32)
+        codes[self.id_of_code] = np.arange(len(codes), dtype=np.int32)
+        return codes
 
 
 def table_digest(table: np.ndarray) -> str:
@@ -52,7 +62,7 @@ def encode_table(table: np.ndarray) -> bytes:
 def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.ndarray:
     """The ids [V] uint32 of a table file. Raises CorruptCacheError if it is not the permutation named by ``digest``."""
     try:
-        plain = decompress(data, 4 * vocab_size)
+        plain = decompress(data, 4 * vocab_size, least=4 * vocab_size)
     except CorruptCacheError as error:
         raise CorruptCacheError(f"{where}: {error}") from None
     table = plain.view("<u4").astype(np.uint32)

@@ -33,15 +33,23 @@ def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdComp
     return b"".join([*parts, stream.flush()])
 
 
-def decompress(frame: bytes | memoryview, size: int) -> np.ndarray:
-    """A frame's content, read-only uint8 [size].
+def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
+    """Unsigned integers [N], of 1, 2 or 4 bytes, from the bytes of their ``width`` planes, 1 to 4."""
+    whole = 4 if width == 3 else width
+    bytes_NW = np.zeros((planes.size // width, whole), np.uint8)
+    bytes_NW[:, :width] = planes.reshape(width, -1).T
+    return bytes_NW.view(f"<u{whole}").reshape(-1)
 
-    Raises CorruptCacheError when it is broken, or declares another size than wanted: before anything is allocated.
+
+def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
+    """A frame's content, read-only uint8, of ``least`` to ``most`` bytes.
+
+    Raises CorruptCacheError when it is broken, or declares another size: before anything is allocated.
     """
     try:
         declared = zstandard.frame_content_size(frame)
-        if declared != size:
-            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, {size} are expected")
+        if not least <= declared <= most:
+            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, wanted {least} to {most}")
         return np.frombuffer(_decompressor().decompress(frame), np.uint8)
     except zstandard.ZstdError as error:
         raise CorruptCacheError(f"broken zstd frame: {error}") from None

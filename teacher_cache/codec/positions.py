@@ -1,12 +1,28 @@
-"""Row numbers that a payload of an untrusted cache claims to be about."""
+"""Which rows of a sequence a payload is about, as a section: a bit a token, eight a byte, the first in the lowest bit.
+
+Tokens beyond the section's end have no bit set.
+"""
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError
 
 
-def check_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
-    """``positions`` as int32 [P]. Raises CorruptCacheError unless they rise within a sequence of ``num_tokens``."""
-    if len(positions) and (positions[-1] >= num_tokens or (positions[1:] <= positions[:-1]).any()):
-        raise CorruptCacheError(f"column positions does not rise within a sequence of {num_tokens} tokens")
-    return positions.astype(np.int32)
+def encode_positions(positions_P: np.ndarray) -> np.ndarray:
+    """The section, uint8 [1, B], of row numbers that rise."""
+    bits = np.zeros(positions_P[-1] + 1 if len(positions_P) else 0, np.bool_)
+    bits[positions_P] = True
+    return np.packbits(bits, bitorder="little")[None]
+
+
+def decode_positions(section: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Row numbers int32 [P], rising. Raises CorruptCacheError unless they are of a sequence of ``num_tokens``."""
+    positions_P = np.flatnonzero(np.unpackbits(section, bitorder="little")).astype(np.int32)
+    if len(positions_P) and positions_P[-1] >= num_tokens:
+        raise CorruptCacheError(f"position {positions_P[-1]}, wanted one below {num_tokens}")
+    return positions_P
+
+
+def most_bytes(num_tokens: int) -> int:
+    """What the section may take, at most."""
+    return -(-num_tokens // 8)

@@ -1,56 +1,69 @@
-"""Arrays of one payload as sections of one zstd frame, their sizes beside it: columns ``sizes`` and ``frame``."""
+"""Arrays as sections of one zstd frame.
+
+The frame's content is a table of the sections' sizes in bytes (u32, one a section), then the sections one after the
+other. An array of integers is stored as byte planes (see ``planes``). The payload of a captured signal is an Arrow row
+with such a frame as its only column.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import zstandard
 
+from schemas.arrow import SIGNAL_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import Row
-from teacher_cache.codec.planes import compress_planes, decompress
+from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.planes import compress_planes, decompress, join_planes
+
+SIZE_BYTES = 4
+_READER = RowReader(SIGNAL_SCHEMA)
 
 
-def compress_sections(sections: Sequence[np.ndarray], compressor: zstandard.ZstdCompressor) -> dict[str, Any]:
-    """The two columns for sections of uint8 [planes, N] each; every plane is compressed on its own."""
-    frame = compress_planes(itertools.chain.from_iterable(sections), compressor)
-    return {"sizes": [planes.size for planes in sections], "frame": frame}
+def compress_sections(sections: Sequence[np.ndarray], level: int) -> bytes:
+    """The frame of sections of uint8 [planes, N] each; every plane is compressed on its own."""
+    sizes = np.array([planes.size for planes in sections], "<u4").view(np.uint8)
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
+    return compress_planes([sizes, *itertools.chain.from_iterable(sections)], compressor)
 
 
-def decompress_sections(row: Row, n_sections: int, limit: int) -> tuple[np.ndarray, list[int]]:
-    """The sections one after the other, read-only uint8, and their sizes.
-
-    Raises CorruptCacheError unless there are ``n_sections``, together at most ``limit`` bytes: then nothing has been
-    decompressed.
-    """
-    sizes = row.values("sizes").tolist()
-    total = sum(sizes)
-    if len(sizes) != n_sections or min(sizes) < 0 or total > limit:
-        raise CorruptCacheError(f"sizes {sizes}: wanted {n_sections}, together at most {limit} bytes")
-    return decompress(row.binary("frame"), total), sizes
+def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
+    """The payload of a captured signal."""
+    return write_row(SIGNAL_SCHEMA, {"frame": compress_sections(sections, level)})
 
 
-def split_sections(row: Row, shapes: Sequence[tuple[int, ...]], widths: Sequence[int]) -> list[np.ndarray]:
-    """Sections whose shapes are known, as unsigned integers of 1 to 4 bytes on disk: uint8, uint16 or uint32.
-
-    Raises CorruptCacheError.
-    """
-    wanted = [math.prod(shape) * width for shape, width in zip(shapes, widths, strict=True)]
-    data, sizes = decompress_sections(row, len(wanted), sum(wanted))
-    if sizes != wanted:
-        raise CorruptCacheError(f"sizes {sizes}: wanted {wanted}")
-    ends = itertools.pairwise(itertools.accumulate(sizes, initial=0))
-    return [
-        _join(data[start:end], width).reshape(shape)
-        for (start, end), shape, width in zip(ends, shapes, widths, strict=True)
-    ]
+def payload_frame(payload: bytes) -> memoryview:
+    """The frame of a captured signal's payload. Raises CorruptCacheError."""
+    return _READER.read(payload).binary("frame")
 
 
-def _join(planes: np.ndarray, width: int) -> np.ndarray:
-    """Integers [N] from the bytes of their ``width`` planes."""
-    whole = 4 if width == 3 else width
-    bytes_NW = np.zeros((planes.size // width, whole), np.uint8)
-    bytes_NW[:, :width] = planes.reshape(width, -1).T
-    return bytes_NW.view(f"<u{whole}").reshape(-1)
+class Sections:
+    """The sections of a frame: section i is ``content[starts[i] : starts[i + 1]]``."""
+
+    def __init__(self, frame: bytes | memoryview, n_sections: int, limit: int) -> None:
+        """Decompress a frame.
+
+        Raises CorruptCacheError unless there are ``n_sections``, together at most ``limit`` bytes: then nothing has
+        been decompressed.
+        """
+        header = SIZE_BYTES * n_sections
+        self.content = decompress(frame, most=header + limit, least=header)  # uint8, read-only
+        self.starts = np.full(n_sections + 1, header, np.int64)
+        self.starts[1:] += np.cumsum(self.content[:header].view("<u4"), dtype=np.int64)
+        if self.starts[-1] != len(self.content):
+            raise CorruptCacheError(f"sections end at {self.starts[-1]} of {len(self.content)} bytes")
+
+    def __getitem__(self, section: int) -> np.ndarray:
+        """A section as it is, uint8."""
+        return self.content[self.starts[section] : self.starts[section + 1]]
+
+    def integers(self, section: int, shape: tuple[int, ...], width: int) -> np.ndarray:
+        """A section as unsigned integers of 1 to 4 bytes on disk: uint8, uint16 or uint32.
+
+        Raises CorruptCacheError when it is not of that size.
+        """
+        planes = self[section]
+        if len(planes) != math.prod(shape) * width:
+            raise CorruptCacheError(f"section {section}: {len(planes)} bytes, wanted {width} for each of {shape}")
+        return join_planes(planes, width).reshape(shape)

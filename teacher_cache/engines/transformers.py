@@ -111,32 +111,28 @@ class TransformersEngine(Engine):
         next_BS = ids_BS.roll(-1, dims=1)
         captured = []
         for row, request in enumerate(requests):
-            length = len(request.input_ids)
             logits = self._capture.logits
-            rows = reduce_logits(
-                logits_BSV[row, :length, : self._vocab_size], next_BS[row, :length], logits.k, logits.temperatures
-            )
+            positions = torch.from_numpy(request.logits_positions).to(self._model.device)
+            logits_PV = logits_BSV[row, :, : self._vocab_size].index_select(0, positions)
+            rows = reduce_logits(logits_PV, next_BS[row].index_select(0, positions), logits.k, logits.temperatures)
             captured.append(
                 Captured(
-                    to_sample(rows, logits),
+                    to_sample(rows, request, logits),
                     self._hidden(row, request),
                     self._attention(row, request),
-                    self._draws(logits_BSV[row, :, : self._vocab_size], rows, request),
+                    self._draws(logits_PV, rows, request),
                     self._final(row, request),
                 )
             )
         return captured
 
-    def _draws(self, logits_SV: torch.Tensor, rows: LogitsRows, request: Request) -> DrawsSample | None:
+    def _draws(self, logits_PV: torch.Tensor, rows: LogitsRows, request: Request) -> DrawsSample | None:
         capture = self._capture.draws
         if capture is None:
             return None
-        positions = torch.from_numpy(request.draws_positions).to(self._model.device)
-        head_ids = rows.ids_NK[positions] if capture.region == "tail" else None
+        head_ids = rows.ids_NK if capture.region == "tail" else None
         places = torch.from_numpy(uniforms(request, capture)).to(self._model.device)
-        return to_draws_sample(
-            request.draws_positions, draw(logits_SV[positions], head_ids, places, capture.temperatures)
-        )
+        return to_draws_sample(request.logits_positions, draw(logits_PV, head_ids, places, capture.temperatures))
 
     def _final(self, row: int, request: Request) -> HiddenSample | None:
         capture = self._capture.final

@@ -94,10 +94,10 @@ class VllmEngine(Engine):
             heads = merge_ranks([rank.attention for rank in kept if rank.attention is not None])
             attention = to_attention_sample(request.attention_positions, heads, self._capture.attention.heads)
         if self._capture.draws is not None and with_logits.draws is not None:
-            draws = to_draws_sample(request.draws_positions, with_logits.draws)
+            draws = to_draws_sample(request.logits_positions, with_logits.draws)
         if self._capture.final is not None and kept[0].final is not None:
             final = to_hidden_sample(request.final_positions, [kept[0].final])
-        return Captured(to_sample(with_logits.logits, self._capture.logits), hidden, attention, draws, final)
+        return Captured(to_sample(with_logits.logits, request, self._capture.logits), hidden, attention, draws, final)
 
     def close(self) -> None:
         """See Engine."""

@@ -8,13 +8,14 @@ contracts (hooks, ``compute_logits``) and the arguments of vLLM's ``Attention`` 
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from schemas.cache_config import CaptureConfig, DrawsCapture, FinalCapture, Quantised, layer_number
+from schemas.cache_config import CaptureConfig, FinalCapture, Quantised, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.layers import decoder_layers
 from teacher_cache.records import Request
@@ -141,30 +142,37 @@ class _Capture:
             return
         if self._config.final is not None and _rank() == 0:
             self._keep_final(hidden_ND, self._config.final)
-        next_N = kwargs["input_ids"].roll(-1)
-        config = self._config.logits
-        to_draw = None if self._config.draws is None else _ToDraw(self._running, self._config.draws, hidden_ND.device)
+        config, capture_draws = self._config.logits, self._config.draws
+        device = hidden_ND.device
+        rows_N = torch.cat([_flat_rows(start, one.request.logits_positions, device) for one, start, _ in self._running])
+        next_N = kwargs["input_ids"].roll(-1)[rows_N]
+        uniforms_NTM = None
+        if capture_draws is not None:
+            places = [uniforms(one.request, capture_draws) for one, _, _ in self._running]
+            uniforms_NTM = torch.from_numpy(np.concatenate(places)).to(device)
         parts, drawn = [], []
-        for start in range(0, len(hidden_ND), self._chunk_rows):
+        for start in range(0, len(rows_N), self._chunk_rows):
             chunk = slice(start, start + self._chunk_rows)
-            logits = self._model.compute_logits(hidden_ND[chunk])  # every rank takes part
+            logits = self._model.compute_logits(hidden_ND[rows_N[chunk]])  # every rank takes part
             if logits is None:
                 continue
             parts.append(reduce_logits(logits, next_N[chunk], config.k, config.temperatures))
-            if to_draw is not None:
-                drawn.append(to_draw.draw(logits, parts[-1].ids_NK, start))
-        if not parts:
-            return
-        rows = LogitsRows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-        for expected, start, stop in self._running:
-            self._captured[expected.number].logits = LogitsRows(*(column[start:stop] for column in rows))
-        if drawn:
-            draws = DrawnRows(*(torch.cat(column).cpu() for column in zip(*drawn, strict=True)))
-            first = 0
-            for expected, _, _ in self._running:
-                last = first + len(expected.request.draws_positions)
-                self._captured[expected.number].draws = DrawnRows(*(column[first:last] for column in draws))
-                first = last
+            if capture_draws is not None and uniforms_NTM is not None:
+                head_ids = parts[-1].ids_NK if capture_draws.region == "tail" else None
+                drawn.append(draw(logits, head_ids, uniforms_NTM[chunk], capture_draws.temperatures))
+        if parts:
+            self._keep_rows(LogitsRows(*_on_cpu(parts)), DrawnRows(*_on_cpu(drawn)) if drawn else None)
+
+    def _keep_rows(self, logits: LogitsRows, draws: DrawnRows | None) -> None:
+        """Give each sequence its rows of the step's."""
+        first = 0
+        for expected, _, _ in self._running:
+            last = first + len(expected.request.logits_positions)
+            captured = self._captured[expected.number]
+            captured.logits = LogitsRows(*(column[first:last] for column in logits))
+            if draws is not None:
+                captured.draws = DrawnRows(*(column[first:last] for column in draws))
+            first = last
 
     def _keep_final(self, hidden_ND: torch.Tensor, capture: FinalCapture) -> None:
         for expected, start, _ in self._running:
@@ -182,22 +190,9 @@ def _stored(hidden_PD: torch.Tensor, capture: Quantised) -> HiddenRows:
     return HiddenRows(*(part.cpu() for part in quantise(hidden_PD, capture)))
 
 
-class _ToDraw:
-    """The rows of a step's flat batch that are drawn for, rising, and where in their distributions."""
-
-    def __init__(self, running: list[_Running], capture: DrawsCapture, device: torch.device) -> None:
-        self._capture = capture
-        rows = [start + expected.request.draws_positions.astype(np.int64) for expected, start, _ in running]
-        places = [uniforms(expected.request, capture) for expected, _, _ in running]
-        self._rows = np.concatenate(rows)
-        self._uniforms = torch.from_numpy(np.concatenate(places)).to(device)
-
-    def draw(self, logits_NV: torch.Tensor, head_ids_NK: torch.Tensor, start: int) -> DrawnRows:
-        """The draws of a chunk of the batch's rows, from row ``start`` on."""
-        first, last = np.searchsorted(self._rows, [start, start + len(logits_NV)])
-        rows = torch.from_numpy(self._rows[first:last] - start).to(logits_NV.device)
-        head_ids = head_ids_NK[rows] if self._capture.region == "tail" else None
-        return draw(logits_NV[rows], head_ids, self._uniforms[first:last], self._capture.temperatures)
+def _on_cpu(parts: list[Any]) -> Iterator[torch.Tensor]:
+    """The columns of consecutive rows, each as one tensor on the CPU."""
+    return (torch.cat(column).cpu() for column in zip(*parts, strict=True))
 
 
 def _attention_module(layer: torch.nn.Module) -> Any:

@@ -21,7 +21,8 @@ from schemas.manifest import Manifest, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
-from teacher_cache.codec.logits import LogitsDecoder
+from teacher_cache.codec.logits import LogitsCodec
+from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
@@ -84,8 +85,8 @@ class CacheReader:
         self.keys: list[str] = [key for shard in self._shards for key in shard.keys]
         self.num_tokens = np.array([n for shard in self._shards for n in shard.num_tokens], np.int32)
         self._first = list(itertools.accumulate((len(shard.keys) for shard in self._shards), initial=0))
-        self._tables: dict[str, np.ndarray] = {}
-        self._decoders: dict[str, LogitsDecoder] = {}
+        self._tables: dict[str, CodeTable] = {}
+        self._logits: dict[str, LogitsCodec] = {}
         self._draws: dict[str, DrawsCodec] = {}
         capture, codec, channels = self.manifest.capture, self.manifest.codec, self.manifest.teacher.hidden_size
         self._hidden = self._final = self._attention = None
@@ -142,7 +143,7 @@ class CacheReader:
 
     def read_logits(self, position: int) -> LogitsSample:
         """The logits signal of one sample."""
-        return self._decoded(position, "logits", self._decoder(position).decode)
+        return self._decoded(position, "logits", self._logits_codec(position).decode)
 
     def read_draws(self, position: int) -> DrawsSample:
         """The draws of one sample. Raises UserError when the cache has none."""
@@ -248,8 +249,8 @@ class CacheReader:
             log_partition=batch.log_partition[r, span],
         )
         payload = self.payload(position, "logits")
-        decoder = self._decoder(position)
-        self._named(position, "logits", lambda: decoder.decode_into(payload, rows))
+        codec = self._logits_codec(position)
+        self._named(position, "logits", lambda: codec.decode_into(payload, rows))
 
     def _fill_tokens(self, batch: RowBatch, position: int, r: int, span: slice) -> None:
         num_tokens = span.stop - span.start
@@ -283,17 +284,18 @@ class CacheReader:
         except CorruptCacheError as error:
             raise CorruptCacheError(f"{self.where(position, signal)}: {error}") from None
 
-    def _decoder(self, position: int) -> LogitsDecoder:
+    def _logits_codec(self, position: int) -> LogitsCodec:
         capture, codec = self.manifest.capture.logits, self.manifest.codec
-        return self._with_table(position, self._decoders, lambda table: LogitsDecoder(capture, codec, table))
+        return self._with_table(position, self._logits, lambda table: LogitsCodec(capture, codec, table))
 
-    def _with_table(self, position: int, made: dict[str, Codec], make: Callable[[np.ndarray], Codec]) -> Codec:
+    def _with_table(self, position: int, made: dict[str, Codec], make: Callable[[CodeTable], Codec]) -> Codec:
         """The codec, made once, for the code table of a sample's shard."""
         digest = self._locate(position)[0].table
         with self._lock:
             if digest not in made:
                 if digest not in self._tables:
-                    self._tables[digest] = read_table(self._storage, digest, self.manifest.teacher.vocab_size)
+                    table = read_table(self._storage, digest, self.manifest.teacher.vocab_size)
+                    self._tables[digest] = CodeTable(table)
                 made[digest] = make(self._tables[digest])
             return made[digest]
 

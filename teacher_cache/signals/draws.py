@@ -29,7 +29,7 @@ class DrawnRows(NamedTuple):
 
 def uniforms(request: Request, capture: DrawsCapture) -> np.ndarray:
     """Where in [0, 1) of the cumulative distribution each draw of a sequence lies, rising: float64 [P, T, M]."""
-    shape = (len(request.draws_positions), len(capture.temperatures), capture.n)
+    shape = (len(request.logits_positions), len(capture.temperatures), capture.n)
     offsets = np.random.Generator(np.random.Philox(key=request.seed)).random(shape)
     return (np.arange(capture.n) + offsets) / capture.n
 

@@ -6,7 +6,7 @@ from teacher_cache.records import LogitsSample
 
 
 def bucket_entropy(sample: LogitsSample) -> np.ndarray:
-    """Entropy (nats, float64 [S]) of each row's stored entries plus one bucket that holds all the rest.
+    """Entropy (nats, float64 [P]) of each row's stored entries plus one bucket that holds all the rest.
 
     By the grouping property of entropy it is a lower bound of the row's entropy, exact when nothing is outside.
     """

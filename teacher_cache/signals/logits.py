@@ -11,7 +11,7 @@ import torch
 
 from schemas.cache_config import LogitsCapture
 from schemas.errors import UserError
-from teacher_cache.records import LogitsSample
+from teacher_cache.records import LogitsSample, Request
 from teacher_cache.signals.topk import block_top_k
 
 CPU_CHUNK_ROWS = 32  # a chunk of float32 logits stays within a CPU's last-level cache
@@ -23,7 +23,7 @@ class LogitsRows(NamedTuple):
     ids_NK: torch.Tensor  # int32, by falling probability
     logprobs_NK: torch.Tensor  # float32, nats, temperature 1
     next_logprob_N: torch.Tensor  # float32, nats, temperature 1
-    log_partition_NT: torch.Tensor  # float32, nats
+    log_partition_NT: torch.Tensor  # float32, nats; log Σ_v p(v)^(1/T)
 
 
 def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]) -> LogitsRows:
@@ -33,7 +33,7 @@ def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, tem
         logits_NV: [N, V] raw logits, any floating dtype; reduced in float32.
         next_ids_N: [N] integer, the token that follows each row (any valid id where none does).
         k: entries to keep, 1 ≤ k ≤ V.
-        temperatures: each > 0 and containing 1.0; column j of the log-partition is logsumexp(logits / temperatures[j]).
+        temperatures: each > 0 and containing 1.0; column j of the log-partition is log Σ_v p(v)^(1 / temperatures[j]).
     """
     rows = chunk_size(logits_NV)
     parts = [
@@ -53,36 +53,36 @@ def _reduce_chunk(
 ) -> tuple[torch.Tensor, ...]:
     top_NK, ids_NK = block_top_k(logits_NV, k)
     next_logit_N = logits_NV.gather(1, next_ids_N[:, None].long()).squeeze(1)
-    max_N1 = top_NK[:, :1]
-    shifted_NV = logits_NV - max_N1
-    partitions = []
-    for temperature in temperatures:
-        scaled_NV = shifted_NV / temperature if temperature != 1 else shifted_NV
-        partitions.append(scaled_NV.exp().sum(dim=1).log() + max_N1.squeeze(1) / temperature)
-    log_partition_NT = torch.stack(partitions, dim=1)
-    log_z_N = log_partition_NT[:, temperatures.index(1.0)]
-    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, log_partition_NT
+    max_N = top_NK[:, 0]
+    shifted_NV = logits_NV - max_N[:, None]
+    log_sums = [(shifted_NV / t if t != 1 else shifted_NV).exp().sum(dim=1).log() for t in temperatures]
+    log_sum_N = log_sums[temperatures.index(1.0)]
+    log_z_N = max_N + log_sum_N
+    partitions = [own_N - log_sum_N / t for own_N, t in zip(log_sums, temperatures, strict=True)]
+    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, torch.stack(partitions, dim=1)
 
 
-def to_sample(rows: LogitsRows, capture: LogitsCapture) -> LogitsSample:
+def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> LogitsSample:
     """One sequence's rows as a record in host memory, with the selection policy of ``capture`` applied.
 
     Raises UserError when a row's largest logit or a log-partition is not finite: the teacher overflowed.
     """
     ids = rows.ids_NK.cpu().numpy()
     logprobs = rows.logprobs_NK.cpu().numpy()
-    next_logprob = rows.next_logprob_N.cpu().numpy().copy()
-    next_logprob[-1] = np.nan
+    num_tokens, positions = len(request.input_ids), request.logits_positions
+    next_logprob = np.where(positions == num_tokens - 1, np.float32(np.nan), rows.next_logprob_N.cpu().numpy())
     log_partition = rows.log_partition_NT.cpu().numpy()
     sound = np.isfinite(logprobs[:, 0]) & np.isfinite(log_partition).all(axis=1) & ~np.isnan(logprobs).any(axis=1)
     if not sound.all():
         raise UserError(
-            f"teacher: the logits of token {int(np.argmin(sound))} of a sequence are not finite; choose a "
+            f"teacher: the logits of token {positions[np.argmin(sound)]} of a sequence are not finite; choose a "
             "teacher.dtype with a wider range (bfloat16 or float32) or check the weights"
         )
     counts = select_counts(logprobs, capture)
     beyond = np.arange(ids.shape[1]) >= counts[:, None]
     return LogitsSample(
+        num_tokens=num_tokens,
+        positions=positions,
         counts=counts,
         ids=np.where(beyond, 0, ids),
         logprobs=np.where(beyond, np.float32(-np.inf), logprobs),
@@ -98,10 +98,10 @@ def select_counts(logprobs: np.ndarray, capture: LogitsCapture) -> np.ndarray:
     all when it is not reached. Entries of probability 0 (masked logits) are never kept.
 
     Args:
-        logprobs: float32 [S, K], falling along each row.
+        logprobs: float32 [P, K], falling along each row.
 
     Returns:
-        int32 [S], between 1 and K.
+        int32 [P], between 1 and K.
     """
     finite = np.isfinite(logprobs).sum(axis=1)
     if capture.policy == "nucleus":

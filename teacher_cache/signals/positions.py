@@ -13,9 +13,9 @@ import numpy as np
 from schemas.cache_config import (
     AttentionCapture,
     CaptureConfig,
-    DrawsCapture,
     FinalCapture,
     HiddenCapture,
+    LogitsCapture,
     Positions,
     Stride,
 )
@@ -57,14 +57,14 @@ def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
 def to_request(sample: TokenSample, capture: CaptureConfig) -> Request:
     """What the engine is asked for: the sequence, and the rows at which each signal is stored."""
 
-    def rows(signal: HiddenCapture | AttentionCapture | DrawsCapture | FinalCapture | None) -> np.ndarray:
+    def rows(signal: LogitsCapture | HiddenCapture | AttentionCapture | FinalCapture | None) -> np.ndarray:
         return NO_ROWS if signal is None else select_rows(sample, signal.positions, capture.keywords)
 
     return Request(
         sample.input_ids,
+        logits_positions=rows(capture.logits),
         hidden_positions=rows(capture.hidden),
         attention_positions=rows(capture.attention),
-        draws_positions=rows(capture.draws),
         final_positions=rows(capture.final),
         seed=int(sample.key[:16], 16),
     )

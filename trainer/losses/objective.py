@@ -35,7 +35,7 @@ class TeacherRows:
 
     ids_NK: torch.Tensor  # integer
     logprobs_NK: torch.Tensor  # float, nats, temperature 1; -inf in the padding
-    log_partition_NT: torch.Tensor  # float; logsumexp(logits / temperature)
+    log_partition_NT: torch.Tensor  # float, nats; log Σ_v p(v)^(1/temperature)
     next_ids_N: torch.Tensor  # integer; the token that follows
     next_logprob_N: torch.Tensor  # float, nats; the teacher's log-probability of it
     draws_NTM: torch.Tensor | None = None  # integer
@@ -96,11 +96,10 @@ def stored_target(
     rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail = "bucket"
 ) -> ListedTarget:
     """The target that the stored entries of the rows make."""
-    unit_column, column = (capture.logits.temperatures.index(t) for t in (1.0, temperature))
+    column = capture.logits.temperatures.index(temperature)
     return top_k_target(
         rows.ids_NK,
         rows.logprobs_NK,
-        rows.log_partition_NT[:, unit_column],
         rows.log_partition_NT[:, column],
         temperature,
         vocabulary,

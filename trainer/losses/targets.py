@@ -62,19 +62,15 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
 
 
-def softened(
-    logprobs_NK: torch.Tensor, log_partition_1_N: torch.Tensor, log_partition_t_N: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """log p_T(i) = (log p_1(i) + log Z_1) / T - log Z_T, where Z_T = Σ_v exp(logit_v / T): exact for stored tokens."""
-    offset_N = log_partition_1_N - temperature * log_partition_t_N  # exactly 0 at temperature 1
-    return (logprobs_NK + offset_N[:, None]) / temperature
+def softened(logprobs_NK: torch.Tensor, log_partition_N: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log p_T(i) = log p(i) / T - log Σ_v p(v)^(1/T): exact for stored tokens."""
+    return logprobs_NK / temperature - log_partition_N[:, None]
 
 
 def top_k_target(
     ids_NK: torch.Tensor,
     logprobs_NK: torch.Tensor,
-    log_partition_1_N: torch.Tensor,
-    log_partition_t_N: torch.Tensor,
+    log_partition_N: torch.Tensor,
     temperature: float,
     vocabulary: int,
     tail: Tail = "bucket",
@@ -82,8 +78,8 @@ def top_k_target(
     """The target that the stored entries of N rows make for a student of ``vocabulary`` tokens.
 
     ids_NK: integer; a token the student does not have (id ≥ vocabulary) is not listed. logprobs_NK: at temperature 1,
-    nats, -inf in the padding. log_partition_*_N: logsumexp of the teacher's logits, and of them divided by
-    ``temperature``. What becomes of the mass that is not stored:
+    nats, -inf in the padding. log_partition_N: log Σ_v p(v)^(1/``temperature``) over the teacher's vocabulary. What
+    becomes of the mass that is not stored:
 
     - ``bucket``: all other tokens together have it. Merging outcomes never raises a divergence (log-sum inequality), so
       the loss is a lower bound of the dense one: it says how much mass the student should put outside, not where.
@@ -94,7 +90,7 @@ def top_k_target(
     gets 0. So is a row with every token of the student.
     """
     listed_NK, ids_NK = _listed(ids_NK, logprobs_NK > -torch.inf, vocabulary)
-    log_p_NK = softened(logprobs_NK, log_partition_1_N, log_partition_t_N, temperature)
+    log_p_NK = softened(logprobs_NK, log_partition_N, temperature)
     log_p_NK = log_p_NK.masked_fill(~listed_NK, -torch.inf)
     log_mass_N = torch.logsumexp(log_p_NK, dim=-1)
     rest_N = None
