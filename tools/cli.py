@@ -47,7 +47,8 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     titles = ("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
     table = Table(*titles, *(names[name] for name in others))
     for row in found:
-        best = ", ".join(f"{i} {p:.2f}" for i, p in zip(row["best_ids"], row["best_probabilities"], strict=True))
+        guesses = zip(row["best_ids"] or [], row["best_probabilities"] or [], strict=True)
+        best = ", ".join(f"{i} {p:.2f}" for i, p in guesses)
         realised = "" if row["next_probability"] is None else f"{row['next_probability']:.4f}"
         cells = ["" if row[name] is None else _cell(name, row[name]) for name in others]
         table.add_row(str(row["row"]), repr(row["token"]), "yes" if row["counts"] else "", best, realised, *cells)
