@@ -8,31 +8,26 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
-from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal, Unit
-from teacher_cache.codec.encoders import Encoders
-from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
+from schemas.manifest import Manifest, MemberIndex, Unit
 from teacher_cache.engines import Engine, open_engine
-from teacher_cache.head import check_rebuilt
 from teacher_cache.plan import load_or_make_plan, read_unit
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
-from teacher_cache.records import Captured, TokenSample
-from teacher_cache.shards.head import read_head
-from teacher_cache.shards.marks import assemble, committed, read_mark, read_table, remove_garbage, write_mark
+from teacher_cache.records import Request, TokenSample
+from teacher_cache.shards.marks import assemble, committed, remove_garbage
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.writer import ShardWriter
-from teacher_cache.signals.entropy import bucket_entropy
 from teacher_cache.signals.positions import to_request
+from teacher_cache.writing import UnitWriter
 
 logger = logging.getLogger(__name__)
 
+Part = tuple[list[TokenSample], list[Request]]
 BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
 
 
@@ -60,6 +55,7 @@ class Summary:
     seconds: float  # scoring, encoding and writing; loading the engine is not in it
     engine_load_seconds: float
     tokens_per_second: float
+    engine_idle_share: float | None  # of the time from the first unit to the last
     mean_entropy: float | None  # nats, of the stored entries and one bucket for the rest: a lower bound
     peak_memory_bytes: int
     cache_samples: int  # of the cache, as are the next lines
@@ -105,37 +101,40 @@ def _score_units(
     stop: "_StopRequest",
     tokens_per_call: int,
 ) -> None:
-    """Score, encode and write units. Signals without token ids are written as they come, call by call."""
-    encoders = Encoders(plan)
-    unchecked_head = None if plan.capture.final is None else read_head(storage, plan)
-    table = ""
+    """Score unit after unit. The next one is read, and those scored are written, while the engine works."""
+
+    def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
+        sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
+        parts = [
+            (part, [to_request(sample, plan.capture) for sample in part]) for part in _parts(sequences, tokens_per_call)
+        ]
+        return tokens_index, parts
+
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
-        for unit in pending:
-            if stop.signal_name:
-                return
-            started = time.perf_counter()
-            sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
-            with ShardWriter(storage, unit, plan.capture.signals, worker.owner) as shard:
-                kept = []  # what waits for the code table
-                for part in _parts(sequences, tokens_per_call):
-                    requests = [to_request(sample, plan.capture) for sample in part]
-                    for sample, captured in zip(part, engine.score(requests), strict=True):
-                        if unchecked_head is not None:
-                            check_rebuilt(captured, unchecked_head, plan)
-                            unchecked_head = None
-                        kept.append(Captured(captured.logits, draws=captured.draws))
-                        for signal, payload in encoders.encode_others(captured):
-                            shard.add(signal, sample.key, payload)
-                if not table:
-                    table_ids, table = _code_table(storage, plan, kept, worker)
-                    encoders.use_table(CodeTable(table_ids))
-                for sample, captured in zip(sequences, kept, strict=True):
-                    for signal, payload in encoders.encode_ids(captured):
-                        shard.add(signal, sample.key, payload)
-            _commit(storage, unit, sequences, {"tokens": tokens_index, **shard.indexes()}, table, worker)
-            entropy = sum(float(bucket_entropy(captured.logits).sum()) for captured in kept)
-            tally.add(unit, entropy, time.perf_counter() - started)
+
+        def on_commit(unit: Unit, rows: int, entropy: float) -> None:
+            tally.add(unit, rows, entropy)
             progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
+
+        with (
+            ThreadPoolExecutor(1, "read") as reading,
+            UnitWriter(storage, plan, worker.owner, on_commit) as writer,
+        ):
+            tally.start()
+            ahead = reading.submit(read, pending[0])
+            for number, unit in enumerate(pending):
+                if stop.signal_name:
+                    break
+                tokens_index, parts = ahead.result()
+                if number + 1 < len(pending):
+                    ahead = reading.submit(read, pending[number + 1])
+                writer.begin(unit, tokens_index)
+                for part, requests in parts:
+                    with tally.engine_at_work():
+                        captured = engine.score(requests)
+                    writer.add(part, captured)
+                writer.commit()
+    tally.stop()
 
 
 def _parts(sequences: list[TokenSample], tokens_per_call: int) -> Iterator[list[TokenSample]]:
@@ -152,42 +151,6 @@ def _parts(sequences: list[TokenSample], tokens_per_call: int) -> Iterator[list[
         yield part
 
 
-def _commit(
-    storage: Storage,
-    unit: Unit,
-    sequences: list[TokenSample],
-    signals: dict[Signal, MemberIndex],
-    table: str,
-    worker: Worker,
-) -> None:
-    index = ShardIndex(
-        name=unit.name,
-        keys=[sample.key for sample in sequences],
-        num_tokens=[len(sample.input_ids) for sample in sequences],
-        table=table,
-        signals=signals,
-    )
-    write_mark(storage, index, worker.owner)
-
-
-def _code_table(storage: Storage, plan: Manifest, scored: list[Captured], worker: Worker) -> tuple[np.ndarray, str]:
-    """The code table in use in this cache, or one made from the first scored unit; and its digest."""
-    vocab_size = plan.teacher.vocab_size
-    for shard in committed(storage, plan):
-        digest = read_mark(storage, shard).table
-        return read_table(storage, digest, vocab_size), digest
-    counts = np.zeros(vocab_size, np.int64)
-    for captured in scored:
-        logits, draws = captured.logits, captured.draws
-        counts += np.bincount(logits.ids[np.isfinite(logits.logprobs)], minlength=vocab_size)
-        if draws is not None:
-            counts += np.bincount(draws.ids.reshape(-1), minlength=vocab_size)
-    table = build_code_table(counts)
-    digest = table_digest(table)
-    storage.write(table_path(digest), encode_table(table), worker.owner)
-    return table, digest
-
-
 def _write_manifest(storage: Storage, plan: Manifest, worker: Worker) -> Manifest:
     manifest = assemble(storage, plan)
     storage.write(MANIFEST, manifest.to_json().encode(), worker.owner)
@@ -197,26 +160,47 @@ def _write_manifest(storage: Storage, plan: Manifest, worker: Worker) -> Manifes
 
 
 class _Tally:
-    """Running sums of this run."""
+    """Running sums of this run. Units are added in the writer's thread, all else happens in the engine's."""
 
     def __init__(self) -> None:
-        self.units = self.samples = self.tokens = 0
-        self.seconds = self.entropy = self.engine_load_seconds = 0.0
+        self.units = self.samples = self.tokens = self.rows = 0
+        self.entropy = self.engine_load_seconds = self.engine_seconds = self.engine_idle_seconds = 0.0
+        self._started = self._engine_stopped = self.seconds = 0.0
 
-    def add(self, unit: Unit, entropy: float, seconds: float) -> None:
+    def start(self) -> None:
+        self._started = self._engine_stopped = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds = time.perf_counter() - self._started
+
+    @contextmanager
+    def engine_at_work(self) -> Iterator[None]:
+        started = time.perf_counter()
+        self.engine_idle_seconds += started - self._engine_stopped
+        yield
+        self._engine_stopped = time.perf_counter()
+        self.engine_seconds += self._engine_stopped - started
+
+    def add(self, unit: Unit, rows: int, entropy: float) -> None:
         self.units += 1
         self.samples += unit.samples
         self.tokens += unit.tokens
+        self.rows += rows
         self.entropy += entropy
-        self.seconds += seconds
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        seconds = self.seconds or time.perf_counter() - self._started
+        return self.tokens / seconds
 
     @property
     def mean_entropy(self) -> float | None:
-        return self.entropy / self.tokens if self.tokens else None
+        return self.entropy / self.rows if self.rows else None
+
+    @property
+    def engine_idle_share(self) -> float | None:
+        busy = self.engine_seconds
+        return self.engine_idle_seconds / (self.engine_idle_seconds + busy) if busy else None
 
 
 class _StopRequest:
@@ -249,7 +233,8 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
         tokens=tally.tokens,
         seconds=tally.seconds,
         engine_load_seconds=tally.engine_load_seconds,
-        tokens_per_second=tally.tokens_per_second,
+        tokens_per_second=tally.tokens_per_second if tally.units else 0.0,
+        engine_idle_share=tally.engine_idle_share,
         mean_entropy=tally.mean_entropy,
         peak_memory_bytes=peak_memory_bytes(),
         cache_samples=manifest.totals.samples,

@@ -1,16 +1,15 @@
 """Caches that are wrong in one chosen place, all else (checksums, sizes, digests) being consistent with it."""
 
+import itertools
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import zstandard
 
-from schemas.arrow import LOGITS_SCHEMA
 from support.synthetic import file_entry, write_tar
-from teacher_cache.codec.rows import Sizes
 from teacher_cache.shards.marks import mark_name, tar_name
 from teacher_cache.shards.storage import MANIFEST, Storage
 
@@ -31,21 +30,28 @@ def columns(payload: bytes) -> Tree:
     return pa.ipc.open_stream(payload).read_all().to_pylist()[0]
 
 
-def sections(payload: bytes) -> dict[str, bytes]:
-    """The sections of a logits payload."""
-    row = columns(payload)
-    data, sections, start = zstandard.decompress(row["frame"]), {}, 0
-    for name, size in zip(Sizes._fields, row["sizes"], strict=True):
-        sections[name] = data[start : start + size]
-        start += size
-    return sections
+def frame_of(parts: Sequence[bytes]) -> bytes:
+    """The zstd frame of these sections."""
+    sizes = struct.pack(f"<{len(parts)}I", *map(len, parts))
+    return zstandard.compress(sizes + b"".join(parts))
 
 
-def with_sections(payload: bytes, **changed: bytes) -> bytes:
-    """A logits payload with some of its sections replaced; sizes and frame follow."""
-    parts = sections(payload) | changed
-    sizes = [len(part) for part in parts.values()]
-    return arrow_stream(LOGITS_SCHEMA, [{"sizes": sizes, "frame": zstandard.compress(b"".join(parts.values()))}])
+def sections(payload: bytes, frame: str = "frame") -> list[bytes]:
+    """The sections of the frame in a payload's column ``frame``."""
+    content, sizes = zstandard.decompress(columns(payload)[frame]), []
+    while 4 * len(sizes) + sum(sizes) < len(content):  # the number of sections is the only one that fits
+        sizes += struct.unpack_from("<I", content, 4 * len(sizes))
+    ends = itertools.accumulate(sizes, initial=4 * len(sizes))
+    return [content[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def with_sections(payload: bytes, changed: Mapping[int, bytes], frame: str = "frame") -> bytes:
+    """A payload with some sections of its column ``frame`` replaced, by number; their table of sizes follows."""
+    parts = sections(payload, frame)
+    for number, part in changed.items():
+        parts[number] = part
+    schema = pa.ipc.open_stream(payload).schema
+    return arrow_stream(schema, [columns(payload) | {frame: frame_of(parts)}])
 
 
 def claiming_frame(size: int) -> bytes:

@@ -1,8 +1,11 @@
-"""A cache decoded with numpy, pyarrow, webdataset and zstandard alone, from the description of the format.
+"""The cache format as code: a reader that needs numpy, pyarrow, webdataset and zstandard, and nothing of this project.
 
-Nothing of this project is imported: it shows what another team needs in order to read our files.
+It shows what another team needs in order to read our files. It is written to be read and checks nothing: use it on
+caches that `cache-tools verify` finds no problem in. S is the number of tokens of a sequence, P the number of its rows
+that a signal stores, K the entries of a row.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,60 +15,216 @@ import pyarrow as pa
 import webdataset as wds
 import zstandard
 
+Tree = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+ENTRY_GROUPS, BYTE_GROUPS = (8, 24), (2, 6)  # places in a row at which another section goes on
 
-def read_samples(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every sample of a complete cache by key: the columns of its tokens, and its logits as arrays."""
+
+def read_samples(folder: Path) -> dict[str, Tree]:
+    """Every sample of a complete cache by its key: for each signal the cache stores, what it holds of the sample."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    samples: dict[str, dict[str, Any]] = {}
+    samples: dict[str, Tree] = {}
     for shard in manifest["shards"]:
         index = json.loads((folder / f"{shard['name']}.json").read_text())
         plain = zstandard.decompress((folder / "tables" / f"{index['table']}.zst").read_bytes())
         table = np.frombuffer(plain, "<u4")
-        for key, payload in _members(folder / f"{shard['name']}.tokens.tar", "tokens.arrow"):
-            samples[key] = _row(payload)
-        for key, payload in _members(folder / f"{shard['name']}.logits.tar", "logits.arrow"):
-            num_tokens = len(samples[key]["input_ids"])
-            samples[key] |= _logits(_row(payload), num_tokens, table, manifest)
+        for key, row in members(folder, shard["name"], "tokens"):
+            samples[key] = {"tokens": read_tokens(row)}
+        for signal in index["signals"].keys() - {"tokens"}:
+            for key, row in members(folder, shard["name"], signal):
+                num_tokens = len(samples[key]["tokens"]["input_ids"])
+                samples[key][signal] = read_signal(signal, row["frame"], manifest, table, num_tokens)
     return samples
 
 
-def _members(tar: Path, extension: str) -> list[tuple[str, bytes]]:
-    dataset = wds.WebDataset(str(tar), shardshuffle=False, empty_check=False)
-    return [(sample["__key__"], sample[extension]) for sample in dataset]
+def members(folder: Path, shard: str, signal: str) -> list[tuple[str, Tree]]:
+    """The samples of one tar: keys, and the columns of the one Arrow row that each member holds."""
+    dataset = wds.WebDataset(str(folder / f"{shard}.{signal}.tar"), shardshuffle=False, empty_check=False)
+    return [
+        (sample["__key__"], pa.ipc.open_stream(sample[f"{signal}.arrow"]).read_all().to_pylist()[0])
+        for sample in dataset
+    ]
 
 
-def _row(payload: bytes) -> dict[str, Any]:
-    return pa.ipc.open_stream(payload).read_all().to_pylist()[0]
+# What all signals are made of
 
 
-def _integers(planes: np.ndarray, n_planes: int) -> np.ndarray:
-    """Unsigned integers from their byte planes, lowest first, which stand one after the other."""
-    places = 8 * np.arange(n_planes)[:, None]
-    return (planes.reshape(n_planes, -1).astype(np.int64) << places).sum(axis=0)
+def read_sections(frame: bytes, n: int) -> list[np.ndarray]:
+    """The n sections of a frame, as bytes. Their sizes stand first, four bytes each."""
+    content = np.frombuffer(zstandard.decompress(frame), np.uint8)
+    sizes = content[: 4 * n].view("<u4").astype(np.int64)
+    return np.split(content[4 * n :], np.cumsum(sizes)[:-1])
 
 
-def _logits(row: dict[str, Any], num_tokens: int, table: np.ndarray, manifest: dict[str, Any]) -> dict[str, Any]:
-    capture, codec = manifest["capture"]["logits"], manifest["codec"]
-    k = capture["k"]
-    sections = np.frombuffer(zstandard.decompress(row["frame"]), np.uint8)
-    counts, ids, packed, excesses, scalars = np.split(sections, np.cumsum(row["sizes"])[:-1])
-    counts = _integers(counts, 2) if len(counts) else np.full(num_tokens, k)
-    stored = np.arange(k) < counts[:, None]
-    codes = np.zeros((num_tokens, k), np.int64)
-    codes[stored] = _integers(ids, 2 if len(table) <= 1 << 16 else 3)  # row by row
-    differences = np.zeros((num_tokens, k), np.int64)
-    two_bits = packed[:, None] >> [0, 2, 4, 6] & 3  # four a byte, the first lowest
-    bytes_of_rows = np.split(two_bits, np.cumsum((counts + 3) // 4)[:-1])  # every row starts a new byte
-    for difference, bytes_of_row, count in zip(differences, bytes_of_rows, counts, strict=True):
-        difference[:count] = bytes_of_row.reshape(-1)[:count]
-    large = differences == 3  # and how much larger
-    differences[large] += _integers(excesses, max(1, len(excesses) // max(1, large.sum())))
-    scalars = _integers(scalars, 4).astype(np.uint32).view(np.int32) / codec["scalar_steps_per_nat"]
-    scalars = scalars.reshape(1 + len(capture["temperatures"]), num_tokens)
+def unsigned(section: np.ndarray, width: int) -> np.ndarray:
+    """Integers of ``width`` bytes: first the lowest bytes of all, then their second bytes, and so on."""
+    planes = section.reshape(width, -1).astype(np.int64)
+    return (planes << 8 * np.arange(width)[:, None]).sum(axis=0)
+
+
+def signed(section: np.ndarray, width: int) -> np.ndarray:
+    """The same in two's complement."""
+    values, half = unsigned(section, width), 1 << 8 * width - 1
+    return (values ^ half) - half
+
+
+def read_positions(section: np.ndarray) -> np.ndarray:
+    """The rows of the sequence that are stored: one bit a row, the first in the lowest bit of the first byte."""
+    return np.flatnonzero(np.unpackbits(section, bitorder="little"))
+
+
+def read_matrix(sections: list[np.ndarray], lengths_P: np.ndarray, width: int, groups: tuple[int, int]) -> np.ndarray:
+    """A matrix [P, width] of which only the first ``lengths_P`` places of each row are stored; the others are 0.
+
+    The first section has the places before ``groups[0]``, row by row; the second those before ``groups[1]``, the third
+    the rest.
+    """
+    matrix, places = np.zeros((len(lengths_P), width), np.int64), np.arange(width)
+    stored = places < lengths_P[:, None]
+    for section, (first, stop) in zip(sections, itertools.pairwise([0, *groups, width]), strict=True):
+        matrix[stored & (first <= places) & (places < stop)] = section
+    return matrix
+
+
+def read_ids(sections: list[np.ndarray], counts_P: np.ndarray, k: int, table: np.ndarray) -> np.ndarray:
+    """Token ids [P, K] from six sections: distances, three of symbols, low bytes, new ids. 0 beyond a row's count.
+
+    A symbol below 128 stands for an id of an earlier row, the one ``distance`` rows back, at about the same place.
+    One of 128 to 254 stands for an id of the list of new ids, at a place whose lower byte is the next low byte. 255
+    stands for the next new id. ``table`` has the ids in the order of their codes, which is how new ids are stored.
+    """
+    distances_P = unsigned(sections[0], 2)
+    symbols_PK = read_matrix(sections[1:4], counts_P, k, ENTRY_GROUPS)
+    lows = sections[4].astype(np.int64)
+    new = table[unsigned(sections[5], 2 if len(table) <= 1 << 16 else 3)]
+    ids_PK = np.zeros(symbols_PK.shape, np.int64)
+    n_lows = n_new = 0  # that earlier rows have used
+    for p, count in enumerate(counts_P):
+        symbols, row = symbols_PK[p, :count], ids_PK[p, :count]
+        nearby, listed = symbols < 128, (symbols >= 128) & (symbols < 255)
+        row[nearby] = ids_PK[p - distances_P[p], (np.arange(count) + symbols - 64)[nearby]]
+        row[listed] = new[256 * (symbols[listed] - 128) + lows[n_lows : n_lows + listed.sum()]]
+        row[symbols == 255] = new[n_new : n_new + (symbols == 255).sum()]
+        n_lows, n_new = n_lows + listed.sum(), n_new + (symbols == 255).sum()
+    return ids_PK
+
+
+def read_logprobs(sections: list[np.ndarray], counts_P: np.ndarray, k: int, steps_per_nat: int) -> np.ndarray:
+    """Falling log-probabilities [P, K] from four sections: three of differences, excesses. -inf beyond a row's count.
+
+    A row's first difference is from 0. Four stand in a byte, two bits each, the first lowest; a row starts a new byte.
+    3 means 3 or more: how much more is the next excess, of one byte, or of two where one of them needs it.
+    """
+    packed_PB = read_matrix(sections[:3], -(-counts_P // 4), -(-k // 4), BYTE_GROUPS)
+    steps_PK = (packed_PB.repeat(4, axis=1)[:, :k] >> 2 * (np.arange(k) % 4)) & 3
+    large = steps_PK == 3
+    width = 1 if len(sections[3]) == large.sum() else 2
+    steps_PK[large] += unsigned(sections[3], width)
+    logprobs_PK = -np.cumsum(steps_PK, axis=1) / steps_per_nat
+    return np.where(np.arange(k) < counts_P[:, None], logprobs_PK, -np.inf)
+
+
+def bfloat16(section: np.ndarray) -> np.ndarray:
+    """bfloat16 numbers: the upper halves of float32 numbers."""
+    return (unsigned(section, 2) << 16).astype(np.uint32).view(np.float32)
+
+
+# The signals
+
+
+def read_signal(signal: str, frame: bytes, manifest: Tree, table: np.ndarray, num_tokens: int) -> Arrays:
+    """What a captured signal holds of a sequence of ``num_tokens`` tokens."""
+    capture, codec, channels = manifest["capture"][signal], manifest["codec"], manifest["teacher"]["hidden_size"]
+    if signal == "logits":
+        return read_logits(frame, capture, codec, table, num_tokens)
+    if signal == "draws":
+        return read_draws(frame, capture, codec, table)
+    if signal == "attention":
+        return read_attention(frame, capture)
+    return read_hidden(frame, capture, len(capture["layers"]) if signal == "hidden" else 1, channels)
+
+
+def read_tokens(row: Tree) -> Tree:
+    """Key, source, layer of the data mix, text, ids, which rows count, and the bytes of the text each token spans."""
+    ids, mask = read_sections(row["frame"], 2)
+    gaps, lengths, text = read_sections(row["text_frame"], 3)
+    input_ids = unsigned(ids, 3)
+    lengths = unsigned(lengths, 4)
+    byte_end = np.cumsum(signed(gaps, 4) + lengths)  # a gap is from the end of the token before
     return {
+        "key": row["key"],
+        "source_id": row["source_id"],
+        "layer": row["layer"],
+        "text": text.tobytes().decode(),
+        "input_ids": input_ids,
+        "loss_mask": np.isin(np.arange(len(input_ids)), read_positions(mask)),
+        "byte_start": byte_end - lengths,
+        "byte_end": byte_end,
+    }
+
+
+def read_logits(frame: bytes, capture: Tree, codec: Tree, table: np.ndarray, num_tokens: int) -> Arrays:
+    """Each row's entries by falling probability; of the token that follows, the log-probability; the log-partitions."""
+    k, temperatures = capture["k"], capture["temperatures"]
+    sections = read_sections(frame, 13)
+    positions = read_positions(sections[0])
+    counts = unsigned(sections[1], 2) if len(sections[1]) else np.full(len(positions), k)
+    scalars = signed(sections[12], 3).reshape(len(temperatures), -1) / codec["scalar_steps_per_nat"]
+    return {
+        "positions": positions,
         "counts": counts,
-        "ids": np.where(stored, table[codes], 0),
-        "logprobs": np.where(stored, -np.cumsum(differences, axis=1) / codec["logprob_steps_per_nat"], -np.inf),
-        "next_logprob": scalars[0, :-1],
-        "log_partition": scalars[1:].T,
+        "ids": read_ids(sections[2:8], counts, k, table),
+        "logprobs": read_logprobs(sections[8:12], counts, k, codec["logprob_steps_per_nat"]),
+        "next_logprob": np.where(positions < num_tokens - 1, -scalars[0], np.nan),  # nothing follows the last token
+        "log_partition": np.insert(scalars[1:], temperatures.index(1.0), 0, axis=0).T,  # at temperature 1 it is 0
+    }
+
+
+def read_draws(frame: bytes, capture: Tree, codec: Tree, table: np.ndarray) -> Arrays:
+    """M draws [P, T, M] at each of T temperatures, and entropies [P, T] of the whole softened distributions.
+
+    Stored are the distinct ids of T · P rows, all rows of one temperature after the other, and how often each repeats.
+    """
+    n, n_temperatures = capture["n"], len(capture["temperatures"])
+    sections = read_sections(frame, 10)
+    positions = read_positions(sections[0])
+    counts = unsigned(sections[1], 2)
+    distinct = read_ids(sections[2:8], counts, n, table)[np.arange(n) < counts[:, None]]
+    ids = np.repeat(distinct, 1 + unsigned(sections[8], 2))
+    return {
+        "positions": positions,
+        "ids": ids.reshape(n_temperatures, len(positions), n).swapaxes(0, 1),
+        "entropy": unsigned(sections[9], 3).reshape(n_temperatures, -1).T / codec["scalar_steps_per_nat"],
+    }
+
+
+def read_hidden(frame: bytes, capture: Tree, n_layers: int, channels: int) -> Arrays:
+    """Hidden states [P, C, D] of D channels after C layers."""
+    sections = read_sections(frame, 5)
+    positions = read_positions(sections[0])
+    shape = (len(positions), n_layers)
+    if capture["dtype"] == "float16":
+        states = unsigned(sections[1], 2).astype(np.uint16).view(np.float16).reshape(*shape, channels)
+    elif capture["dtype"] == "bfloat16":
+        states = bfloat16(sections[1]).reshape(*shape, channels)
+    else:  # each value times the scale of its group of channels, but for the largest ones, which are stored apart
+        n_scales = -(-channels // capture["channels_per_scale"])
+        n_outliers = -(-channels // capture["channels_per_outlier"])
+        scales = bfloat16(sections[2]).reshape(*shape, n_scales).repeat(capture["channels_per_scale"], axis=2)
+        states = signed(sections[1], 1).reshape(*shape, channels) * scales[:, :, :channels]
+        places = unsigned(sections[3], 2).reshape(*shape, n_outliers)
+        np.put_along_axis(states, places, bfloat16(sections[4]).reshape(places.shape), axis=2)
+    return {"positions": positions, "states": states}
+
+
+def read_attention(frame: bytes, capture: Tree) -> Arrays:
+    """The largest weights [P, H, M] of each query row, of H heads, and the tokens they fall on."""
+    sections = read_sections(frame, 4)
+    positions, heads = read_positions(sections[0]), unsigned(sections[1], 2)
+    shape = (len(positions), len(heads), capture["keys"])
+    return {
+        "positions": positions,
+        "heads": heads,
+        "weights": unsigned(sections[2], 2).reshape(shape) / 65535,
+        "keys": unsigned(sections[3], 3).reshape(shape),
     }

@@ -10,21 +10,22 @@ from trainer.losses.tla import tla_
 
 def sparse_rows(
     teacher_NV: torch.Tensor, k: int, temperature: float, counts_N: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a cache would hold of ``teacher_NV``: ids, log-probabilities, and both log-partitions."""
-    logprobs, ids = teacher_NV.log_softmax(-1).topk(k)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a cache would hold of ``teacher_NV``: ids, log-probabilities, and the temperature's log-partition."""
+    log_p_NV = teacher_NV.log_softmax(-1)
+    logprobs, ids = log_p_NV.topk(k)
     if counts_N is not None:
         padding = torch.arange(k)[None] >= counts_N[:, None]
         ids, logprobs = ids.masked_fill(padding, 0), logprobs.masked_fill(padding, -torch.inf)
-    return ids, logprobs, torch.logsumexp(teacher_NV, -1), torch.logsumexp(teacher_NV / temperature, -1)
+    return ids, logprobs, torch.logsumexp(log_p_NV / temperature, -1)
 
 
 def target_of(
     rows: tuple[torch.Tensor, ...], vocabulary: int, temperature: float = 1.0, tail: Tail = "bucket"
 ) -> ListedTarget:
     """The target that ``sparse_rows`` makes."""
-    ids, logprobs, partition_1, partition_t = rows
-    return top_k_target(ids, logprobs, partition_1, partition_t, temperature, vocabulary, tail)
+    ids, logprobs, log_partition = rows
+    return top_k_target(ids, logprobs, log_partition, temperature, vocabulary, tail)
 
 
 def tla(

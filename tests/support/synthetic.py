@@ -5,6 +5,7 @@ Shape letters as in ``teacher_cache.records``; V is the vocabulary. Needs no mod
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from schemas.manifest import (
     Totals,
     Unit,
 )
-from teacher_cache.codec.logits import LogitsEncoder
-from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
+from teacher_cache.codec.logits import LogitsCodec
+from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.marks import assemble, tar_name, write_mark
@@ -52,23 +53,34 @@ def token_sample(input_ids: Sequence[int], layer: str = "base", source_id: str =
     )
 
 
-def logits_sample(logits_SV: np.ndarray, input_ids: np.ndarray, capture: LogitsCapture) -> LogitsSample:
-    """What ``capture`` keeps of these logits, in float64 arithmetic, rounded to the record's float32."""
-    logits_SV = np.asarray(logits_SV, np.float64)
-    log_partition_ST = np.stack([_logsumexp(logits_SV / t) for t in capture.temperatures], axis=1)
-    logprobs_SV = logits_SV - log_partition_ST[:, [capture.temperatures.index(1.0)]]
-    ids_SK = np.argsort(-logprobs_SV, axis=1, kind="stable")[:, : capture.k]
-    logprobs_SK = np.take_along_axis(logprobs_SV, ids_SK, axis=1).astype(np.float32)
-    counts = select_counts(logprobs_SK, capture)
+def logits_sample(
+    logits_SV: np.ndarray, input_ids: np.ndarray, capture: LogitsCapture, loss_mask: np.ndarray | None = None
+) -> LogitsSample:
+    """What ``capture`` keeps of these logits, in float64 arithmetic, rounded to the record's float32.
+
+    ``loss_mask``: bool [S]; without it all rows but the last count.
+    """
+    num_tokens = len(input_ids)
+    if loss_mask is None:
+        loss_mask = np.arange(num_tokens) < num_tokens - 1
+    positions = np.flatnonzero(loss_mask | (capture.positions == "all")).astype(np.int32)
+    logits_PV = np.asarray(logits_SV, np.float64)[positions]
+    logprobs_PV = logits_PV - _logsumexp(logits_PV)[:, None]
+    log_partition_PT = np.stack([_logsumexp(logprobs_PV / t) for t in capture.temperatures], axis=1)
+    ids_PK = np.argsort(-logprobs_PV, axis=1, kind="stable")[:, : capture.k]
+    logprobs_PK = np.take_along_axis(logprobs_PV, ids_PK, axis=1).astype(np.float32)
+    counts = select_counts(logprobs_PK, capture)
     beyond = np.arange(capture.k) >= counts[:, None]
-    next_logprob = np.full(len(logits_SV), np.nan)
-    next_logprob[:-1] = logprobs_SV[np.arange(len(logits_SV) - 1), input_ids[1:].astype(np.int64)]
+    following = np.append(input_ids[1:], 0).astype(np.int64)[positions]
+    next_logprob = np.take_along_axis(logprobs_PV, following[:, None], axis=1)[:, 0]
     return LogitsSample(
+        num_tokens=num_tokens,
+        positions=positions,
         counts=counts,
-        ids=np.where(beyond, 0, ids_SK).astype(np.int32),
-        logprobs=np.where(beyond, np.float32(-np.inf), logprobs_SK),
-        next_logprob=next_logprob.astype(np.float32),
-        log_partition=log_partition_ST.astype(np.float32),
+        ids=np.where(beyond, 0, ids_PK).astype(np.int32),
+        logprobs=np.where(beyond, np.float32(-np.inf), logprobs_PK),
+        next_logprob=np.where(positions == num_tokens - 1, np.nan, next_logprob).astype(np.float32),
+        log_partition=log_partition_PT.astype(np.float32),
     )
 
 
@@ -77,21 +89,31 @@ def _logsumexp(logits: np.ndarray) -> np.ndarray:
     return np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
 
 
-def random_pair(rng: np.random.Generator, num_tokens: int, vocab_size: int, capture: LogitsCapture) -> Pair:
-    """Random ids, and logits that favour low ids, so that the code table has something to order."""
+def random_pair(
+    rng: np.random.Generator, num_tokens: int, vocab_size: int, capture: LogitsCapture, counting: float = 1.0
+) -> Pair:
+    """Random ids, and logits that favour low ids, so that the code table has something to order.
+
+    Of the rows that could count, each does with probability ``counting``.
+    """
     ids = np.minimum(rng.geometric(min(1.0, 20 / vocab_size), num_tokens) - 1, vocab_size - 1)
     sample = token_sample(ids.tolist())
+    sample = replace(sample, loss_mask=sample.loss_mask & (rng.random(num_tokens) < counting))
     logits_SV = rng.normal(0, 2, (num_tokens, vocab_size)) - 0.5 * np.log1p(np.arange(vocab_size))
-    return sample, logits_sample(logits_SV, sample.input_ids, capture)
+    return sample, logits_sample(logits_SV, sample.input_ids, capture, sample.loss_mask)
 
 
 def random_shards(
-    lengths: Sequence[Sequence[int]], vocab_size: int = 300, capture: LogitsCapture | None = None, seed: int = 0
+    lengths: Sequence[Sequence[int]],
+    vocab_size: int = 300,
+    capture: LogitsCapture | None = None,
+    seed: int = 0,
+    counting: float = 1.0,
 ) -> list[list[Pair]]:
     """For each shard the samples with these numbers of tokens."""
     rng = np.random.default_rng(seed)
     capture = capture or LogitsCapture(k=8)
-    return [[random_pair(rng, n, vocab_size, capture) for n in shard] for shard in lengths]
+    return [[random_pair(rng, n, vocab_size, capture, counting) for n in shard] for shard in lengths]
 
 
 def write_cache(
@@ -110,11 +132,11 @@ def write_cache(
     storage = Storage(url)
     capture = capture or LogitsCapture(k=8)
     codec = codec or CodecConfig()
-    used = np.concatenate([logits.ids[: len(logits.ids)].reshape(-1) for shard in shards for _, logits in shard])
+    used = np.concatenate([logits.ids.reshape(-1) for shard in shards for _, logits in shard])
     table = build_code_table(np.bincount(used, minlength=vocab_size))
     digest = table_digest(table)
     storage.write(table_path(digest), encode_table(table))
-    encoder = LogitsEncoder(capture, codec, table)
+    logits_codec = LogitsCodec(capture, codec, CodeTable(table))
     units = []
     for number, shard in enumerate(shards):
         name = f"shard-{number:06d}"
@@ -123,7 +145,7 @@ def write_cache(
         units.append(Unit(name=name, samples=len(shard), tokens=sum(num_tokens), tokens_file=tokens.file))
         if commit is not None and number >= commit:
             continue
-        logits = write_tar(storage, name, "logits", [(t.key, encoder.encode(rows)) for t, rows in shard])
+        logits = write_tar(storage, name, "logits", [(t.key, logits_codec.encode(rows)) for t, rows in shard])
         index = ShardIndex(
             name=name,
             keys=[t.key for t, _ in shard],
