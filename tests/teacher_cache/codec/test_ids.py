@@ -1,0 +1,274 @@
+"""Rows of ids come back as they were, whatever the symbols are; sections that contradict themselves are refused."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import CorruptCacheError
+from support.forge import frame_of
+from teacher_cache.codec.ids import decode_ids, encode_ids, most_bytes
+from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.codec.sections import Sections
+
+DISTANCES, SYMBOLS, LOWS, NEW = 0, slice(1, 4), 4, 5
+
+
+def shuffled_table(vocabulary: int) -> CodeTable:
+    return CodeTable(np.random.default_rng(vocabulary).permutation(vocabulary))
+
+
+def similar_rows(
+    seed: int, n_rows: int, k: int, vocabulary: int, ragged: bool = False, likeness: float = 0.9
+) -> list[np.ndarray]:
+    """Rows of distinct ids: most of an earlier row, a few of another, and random ones, in a slightly different order."""
+    rng = np.random.default_rng(seed)
+    rows: list[np.ndarray] = []
+    for _ in range(n_rows):
+        parts = [rng.choice(vocabulary, min(2 * k, vocabulary), replace=False)]
+        for share in (0.1, 0.7) if rows and rng.random() < likeness else ():
+            earlier = rows[rng.integers(len(rows))]
+            parts.insert(0, earlier[rng.random(len(earlier)) < share])
+        candidates = np.concatenate(parts)
+        first = np.sort(np.unique(candidates, return_index=True)[1])
+        row = candidates[first][: rng.integers(1, k + 1) if ragged else k]
+        rows.append(row[np.argsort(np.arange(len(row)) + rng.normal(0, 2, len(row)))].astype(np.int32))
+    return rows
+
+
+def encode(rows: list[np.ndarray], table: CodeTable) -> list[bytes]:
+    counts = np.array([len(row) for row in rows], np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *rows])
+    return [section.tobytes() for section in encode_ids(ids, counts, table)]
+
+
+def decode(parts: list[bytes], counts: list[int], k: int, table: CodeTable) -> np.ndarray:
+    """Decode into every second row of an array of -1, so that there is a row before, between and after them."""
+    ids = np.full((2 * len(counts) + 1, k), -1, np.int32)
+    rows = np.arange(1, 2 * len(counts), 2, dtype=np.int32)
+    sections = Sections(frame_of(parts), 6, sum(map(len, parts)))
+    try:
+        decode_ids(sections, 0, table, rows, np.array(counts, np.int32), ids)
+    finally:
+        assert (ids[::2] == -1).all(), "rows that are not asked for are not touched"
+    return ids[1::2]
+
+
+def assert_decoded(parts: list[bytes], rows: list[np.ndarray], k: int, table: CodeTable) -> None:
+    found = decode(parts, [len(row) for row in rows], k, table)
+    assert found.tolist() == [[*row, *[0] * (k - len(row))] for row in rows]
+
+
+def symbols(parts: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(parts[SYMBOLS]), np.uint8)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n_rows=st.integers(0, 30),
+    k=st.integers(1, 70),
+    vocabulary=st.sampled_from([2, 80, 300, 5000, 65_535, 65_536, 65_537, 250_000]),
+    ragged=st.booleans(),
+    likeness=st.sampled_from([0.0, 0.5, 1.0]),
+)
+@example(0, 1, 1, 65_536, False, 0.0)
+@example(0, 1, 1, 65_537, False, 0.0)
+@settings(max_examples=100, deadline=None)
+def test_round_trip(seed: int, n_rows: int, k: int, vocabulary: int, ragged: bool, likeness: float) -> None:
+    table, k = shuffled_table(vocabulary), min(k, vocabulary)
+    rows = similar_rows(seed, n_rows, k, vocabulary, ragged, likeness)
+    parts = encode(rows, table)
+    assert_decoded(parts, rows, k, table)
+    assert sum(map(len, parts)) <= n_rows * most_bytes(k, table)
+
+
+ROWS = [[10, 11, 12], [11, 10, 13], [10, 11, 12], [12, 13]]
+COUNTS = [3, 3, 3, 2]
+TABLE = CodeTable(np.arange(300)[::-1])
+PARTS = [
+    bytes([0, 1, 2, 1] + [0] * 4),  # the third row names the first, with which it has most in common
+    bytes([255, 255, 255] + [65, 63, 255] + [64, 64, 64] + [66, 128]),
+    b"",
+    b"",
+    bytes([3]),  # 13, which is not in the reference row, was the fourth new id
+    bytes([33, 32, 31, 30] + [1] * 4),  # 289 to 286: the codes of 10 to 13
+]
+
+
+def test_the_bytes_are_as_documented() -> None:
+    rows = [np.array(row, np.int32) for row in ROWS]
+    assert encode(rows, TABLE) == PARTS
+    assert_decoded(PARTS, rows, 3, TABLE)
+
+
+def test_symbols_are_grouped_by_place() -> None:
+    """Symbols 0 to 29 in the second row, which so names places of the first."""
+    rows = [np.arange(100), np.arange(100)[[place + place - 64 for place in range(35, 65)]]]
+    rows = [row.astype(np.int32) for row in rows]
+    parts = encode(rows, TABLE)
+    assert [len(part) for part in parts[SYMBOLS]] == [8 + 8, 16 + 16, 76 + 6]
+    assert parts[1][8:] + parts[2][16:] + parts[3][76:] == bytes(range(64 + 6, 64 + 36))
+    assert_decoded(parts, rows, 100, TABLE)
+
+
+@pytest.mark.parametrize(("vocabulary", "planes"), [(65_535, 2), (65_536, 2), (65_537, 3)])
+def test_ids_take_a_third_plane_above_two_to_the_sixteen(vocabulary: int, planes: int) -> None:
+    table = CodeTable(np.arange(vocabulary))
+    rows = [np.array([0, vocabulary - 1], np.int32)]
+    parts = encode(rows, table)
+    assert parts[NEW] == b"".join(bytes([0, (vocabulary - 1) >> 8 * plane & 255]) for plane in range(planes))
+    assert_decoded(parts, rows, 2, table)
+
+
+def test_similar_rows_have_symbols_of_all_three_kinds() -> None:
+    rows = similar_rows(0, 40, 70, 5000, ragged=True)
+    parts = encode(rows, shuffled_table(5000))
+    kinds = np.digitize(symbols(parts), [128, 255])
+    n_reference, n_listed, n_new = np.bincount(kinds, minlength=3)
+    assert n_reference > n_new > n_listed > 0
+    assert (len(parts[LOWS]), len(parts[NEW])) == (n_listed, 2 * n_new)
+    assert len(set(parts[DISTANCES][: len(rows)])) > 3, "the reference is not always the row before"
+    assert_decoded(parts, rows, 70, shuffled_table(5000))
+
+
+def test_ids_that_moved_too_far_are_named_by_their_number() -> None:
+    rows = [np.arange(130, dtype=np.int32), np.arange(130, dtype=np.int32)[::-1]]
+    parts = encode(rows, TABLE)
+    moved = 129 - 2 * np.arange(130)
+    named = (moved < -64) | (moved > 63)
+    assert parts[LOWS] == rows[1][named].astype(np.uint8).tobytes()
+    assert (np.sort(symbols(parts)) == np.sort([*[255] * 130, *moved[~named] + 64, *[128] * named.sum()])).all()
+    assert_decoded(parts, rows, 130, TABLE)
+
+
+def test_new_ids_beyond_those_a_symbol_can_name_are_written_again() -> None:
+    n_rows, k, vocabulary = 600, 64, 50_000
+    distinct = np.random.default_rng(0).permutation(vocabulary)[: n_rows * k].astype(np.int32)
+    rows = list(distinct.reshape(n_rows, k))
+    rows += [distinct[start::n_rows][:k] for start in range(0, n_rows, 100)]  # each id from another earlier row
+    table = shuffled_table(vocabulary)
+    parts = encode(rows, table)
+    again = sum(int((np.flatnonzero(np.isin(distinct, row)) >= 32_512).sum()) for row in rows[n_rows:])
+    written_again = len(parts[NEW]) // 2 - len(distinct)
+    assert again - (len(rows) - n_rows) <= written_again <= again, "at most one of a row is in its reference row"
+    assert written_again > 0
+    assert max(symbols(parts)[symbols(parts) < 255]) == 254
+    assert_decoded(parts, rows, k, table)
+
+
+@pytest.mark.parametrize(("rows_back", "symbol", "lows"), [(65_535, 64, b""), (65_536, 128, b"\0")])
+def test_a_reference_row_is_at_most_65535_rows_back(rows_back: int, symbol: int, lows: bytes) -> None:
+    rows = [np.array([token], np.int32) for token in (5, *[6] * (rows_back - 1), 5)]
+    parts = encode(rows, TABLE)
+    assert (parts[1][-1], parts[LOWS]) == (symbol, lows)
+    assert_decoded(parts, rows, 1, TABLE)
+
+
+def test_rows_that_resemble_each_other_take_fewer_bytes() -> None:
+    table = shuffled_table(50_000)
+
+    def size(likeness: float) -> int:
+        parts = encode(similar_rows(0, 200, 64, 50_000, likeness=likeness), table)
+        return len(zstandard.compress(b"".join(parts)))
+
+    codes_alone = 200 * 64 * np.log2(50_000) / 8
+    assert 0.95 * codes_alone < size(0.0) < 1.1 * codes_alone
+    assert size(1.0) < 0.7 * codes_alone
+
+
+def test_rows_that_are_the_same_cost_next_to_nothing() -> None:
+    row = similar_rows(0, 1, 64, 50_000)[0]
+    frames = [zstandard.compress(b"".join(encode([row] * n, shuffled_table(50_000)))) for n in (2, 200)]
+    assert len(frames[1]) < len(frames[0]) + 50
+
+
+@pytest.mark.parametrize("rows", [[[7, 8, 7]], [[7, 8], [8, 9], [9, 8, 9]], [[7, 7]] * 2])
+def test_an_id_that_stands_twice_in_a_row_is_not_encoded(rows: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="an id stands twice in a row"):
+        encode([np.array(row, np.int32) for row in rows], TABLE)
+
+
+def replaced(*changed: tuple[int, list[int]]) -> list[bytes]:
+    parts = list(PARTS)
+    for number, values in changed:
+        parts[number] = bytes(values)
+    return parts
+
+
+WRONG = {
+    "one plane of distances": (replaced((0, [0, 1, 2, 1])), "bytes of distances: 4, wanted 8"),
+    "a reference before the first row": (replaced((0, [0, 1, 3, 1] + [0] * 4)), "rows back .*: 3, wanted 2"),
+    "a reference far before it": (replaced((0, [0, 1, 2, 1, 0, 0, 0, 1])), "rows back .*: 257, wanted 3"),
+    "too few symbols": (replaced((1, list(PARTS[1][:-1]))), "symbols before row: 3"),
+    "no symbols": (replaced((1, [])), "symbols before row: 0"),
+    "a symbol too many": (replaced((1, [*PARTS[1], 64])), "symbols: 12, wanted 11"),
+    "a symbol at a place that no row has": (replaced((2, [64])), "symbols: 12, wanted 11"),
+    "a symbol at another such place": (replaced((3, [64])), "symbols: 12, wanted 11"),
+    "a low too few": (replaced((4, [])), "lows and new ids before row: 3"),
+    "a low too many": (replaced((4, [3, 3])), "lows and new ids: 6, wanted 5"),
+    "a new id too few": (replaced((5, [33, 32, 31, 1, 1, 1])), "lows and new ids before row: 1"),
+    "no new ids": (replaced((5, [])), "lows and new ids before row: 0"),
+    "a new id too many": (replaced((5, [33, 32, 31, 30, 29, 1, 1, 1, 1, 1])), "lows and new ids: 6, wanted 5"),
+    "half a new id": (replaced((5, [33, 32, 31, 30, 1, 1, 1])), "bytes of new ids: 7, wanted 6"),
+    "a code beyond the vocabulary": (replaced((5, [44, 32, 31, 30] + [1] * 4)), "largest code of an id: 300, wanted 299"),
+    "a number of no new id": (replaced((4, [4])), "ids that stand nowhere"),
+    "a large number of no new id": (replaced((1, [*PARTS[1][:-1], 254])), "ids that stand nowhere"),
+    "a listed id before any is new": (replaced((1, [128, *PARTS[1][1:]])), "lows and new ids before row: 0"),
+    "a listed id that is new in its row": (
+        replaced((1, [*PARTS[1][:3], 128, 63, 255, *PARTS[1][6:]]), (4, [3, 3])),
+        "ids that stand nowhere",
+    ),
+    "a place before the reference row": (replaced((1, [*PARTS[1][:3], 63, *PARTS[1][4:]])), "ids that stand nowhere"),
+    "a place beyond the reference row": (replaced((1, [*PARTS[1][:3], 67, *PARTS[1][4:]])), "ids that stand nowhere"),
+    "a place without a reference row": (replaced((0, [0, 0, 2, 1] + [0] * 4)), "ids that stand nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_sections_that_contradict_themselves_are_refused(name: str) -> None:
+    parts, message = WRONG[name]
+    assert len(PARTS) == len(parts)
+    with pytest.raises(CorruptCacheError, match=f"^{message}"):
+        decode(parts, COUNTS, 3, TABLE)
+
+
+def test_a_place_beyond_a_short_reference_row_is_refused() -> None:
+    """Within the array, where a 0 stands that is no id of that row."""
+    parts = [bytes([0, 1, 0, 0]), bytes([255, 64, 64]), b"", b"", b"", bytes([33, 1])]
+    with pytest.raises(CorruptCacheError, match="ids that stand nowhere"):
+        decode(parts, [1, 2], 2, TABLE)
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_section_of_another_length_is_refused(number: int, more: int) -> None:
+    rows = similar_rows(0, 8, 30, 300)
+    parts = encode(rows, TABLE)
+    assert_decoded(parts, rows, 30, TABLE)
+    assert parts[number]
+    parts[number] = parts[number][:-1] if more < 0 else parts[number] + b"\0"
+    with pytest.raises(CorruptCacheError):
+        decode(parts, [30] * 8, 30, TABLE)
+
+
+@given(
+    seed=st.integers(0, 10**6), ragged=st.booleans(), vocabulary=st.sampled_from([300, 70_000]), data=st.data()
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_decoded_within_bounds_or_refused(
+    seed: int, ragged: bool, vocabulary: int, data: st.DataObject
+) -> None:
+    rows = similar_rows(seed, 8, 30, vocabulary, ragged)
+    table = shuffled_table(vocabulary)
+    parts = encode(rows, table)
+    for _ in range(data.draw(st.integers(1, 3))):
+        number = data.draw(st.sampled_from([number for number, part in enumerate(parts) if part]))
+        changed = bytearray(parts[number])
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        parts[number] = bytes(changed)
+    with contextlib.suppress(CorruptCacheError):
+        found = decode(parts, [len(row) for row in rows], 30, table)
+        assert 0 <= found.min() <= found.max() < vocabulary

@@ -1,0 +1,111 @@
+"""Other teams decode the same from the description alone, whatever is captured."""
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.cache_config import CacheConfig, LogitsCapture
+from schemas.load import validate
+from support import plain_decoder
+from support.models import write_random_teacher, write_text_corpus
+from support.plain_decoder import read_samples
+from support.synthetic import random_shards, write_cache
+from teacher_cache import job
+from teacher_cache.records import TokenSample
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.hidden import to_floats
+
+LENGTHS = [[20, 1, 31], [7, 40], [3]]
+LOGITS = {  # and the share of the rows that count, the vocabulary
+    "top_k": (LogitsCapture(k=8), 1.0, 300),
+    "nucleus": (LogitsCapture(policy="nucleus", k=40, temperatures=[2.0, 1.0, 4.0], positions="all"), 1.0, 300),
+    "scattered": (LogitsCapture(k=30), 0.5, 70_000),
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "int8": {
+        "draws": {"n": 40, "temperatures": [1.0, 3.0]},
+        "final": {"channels_per_scale": 24, "channels_per_outlier": 30},
+        "hidden": {"layers": [1, 2], "positions": {"every": 3}},
+        "attention": {"heads": 2, "keys": 5, "positions": {"every": 4}},
+    },
+    "floats": {
+        "draws": {"n": 9, "region": "all"},
+        "final": {"dtype": "float16", "positions": "all"},
+        "hidden": {"layers": [2], "dtype": "bfloat16", "positions": "keywords"},
+        "attention": {"heads": [1], "keys": 50},
+    },
+}
+
+
+def check_tokens_and_logits(sample: dict[str, Any], tokens: TokenSample, reader: CacheReader, position: int) -> None:
+    assert sample["tokens"].keys() == vars(tokens).keys()
+    for name, value in vars(tokens).items():
+        np.testing.assert_array_equal(sample["tokens"][name], value, err_msg=name)
+    logits = vars(reader.read_logits(position))
+    assert sample["logits"].keys() == logits.keys() - {"num_tokens"}
+    for name, found in sample["logits"].items():
+        assert found.shape == logits[name].shape
+        np.testing.assert_allclose(found, logits[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_tokens_and_logits(tmp_path: Path, name: str) -> None:
+    capture, counting, vocabulary = LOGITS[name]
+    shards = random_shards(LENGTHS, vocabulary, capture, counting=counting)
+    write_cache(str(tmp_path), shards, vocabulary, capture)
+    reader, samples = CacheReader(str(tmp_path)), read_samples(tmp_path)
+    assert list(samples) == reader.keys
+    for position, sample in enumerate(samples.values()):
+        check_tokens_and_logits(sample, reader.read_tokens(position), reader, position)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_other_signals(tmp_path: Path, name: str) -> None:
+    corpus = write_text_corpus(tmp_path / "corpus", documents=6)
+    tree = {
+        "teacher": {"path": str(write_random_teacher(tmp_path / "teacher")), "dtype": "float32"},
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
+        "capture": {"logits": {"k": 30}, **OTHERS[name]},
+        "output": {"path": str(tmp_path / "cache"), "tokens_per_shard": 200},
+    }
+    job.run(validate(CacheConfig, tree, "test"))
+    signals = ("tokens", "logits", "draws", "final", "hidden", "attention")
+    reader, samples = CacheReader(str(tmp_path / "cache"), signals), read_samples(tmp_path / "cache")
+    capture = reader.manifest.capture
+    assert capture.final is not None
+    assert capture.hidden is not None
+    assert list(samples) == reader.keys
+    rows = dict.fromkeys(signals, 0)
+    for position, sample in enumerate(samples.values()):
+        assert sample.keys() == set(signals)
+        check_tokens_and_logits(sample, reader.read_tokens(position), reader, position)
+        final, hidden = reader.read_final(position), reader.read_hidden(position)
+        wanted: dict[str, dict[str, np.ndarray]] = {
+            "draws": vars(reader.read_draws(position)),
+            "final": {"positions": final.positions, "states": to_floats(final, capture.final).numpy()},
+            "hidden": {"positions": hidden.positions, "states": to_floats(hidden, capture.hidden).numpy()},
+            "attention": vars(reader.read_attention(position)),
+        }
+        for signal, arrays in wanted.items():
+            assert sample[signal].keys() == arrays.keys()
+            rows[signal] += len(arrays["positions"])
+            for field, array in arrays.items():
+                found = sample[signal][field]
+                assert found.shape == array.shape
+                np.testing.assert_allclose(found, array, rtol=1e-6, err_msg=f"{signal}: {field}")
+    assert all(rows[signal] > 0 for signal in wanted)
+
+
+def test_it_imports_nothing_of_this_project() -> None:
+    roots = set()
+    for node in ast.walk(ast.parse(Path(plain_decoder.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {name.name.split(".")[0] for name in node.names}
+        if isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0] if node.level == 0 else "a relative import")
+    assert roots - sys.stdlib_module_names == {"numpy", "pyarrow", "webdataset", "zstandard"}
