@@ -77,8 +77,13 @@ def cached(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 def shared_cache() -> tuple[Path, dict[str, Any]]:
     """The cache of the size and decode benchmarks, some 130 sequences of 512 tokens, and its run's summary."""
     folder = FOLDER / "shared"
-    tree = settings(folder, modules=40, characters=7_000, max_tokens=512)
+    tree = shared_settings(folder)
     return Path(tree["output"]["path"]), cached(folder, tree)
+
+
+def shared_settings(folder: Path) -> dict[str, Any]:
+    """The shared cache's configuration, for a cache in ``folder``."""
+    return settings(folder, modules=40, characters=7_000, max_tokens=512)
 
 
 def sequences_of(reader: CacheReader, limit: int) -> list[np.ndarray]:

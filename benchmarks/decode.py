@@ -1,101 +1,59 @@
-"""How fast does a cache decode into padded batch arrays, in random order, in one process?
+"""How fast does a cache decode into padded batch arrays, in random order and in order, in one process?
 
-``CacheReader.read_rows`` reads, checks and decodes; the yardstick gathers the same samples from memory-mapped raw
-numpy arrays (u32 ids, f32 log-probabilities, …) into arrays of the same shapes. Both read from the page cache. Rounds
-of the two alternate and every round reads every sample once; the best round of each counts, because other programs on
-the machine only ever slow a round down. Medians are in the raw figures.
+``CacheReader.read_rows`` reads, checks and decodes tokens and logits; the other layouts (see ``benchmarks.layouts``)
+hold the same rows, verify nothing, and read no tokens. All read from the page cache into arrays of the same shapes.
+Rounds of all alternate and every round reads every sample once; the best round of each counts, because other programs
+on the machine only ever slow a round down. Medians are in the raw figures.
 """
 
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from benchmarks.common import FOLDER, shared_cache
+from benchmarks.layouts import LAYOUTS, Layout, Rows
 from benchmarks.results import Row, at_least, exit_status, write_results
-from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
-ROUNDS = 60
+ROUNDS = 30
 BATCH = 32
-BAR = 2e6
-Read = Callable[[Sequence[Sequence[int]]], RowBatch]
-
-
-class RawArrays:
-    """The cache's samples as memory-mapped arrays, one file a field."""
-
-    def __init__(self, reader: CacheReader, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lengths = reader.num_tokens
-        self._first = np.concatenate([[0], np.cumsum(reader.num_tokens)])
-        whole = reader.read_rows([range(len(reader))])
-        columns = {
-            "input_ids": whole.input_ids[0].astype(np.uint32),
-            "loss_mask": whole.loss_mask[0],
-            "ids": whole.ids[0].astype(np.uint32),
-            "logprobs": whole.logprobs[0],
-            "next_logprob": whole.next_logprob[0],
-            "log_partition": whole.log_partition[0],
-        }
-        self.bytes = sum(array.nbytes for array in columns.values())
-        self._columns = {}
-        for name, array in columns.items():
-            np.save(folder / f"{name}.npy", array)
-            self._columns[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-
-    def read_rows(self, rows: Sequence[Sequence[int]]) -> RowBatch:
-        """The same batch as ``CacheReader.read_rows`` for rows of one sample each."""
-        longest = int(max(self._lengths[row[0]] for row in rows))
-        shape = (len(rows), longest)
-        k, t = self._columns["ids"].shape[1], self._columns["log_partition"].shape[1]
-        batch = RowBatch(
-            input_ids=np.zeros(shape, np.int64),
-            position_ids=np.zeros(shape, np.int64),
-            attention_mask=np.zeros(shape, bool),
-            loss_mask=np.zeros(shape, bool),
-            ids=np.empty((*shape, k), np.int32),
-            logprobs=np.empty((*shape, k), np.float32),
-            next_logprob=np.empty(shape, np.float32),
-            log_partition=np.empty((*shape, t), np.float32),
-        )
-        for r, (position,) in enumerate(rows):
-            start, stop = self._first[position], self._first[position + 1]
-            n = stop - start
-            for name, column in self._columns.items():
-                getattr(batch, name)[r, :n] = column[start:stop]
-            batch.position_ids[r, :n] = np.arange(n)
-            batch.attention_mask[r, :n] = True
-            for array, padding in ((batch.ids, 0), (batch.logprobs, -np.inf), (batch.next_logprob, np.nan)):
-                array[r, n:] = padding
-            batch.log_partition[r, n:] = 0
-        return batch
+OURS, ARROW, CEILING = "this cache", "Arrow IPC + zstd, webdataset", "raw u32 + f32, memory-mapped"
+MIN_SPEED, MIN_OF_ARROW, MIN_OF_SEQUENTIAL = 2.6, 1.5, 0.9
+Way = Callable[[], None]
 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     cache, _ = shared_cache()
     reader = CacheReader(str(cache))
-    raw_arrays = RawArrays(reader, FOLDER / "raw")
+    samples = [Rows.of(reader.read_logits(position)) for position in range(len(reader))]
+    shutil.rmtree(FOLDER / "layouts", ignore_errors=True)
+    layouts = {name: kind(FOLDER / "layouts" / kind.__name__, samples) for name, kind in LAYOUTS.items()}
+    for layout in layouts.values():
+        check_equal(layout.read([1, 0]), samples)
     rng = np.random.default_rng(0)
-    check_equal(reader.read_rows([[0], [1]]), raw_arrays.read_rows([[0], [1]]))
-    speeds: dict[str, list[float]] = {"cache": [], "raw": []}
-    for _ in range(ROUNDS + 1):
-        order = rng.permutation(len(reader))
-        for name, read in (("cache", reader.read_rows), ("raw", raw_arrays.read_rows)):
-            speeds[name].append(tokens_per_second(read, order, reader.num_tokens))
-    speeds = {name: values[1:] for name, values in speeds.items()}  # the first round warms up
-    best = {name: max(values) for name, values in speeds.items()}
+    ways: dict[str, tuple[Way, Way]] = {OURS: ours(reader, rng)}
+    ways |= {name: theirs(layout, len(reader), rng) for name, layout in layouts.items()}
     tokens = int(reader.num_tokens.sum())
+    speeds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
+    for _ in range(1 + ROUNDS):
+        for name, orders in ways.items():
+            for values, way in zip(speeds[name], orders, strict=True):
+                started = time.perf_counter()
+                way()
+                values.append(tokens / (time.perf_counter() - started) / 1e6)
+    speeds = {name: (random[1:], in_order[1:]) for name, (random, in_order) in speeds.items()}  # the first warms up
+    best = {name: (max(random), max(in_order)) for name, (random, in_order) in speeds.items()}
     rows = [
-        at_least("decoded and checked into batch arrays", best["cache"] / 1e6, "M tok/s", BAR / 1e6),
-        Row("the same batches from memory-mapped raw arrays", best["raw"] / 1e6, "M tok/s"),
-        Row("ratio", best["cache"] / best["raw"], "× raw"),
-        Row("raw arrays against the cache's tars, on disk", raw_arrays.bytes / cache_bytes(reader), "× larger"),
+        at_least("this cache, random order: read, checked, decoded", best[OURS][0], "M tok/s", MIN_SPEED),
+        at_least("… ÷ Arrow IPC + zstd, random order", best[OURS][0] / best[ARROW][0], "×", MIN_OF_ARROW),
+        at_least("… ÷ in order", best[OURS][0] / best[OURS][1], "×", MIN_OF_SEQUENTIAL),
+        Row("… ÷ the ceiling, memory-mapped raw arrays", best[OURS][0] / best[CEILING][0], "×"),
+        *(Row(f"{name}: random · in order", f"{one:.2f} · {two:.2f}", "M tok/s") for name, (one, two) in best.items()),
     ]
     raw = {
         "batch": BATCH,
@@ -103,36 +61,51 @@ def main() -> int:
         "tokens": tokens,
         "samples": len(reader),
         "threads": DECODE_THREADS,
-        "tokens_per_second": speeds,
-        "median_tokens_per_second": {name: statistics.median(values) for name, values in speeds.items()},
+        "million_tokens_per_second": speeds,
+        "medians": {name: [statistics.median(values) for values in orders] for name, orders in speeds.items()},
+        "bytes_per_token": {name: layout.bytes_per_token for name, layout in layouts.items()},
     }
-    title = f"Decode: random batches of {BATCH} × 512 tokens, K = 64, one process, best of {ROUNDS} rounds"
+    title = f"Decode: batches of {BATCH} × 512 tokens, K = 64, one process, best of {ROUNDS} rounds"
     write_results("decode", title, rows, raw)
     return exit_status(rows)
 
 
-def tokens_per_second(read: Read, order: np.ndarray, num_tokens: np.ndarray) -> float:
-    """Speed of one pass over the samples in ``order``."""
-    batches = [[[int(i)] for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
-    start = time.perf_counter()
-    for batch in batches:
-        read(batch)
-    return float(num_tokens[order].sum() / (time.perf_counter() - start))
+def check_equal(found: Rows, samples: list[Rows]) -> None:
+    """A layout must give what was written, up to float16."""
+    for r, sample in enumerate((samples[1], samples[0])):
+        n = len(sample.ids)
+        same = np.array_equal(found.ids[r, :n], sample.ids) and np.array_equal(found.scalars[r, :n], sample.scalars)
+        if not same or np.abs(found.logprobs[r, :n] - sample.logprobs).max() > 1 / 64:
+            raise RuntimeError("a layout does not give the rows that were written")
 
 
-def cache_bytes(reader: CacheReader) -> int:
-    """Bytes of the logits tars and the index: what the raw arrays stand for."""
-    totals = reader.manifest.totals
-    return totals.bytes["logits"] + totals.index_bytes
+def ours(reader: CacheReader, rng: np.random.Generator) -> tuple[Way, Way]:
+    """Every sample once, in random order and in order."""
+
+    def read(order: np.ndarray) -> None:
+        for batch in batches(order):
+            reader.read_rows([[position] for position in batch])
+
+    return lambda: read(rng.permutation(len(reader))), lambda: read(np.arange(len(reader)))
 
 
-def check_equal(left: RowBatch, right: RowBatch) -> None:
-    """Both ways of reading must give the same batch."""
-    for field in fields(RowBatch):
-        if getattr(left, field.name) is None:
-            continue  # no such signal
-        if not np.array_equal(getattr(left, field.name), getattr(right, field.name), equal_nan=field.name != "ids"):
-            raise RuntimeError(f"{field.name} differs between the cache and the raw arrays")
+def theirs(layout: Layout, n_samples: int, rng: np.random.Generator) -> tuple[Way, Way]:
+    """The same of another layout."""
+
+    def random() -> None:
+        for batch in batches(rng.permutation(n_samples)):
+            layout.read(batch)
+
+    def in_order() -> None:
+        for _ in layout.sequential(BATCH):
+            pass
+
+    return random, in_order
+
+
+def batches(order: np.ndarray) -> Iterator[list[int]]:
+    """``order`` in batches."""
+    return (order[start : start + BATCH].tolist() for start in range(0, len(order), BATCH))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,150 @@
 """How large is a cached token, and how far off are its values?
 
-Over the shared cache (real teacher, K = 64, two log-partitions, sequences of 512 tokens of code), written by
-``teacher-cache run``. What counts is every file but the code table, which is a fixed cost of the cache, not of a token:
-it is reported next to it. The quantisation error is what the codec adds: float32 rows are encoded with the cache's own
-table, decoded, and compared.
+Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 512 tokens of code: top 64
+with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file but the code table,
+which is a fixed cost of the cache, not of a token: it is reported next to it.
+
+Other systems' layouts (see ``benchmarks.layouts``) hold the same rows as a forward pass gives them, in float16, and, to
+be compared at the very same error, as the cache gives them back. The quantisation error is what the codec adds: float32
+rows are encoded with the cache's own table, decoded, and compared.
+
+Rows of a vocabulary of 248 K are simulated: each id of a real row becomes one of five, chosen by a hash of the id and
+the token that was read, so the same token in another context is often another id.
 """
 
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import FOLDER, TEMPERATURES, K, sequences_of, shared_cache
+from benchmarks.common import FOLDER, TEMPERATURES, K, cached, sequences_of, shared_cache, shared_settings
+from benchmarks.layouts import LAYOUTS, Rows
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
 from schemas.manifest import Manifest
 from teacher_cache.codec.logits import LogitsCodec
-from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.codec.permutation import CodeTable, build_code_table
 from teacher_cache.records import LogitsSample, Request
 from teacher_cache.shards.marks import read_table
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 
-MAX_BYTES = 118
-RAW_BYTES = K * 8 + 4 * (1 + len(TEMPERATURES))  # u32 ids, f32 log-probabilities, f32 scalars
+MAX_BYTES, MAX_BYTES_248K, MAX_SAMPLED = 118, 135, 32
+MAX_OF_ARROW, MAX_OF_DISTILLKIT = 3 / 4, 2 / 5
+ARROW, DISTILLKIT = "Arrow IPC + zstd, webdataset", "Parquet of nested lists (DistillKit)"
+VARIANTS = 5  # ids that one becomes in the simulated vocabulary
+FORWARD_SEQUENCES = 16
+TAR_BLOCK = 512
 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     cache, _ = shared_cache()
     reader = CacheReader(str(cache))
-    totals = reader.manifest.totals
-    logits, tokens = (totals.bytes[signal] / totals.tokens for signal in ("logits", "tokens"))
-    index = totals.index_bytes / totals.tokens
-    table_bytes = sum(entry.bytes for entry in reader.manifest.tables.values())
-    error = quantisation_error(str(cache), reader.manifest, forward_rows(reader))
-    steps = reader.manifest.codec
+    manifest = reader.manifest
+    sizes = per_token(manifest)
+    logits = sizes["logits"] + sizes["index"]
+    exact = forward_rows(reader)
+    error = quantisation_error(str(cache), manifest, exact)
+    others = layout_sizes([Rows.of(sample) for sample in exact], "exact")
+    same = layout_sizes([Rows.of(reader.read_logits(i)) for i in range(FORWARD_SEQUENCES)], "same")
+    large = large_vocabulary(reader)
+    sampled = per_token(CacheReader(str(sampled_cache()), ("tokens", "draws")).manifest)
+    steps = manifest.codec
     rows = [
-        at_most("everything: logits, tokens, index", logits + tokens + index, "B/token", MAX_BYTES),
-        Row("… logits tar", logits, "B/token"),
-        Row("… tokens tar: ids, mask, byte offsets, text", tokens, "B/token"),
-        Row("… index", index, "B/token"),
-        Row("plain arrays in place of the logits, for comparison", RAW_BYTES, "B/token"),
-        Row("code table, once per cache", table_bytes / 1000, "kB"),
+        at_most("top 64, everything: logits, tokens, index", sum(sizes.values()), "B/token", MAX_BYTES),
+        *(Row(f"… {name}", size, "B/token") for name, size in sizes.items()),
+        at_most(
+            "logits at V = 248 K (simulated), tokens, index",
+            large + sizes["tokens"] + sizes["index"],
+            "B/token",
+            MAX_BYTES_248K,
+        ),
+        at_most("sampled, 50 draws at T = 1, everything", sum(sampled.values()), "B/token", MAX_SAMPLED),
+        *(Row(f"… {name}", size, "B/token") for name, size in sampled.items()),
+        at_most(f"logits and index ÷ {ARROW}", logits / others[ARROW], "×", MAX_OF_ARROW),
+        at_most("… at the very same error", logits / same[ARROW], "×", MAX_OF_ARROW),
+        at_most(f"logits and index ÷ {DISTILLKIT}", logits / others[DISTILLKIT], "×", MAX_OF_DISTILLKIT),
+        Row("… at the very same error", logits / same[DISTILLKIT], "×"),
+        *(
+            Row(f"{name}: exact · at our error", f"{others[name]:.1f} · {same[name]:.1f}", "B/token")
+            for name in LAYOUTS
+        ),
+        Row("code table, once per cache", table_bytes(manifest) / 1000, "kB"),
         at_most("quantisation error, log-probabilities", error["logprobs"], "nat", 0.5 / steps.logprob_steps_per_nat),
         at_most("quantisation error, log-partitions", error["scalars"], "nat", 0.5 / steps.scalar_steps_per_nat),
     ]
     raw = {
-        "totals": totals.model_dump(),
-        "shards": len(reader.manifest.shards),
-        "table_bytes": table_bytes,
-        "table_bytes_per_token": table_bytes / totals.tokens,
+        "totals": manifest.totals.model_dump(),
+        "shards": len(manifest.shards),
+        "layouts": {"exact": others, "at our error": same},
+        "sampled": sampled,
+        "logits at 248 K": large,
         "quantisation_error": error,
         "k": K,
         "temperatures": TEMPERATURES,
     }
-    title = f"Size: SmolLM2-135M, K = {K}, two log-partitions, {totals.tokens:,} tokens of code"
+    title = f"Size: SmolLM2-135M, K = {K}, two log-partitions, {manifest.totals.tokens:,} tokens of code"
     write_results("size", title, rows, raw)
     return exit_status(rows)
 
 
+def per_token(manifest: Manifest) -> dict[str, float]:
+    """Bytes of each signal and of the index."""
+    totals = manifest.totals
+    sizes = {signal: size / totals.tokens for signal, size in totals.bytes.items()}
+    return sizes | {"index": totals.index_bytes / totals.tokens}
+
+
+def table_bytes(manifest: Manifest) -> int:
+    """Bytes of the code tables."""
+    return sum(entry.bytes for entry in manifest.tables.values())
+
+
+def sampled_cache() -> Path:
+    """The cache of draws."""
+    folder = FOLDER / "sampled"
+    tree = shared_settings(folder)
+    tree["capture"] = {
+        "logits": {"k": 1, "temperatures": [1.0]},
+        "draws": {"n": 50, "region": "all", "temperatures": [1.0]},
+    }
+    cached(folder, tree)
+    return Path(tree["output"]["path"])
+
+
+def layout_sizes(samples: list[Rows], name: str) -> dict[str, float]:
+    """Bytes a token of every layout."""
+    shutil.rmtree(FOLDER / "sizes" / name, ignore_errors=True)
+    return {
+        title: kind(FOLDER / "sizes" / name / kind.__name__, samples).bytes_per_token for title, kind in LAYOUTS.items()
+    }
+
+
+def large_vocabulary(reader: CacheReader) -> float:
+    """Bytes a token of the logits tar if the teacher had five times as many ids."""
+    capture, codec = reader.manifest.capture.logits, reader.manifest.codec
+    samples = []
+    for position in range(len(reader)):
+        sample, read = reader.read_logits(position), reader.read_tokens(position).input_ids.astype(np.uint64)
+        hashed = (sample.ids.astype(np.uint64) * np.uint64(0x9E3779B1) + read[sample.positions, None]) * np.uint64(
+            0xC2B2AE3D27D4EB4F
+        )
+        variants = (hashed >> np.uint64(40)) % np.uint64(VARIANTS)
+        ids = sample.ids * VARIANTS + variants.astype(np.int32)
+        samples.append(replace(sample, ids=ids))
+    vocabulary = VARIANTS * reader.manifest.teacher.vocab_size
+    first = samples[: len(samples) // len(reader.manifest.shards)]  # a job makes its table from its first unit
+    counts = sum(np.bincount(sample.ids.reshape(-1), minlength=vocabulary) for sample in first)
+    large = LogitsCodec(capture, codec, CodeTable(build_code_table(np.asarray(counts))))
+    sizes = [len(large.encode(sample)) for sample in samples]
+    return sum(TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK for size in sizes) / int(reader.num_tokens.sum())
+
+
 def forward_rows(reader: CacheReader) -> list[LogitsSample]:
-    """Unquantised rows of two sequences, from a forward pass."""
+    """Unquantised rows of the first sequences, from a forward pass."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -68,13 +152,13 @@ def forward_rows(reader: CacheReader) -> list[LogitsSample]:
 
     model = AutoModelForCausalLM.from_pretrained(make_teacher(FOLDER.parent / "teacher"), dtype=torch.float32).eval()
     samples = []
-    for ids in sequences_of(reader, limit=2):
+    for ids in sequences_of(reader, limit=FORWARD_SEQUENCES):
         ids_S = torch.from_numpy(ids)
         with torch.inference_mode():
             logits_SV = model(ids_S[None]).logits[0]
         rows = reduce_logits(logits_SV, ids_S.roll(-1), K, TEMPERATURES)
-        every_row = Request(ids, np.arange(len(ids), dtype=np.int32))
-        samples.append(to_sample(rows, every_row, reader.manifest.capture.logits))
+        stored = Request(ids, np.arange(len(ids), dtype=np.int32))
+        samples.append(to_sample(rows, stored, reader.manifest.capture.logits))
     return samples
 
 
