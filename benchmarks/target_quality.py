@@ -3,7 +3,8 @@
 The ceiling is online distillation: the teacher resident, its full logits at every step. The floor is hard labels. All
 students start from the same weights (22 of SmolLM2-135M's 30 layers), see the same batches in the same order and take
 the same number of steps; a seed is an order of the data. Judged on held-out files by the KL of whole distributions at
-T = 1: share kept = (floor - form) / (floor - ceiling), with the ceiling of the same temperature, seed by seed.
+T = 1: share kept = (floor - form) / (floor - ceiling), with the ceiling of the same temperature, seed by seed. Where
+that ceiling is no better than the floor, the student before training takes the floor's place.
 
 Bytes are those of files: tokens and text, the target, and the index; draws are counted at the one temperature that is
 learned from. The teacher's head, once a cache, is apart. A whole run takes hours; each student's result is kept in
@@ -31,6 +32,7 @@ MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
 MICRO_BATCH, LEARNING_RATE, WARM_UP = 4, 3e-4, 3
 TEMPERATURES = (1.0, 3.0)
 DRAWN_AT = "temperatures: [1.0, 3.0]"
+DENSE = "dense, int8"
 CACHES = {
     "top_k 8": ("capture.logits.k=8",),
     "top_k 16": ("capture.logits.k=16",),
@@ -40,10 +42,11 @@ CACHES = {
     "sampled, 50 draws": ("capture.logits.k=1", f"capture.draws={{n: 50, region: all, {DRAWN_AT}}}"),
     "head_and_tail 16 + 16": ("capture.logits.k=16", f"capture.draws={{n: 16, {DRAWN_AT}}}"),
     "head_and_tail 64 + 50": ("capture.logits.k=64", f"capture.draws={{n: 50, {DRAWN_AT}}}"),
-    "dense, int8": ("capture.logits.k=1", "capture.final={}"),
+    DENSE: ("capture.logits.k=1", "capture.final={}"),
 }
 HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weight": {"start": 1, "end": 1}}}
 FLOOR, CEILING = "hard labels", "online, full logits"
+UNTRAINED = "before training"
 RENORMALISED = "top_k 64, renormalised"
 
 
@@ -64,7 +67,7 @@ def main() -> int:
     teacher = make_teacher()
     costs = make_caches(teacher)
     run_installed("train-student", "init", TRAIN_CONFIG, *options([f"student.teacher={teacher}", f"output={FOLDER}"]))
-    measured: dict[str, list[dict[str, Any]]] = {}
+    measured = {UNTRAINED: [student_of(UNTRAINED, 1.0, seed=0, steps=0)] * len(arguments.seeds)}
     for seed in arguments.seeds:
         for form, temperature in arms():
             result = student_of(form, temperature, seed, arguments.steps)
@@ -78,7 +81,7 @@ def main() -> int:
 
 def key(form: str, temperature: float) -> str:
     """Name of an arm."""
-    return form if form == FLOOR else f"{form}, T = {temperature:g}"
+    return form if form in (FLOOR, UNTRAINED) else f"{form}, T = {temperature:g}"
 
 
 def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
@@ -178,7 +181,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     torch.manual_seed(seed)
     tla: dict[str, Any] = {"temperature": temperature, "weight": {"start": 1, "end": 1}}
     tla |= {"tail": "renormalise"} if form == RENORMALISED else {}
-    losses = LossConfig.model_validate(HARD if form == FLOOR else {"tla": tla})
+    losses = LossConfig.model_validate(HARD if form in (FLOOR, UNTRAINED) else {"tla": tla})
     url = str(cache_folder(form if form in CACHES else "top_k 64") / "cache")
     capture = read_capture(url)
     cache = open_cache(url, needed_signals(losses, capture))
@@ -193,7 +196,13 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
 
     everything = np.arange(len(cache.keys))
     plan = plan_rows(
-        everything, cache.num_tokens, seed=seed, global_batch=MICRO_BATCH, epochs=1, max_steps=steps, pack_tokens=None
+        everything,
+        cache.num_tokens,
+        seed=seed,
+        global_batch=MICRO_BATCH,
+        epochs=1,
+        max_steps=max(1, steps),
+        pack_tokens=None,
     )
     rows = CacheRows(cache, plan)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -239,12 +248,22 @@ def online_objective(losses: Any, capture: Any, teacher: Any) -> Any:
     return Online(losses, capture)
 
 
-def shares(measured: dict[str, list[dict[str, Any]]], form: str, temperature: float) -> list[float]:
+def baseline(measured: dict[str, list[dict[str, Any]]], temperature: float) -> str:
+    """What the reduction of the KL is counted from."""
+    pairs = zip(measured[FLOOR], measured[key(CEILING, temperature)], strict=True)
+    return FLOOR if all(high["kl"] < low["kl"] for low, high in pairs) else UNTRAINED
+
+
+def shares(
+    measured: dict[str, list[dict[str, Any]]], form: str, temperature: float, counted_from: str | None = None
+) -> list[float]:
     """The share of the ceiling's reduction of the KL that a form keeps, in percent, seed by seed."""
-    floor, ceiling = measured[FLOOR], measured[key(CEILING, temperature)]
+    low_runs = measured[counted_from or baseline(measured, temperature)]
     return [
         100 * (low["kl"] - own["kl"]) / (low["kl"] - high["kl"])
-        for low, own, high in zip(floor, measured[key(form, temperature)], ceiling, strict=True)
+        for low, own, high in zip(
+            low_runs, measured[key(form, temperature)], measured[key(CEILING, temperature)], strict=True
+        )
     ]
 
 
@@ -252,26 +271,34 @@ def table(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, 
     """Quality and cost of every form at every temperature."""
     rows = []
     floor = statistics.mean(run["kl"] for run in measured[FLOOR])
-    rows.append(Row(f"{FLOOR}: KL(teacher ‖ student)", floor, "nat"))
+    rows.append(Row(f"{UNTRAINED}: KL(teacher ‖ student)", measured[UNTRAINED][0]["kl"], "nat"))
+    rows.append(Row(f"{FLOOR}: KL", floor, "nat"))
     affordable = []
     for temperature in TEMPERATURES:
         ceiling = measured[key(CEILING, temperature)]
-        rows.append(Row(f"{key(CEILING, temperature)}: KL", statistics.mean(run["kl"] for run in ceiling), "nat"))
+        counted_from = baseline(measured, temperature)
+        what = f"{key(CEILING, temperature)}: KL (shares are of its distance to {counted_from})"
+        rows.append(Row(what, statistics.mean(run["kl"] for run in ceiling), "nat"))
         for form in [*CACHES, RENORMALISED]:
             kept = shares(measured, form, temperature)
             runs = measured[key(form, temperature)]
             cost = costs[form if form in CACHES else "top_k 64"]
             size = cost["bytes"][str(temperature)]
             speed = statistics.mean(run["tokens_per_second"] for run in runs)
+            mean_kl = statistics.mean(run["kl"] for run in runs)
             online_speed = statistics.mean(run["tokens_per_second"] for run in ceiling)
             what = (
-                f"{key(form, temperature)}: share kept ({min(kept):.0f} … {max(kept):.0f}); {size:.0f} B/token; "
+                f"{key(form, temperature)}: share kept ({min(kept):.1f} … {max(kept):.1f}); KL {mean_kl:.4f} nat; "
+                f"{size:.0f} B/token; "
                 f"captures {cost['capture_tokens_per_second']:.0f} tok/s, trains {speed / online_speed:.2f} × online; "
                 f"top-1 {100 * statistics.mean(run['top1_agreement'] for run in runs):.1f} %, "
                 f"calibration {100 * statistics.mean(run['calibration_error'] for run in runs):.1f} %"
             )
             mean = statistics.mean(kept)
-            rows.append(at_least(what, mean, "%", 99) if form.startswith("dense") else Row(what, mean, "%"))
+            rows.append(at_least(what, mean, "%", 99) if form == DENSE else Row(what, mean, "%"))
+            if form == DENSE and counted_from != FLOOR:
+                from_floor = statistics.mean(shares(measured, form, temperature, FLOOR))
+                rows.append(at_least(f"… as a share of the distance to {FLOOR}", from_floor, "%", 99))
             if temperature == 1.0 and size < 130:
                 affordable.append((mean, form))
     best, form = max(affordable)
@@ -297,7 +324,8 @@ def plot(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, A
             panel.annotate(form, (size, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
         panel.axhline(100, color="gray", linewidth=0.8)
         panel.axhline(0, color="gray", linewidth=0.8)
-        panel.set(title=f"T = {temperature:g}", xlabel="bytes per token, everything included", xscale="log")
+        title = f"T = {temperature:g}, reduction from {baseline(measured, temperature)}"
+        panel.set(title=title, xlabel="bytes per token, everything included", xscale="log")
         panel.set_ylim(bottom=max(-60, panel.get_ylim()[0]))
     panels[0].set_ylabel("share of online distillation's\nKL reduction kept, %")
     figure.savefig(path, dpi=150)

@@ -1,0 +1,107 @@
+"""Units are written beside the engine: in order, and nothing after a failure."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.cache_config import LogitsCapture
+from schemas.manifest import Manifest, Unit
+from support.synthetic import Pair, random_shards, write_cache
+from teacher_cache.plan import read_unit
+from teacher_cache.records import Captured
+from teacher_cache.shards.marks import committed, read_manifest
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+from teacher_cache.writing import MAX_PENDING, UnitWriter
+
+VOCABULARY = 300
+SHARDS = random_shards([[9, 5, 7], [4, 6], [8]], VOCABULARY)
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Storage, Manifest]:
+    """A cache whose tokens are written and whose units are not scored."""
+    write_cache(str(tmp_path), SHARDS, VOCABULARY, LogitsCapture(k=8), commit=0)
+    for table in (tmp_path / "tables").iterdir():
+        table.unlink()
+    storage = Storage(str(tmp_path))
+    return storage, read_manifest(storage)
+
+
+def write(writer: UnitWriter, storage: Storage, unit: Unit, pairs: list[Pair]) -> None:
+    sequences, tokens_index = read_unit(storage, unit, VOCABULARY)
+    writer.begin(unit, tokens_index)
+    for sample, (_, logits) in zip(sequences, pairs, strict=True):
+        writer.add([sample], [Captured(logits)])
+    writer.commit()
+
+
+def test_units_are_committed_in_order_and_read_back(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
+    storage, plan = planned
+    reported: list[tuple[str, int]] = []
+    with UnitWriter(storage, plan, "w0-", lambda unit, rows, _: reported.append((unit.name, rows))) as writer:
+        for unit, pairs in zip(plan.units, SHARDS, strict=True):
+            write(writer, storage, unit, pairs)
+    rows = [sum(len(logits.positions) for _, logits in pairs) for pairs in SHARDS]
+    assert reported == list(zip([unit.name for unit in plan.units], rows, strict=True))
+    reader = CacheReader(str(tmp_path))
+    for position, (tokens, logits) in enumerate(pair for pairs in SHARDS for pair in pairs):
+        assert reader.keys[position] == tokens.key
+        np.testing.assert_array_equal(reader.read_logits(position).ids, logits.ids)
+    assert len(list((tmp_path / "tables").iterdir())) == 1
+
+
+def test_what_a_failure_leaves_is_the_units_before_it(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
+    """A sample that cannot be encoded, with more work behind it: no later task may commit the unit."""
+    storage, plan = planned
+    (tokens, logits), *others = SHARDS[1]
+    impossible = replace(logits, logprobs=logits.logprobs + 99)  # above 0
+    shards = [SHARDS[0], [(tokens, impossible), *others], SHARDS[2]]
+
+    def run() -> None:
+        with UnitWriter(storage, plan, "w0-", lambda *_: None) as writer:
+            for unit, pairs in zip(plan.units, shards, strict=True):
+                write(writer, storage, unit, pairs)
+
+    with pytest.raises(ValueError, match="must fall"):
+        run()
+    assert committed(storage, plan) == [plan.units[0].name]
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    tars = {f"{unit.name}.tokens.tar" for unit in plan.units}
+    (table,) = (tmp_path / "tables").iterdir()
+    assert left == tars | {"manifest.json", "shard-000000.json", "shard-000000.logits.tar", table.name}
+
+
+def test_an_engine_that_fails_leaves_nothing_of_its_unit(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
+    storage, plan = planned
+
+    def run() -> None:
+        with UnitWriter(storage, plan, "w0-", lambda *_: None) as writer:
+            sequences, tokens_index = read_unit(storage, plan.units[0], VOCABULARY)
+            writer.begin(plan.units[0], tokens_index)
+            writer.add(sequences[:1], [Captured(SHARDS[0][0][1])])
+            raise RuntimeError("the engine failed")
+
+    with pytest.raises(RuntimeError, match="engine"):
+        run()
+    assert committed(storage, plan) == []
+    assert not list(tmp_path.glob("*logits*")) + list(tmp_path.glob(".tmp*"))
+
+
+def test_the_engine_waits_only_when_too_much_is_pending(planned: tuple[Storage, Manifest]) -> None:
+    storage, plan = planned
+    go_on, calls = threading.Event(), []
+    with UnitWriter(storage, plan, "w0-", lambda *_: None) as writer:
+        writer._submit(go_on.wait)
+        for _ in range(MAX_PENDING):
+            writer._submit(lambda: None)
+        late = threading.Thread(target=lambda: (writer._submit(lambda: None), calls.append("returned")))
+        late.start()
+        late.join(0.2)
+        assert calls == []
+        go_on.set()
+        late.join(10)
+        assert calls == ["returned"]
