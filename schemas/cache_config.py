@@ -212,7 +212,10 @@ class CaptureConfig(Strict):
 class CodecConfig(Strict):
     """Precision and compression of the stored values; the reader takes them from the manifest."""
 
-    logprob_steps_per_nat: int = Field(16, ge=1, le=4096, description="Top-k log-probabilities: steps of 1/n nat.")
+    logprobs: Literal["steps", "bfloat16", "float16", "float32"] = Field(
+        "steps", description="Top-k log-probabilities: rounded to steps, or as floats, two to three times as large."
+    )
+    logprob_steps_per_nat: int = Field(16, ge=1, le=4096, description="`steps` of log-probabilities: 1/n nat.")
     scalar_steps_per_nat: int = Field(
         1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
     )

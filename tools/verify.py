@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
@@ -143,7 +144,7 @@ def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) 
 
     Every stored log-probability is off by half a step at most, so sums of probabilities may exceed 1 by that factor.
     """
-    step = 0.5 / manifest.codec.logprob_steps_per_nat + ROUNDING
+    step = logprob_error(logits, manifest.codec) + ROUNDING
     scalar = 0.5 / manifest.codec.scalar_steps_per_nat + ROUNDING
     rows = partial(_rows, logits.positions)
     stored_PK = np.isfinite(logits.logprobs)
@@ -177,6 +178,14 @@ def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) 
         most_P = least_P + outside_P * np.take_along_axis(scaled_PK, logits.counts[:, None] - 1, axis=1)[:, 0]
         wrong_P = (least_P > slack) | (most_P < 1 / slack)
         yield from rows(f"the log-partition at temperature {temperature:g} contradicts the stored entries", wrong_P)
+
+
+def logprob_error(logits: LogitsSample, codec: CodecConfig) -> float:
+    """By how many nats a stored log-probability may be off."""
+    if codec.logprobs == "steps":
+        return 0.5 / codec.logprob_steps_per_nat
+    lowest = float(-logits.logprobs.min(initial=0, where=np.isfinite(logits.logprobs)))
+    return lowest * {"bfloat16": 2**-8, "float16": 2**-11, "float32": 0.0}[codec.logprobs]
 
 
 def _rows(positions_P: np.ndarray, what: str, wrong_P: np.ndarray) -> Iterator[str]:

@@ -3,7 +3,7 @@
 - ``positions``: see ``positions``.
 - ``counts``: entries of each row, u16; empty when every row has K.
 - six of ``ids``.
-- four of ``logprobs``, in steps of 1/``logprob_steps_per_nat``, rounded (so off by half a step at most).
+- four of ``logprobs``, in steps of 1/``logprob_steps_per_nat``, rounded (so off by half a step at most), or as floats.
 - ``scalars``: minus the realised token's log-probability, then the log-partition of each temperature but 1, where it is
   0; in steps of 1/``scalar_steps_per_nat``, i24, column by column. The last row of a sequence has no realised token: 0
   on disk, NaN when read.
@@ -14,12 +14,13 @@ Integers are split into byte planes (``planes``).
 import numpy as np
 
 from schemas.cache_config import CodecConfig, LogitsCapture
+from schemas.errors import CorruptCacheError
 from teacher_cache.codec import ids, logprobs, positions
 from teacher_cache.codec.compiled import refused_as_corrupt
-from teacher_cache.codec.logprobs import quantise
+from teacher_cache.codec.logprobs import FLOAT_BYTES, from_bits, quantise
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
-from teacher_cache.codec.rows import COUNT_BYTES, N_SECTIONS, SCALAR_BYTES, Rows, fill_rows
+from teacher_cache.codec.rows import COUNT_BYTES, LOGPROBS, N_SECTIONS, SCALAR_BYTES, Rows, fill_rows
 from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.records import LogitsSample
 
@@ -38,7 +39,7 @@ class LogitsCodec:
         self._row_bytes = (
             COUNT_BYTES
             + ids.most_bytes(self._k, table)
-            + logprobs.most_bytes(self._k)
+            + logprobs.most_bytes(self._k, codec)
             + SCALAR_BYTES * self._n_temperatures
         )
 
@@ -55,7 +56,7 @@ class LogitsCodec:
                 positions.encode_positions(sample.positions),
                 split_planes(sample.counts, 0 if uniform else COUNT_BYTES),
                 *ids.encode_ids(sample.ids[stored_PK], sample.counts, self._table),
-                *logprobs.encode_logprobs(sample.logprobs, sample.counts, self._codec.logprob_steps_per_nat),
+                *logprobs.encode_logprobs(sample.logprobs, sample.counts, self._codec),
                 split_planes(self._scalars(sample), SCALAR_BYTES),
             ],
             self._codec.zstd_level,
@@ -96,7 +97,15 @@ class LogitsCodec:
                 self._table.id_of_code,
                 self._table.code_bytes,
                 self._unit_column,
-                np.float32(1 / self._codec.logprob_steps_per_nat),
+                np.float32(1 / self._codec.logprob_steps_per_nat if self._codec.logprobs == "steps" else 0),
                 np.float32(1 / self._codec.scalar_steps_per_nat),
                 rows,
             )
+        if self._codec.logprobs != "steps":
+            bits_E = sections.integers(LOGPROBS, (int(rows.counts.sum()),), FLOAT_BYTES[self._codec.logprobs])
+            values_E = from_bits(bits_E, self._codec.logprobs)
+            if not (values_E <= 0).all():
+                raise CorruptCacheError("a log-probability is above 0 or not a number")
+            stored_SK = np.arange(self._k) < rows.counts[:, None]
+            rows.logprobs[stored_SK] = values_E
+            rows.logprobs[~stored_SK] = -np.inf

@@ -6,12 +6,16 @@ sections hold P rows:
 - ``differences``, three sections: the bytes of places 0-7, 8-23 and from 24 on, each row by row.
 - ``excesses``: two bits hold at most 3, which means that the next of these is to be added. u8, or u16 if one needs it;
   row by row.
+
+Where they are kept as floats, the first section holds their bits, row by row, and the others nothing.
 """
 
 import itertools
+from typing import Literal
 
 import numpy as np
 
+from schemas.cache_config import CodecConfig
 from teacher_cache.codec.compiled import compiled
 from teacher_cache.codec.ids import GROUPS, index
 from teacher_cache.codec.planes import split_planes
@@ -21,9 +25,11 @@ LARGE = 3  # the value that stands for this difference and all larger ones
 MAX_STEPS = 65535  # lower log-probabilities are clipped
 BYTE_GROUPS = (GROUPS[0] // PACKED, GROUPS[1] // PACKED)
 N_SECTIONS = 4
+FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+FloatDtype = Literal["bfloat16", "float16", "float32"]
 
 
-def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, steps_per_nat: int) -> list[np.ndarray]:
+def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecConfig) -> list[np.ndarray]:
     """The four sections, each uint8 [planes, N].
 
     Args:
@@ -32,7 +38,11 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, steps_per_nat
 
     Raises ValueError for other values.
     """
-    differences_PK = _differences(logprobs_PK, counts_P, steps_per_nat)
+    differences_PK = _differences(logprobs_PK, counts_P, codec.logprob_steps_per_nat)
+    if codec.logprobs != "steps":
+        bits_E = to_bits(logprobs_PK[np.arange(logprobs_PK.shape[1]) < counts_P[:, None]], codec.logprobs)
+        nothing = np.empty((0, 0), np.uint8)
+        return [split_planes(bits_E, bits_E.itemsize), nothing, nothing, nothing]
     packed_PB = _pack(differences_PK)
     stored_PB = np.arange(packed_PB.shape[1]) < -(-counts_P[:, None] // PACKED)
     edges = [0, *BYTE_GROUPS, packed_PB.shape[1]]
@@ -43,9 +53,24 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, steps_per_nat
     ]
 
 
-def most_bytes(k: int) -> int:
+def most_bytes(k: int, codec: CodecConfig) -> int:
     """What a row of ``k`` log-probabilities may take in the sections, at most."""
-    return -(-k // PACKED) + 2 * k
+    return -(-k // PACKED) + 2 * k if codec.logprobs == "steps" else FLOAT_BYTES[codec.logprobs] * k
+
+
+def to_bits(values: np.ndarray, dtype: FloatDtype) -> np.ndarray:
+    """float32 values as the bits of ``dtype``, u16 or u32; rounded to nearest, ties to even."""
+    if dtype != "bfloat16":
+        return values.astype(dtype).view(np.uint32 if dtype == "float32" else np.uint16)
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bits(bits: np.ndarray, dtype: FloatDtype) -> np.ndarray:
+    """float32 values from the bits of ``dtype``."""
+    if dtype == "bfloat16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(dtype).astype(np.float32)
 
 
 def quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
