@@ -128,14 +128,20 @@ class Manifest(Strict):
     shards: list[ShardEntry]
     tables: dict[Sha256, FileEntry] = Field(description="Codec tables (id permutations), by digest.")
     totals: Totals
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        "", description="sha256 of this file's text with this field empty: nothing else protects the manifest."
+    )
 
     def to_json(self) -> str:
-        """The file's text: indented JSON with a final newline; equal manifests give equal bytes."""
-        return self.model_dump_json(indent=1) + "\n"
+        """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
+        return self._text(self.digest())
 
     def digest(self) -> str:
         """sha256 (hex) of the manifest's text: names this cache, in this state, in checkpoints and model cards."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return hashlib.sha256(self._text("").encode()).hexdigest()
+
+    def _text(self, sha256: str) -> str:
+        return self.model_copy(update={"sha256": sha256}).model_dump_json(indent=1) + "\n"
 
 
 class MemberIndex(Strict):

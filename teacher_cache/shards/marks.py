@@ -1,5 +1,6 @@
 """Commit marks: which shards are whole, and the manifest that follows from them."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -29,11 +30,19 @@ def read_manifest(storage: Storage) -> Manifest:
     where = storage.where(MANIFEST)
     if not storage.exists(MANIFEST):
         raise UserError(f"{where}: not found, so this is not a cache; give the folder or URL that holds manifest.json")
-    manifest = parse_json(Manifest, storage.read(MANIFEST), where)
+    data = storage.read(MANIFEST)
+    manifest = parse_json(Manifest, data, where)
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
             f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
             "version reads; update this package"
+        )
+    before, _, after = data.rpartition(manifest.sha256.encode() or b"no sha256")
+    found = hashlib.sha256(before + after).hexdigest()
+    if manifest.sha256 != found:
+        raise CorruptCacheError(
+            f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it was "
+            "written; fetch it again from where it came"
         )
     return manifest
 
