@@ -41,8 +41,8 @@ def read_manifest(storage: Storage) -> Manifest:
     found = hashlib.sha256(before + after).hexdigest()
     if manifest.sha256 != found:
         raise CorruptCacheError(
-            f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it was "
-            "written; fetch it again from where it came"
+            f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it "
+            "was written; fetch it again from where it came"
         )
     return manifest
 

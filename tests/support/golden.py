@@ -1,0 +1,101 @@
+"""The golden cache: two small shards with every signal, checked in as ``tests/fixtures/format-1``.
+
+It is never written again for its format: readers must read it for ever. ``python -m support.golden`` in ``tests``
+wrote it, and would write one for a new format version.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from schemas.base import FORMAT_VERSION
+from schemas.cache_config import CacheConfig
+from schemas.load import validate
+from teacher_cache import job
+from teacher_cache.shards.reader import CacheReader
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+GOLDEN = FIXTURES / "format-1"
+EXPECTED = FIXTURES / "format-1.json"
+
+
+def main() -> None:
+    """Write the golden cache of the present format and what its arrays must be."""
+    folder = FIXTURES / f"format-{FORMAT_VERSION}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as place:
+        job.run(golden_config(Path(place), folder))
+    digests = array_digests(CacheReader(str(folder), ("tokens", "logits", "draws", "final", "hidden", "attention")))
+    folder.with_suffix(".json").write_text(json.dumps(digests, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size:,} bytes", file=sys.stderr)
+
+
+def golden_config(place: Path, output: Path) -> CacheConfig:
+    """A tiny teacher's cache of text (several bytes a character too) and chats."""
+    from support.models import write_random_teacher, write_text_corpus
+
+    texts = write_text_corpus(place / "texts", documents=2, words=30)
+    (texts / "accents.txt").write_text("Où est l'été ? 東京 — naïve café, π ≈ 3.14159. " * 4, encoding="utf-8")
+    chats = [
+        {"messages": [{"role": "user", "content": f"{i} + {i}?"}, {"role": "assistant", "content": f"It is {2 * i}."}]}
+        for i in range(3)
+    ]
+    (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    tree = {
+        "teacher": {
+            "path": str(write_random_teacher(place / "teacher", hidden_size=32, head_dim=16)),
+            "dtype": "float32",
+        },
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {
+            "sources": [
+                {"path": str(texts), "format": "text", "pattern": "*.txt"},
+                {"path": str(place / "chats.jsonl"), "format": "jsonl", "layer": "chat"},
+            ],
+            "max_tokens": 96,
+        },
+        "capture": {
+            "logits": {"policy": "top_k", "k": 28},
+            "draws": {"n": 20, "temperatures": [1.0, 3.0]},
+            "final": {},
+            "hidden": {"layers": [1, 2], "positions": {"every": 3}},
+            "attention": {"heads": 2, "keys": 5, "positions": {"every": 4}},
+        },
+        "output": {"path": str(output), "tokens_per_shard": 260},
+        "provenance": {"licence": "Apache-2.0", "owner": "the tests", "notes": "a golden cache"},
+    }
+    return validate(CacheConfig, tree, "golden")
+
+
+def array_digests(reader: CacheReader) -> dict[str, str]:
+    """sha256 of every decoded field of all samples, by signal and field."""
+    read = {
+        "tokens": reader.read_tokens,
+        "logits": reader.read_logits,
+        "draws": reader.read_draws,
+        "final": reader.read_final,
+        "hidden": reader.read_hidden,
+        "attention": reader.read_attention,
+    }
+    hashes: dict[str, hashlib._Hash] = {}
+    for position in range(len(reader)):
+        for signal in reader.signals:
+            sample = read[signal](position)
+            for field in fields(sample):
+                value = getattr(sample, field.name)
+                data = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+                hashes.setdefault(f"{signal}.{field.name}", hashlib.sha256()).update(data)
+    head = reader.read_head()
+    hashes["head.weight"] = hashlib.sha256(head.weight_VD.numpy().tobytes())
+    return {name: digest.hexdigest() for name, digest in hashes.items()}
+
+
+if __name__ == "__main__":
+    main()
