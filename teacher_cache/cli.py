@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -25,19 +27,39 @@ def main(verbose: bool) -> None:
 @main.command()
 @config_argument
 @set_option
+@click.option("--dry-run", is_flag=True, help="Check the configuration and read the corpus, but write nothing.")
+@click.option(
+    "--probe",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score N sequences with the teacher to estimate bytes and hours. Writes nothing either.",
+)
 @json_option
 @user_errors
-def plan(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan(config: str, overrides: tuple[str, ...], dry_run: bool, probe: int | None, as_json: bool) -> None:
     """Read the corpus and write the plan, without loading the teacher.
 
-    Example: teacher-cache plan configs/demo-cache.yaml
+    Example: teacher-cache plan configs/demo-cache.yaml --probe 8
     """
+    settings = load_config(CacheConfig, config, overrides)
+    if dry_run or probe is not None:
+        show(_estimate(settings, probe), as_json)
+        return
     from teacher_cache.plan import load_or_make_plan
     from teacher_cache.shards.storage import Storage
 
-    settings = load_config(CacheConfig, config, overrides)
     manifest = load_or_make_plan(settings, Storage(settings.output.path))
     show({"units": len(manifest.units), **manifest.corpus.counts.model_dump()}, as_json)
+
+
+def _estimate(settings: CacheConfig, probe: int | None) -> dict[str, Any]:
+    from teacher_cache import estimate
+
+    survey = estimate.survey(settings, probe or 1)
+    found = {"units": survey.units, **survey.counts.model_dump()}
+    if probe is None:
+        return found
+    return found | {"probe": asdict(estimate.probe(settings, survey.samples, survey.counts.tokens))}
 
 
 @main.command()

@@ -9,6 +9,7 @@ import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePath
+from typing import Any
 
 from schemas.cache_config import CacheConfig, CorpusConfig
 from schemas.errors import CorruptCacheError, UserError
@@ -35,26 +36,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
 
     Raises UserError when the cache there was planned differently (the differing keys are named), or on a bad corpus.
     """
-    teacher = describe_teacher(config.teacher)
-    _check_k(config, teacher)
-    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
     tokenizer = load_tokenizer(config.teacher)
-    wanted = Manifest(
-        teacher=teacher,
-        tokenizer=describe_tokenizer(tokenizer),
-        corpus=CorpusInfo(
-            fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
-        ),
-        capture=config.capture,
-        codec=config.codec,
-        provenance=config.provenance,
-        tokens_per_shard=config.output.tokens_per_shard,
-        units=[],
-        complete=False,
-        shards=[],
-        tables={},
-        totals=NO_TOTALS,
-    )
+    wanted = empty_plan(config, tokenizer)
     if storage.exists(MANIFEST):
         present = read_manifest(storage)
         _check_same(present, wanted, storage)
@@ -78,6 +61,29 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     storage.write(MANIFEST, plan.to_json().encode())
     logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
     return plan
+
+
+def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
+    """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
+    teacher = describe_teacher(config.teacher)
+    _check_k(config, teacher)
+    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
+    return Manifest(
+        teacher=teacher,
+        tokenizer=describe_tokenizer(tokenizer),
+        corpus=CorpusInfo(
+            fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
+        ),
+        capture=config.capture,
+        codec=config.codec,
+        provenance=config.provenance,
+        tokens_per_shard=config.output.tokens_per_shard,
+        units=[],
+        complete=False,
+        shards=[],
+        tables={},
+        totals=NO_TOTALS,
+    )
 
 
 def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:

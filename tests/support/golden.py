@@ -48,11 +48,9 @@ def golden_config(place: Path, output: Path) -> CacheConfig:
         for i in range(3)
     ]
     (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    teacher = write_random_teacher(place / "teacher", hidden_size=32, head_dim=16)
     tree = {
-        "teacher": {
-            "path": str(write_random_teacher(place / "teacher", hidden_size=32, head_dim=16)),
-            "dtype": "float32",
-        },
+        "teacher": {"path": str(teacher), "dtype": "float32"},
         "engine": {"kind": "transformers", "device": "cpu"},
         "corpus": {
             "sources": [

@@ -1,0 +1,137 @@
+"""What a cache will take, before it is made: tokens and shards from the corpus; bytes and hours from a probe.
+
+A probe scores a few sequences with the configured teacher and encodes them as a run would. Nothing is written.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from schemas.cache_config import CacheConfig, LogitsCapture
+from schemas.manifest import CorpusCounts, Manifest, Signal
+from teacher_cache.codec.encoders import Encoders
+from teacher_cache.codec.logits import LogitsCodec
+from teacher_cache.codec.permutation import CodeTable, build_code_table
+from teacher_cache.codec.tokens import encode_tokens
+from teacher_cache.corpus import Corpus
+from teacher_cache.engines import open_engine
+from teacher_cache.plan import empty_plan
+from teacher_cache.records import Captured, LogitsSample, TokenSample
+from teacher_cache.shards.tar import BLOCK
+from teacher_cache.signals.positions import to_request
+from teacher_cache.teacher import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A corpus as it would be planned."""
+
+    counts: CorpusCounts
+    units: int
+    samples: list[TokenSample]  # some, spread over the corpus
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of the whole corpus would take, from the sequences that were probed."""
+
+    sequences: int
+    tokens: int
+    tokens_per_second: float
+    hours: float
+    bytes_per_token: dict[str, float]
+    gigabytes: dict[str, float]
+    other_k_bytes_per_token: dict[str, float]  # of the logits, with fewer entries a row
+
+
+def survey(config: CacheConfig, n_samples: int) -> Survey:
+    """Check the configuration, read the corpus once, and keep every so many-th sequence. Raises UserError."""
+    tokenizer = load_tokenizer(config.teacher)
+    empty_plan(config, tokenizer)
+    corpus = Corpus(config.corpus, tokenizer)
+    kept: list[TokenSample] = []
+    units = tokens_of_unit = 0
+    every = 1
+    for number, sample in enumerate(corpus):
+        tokens_of_unit += len(sample.input_ids)
+        if tokens_of_unit >= config.output.tokens_per_shard:
+            units, tokens_of_unit = units + 1, 0
+        if number % every == 0:
+            kept.append(sample)
+        if len(kept) > 2 * n_samples:
+            kept, every = kept[::2], 2 * every
+    spread = kept[:: max(1, len(kept) // n_samples)][:n_samples]
+    return Survey(corpus.counts, units + (tokens_of_unit > 0), spread)
+
+
+def probe(config: CacheConfig, samples: Sequence[TokenSample], total_tokens: int) -> Estimate:
+    """Score and encode ``samples``, once to warm up and once for the clock. Raises UserError."""
+    plan = empty_plan(config, load_tokenizer(config.teacher))
+    requests = [to_request(sample, config.capture) for sample in samples]
+    with open_engine(config) as engine:
+        engine.score(requests[:1])
+        started = time.perf_counter()
+        captured = engine.score(requests)
+        seconds = time.perf_counter() - started
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    table = _code_table(captured, plan)
+    sizes = {"tokens": [len(encode_tokens(sample)) for sample in samples]} | _sizes(plan, captured, table)
+    per_token = {signal: sum(map(_in_tar, payloads)) / tokens for signal, payloads in sizes.items()}
+    per_second = tokens / seconds
+    return Estimate(
+        sequences=len(samples),
+        tokens=tokens,
+        tokens_per_second=per_second,
+        hours=total_tokens / per_second / 3600,
+        bytes_per_token=per_token,
+        gigabytes={signal: size * total_tokens / 1e9 for signal, size in per_token.items()},
+        other_k_bytes_per_token=dict(_with_fewer_entries(plan, captured, table, tokens)),
+    )
+
+
+def _in_tar(payload: int) -> int:
+    """Bytes of a member with its header."""
+    return BLOCK + -(-payload // BLOCK) * BLOCK
+
+
+def _code_table(captured: Sequence[Captured], plan: Manifest) -> CodeTable:
+    counts = np.zeros(plan.teacher.vocab_size, np.int64)
+    for signals in captured:
+        stored = np.isfinite(signals.logits.logprobs)
+        counts += np.bincount(signals.logits.ids[stored], minlength=len(counts))
+    return CodeTable(build_code_table(counts))
+
+
+def _sizes(plan: Manifest, captured: Sequence[Captured], table: CodeTable) -> dict[Signal, list[int]]:
+    encoders = Encoders(plan)
+    encoders.use_table(table)
+    sizes: dict[Signal, list[int]] = {}
+    for signals in captured:
+        for encode in (encoders.encode_ids, encoders.encode_others):
+            for signal, payload in encode(signals):
+                sizes.setdefault(signal, []).append(len(payload))
+    return sizes
+
+
+def _with_fewer_entries(
+    plan: Manifest, captured: Sequence[Captured], table: CodeTable, tokens: int
+) -> Iterator[tuple[str, float]]:
+    """Bytes a token of the logits with a half, a quarter, … of the entries."""
+    k = plan.capture.logits.k // 2
+    while k >= 4:
+        capture = plan.capture.logits.model_copy(update={"k": k})
+        codec = LogitsCodec(capture, plan.codec, table)
+        yield f"k = {k}", sum(_in_tar(len(codec.encode(_cut(one.logits, capture)))) for one in captured) / tokens
+        k //= 2
+
+
+def _cut(sample: LogitsSample, capture: LogitsCapture) -> LogitsSample:
+    """The first ``capture.k`` entries of each row."""
+    return replace(
+        sample,
+        counts=np.minimum(sample.counts, capture.k),
+        ids=sample.ids[:, : capture.k],
+        logprobs=sample.logprobs[:, : capture.k],
+    )

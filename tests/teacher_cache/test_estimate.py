@@ -1,0 +1,81 @@
+"""An estimate is what a run would write, and writes nothing itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from schemas.cache_config import CacheConfig
+from schemas.load import validate
+from support.commands import run, run_ok
+from support.models import write_random_teacher, write_text_corpus
+from teacher_cache import estimate, job
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.tar import BLOCK
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("estimate")
+    return {
+        "teacher": {"path": str(write_random_teacher(folder / "teacher")), "dtype": "float32"},
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {
+            "sources": [{"path": str(write_text_corpus(folder / "texts")), "format": "text", "pattern": "*.txt"}],
+            "max_tokens": 48,
+        },
+        "capture": {"logits": {"k": 16}, "hidden": {"layers": [1]}},
+        "output": {"path": str(folder / "cache"), "tokens_per_shard": 100_000},
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tree: dict) -> CacheConfig:
+    return validate(CacheConfig, tree, "test")
+
+
+def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) -> None:
+    survey = estimate.survey(config, 10**6)
+    assert not Path(config.output.path).exists()
+    found = estimate.probe(config, survey.samples, survey.counts.tokens)
+    assert not Path(config.output.path).exists()
+    job.run(config)
+    manifest = read_manifest(Storage(config.output.path))
+    assert (survey.units, survey.counts) == (len(manifest.units), manifest.corpus.counts)
+    for signal, size in manifest.totals.bytes.items():
+        assert round(found.bytes_per_token[signal] * manifest.totals.tokens) + 2 * BLOCK == size, signal
+        assert found.gigabytes[signal] == pytest.approx(found.bytes_per_token[signal] * manifest.totals.tokens / 1e9)
+    assert found.hours == pytest.approx(manifest.totals.tokens / found.tokens_per_second / 3600)
+    sizes = found.other_k_bytes_per_token
+    assert list(sizes) == ["k = 8", "k = 4"]
+    assert found.bytes_per_token["logits"] > sizes["k = 8"] > sizes["k = 4"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_probed_sequences_are_spread_over_the_corpus(config: CacheConfig, n: int) -> None:
+    everything = estimate.survey(config, 10**6).samples
+    some = estimate.survey(config, n).samples
+    keys = [sample.key for sample in everything]
+    places = [keys.index(sample.key) for sample in some]
+    assert len(places) == n
+    assert places == sorted(places)
+    assert n == 1 or places[-1] >= len(keys) / 3
+
+
+def test_units_are_counted_as_they_are_planned(config: CacheConfig, tmp_path: Path) -> None:
+    output = config.output.model_copy(update={"tokens_per_shard": 70, "path": str(tmp_path / "cache")})
+    small = config.model_copy(update={"output": output})
+    job.run(small)
+    assert estimate.survey(small, 1).units == len(read_manifest(Storage(output.path)).units)
+
+
+def test_the_command_writes_nothing_and_refuses_what_the_teacher_cannot_give(tree: dict, tmp_path: Path) -> None:
+    path = tmp_path / "cache.yaml"
+    path.write_text(json.dumps(tree | {"output": {"path": str(tmp_path / "cache")}}))
+    assert json.loads(run_ok("teacher-cache", "plan", path, "--dry-run", "--json"))["tokens"] > 0
+    assert json.loads(run_ok("teacher-cache", "plan", path, "--probe", "2", "--json"))["probe"]["sequences"] == 2
+    assert not (tmp_path / "cache").exists()
+    refused = run("teacher-cache", "plan", path, "--dry-run", "--set", "capture.logits.k=385")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: capture.logits.k: 385")
