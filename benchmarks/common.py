@@ -96,11 +96,11 @@ def digest(arrays: list[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(array.astype("<i8").tobytes() for array in arrays)).hexdigest()[:16]
 
 
-def captured(engine: Any, config: CacheConfig) -> float:
-    """A whole job with the loaded engine; the seconds it counts run from reading a unit to its commit mark."""
+def captured(engine: Any, config: CacheConfig) -> job.Summary:
+    """A whole job with the loaded engine; the seconds it counts run from reading a unit to the last commit mark."""
     shutil.rmtree(config.output.path, ignore_errors=True)
     with mock.patch.object(job, "open_engine", return_value=nullcontext(engine)):
-        return job.run(config).seconds
+        return job.run(config)
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
