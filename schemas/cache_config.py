@@ -69,7 +69,7 @@ class LogitsCapture(Strict):
     mass: float = Field(0.95, gt=0, le=1, description="`nucleus`: the smallest set that reaches this probability.")
     temperatures: list[float] = Field([1.0, 3.0], min_length=1, description="Temperatures with a stored log-partition.")
     positions: Literal["all", "loss_mask"] = Field(
-        "loss_mask", description="Rows that are stored. The head is not even applied to the others."
+        "loss_mask", description="Rows that are stored. vLLM does not even apply the head to the others."
     )
 
     @field_validator("temperatures")

@@ -162,8 +162,8 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         if in_worker:
             raise type(error)(message) from None
         raise
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
             f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "

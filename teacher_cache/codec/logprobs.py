@@ -97,7 +97,7 @@ def _pack(differences_PK: np.ndarray) -> np.ndarray:
     n_rows, k = differences_PK.shape
     capped_PK = np.zeros((n_rows, -(-k // PACKED) * PACKED), np.uint8)
     capped_PK[:, :k] = np.minimum(differences_PK, LARGE)
-    capped_PB4 = capped_PK.reshape(n_rows, -1, PACKED)
+    capped_PB4 = capped_PK.reshape(n_rows, capped_PK.shape[1] // PACKED, PACKED)
     return np.bitwise_or.reduce(capped_PB4 << np.arange(0, 2 * PACKED, 2, dtype=np.uint8), axis=2)
 
 
