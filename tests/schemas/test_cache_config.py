@@ -26,7 +26,8 @@ def test_the_smallest_configuration_has_the_documented_defaults():
     assert config.engine.kind == "vllm"
     assert (config.capture.logits.policy, config.capture.logits.k) == ("top_k", 64)
     assert config.capture.logits.temperatures == [1.0, 3.0]
-    assert config.codec.logprob_steps_per_nat == 16
+    assert config.capture.logits.positions == "loss_mask"
+    assert (config.codec.logprobs, config.codec.logprob_steps_per_nat) == ("steps", 16)
     assert (config.corpus.over_long, config.corpus.over_long_chat) == ("split", "truncate")
 
 
@@ -94,11 +95,13 @@ def test_a_cache_may_hold_several_targets():
         ({"capture": {"logits": {"policy": "topk"}}}, "capture.logits.policy"),
         ({"capture": {"draws": {"n": 0}}}, "capture.draws.n"),
         ({"capture": {"draws": {"region": "head"}}}, "capture.draws.region"),
-        ({"capture": {"draws": {"positions": "keywords"}}}, "capture.draws.positions"),
+        ({"capture": {"logits": {"positions": "keywords"}}}, "capture.logits.positions"),
+        ({"capture": {"draws": {"positions": "all"}}}, "capture.draws.positions"),
         ({"capture": {"final": {"dtype": "float32"}}}, "capture.final.dtype"),
         ({"engine": {"kind": "tgi"}}, "engine.kind"),
         ({"engine": {"max_batch_tokens": "many"}}, "engine.max_batch_tokens"),
         ({"engine": {"gpu_memory_utilization": 1.0}}, "engine.gpu_memory_utilization"),
+        ({"codec": {"logprobs": "int8"}}, "codec.logprobs"),
         ({"codec": {"logprob_steps_per_nat": 0}}, "codec.logprob_steps_per_nat"),
         ({"codec": {"zstd_level": 20}}, "codec.zstd_level"),
         ({"output": {"path": "x", "tokens_per_shard": 0}}, "output.tokens_per_shard"),

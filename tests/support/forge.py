@@ -1,6 +1,7 @@
 """Caches that are wrong in one chosen place, all else (checksums, sizes, digests) being consistent with it."""
 
 import itertools
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,8 @@ def change_manifest(url: str, change: Callable[[Tree], object]) -> None:
     storage = Storage(url)
     tree = json.loads(storage.read(MANIFEST))
     change(tree)
-    storage.write(MANIFEST, json.dumps(tree).encode())
+    digest = hashlib.sha256(json.dumps(tree | {"sha256": ""}).encode()).hexdigest()
+    storage.write(MANIFEST, json.dumps(tree | {"sha256": digest}).encode())
 
 
 def change_index(url: str, change: Callable[[Tree], object]) -> None:

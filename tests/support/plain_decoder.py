@@ -89,9 +89,10 @@ def read_matrix(sections: list[np.ndarray], lengths_P: np.ndarray, width: int, g
 def read_ids(sections: list[np.ndarray], counts_P: np.ndarray, k: int, table: np.ndarray) -> np.ndarray:
     """Token ids [P, K] from six sections: distances, three of symbols, low bytes, new ids. 0 beyond a row's count.
 
-    A symbol below 128 stands for an id of an earlier row, the one ``distance`` rows back, at about the same place.
-    One of 128 to 254 stands for an id of the list of new ids, at a place whose lower byte is the next low byte. 255
-    stands for the next new id. ``table`` has the ids in the order of their codes, which is how new ids are stored.
+    At place k of a row, a symbol s below 128 stands for the id at place k + s - 64 of an earlier row, that which is
+    ``distance`` rows back. One of 128 to 254 stands for an id of the list of new ids, at place 256 · (s - 128) + the
+    next low byte. 255 stands for the next new id. ``table`` has the ids in the order of their codes, which is how new
+    ids are stored.
     """
     distances_P = unsigned(sections[0], 2)
     symbols_PK = read_matrix(sections[1:4], counts_P, k, ENTRY_GROUPS)
@@ -109,24 +110,43 @@ def read_ids(sections: list[np.ndarray], counts_P: np.ndarray, k: int, table: np
     return ids_PK
 
 
-def read_logprobs(sections: list[np.ndarray], counts_P: np.ndarray, k: int, steps_per_nat: int) -> np.ndarray:
+def read_logprobs(sections: list[np.ndarray], counts_P: np.ndarray, k: int, codec: Tree) -> np.ndarray:
     """Falling log-probabilities [P, K] from four sections: three of differences, excesses. -inf beyond a row's count.
 
     A row's first difference is from 0. Four stand in a byte, two bits each, the first lowest; a row starts a new byte.
-    3 means 3 or more: how much more is the next excess, of one byte, or of two where one of them needs it.
+    3 means 3 or more: how much more is the next excess, of one byte, or of two where one of them needs it. Where they
+    are kept as floats, all are in the first section, row by row.
     """
+    stored = np.arange(k) < counts_P[:, None]
+    logprobs_PK = np.full(stored.shape, -np.inf)
+    if codec["logprobs"] != "steps":
+        logprobs_PK[stored] = FLOATS[codec["logprobs"]](sections[0])
+        return logprobs_PK
     packed_PB = read_matrix(sections[:3], -(-counts_P // 4), -(-k // 4), BYTE_GROUPS)
     steps_PK = (packed_PB.repeat(4, axis=1)[:, :k] >> 2 * (np.arange(k) % 4)) & 3
     large = steps_PK == 3
     width = 1 if len(sections[3]) == large.sum() else 2
     steps_PK[large] += unsigned(sections[3], width)
-    logprobs_PK = -np.cumsum(steps_PK, axis=1) / steps_per_nat
-    return np.where(np.arange(k) < counts_P[:, None], logprobs_PK, -np.inf)
+    logprobs_PK[stored] = (-np.cumsum(steps_PK, axis=1) / codec["logprob_steps_per_nat"])[stored]
+    return logprobs_PK
 
 
 def bfloat16(section: np.ndarray) -> np.ndarray:
     """bfloat16 numbers: the upper halves of float32 numbers."""
     return (unsigned(section, 2) << 16).astype(np.uint32).view(np.float32)
+
+
+def float16(section: np.ndarray) -> np.ndarray:
+    """float16 numbers."""
+    return unsigned(section, 2).astype(np.uint16).view(np.float16)
+
+
+def float32(section: np.ndarray) -> np.ndarray:
+    """float32 numbers."""
+    return unsigned(section, 4).astype(np.uint32).view(np.float32)
+
+
+FLOATS = {"bfloat16": bfloat16, "float16": float16, "float32": float32}
 
 
 # The signals
@@ -174,7 +194,7 @@ def read_logits(frame: bytes, capture: Tree, codec: Tree, table: np.ndarray, num
         "positions": positions,
         "counts": counts,
         "ids": read_ids(sections[2:8], counts, k, table),
-        "logprobs": read_logprobs(sections[8:12], counts, k, codec["logprob_steps_per_nat"]),
+        "logprobs": read_logprobs(sections[8:12], counts, k, codec),
         "next_logprob": np.where(positions < num_tokens - 1, -scalars[0], np.nan),  # nothing follows the last token
         "log_partition": np.insert(scalars[1:], temperatures.index(1.0), 0, axis=0).T,  # at temperature 1 it is 0
     }
@@ -183,19 +203,35 @@ def read_logits(frame: bytes, capture: Tree, codec: Tree, table: np.ndarray, num
 def read_draws(frame: bytes, capture: Tree, codec: Tree, table: np.ndarray) -> Arrays:
     """M draws [P, T, M] at each of T temperatures, and entropies [P, T] of the whole softened distributions.
 
-    Stored are the distinct ids of T · P rows, all rows of one temperature after the other, and how often each repeats.
+    Stored are the distinct ids of T · P rows, those of the first temperature first, and how often each was drawn.
     """
-    n, n_temperatures = capture["n"], len(capture["temperatures"])
-    sections = read_sections(frame, 10)
+    m, n_temperatures = capture["n"], len(capture["temperatures"])
+    sections = read_sections(frame, 9)
     positions = read_positions(sections[0])
-    counts = unsigned(sections[1], 2)
-    distinct = read_ids(sections[2:8], counts, n, table)[np.arange(n) < counts[:, None]]
-    ids = np.repeat(distinct, 1 + unsigned(sections[8], 2))
+    times_R = read_times(unsigned(sections[1], 2), n_temperatures * len(positions), m)
+    ids_RM = read_ids(sections[2:8], np.array([len(times) for times in times_R], np.int64), m, table)
+    drawn = [ids[: len(times)].repeat(times) for ids, times in zip(ids_RM, times_R, strict=True)]
     return {
         "positions": positions,
-        "ids": ids.reshape(n_temperatures, len(positions), n).swapaxes(0, 1),
-        "entropy": unsigned(sections[9], 3).reshape(n_temperatures, -1).T / codec["scalar_steps_per_nat"],
+        "ids": np.array(drawn, np.int64).reshape(n_temperatures, len(positions), m).swapaxes(0, 1),
+        "entropy": unsigned(sections[8], 3).reshape(n_temperatures, -1).T / codec["scalar_steps_per_nat"],
     }
+
+
+def read_times(repeats: np.ndarray, n_rows: int, m: int) -> list[list[int]]:
+    """How often each distinct token of each row was drawn, m times in all; a repeat of 0: once, as are all that follow.
+
+    Nothing is stored of those that follow.
+    """
+    stored = iter(repeats.tolist())
+    rows: list[list[int]] = []
+    for _ in range(n_rows):
+        times: list[int] = []
+        while (left := m - sum(times)) > 0:
+            repeat = next(stored)
+            times += [1 + repeat] if repeat else [1] * left
+        rows.append(times)
+    return rows
 
 
 def read_hidden(frame: bytes, capture: Tree, n_layers: int, channels: int) -> Arrays:
@@ -203,10 +239,8 @@ def read_hidden(frame: bytes, capture: Tree, n_layers: int, channels: int) -> Ar
     sections = read_sections(frame, 5)
     positions = read_positions(sections[0])
     shape = (len(positions), n_layers)
-    if capture["dtype"] == "float16":
-        states = unsigned(sections[1], 2).astype(np.uint16).view(np.float16).reshape(*shape, channels)
-    elif capture["dtype"] == "bfloat16":
-        states = bfloat16(sections[1]).reshape(*shape, channels)
+    if capture["dtype"] != "int8":
+        states = FLOATS[capture["dtype"]](sections[1]).reshape(*shape, channels)
     else:  # each value times the scale of its group of channels, but for the largest ones, which are stored apart
         n_scales = -(-channels // capture["channels_per_scale"])
         n_outliers = -(-channels // capture["channels_per_outlier"])

@@ -69,7 +69,7 @@ def check_same(reference: Path, cache: Path, config: Path) -> None:
     assert one.keys == other.keys
     for position in range(len(one)):
         a, b = one.read_logits(position), other.read_logits(position)
-        for field in ("counts", "ids", "logprobs", "next_logprob", "log_partition"):
+        for field in ("positions", "counts", "ids", "logprobs", "next_logprob", "log_partition"):
             assert np.array_equal(getattr(a, field), getattr(b, field), equal_nan=True), (position, field)
         for signal_name in ("tokens", "draws", "final", "hidden", "attention"):
             assert one.payload(position, signal_name) == other.payload(position, signal_name)

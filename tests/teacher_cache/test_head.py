@@ -18,17 +18,20 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from schemas.cache_config import CacheConfig, TeacherConfig
+from schemas.cache_config import CacheConfig, CaptureConfig, FinalCapture, LogitsCapture, TeacherConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import tiny_tokenizer, write_random_teacher, write_text_corpus
+from support.synthetic import logits_sample, random_shards, write_cache
 from teacher_cache import job
-from teacher_cache.head import read_teacher_head
+from teacher_cache.head import check_rebuilt, read_teacher_head
+from teacher_cache.records import Captured
 from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.head import OutputHead
+from teacher_cache.signals.hidden import quantise, to_floats, to_hidden_sample
 from tools.verify import verify
 
 SHAPE: dict[str, Any] = {
@@ -132,6 +135,26 @@ def test_a_head_that_does_not_give_the_captured_logits_is_refused(tmp_path: Path
     monkeypatch.setattr("teacher_cache.head.logit_transform", lambda config: (1.0, None))
     with pytest.raises(UserError, match=r"capture\.final: the logits of a GraniteForCausalLM cannot be rebuilt"):
         cache(tmp_path, folder)
+
+
+def test_the_check_compares_the_rows_that_both_signals_have(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(8, 16), OutputHead(torch.randn(50, 16))
+    final = FinalCapture(dtype="float16")
+    capture = CaptureConfig(final=final)
+    manifest = write_cache(str(tmp_path), random_shards([[3]])).model_copy(update={"capture": capture})
+
+    def check(logits_rows: list[int], final_rows: list[int], states: torch.Tensor) -> None:
+        mask = np.isin(np.arange(8), logits_rows)
+        logits = logits_sample(head.logits(hidden).numpy(), np.zeros(8, np.uint32), LogitsCapture(k=4), mask)
+        stored = to_hidden_sample(np.array(final_rows, np.int32), [quantise(states[final_rows], final)])
+        check_rebuilt(Captured(logits, final=stored), head, manifest)
+
+    for logits_rows, final_rows in (([3, 5, 6], [3, 5, 6]), ([1, 3, 5, 6], [0, 2, 3, 6, 7]), ([2], list(range(8)))):
+        check(logits_rows, final_rows, hidden)
+        with pytest.raises(UserError, match="cannot be rebuilt from its final hidden state"):
+            check(logits_rows, final_rows, hidden.roll(1, dims=0))
+    check([1, 3], [0, 2], hidden.roll(1, dims=0))  # nothing to compare
 
 
 def spoil(url: str, change: Any) -> None:

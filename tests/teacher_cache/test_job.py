@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
@@ -42,20 +42,58 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
-def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path) -> None:
+@pytest.mark.parametrize("positions", ["all", "loss_mask"])
+def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, positions: str) -> None:
     folder, logprobs_VV = write_successor_teacher(tmp_path / "teacher")
-    config = make_config(folder, corpus, tmp_path / "cache")
-    job.run(config)
+    capture = {"logits": {"k": 16, "positions": positions}}
+    job.run(make_config(folder, corpus, tmp_path / "cache", capture=capture))
     reader = CacheReader(str(tmp_path / "cache"))
     for position in range(len(reader)):
         ids = reader.read_tokens(position).input_ids.astype(int)
         logits = reader.read_logits(position)
-        assert np.array_equal(logits.ids[:, 0], (ids + 1) % VOCAB_SIZE)
-        expected = logprobs_VV[ids[:, None], logits.ids]
+        n_rows = len(ids) if positions == "all" else len(ids) - 1
+        assert logits.positions.tolist() == list(range(n_rows))
+        assert np.array_equal(logits.ids[:, 0], (ids[:n_rows] + 1) % VOCAB_SIZE)
+        expected = logprobs_VV[ids[:n_rows, None], logits.ids]
         assert np.abs(logits.logprobs - expected).max() <= 1 / 32 + 1e-5
         realised = logprobs_VV[ids[:-1], ids[1:]]
-        assert np.abs(logits.next_logprob[:-1] - realised).max() <= 1 / 2048 + 1e-5
-        assert np.isnan(logits.next_logprob[-1])
+        assert np.abs(logits.next_logprob[: len(ids) - 1] - realised).max() <= 1 / 2048 + 1e-5
+        assert np.isnan(logits.next_logprob[len(ids) - 1 :]).all()
+        softened = np.log(np.exp(logprobs_VV[ids[:n_rows]] / 3).sum(axis=1))
+        assert np.abs(logits.log_partition[:, 1] - softened).max() <= 1 / 2048 + 1e-5
+        assert not logits.log_partition[:, 0].any()
+
+
+def test_of_a_chat_only_what_the_assistant_writes_is_stored(tmp_path: Path, teacher: Path) -> None:
+    """The rows that count, which are the same rows of a cache of all."""
+    chats = [
+        [("user", f"{n} + {n}?"), ("assistant", f"def f(x): {2 * n}"), ("user", "again"), ("assistant", "return x")]
+        for n in range(4)
+    ]
+    lines = [json.dumps({"messages": [{"role": role, "content": text} for role, text in chat]}) for chat in chats]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    corpus = CorpusConfig(sources=[SourceConfig(path=str(tmp_path / "chats.jsonl"), format="jsonl")], max_tokens=200)
+    readers = []
+    for positions in ("loss_mask", "all"):
+        capture = {"logits": {"k": 16, "positions": positions}, "draws": {"n": 5}}
+        config = make_config(teacher, tmp_path, tmp_path / positions, capture=capture)
+        config = config.model_copy(update={"corpus": corpus})
+        job.run(config)
+        assert verify(config.output.path).problems == []
+        readers.append(CacheReader(config.output.path, ("tokens", "logits", "draws")))
+    some, whole = readers
+    assert some.keys == whole.keys
+    assert len(some) == 4
+    for position in range(len(some)):
+        mask = some.read_tokens(position).loss_mask
+        rows = np.flatnonzero(mask)
+        assert (np.diff(rows) > 1).any(), "two replies, with a question between them"
+        assert rows[0] > 0
+        one, other = some.read_logits(position), whole.read_logits(position)
+        assert one.positions.tolist() == some.read_draws(position).positions.tolist() == rows.tolist()
+        assert other.positions.tolist() == whole.read_draws(position).positions.tolist() == list(range(len(mask)))
+        for name in ("counts", "ids", "logprobs", "next_logprob", "log_partition"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name)[rows], err_msg=name)
 
 
 def test_a_second_run_scores_nothing_and_changes_no_shard(tmp_path: Path, teacher: Path, corpus: Path) -> None:

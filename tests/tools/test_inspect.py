@@ -1,5 +1,6 @@
 """What `inspect` shows of every signal, against the reader."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, LogitsCapture
 from schemas.errors import UserError
 from schemas.load import validate
 from support.models import write_random_teacher, write_text_corpus
+from support.synthetic import random_shards, write_cache
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
@@ -52,6 +54,7 @@ def test_rows_show_what_each_signal_holds(write) -> None:
     rows = sample_rows(url, reader.keys[0], limit=9)
     assert [row["row"] for row in rows] == list(range(9))
     hidden, attention, draws = reader.read_hidden(0), reader.read_attention(0), reader.read_draws(0)
+    logits = reader.read_logits(0)
     capture = reader.manifest.capture.hidden
     assert capture is not None
     norms = np.linalg.norm(to_floats(hidden, capture).numpy(), axis=2)
@@ -64,8 +67,38 @@ def test_rows_show_what_each_signal_holds(write) -> None:
         if t % 4 == 0:
             assert [head["head"] for head in row["attention"]] == attention.heads.tolist()
             assert [head["key"] for head in row["attention"]] == attention.keys[t // 4, :, 0].tolist()
+        assert row["best_ids"] == logits.ids[logits.positions.tolist().index(t), :3].tolist()
         assert row["drawn_ids"] == draws.ids[draws.positions.tolist().index(t)].tolist()
         assert row["final_norm"] > 0
+
+
+@pytest.mark.parametrize("positions", ["all", "loss_mask"])
+def test_rows_that_are_not_stored_have_no_guesses(tmp_path: Path, positions: str) -> None:
+    capture = LogitsCapture(k=8, positions=positions)
+    write_cache(str(tmp_path), random_shards([[20]], capture=capture, counting=0.5), capture=capture)
+    reader = CacheReader(str(tmp_path))
+    tokens, logits = reader.read_tokens(0), reader.read_logits(0)
+    rows = sample_rows(str(tmp_path), reader.keys[0], limit=100)
+    assert [row["counts"] for row in rows] == tokens.loss_mask.tolist()
+    assert 0 < tokens.loss_mask.sum() < 19
+    for t, row in enumerate(rows):
+        if t not in logits.positions:
+            assert row["best_ids"] is row["best_probabilities"] is row["next_probability"] is None
+            continue
+        (p,) = np.flatnonzero(logits.positions == t)
+        assert row["best_ids"] == logits.ids[p, :3].tolist()
+        np.testing.assert_allclose(row["best_probabilities"], np.exp(logits.logprobs[p, :3]), atol=1e-4)
+        if t == 19:
+            assert row["next_probability"] is None
+        else:
+            assert row["next_probability"] == pytest.approx(np.exp(logits.next_logprob[p]))
+    stored = sum(row["best_ids"] is not None for row in rows)
+    assert stored == (20 if positions == "all" else tokens.loss_mask.sum())
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path), "--sample", reader.keys[0]], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    as_json = CliRunner().invoke(main, ["inspect", str(tmp_path), "--sample", reader.keys[0], "--rows", "20", "--json"])
+    assert as_json.exit_code == 0, as_json.output
+    assert json.loads(as_json.stdout) == rows
 
 
 def test_a_cache_of_logits_has_no_other_columns(write) -> None:

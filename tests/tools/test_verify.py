@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from schemas.cache_config import LogitsCapture
+from schemas.cache_config import CodecConfig, LogitsCapture
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from tools.cli import main
@@ -84,35 +84,76 @@ def test_a_missing_table_is_one_problem(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["top_k", "nucleus"])
-def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str) -> None:
-    capture = LogitsCapture(policy=policy, k=8, mass=0.9, temperatures=[1.0, 3.0])
-    write_cache(str(tmp_path), random_shards([[30]], capture=capture), capture=capture)
+@pytest.mark.parametrize("positions", ["all", "loss_mask"])
+def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, positions: str) -> None:
+    """Problems are named by rows of the sequence, whichever rows are stored."""
+    capture = LogitsCapture(policy=policy, k=8, mass=0.9, temperatures=[1.0, 3.0], positions=positions)
+    write_cache(str(tmp_path), random_shards([[30]], capture=capture, counting=0.7), capture=capture)
     reader = CacheReader(str(tmp_path))
     tokens, logits = reader.read_tokens(0), reader.read_logits(0)
+    n_rows = len(logits.positions)
+    assert n_rows == 30 if positions == "all" else 10 < n_rows < 29
 
     def problems(**changes: np.ndarray) -> str:
         return " | ".join(check_sample(tokens, replace(logits, **changes), reader.manifest))
 
     assert problems() == ""
-    rows = np.flatnonzero(logits.counts > 1)
-    row = int(rows[rows < 29][0])
+    assert verify(str(tmp_path)).problems == []
+    p = int(np.flatnonzero(logits.counts > 1)[5])
+    row = int(logits.positions[p])
+    assert row == p if positions == "all" else row > p
     twice = logits.ids.copy()
-    twice[row, 1] = twice[row, 0]
+    twice[p, 1] = twice[p, 0]
     assert f"row {row}: a token id stands twice" in problems(ids=twice)
     rising = logits.logprobs.copy()
-    rising[row, :2] = rising[row, :2][::-1] - np.array([1, 0])
-    assert "do not fall" in problems(logprobs=rising)
+    rising[p, :2] = rising[p, :2][::-1] - np.array([1, 0])
+    assert f"row {row}: log-probabilities do not fall" in problems(logprobs=rising)
     heavy = logits.logprobs.copy()
-    heavy[row, :2] = -0.05
-    assert "sum to more than 1" in problems(logprobs=heavy)
-    realised = logits.next_logprob.copy()
-    realised[row] += 0.7
-    assert "realised token" in problems(next_logprob=realised)
-    shifted = np.append(logits.next_logprob[1:], np.float32(np.nan))
-    assert "realised token" in problems(next_logprob=shifted)
+    heavy[p, :2] = -0.05
+    assert f"row {row}: probabilities sum to more than 1" in problems(logprobs=heavy)
     partition = logits.log_partition.copy()
-    partition[row, 1] += 3
-    assert "log-partition at temperature 3 contradicts" in problems(log_partition=partition)
+    partition[p, 1] += 3
+    assert f"row {row}: the log-partition at temperature 3 contradicts" in problems(log_partition=partition)
+    partition = logits.log_partition.copy()
+    partition[p, 0] -= 1
+    assert f"row {row}: the log-partition at temperature 1 contradicts" in problems(log_partition=partition)
+    realised = np.where(np.isnan(logits.next_logprob), np.nan, np.float32(0.5))
+    realised[:p] = logits.next_logprob[:p]
+    assert f"row {row}: the realised token has a probability above 1" in problems(next_logprob=realised)
+    unlikely = logits.next_logprob.copy()
+    unlikely[p] = np.float32(-0.01)
+    assert f"row {row}: the realised token" in problems(next_logprob=unlikely)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_log_probabilities_as_floats_are_looked_at_too(tmp_path: Path, dtype: str) -> None:
+    codec = CodecConfig(logprobs=dtype)
+    write_cache(str(tmp_path), random_shards([[30, 9]], counting=0.7), codec=codec)
+    assert verify(str(tmp_path)).problems == []
+    reader = CacheReader(str(tmp_path))
+    logits = reader.read_logits(0)
+    risen = logits.logprobs.copy()
+    risen[3, 2] = risen[3, 1] + 0.01
+    (problem, *_) = check_sample(reader.read_tokens(0), replace(logits, logprobs=risen), reader.manifest)
+    assert problem == f"row {logits.positions[3]}: log-probabilities do not fall"
+
+
+def test_the_realised_token_is_that_of_the_row_that_follows(tmp_path: Path) -> None:
+    """Whose entry, where it is stored, has the same log-probability: with gaps among the rows too."""
+    capture = LogitsCapture(k=60)
+    write_cache(str(tmp_path), random_shards([[40]], 61, capture, counting=0.6), 61, capture)
+    reader = CacheReader(str(tmp_path))
+    tokens, logits = reader.read_tokens(0), reader.read_logits(0)
+    assert (np.diff(logits.positions) > 1).any()
+    assert list(check_sample(tokens, logits, reader.manifest)) == []
+    shifted = replace(logits, next_logprob=np.roll(logits.next_logprob, 1))
+    assert "the realised token's log-probability is not that of its entry" in " ".join(
+        check_sample(tokens, shifted, reader.manifest)
+    )
+    moved = replace(logits, positions=np.arange(len(logits.positions), dtype=np.int32))
+    assert "the realised token's log-probability is not that of its entry" in " ".join(
+        check_sample(tokens, moved, reader.manifest)
+    )
 
 
 def test_commands_and_exit_status(copy: Path, tmp_path: Path) -> None:
@@ -146,7 +187,7 @@ def test_inspect_shows_a_sample(sound: Path) -> None:
     assert [row["token_id"] for row in rows] == tokens.input_ids.tolist()
     assert "".join(row["token"] for row in rows) == tokens.text
     assert rows[0]["best_ids"] == logits.ids[0, :3].tolist()
-    assert rows[-1]["next_probability"] is None
+    assert rows[-1]["best_ids"] is rows[-1]["best_probabilities"] is rows[-1]["next_probability"] is None
     shown = CliRunner().invoke(main, ["inspect", str(sound), "--sample", reader.keys[1]])
     assert shown.exit_code == 0
     missing = CliRunner().invoke(main, ["inspect", str(sound), "--sample", "no-such-key"])

@@ -105,16 +105,17 @@ def fake_sample(length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     input_ids = rng.integers(3, VOCABULARY, length)
     with torch.no_grad():
         logits = teacher()(torch.from_numpy(input_ids)[None]).logits[0].double()
-    logprobs, ids = logits.log_softmax(-1).topk(K)
+    log_p = logits.log_softmax(-1)
+    logprobs, ids = log_p.topk(K)
     counts = torch.from_numpy(rng.integers(1, K + 1, length))
     padding = torch.arange(K)[None] >= counts[:, None]
     loss_mask = rng.random(length) < 0.8
     loss_mask[-1] = False
     loss_mask[0] = True
     following = torch.from_numpy(np.roll(input_ids, -1))
-    next_logprob = logits.log_softmax(-1).gather(1, following[:, None])[:, 0].numpy()
+    next_logprob = log_p.gather(1, following[:, None])[:, 0].numpy()
     next_logprob[-1] = np.nan
-    partition = torch.stack([torch.logsumexp(logits / t, -1) for t in TEMPERATURES], -1)
+    partition = torch.stack([torch.logsumexp(log_p / t, -1) for t in TEMPERATURES], -1)
     return {
         "input_ids": input_ids,
         "position_ids": np.arange(length),

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
@@ -38,6 +38,29 @@ def test_position_ids_only_when_packed(cache) -> None:
     rows = cache.read_rows([[0, 1]])
     assert "position_ids" not in to_tensors(rows, packed=False)
     assert to_tensors(rows, packed=True)["position_ids"].dtype == torch.int64
+
+
+def test_rows_that_do_not_count_may_be_missing_and_rows_that_count_may_not(tmp_path) -> None:
+    write_cache(str(tmp_path), random_shards([[9, 12, 7]], 61, counting=0.5), 61)
+    cache = open_cache(str(tmp_path))
+    for rows, packed in (([[0], [1], [2]], False), ([[0, 2], [1]], True)):
+        batch = to_tensors(cache.read_rows(rows), packed)
+        stored = batch["logprobs"][..., 0] > -torch.inf
+        assert torch.equal(stored, batch["loss_mask"]), "only the rows that count are stored"
+        assert 0 < stored.sum() < batch["attention_mask"].sum()
+        assert torch.isfinite(batch["next_logprob"][stored]).all()
+    lacking = cache.read_rows([[0], [1], [2]])
+    row, column = np.argwhere(lacking.attention_mask & ~lacking.loss_mask)[0]
+    lacking.loss_mask[row, column] = True
+    with pytest.raises(CorruptCacheError, match="the logits signal lacks rows of a batch that count"):
+        to_tensors(lacking, packed=False)
+
+
+def test_without_the_logits_signal_no_row_of_it_is_wanted(tmp_path) -> None:
+    write_cache(str(tmp_path), random_shards([[9, 12]], 61), 61)
+    batch = to_tensors(open_cache(str(tmp_path), ("tokens",)).read_rows([[0], [1]]), packed=False)
+    assert batch["loss_mask"].any()
+    assert batch["logprobs"].shape[2] == 0
 
 
 def test_one_row_is_a_batch_of_one(cache, plan) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from schemas.cache_config import LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.rows import tla
@@ -96,11 +97,26 @@ def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, 
     student = AutoModelForCausalLM.from_pretrained(student_folder)
     batch = to_tensors(cache.read_rows([plan.row(r).tolist() for r in range(6)]), packed=False)
     mask = batch["loss_mask"]
-    z = batch["log_partition"][mask][:, 0]
     with torch.no_grad():
         logits = student(batch["input_ids"]).logits[mask]
-        expected = tla(logits, (batch["ids"][mask], batch["logprobs"][mask], z, z)).mean()
+        expected = tla(logits, (batch["ids"][mask], batch["logprobs"][mask], batch["log_partition"][mask][:, 0])).mean()
     assert losses(config.output)[0][1] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_cache_of_the_rows_that_count_teaches_what_one_of_all_rows_does(make_config, tmp_path, packing: bool) -> None:
+    lengths = np.random.default_rng(3).integers(3, 20, (2, 10)).tolist()
+    seen = []
+    for positions in ("all", "loss_mask"):
+        capture = LogitsCapture(k=8, positions=positions)
+        url = str(tmp_path / positions)
+        write_cache(url, random_shards(lengths, 61, capture, seed=3, counting=0.6), 61, capture)
+        data = {"cache": url, "validation_fraction": 0.3, "packing": packing, "pack_tokens": 60}
+        config = make_config(data=data, output=str(tmp_path / f"out-{positions}"))
+        summary = distill(config)
+        seen.append((losses(config.output), summary["validation"]["kl"], summary["validation"]["tokens"]))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) == 6
 
 
 def test_accumulation_equals_one_large_batch(make_config, tmp_path) -> None:

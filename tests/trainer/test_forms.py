@@ -32,7 +32,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
     "head and tail": {"logits": {"k": 16}, "draws": {"n": 6, "temperatures": [1.0, 3.0]}},
     "sampled": {"logits": {"k": 1}, "draws": {"n": 40, "region": "all"}},
     "dense": {"logits": {"k": 16}, "final": {}},
-    "everything": {"logits": {"k": 16}, "draws": {"positions": "all"}, "final": {"positions": "all"}},
+    "everything": {"logits": {"k": 16, "positions": "all"}, "draws": {}, "final": {"positions": "all"}},
 }
 
 

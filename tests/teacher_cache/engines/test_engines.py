@@ -75,10 +75,14 @@ def reference(teacher: Path, sequences: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def scored(engine: Engine, sequences: list[np.ndarray]) -> list[LogitsSample]:
-    return [captured.logits for captured in engine.score([Request(ids) for ids in sequences])]
+    """All rows of each sequence."""
+    requests = [Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in sequences]
+    return [captured.logits for captured in engine.score(requests)]
 
 
 def check(sample: LogitsSample, logits_SV: np.ndarray, ids: np.ndarray) -> None:
+    assert sample.num_tokens == len(ids)
+    assert sample.positions.tolist() == list(range(len(ids)))
     log_z_S = np.log(np.exp(logits_SV).sum(axis=1))
     logprobs_SV = logits_SV - log_z_S[:, None]
     best_SK = np.sort(logprobs_SV, axis=1)[:, ::-1][:, :K]
@@ -88,7 +92,7 @@ def check(sample: LogitsSample, logits_SV: np.ndarray, ids: np.ndarray) -> None:
     assert np.abs(sample.next_logprob[:-1] - logprobs_SV[np.arange(len(ids) - 1), ids[1:]]).max(initial=0) < 1e-4
     assert np.isnan(sample.next_logprob[-1])
     for column, temperature in enumerate(TEMPERATURES):
-        expected = np.log(np.exp(logits_SV / temperature).sum(axis=1))
+        expected = np.log(np.exp(logprobs_SV / temperature).sum(axis=1))
         assert np.abs(sample.log_partition[:, column] - expected).max() < 1e-4
 
 
@@ -100,13 +104,32 @@ def test_values_equal_a_plain_forward_pass(
 
 
 def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
-    """Different rows for every sequence and signal; none at all for some."""
+    """Different rows for every sequence and signal; none at all for some, but always some of the logits."""
     rng = np.random.default_rng(1)
 
-    def rows(length: int) -> np.ndarray:
-        return np.sort(rng.choice(length, rng.integers(0, length + 1), replace=False)).astype(np.int32)
+    def rows(length: int, least: int) -> np.ndarray:
+        return np.sort(rng.choice(length, rng.integers(least, length + 1), replace=False)).astype(np.int32)
 
-    return [Request(ids, *(rows(len(ids)) for _ in range(4)), seed) for seed, ids in enumerate(sequences)]
+    return [
+        Request(ids, *(rows(len(ids), least) for least in (1, 0, 0, 0)), seed) for seed, ids in enumerate(sequences)
+    ]
+
+
+def test_rows_of_the_logits_are_those_asked_for(engine: Engine, sequences: list[np.ndarray]) -> None:
+    """They are the same rows of what is stored when all are asked for."""
+    requests = signal_requests(sequences)
+    assert any(request.logits_positions[-1] == len(request.input_ids) - 1 for request in requests)
+    same = total = 0
+    for captured, request, whole in zip(engine.score(requests), requests, scored(engine, sequences), strict=True):
+        sample, rows = captured.logits, request.logits_positions
+        assert sample.num_tokens == whole.num_tokens == len(request.input_ids)
+        assert np.array_equal(sample.positions, rows)
+        assert np.array_equal(sample.counts, whole.counts[rows])
+        for name in ("logprobs", "next_logprob", "log_partition"):
+            np.testing.assert_allclose(getattr(sample, name), getattr(whole, name)[rows], atol=1e-4, err_msg=name)
+        same, total = same + (sample.ids == whole.ids[rows]).sum(), total + sample.ids.size
+    assert same > 0.999 * total, "but for ties"
+    assert total < 0.9 * K * sum(map(len, sequences)), "not all rows were asked for"
 
 
 def test_hidden_states_are_the_residual_stream_after_the_layer(
@@ -161,7 +184,7 @@ def test_draws_are_those_of_a_plain_forward_pass(
     requests = signal_requests(sequences)
     same, total = 0, 0
     for captured, request, logits_SV in zip(engine.score(requests), requests, reference, strict=True):
-        sample, rows = captured.draws, request.draws_positions
+        sample, rows = captured.draws, request.logits_positions
         assert sample is not None
         assert np.array_equal(sample.positions, rows)
         logits_PV = torch.from_numpy(logits_SV[rows])

@@ -49,7 +49,7 @@ def test_the_manifest_follows_from_the_marks(url: str) -> None:
     manifest = write_cache(url, random_shards(LENGTHS))
     storage = Storage(url)
     assert manifest.complete
-    assert read_manifest(storage) == manifest
+    assert read_manifest(storage).to_json() == manifest.to_json()
     assert assemble(storage, plan_of(manifest)) == manifest
     assert assemble(storage, manifest) == manifest
     sizes = storage.sizes()
@@ -236,6 +236,23 @@ def test_an_index_of_another_digest_is_refused(url: str) -> None:
     with (Path(url) / f"{SHARD}.json").open("ab") as file:
         file.write(b" ")
     with pytest.raises(CorruptCacheError, match=rf"{SHARD}\.json: sha256 is [0-9a-f]+, the manifest says [0-9a-f]+"):
+        CacheReader(url)
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"tokens": 8', b'"tokens": 9'), (b"synthetic", b"synthesis"), (b'"sha256": "', b"")]
+)
+def test_a_changed_manifest_is_found(url: str, change: tuple[bytes, bytes]) -> None:
+    write_cache(url, random_shards([[5, 3]]))
+    path = Path(url) / MANIFEST
+    sound = path.read_bytes()
+    if change[1]:
+        assert change[0] in sound
+        path.write_bytes(sound.replace(*change, 1))
+    else:  # the sha256 is taken away
+        before, _, after = sound.rpartition(change[0])
+        path.write_bytes(before + change[0] + after[64:])
+    with pytest.raises(CorruptCacheError, match=r"manifest\.json: its sha256 is [0-9a-f]{64}, the file says"):
         CacheReader(url)
 
 

@@ -3,27 +3,38 @@
 import ast
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from schemas.cache_config import CacheConfig, LogitsCapture
+from schemas.cache_config import CacheConfig, CodecConfig, LogitsCapture
 from schemas.load import validate
 from support import plain_decoder
+from support.golden import GOLDEN
 from support.models import write_random_teacher, write_text_corpus
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
 from teacher_cache import job
+from teacher_cache.codec.logprobs import FloatDtype
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
 
 LENGTHS = [[20, 1, 31], [7, 40], [3]]
-LOGITS = {  # and the share of the rows that count, the vocabulary
-    "top_k": (LogitsCapture(k=8), 1.0, 300),
-    "nucleus": (LogitsCapture(policy="nucleus", k=40, temperatures=[2.0, 1.0, 4.0], positions="all"), 1.0, 300),
-    "scattered": (LogitsCapture(k=30), 0.5, 70_000),
+LOGITS = {  # and the share of the rows that count, the vocabulary, the codec
+    "top_k": (LogitsCapture(k=8), 1.0, 300, CodecConfig()),
+    "nucleus": (
+        LogitsCapture(policy="nucleus", k=40, temperatures=[2.0, 1.0, 4.0], positions="all"),
+        1.0,
+        300,
+        CodecConfig(logprob_steps_per_nat=300, scalar_steps_per_nat=16),
+    ),
+    "scattered": (LogitsCapture(k=30), 0.5, 70_000, CodecConfig()),
+    **{
+        dtype: (LogitsCapture(policy="nucleus", k=30), 0.6, 300, CodecConfig(logprobs=dtype))
+        for dtype in get_args(FloatDtype)
+    },
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "int8": {
@@ -54,28 +65,18 @@ def check_tokens_and_logits(sample: dict[str, Any], tokens: TokenSample, reader:
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_tokens_and_logits(tmp_path: Path, name: str) -> None:
-    capture, counting, vocabulary = LOGITS[name]
+    capture, counting, vocabulary, codec = LOGITS[name]
     shards = random_shards(LENGTHS, vocabulary, capture, counting=counting)
-    write_cache(str(tmp_path), shards, vocabulary, capture)
+    write_cache(str(tmp_path), shards, vocabulary, capture, codec)
     reader, samples = CacheReader(str(tmp_path)), read_samples(tmp_path)
     assert list(samples) == reader.keys
     for position, sample in enumerate(samples.values()):
         check_tokens_and_logits(sample, reader.read_tokens(position), reader, position)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_all_other_signals(tmp_path: Path, name: str) -> None:
-    corpus = write_text_corpus(tmp_path / "corpus", documents=6)
-    tree = {
-        "teacher": {"path": str(write_random_teacher(tmp_path / "teacher")), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-        "capture": {"logits": {"k": 30}, **OTHERS[name]},
-        "output": {"path": str(tmp_path / "cache"), "tokens_per_shard": 200},
-    }
-    job.run(validate(CacheConfig, tree, "test"))
+def check_all_signals(folder: Path) -> None:
     signals = ("tokens", "logits", "draws", "final", "hidden", "attention")
-    reader, samples = CacheReader(str(tmp_path / "cache"), signals), read_samples(tmp_path / "cache")
+    reader, samples = CacheReader(str(folder), signals), read_samples(folder)
     capture = reader.manifest.capture
     assert capture.final is not None
     assert capture.hidden is not None
@@ -99,6 +100,24 @@ def test_all_other_signals(tmp_path: Path, name: str) -> None:
                 assert found.shape == array.shape
                 np.testing.assert_allclose(found, array, rtol=1e-6, err_msg=f"{signal}: {field}")
     assert all(rows[signal] > 0 for signal in wanted)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_other_signals(tmp_path: Path, name: str) -> None:
+    corpus = write_text_corpus(tmp_path / "corpus", documents=6)
+    tree = {
+        "teacher": {"path": str(write_random_teacher(tmp_path / "teacher")), "dtype": "float32"},
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
+        "capture": {"logits": {"k": 30}, **OTHERS[name]},
+        "output": {"path": str(tmp_path / "cache"), "tokens_per_shard": 200},
+    }
+    job.run(validate(CacheConfig, tree, "test"))
+    check_all_signals(tmp_path / "cache")
+
+
+def test_the_golden_cache() -> None:
+    check_all_signals(GOLDEN)
 
 
 def test_it_imports_nothing_of_this_project() -> None:

@@ -81,7 +81,7 @@ def test_there_is_no_sample_outside(written: Written, position: int) -> None:
 
 
 def check_rows(reader: CacheReader, rows: list[list[int]], length: int | None = None) -> RowBatch:
-    """``read_rows`` against the single samples laid one after the other, and what the padding and rows not stored are."""
+    """``read_rows`` against the single samples one after the other, and what padding and rows not stored are."""
     batch = reader.read_rows(rows, length)
     capture = reader.manifest.capture.logits
     used = [sum(int(reader.num_tokens[p]) for p in row) for row in rows]

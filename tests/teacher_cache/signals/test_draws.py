@@ -68,18 +68,18 @@ def test_a_row_without_a_tail_gives_some_token() -> None:
 def test_uniforms_lie_in_their_strata_and_follow_the_seed() -> None:
     capture = DrawsCapture(n=7, temperatures=[1.0, 3.0])
     rows = np.arange(4, dtype=np.int32)
-    places = uniforms(Request(np.arange(5), draws_positions=rows, seed=11), capture)
+    places = uniforms(Request(np.arange(5), logits_positions=rows, seed=11), capture)
     assert places.shape == (4, 2, 7)
     assert (np.floor(places * 7) == np.arange(7)).all()
-    again = uniforms(Request(np.arange(9), draws_positions=rows, seed=11), capture)
+    again = uniforms(Request(np.arange(9), logits_positions=rows, seed=11), capture)
     assert np.array_equal(places, again)
-    other = uniforms(Request(np.arange(5), draws_positions=rows, seed=12), capture)
+    other = uniforms(Request(np.arange(5), logits_positions=rows, seed=12), capture)
     assert not np.isin(places, other).any()
 
 
 def test_uniforms_are_uniform() -> None:
     capture = DrawsCapture(n=2)
-    request = Request(np.arange(2), draws_positions=np.arange(20_000, dtype=np.int32), seed=3)
+    request = Request(np.arange(2), logits_positions=np.arange(20_000, dtype=np.int32), seed=3)
     offsets = uniforms(request, capture) * 2 % 1
     counts = np.histogram(offsets, bins=20, range=(0, 1))[0]
     assert np.abs(counts - 2_000).max() < 5 * np.sqrt(2_000)

@@ -14,7 +14,7 @@ def row_entropies(k: int, scale: float, seed: int, policy: str = "top_k") -> tup
     """Computed, by the definition from the same top k, and of the whole rows."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, scale, (6, VOCABULARY))
-    capture = LogitsCapture(k=k, policy=policy, mass=0.8)
+    capture = LogitsCapture(k=k, policy=policy, mass=0.8, positions="all")
     sample = logits_sample(logits, np.zeros(6, np.uint32), capture)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -54,5 +54,5 @@ def test_it_is_strictly_smaller_when_several_entries_share_the_bucket() -> None:
 
 def test_two_equal_entries_and_a_certain_one() -> None:
     logits = np.array([[0.0, 0.0, -np.inf, -np.inf], [0.0, -np.inf, -np.inf, -np.inf]])
-    sample = logits_sample(logits, np.zeros(2, np.uint32), LogitsCapture(k=4))
+    sample = logits_sample(logits, np.zeros(2, np.uint32), LogitsCapture(k=4, positions="all"))
     assert bucket_entropy(sample) == pytest.approx([np.log(2), 0], abs=1e-6)

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.cache_config import CODE_KEYWORDS, AttentionCapture, CaptureConfig, HiddenCapture, Stride
+from schemas.cache_config import (
+    CODE_KEYWORDS,
+    AttentionCapture,
+    CaptureConfig,
+    DrawsCapture,
+    FinalCapture,
+    HiddenCapture,
+    LogitsCapture,
+    Stride,
+)
 from teacher_cache.records import TokenSample
 from teacher_cache.signals.positions import keyword_starts, select_rows, to_request
 
@@ -75,12 +84,21 @@ def test_the_other_policies() -> None:
 
 
 def test_requests_ask_for_what_is_configured() -> None:
-    sample = sample_of(["x", " if", " y"])
-    nothing = to_request(sample, CaptureConfig())
-    assert len(nothing.hidden_positions) == len(nothing.attention_positions) == 0
-    both = to_request(sample, CaptureConfig(hidden=HiddenCapture(positions="all"), attention=AttentionCapture()))
-    assert both.hidden_positions.tolist() == [0, 1, 2]
-    assert both.attention_positions.tolist() == [0]
+    sample = sample_of(["x", " if", " y"], masked=(1,))
+    least = to_request(sample, CaptureConfig(draws=DrawsCapture()))
+    assert least.logits_positions.tolist() == [0], "the rows that count, of draws too"
+    assert len(least.hidden_positions) == len(least.attention_positions) == len(least.final_positions) == 0
+    capture = CaptureConfig(
+        logits=LogitsCapture(positions="all"),
+        hidden=HiddenCapture(positions=Stride(every=2)),
+        attention=AttentionCapture(),
+        final=FinalCapture(),
+    )
+    most = to_request(sample, capture)
+    assert most.logits_positions.tolist() == [0, 1, 2]
+    assert most.hidden_positions.tolist() == [0, 2]
+    assert most.attention_positions.tolist() == most.final_positions.tolist() == [0]
+    assert most.input_ids is sample.input_ids
 
 
 @given(text=st.text(st.sampled_from(list("if or_é𝄞 \n(")), max_size=60))

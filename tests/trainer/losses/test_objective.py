@@ -49,7 +49,7 @@ def test_terms_use_the_temperatures_own_column_and_the_schedule(cache, student) 
     assert (soft.name, hard.name) == ("tla", "cross_entropy")
     assert (soft.weight, hard.weight) == (pytest.approx(0.65), 0.5)
     logits = (hidden @ head.weight_VD.T).detach()
-    stored = (rows.ids_NK, rows.logprobs_NK, *rows.log_partition_NT.unbind(1))
+    stored = (rows.ids_NK, rows.logprobs_NK, rows.log_partition_NT[:, 1])
     torch.testing.assert_close(soft.total, tla(logits, stored, 2.0).sum())
     torch.testing.assert_close(
         hard.total, torch.nn.functional.cross_entropy(logits, rows.next_ids_N.long(), reduction="sum")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.rows import sparse_rows, target_of
-from trainer.losses.targets import draws_target, log1mexp
+from trainer.losses.targets import draws_target, log1mexp, softened
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -23,10 +23,19 @@ def test_weights_are_the_softened_probabilities_and_the_bucket_has_the_rest(temp
     torch.testing.assert_close(target.entropy_N, torch.special.entr(outcomes).sum(1))
 
 
+def test_one_log_partition_softens_and_at_temperature_1_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_p = (torch.randn(4, 20, dtype=torch.float64, generator=generator) * 3).log_softmax(-1)
+    for temperature in (0.5, 1.0, 3.0):
+        log_partition = torch.logsumexp(log_p / temperature, -1)
+        torch.testing.assert_close(softened(log_p, log_partition, temperature), (log_p / temperature).log_softmax(-1))
+    assert torch.equal(softened(log_p, torch.zeros(4, dtype=torch.float64), 1.0), log_p)
+
+
 def test_padding_repeats_a_listed_token() -> None:
     ids = torch.tensor([[30, 7, 5, 0]])
     logprobs = torch.tensor([[-0.5, -1.5, -2.0, -torch.inf]])
-    target = target_of((ids, logprobs, torch.zeros(1), torch.zeros(1)), vocabulary=20)
+    target = target_of((ids, logprobs, torch.zeros(1)), vocabulary=20)
     assert target.listed_NK.tolist() == [[False, True, True, False]]
     assert target.ids_NK.tolist() == [[7, 7, 5, 7]]
     assert target.weights_NK[0, [0, 3]].tolist() == [0, 0]

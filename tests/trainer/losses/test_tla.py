@@ -188,7 +188,7 @@ def test_extreme_rows_have_finite_values_and_gradients() -> None:
     logprobs[4] = -math.log(v) - 0.03  # the same, mass below 1 by quantisation
     zero = torch.zeros(6)  # row 5: nothing stored
     for divergence in ("forward", "reverse", "jsd"):
-        value, gradient = tla_(student.clone(), target_of((ids, logprobs, zero, zero), v), 1.0, divergence)
+        value, gradient = tla_(student.clone(), target_of((ids, logprobs, zero), v), 1.0, divergence)
         assert torch.isfinite(value).all(), divergence
         assert torch.isfinite(gradient).all(), divergence
         assert value[3:].abs().max() < 1e-5, divergence
@@ -216,8 +216,8 @@ def test_tokens_the_student_lacks_join_the_bucket(first: int) -> None:
         logprobs = logprobs.roll(1, dims=1)
     ids = torch.tensor([[2, 12, 4]] * 3).roll(1 if first == 12 else 0, dims=1)
     partition = torch.zeros(3, dtype=torch.float64)
-    with_unknown = tla_(student.clone(), target_of((ids, logprobs, partition, partition), 10), 1.0)
+    with_unknown = tla_(student.clone(), target_of((ids, logprobs, partition), 10), 1.0)
     logprobs = logprobs.masked_fill(ids == 12, -torch.inf)
-    without = tla_(student.clone(), target_of((ids.masked_fill(ids == 12, 0), logprobs, partition, partition), 10), 1.0)
+    without = tla_(student.clone(), target_of((ids.masked_fill(ids == 12, 0), logprobs, partition), 10), 1.0)
     for one, other in zip(with_unknown, without, strict=True):
         torch.testing.assert_close(one, other)
