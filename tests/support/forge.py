@@ -1,7 +1,7 @@
 """Caches that are wrong in one chosen place, all else (checksums, sizes, digests) being consistent with it."""
 
-import itertools
 import hashlib
+import itertools
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence

@@ -192,3 +192,12 @@ def test_inspect_shows_a_sample(sound: Path) -> None:
     assert shown.exit_code == 0
     missing = CliRunner().invoke(main, ["inspect", str(sound), "--sample", "no-such-key"])
     assert (missing.exit_code, "no sample 'no-such-key'" in missing.stderr) == (2, True)
+
+
+def test_rows_that_count_and_are_not_stored_are_found(tmp_path: Path) -> None:
+    (pairs,) = random_shards([[9]])
+    tokens, logits = pairs[0]
+    fewer = replace(logits, **{name: array[2:] for name, array in vars(logits).items() if name != "num_tokens"})
+    write_cache(str(tmp_path), [[(tokens, fewer)]])
+    (problem,) = verify(str(tmp_path)).problems
+    assert problem.endswith("row 0: it counts, and is not stored (2 rows)")
