@@ -47,8 +47,10 @@ def encode_ids(ids_E: np.ndarray, counts_P: np.ndarray, table: CodeTable) -> lis
         ids_E: int32, distinct within a row.
         counts_P: int32, ids of each row.
 
-    Raises ValueError when an id stands twice in a row.
+    Raises ValueError when an id stands twice in a row, or is not one of the table's.
     """
+    if len(ids_E) and not 0 <= ids_E.min() <= ids_E.max() < len(table.code_of_id):
+        raise ValueError(f"ids from {ids_E.min()} to {ids_E.max()}, wanted below {len(table.code_of_id)}")
     distances_P, symbols_E, lows, new = _describe(ids_E, counts_P, len(table.code_of_id))
     place_E = np.arange(len(ids_E)) - np.repeat(np.cumsum(counts_P) - counts_P, counts_P)
     group_E = np.digitize(place_E, GROUPS)

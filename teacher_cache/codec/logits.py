@@ -20,7 +20,7 @@ from teacher_cache.codec.compiled import refused_as_corrupt
 from teacher_cache.codec.logprobs import FLOAT_BYTES, from_bits, quantise
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
-from teacher_cache.codec.rows import COUNT_BYTES, LOGPROBS, N_SECTIONS, SCALAR_BYTES, Rows, fill_rows
+from teacher_cache.codec.rows import COUNT_BYTES, LOGPROBS, N_SECTIONS, SCALAR_BYTES, SCALARS, Rows, fill_rows
 from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.records import LogitsSample
 
@@ -104,6 +104,8 @@ class LogitsCodec:
         if self._codec.logprobs != "steps":
             bits_E = sections.integers(LOGPROBS, (int(rows.counts.sum()),), FLOAT_BYTES[self._codec.logprobs])
             values_E = from_bits(bits_E, self._codec.logprobs)
+            for empty in range(LOGPROBS + 1, SCALARS):
+                sections.integers(empty, (0,), 1)
             if not (values_E <= 0).all():
                 raise CorruptCacheError("a log-probability is above 0 or not a number")
             stored_SK = np.arange(self._k) < rows.counts[:, None]

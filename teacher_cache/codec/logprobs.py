@@ -40,7 +40,8 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecC
     """
     differences_PK = _differences(logprobs_PK, counts_P, codec.logprob_steps_per_nat)
     if codec.logprobs != "steps":
-        bits_E = to_bits(logprobs_PK[np.arange(logprobs_PK.shape[1]) < counts_P[:, None]], codec.logprobs)
+        stored_E = logprobs_PK[np.arange(logprobs_PK.shape[1]) < counts_P[:, None]]
+        bits_E = to_bits(np.minimum(stored_E, 0), codec.logprobs)  # one can be above 0 by a rounding error
         nothing = np.empty((0, 0), np.uint8)
         return [split_planes(bits_E, bits_E.itemsize), nothing, nothing, nothing]
     packed_PB = _pack(differences_PK)
@@ -176,7 +177,7 @@ def _join_excesses(planes: np.ndarray, n: int) -> np.ndarray:
 def _next_steps(
     steps: np.uint16, large: np.uint64, byte: np.uint8, place: int, excesses: np.ndarray
 ) -> tuple[np.uint16, np.uint64]:
-    """The running sum (modulo 2^16) and the number of large differences, with one more difference."""
+    """The running sum and the number of large differences, with one more difference."""
     difference = (byte >> np.uint8(2 * place)) & np.uint8(LARGE)
     is_large = index(difference == LARGE)  # a factor: a branch would be mispredicted too often
     return steps + np.uint16(difference) + excesses[large] * np.uint16(is_large), large + is_large

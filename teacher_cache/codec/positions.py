@@ -17,6 +17,8 @@ def encode_positions(positions_P: np.ndarray) -> np.ndarray:
 
 def decode_positions(section: np.ndarray, num_tokens: int) -> np.ndarray:
     """Row numbers int32 [P], rising. Raises CorruptCacheError unless they are of a sequence of ``num_tokens``."""
+    if len(section) > most_bytes(num_tokens):
+        raise CorruptCacheError(f"{len(section)} bytes of positions, wanted at most {most_bytes(num_tokens)}")
     positions_P = np.flatnonzero(np.unpackbits(section, bitorder="little")).astype(np.int32)
     if len(positions_P) and positions_P[-1] >= num_tokens:
         raise CorruptCacheError(f"position {positions_P[-1]}, wanted one below {num_tokens}")

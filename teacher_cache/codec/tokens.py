@@ -17,7 +17,7 @@ Integers are split into byte planes (``planes``).
 import numpy as np
 
 from schemas.arrow import TOKENS_SCHEMA
-from schemas.errors import CorruptCacheError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS
 from teacher_cache.codec.message import Row, RowReader, write_row
 from teacher_cache.codec.planes import join_planes, split_planes
@@ -33,9 +33,17 @@ _READER = RowReader(TOKENS_SCHEMA)
 
 
 def encode_tokens(sample: TokenSample) -> bytes:
-    """The payload of one sequence's tokens member."""
+    """The payload of one sequence's tokens member.
+
+    Raises UserError when the text is longer than what a reader takes for that many tokens.
+    """
     text = np.frombuffer(sample.text.encode(), np.uint8)
     start, end = sample.byte_start.astype(np.int64), sample.byte_end.astype(np.int64)
+    if len(text) > SLACK_BYTES + MAX_TOKEN_BYTES * len(start):
+        raise UserError(
+            f"corpus: {sample.source_id}: {len(text)} bytes of text in {len(start)} tokens, which the tokenizer does not "
+            "know; leave the document out"
+        )
     gaps = np.diff(start, prepend=0)
     gaps[1:] -= (end - start)[:-1]
     frame = [split_planes(sample.input_ids, ID_BYTES), encode_positions(np.flatnonzero(sample.loss_mask))]

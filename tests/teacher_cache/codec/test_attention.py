@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.arrow import ATTENTION_SCHEMA
 from schemas.cache_config import AttentionCapture, CodecConfig
 from schemas.errors import CorruptCacheError
-from support.forge import arrow_stream, columns
+from support.forge import sections, with_sections
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.records import AttentionSample
 
@@ -66,32 +64,44 @@ def test_keys_far_into_a_long_sequence() -> None:
 
 
 CODEC = AttentionCodec(AttentionCapture(heads=2, keys=3), CodecConfig())
-ROW = columns(CODEC.encode(random_sample([1, 4, 8], 2, 3)))
+SAMPLE = random_sample([1, 4, 8], 2, 3)
+PAYLOAD = CODEC.encode(SAMPLE)
 N = 3 * 2 * 3
-PLANES = zstandard.decompress(ROW["frame"])
-LATE_KEY = PLANES[: 2 * N] + bytes([2]) + PLANES[2 * N + 1 :]  # of the first row, which is row 1
-HEAVY = bytes([255] * 2 * N) + PLANES[2 * N :]
+KEYS = sections(PAYLOAD)[3]
 WRONG = {
-    "a row beyond the sequence": ({"positions": [1, 4, 9]}, "positions"),
-    "rows that fall": ({"positions": [4, 1, 8]}, "positions"),
-    "more rows": ({"positions": [0, 1, 4, 8]}, "sizes"),
-    "fewer rows": ({"positions": [1, 4]}, "together at most"),
-    "one head": ({"heads": [1]}, "heads"),
-    "a head that cannot be": ({"heads": [1, 65_536]}, "heads"),
-    "other sizes": ({"sizes": [2 * N - 1, 3 * N + 1]}, "sizes"),
-    "a key after the query": ({"frame": zstandard.compress(LATE_KEY)}, "later token"),
-    "weights above 1": ({"frame": zstandard.compress(HEAVY)}, "more than 1"),
-    "a frame of another size": ({"frame": zstandard.compress(PLANES[1:])}, "frame"),
+    "a row beyond the sequence": ({0: bytes([0b10010, 0b10])}, "position 9, wanted one below 9"),
+    "more rows": ({0: bytes([0b10011, 1])}, "section 2: 36 bytes, wanted 2 "),
+    "fewer rows": ({0: bytes([0b10010])}, "section 2: 36 bytes, wanted 2 "),
+    "one head": ({1: bytes(2)}, "section 1: 2 bytes, wanted 2 "),
+    "three heads": ({1: bytes(6)}, "section 1: 6 bytes, wanted 2 "),
+    "one plane of weights": ({2: bytes(N)}, "section 2: 18 bytes, wanted 2 "),
+    "two planes of keys": ({3: bytes(2 * N)}, "section 3: 36 bytes, wanted 3 "),
+    "a key after the query": ({3: bytes([2]) + KEYS[1:]}, "a stored attention weight falls on a later token"),
+    "a key far after the query": ({3: KEYS[:-1] + b"\1"}, "a stored attention weight falls on a later token"),
+    "weights that add up to 1 and a step": (
+        {2: bytes([255, 1, 0] + [0] * (N - 3) + [255] + [0] * (N - 1))},
+        "the attention weights of a row sum to more than 1",
+    ),
+    "weights above 1": ({2: bytes([255] * 2 * N)}, "the attention weights of a row sum to more than 1"),
+    "more than rows of this shape can have": ({2: bytes(300)}, "a zstd frame declares"),
 }
 
 
 def test_the_row_that_is_broken_below_is_good() -> None:
-    assert ROW["sizes"] == [2 * N, 3 * N]
-    CODEC.decode(arrow_stream(ATTENTION_SCHEMA, [ROW]), 9)
+    assert [len(part) for part in sections(PAYLOAD)] == [2, 2 * 2, 2 * N, 3 * N]
+    assert CODEC.decode(with_sections(PAYLOAD, {}), 9).positions.tolist() == [1, 4, 8]
+
+
+def test_arrays_are_byte_planes_one_section_each() -> None:
+    steps = np.floor(SAMPLE.weights.astype(np.float64) * 65535).astype(np.uint16)
+    arrays = (SAMPLE.heads, steps, SAMPLE.keys)
+    planes = [array.view(np.uint8).reshape(-1, array.itemsize).T for array in arrays]
+    wanted = [part[:width].tobytes() for part, width in zip(planes, (2, 2, 3), strict=True)]
+    assert sections(PAYLOAD)[1:] == wanted
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_payload_that_cannot_be_is_refused(name: str) -> None:
     changed, message = WRONG[name]
-    with pytest.raises(CorruptCacheError, match=message):
-        CODEC.decode(arrow_stream(ATTENTION_SCHEMA, [ROW | changed]), 9)
+    with pytest.raises(CorruptCacheError, match=f"^{message}"):
+        CODEC.decode(with_sections(PAYLOAD, changed), 9)

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.arrow import HIDDEN_SCHEMA
 from schemas.cache_config import CodecConfig, HiddenCapture
 from schemas.errors import CorruptCacheError
-from support.forge import arrow_stream, columns
+from support.forge import sections, with_sections
 from teacher_cache.codec.hidden import HiddenCodec, hidden_shapes
 from teacher_cache.records import HiddenSample
 
@@ -48,29 +46,46 @@ def test_round_trip(positions: set[int], layers: list, dtype: str, channels: int
 
 CAPTURE = HiddenCapture(layers=[1, 2])
 CODEC = HiddenCodec(CAPTURE, CodecConfig(), len(CAPTURE.layers), 64)
-ROW = columns(CODEC.encode(random_sample([0, 3, 8], CAPTURE, 64)))
-SIZES = [3 * 2 * 64, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2 * 2]
+PAYLOAD = CODEC.encode(random_sample([0, 3, 8], CAPTURE, 64))
+SIZES = [2, 3 * 2 * 64, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2 * 2]
 WRONG = {
-    "a row beyond the sequence": ({"positions": [0, 3, 9]}, "positions"),
-    "rows that fall": ({"positions": [3, 0, 8]}, "positions"),
-    "a row twice": ({"positions": [0, 8, 8]}, "positions"),
-    "fewer rows": ({"positions": [0, 3]}, "together at most"),
-    "more rows": ({"positions": [0, 1, 3, 8]}, "sizes"),
-    "three sections": ({"sizes": SIZES[:3]}, "wanted 4"),
-    "other sizes": ({"sizes": [SIZES[0] - 1, SIZES[1] + 1, *SIZES[2:]]}, "sizes"),
-    "a negative size": ({"sizes": [-1, 1, 0, 0]}, "sizes"),
-    "a frame of another size": ({"frame": zstandard.compress(bytes(sum(SIZES) - 1))}, "frame"),
-    "no frame": ({"frame": b""}, "frame"),
+    "a row beyond the sequence": ({0: bytes([0b1001, 0b10])}, "position 9, wanted one below 9"),
+    "fewer rows": ({0: bytes([0b1001])}, "section 1: 384 bytes, wanted 1 "),
+    "more rows": ({0: bytes([0b1011, 1])}, "section 1: 384 bytes, wanted 1 "),
+    "no rows": ({0: b""}, "section 1: 384 bytes, wanted 1 "),
+    "no values": ({1: b""}, "section 1: 0 bytes, wanted 1 "),
+    "scales of other groups": ({2: bytes(12)}, "section 2: 12 bytes, wanted 2 "),
+    "other outliers": ({3: bytes(24), 4: bytes(24)}, "section 3: 24 bytes, wanted 2 "),
+    "half an outlier": ({4: bytes(11)}, "section 4: 11 bytes, wanted 2 "),
+    "more than rows of this shape can have": ({1: bytes(2000)}, "a zstd frame declares"),
 }
 
 
 def test_the_row_that_is_broken_below_is_good() -> None:
-    assert ROW["sizes"] == SIZES
-    CODEC.decode(arrow_stream(HIDDEN_SCHEMA, [ROW]), 9)
+    assert [len(part) for part in sections(PAYLOAD)] == SIZES
+    assert CODEC.decode(with_sections(PAYLOAD, {}), 9).positions.tolist() == [0, 3, 8]
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_payload_that_contradicts_its_cache_is_refused(name: str) -> None:
     changed, message = WRONG[name]
-    with pytest.raises(CorruptCacheError, match=message):
-        CODEC.decode(arrow_stream(HIDDEN_SCHEMA, [ROW | changed]), 9)
+    with pytest.raises(CorruptCacheError, match=f"^{message}"):
+        CODEC.decode(with_sections(PAYLOAD, changed), 9)
+
+
+def test_arrays_are_byte_planes_one_section_each() -> None:
+    sample = random_sample([0, 3, 8], CAPTURE, 64)
+    arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
+    planes = [array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes() for array in arrays]
+    assert sections(PAYLOAD)[1:] == planes
+
+
+@pytest.mark.parametrize("written", ["int8", "bfloat16"])
+def test_a_payload_of_another_dtype_is_refused(written: str) -> None:
+    codecs = {
+        dtype: HiddenCodec(HiddenCapture(layers=[1], dtype=dtype), CodecConfig(), 1, 64)
+        for dtype in ("int8", "bfloat16")
+    }
+    payload = codecs.pop(written).encode(random_sample([0, 3], HiddenCapture(layers=[1], dtype=written), 64))
+    with pytest.raises(CorruptCacheError, match="section 1"):
+        codecs.popitem()[1].decode(payload, 9)

@@ -10,31 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.arrow import LOGITS_SCHEMA, TOKENS_SCHEMA
+from schemas.arrow import SIGNAL_SCHEMA, TOKENS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
 from support.forge import arrow_stream, columns
 from support.synthetic import logits_sample, token_sample
-from teacher_cache.codec.logits import LogitsDecoder, LogitsEncoder
-from teacher_cache.codec.permutation import build_code_table
+from teacher_cache.codec.logits import LogitsCodec
+from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 
 IDS = [5, 6, 7, 2, 9]
 CAPTURE = LogitsCapture(k=4)
-TABLE = build_code_table(np.ones(50))
 SAMPLE = token_sample(IDS)
 TOKENS = encode_tokens(SAMPLE)
-LOGITS = LogitsEncoder(CAPTURE, CodecConfig(), TABLE).encode(
-    logits_sample(np.random.default_rng(0).normal(size=(5, 50)), np.array(IDS), CAPTURE)
-)
-DECODER = LogitsDecoder(CAPTURE, CodecConfig(), TABLE)
+CODEC = LogitsCodec(CAPTURE, CodecConfig(), CodeTable(np.arange(50)))
+LOGITS = CODEC.encode(logits_sample(np.random.default_rng(0).normal(size=(5, 50)), np.array(IDS), CAPTURE))
 PAYLOADS = {"tokens": TOKENS, "logits": LOGITS}
-SCHEMAS = {"tokens": TOKENS_SCHEMA, "logits": LOGITS_SCHEMA}
+SCHEMAS = {"tokens": TOKENS_SCHEMA, "logits": SIGNAL_SCHEMA}
 SIGNALS = pytest.mark.parametrize("signal", ["tokens", "logits"])
 
 
 def decode(signal: str, payload: bytes) -> object:
-    return decode_tokens(payload, len(IDS), 50) if signal == "tokens" else DECODER.decode(payload, len(IDS))
+    return decode_tokens(payload, len(IDS), 50) if signal == "tokens" else CODEC.decode(payload, len(IDS))
 
 
 def refused(signal: str, payload: bytes, match: str | None = None) -> None:
@@ -82,26 +80,30 @@ def test_two_batches_or_none_are_refused(signal: str) -> None:
         refused(signal, sink.getvalue().to_pybytes())
 
 
-def _schema_variants(signal: str) -> list[pa.Schema]:
-    schema = SCHEMAS[signal]
-    last = schema.names[-1]
-    kind = pa.list_(pa.float32()) if signal == "tokens" else pa.large_binary()
-    return [
-        schema.remove(0),
-        schema.append(pa.field("more", pa.int32())),
-        pa.schema(list(schema)[::-1]),
-        schema.set(len(schema) - 1, pa.field(last, kind, nullable=False)),
-        schema.set(len(schema) - 1, schema.field(last).with_name("other")),
-        schema.set(len(schema) - 1, schema.field(last).with_nullable(True)),
-    ]
+def _schema_variants(schema: pa.Schema) -> dict[str, pa.Schema]:
+    last, more = len(schema) - 1, pa.field("more", pa.int32())
+    field = schema.field(last)
+    return {
+        "a column less": schema.remove(last),
+        "a column more": schema.append(more),
+        "another column first": schema.insert(0, more),
+        "another type": schema.set(last, pa.field(field.name, pa.large_binary(), nullable=False)),
+        "another name": schema.set(last, field.with_name("other")),
+        "nulls": schema.set(last, field.with_nullable(True)),
+    }
 
 
 @SIGNALS
-@pytest.mark.parametrize("variant", range(6))
-def test_another_schema_is_refused(signal: str, variant: int) -> None:
+@pytest.mark.parametrize("name", _schema_variants(SIGNAL_SCHEMA))
+def test_another_schema_is_refused(signal: str, name: str) -> None:
     row = columns(PAYLOADS[signal])
     row |= {"more": 1, "other": row[list(row)[-1]]}
-    refused(signal, arrow_stream(_schema_variants(signal)[variant], [row]), "schema")
+    refused(signal, arrow_stream(_schema_variants(SCHEMAS[signal])[name], [row]), "the Arrow schema is")
+
+
+def test_columns_in_another_order_are_refused() -> None:
+    schema = pa.schema(list(TOKENS_SCHEMA)[::-1])
+    refused("tokens", arrow_stream(schema, [columns(TOKENS)]), "the Arrow schema is")
 
 
 @SIGNALS
@@ -118,11 +120,65 @@ def test_other_bytes_are_refused(signal: str, payload: bytes) -> None:
 
 def test_nulls_are_refused() -> None:
     nullable = pa.schema([field.with_nullable(True) for field in TOKENS_SCHEMA])
-    batch = pa.RecordBatch.from_pylist([columns(TOKENS) | {"text": None}], schema=nullable)
+    batch = pa.RecordBatch.from_pylist([columns(TOKENS) | {"source_id": None}], schema=nullable)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, TOKENS_SCHEMA) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=TOKENS_SCHEMA))
     refused("tokens", sink.getvalue().to_pybytes(), "null")
+
+
+@pytest.mark.parametrize("column", ["key", "source_id", "layer"])
+def test_a_string_that_is_not_utf8_is_refused(column: str) -> None:
+    payload = arrow_stream(TOKENS_SCHEMA, [columns(TOKENS) | {column: "⟨here⟩"}])
+    decode("tokens", payload)
+    broken = payload.replace("⟨here⟩".encode(), b"\xff" * 10)
+    refused("tokens", broken, f"column {column} is not UTF-8")
+
+
+def test_a_row_comes_back_and_so_does_the_next_of_other_sizes() -> None:
+    """The reader remembers the layout of the first."""
+    schema = pa.schema([pa.field(name, kind(), nullable=False) for name, kind in (("a", pa.string), ("b", pa.binary))])
+    reader = RowReader(schema)
+    for text, data in (("", b""), ("⟨5⟩", b"\0\xff"), ("x" * 1000, b""), ("", b"y" * 100_000)):
+        row = {"a": text, "b": data}
+        for payload in (write_row(schema, row), arrow_stream(schema, [row])):
+            found = reader.read(payload)
+            assert (found.text("a"), bytes(found.binary("b"))) == (text, data)
+            assert columns(payload) == row
+
+
+def test_a_binary_is_a_view_of_the_payload() -> None:
+    payload = write_row(SIGNAL_SCHEMA, {"frame": b"12345"})
+    assert RowReader(SIGNAL_SCHEMA).read(payload).binary("frame").obj is payload
+
+
+FRAME = bytes(12345)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ((1, 12345), "column frame: offsets 1 and 12345, wanted 0 and its end"),
+        ((0, -1), "column frame: offsets 0 and -1, wanted 0 and its end"),
+        ((0, 12346 + 64), "column frame: 12410 bytes wanted from a buffer of 12345 bytes"),
+        ((0, 2**31 - 1), "column frame: 2147483647 bytes wanted"),
+    ],
+)
+def test_offsets_that_are_not_those_of_one_value_are_refused(offsets: tuple[int, int], message: str) -> None:
+    payload = bytearray(write_row(SIGNAL_SCHEMA, {"frame": FRAME}))
+    struct.pack_into("<2i", payload, payload.rindex(struct.pack("<2i", 0, 12345)), *offsets)
+    row = RowReader(SIGNAL_SCHEMA).read(bytes(payload))
+    with pytest.raises(CorruptCacheError, match=message):
+        row.binary("frame")
+
+
+def test_another_number_of_entries_is_refused() -> None:
+    payload = write_row(SIGNAL_SCHEMA, {"frame": FRAME})
+    node = struct.pack("<2q", 1, 0)  # a column's length and its number of nulls
+    assert payload.count(node) == 1
+    row = RowReader(SIGNAL_SCHEMA).read(payload.replace(node, struct.pack("<2q", 2, 0)))
+    with pytest.raises(CorruptCacheError, match="column frame has 2 entries, wanted 1"):
+        row.binary("frame")
 
 
 def _survives(signal: str, payload: bytes) -> None:

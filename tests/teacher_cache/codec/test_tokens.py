@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.arrow import TOKENS_SCHEMA
-from schemas.errors import CorruptCacheError
-from support.forge import arrow_stream, columns
+from schemas.errors import CorruptCacheError, UserError
+from support.forge import arrow_stream, claiming_frame, columns, sections, with_sections
 from support.synthetic import token_sample
-from teacher_cache.codec.tokens import decode_tokens, encode_tokens
+from teacher_cache.codec.tokens import decode_tokens, decode_training_columns, encode_tokens
 from teacher_cache.records import TokenSample
 
 
@@ -43,51 +44,108 @@ def test_round_trip(sample: TokenSample) -> None:
             assert getattr(getattr(found, name), "dtype", None) == getattr(wanted, "dtype", None)
 
 
-def test_the_columns_are_plain_arrow() -> None:
-    row = columns(encode_tokens(token_sample([5, 6])))
+def test_the_columns_are_plain_arrow_and_the_frames_sections() -> None:
+    payload = encode_tokens(replace(token_sample([5, 70_000, 6]), byte_start=np.array([0, 6, 15], np.uint32)))
+    row, text = columns(payload), "⟨5⟩⟨70000⟩⟨6⟩".encode()
     assert list(row) == TOKENS_SCHEMA.names
-    assert (row["text"], row["input_ids"], row["byte_end"]) == ("⟨5⟩⟨6⟩", [5, 6], [7, 14])
-    assert row["loss_mask"] == [True, False]
+    assert (row["source_id"], row["layer"]) == ("synthetic#0", "base")
+    planes_of_ids = bytes([5, 70_000 & 255, 6, 0, 70_000 >> 8 & 255, 0, 0, 1, 0])
+    assert sections(payload) == [planes_of_ids, bytes([0b011])]
+    gaps = bytes([0, 255, 256 - 3] + [0, 255, 255] * 3)  # tokens that overlap: by 1 and 3 bytes
+    assert sections(payload, "text_frame") == [gaps, bytes([7, 12, 10] + [0] * 9), text]
 
 
 SAMPLE = token_sample([5, 6, 7])
+PAYLOAD = encode_tokens(SAMPLE)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"loss_mask": np.array([True, True, True])},
-        {"byte_end": np.array([7, 14, 22], np.uint32)},
-        {"byte_start": np.array([0, 15, 14], np.uint32)},
-        {"byte_start": np.array([0, 7], np.uint32)},
-        {"loss_mask": np.array([True, False])},
-        {"input_ids": np.array([5, 6], np.uint32)},
-        {"input_ids": np.array([5, 6, 300], np.uint32)},
-        {name: getattr(SAMPLE, name)[:0] for name in ("input_ids", "loss_mask", "byte_start", "byte_end")},
+        ({"loss_mask": np.array([True, True, True])}, "the last row is in the loss mask"),
+        ({"byte_end": np.array([7, 14, 22], np.uint32)}, "a token's byte span begins before or ends beyond"),
+        ({"byte_start": np.array([0, 15, 14], np.uint32)}, "a token's byte span begins before or ends beyond"),
+        ({"input_ids": np.array([5, 6, 300], np.uint32)}, "token id 300 is outside the vocabulary of 300"),
+        (
+            {name: getattr(SAMPLE, name)[:0] for name in ("input_ids", "loss_mask", "byte_start", "byte_end")},
+            "0 bytes of token ids",
+        ),
     ],
 )
-def test_what_cannot_be_true_is_refused(changes: dict[str, np.ndarray]) -> None:
-    decode_tokens(encode_tokens(SAMPLE), 3, 300)
+def test_what_cannot_be_true_is_refused(changes: dict[str, np.ndarray], message: str) -> None:
     payload = encode_tokens(replace(SAMPLE, **changes))
     for num_tokens in (3, None):
-        with pytest.raises(CorruptCacheError):
+        with pytest.raises(CorruptCacheError, match=message):
             decode_tokens(payload, num_tokens, 300)
+
+
+MINUS_ONE = bytes([255, 0, 0] * 4)
+WRONG = {
+    "ids of two tokens": ("frame", {0: bytes(6)}, "6 bytes of token ids|the last row is in the loss mask"),
+    "part of an id": ("frame", {0: bytes(8)}, "8 bytes of token ids"),
+    "no ids": ("frame", {0: b"", 1: b""}, "0 bytes of token ids"),
+    "a mask beyond the sequence": ("frame", {1: bytes([0b1001])}, "position 3, wanted one below 3"),
+    "a mask far beyond it": ("frame", {1: bytes([1, 1])}, "position|a zstd frame declares"),
+    "gaps of two tokens": ("text_frame", {0: bytes(8)}, "section 0: 8 bytes, wanted 4 "),
+    "lengths of four tokens": ("text_frame", {1: bytes(16)}, "section 1: 16 bytes, wanted 4 "),
+    "a token before the text": ("text_frame", {0: MINUS_ONE}, "a token's byte span begins before"),
+    "lengths that add up to too much": ("text_frame", {1: b"\xff" * 12}, "a token's byte span begins before or ends"),
+    "no text": ("text_frame", {2: b""}, "ends beyond the text of 0 bytes"),
+    "text that is not UTF-8": ("text_frame", {2: b"\xff" * 21}, "the text is not UTF-8"),
+    "more text than three tokens can have": ("text_frame", {2: bytes(70_000)}, "a zstd frame declares"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_payload_that_contradicts_itself_is_refused(name: str) -> None:
+    frame, changed, message = WRONG[name]
+    payload = with_sections(PAYLOAD, changed, frame)
+    for num_tokens in (3, None):
+        assert decode_tokens(with_sections(PAYLOAD, {}, frame), num_tokens, 300).text == SAMPLE.text
+        with pytest.raises(CorruptCacheError, match=message):
+            decode_tokens(payload, num_tokens, 300)
+
+
+@pytest.mark.parametrize("frame", ["frame", "text_frame"])
+@pytest.mark.parametrize("num_tokens", [3, None])
+def test_a_frame_that_claims_too_much_is_refused_without_allocating(frame: str, num_tokens: int | None) -> None:
+    payload = arrow_stream(TOKENS_SCHEMA, [columns(PAYLOAD) | {frame: claiming_frame(1 << 40)}])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptCacheError, match="a zstd frame declares 1099511627776 bytes"):
+            decode_tokens(payload, num_tokens, 300)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("num_tokens", [0, 2, 4, 10**9])
 def test_another_number_of_tokens_is_refused(num_tokens: int) -> None:
-    with pytest.raises(CorruptCacheError, match="input_ids"):
-        decode_tokens(encode_tokens(SAMPLE), num_tokens, 300)
+    for decode in (decode_tokens, decode_training_columns):
+        decode(PAYLOAD, 3, 300)
+        with pytest.raises(CorruptCacheError, match=r"bytes of token ids|a zstd frame declares"):
+            decode(PAYLOAD, num_tokens, 300)
 
 
-def test_text_that_is_not_utf8_is_refused() -> None:
-    payload = encode_tokens(SAMPLE)
-    broken = payload.replace("⟨5⟩".encode(), b"\xff" * 7)
-    assert broken != payload
-    with pytest.raises(CorruptCacheError, match="text"):
-        decode_tokens(broken, 3, 300)
+def test_training_reads_nothing_of_the_text() -> None:
+    payload = arrow_stream(TOKENS_SCHEMA, [columns(PAYLOAD) | {"text_frame": b"not zstd"}])
+    input_ids, loss_mask = decode_training_columns(payload, 3, 300)
+    np.testing.assert_array_equal(input_ids, SAMPLE.input_ids)
+    np.testing.assert_array_equal(loss_mask, SAMPLE.loss_mask)
+    assert (input_ids.dtype, loss_mask.dtype) == (np.uint32, np.bool_)
+    with pytest.raises(CorruptCacheError, match="broken zstd frame"):
+        decode_tokens(payload, 3, 300)
 
 
 def test_a_row_written_by_another_arrow_writer_is_read() -> None:
-    payload = arrow_stream(TOKENS_SCHEMA, [columns(encode_tokens(SAMPLE))])
+    payload = arrow_stream(TOKENS_SCHEMA, [columns(PAYLOAD)])
     assert decode_tokens(payload, 3, 300).text == SAMPLE.text
+
+
+def test_a_text_that_no_reader_would_take_is_not_written() -> None:
+    spans = {"byte_start": np.array([0, 5, 9], np.uint32), "byte_end": np.array([5, 9, 9], np.uint32)}
+    most = (1 << 16) + 3 * 1024
+    assert decode_tokens(encode_tokens(replace(SAMPLE, text="x" * most, **spans)), 3, 300).text == "x" * most
+    with pytest.raises(UserError, match="68609 bytes of text in 3 tokens"):
+        encode_tokens(replace(SAMPLE, text="x" * (most + 1), **spans))
