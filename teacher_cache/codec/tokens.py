@@ -41,8 +41,8 @@ def encode_tokens(sample: TokenSample) -> bytes:
     start, end = sample.byte_start.astype(np.int64), sample.byte_end.astype(np.int64)
     if len(text) > SLACK_BYTES + MAX_TOKEN_BYTES * len(start):
         raise UserError(
-            f"corpus: {sample.source_id}: {len(text)} bytes of text in {len(start)} tokens, which the tokenizer does not "
-            "know; leave the document out"
+            f"corpus: {sample.source_id}: {len(text)} bytes of text in {len(start)} tokens: the tokenizer does not "
+            "know this text; leave the document out"
         )
     gaps = np.diff(start, prepend=0)
     gaps[1:] -= (end - start)[:-1]
