@@ -1,9 +1,10 @@
 """How true is what a cache gives back, at each precision, and what does the precision cost?
 
 Rows of the real teacher from a forward pass are encoded and decoded. A stored row says the probabilities of its top k
-and of all else together; so does the true one, and their KL divergence is what rounding added, at temperature 1 and,
-by way of the stored log-partition, at 3. ``final`` stores a row's last hidden state instead, from which every logit is
-rebuilt: its KL is over the whole vocabulary.
+and of all else together; so does the true one. KL(stored ‖ true) is what rounding added, at temperature 1 and, by way
+of the stored log-partition, at 3; stored rows whose entries sum to 1 or more are divided by it, as the losses do.
+``final`` stores a row's last hidden state instead, from which every logit is rebuilt: its KL is over the whole
+vocabulary.
 """
 
 import sys
@@ -122,12 +123,13 @@ def through_codec(samples: list[LogitsSample], codec_config: CodecConfig) -> dic
 
 
 def bucket_kl(true: LogitsSample, found: LogitsSample, temperature: float, column: int) -> np.ndarray:
-    """KL(true ‖ found) of each row's entries and its bucket, float64 [S]."""
+    """KL(found ‖ true) of each row's entries and its bucket, float64 [S]."""
     log_p, log_q = (
         sample.logprobs.astype(np.float64) / temperature - sample.log_partition[:, [column]] for sample in (true, found)
     )
+    log_q -= np.log(np.maximum(1, np.exp(log_q).sum(axis=1, keepdims=True)))
     rest_p, rest_q = (np.clip(1 - np.exp(logs).sum(axis=1), 1e-12, None) for logs in (log_p, log_q))
-    return np.sum(np.exp(log_p) * (log_p - log_q), axis=1) + rest_p * np.log(rest_p / rest_q)
+    return np.sum(np.exp(log_q) * (log_q - log_p), axis=1) + rest_q * np.log(rest_q / rest_p)
 
 
 if __name__ == "__main__":
