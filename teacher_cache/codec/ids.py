@@ -10,7 +10,7 @@ A row may name an earlier row as its reference. Each of its ids is one symbol, u
 Six sections hold P rows:
 
 - ``distances``: how many rows back the reference is, u16; 0 where there is none.
-- ``symbols``, three sections: those at places 0-7, 8-23 and from 24 on, each row by row.
+- ``symbols``, three sections: see ``groups``.
 - ``lows``: u8.
 - ``new``: the list of new ids as codes (see ``permutation``), u16, or u24 for vocabularies above 65,536.
 
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled, refused_as_corrupt
+from teacher_cache.codec.groups import PLACES, index, join_groups, split_groups
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.sections import Sections
 
-GROUPS = (8, 24)  # places at which a new section of symbols begins
 FROM_REFERENCE, NEW = 128, 255  # symbols: as many name places of the reference row; the one that is a new id
 CENTRE = 64  # the symbol of the same place
 DISTANCE_BYTES = 2
@@ -36,8 +36,6 @@ N_SECTIONS = 6
 LISTED = (NEW - FROM_REFERENCE) * 256  # new ids that a symbol can name again
 FARTHEST = (1 << 8 * DISTANCE_BYTES) - 1  # rows back
 RECENT = 16  # rows that the encoder remembers of each id
-
-index = np.uint64  # for the hot loops: numba tests signed indices for being negative, half as much work again
 
 
 def encode_ids(ids_E: np.ndarray, counts_P: np.ndarray, table: CodeTable) -> list[np.ndarray]:
@@ -52,11 +50,9 @@ def encode_ids(ids_E: np.ndarray, counts_P: np.ndarray, table: CodeTable) -> lis
     if len(ids_E) and not 0 <= ids_E.min() <= ids_E.max() < len(table.code_of_id):
         raise ValueError(f"ids from {ids_E.min()} to {ids_E.max()}, wanted below {len(table.code_of_id)}")
     distances_P, symbols_E, lows, new = _describe(ids_E, counts_P, len(table.code_of_id))
-    place_E = np.arange(len(ids_E)) - np.repeat(np.cumsum(counts_P) - counts_P, counts_P)
-    group_E = np.digitize(place_E, GROUPS)
     return [
         split_planes(distances_P, DISTANCE_BYTES),
-        *(symbols_E[group_E == group][None] for group in range(len(GROUPS) + 1)),
+        *split_groups(symbols_E, counts_P, PLACES),
         lows[None],
         split_planes(table.code_of_id[new], table.code_bytes),
     ]
@@ -103,28 +99,18 @@ def fill_ids(
     """
     n_rows, k_max = len(counts_P), ids_SK.shape[1]
     distances = content[starts[0] : starts[1]]
-    group_0, group_1 = content[starts[1] : starts[2]], content[starts[2] : starts[3]]
-    group_2, lows = content[starts[3] : starts[4]], content[starts[4] : starts[5]]
+    symbols_E, n_whole = join_groups(content, starts[1:5], counts_P, PLACES)
+    lows = content[starts[4] : starts[5]]
     new = _new_ids(content[starts[5] : starts[6]], code_bytes, id_of_code)
     if len(distances) != DISTANCE_BYTES * n_rows:
         raise ValueError("bytes of distances", len(distances), DISTANCE_BYTES * n_rows)
-    symbols_K = np.empty(k_max, np.uint8)
     listed_K, new_K = np.empty(k_max, np.int32), np.empty(k_max, np.int32)  # places
-    at_0, at_1, at_2, next_low, next_new = 0, 0, 0, 0, 0
+    at, next_low, next_new = index(0), 0, 0
     misplaced: Any = False
     for p in range(n_rows):
         count = int(counts_P[p])
-        n_0, n_1 = min(count, GROUPS[0]), min(count, GROUPS[1])
-        if at_0 + n_0 > len(group_0) or at_1 + n_1 - n_0 > len(group_1) or at_2 + count - n_1 > len(group_2):
+        if p >= n_whole:
             raise ValueError("symbols before row", p, n_rows)
-        for j in range(index(n_0)):  # faster than slices, whose bounds are looked at
-            symbols_K[j] = group_0[index(at_0) + j]
-        for j in range(index(n_1 - n_0)):
-            symbols_K[index(n_0) + j] = group_1[index(at_1) + j]
-        for j in range(index(count - n_1)):
-            symbols_K[index(n_1) + j] = group_2[index(at_2) + j]
-        at_0, at_1, at_2 = at_0 + n_0, at_1 + n_1 - n_0, at_2 + count - n_1
-
         distance = int(distances[p]) | int(distances[n_rows + p]) << 8
         if distance > p:
             raise ValueError("rows back to a reference row", distance, p)
@@ -133,13 +119,13 @@ def fill_ids(
             places = 0
         ids_K = ids_SK[rows_P[p]]
         for k in range(index(count)):
-            symbol = index(symbols_K[k])
+            symbol = index(symbols_E[at + k])
             place = k + symbol - index(CENTRE)  # far too large when below 0
             misplaced |= (symbol < index(FROM_REFERENCE)) & (place >= index(places))
             ids_K[k] = reference_K[min(place, index(k_max - 1))]
         n_listed, n_new = index(0), index(0)
         for k in range(index(count)):  # sorted out without branches, which would be mispredicted
-            symbol = symbols_K[k]
+            symbol = symbols_E[at + k]
             listed_K[n_listed] = k
             n_listed += index((symbol >= FROM_REFERENCE) & (symbol < NEW))
             new_K[n_new] = k
@@ -149,18 +135,20 @@ def fill_ids(
             raise ValueError("lows and new ids before row", p, n_rows)
         for i in range(n_listed):
             place = index(listed_K[i])
-            number = (index(symbols_K[place]) - index(FROM_REFERENCE)) * index(256) + index(lows[index(next_low) + i])
+            page = index(symbols_E[at + place]) - index(FROM_REFERENCE)
+            number = page * index(256) + index(lows[index(next_low) + i])
             misplaced |= number >= index(next_new)
             ids_K[place] = new[min(number, index(next_new - 1))]
         for i in range(n_new):
             ids_K[index(new_K[i])] = new[index(next_new) + i]
+        at += index(count)
         next_low += int(n_listed)
         next_new += int(n_new)
         ids_K[count:] = 0
     if misplaced:
         raise ValueError("ids that stand nowhere", 1, 0)
-    if at_0 != len(group_0) or at_1 != len(group_1) or at_2 != len(group_2):
-        raise ValueError("symbols", len(group_0) + len(group_1) + len(group_2), at_0 + at_1 + at_2)
+    if starts[4] - starts[1] != len(symbols_E):
+        raise ValueError("symbols", starts[4] - starts[1], len(symbols_E))
     if next_low != len(lows) or next_new != len(new):
         raise ValueError("lows and new ids", len(lows) + len(new), next_low + next_new)
 

@@ -3,27 +3,26 @@
 Most differences are tiny: four go in a byte, two bits each, lowest first, and every row starts a new byte. Four
 sections hold P rows:
 
-- ``differences``, three sections: the bytes of places 0-7, 8-23 and from 24 on, each row by row.
+- ``differences``, three sections: the bytes of places 0-7, 8-23 and from 24 on, see ``groups``.
 - ``excesses``: two bits hold at most 3, which means that the next of these is to be added. u8, or u16 if one needs it;
   row by row.
 
 Where they are kept as floats, the first section holds their bits, row by row, and the others nothing.
 """
 
-import itertools
 from typing import Literal
 
 import numpy as np
 
 from schemas.cache_config import CodecConfig
 from teacher_cache.codec.compiled import compiled
-from teacher_cache.codec.ids import GROUPS, index
+from teacher_cache.codec.groups import PLACES, index, join_groups, split_groups
 from teacher_cache.codec.planes import split_planes
 
 PACKED = 4  # differences in a byte
 LARGE = 3  # the value that stands for this difference and all larger ones
 MAX_STEPS = 65535  # lower log-probabilities are clipped
-BYTE_GROUPS = (GROUPS[0] // PACKED, GROUPS[1] // PACKED)
+BYTE_PLACES = (PLACES[0] // PACKED, PLACES[1] // PACKED)
 N_SECTIONS = 4
 FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 FloatDtype = Literal["bfloat16", "float16", "float32"]
@@ -38,18 +37,19 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecC
 
     Raises ValueError for other values.
     """
-    differences_PK = _differences(logprobs_PK, counts_P, codec.logprob_steps_per_nat)
+    stored_PK = np.arange(logprobs_PK.shape[1]) < counts_P[:, None]
+    differences_PK = _differences(logprobs_PK, stored_PK, codec.logprob_steps_per_nat)
     if codec.logprobs != "steps":
-        stored_E = logprobs_PK[np.arange(logprobs_PK.shape[1]) < counts_P[:, None]]
-        bits_E = to_bits(np.minimum(stored_E, 0), codec.logprobs)  # one can be above 0 by a rounding error
+        values_E = np.minimum(logprobs_PK[stored_PK], 0)  # one can be above 0 by a rounding error
+        bits_E = to_bits(values_E, codec.logprobs)
         nothing = np.empty((0, 0), np.uint8)
         return [split_planes(bits_E, bits_E.itemsize), nothing, nothing, nothing]
     packed_PB = _pack(differences_PK)
-    stored_PB = np.arange(packed_PB.shape[1]) < -(-counts_P[:, None] // PACKED)
-    edges = [0, *BYTE_GROUPS, packed_PB.shape[1]]
+    lengths_P = -(-counts_P // PACKED)
+    packed_N = packed_PB[np.arange(packed_PB.shape[1]) < lengths_P[:, None]]
     excesses = differences_PK[differences_PK >= LARGE] - LARGE
     return [
-        *(packed_PB[:, a:b][stored_PB[:, a:b]][None] for a, b in itertools.pairwise(edges)),
+        *split_groups(packed_N, lengths_P, BYTE_PLACES),
         split_planes(excesses, 1 if excesses.max(initial=0) < 256 else 2),
     ]
 
@@ -83,9 +83,8 @@ def quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
     return np.clip(steps, -limit, limit, out=steps).astype(np.int32)
 
 
-def _differences(logprobs_PK: np.ndarray, counts_P: np.ndarray, steps_per_nat: int) -> np.ndarray:
+def _differences(logprobs_PK: np.ndarray, stored_PK: np.ndarray, steps_per_nat: int) -> np.ndarray:
     """The entries' differences along their rows, int32 [P, K]; 0 for those that are not stored."""
-    stored_PK = np.arange(logprobs_PK.shape[1]) < counts_P[:, None]
     steps_PK = quantise(np.where(stored_PK, -logprobs_PK, 0), steps_per_nat, MAX_STEPS)
     differences_PK = np.where(stored_PK, np.diff(steps_PK, axis=1, prepend=np.int32(0)), 0)
     if differences_PK.min(initial=0) < 0:
@@ -115,40 +114,30 @@ def fill_logprobs(
 
     Arguments, errors and safety are those of ``fill_ids``; ``logprobs_SK`` is float32.
     """
-    n_rows, k_max = len(counts_P), logprobs_SK.shape[1]
-    group_0, group_1 = content[starts[0] : starts[1]], content[starts[1] : starts[2]]
-    group_2 = content[starts[2] : starts[3]]
+    n_rows = len(counts_P)
+    packed_N, n_whole = join_groups(content, starts, (counts_P + (PACKED - 1)) // PACKED, BYTE_PLACES)
     n_large = _count_large(content[starts[0] : starts[3]])
     excesses = _join_excesses(content[starts[3] : starts[4]], n_large)
-    packed_B = np.empty(-(-k_max // PACKED), np.uint8)
-    at_0, at_1, at_2, large = 0, 0, 0, index(0)
+    at, large = index(0), index(0)
     for p in range(n_rows):
-        count = int(counts_P[p])
-        n_bytes = (count + (PACKED - 1)) // PACKED
-        n_0, n_1 = min(n_bytes, BYTE_GROUPS[0]), min(n_bytes, BYTE_GROUPS[1])
-        if at_0 + n_0 > len(group_0) or at_1 + n_1 - n_0 > len(group_1) or at_2 + n_bytes - n_1 > len(group_2):
+        if p >= n_whole:
             raise ValueError("differences before row", p, n_rows)
-        for b in range(index(n_0)):
-            packed_B[b] = group_0[index(at_0) + b]
-        for b in range(index(n_1 - n_0)):
-            packed_B[index(n_0) + b] = group_1[index(at_1) + b]
-        for b in range(index(n_bytes - n_1)):
-            packed_B[index(n_1) + b] = group_2[index(at_2) + b]
-        at_0, at_1, at_2 = at_0 + n_0, at_1 + n_1 - n_0, at_2 + n_bytes - n_1
+        count = int(counts_P[p])
         logprobs_K = logprobs_SK[rows_P[p]]
         steps = np.uint16(0)
         whole = index(count // PACKED)  # bytes; apart from the rest, so that the inner loop is unrolled
         for b in range(whole):
-            byte = packed_B[b]
+            byte = packed_N[at + b]
             for place in range(PACKED):
                 steps, large = _next_steps(steps, large, byte, place, excesses)
                 logprobs_K[index(PACKED) * b + index(place)] = -np.float32(steps) * nats_per_step
         for place in range(count % PACKED):
-            steps, large = _next_steps(steps, large, packed_B[whole], place, excesses)
+            steps, large = _next_steps(steps, large, packed_N[at + whole], place, excesses)
             logprobs_K[index(PACKED) * whole + index(place)] = -np.float32(steps) * nats_per_step
         logprobs_K[count:] = -np.inf
-    if at_0 != len(group_0) or at_1 != len(group_1) or at_2 != len(group_2):
-        raise ValueError("bytes of differences", starts[3] - starts[0], at_0 + at_1 + at_2)
+        at += index((count + (PACKED - 1)) // PACKED)
+    if starts[3] - starts[0] != len(packed_N):
+        raise ValueError("bytes of differences", starts[3] - starts[0], len(packed_N))
 
 
 @compiled
