@@ -17,12 +17,19 @@ def encode_positions(positions_P: np.ndarray) -> np.ndarray:
 
 def decode_positions(section: np.ndarray, num_tokens: int) -> np.ndarray:
     """Row numbers int32 [P], rising. Raises CorruptCacheError unless they are of a sequence of ``num_tokens``."""
+    return np.flatnonzero(decode_bits(section, num_tokens)).astype(np.int32)
+
+
+def decode_bits(section: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The same as a bool for each token, [S]."""
     if len(section) > most_bytes(num_tokens):
         raise CorruptCacheError(f"{len(section)} bytes of positions, wanted at most {most_bytes(num_tokens)}")
-    positions_P = np.flatnonzero(np.unpackbits(section, bitorder="little")).astype(np.int32)
-    if len(positions_P) and positions_P[-1] >= num_tokens:
-        raise CorruptCacheError(f"position {positions_P[-1]}, wanted one below {num_tokens}")
-    return positions_P
+    stored = np.unpackbits(section, bitorder="little").view(np.bool_)
+    if stored[num_tokens:].any():
+        raise CorruptCacheError(f"position {np.flatnonzero(stored)[-1]}, wanted one below {num_tokens}")
+    bits = np.zeros(num_tokens, np.bool_)
+    bits[: len(stored)] = stored[:num_tokens]
+    return bits
 
 
 def most_bytes(num_tokens: int) -> int:

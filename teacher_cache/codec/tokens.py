@@ -21,7 +21,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS
 from teacher_cache.codec.message import Row, RowReader, write_row
 from teacher_cache.codec.planes import join_planes, split_planes
-from teacher_cache.codec.positions import decode_positions, encode_positions, most_bytes
+from teacher_cache.codec.positions import decode_bits, encode_positions, most_bytes
 from teacher_cache.codec.sections import Sections, compress_sections
 from teacher_cache.records import TokenSample
 
@@ -103,8 +103,7 @@ def _training_columns(row: Row, num_tokens: int | None, vocab_size: int) -> tupl
     input_ids = join_planes(planes, ID_BYTES)
     if input_ids.max() >= vocab_size:
         raise CorruptCacheError(f"token id {input_ids.max()} is outside the vocabulary of {vocab_size}")
-    loss_mask = np.zeros(n, np.bool_)
-    loss_mask[decode_positions(sections[1], n)] = True
+    loss_mask = decode_bits(sections[1], n)
     if loss_mask[-1]:
         raise CorruptCacheError("the last row is in the loss mask, though no token follows it")
     return input_ids, loss_mask
