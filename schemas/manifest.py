@@ -110,6 +110,11 @@ class Totals(Strict):
     bytes: dict[Signal, Count]
     index_bytes: Count
 
+    def bytes_per_token(self) -> dict[str, float]:
+        """By signal, and ``index``; 0 where there is no token."""
+        sizes = [*self.bytes.items(), ("index", self.index_bytes)]
+        return {name: size / max(1, self.tokens) for name, size in sizes}
+
 
 class Manifest(Strict):
     """``manifest.json``: everything that is needed to decode, check and trust a cache."""

@@ -59,7 +59,7 @@ def _estimate(settings: CacheConfig, probe: int | None) -> dict[str, Any]:
     found = {"units": survey.units, **survey.counts.model_dump()}
     if probe is None:
         return found
-    return found | {"probe": asdict(estimate.probe(settings, survey.samples, survey.counts.tokens))}
+    return found | {"probe": asdict(estimate.probe(settings, survey))}
 
 
 @main.command()

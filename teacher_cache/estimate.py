@@ -11,15 +11,15 @@ import numpy as np
 
 from schemas.cache_config import CacheConfig, LogitsCapture
 from schemas.manifest import CorpusCounts, Manifest, Signal
-from teacher_cache.codec.encoders import Encoders
+from teacher_cache.codec.encoders import Encoders, make_code_table
 from teacher_cache.codec.logits import LogitsCodec
-from teacher_cache.codec.permutation import CodeTable, build_code_table
+from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.corpus import Corpus
 from teacher_cache.engines import open_engine
-from teacher_cache.plan import empty_plan
+from teacher_cache.plan import empty_plan, numbered_parts
 from teacher_cache.records import Captured, LogitsSample, TokenSample
-from teacher_cache.shards.tar import BLOCK
+from teacher_cache.shards.tar import member_bytes
 from teacher_cache.signals.positions import to_request
 from teacher_cache.teacher import load_tokenizer
 
@@ -28,6 +28,7 @@ from teacher_cache.teacher import load_tokenizer
 class Survey:
     """A corpus as it would be planned."""
 
+    plan: Manifest  # without units
     counts: CorpusCounts
     units: int
     samples: list[TokenSample]  # some, spread over the corpus
@@ -49,26 +50,23 @@ class Estimate:
 def survey(config: CacheConfig, n_samples: int) -> Survey:
     """Check the configuration, read the corpus once, and keep every so many-th sequence. Raises UserError."""
     tokenizer = load_tokenizer(config.teacher)
-    empty_plan(config, tokenizer)
+    plan = empty_plan(config, tokenizer)
     corpus = Corpus(config.corpus, tokenizer)
     kept: list[TokenSample] = []
-    units = tokens_of_unit = 0
-    every = 1
-    for number, sample in enumerate(corpus):
-        tokens_of_unit += len(sample.input_ids)
-        if tokens_of_unit >= config.output.tokens_per_shard:
-            units, tokens_of_unit = units + 1, 0
+    units, every = 0, 1
+    for number, (unit, sample) in enumerate(numbered_parts(corpus, config.output.tokens_per_shard)):
+        units = unit + 1
         if number % every == 0:
             kept.append(sample)
         if len(kept) > 2 * n_samples:
             kept, every = kept[::2], 2 * every
     spread = kept[:: max(1, len(kept) // n_samples)][:n_samples]
-    return Survey(corpus.counts, units + (tokens_of_unit > 0), spread)
+    return Survey(plan, corpus.counts, units, spread)
 
 
-def probe(config: CacheConfig, samples: Sequence[TokenSample], total_tokens: int) -> Estimate:
-    """Score and encode ``samples``, once to warm up and once for the clock. Raises UserError."""
-    plan = empty_plan(config, load_tokenizer(config.teacher))
+def probe(config: CacheConfig, survey: Survey) -> Estimate:
+    """Score and encode the survey's samples; one is scored before, to warm up. Raises UserError."""
+    plan, samples, total_tokens = survey.plan, survey.samples, survey.counts.tokens
     requests = [to_request(sample, config.capture) for sample in samples]
     with open_engine(config) as engine:
         engine.score(requests[:1])
@@ -76,9 +74,9 @@ def probe(config: CacheConfig, samples: Sequence[TokenSample], total_tokens: int
         captured = engine.score(requests)
         seconds = time.perf_counter() - started
     tokens = sum(len(sample.input_ids) for sample in samples)
-    table = _code_table(captured, plan)
+    table = CodeTable(make_code_table(captured, plan.teacher.vocab_size))
     sizes = {"tokens": [len(encode_tokens(sample)) for sample in samples]} | _sizes(plan, captured, table)
-    per_token = {signal: sum(map(_in_tar, payloads)) / tokens for signal, payloads in sizes.items()}
+    per_token = {signal: sum(map(member_bytes, payloads)) / tokens for signal, payloads in sizes.items()}
     per_second = tokens / seconds
     return Estimate(
         sequences=len(samples),
@@ -89,19 +87,6 @@ def probe(config: CacheConfig, samples: Sequence[TokenSample], total_tokens: int
         gigabytes={signal: size * total_tokens / 1e9 for signal, size in per_token.items()},
         other_k_bytes_per_token=dict(_with_fewer_entries(plan, captured, table, tokens)),
     )
-
-
-def _in_tar(payload: int) -> int:
-    """Bytes of a member with its header."""
-    return BLOCK + -(-payload // BLOCK) * BLOCK
-
-
-def _code_table(captured: Sequence[Captured], plan: Manifest) -> CodeTable:
-    counts = np.zeros(plan.teacher.vocab_size, np.int64)
-    for signals in captured:
-        stored = np.isfinite(signals.logits.logprobs)
-        counts += np.bincount(signals.logits.ids[stored], minlength=len(counts))
-    return CodeTable(build_code_table(counts))
 
 
 def _sizes(plan: Manifest, captured: Sequence[Captured], table: CodeTable) -> dict[Signal, list[int]]:
@@ -123,7 +108,7 @@ def _with_fewer_entries(
     while k >= 4:
         capture = plan.capture.logits.model_copy(update={"k": k})
         codec = LogitsCodec(capture, plan.codec, table)
-        yield f"k = {k}", sum(_in_tar(len(codec.encode(_cut(one.logits, capture)))) for one in captured) / tokens
+        yield f"k = {k}", sum(member_bytes(len(codec.encode(_cut(one.logits, capture)))) for one in captured) / tokens
         k //= 2
 
 

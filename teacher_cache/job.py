@@ -16,7 +16,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest, MemberIndex, Unit
 from teacher_cache.engines import Engine, open_engine
-from teacher_cache.plan import load_or_make_plan, read_unit
+from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import Request, TokenSample
@@ -27,7 +27,7 @@ from teacher_cache.writing import UnitWriter
 
 logger = logging.getLogger(__name__)
 
-Part = tuple[list[TokenSample], list[Request]]
+Part = list[tuple[TokenSample, Request]]
 BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
 
 
@@ -105,10 +105,10 @@ def _score_units(
 
     def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
         sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
-        parts = [
-            (part, [to_request(sample, plan.capture) for sample in part]) for part in _parts(sequences, tokens_per_call)
-        ]
-        return tokens_index, parts
+        parts: dict[int, Part] = {}
+        for part, sample in numbered_parts(sequences, tokens_per_call):
+            parts.setdefault(part, []).append((sample, to_request(sample, plan.capture)))
+        return tokens_index, list(parts.values())
 
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
 
@@ -129,26 +129,12 @@ def _score_units(
                 if number + 1 < len(pending):
                     ahead = reading.submit(read, pending[number + 1])
                 writer.begin(unit, tokens_index)
-                for part, requests in parts:
+                for part in parts:
                     with tally.engine_at_work():
-                        captured = engine.score(requests)
-                    writer.add(part, captured)
+                        captured = engine.score([request for _, request in part])
+                    writer.add([sample for sample, _ in part], captured)
                 writer.commit()
     tally.stop()
-
-
-def _parts(sequences: list[TokenSample], tokens_per_call: int) -> Iterator[list[TokenSample]]:
-    """Consecutive sequences of at least ``tokens_per_call`` tokens together, but for the last part."""
-    part: list[TokenSample] = []
-    tokens = 0
-    for sample in sequences:
-        part.append(sample)
-        tokens += len(sample.input_ids)
-        if tokens >= tokens_per_call:
-            yield part
-            part, tokens = [], 0
-    if part:
-        yield part
 
 
 def _write_manifest(storage: Storage, plan: Manifest, worker: Worker) -> Manifest:
@@ -164,7 +150,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.units = self.samples = self.tokens = self.rows = 0
-        self.entropy = self.engine_load_seconds = self.engine_seconds = self.engine_idle_seconds = 0.0
+        self.entropy = self.engine_load_seconds = self.engine_seconds = 0.0
         self._started = self._engine_stopped = self.seconds = 0.0
 
     def start(self) -> None:
@@ -176,7 +162,6 @@ class _Tally:
     @contextmanager
     def engine_at_work(self) -> Iterator[None]:
         started = time.perf_counter()
-        self.engine_idle_seconds += started - self._engine_stopped
         yield
         self._engine_stopped = time.perf_counter()
         self.engine_seconds += self._engine_stopped - started
@@ -199,8 +184,7 @@ class _Tally:
 
     @property
     def engine_idle_share(self) -> float | None:
-        busy = self.engine_seconds
-        return self.engine_idle_seconds / (self.engine_idle_seconds + busy) if busy else None
+        return 1 - self.engine_seconds / (self._engine_stopped - self._started) if self.engine_seconds else None
 
 
 class _StopRequest:
@@ -224,8 +208,6 @@ class _StopRequest:
 
 
 def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str | None) -> Summary:
-    tokens = max(1, manifest.totals.tokens)
-    bytes_per_token: dict[str, float] = {name: size / tokens for name, size in manifest.totals.bytes.items()}
     return Summary(
         units_scored=tally.units,
         units_skipped=skipped,
@@ -239,7 +221,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
         peak_memory_bytes=peak_memory_bytes(),
         cache_samples=manifest.totals.samples,
         cache_tokens=manifest.totals.tokens,
-        bytes_per_token=bytes_per_token | {"index": manifest.totals.index_bytes / tokens},
+        bytes_per_token=manifest.totals.bytes_per_token(),
         complete=manifest.complete,
         manifest_digest=manifest.digest(),
         stopped_by=stopped_by,

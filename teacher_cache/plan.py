@@ -5,9 +5,11 @@ without shards: any worker, anywhere, can (re)do any unit from them, and resumin
 """
 
 import io
+import itertools
 import logging
+import operator
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -147,19 +149,26 @@ def _differences(key: str, before: object, now: object) -> Iterator[tuple[str, o
 
 def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:
     units: list[Unit] = []
-    samples = iter(corpus)
-    pending = next(samples, None)
-    while pending is not None:
-        name = f"shard-{len(units):06d}"
+    for number, group in itertools.groupby(numbered_parts(corpus, tokens_per_shard), key=operator.itemgetter(0)):
+        name = f"shard-{number:06d}"
         n_samples = n_tokens = 0
         with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
-            while pending is not None and n_tokens < tokens_per_shard:
-                tar.add(pending.key, encode_tokens(pending))
+            for _, sample in group:
+                tar.add(sample.key, encode_tokens(sample))
                 n_samples += 1
-                n_tokens += len(pending.input_ids)
-                pending = next(samples, None)
+                n_tokens += len(sample.input_ids)
         units.append(Unit(name=name, samples=n_samples, tokens=n_tokens, tokens_file=tar.index().file))
     return units
+
+
+def numbered_parts(samples: Iterable[TokenSample], least_tokens: int) -> Iterator[tuple[int, TokenSample]]:
+    """Each sample with the number, from 0, of its part: consecutive samples that together have ``least_tokens``."""
+    number = tokens = 0
+    for sample in samples:
+        if tokens >= least_tokens:
+            number, tokens = number + 1, 0
+        yield number, sample
+        tokens += len(sample.input_ids)
 
 
 def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[TokenSample], MemberIndex]:

@@ -1,7 +1,7 @@
 """Encoding, writing and committing units in a thread of their own, while the engine scores the next sequences."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
-from teacher_cache.codec.encoders import Encoders
-from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
+from teacher_cache.codec.encoders import Encoders, make_code_table
+from teacher_cache.codec.permutation import CodeTable, encode_table, table_digest, table_path
 from teacher_cache.head import check_rebuilt
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.head import read_head
@@ -122,7 +122,7 @@ class UnitWriter:
     def _commit(self) -> None:
         is_open = self._opened()
         if not self._table:
-            table, self._table = self._code_table([signals for _, signals in is_open.waiting])
+            table, self._table = self._code_table(signals for _, signals in is_open.waiting)
             self._encoders.use_table(CodeTable(table))
         self._write_waiting(is_open)
         is_open.shard.__exit__(None, None, None)
@@ -143,19 +143,13 @@ class UnitWriter:
                 is_open.shard.add(signal, key, payload)
         is_open.waiting.clear()
 
-    def _code_table(self, scored: list[Captured]) -> tuple[np.ndarray, str]:
+    def _code_table(self, scored: Iterable[Captured]) -> tuple[np.ndarray, str]:
         """The code table in use in this cache, or one made from the first scored unit; and its digest."""
         vocab_size = self._plan.teacher.vocab_size
         for shard in committed(self._storage, self._plan):
             digest = read_mark(self._storage, shard).table
             return read_table(self._storage, digest, vocab_size), digest
-        counts = np.zeros(vocab_size, np.int64)
-        for captured in scored:
-            logits, draws = captured.logits, captured.draws
-            counts += np.bincount(logits.ids[np.isfinite(logits.logprobs)], minlength=vocab_size)
-            if draws is not None:
-                counts += np.bincount(draws.ids.reshape(-1), minlength=vocab_size)
-        table = build_code_table(counts)
+        table = make_code_table(scored, vocab_size)
         digest = table_digest(table)
         self._storage.write(table_path(digest), encode_table(table), self._owner)
         return table, digest

@@ -1,14 +1,16 @@
 """The encoders of all signals of one cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+import numpy as np
 
 from schemas.manifest import Manifest, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsCodec
-from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.codec.permutation import CodeTable, build_code_table
 from teacher_cache.records import Captured
 
 Sample = TypeVar("Sample")
@@ -48,6 +50,17 @@ class Encoders:
     def encode_others(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
         """The payloads of a sequence's other signals."""
         yield from ((signal, encode(captured)) for signal, encode in self._without_table.items())
+
+
+def make_code_table(scored: Iterable[Captured], vocab_size: int) -> np.ndarray:
+    """A code table (uint32 [V], see ``permutation``) from the ids of these sequences' logits and draws."""
+    counts = np.zeros(vocab_size, np.int64)
+    for captured in scored:
+        logits, draws = captured.logits, captured.draws
+        counts += np.bincount(logits.ids[np.isfinite(logits.logprobs)], minlength=vocab_size)
+        if draws is not None:
+            counts += np.bincount(draws.ids.reshape(-1), minlength=vocab_size)
+    return build_code_table(counts)
 
 
 def _there(sample: Sample | None) -> Sample:

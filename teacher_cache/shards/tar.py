@@ -17,6 +17,11 @@ def member_name(key: str, signal: str) -> str:
     return f"{key}.{signal}.arrow"
 
 
+def member_bytes(payload_bytes: int) -> int:
+    """What a member takes in the tar: its header and its padded payload."""
+    return BLOCK + -(-payload_bytes // BLOCK) * BLOCK
+
+
 def checksum(payload: bytes) -> str:
     """xxh3-64 of a member's payload, 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(payload)

@@ -38,7 +38,7 @@ def config(tree: dict) -> CacheConfig:
 def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) -> None:
     survey = estimate.survey(config, 10**6)
     assert not Path(config.output.path).exists()
-    found = estimate.probe(config, survey.samples, survey.counts.tokens)
+    found = estimate.probe(config, survey)
     assert not Path(config.output.path).exists()
     job.run(config)
     manifest = read_manifest(Storage(config.output.path))
