@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import TEMPERATURES, K, sequences_of, shared_cache
-from benchmarks.real_teacher import make_teacher
+from benchmarks.forward import Forward
 from benchmarks.results import Row, at_most, exit_status, write_results
-from schemas.cache_config import CodecConfig, LogitsCapture, Quantised
+from schemas.cache_config import CodecConfig, Quantised
+from teacher_cache.codec.encoders import make_code_table
 from teacher_cache.codec.logits import LogitsCodec
-from teacher_cache.codec.permutation import CodeTable, build_code_table
-from teacher_cache.records import LogitsSample, Request
+from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.reader import CacheReader
 
 SEQUENCES = 4
@@ -41,7 +42,7 @@ def main() -> int:
     raw: dict[str, Any] = {}
     for name, settings in SETTINGS.items():
         codec = CodecConfig(**settings)
-        raw[name] = measured = through_codec(forward.samples, codec)
+        raw[name] = measured = through_codec(forward, codec)
         what = f"log-probabilities in {name}: largest error"
         limit = 0.5 / codec.logprob_steps_per_nat
         is_default = name == DEFAULT
@@ -49,7 +50,7 @@ def main() -> int:
         rows.append(Row("… mean error · KL at T = 1 · at T = 3", joined(measured, "mean", "kl_1", "kl_3"), "nat"))
         rows.append(Row("… logits payload", measured["bytes"], "B/token"))
     for dtype in ("int8", "bfloat16"):
-        raw[f"final {dtype}"] = kls = forward.rebuilt(Quantised(dtype=dtype))
+        raw[f"final {dtype}"] = kls = rebuilt(forward, Quantised(dtype=dtype))
         rows.append(Row(f"final, {dtype}: KL of all tokens at T = 1 · at T = 3", joined(kls, "kl_1", "kl_3"), "nat"))
     title = f"Fidelity: {sum(len(sample.ids) for sample in forward.samples):,} real rows, K = {K}, V = 49,152"
     write_results("fidelity", title, rows, raw)
@@ -61,56 +62,31 @@ def joined(values: dict[str, float], *names: str) -> str:
     return " · ".join(f"{values[name]:.2g}" for name in names)
 
 
-class Forward:
-    """What the real teacher says about some sequences."""
+def rebuilt(forward: Forward, capture: Quantised) -> dict[str, float]:
+    """Mean KL(true ‖ rebuilt) over the whole vocabulary."""
+    import torch
 
-    def __init__(self, sequences: list[np.ndarray]) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+    from teacher_cache.signals.hidden import dequantise, quantise
 
-        from teacher_cache.signals.logits import reduce_logits, to_sample
-
-        model = AutoModelForCausalLM.from_pretrained(make_teacher(), dtype=torch.float32).eval()
-        self._head = model.lm_head.weight.detach()
-        self._hidden, self.samples = [], []
-        capture = LogitsCapture(k=K, temperatures=TEMPERATURES)
-        for ids in sequences:
-            ids_S = torch.from_numpy(ids)
-            with torch.inference_mode():
-                hidden_SD = model.model(ids_S[None]).last_hidden_state[0]
-                rows = reduce_logits(hidden_SD @ self._head.T, ids_S.roll(-1), K, TEMPERATURES)
-            self._hidden.append(hidden_SD)
-            self.samples.append(to_sample(rows, Request(ids, np.arange(len(ids), dtype=np.int32)), capture))
-
-    def rebuilt(self, capture: Quantised) -> dict[str, float]:
-        """Mean KL(true ‖ rebuilt) over the whole vocabulary."""
-        import torch
-
-        from teacher_cache.signals.hidden import dequantise, quantise
-
-        sums = {"kl_1": 0.0, "kl_3": 0.0}
-        n_rows = 0
-        for hidden_SD in self._hidden:
-            stored_SD = dequantise(*quantise(hidden_SD, capture), capture)
-            for rows in torch.arange(len(hidden_SD)).split(64):
-                true_NV, found_NV = (states[rows] @ self._head.T for states in (hidden_SD, stored_SD))
-                for name, temperature in (("kl_1", 1.0), ("kl_3", 3.0)):
-                    log_p, log_q = (
-                        (logits.double() / temperature).log_softmax(dim=1) for logits in (true_NV, found_NV)
-                    )
-                    sums[name] += float((log_p.exp() * (log_p - log_q)).sum())
-                n_rows += len(rows)
-        return {name: total / n_rows for name, total in sums.items()}
+    sums = {"kl_1": 0.0, "kl_3": 0.0}
+    n_rows = 0
+    for hidden_SD in forward.hidden_SD:
+        stored_SD = dequantise(*quantise(hidden_SD, capture), capture)
+        for rows in torch.arange(len(hidden_SD)).split(64):
+            true_NV, found_NV = (states[rows] @ forward.head_VD.T for states in (hidden_SD, stored_SD))
+            for name, temperature in (("kl_1", 1.0), ("kl_3", 3.0)):
+                log_p, log_q = ((logits.double() / temperature).log_softmax(dim=1) for logits in (true_NV, found_NV))
+                sums[name] += float((log_p.exp() * (log_p - log_q)).sum())
+            n_rows += len(rows)
+    return {name: total / n_rows for name, total in sums.items()}
 
 
-def through_codec(samples: list[LogitsSample], codec_config: CodecConfig) -> dict[str, float]:
+def through_codec(forward: Forward, codec_config: CodecConfig) -> dict[str, float]:
     """Errors of decoded rows, and their payload."""
-    vocabulary = 49_152
-    counts = sum(np.bincount(sample.ids.reshape(-1), minlength=vocabulary) for sample in samples)
-    table = CodeTable(build_code_table(np.asarray(counts)))
-    codec = LogitsCodec(LogitsCapture(k=K, temperatures=TEMPERATURES), codec_config, table)
+    table = CodeTable(make_code_table(map(Captured, forward.samples), len(forward.head_VD)))
+    codec = LogitsCodec(forward.capture, codec_config, table)
     errors, kls, size = [], {"kl_1": [], "kl_3": []}, 0  # type: ignore[var-annotated]
-    for sample in samples:
+    for sample in forward.samples:
         payload = codec.encode(sample)
         found = codec.decode(payload, sample.num_tokens)
         size += len(payload)

@@ -29,6 +29,8 @@ import zstandard
 from teacher_cache.records import LogitsSample
 
 ZSTD_LEVEL = 3
+RAW, ARROW = "raw u32 + f32, memory-mapped", "Arrow IPC + zstd, webdataset"
+DISTILLKIT = "Parquet of nested lists (DistillKit)"
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,9 @@ class Parquet(Layout):
 
 
 LAYOUTS: dict[str, type[Layout]] = {
-    "raw u32 + f32, memory-mapped": Raw,
+    RAW: Raw,
     "u16 + f16, memory-mapped": Halves,
-    "Arrow IPC + zstd, webdataset": Arrow,
-    "Parquet of nested lists (DistillKit)": Parquet,
+    ARROW: Arrow,
+    DISTILLKIT: Parquet,
     "f16 + u16 + zstd tar (Megatron-LM)": Megatron,
 }

@@ -20,23 +20,23 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import FOLDER, TEMPERATURES, K, cached, sequences_of, shared_cache, shared_settings
-from benchmarks.layouts import LAYOUTS, Rows
-from benchmarks.real_teacher import make_teacher
+from benchmarks.forward import Forward
+from benchmarks.layouts import ARROW, DISTILLKIT, LAYOUTS, Rows
 from benchmarks.results import Row, at_most, exit_status, write_results
 from schemas.manifest import Manifest
+from teacher_cache.codec.encoders import make_code_table
 from teacher_cache.codec.logits import LogitsCodec
-from teacher_cache.codec.permutation import CodeTable, build_code_table
-from teacher_cache.records import LogitsSample, Request
+from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.marks import read_table
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.tar import member_bytes
 
 MAX_BYTES, MAX_BYTES_248K, MAX_SAMPLED = 118, 135, 32
 MAX_OF_ARROW, MAX_OF_DISTILLKIT = 3 / 4, 2 / 5
-ARROW, DISTILLKIT = "Arrow IPC + zstd, webdataset", "Parquet of nested lists (DistillKit)"
 VARIANTS = 5  # ids that one becomes in the simulated vocabulary
 FORWARD_SEQUENCES = 16
-TAR_BLOCK = 512
 
 
 def main() -> int:
@@ -44,14 +44,15 @@ def main() -> int:
     cache, _ = shared_cache()
     reader = CacheReader(str(cache))
     manifest = reader.manifest
-    sizes = per_token(manifest)
+    sizes = manifest.totals.bytes_per_token()
     logits = sizes["logits"] + sizes["index"]
-    exact = forward_rows(reader)
+    exact = Forward(sequences_of(reader, limit=FORWARD_SEQUENCES)).samples
     error = quantisation_error(str(cache), manifest, exact)
     others = layout_sizes([Rows.of(sample) for sample in exact], "exact")
     same = layout_sizes([Rows.of(reader.read_logits(i)) for i in range(FORWARD_SEQUENCES)], "same")
     large = large_vocabulary(reader)
-    sampled = per_token(CacheReader(str(sampled_cache()), ("tokens", "draws")).manifest)
+    sampled = CacheReader(str(sampled_cache()), ("tokens", "draws")).manifest.totals.bytes_per_token()
+    table_bytes = sum(entry.bytes for entry in manifest.tables.values())
     steps = manifest.codec
     rows = [
         at_most("top 64, everything: logits, tokens, index", sum(sizes.values()), "B/token", MAX_BYTES),
@@ -72,7 +73,7 @@ def main() -> int:
             Row(f"{name}: exact · at our error", f"{others[name]:.1f} · {same[name]:.1f}", "B/token")
             for name in LAYOUTS
         ),
-        Row("code table, once per cache", table_bytes(manifest) / 1000, "kB"),
+        Row("code table, once per cache", table_bytes / 1000, "kB"),
         at_most("quantisation error, log-probabilities", error["logprobs"], "nat", 0.5 / steps.logprob_steps_per_nat),
         at_most("quantisation error, log-partitions", error["scalars"], "nat", 0.5 / steps.scalar_steps_per_nat),
     ]
@@ -89,18 +90,6 @@ def main() -> int:
     title = f"Size: SmolLM2-135M, K = {K}, two log-partitions, {manifest.totals.tokens:,} tokens of code"
     write_results("size", title, rows, raw)
     return exit_status(rows)
-
-
-def per_token(manifest: Manifest) -> dict[str, float]:
-    """Bytes of each signal and of the index."""
-    totals = manifest.totals
-    sizes = {signal: size / totals.tokens for signal, size in totals.bytes.items()}
-    return sizes | {"index": totals.index_bytes / totals.tokens}
-
-
-def table_bytes(manifest: Manifest) -> int:
-    """Bytes of the code tables."""
-    return sum(entry.bytes for entry in manifest.tables.values())
 
 
 def sampled_cache() -> Path:
@@ -137,29 +126,8 @@ def large_vocabulary(reader: CacheReader) -> float:
         samples.append(replace(sample, ids=ids))
     vocabulary = VARIANTS * reader.manifest.teacher.vocab_size
     first = samples[: len(samples) // len(reader.manifest.shards)]  # a job makes its table from its first unit
-    counts = sum(np.bincount(sample.ids.reshape(-1), minlength=vocabulary) for sample in first)
-    large = LogitsCodec(capture, codec, CodeTable(build_code_table(np.asarray(counts))))
-    sizes = [len(large.encode(sample)) for sample in samples]
-    return sum(TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK for size in sizes) / int(reader.num_tokens.sum())
-
-
-def forward_rows(reader: CacheReader) -> list[LogitsSample]:
-    """Unquantised rows of the first sequences, from a forward pass."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from teacher_cache.signals.logits import reduce_logits, to_sample
-
-    model = AutoModelForCausalLM.from_pretrained(make_teacher(FOLDER.parent / "teacher"), dtype=torch.float32).eval()
-    samples = []
-    for ids in sequences_of(reader, limit=FORWARD_SEQUENCES):
-        ids_S = torch.from_numpy(ids)
-        with torch.inference_mode():
-            logits_SV = model(ids_S[None]).logits[0]
-        rows = reduce_logits(logits_SV, ids_S.roll(-1), K, TEMPERATURES)
-        stored = Request(ids, np.arange(len(ids), dtype=np.int32))
-        samples.append(to_sample(rows, stored, reader.manifest.capture.logits))
-    return samples
+    large = LogitsCodec(capture, codec, CodeTable(make_code_table(map(Captured, first), vocabulary)))
+    return sum(member_bytes(len(large.encode(sample))) for sample in samples) / int(reader.num_tokens.sum())
 
 
 def quantisation_error(url: str, manifest: Manifest, samples: list[LogitsSample]) -> dict[str, float]:
