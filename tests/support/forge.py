@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import zstandard
+from hypothesis import strategies as st
 
 from support.synthetic import file_entry, write_tar
 from teacher_cache.shards.marks import mark_name, tar_name
@@ -53,6 +54,17 @@ def with_sections(payload: bytes, changed: Mapping[int, bytes], frame: str = "fr
         parts[number] = part
     schema = pa.ipc.open_stream(payload).schema
     return arrow_stream(schema, [columns(payload) | {frame: frame_of(parts)}])
+
+
+def with_changed_bytes(parts: Sequence[bytes], data: st.DataObject) -> list[bytes]:
+    """One to three bytes of the sections changed, anywhere; where all are empty, a byte in the first."""
+    changed = [bytearray(part) for part in parts]
+    if not any(changed):
+        changed[0] = bytearray(1)
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = data.draw(st.sampled_from([part for part in changed if part]))
+        part[data.draw(st.integers(0, len(part) - 1))] = data.draw(st.integers(0, 255))
+    return [bytes(part) for part in changed]
 
 
 def claiming_frame(size: int) -> bytes:

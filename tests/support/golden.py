@@ -20,6 +20,7 @@ from schemas.load import validate
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
 
+SIGNALS = ("tokens", "logits", "draws", "final", "hidden", "attention")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = FIXTURES / "format-1"
 EXPECTED = FIXTURES / "format-1.json"
@@ -31,7 +32,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as place:
         job.run(golden_config(Path(place), folder))
-    digests = array_digests(CacheReader(str(folder), ("tokens", "logits", "draws", "final", "hidden", "attention")))
+    digests = array_digests(folder)
     folder.with_suffix(".json").write_text(json.dumps(digests, indent=1) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size:,} bytes", file=sys.stderr)
@@ -72,8 +73,9 @@ def golden_config(place: Path, output: Path) -> CacheConfig:
     return validate(CacheConfig, tree, "golden")
 
 
-def array_digests(reader: CacheReader) -> dict[str, str]:
-    """sha256 of every decoded field of all samples, by signal and field."""
+def array_digests(folder: Path) -> dict[str, str]:
+    """sha256 of every decoded field of all samples of a cache with every signal, by signal and field."""
+    reader = CacheReader(str(folder), SIGNALS)
     read = {
         "tokens": reader.read_tokens,
         "logits": reader.read_logits,

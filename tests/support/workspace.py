@@ -2,8 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+
+def cache_tree(
+    teacher: Path, corpus: Path, cache: Path, *, max_tokens: int = 48, tokens_per_shard: int = 100_000, **changes: Any
+) -> dict[str, Any]:
+    """A configuration for the transformers engine: ``teacher`` in float32 reads the ``*.txt`` files of ``corpus``."""
+    return {
+        "teacher": {"path": str(teacher), "dtype": "float32"},
+        "engine": {"kind": "transformers", "device": "cpu"},
+        "corpus": {
+            "sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}],
+            "max_tokens": max_tokens,
+        },
+        "output": {"path": str(cache), "tokens_per_shard": tokens_per_shard},
+        **changes,
+    }
 
 
 @dataclass(frozen=True)
@@ -15,13 +32,8 @@ class Workspace:
     corpus: Path
 
     def cache_config(self, cache: Path, **changes: object) -> Path:
-        tree = {
-            "teacher": {"path": str(self.teacher), "dtype": "float32"},
-            "engine": {"kind": "transformers", "device": "cpu"},
-            "corpus": {"sources": [{"path": str(self.corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-            "capture": {"logits": {"k": 16, "temperatures": [1.0, 3.0]}},
-            "output": {"path": str(cache), "tokens_per_shard": 200},
-        }
+        capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+        tree = cache_tree(self.teacher, self.corpus, cache, tokens_per_shard=200, capture=capture)
         return self._write("cache.yaml", tree | changes)
 
     def train_config(self, cache: Path, output: Path, **changes: object) -> Path:

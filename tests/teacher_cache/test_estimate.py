@@ -9,6 +9,7 @@ from schemas.cache_config import CacheConfig
 from schemas.load import validate
 from support.commands import run, run_ok
 from support.models import write_random_teacher, write_text_corpus
+from support.workspace import cache_tree
 from teacher_cache import estimate, job
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
@@ -18,16 +19,8 @@ from teacher_cache.shards.tar import BLOCK
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("estimate")
-    return {
-        "teacher": {"path": str(write_random_teacher(folder / "teacher")), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {
-            "sources": [{"path": str(write_text_corpus(folder / "texts")), "format": "text", "pattern": "*.txt"}],
-            "max_tokens": 48,
-        },
-        "capture": {"logits": {"k": 16}, "hidden": {"layers": [1]}},
-        "output": {"path": str(folder / "cache"), "tokens_per_shard": 100_000},
-    }
+    teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts")
+    return cache_tree(teacher, corpus, folder / "cache", capture={"logits": {"k": 16}, "hidden": {"layers": [1]}})
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import tiny_tokenizer, write_random_teacher, write_text_corpus
 from support.synthetic import logits_sample, random_shards, write_cache
+from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.head import check_rebuilt, read_teacher_head
 from teacher_cache.records import Captured
@@ -68,13 +69,7 @@ def write_model(folder: Path, config: PreTrainedConfig) -> Path:
 
 def cache(tmp_path: Path, teacher: Path, **final: Any) -> str:
     corpus = write_text_corpus(tmp_path / "corpus", documents=3)
-    tree = {
-        "teacher": {"path": str(teacher), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-        "capture": {"final": final, "logits": {"k": 4}},
-        "output": {"path": str(tmp_path / "cache")},
-    }
+    tree = cache_tree(teacher, corpus, tmp_path / "cache", capture={"final": final, "logits": {"k": 4}})
     job.run(validate(CacheConfig, tree, "test"))
     return str(tmp_path / "cache")
 

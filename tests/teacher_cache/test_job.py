@@ -9,6 +9,7 @@ from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
+from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
@@ -16,14 +17,8 @@ from tools.verify import verify
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
-    tree = {
-        "teacher": {"path": str(teacher), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-        "capture": {"logits": {"k": 16, "temperatures": [1.0, 3.0]}},
-        "output": {"path": str(output), "tokens_per_shard": 300},
-        **changes,
-    }
+    capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+    tree = cache_tree(teacher, corpus, output, tokens_per_shard=300, **{"capture": capture, **changes})
     return validate(CacheConfig, tree, "test")
 
 

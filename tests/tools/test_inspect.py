@@ -13,6 +13,7 @@ from schemas.errors import UserError
 from schemas.load import validate
 from support.models import write_random_teacher, write_text_corpus
 from support.synthetic import random_shards, write_cache
+from support.workspace import cache_tree
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
@@ -34,13 +35,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Any:
     teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "corpus", documents=2)
 
     def cache(name: str, capture: dict[str, Any]) -> str:
-        tree = {
-            "teacher": {"path": str(teacher), "dtype": "float32"},
-            "engine": {"kind": "transformers", "device": "cpu"},
-            "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-            "capture": capture,
-            "output": {"path": str(folder / name)},
-        }
+        tree = cache_tree(teacher, corpus, folder / name, capture=capture)
         if not (folder / name).exists():
             run(validate(CacheConfig, tree, "test"))
         return str(folder / name)

@@ -11,6 +11,7 @@ from schemas.load import validate
 from schemas.manifest import Manifest
 from support.forge import change_payload
 from support.models import write_random_teacher, write_text_corpus
+from support.workspace import cache_tree
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
@@ -25,13 +26,8 @@ def dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def url(tmp_path: Path, dtype: str) -> str:
     corpus = write_text_corpus(tmp_path / "corpus", documents=3)
-    tree = {
-        "teacher": {"path": str(write_random_teacher(tmp_path / "teacher")), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-        "capture": {"hidden": {"layers": [1], "dtype": dtype}, "attention": {"heads": 1}},
-        "output": {"path": str(tmp_path / "cache")},
-    }
+    capture = {"hidden": {"layers": [1], "dtype": dtype}, "attention": {"heads": 1}}
+    tree = cache_tree(write_random_teacher(tmp_path / "teacher"), corpus, tmp_path / "cache", capture=capture)
     run(validate(CacheConfig, tree, "test"))
     return str(tmp_path / "cache")
 

@@ -17,6 +17,7 @@ from schemas.load import validate
 from schemas.train_config import LossConfig, TlaConfig, TrainConfig
 from support.models import write_random_teacher, write_text_corpus
 from support.rows import dense_kl
+from support.workspace import cache_tree
 from teacher_cache.job import run
 from tools.verify import verify
 from trainer.data import open_cache, to_tensors
@@ -107,13 +108,8 @@ def write(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def cache(name: str) -> str:
         output = folder / name.replace(" ", "-")
         if not output.exists():
-            tree = {
-                "teacher": {"path": str(teacher_folder), "dtype": "float32"},
-                "engine": {"kind": "transformers", "device": "cpu"},
-                "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 40},
-                "capture": CAPTURES[name],
-                "output": {"path": str(output), "tokens_per_shard": 300},
-            }
+            sizes = {"max_tokens": 40, "tokens_per_shard": 300}
+            tree = cache_tree(teacher_folder, corpus, output, capture=CAPTURES[name], **sizes)
             run(validate(CacheConfig, tree, "test"))
         return str(output)
 

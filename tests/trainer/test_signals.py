@@ -17,6 +17,7 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import LossConfig, TrainConfig
 from support.models import write_random_teacher, write_text_corpus
+from support.workspace import cache_tree
 from teacher_cache.job import run
 from trainer.data import Cache, open_cache, to_tensors
 from trainer.distiller import distill
@@ -46,17 +47,13 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full_cache(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("full")
     corpus = write_text_corpus(folder / "corpus")
-    tree = {
-        "teacher": {"path": str(teacher_folder), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 40},
-        "capture": {
-            "logits": {"k": 16},
-            "hidden": {"layers": [0.25, 0.5, 3]},
-            "attention": {"heads": 2, "keys": 12},
-        },
-        "output": {"path": str(folder / "cache"), "tokens_per_shard": 300},
+    capture = {
+        "logits": {"k": 16},
+        "hidden": {"layers": [0.25, 0.5, 3]},
+        "attention": {"heads": 2, "keys": 12},
     }
+    sizes = {"max_tokens": 40, "tokens_per_shard": 300}
+    tree = cache_tree(teacher_folder, corpus, folder / "cache", capture=capture, **sizes)
     run(validate(CacheConfig, tree, "test"))
     return str(folder / "cache")
 

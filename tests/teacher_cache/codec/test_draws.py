@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.cache_config import CodecConfig, DrawsCapture
 from schemas.errors import CorruptCacheError
-from support.forge import sections, with_sections
+from support.forge import sections, with_changed_bytes, with_sections
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import DrawsSample
@@ -122,12 +122,7 @@ def test_any_bytes_are_decoded_to_as_many_ids_of_the_vocabulary_or_refused(
 ) -> None:
     codec = make_codec(2, 12, vocabulary)
     payload = codec.encode(random_sample([1, 4, 8], 2, 12, vocabulary, seed))
-    parts = sections(payload)
-    for _ in range(data.draw(st.integers(1, 3))):
-        number = data.draw(st.sampled_from([number for number, part in enumerate(parts) if part]))
-        changed = bytearray(parts[number])
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-        parts[number] = bytes(changed)
+    parts = with_changed_bytes(sections(payload), data)
     with contextlib.suppress(CorruptCacheError):
         found = codec.decode(with_sections(payload, dict(enumerate(parts))), 9)
         n_rows = len(found.positions)

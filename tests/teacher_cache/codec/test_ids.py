@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import CorruptCacheError
-from support.forge import frame_of
+from support.forge import frame_of, with_changed_bytes
 from teacher_cache.codec.ids import decode_ids, encode_ids, most_bytes
 from teacher_cache.codec.permutation import CodeTable, build_code_table
 from teacher_cache.codec.sections import Sections
@@ -281,12 +281,7 @@ def test_any_bytes_are_decoded_within_bounds_or_refused(
 ) -> None:
     rows = similar_rows(seed, 8, 30, vocabulary, ragged)
     table = shuffled_table(vocabulary)
-    parts = encode(rows, table)
-    for _ in range(data.draw(st.integers(1, 3))):
-        number = data.draw(st.sampled_from([number for number, part in enumerate(parts) if part]))
-        changed = bytearray(parts[number])
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-        parts[number] = bytes(changed)
+    parts = with_changed_bytes(encode(rows, table), data)
     with contextlib.suppress(CorruptCacheError):
         found = decode(parts, [len(row) for row in rows], 30, table)
         assert 0 <= found.min() <= found.max() < vocabulary

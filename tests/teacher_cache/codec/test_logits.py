@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from support.forge import sections, with_sections
+from support.forge import sections, with_changed_bytes, with_sections
 from support.synthetic import logits_sample
 from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.logprobs import FLOAT_BYTES, FloatDtype
@@ -365,12 +365,7 @@ def test_any_bytes_in_the_sections_are_decoded_within_bounds_or_refused(
     """Guard rows around the rows stay as they were."""
     tokens, k, codec = 7, 10, make_codec(vocab_size, 10, codec=CodecConfig(logprobs=logprobs))
     payload = codec.encode(make_sample(seed, tokens, vocab_size, k, ragged=ragged, stored=0.8))
-    parts = sections(payload)
-    for _ in range(data.draw(st.integers(1, 3))):
-        number = data.draw(st.sampled_from([number for number, part in enumerate(parts) if part] or [POSITIONS]))
-        changed = bytearray(parts[number] or b"\0")
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-        parts[number] = bytes(changed)
+    parts = with_changed_bytes(sections(payload), data)
     guarded = rows_of(tokens + 2, k, 2)
     rows = Rows(*(array[1:-1] for array in guarded))
     with contextlib.suppress(CorruptCacheError):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
-from support.forge import frame_of
+from support.forge import frame_of, with_changed_bytes
 from teacher_cache.codec.compiled import refused_as_corrupt
 from teacher_cache.codec.logprobs import FloatDtype, encode_logprobs, fill_logprobs, from_bits, most_bytes, to_bits
 from teacher_cache.codec.sections import Sections
@@ -181,12 +181,7 @@ def test_any_bytes_are_decoded_within_bounds_or_refused(
     seed: int, ragged: bool, spread: float, data: st.DataObject
 ) -> None:
     logprobs, counts = falling(seed, 8, 30, spread, ragged)
-    parts = encode(logprobs, counts)
-    for _ in range(data.draw(st.integers(1, 3))):
-        number = data.draw(st.sampled_from([number for number, part in enumerate(parts) if part]))
-        changed = bytearray(parts[number])
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-        parts[number] = bytes(changed)
+    parts = with_changed_bytes(encode(logprobs, counts), data)
     with contextlib.suppress(CorruptCacheError):
         found = decode(parts, counts, 30)
         stored = np.arange(30) < counts[:, None]

@@ -15,6 +15,7 @@ from support.golden import GOLDEN
 from support.models import write_random_teacher, write_text_corpus
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
+from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.codec.logprobs import FloatDtype
 from teacher_cache.records import TokenSample
@@ -105,13 +106,8 @@ def check_all_signals(folder: Path) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_all_other_signals(tmp_path: Path, name: str) -> None:
     corpus = write_text_corpus(tmp_path / "corpus", documents=6)
-    tree = {
-        "teacher": {"path": str(write_random_teacher(tmp_path / "teacher")), "dtype": "float32"},
-        "engine": {"kind": "transformers", "device": "cpu"},
-        "corpus": {"sources": [{"path": str(corpus), "format": "text", "pattern": "*.txt"}], "max_tokens": 48},
-        "capture": {"logits": {"k": 30}, **OTHERS[name]},
-        "output": {"path": str(tmp_path / "cache"), "tokens_per_shard": 200},
-    }
+    teacher, capture = write_random_teacher(tmp_path / "teacher"), {"logits": {"k": 30}, **OTHERS[name]}
+    tree = cache_tree(teacher, corpus, tmp_path / "cache", tokens_per_shard=200, capture=capture)
     job.run(validate(CacheConfig, tree, "test"))
     check_all_signals(tmp_path / "cache")
 
