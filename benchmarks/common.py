@@ -75,7 +75,7 @@ def cached(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def shared_cache() -> tuple[Path, dict[str, Any]]:
-    """The cache of the size and decode benchmarks, some 130 sequences of 512 tokens, and its run's summary."""
+    """The cache of the size and decode benchmarks, some 30 sequences of 2,048 tokens, and its run's summary."""
     folder = FOLDER / "shared"
     tree = shared_settings(folder)
     return Path(tree["output"]["path"]), cached(folder, tree)
@@ -83,7 +83,7 @@ def shared_cache() -> tuple[Path, dict[str, Any]]:
 
 def shared_settings(folder: Path) -> dict[str, Any]:
     """The shared cache's configuration, for a cache in ``folder``."""
-    return settings(folder, modules=40, characters=7_000, max_tokens=512)
+    return settings(folder, modules=16, characters=18_000, max_tokens=2048)
 
 
 def sequences_of(reader: CacheReader, limit: int) -> list[np.ndarray]:

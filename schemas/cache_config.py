@@ -215,7 +215,9 @@ class CodecConfig(Strict):
     logprobs: Literal["steps", "bfloat16", "float16", "float32"] = Field(
         "steps", description="Top-k log-probabilities: rounded to steps, or as floats, two to three times as large."
     )
-    logprob_steps_per_nat: int = Field(16, ge=1, le=4096, description="`steps` of log-probabilities: 1/n nat.")
+    logprob_steps_per_nat: int = Field(
+        16, ge=1, le=4096, description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n."
+    )
     scalar_steps_per_nat: int = Field(
         1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
     )

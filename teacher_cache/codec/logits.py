@@ -3,7 +3,7 @@
 - ``positions``: see ``positions``.
 - ``counts``: entries of each row, u16; empty when every row has K.
 - six of ``ids``.
-- four of ``logprobs``, in steps of 1/``logprob_steps_per_nat``, rounded (so off by half a step at most), or as floats.
+- four of ``logprobs``, rounded to steps (so off by half a one at most), or as floats.
 - ``scalars``: minus the realised token's log-probability, then the log-partition of each temperature but 1, where it is
   0; in steps of 1/``scalar_steps_per_nat``, i24, column by column. The last row of a sequence has no realised token: 0
   on disk, NaN when read.
@@ -34,6 +34,7 @@ class LogitsCodec:
         self._k = capture.k
         self._codec = codec
         self._table = table
+        self._nats_of_steps = logprobs.nats_of_steps(codec)
         self._n_temperatures, self._unit_column = len(capture.temperatures), capture.temperatures.index(1.0)
         self._stored_temperatures = np.arange(self._n_temperatures) != self._unit_column
         self._row_bytes = (
@@ -97,7 +98,7 @@ class LogitsCodec:
                 self._table.id_of_code,
                 self._table.code_bytes,
                 self._unit_column,
-                np.float32(1 / self._codec.logprob_steps_per_nat if self._codec.logprobs == "steps" else 0),
+                self._nats_of_steps,
                 np.float32(1 / self._codec.scalar_steps_per_nat),
                 rows,
             )

@@ -114,8 +114,9 @@ def read_logprobs(sections: list[np.ndarray], counts_P: np.ndarray, k: int, code
     """Falling log-probabilities [P, K] from four sections: three of differences, excesses. -inf beyond a row's count.
 
     A row's first difference is from 0. Four stand in a byte, two bits each, the first lowest; a row starts a new byte.
-    3 means 3 or more: how much more is the next excess, of one byte, or of two where one of them needs it. Where they
-    are kept as floats, all are in the first section, row by row.
+    3 means 3 or more: how much more is the next excess, of one byte, or of two where one of them needs it. Their sums
+    are numbers of steps, which are shorter near 0. Where they are kept as floats, all are in the first section, row by
+    row.
     """
     stored = np.arange(k) < counts_P[:, None]
     logprobs_PK = np.full(stored.shape, -np.inf)
@@ -127,7 +128,8 @@ def read_logprobs(sections: list[np.ndarray], counts_P: np.ndarray, k: int, code
     large = steps_PK == 3
     width = 1 if len(sections[3]) == large.sum() else 2
     steps_PK[large] += unsigned(sections[3], width)
-    logprobs_PK[stored] = (-np.cumsum(steps_PK, axis=1) / codec["logprob_steps_per_nat"])[stored]
+    nats_PK = np.cumsum(steps_PK, axis=1) / codec["logprob_steps_per_nat"]
+    logprobs_PK[stored] = -np.maximum(np.maximum(nats_PK / 16, nats_PK / 4 - 3 / 4), nats_PK - 6)[stored]
     return logprobs_PK
 
 
