@@ -1,6 +1,6 @@
 """How large is a cached token, and how far off are its values?
 
-Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 512 tokens of code: top 64
+Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 2,048 tokens of code: top 64
 with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file but the code table,
 which is a fixed cost of the cache, not of a token: it is reported next to it.
 
@@ -36,7 +36,7 @@ from teacher_cache.shards.tar import member_bytes
 MAX_BYTES, MAX_BYTES_248K, MAX_SAMPLED = 118, 135, 32
 MAX_OF_ARROW, MAX_OF_DISTILLKIT = 3 / 4, 2 / 5
 VARIANTS = 5  # ids that one becomes in the simulated vocabulary
-FORWARD_SEQUENCES = 16
+FORWARD_SEQUENCES = 4
 
 
 def main() -> int:

@@ -118,13 +118,19 @@ CODE_KEYWORDS = [  # Python's
 class Quantised(Strict):
     """How hidden states are stored."""
 
-    dtype: Literal["int8", "bfloat16", "float16"] = Field(
-        "int8", description="`int8`: with a scale for each group of channels, and the largest channels kept apart."
+    dtype: Literal["int8", "int4", "float8_e4m3", "bfloat16", "float16"] = Field(
+        "int8",
+        description="Of 8 bits and less: with a scale for each group of channels, and the largest channels kept apart.",
     )
-    channels_per_scale: int = Field(32, ge=1, description="`int8`: channels that share a scale.")
+    channels_per_scale: int = Field(32, ge=1, description="8 bits and less: channels that share a scale.")
     channels_per_outlier: int = Field(
-        64, ge=2, description="`int8`: one of so many channels, the largest of a row, is kept apart in bfloat16."
+        64, ge=2, description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16."
     )
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether values are in units of their group's scale, and the largest channels apart."""
+        return self.dtype in ("int8", "int4", "float8_e4m3")
 
 
 class HiddenCapture(Quantised):
@@ -216,7 +222,10 @@ class CodecConfig(Strict):
         "steps", description="Top-k log-probabilities: rounded to steps, or as floats, two to three times as large."
     )
     logprob_steps_per_nat: int = Field(
-        16, ge=1, le=4096, description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n."
+        16,
+        ge=1,
+        le=1024,
+        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n.",
     )
     scalar_steps_per_nat: int = Field(
         1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."

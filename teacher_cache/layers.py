@@ -1,4 +1,4 @@
-"""Whether a teacher has the layers whose signals are asked for, and the kind of attention whose rows can be stored.
+"""Whether a teacher has the layers whose signals are asked for, of a width and a kind of attention that can be stored.
 
 Known from its configuration, before anything is loaded.
 """
@@ -10,8 +10,14 @@ from schemas.errors import UserError
 
 
 def check_layers(capture: CaptureConfig, text_config: Any, max_tokens: int) -> None:
-    """Raise UserError when the teacher has no such layer, or one whose attention rows cannot be stored."""
+    """Raise UserError when the teacher has no such layer, or one whose states or attention rows cannot be stored."""
     num_layers = text_config.num_hidden_layers
+    for key, quantised in (("hidden", capture.hidden), ("final", capture.final)):
+        if quantised is not None and quantised.dtype == "int4" and text_config.hidden_size % 2:
+            raise UserError(
+                f"capture.{key}.dtype: int4 keeps two channels in a byte, and the teacher has "
+                f"{text_config.hidden_size}; choose int8"
+            )
     if capture.hidden is not None:
         for layer in capture.hidden.layers:
             _check_number("capture.hidden.layers", layer, layer_number(layer, num_layers), num_layers)

@@ -43,7 +43,8 @@ class LogitsSample:
 class HiddenSample:
     """Hidden states of one sequence after some decoder layers, as stored; ``signals/hidden.py`` makes floats of them.
 
-    For the dtypes bfloat16 and float16 ``values`` holds their bits (int16) and the other arrays have no entry.
+    For the dtypes bfloat16 and float16 ``values`` holds their bits (int16) and the other arrays have no entry; for
+    float8_e4m3 it holds bits, and for int4 two channels in each of D / 2 bytes, the first in the lower half.
     """
 
     positions: np.ndarray  # int32 [P]; rows of the sequence, rising

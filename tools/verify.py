@@ -26,6 +26,7 @@ from teacher_cache.shards.storage import Storage
 
 BLOCK_BYTES = 1 << 24
 ROUNDING = 1e-4  # nats, of float32 arithmetic before quantisation
+NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ def check_hidden(reader: CacheReader, position: int, signal: Literal["hidden", "
     sample = reader.read_hidden(position) if signal == "hidden" else reader.read_final(position)
     capture = getattr(reader.manifest.capture, signal)
     for name, bits in (("scales", sample.scales), ("outliers", sample.outliers), ("values", sample.values)):
-        if bits.dtype != np.int16:
-            continue  # int8 values are finite
-        exponent = 0x7C00 if name == "values" and capture.dtype == "float16" else 0x7F80  # all ones: inf or NaN
-        if ((bits & exponent) == exponent).any():
+        dtype = capture.dtype if name == "values" else "bfloat16"
+        if dtype not in NOT_FINITE:
+            continue  # integers are finite
+        mask = NOT_FINITE[dtype]
+        if ((bits & mask) == mask).any():
             where = reader.where(position, signal)
             raise CorruptCacheError(f"{where}: the {name} of its hidden states are not all finite")
 

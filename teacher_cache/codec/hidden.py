@@ -13,11 +13,12 @@ from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.records import HiddenSample
 
 
-def hidden_shapes(capture: Quantised, channels: int) -> tuple[int, int]:
-    """Scales and outliers of one row of one layer: (0, 0) unless the dtype is int8."""
-    if capture.dtype != "int8":
-        return 0, 0
-    return -(-channels // capture.channels_per_scale), -(-channels // capture.channels_per_outlier)
+def hidden_shapes(capture: Quantised, channels: int) -> tuple[int, int, int]:
+    """Values, scales and outliers of one row of one layer. Two values of ``int4`` share a byte."""
+    n_values = channels // 2 if capture.dtype == "int4" else channels
+    if not capture.has_scales:
+        return n_values, 0, 0
+    return n_values, -(-channels // capture.channels_per_scale), -(-channels // capture.channels_per_outlier)
 
 
 class HiddenCodec:
@@ -25,9 +26,9 @@ class HiddenCodec:
 
     def __init__(self, capture: Quantised, codec: CodecConfig, layers: int, channels: int) -> None:
         """``layers``: how many are stored; ``channels``: the teacher's hidden size."""
-        n_scales, n_outliers = hidden_shapes(capture, channels)
-        self._row_shapes = [(layers, channels), (layers, n_scales), (layers, n_outliers), (layers, n_outliers)]
-        self._widths = [1 if capture.dtype == "int8" else 2, 2, 2, 2]
+        n_values, n_scales, n_outliers = hidden_shapes(capture, channels)
+        self._row_shapes = [(layers, n) for n in (n_values, n_scales, n_outliers, n_outliers)]
+        self._widths = [1 if capture.has_scales else 2, 2, 2, 2]
         self._level = codec.zstd_level
 
     def encode(self, sample: HiddenSample) -> bytes:

@@ -64,7 +64,7 @@ def most_bytes(k: int, codec: CodecConfig) -> int:
 
 
 def nats_of_steps(codec: CodecConfig) -> np.ndarray:
-    """What numbers of steps stand for: log-probabilities in nats, float32 [MAX_STEPS + 1]; none where they are floats."""
+    """What numbers of steps mean: log-probabilities, float32 [MAX_STEPS + 1]; none where they are stored as floats."""
     if codec.logprobs != "steps":
         return np.empty(0, np.float32)
     nats = np.arange(MAX_STEPS + 1) / codec.logprob_steps_per_nat

@@ -43,9 +43,9 @@ def fill_rows(
 ) -> None:
     """Decode the sections of ``content`` (see ``fill_ids``) into ``rows``.
 
-    ``unit_column`` is the log-partition's column of temperature 1, which is not stored. If ``nats_of_steps`` is
-    empty, the log-probabilities are floats and left out. Raises ValueError(what, value seen, value wanted) when the sections do
-    not fit together. Nothing outside the arrays is read or written, whatever the sections hold.
+    ``unit_column`` is the log-partition's column of temperature 1, which is not stored. If ``nats_of_steps`` is empty,
+    the log-probabilities are floats and left out. Raises ValueError(what, value seen, value wanted) when the sections
+    do not fit together. Nothing outside the arrays is read or written, whatever the sections hold.
     """
     rows_P = _positions(content[starts[0] : starts[1]], len(rows.counts))
     counts_P = _counts(content[starts[1] : starts[2]], len(rows_P), rows.ids.shape[1])

@@ -64,7 +64,7 @@ def golden_config(place: Path, output: Path) -> CacheConfig:
             "logits": {"policy": "top_k", "k": 28},
             "draws": {"n": 20, "temperatures": [1.0, 3.0]},
             "final": {},
-            "hidden": {"layers": [1, 2], "positions": {"every": 3}},
+            "hidden": {"layers": [1, 2], "positions": {"every": 3}, "dtype": "int4"},
             "attention": {"heads": 2, "keys": 5, "positions": {"every": 4}},
         },
         "output": {"path": str(output), "tokens_per_shard": 260},

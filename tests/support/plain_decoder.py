@@ -148,6 +148,25 @@ def float32(section: np.ndarray) -> np.ndarray:
     return unsigned(section, 4).astype(np.uint32).view(np.float32)
 
 
+def int8(section: np.ndarray) -> np.ndarray:
+    """Integers of one byte."""
+    return signed(section, 1)
+
+
+def int4(section: np.ndarray) -> np.ndarray:
+    """Two integers in each byte, the first in its lower half."""
+    halves = np.stack([section & 15, section >> 4], axis=-1).reshape(-1).astype(np.int64)
+    return (halves ^ 8) - 8
+
+
+def float8_e4m3(section: np.ndarray) -> np.ndarray:
+    """Floating-point numbers of a sign, four bits of exponent and three of mantissa."""
+    exponent, mantissa = section >> 3 & 15, section & 7
+    size = np.where(exponent > 0, np.ldexp(1 + mantissa / 8, exponent.astype(np.int32) - 7), np.ldexp(mantissa / 8, -6))
+    return np.where(section >> 7, -size, size)
+
+
+SMALL = {"int8": int8, "int4": int4, "float8_e4m3": float8_e4m3}
 FLOATS = {"bfloat16": bfloat16, "float16": float16, "float32": float32}
 
 
@@ -241,13 +260,13 @@ def read_hidden(frame: bytes, capture: Tree, n_layers: int, channels: int) -> Ar
     sections = read_sections(frame, 5)
     positions = read_positions(sections[0])
     shape = (len(positions), n_layers)
-    if capture["dtype"] != "int8":
+    if capture["dtype"] in ("bfloat16", "float16"):
         states = FLOATS[capture["dtype"]](sections[1]).reshape(*shape, channels)
     else:  # each value times the scale of its group of channels, but for the largest ones, which are stored apart
         n_scales = -(-channels // capture["channels_per_scale"])
         n_outliers = -(-channels // capture["channels_per_outlier"])
         scales = bfloat16(sections[2]).reshape(*shape, n_scales).repeat(capture["channels_per_scale"], axis=2)
-        states = signed(sections[1], 1).reshape(*shape, channels) * scales[:, :, :channels]
+        states = SMALL[capture["dtype"]](sections[1]).reshape(*shape, channels) * scales[:, :, :channels]
         places = unsigned(sections[3], 2).reshape(*shape, n_outliers)
         np.put_along_axis(states, places, bfloat16(sections[4]).reshape(places.shape), axis=2)
     return {"positions": positions, "states": states}

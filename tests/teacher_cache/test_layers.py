@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from schemas.cache_config import AttentionCapture, CaptureConfig, HiddenCapture, layer_number
+from schemas.cache_config import AttentionCapture, CaptureConfig, FinalCapture, HiddenCapture, layer_number
 from schemas.errors import UserError
 from teacher_cache.layers import check_layers
 
 
 def config(**changes: Any) -> SimpleNamespace:
-    settings = {"model_type": "llama", "num_hidden_layers": 6, "num_attention_heads": 8}
+    settings = {"model_type": "llama", "num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 33}
     return SimpleNamespace(**{**settings, **changes})
 
 
@@ -35,6 +35,8 @@ def test_stored_layers_rise_whatever_their_order_in_the_configuration() -> None:
     [
         ({"hidden": HiddenCapture(layers=[7])}, r"capture\.hidden\.layers: 7: the teacher has layers 1 to 6"),
         ({"hidden": HiddenCapture(layers=[3, 0.5])}, r"are layers \[3, 3\] of 6; each may stand once"),
+        ({"hidden": HiddenCapture(dtype="int4")}, r"capture\.hidden\.dtype: int4 keeps two .* the teacher has 33"),
+        ({"final": FinalCapture(dtype="int4")}, r"capture\.final\.dtype: int4 keeps two channels in a byte"),
         ({"attention": AttentionCapture(layer=9)}, r"capture\.attention\.layer: 9: the teacher has layers 1 to 6"),
         ({"attention": AttentionCapture(heads=9)}, r"capture\.attention\.heads: 9: the teacher has heads 0 to 7"),
         ({"attention": AttentionCapture(heads=[8])}, r"heads: \[8\]"),

@@ -18,7 +18,7 @@ from teacher_cache.shards.reader import CacheReader
 from tools.verify import verify
 
 
-@pytest.fixture(scope="module", params=["int8", "bfloat16", "float16"])
+@pytest.fixture(scope="module", params=["int8", "int4", "float8_e4m3", "bfloat16", "float16"])
 def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -41,27 +41,41 @@ def spoiled(manifest: Manifest, num_tokens: int, array: str, bits: int) -> Calla
 
     def change(payload: bytes) -> bytes:
         sample = codec.decode(payload, num_tokens)
-        getattr(sample, array).reshape(-1)[0] = np.array(bits, np.uint16).view(np.int16)
+        entries = getattr(sample, array).reshape(-1)
+        entries[0] = np.array(bits, f"u{entries.itemsize}").view(entries.dtype)
         return codec.encode(sample)
 
     return change
 
 
+INFINITE = {
+    "int8": ("scales", 0x7F80),
+    "int4": ("outliers", 0xFF80),
+    "float8_e4m3": ("values", 0x7F),
+    "bfloat16": ("values", 0xFF80),
+    "float16": ("values", 0x7C01),
+}
+FINITE = {
+    "int8": ("outliers", 0x7F7F),
+    "int4": ("values", 0x88),
+    "float8_e4m3": ("values", 0x7E),
+    "bfloat16": ("values", 0x7F7F),
+    "float16": ("values", 0x7BFF),
+}
+
+
 def test_states_that_are_not_finite_are_a_problem(url: str, dtype: str) -> None:
     reader = CacheReader(url)
     assert verify(url).problems == []
-    infinite = {"int8": ("scales", 0x7F80), "bfloat16": ("values", 0xFF80), "float16": ("values", 0x7C01)}[dtype]
-    change_payload(url, "hidden", 1, spoiled(reader.manifest, int(reader.num_tokens[1]), *infinite))
+    array, bits = INFINITE[dtype]
+    change_payload(url, "hidden", 1, spoiled(reader.manifest, int(reader.num_tokens[1]), array, bits))
     (problem,) = verify(url).problems
-    assert problem.startswith(
-        f"shard-000000.hidden.tar: sample {reader.keys[1]}: the {infinite[0]} of its hidden states"
-    )
+    assert problem.startswith(f"shard-000000.hidden.tar: sample {reader.keys[1]}: the {array} of its hidden states")
 
 
 def test_large_but_finite_states_are_fine(url: str, dtype: str) -> None:
     reader = CacheReader(url)
-    finite = {"int8": ("outliers", 0x7F7F), "bfloat16": ("values", 0x7F7F), "float16": ("values", 0x7BFF)}[dtype]
-    change_payload(url, "hidden", 1, spoiled(reader.manifest, int(reader.num_tokens[1]), *finite))
+    change_payload(url, "hidden", 1, spoiled(reader.manifest, int(reader.num_tokens[1]), *FINITE[dtype]))
     assert verify(url).problems == []
 
 

@@ -14,28 +14,28 @@ from teacher_cache.records import HiddenSample
 
 def random_sample(positions: list[int], capture: HiddenCapture, channels: int, seed: int = 0) -> HiddenSample:
     rng = np.random.default_rng(seed)
-    n_scales, n_outliers = hidden_shapes(capture, channels)
+    n_values, n_scales, n_outliers = hidden_shapes(capture, channels)
     row = (len(positions), len(capture.layers))
-    kind = np.int8 if capture.dtype == "int8" else np.int16
+    kind = np.int8 if capture.has_scales else np.int16
 
     def bits(n: int, dtype: type) -> np.ndarray:
         info = np.iinfo(dtype)
         return rng.integers(info.min, info.max, (*row, n), dtype, endpoint=True)
 
-    arrays = (bits(channels, kind), bits(n_scales, np.int16), bits(n_outliers, np.int16), bits(n_outliers, np.int16))
+    arrays = (bits(n_values, kind), bits(n_scales, np.int16), bits(n_outliers, np.int16), bits(n_outliers, np.int16))
     return HiddenSample(np.array(positions, np.int32), *arrays)
 
 
 @given(
     positions=st.sets(st.integers(0, 39), max_size=12),
     layers=st.sampled_from([[1], [3, 1], [0.25, 0.5, 0.75]]),
-    dtype=st.sampled_from(["int8", "bfloat16", "float16"]),
+    dtype=st.sampled_from(["int8", "int4", "float8_e4m3", "bfloat16", "float16"]),
     channels=st.sampled_from([1, 31, 64, 100]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=80, deadline=None)
 def test_round_trip(positions: set[int], layers: list, dtype: str, channels: int, seed: int) -> None:
-    capture = HiddenCapture(layers=layers, dtype=dtype)
+    capture, channels = HiddenCapture(layers=layers, dtype=dtype), channels + channels % 2 * (dtype == "int4")
     codec = HiddenCodec(capture, CodecConfig(), len(capture.layers), channels)
     sample = random_sample(sorted(positions), capture, channels, seed)
     found = codec.decode(codec.encode(sample), 40)
@@ -80,11 +80,11 @@ def test_arrays_are_byte_planes_one_section_each() -> None:
     assert sections(PAYLOAD)[1:] == planes
 
 
-@pytest.mark.parametrize("written", ["int8", "bfloat16"])
+@pytest.mark.parametrize("written", ["int8", "int4", "bfloat16"])
 def test_a_payload_of_another_dtype_is_refused(written: str) -> None:
     codecs = {
         dtype: HiddenCodec(HiddenCapture(layers=[1], dtype=dtype), CodecConfig(), 1, 64)
-        for dtype in ("int8", "bfloat16")
+        for dtype in ("int8", "int4", "bfloat16")
     }
     payload = codecs.pop(written).encode(random_sample([0, 3], HiddenCapture(layers=[1], dtype=written), 64))
     with pytest.raises(CorruptCacheError, match="section 1"):

@@ -111,7 +111,7 @@ def check_round_trip(
     stored = np.arange(k) < sample.counts[:, None]
     assert (found.logprobs[~stored] == -np.inf).all()
     steps = config.logprob_steps_per_nat
-    assert_within_half_a_step(found.logprobs[stored], sample.logprobs[stored], steps, MAX_LOGPROB_STEPS)
+    assert_within_half_a_step(found.logprobs[stored], sample.logprobs[stored], steps, MAX_LOGPROB_STEPS - 6 * steps)
     steps = config.scalar_steps_per_nat
     last = sample.positions == sample.num_tokens - 1
     assert np.isnan(found.next_logprob[last]).all()
@@ -130,10 +130,10 @@ def check_round_trip(
     spread=st.sampled_from([0.0, 0.01, 1.0, 40.0]),
     ragged=st.booleans(),
     stored=st.sampled_from([0.1, 0.7, 1.0]),
-    logprob_steps=st.sampled_from([1, 16, 100, 4096]),
+    logprob_steps=st.sampled_from([1, 16, 100, 1024]),
     scalar_steps=st.sampled_from([16, 1000, 1024, 65536]),
 )
-@example(0, 1, 65_537, 1, (1.0,), 40.0, False, 1.0, 4096, 1024)
+@example(0, 1, 65_537, 1, (1.0,), 40.0, False, 1.0, 1024, 1024)
 @example(0, 1, 65_536, 1, (1.0,), 1.0, True, 1.0, 16, 1024)
 @settings(max_examples=120, deadline=None)
 def test_round_trip(
@@ -198,7 +198,7 @@ def test_an_infinite_or_tiny_probability_is_clipped_not_wrapped() -> None:
     sample.log_partition[:2] = [[np.inf, 0, -np.inf], [1e30, 0, -(2**13)]]
     found = codec.decode(codec.encode(sample), 4)
     most = MAX_SCALAR_STEPS / 1024
-    assert found.logprobs[:, 1].tolist() == [-65535 / 16] * 4
+    assert found.logprobs[:, 1].tolist() == [6 - 65535 / 16] * 4
     assert found.next_logprob[:3].tolist() == [-most] * 3
     assert found.log_partition[:2].tolist() == [[most, 0, -most]] * 2
 

@@ -1,4 +1,4 @@
-"""Log-probabilities lose half a step at most; sections that contradict themselves are refused."""
+"""Log-probabilities lose half a step at most, less near 0; sections that contradict themselves are refused."""
 
 import contextlib
 
@@ -12,7 +12,15 @@ from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
 from support.forge import frame_of, with_changed_bytes
 from teacher_cache.codec.compiled import refused_as_corrupt
-from teacher_cache.codec.logprobs import FloatDtype, encode_logprobs, fill_logprobs, from_bits, most_bytes, to_bits
+from teacher_cache.codec.logprobs import (
+    FloatDtype,
+    encode_logprobs,
+    fill_logprobs,
+    from_bits,
+    most_bytes,
+    nats_of_steps,
+    to_bits,
+)
 from teacher_cache.codec.sections import Sections
 
 EXCESSES = 3
@@ -38,10 +46,10 @@ def decode(parts: list[bytes], counts: np.ndarray, k: int, steps_per_nat: int = 
     """Decode into every second row of an array of 77, so that there is a row before, between and after them."""
     logprobs = np.full((2 * len(counts) + 1, k), 77, np.float32)
     rows = np.arange(1, 2 * len(counts), 2, dtype=np.int32)
-    sections = Sections(frame_of(parts), 4, sum(map(len, parts)))
+    sections, nats = Sections(frame_of(parts), 4, sum(map(len, parts))), nats_of_steps(in_steps(steps_per_nat))
     try:
         with refused_as_corrupt():
-            fill_logprobs(sections.content, sections.starts, np.float32(1 / steps_per_nat), rows, counts, logprobs)
+            fill_logprobs(sections.content, sections.starts, nats, rows, counts, logprobs)
     finally:
         assert (logprobs[::2] == 77).all(), "rows that are not asked for are not touched"
     return logprobs[1::2]
@@ -53,7 +61,7 @@ def decode(parts: list[bytes], counts: np.ndarray, k: int, steps_per_nat: int = 
     k=st.integers(1, 70),
     spread=st.sampled_from([0.0, 0.01, 1.0, 40.0]),
     ragged=st.booleans(),
-    steps_per_nat=st.sampled_from([1, 16, 100, 4096]),
+    steps_per_nat=st.sampled_from([1, 16, 100, 1024]),
 )
 @example(0, 1, 1, 1.0, False, 16)
 @settings(max_examples=100, deadline=None)
@@ -63,22 +71,35 @@ def test_round_trip(seed: int, n_rows: int, k: int, spread: float, ragged: bool,
     found = decode(parts, counts, k, steps_per_nat)
     stored = np.arange(k) < counts[:, None]
     assert (found[~stored] == -np.inf).all()
-    wanted = np.maximum(logprobs[stored].astype(np.float64), -65535 / steps_per_nat)
-    assert (np.abs(found[stored] - wanted) <= 0.5 / steps_per_nat + 3e-7 * np.abs(wanted)).all()
+    wanted = np.maximum(logprobs[stored].astype(np.float64), 6 - 65535 / steps_per_nat)
+    step = np.select([wanted > -1 / 4, wanted > -1], [1 / 16, 1 / 4], 1) / steps_per_nat
+    assert (np.abs(found[stored] - wanted) <= step / 2 + 3e-7 * np.abs(wanted)).all()
     assert sum(map(len, parts)) <= n_rows * most_bytes(k, in_steps(steps_per_nat))
+
+
+def test_steps_are_a_quarter_above_minus_1_and_a_sixteenth_above_minus_a_quarter() -> None:
+    nats = nats_of_steps(in_steps(2))
+    assert (len(nats), nats.dtype) == (65_536, np.float32)
+    assert (nats[[0, 8, 14, 15, 65_535]] == [0, -1 / 4, -1, -1.5, 6 - 65_535 / 2]).all()
+    np.testing.assert_array_equal(np.diff(nats[:30]), [-1 / 32] * 8 + [-1 / 8] * 6 + [-1 / 2] * 15)
+
+
+def test_floats_have_no_steps() -> None:
+    assert len(nats_of_steps(CodecConfig(logprobs="float16"))) == 0
 
 
 def test_the_bytes_are_as_documented() -> None:
     """Differences 0 1 2 3, and 3 0 300 with nothing in the last place; 3 and more take an excess."""
-    logprobs, counts = np.array([[0, -1, -3, -6], [-3, -3, -303, 0]], np.float32), np.array([4, 3], np.int32)
+    rows = [[0, -1 / 16, -3 / 16, -3 / 4], [-3 / 16, -3 / 16, -297, 0]]
+    logprobs, counts = np.array(rows, np.float32), np.array([4, 3], np.int32)
     parts = [bytes([0b11_10_01_00, 0b00_11_00_11]), b"", b"", bytes([0, 0, 297 - 256, 0, 0, 1])]
     assert encode(logprobs, counts, 1) == parts
-    assert decode(parts, counts, 4, 1).tolist() == [[0, -1, -3, -6], [-3, -3, -303, -np.inf]]
+    assert decode(parts, counts, 4, 1).tolist() == [rows[0], [*rows[1][:3], -np.inf]]
 
 
 @pytest.mark.parametrize(("gap", "planes"), [(0, 0), (2, 0), (3, 1), (258, 1), (259, 2), (65_535, 2)])
 def test_excesses_are_there_above_2_and_take_a_second_plane_above_258(gap: int, planes: int) -> None:
-    logprobs, counts = np.tile(np.array([0, -gap / 16], np.float32), (5, 1)), np.full(5, 2, np.int32)
+    logprobs, counts = np.tile(nats_of_steps(in_steps(16))[[0, gap]], (5, 1)), np.full(5, 2, np.int32)
     parts = encode(logprobs, counts)
     assert len(parts[EXCESSES]) == planes * 5
     np.testing.assert_array_equal(decode(parts, counts, 2), logprobs)
@@ -96,7 +117,7 @@ def test_four_differences_share_a_byte_and_places_are_grouped(count: int, sizes:
 
 def test_an_infinite_or_tiny_probability_is_clipped_not_wrapped() -> None:
     logprobs, counts = np.array([[0, -1e6], [-1e30, -np.inf], [0, -65536 / 16]], np.float32), np.full(3, 2, np.int32)
-    lowest = -65535 / 16
+    lowest = 6 - 65535 / 16
     assert decode(encode(logprobs, counts), counts, 2).tolist() == [[0, lowest], [lowest, lowest], [0, lowest]]
 
 

@@ -44,6 +44,12 @@ OTHERS: dict[str, dict[str, Any]] = {
         "hidden": {"layers": [1, 2], "positions": {"every": 3}},
         "attention": {"heads": 2, "keys": 5, "positions": {"every": 4}},
     },
+    "small": {
+        "draws": {"n": 9},
+        "final": {"dtype": "float8_e4m3"},
+        "hidden": {"layers": [1], "dtype": "int4", "channels_per_scale": 5},
+        "attention": {"heads": 1},
+    },
     "floats": {
         "draws": {"n": 9, "region": "all"},
         "final": {"dtype": "float16", "positions": "all"},
