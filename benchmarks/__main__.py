@@ -11,7 +11,18 @@ from dataclasses import replace
 
 from benchmarks.results import BAR_MISSED, RESULTS, Row, print_table, read_results
 
-NAMES = ("exactness", "size", "decode", "fidelity", "capture", "signals", "taps", "lean_loss", "target_gradients")
+NAMES = (
+    "exactness",
+    "size",
+    "decode",
+    "fidelity",
+    "capture",
+    "memory_growth",
+    "signals",
+    "taps",
+    "lean_loss",
+    "target_gradients",
+)
 
 
 def main(names: list[str]) -> int:

@@ -1,8 +1,8 @@
 """How large is a cached token, and how far off are its values?
 
-Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 2,048 tokens of code: top 64
-with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file but the code table,
-which is a fixed cost of the cache, not of a token: it is reported next to it.
+Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 2,048 tokens of code (the
+default length): top 64 with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file
+but the code table, which is a fixed cost of the cache, not of a token: it is reported next to it.
 
 Other systems' layouts (see ``benchmarks.layouts``) hold the same rows as a forward pass gives them, in float16, and, to
 be compared at the very same error, as the cache gives them back. The quantisation error is what the codec adds: float32

@@ -5,20 +5,18 @@ A probe scores a few sequences with the configured teacher and encodes them as a
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from schemas.cache_config import CacheConfig, LogitsCapture
+from schemas.cache_config import CacheConfig
 from schemas.manifest import CorpusCounts, Manifest, Signal
 from teacher_cache.codec.encoders import Encoders, make_code_table
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.corpus import Corpus
 from teacher_cache.engines import open_engine
+from teacher_cache.options import options
 from teacher_cache.plan import empty_plan, numbered_parts
-from teacher_cache.records import Captured, LogitsSample, TokenSample
+from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import member_bytes
 from teacher_cache.signals.positions import to_request
 from teacher_cache.teacher import load_tokenizer
@@ -44,7 +42,7 @@ class Estimate:
     hours: float
     bytes_per_token: dict[str, float]
     gigabytes: dict[str, float]
-    other_k_bytes_per_token: dict[str, float]  # of the logits, with fewer entries a row
+    other_settings: dict[str, float]  # bytes a token of the signal that the setting is about
 
 
 def survey(config: CacheConfig, n_samples: int) -> Survey:
@@ -75,8 +73,8 @@ def probe(config: CacheConfig, survey: Survey) -> Estimate:
         seconds = time.perf_counter() - started
     tokens = sum(len(sample.input_ids) for sample in samples)
     table = CodeTable(make_code_table(captured, plan.teacher.vocab_size))
-    sizes = {"tokens": [len(encode_tokens(sample)) for sample in samples]} | _sizes(plan, captured, table)
-    per_token = {signal: sum(map(member_bytes, payloads)) / tokens for signal, payloads in sizes.items()}
+    text_bytes = sum(member_bytes(len(encode_tokens(sample))) for sample in samples)
+    per_token = {"tokens": text_bytes / tokens} | _bytes_per_token(plan, captured, table, tokens)
     per_second = tokens / seconds
     return Estimate(
         sequences=len(samples),
@@ -85,38 +83,27 @@ def probe(config: CacheConfig, survey: Survey) -> Estimate:
         hours=total_tokens / per_second / 3600,
         bytes_per_token=per_token,
         gigabytes={signal: size * total_tokens / 1e9 for signal, size in per_token.items()},
-        other_k_bytes_per_token=dict(_with_fewer_entries(plan, captured, table, tokens)),
+        other_settings=dict(_other_settings(plan, captured, table, tokens)),
     )
 
 
-def _sizes(plan: Manifest, captured: Sequence[Captured], table: CodeTable) -> dict[Signal, list[int]]:
+def _bytes_per_token(
+    plan: Manifest, captured: Sequence[Captured], table: CodeTable, tokens: int
+) -> dict[Signal, float]:
+    """Of every captured signal, in its tar."""
     encoders = Encoders(plan)
     encoders.use_table(table)
-    sizes: dict[Signal, list[int]] = {}
+    sizes: dict[Signal, int] = {}
     for signals in captured:
         for encode in (encoders.encode_ids, encoders.encode_others):
             for signal, payload in encode(signals):
-                sizes.setdefault(signal, []).append(len(payload))
-    return sizes
+                sizes[signal] = sizes.get(signal, 0) + member_bytes(len(payload))
+    return {signal: size / tokens for signal, size in sizes.items()}
 
 
-def _with_fewer_entries(
+def _other_settings(
     plan: Manifest, captured: Sequence[Captured], table: CodeTable, tokens: int
 ) -> Iterator[tuple[str, float]]:
-    """Bytes a token of the logits with a half, a quarter, … of the entries."""
-    k = plan.capture.logits.k // 2
-    while k >= 4:
-        capture = plan.capture.logits.model_copy(update={"k": k})
-        codec = LogitsCodec(capture, plan.codec, table)
-        yield f"k = {k}", sum(member_bytes(len(codec.encode(_cut(one.logits, capture)))) for one in captured) / tokens
-        k //= 2
-
-
-def _cut(sample: LogitsSample, capture: LogitsCapture) -> LogitsSample:
-    """The first ``capture.k`` entries of each row."""
-    return replace(
-        sample,
-        counts=np.minimum(sample.counts, capture.k),
-        ids=sample.ids[:, : capture.k],
-        logprobs=sample.logprobs[:, : capture.k],
-    )
+    for option in options(plan.capture, plan.codec, captured, plan.teacher.hidden_size):
+        changed = plan.model_copy(update={"capture": option.capture, "codec": option.codec})
+        yield option.setting, _bytes_per_token(changed, option.captured, table, tokens)[option.signal]

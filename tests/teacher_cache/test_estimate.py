@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.cache_config import CacheConfig
-from schemas.load import validate
+from schemas.load import load_config, validate
 from support.commands import run, run_ok
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
@@ -20,7 +20,9 @@ from teacher_cache.shards.tar import BLOCK
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("estimate")
     teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts")
-    return cache_tree(teacher, corpus, folder / "cache", capture={"logits": {"k": 16}, "hidden": {"layers": [1]}})
+    states = {"dtype": "bfloat16"}
+    capture = {"logits": {"k": 16}, "draws": {"n": 12}, "hidden": {"layers": [1], **states}, "final": states}
+    return cache_tree(teacher, corpus, folder / "cache", capture=capture)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,29 @@ def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) 
         assert round(found.bytes_per_token[signal] * manifest.totals.tokens) + 2 * BLOCK == size, signal
         assert found.gigabytes[signal] == pytest.approx(found.bytes_per_token[signal] * manifest.totals.tokens / 1e9)
     assert found.hours == pytest.approx(manifest.totals.tokens / found.tokens_per_second / 3600)
-    sizes = found.other_k_bytes_per_token
-    assert list(sizes) == ["k = 8", "k = 4"]
-    assert found.bytes_per_token["logits"] > sizes["k = 8"] > sizes["k = 4"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "signal"),
+    [
+        ("capture.logits.k=8", "logits"),
+        ("codec.logprobs=float16", "logits"),
+        ("capture.draws.n=6", "draws"),
+        ("capture.hidden.dtype=int4", "hidden"),
+        ("capture.final.dtype=int8", "final"),
+    ],
+)
+def test_other_settings_take_what_a_probe_under_them_takes(
+    tree: dict, tmp_path: Path, setting: str, signal: str
+) -> None:
+    path = tmp_path / "cache.json"
+    path.write_text(json.dumps(tree))
+    config, changed = (load_config(CacheConfig, str(path), overrides) for overrides in ((), (setting,)))
+    estimated = estimate.probe(config, estimate.survey(config, 4))
+    found = estimated.other_settings
+    assert len(found) == 2 + 3 + 1 + 4 + 4
+    probed = estimate.probe(changed, estimate.survey(changed, 4)).bytes_per_token
+    assert found[setting] == pytest.approx(probed[signal], abs=1.01 * BLOCK / estimated.tokens), "within a block of tar"
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
