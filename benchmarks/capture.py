@@ -1,7 +1,7 @@
 """What does capture cost, next to what the same engine does without it?
 
-One process, one vLLM engine, the same sequences, every way run once before it counts (vLLM compiles what it needs
-then), repetitions interleaved, medians:
+One process, one vLLM engine, the same sequences handed over in as many calls as there are units, every way run once
+before it counts (vLLM compiles what it needs then), repetitions interleaved, medians:
 
 - plain: prefill with capture taken off the model; one token is sampled for each sequence, as vLLM requires.
 - captured: the job's own path from two planned units to committed shards: score, reduce, encode, tar, sync, rename,
@@ -30,7 +30,7 @@ from teacher_cache.engines import open_engine
 from teacher_cache.job import Summary
 from teacher_cache.shards.reader import CacheReader
 
-REPETITIONS = 3
+REPETITIONS = 5
 SEQUENCES, TOKENS = 8, 512
 UNITS = 2
 MIN_OF_FLOOR, MIN_OF_PROMPT_LOGPROBS, MAX_OVERHEAD, MAX_IDLE = 0.92, 2.2, 0.2, 2
@@ -153,7 +153,10 @@ def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
     from vllm import SamplingParams
 
     parameters = SamplingParams(max_tokens=1, temperature=0.0, **{"detokenize": False, **sampling})
-    return engine._llm.generate([{"prompt_token_ids": ids.tolist()} for ids in sequences], parameters, use_tqdm=False)
+    prompts = [{"prompt_token_ids": ids.tolist()} for ids in sequences]
+    per_call = SEQUENCES // UNITS
+    calls = (prompts[first : first + per_call] for first in range(0, len(prompts), per_call))
+    return [output for call in calls for output in engine._llm.generate(call, parameters, use_tqdm=False)]
 
 
 @contextmanager

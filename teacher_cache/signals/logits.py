@@ -12,6 +12,7 @@ import torch
 from schemas.cache_config import LogitsCapture
 from schemas.errors import UserError
 from teacher_cache.records import LogitsSample, Request
+from teacher_cache.signals.log_sums import log_sums
 from teacher_cache.signals.topk import block_top_k
 
 CPU_CHUNK_ROWS = 32  # a chunk of float32 logits stays within a CPU's last-level cache
@@ -37,7 +38,7 @@ def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, tem
     """
     rows = chunk_size(logits_NV)
     parts = [
-        _reduce_chunk(logits.float(), next_ids, k, temperatures)
+        _reduce_chunk(logits, next_ids, k, temperatures)
         for logits, next_ids in zip(logits_NV.split(rows), next_ids_N.split(rows), strict=True)
     ]
     return LogitsRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -52,14 +53,14 @@ def _reduce_chunk(
     logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]
 ) -> tuple[torch.Tensor, ...]:
     top_NK, ids_NK = block_top_k(logits_NV, k)
-    next_logit_N = logits_NV.gather(1, next_ids_N[:, None].long()).squeeze(1)
+    top_NK = top_NK.float()
+    next_logit_N = logits_NV.gather(1, next_ids_N[:, None].long()).squeeze(1).float()
     max_N = top_NK[:, 0]
-    shifted_NV = logits_NV - max_N[:, None]
-    log_sums = [(shifted_NV / t if t != 1 else shifted_NV).exp().sum(dim=1).log() for t in temperatures]
-    log_sum_N = log_sums[temperatures.index(1.0)]
+    log_sum_NT = log_sums(logits_NV, max_N, temperatures)
+    log_sum_N = log_sum_NT[:, temperatures.index(1.0)]
     log_z_N = max_N + log_sum_N
-    partitions = [own_N - log_sum_N / t for own_N, t in zip(log_sums, temperatures, strict=True)]
-    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, torch.stack(partitions, dim=1)
+    partition_NT = log_sum_NT - log_sum_N[:, None] / torch.tensor(temperatures, device=log_sum_N.device)
+    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, partition_NT
 
 
 def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> LogitsSample:

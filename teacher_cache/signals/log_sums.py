@@ -1,0 +1,49 @@
+"""log Σ exp over the vocabulary at several temperatures, in one pass over the logits. Runs on any torch device.
+
+PyTorch's own operations make a pass and a float32 copy for every step; ``torch.compile`` fuses them. Measured on 512
+rows of 49,152 float32 logits and two temperatures, on a CPU: 10 ms against 43 ms, where the head's matrix product takes
+217 ms. Where nothing can be compiled (no C++ compiler, no Triton) the plain function runs.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+COMPILE_FROM = 8192  # tokens of the vocabulary: compiling takes a few seconds
+
+logger = logging.getLogger(__name__)
+LogSums = Callable[[torch.Tensor, torch.Tensor, list[float]], torch.Tensor]
+_cannot_compile = False
+
+
+def log_sums(logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
+    """log Σ_v exp((logits_v - max) / T), float32 [N, T].
+
+    Args:
+        logits_NV: any floating dtype; summed in float32.
+        max_N: the largest logit of each row, or any other number near it.
+        temperatures: each > 0.
+    """
+    global _cannot_compile
+    n_rows, vocabulary = logits_NV.shape
+    if n_rows > 1 and vocabulary >= COMPILE_FROM and not _cannot_compile:
+        try:
+            return _compiled()(logits_NV, max_N, temperatures)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _cannot_compile = True
+            reason = str(error).strip().partition("\n")[0][:200]
+            logger.warning("torch.compile does not work here (%s); log-partitions take several times as long", reason)
+    return plain_log_sums(logits_NV, max_N, temperatures)
+
+
+def plain_log_sums(logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
+    """What ``log_sums`` compiles."""
+    shifted_NV = logits_NV.float() - max_N.float()[:, None]
+    return torch.stack([(shifted_NV if t == 1 else shifted_NV / t).exp().sum(dim=1).log() for t in temperatures], dim=1)
+
+
+@cache
+def _compiled() -> LogSums:
+    return torch.compile(plain_log_sums, dynamic=True)
