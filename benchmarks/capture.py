@@ -1,7 +1,7 @@
 """What does capture cost, next to what the same engine does without it?
 
 One process, one vLLM engine, the same sequences handed over in as many calls as there are units, every way run once
-before it counts (vLLM compiles what it needs then), repetitions interleaved, medians:
+before it counts (vLLM compiles what it needs then), medians of repetitions in which each way has another place in line:
 
 - plain: prefill with capture taken off the model; one token is sampled for each sequence, as vLLM requires.
 - captured: the job's own path from two planned units to committed shards: score, reduce, encode, tar, sync, rename,
@@ -58,8 +58,9 @@ def main() -> int:
     for way in ways.values():
         way()
     for repetition in range(REPETITIONS):
-        for name, way in ways.items():
-            seconds[name].append(way())
+        names = list(ways)
+        for name in names[repetition:] + names[:repetition]:
+            seconds[name].append(ways[name]())
         took = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in seconds.items())
         print(f"repetition {repetition + 1} of {REPETITIONS}: {took}", flush=True)
     engine.close()

@@ -1,5 +1,8 @@
 """``train-student``: make the student's first weights, train, evaluate."""
 
+import logging
+import os
+import signal
 import sys
 
 import click
@@ -9,6 +12,11 @@ from schemas.train_config import TrainConfig
 from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
 
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
+
+
+def is_other_rank() -> bool:
+    """Whether this is one of several processes of a run, and not the first: that one speaks for all."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 @click.group(context_settings={"show_default": True})
@@ -58,6 +66,9 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
 
     Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
 
+    Several processes train on one batch together:
+    torchrun --nproc-per-node 8 --no-python train-student run CONFIG
+
     Example: train-student run configs/demo-train.yaml --set loop.max_steps=100
     """
     configure_logging(verbose)
@@ -66,8 +77,12 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     from trainer.interrupts import stop_on_signals
     from trainer.progress import progress_callbacks
 
+    if is_other_rank():
+        logging.disable(logging.INFO)
     with stop_on_signals() as stop:
         summary = distill(settings, stop, progress_callbacks())
+    if is_other_rank():
+        sys.exit(128 + (stop.signal_number or signal.SIGTERM) if summary["ended"] == "interrupted" else 0)
     show(summary, as_json)
     if summary["ended"] == "interrupted":
         click.echo(

@@ -173,6 +173,7 @@ class RemainingRows(Sampler[int]):
         return iter(range(self.start, self.rows))
 
 
-def evaluation_loader(cache: Cache, plan: RowPlan, batch_rows: int) -> DataLoader[Any]:
-    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process."""
-    return DataLoader(CacheRows(cache, plan), batch_size=batch_rows, collate_fn=already_a_batch)
+def evaluation_loader(cache: Cache, plan: RowPlan, batch_rows: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; ranks take rows in turns."""
+    rows = range(rank, len(plan), world)
+    return DataLoader(CacheRows(cache, plan), batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)

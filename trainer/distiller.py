@@ -59,13 +59,15 @@ def distill(
     quiet_transformers()
     output = Path(config.output)
     arguments = training_arguments(config)
+    is_main = arguments.process_index == 0
 
     # what there is to learn, and who learns it
     losses = used(config.losses)
     capture = read_capture(config.data.cache)
     cache = open_cache(config.data.cache, needed_signals(losses, capture))
     objective = Objective(losses, capture)
-    init_folder = materialise_student(config)
+    with arguments.main_process_first(local=False):
+        init_folder = materialise_student(config)
     check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
     check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
 
@@ -76,8 +78,12 @@ def distill(
 
     # from where
     fresh = new_state(config, cache.manifest.digest(), rows_per_step)
-    checkpoint, state = find_resume(output, fresh, config.loop.resume)
-    cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
+    with arguments.main_process_first(local=False):
+        checkpoint, state = find_resume(output, fresh, config.loop.resume)
+        if is_main:
+            cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
+        else:
+            state.window = {}  # sums over all ranks, which the first one goes on with
     student = load_student(checkpoint or init_folder, config.student)
     clock = Clock(state.rows_consumed)
 
@@ -90,7 +96,13 @@ def distill(
             objective.teacher_head = head_on(arguments.device, cache)
         validation = evaluation_head = None
         if held_out_cache is not None:
-            validation = evaluation_loader(held_out_cache, held_out_rows, config.loop.micro_batch_size)
+            validation = evaluation_loader(
+                held_out_cache,
+                held_out_rows,
+                config.loop.micro_batch_size,
+                arguments.process_index,
+                arguments.world_size,
+            )
             same_head = held_out_cache.manifest.head == cache.manifest.head
             evaluation_head = objective.teacher_head if same_head else None
             evaluation_head = evaluation_head or head_on(arguments.device, held_out_cache)
@@ -107,7 +119,7 @@ def distill(
             early_stopping_patience=config.loop.early_stopping_patience,
             keep_checkpoints=config.loop.keep_checkpoints,
             stop=StopRequest() if stop is None else stop,
-            callbacks=[JsonlCallback(output / "metrics.jsonl"), tensorboard(output, state.global_step), *callbacks],
+            callbacks=reports(output, state.global_step, callbacks) if is_main else [],
             log_gradient_norms=config.loop.log_gradient_norms,
         )
         trainer.remove_callback(PrinterCallback)
@@ -138,11 +150,12 @@ def distill(
         "output": str(output),
         **cost(tokens - tokens_before, clock.seconds),
     }
-    if finished:
+    if finished and is_main:
         if keeps_best:
             student = load_student(best, config.student)
         save_final(student, init_folder, output / "final", model_card(config, cache.manifest, summary))
-    if clock.seconds > 0 or not (output / "summary.json").exists():  # a rerun of a finished run measures nothing
+    measured = clock.seconds > 0 or not (output / "summary.json").exists()  # a rerun of a finished run measures nothing
+    if measured and is_main:
         write_json(output / "summary.json", summary)
     cache.close()
     return summary
@@ -209,12 +222,11 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         dataloader_num_workers=config.data.num_workers,
         dataloader_pin_memory=on_gpu,
         use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=True,
         log_level="error",
     )
-    if arguments.world_size > 1:
-        raise UserError(f"training in {arguments.world_size} processes is not supported yet; start one process")
     if arguments.n_gpu > 1:
         logger.warning("using one of %d GPUs", arguments.n_gpu)
         arguments._n_gpu = 1
@@ -266,7 +278,12 @@ def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> N
         )
 
 
-def tensorboard(output: Path, last_step: int) -> TrainerCallback:
+def reports(output: Path, last_step: int, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
+    """What writes down how the run goes, and ``callbacks``: for one rank."""
+    return [JsonlCallback(output / "metrics.jsonl"), _tensorboard(output, last_step), *callbacks]
+
+
+def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     """Metrics for TensorBoard in ``output/tensorboard``; hides what a killed run has logged after ``last_step``."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback

@@ -28,10 +28,12 @@ def evaluate(
     capture: CaptureConfig,
     teacher_head: OutputHead | None = None,
     on_batch: Callable[[Batch], None] | None = None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
 ) -> dict[str, float]:
     """Means over the tokens that count, without gradients; the model is left in the mode it was in.
 
-    capture: the cache's. teacher_head: of a cache with final hidden states. Returns ``kl`` (teacher ‖ student at
+    capture: the cache's. teacher_head: of a cache with final hidden states. reduce: adds up a float64 tensor over all
+    ranks, each of which has other batches. Returns ``kl`` (teacher ‖ student at
     temperature 1, nats: of the whole distributions with a teacher's head, else with the "all other tokens" bucket, a
     lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement`` (share of rows where the
     student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``), ``teacher_cross_entropy``, and
@@ -60,6 +62,9 @@ def evaluate(
             if on_batch is not None:
                 on_batch(cpu_batch)
     model.train(was_training)
+    totals = reduce(torch.cat([totals, totals.new_tensor([tokens])]))
+    totals, tokens = totals[:-1], int(totals[-1])
+    calibration.sums = reduce(calibration.sums)
     if tokens == 0:
         raise UserError("nothing to evaluate: no token of these samples counts (loss_mask is False everywhere)")
     means: dict[str, Any] = dict(zip(SUMS, (totals / tokens).tolist(), strict=True))
@@ -92,16 +97,15 @@ class _Calibration:
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(CONFIDENCE_BINS, 2, dtype=torch.float64)  # confidence, right
-        self._rows = 0
+        self.sums = torch.zeros(CONFIDENCE_BINS, 3, dtype=torch.float64)  # confidence, right, rows
 
     def add(self, confidence_n: torch.Tensor, right_n: torch.Tensor) -> None:
         bins_n = (confidence_n * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1).cpu()
-        self._sums.index_add_(0, bins_n, torch.stack([confidence_n, right_n.float()], dim=1).double().cpu())
-        self._rows += len(bins_n)
+        rows_n3 = torch.stack([confidence_n, right_n.float(), torch.ones_like(confidence_n)], dim=1)
+        self.sums.index_add_(0, bins_n, rows_n3.double().cpu())
 
     def error(self) -> float:
-        return float((self._sums[:, 0] - self._sums[:, 1]).abs().sum() / self._rows)
+        return float((self.sums[:, 0] - self.sums[:, 1]).abs().sum() / self.sums[:, 2].sum())
 
 
 def open_for_evaluation(url: str) -> Cache:

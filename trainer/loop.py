@@ -75,6 +75,12 @@ class DistillationTrainer(Trainer):
         self.evaluation_seconds = 0.0
         self.log_gradient_norms = log_gradient_norms
 
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` added up over all ranks, on the device of the original."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.args.device), "sum").to(values.device)
+
     def progress(self) -> float:
         """Share of the training steps that are done, in [0, 1)."""
         return self.run_state.global_step / self.args.max_steps
@@ -104,7 +110,7 @@ class DistillationTrainer(Trainer):
         """The micro-batches of one step, and how many rows of each kind they have on all ranks together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
-        return batches, self.accelerator.reduce(counts, "sum")
+        return batches, self.sum_over_ranks(counts)
 
     def compute_loss(
         self,
@@ -126,6 +132,8 @@ class DistillationTrainer(Trainer):
         head_loss, head_terms = self.objective.head_terms(hidden_ND, self.head, rows, progress)
         signal_terms = [] if recorded is None else self.objective.signal_terms(recorded, inputs, progress)
         loss = head_loss / counts["loss_mask"]
+        if not head_terms:  # then nothing else ties the last layers to the loss, and ranks wait for their gradients
+            loss = loss + 0 * (hidden_ND.sum() + self.head.weight_VD.sum())
         for term in signal_terms:
             loss = loss + term.weight * term.total / counts[term.rows]
         for term in head_terms + signal_terms:
@@ -156,10 +164,7 @@ class DistillationTrainer(Trainer):
             return  # transformers' closing figures; ours are in the summary
         if "loss" in logs:
             steps = max(self.run_state.window_steps, 1)
-            means = {
-                name: self.accelerator.reduce(total, "sum").item() / steps
-                for name, total in sorted(self.window.items())
-            }
+            means = {name: self.sum_over_ranks(total).item() / steps for name, total in sorted(self.window.items())}
             if not math.isfinite(means["loss"]):
                 raise UserError(
                     f"the loss is {means['loss']} at step {self.state.global_step}; lower optimizer.lr, raise "
@@ -178,7 +183,8 @@ class DistillationTrainer(Trainer):
         assert self.validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        measured = evaluate(self.model, self.validation, self.objective.capture, self.evaluation_head)
+        capture = self.objective.capture
+        measured = evaluate(self.model, self.validation, capture, self.evaluation_head, reduce=self.sum_over_ranks)
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
@@ -230,15 +236,18 @@ class RunKeeper(TrainerCallback):
         if state.global_step >= args.max_steps:
             control.should_log = True
             control.should_evaluate = self.trainer.validation is not None
-        if self.stop:
+        asked = self.trainer.sum_over_ranks(torch.tensor(int(bool(self.stop))))
+        if asked > 0:  # a signal may have reached one rank only
             control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as whole, then remove old ones."""
+        """Mark the checkpoint as whole once every rank has written its part, then remove old ones."""
+        trainer, output = self.trainer, Path(str(args.output_dir))
+        window = {name: trainer.sum_over_ranks(total).item() for name, total in sorted(trainer.window.items())}
+        trainer.accelerator.wait_for_everyone()
         if not state.is_world_process_zero:
             return
-        trainer, output = self.trainer, Path(str(args.output_dir))
-        trainer.run_state.window = {name: total.item() for name, total in trainer.window.items()}
+        trainer.run_state.window = window
         write_state(output / f"checkpoint-{state.global_step}", trainer.run_state)
         keep_newest(output, self.keep_checkpoints, None if trainer.patience is None else trainer.run_state.best_step)

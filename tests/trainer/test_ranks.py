@@ -1,0 +1,134 @@
+"""Several processes train as one does: the same losses, validations and final model. Real torchrun, gloo."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.train_config import TrainConfig
+from trainer.distiller import distill
+
+ROWS_PER_STEP = 8
+STEPS = 50
+MakeConfig = Callable[..., TrainConfig]
+
+
+def shape(ranks: int, micro_batch_size: int = 1) -> dict[str, int]:
+    """``loop`` settings with which so many ranks consume ROWS_PER_STEP rows a step."""
+    accumulation = ROWS_PER_STEP // (ranks * micro_batch_size)
+    return {"micro_batch_size": micro_batch_size, "gradient_accumulation": accumulation}
+
+
+def start(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
+    path = Path(config.output).with_suffix(".json")
+    path.write_text(config.model_dump_json())
+    folder = Path(sys.executable).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["torchrun", f"--nproc-per-node={ranks}", f"--master-port={port}", "--no-python", "train-student"]
+    command = [str(folder / words[0]), *words[1:-1], str(folder / words[-1]), "run", str(path), "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    process = start(config, ranks)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout)
+
+
+def records(output: str, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if kind in record]
+
+
+SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
+
+
+def check_same_curve(found: str, wanted: str) -> None:
+    """The same metrics at the same steps, within 1e-4."""
+    for kind, names in SAME.items():
+        ours, theirs = records(found, kind), records(wanted, kind)
+        assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+        for one, two in zip(ours, theirs, strict=True):
+            for name in names:
+                assert one[name] == pytest.approx(two[name], rel=1e-4), (one["step"], name)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["padded", "packed"])
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {
+        "data": {"validation_fraction": 0.2, "packing": request.param, "pack_tokens": 40},
+        "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
+        "loop": {"max_steps": STEPS, "save_every": 20, "validate_every": 20, "keep_checkpoints": 9},
+    }
+
+
+def configured(make_config: MakeConfig, settings: dict[str, Any], output: Path, **loop: Any) -> TrainConfig:
+    return make_config(**{**settings, "loop": {**settings["loop"], **loop}, "output": str(output)})
+
+
+def test_two_and_four_ranks_train_as_one_does(make_config: MakeConfig, settings: dict, tmp_path: Path) -> None:
+    one = configured(make_config, settings, tmp_path / "one", **shape(1))
+    wanted = distill(one)
+    weights = AutoModelForCausalLM.from_pretrained(Path(one.output) / "final").state_dict()
+    for ranks in (2, 4):
+        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks))
+        summary = run(config, ranks)
+        check_same_curve(config.output, one.output)
+        for name in ("ended", "steps", "rows_per_step", "epochs", "tokens"):
+            assert summary[name] == wanted[name], name
+        found = AutoModelForCausalLM.from_pretrained(Path(config.output) / "final").state_dict()
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[name], weight, rtol=2e-3, atol=2e-4)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
+    make_config: MakeConfig, settings: dict, tmp_path: Path
+) -> None:
+    """Lines of metrics are over three steps, so that one of them spans the stop."""
+    whole = configured(make_config, settings, tmp_path / "whole", **shape(1), log_every=3)
+    distill(whole)
+    stopped = configured(make_config, settings, tmp_path / "stopped", **shape(2), log_every=3)
+    process = start(stopped, 2)
+    wait_for_step(stopped.output, 9)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    steps = [int(path.parent.name.split("-")[1]) for path in Path(stopped.output).glob("*/distill_state.json")]
+    assert 9 <= max(steps) < STEPS, "it stopped in between, with a whole checkpoint"
+    for ranks in (1, 4):
+        shutil.copytree(stopped.output, tmp_path / f"{ranks}")
+        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks), log_every=3)
+        run(config, ranks)
+        check_same_curve(config.output, whole.output)
+
+
+def wait_for_step(output: str, step: int) -> None:
+    for _ in range(1200):
+        path = Path(output) / "metrics.jsonl"
+        if path.exists() and any(record["step"] >= step for record in records(output, "loss")):
+            return
+        time.sleep(0.1)
+    raise AssertionError("training did not get that far in two minutes")
+
+
+def test_an_error_is_one_line_and_no_rank_is_left(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(data={"validation_fraction": 0.999}, output=str(tmp_path / "out"))
+    process = start(config, 2)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    errors = [line for line in stderr.splitlines() if line.startswith("error: data.validation_fraction")]
+    assert 1 <= len(errors) <= 2
