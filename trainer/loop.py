@@ -73,6 +73,7 @@ class DistillationTrainer(Trainer):
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
         self.evaluation_seconds = 0.0
+        self.step_started = 0.0
         self.log_gradient_norms = log_gradient_norms
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
@@ -108,7 +109,9 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The micro-batches of one step, and how many rows of each kind they have on all ranks together."""
+        self.step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.record_seconds("data_wait", time.perf_counter() - self.step_started)
         counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
         return batches, self.sum_over_ranks(counts)
 
@@ -150,6 +153,10 @@ class DistillationTrainer(Trainer):
         self._record("loss", loss)
         return loss * self.accelerator.num_processes
 
+    def record_seconds(self, name: str, seconds: float) -> None:
+        """Add to what is logged as a mean over steps and ranks."""
+        self._record(name, torch.tensor(seconds / self.accelerator.num_processes, device=self.args.device))
+
     def _record(self, name: str, value: torch.Tensor) -> None:
         value = value.detach().float()
         self.window[name] = self.window[name] + value if name in self.window else value
@@ -170,6 +177,7 @@ class DistillationTrainer(Trainer):
                     f"the loss is {means['loss']} at step {self.state.global_step}; lower optimizer.lr, raise "
                     "optimizer.warmup_steps, or look for damaged data with `cache-tools verify`"
                 )
+            means["data_wait_share"] = means["data_wait"] / means["step_seconds"]
             rest = {name: value for name, value in logs.items() if name != "loss"}
             logs = {"loss": means.pop("loss"), **means, **rest, "rows": self.run_state.rows_consumed}
             self.window = {}
@@ -232,6 +240,7 @@ class RunKeeper(TrainerCallback):
         run_state.global_step = state.global_step
         run_state.rows_consumed = state.global_step * (len(plan) // args.max_steps)
         run_state.window_steps += 1
+        self.trainer.record_seconds("step_seconds", time.perf_counter() - self.trainer.step_started)
         state.epoch = plan.epoch(run_state.rows_consumed)
         if state.global_step >= args.max_steps:
             control.should_log = True

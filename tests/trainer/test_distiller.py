@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,27 @@ def test_killed_worker_is_one_clean_line(make_config) -> None:
     config = make_config(data={"num_workers": 1}, loop={"max_steps": 500})
     with pytest.raises(UserError, match=r"^data.num_workers: a worker process was killed .*DataLoader worker"):
         distill(config, callbacks=[KillWorkers()])
+
+
+class SlowReader(TrainerCallback):
+    """Makes every micro-batch wait 30 ms, and every step last 60 ms more."""
+
+    def on_train_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
+        cache = train_dataloader.dataset.cache
+        read = cache.read_rows
+        cache.read_rows = lambda rows: time.sleep(0.03) or read(rows)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        time.sleep(0.06)
+
+
+def test_waiting_for_data_is_measured(make_config) -> None:
+    """Six steps of two micro-batches; the loader reads one ahead, so the last step waits for fewer."""
+    config = make_config(loop={"log_every": 2})
+    distill(config, callbacks=[SlowReader()])
+    records = lines(config.output)
+    assert [record["step"] for record in records] == [2, 4, 6]
+    assert sum(2 * record["data_wait"] for record in records) >= 12 * 0.03
+    for record in records:
+        assert record["data_wait"] + 0.06 <= record["step_seconds"]
+        assert record["data_wait_share"] == pytest.approx(record["data_wait"] / record["step_seconds"])

@@ -16,7 +16,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from schemas.cache_config import CacheConfig
+from schemas.load import validate
 from schemas.train_config import TrainConfig
+from support.models import write_random_teacher, write_text_corpus
+from support.workspace import cache_tree
+from teacher_cache import job
 from trainer.distiller import distill
 
 ROWS_PER_STEP = 8
@@ -132,3 +137,36 @@ def test_an_error_is_one_line_and_no_rank_is_left(make_config: MakeConfig, tmp_p
     assert process.returncode != 0
     errors = [line for line in stderr.splitlines() if line.startswith("error: data.validation_fraction")]
     assert 1 <= len(errors) <= 2
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A cache with hidden states and attention rows, and a student of its teacher's layers."""
+    folder = tmp_path_factory.mktemp("signals")
+    teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts", documents=30)
+    capture = {"logits": {"k": 8}, "hidden": {"layers": [1, 2]}, "attention": {"heads": 1, "positions": {"every": 3}}}
+    job.run(validate(CacheConfig, cache_tree(teacher, corpus, folder / "cache", capture=capture), "test"))
+    student = {"checkpoint": None, "teacher": str(teacher), "from_layers": [0, 1]}
+    return {"data": {"cache": str(folder / "cache")}, "student": student, "loop": {"max_steps": 8}}
+
+
+NO_WEIGHT = {"start": 0.0, "end": 0.0}
+INSIDE = {
+    "every loss": {"lhsm": {}, "apc": {}, "asr": {}},
+    "none behind the head": {"tla": {"weight": NO_WEIGHT}, "lhsm": {}},
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_losses_on_the_students_inside(make_config: MakeConfig, signals: dict, tmp_path: Path, name: str) -> None:
+    settings = {**signals, "losses": INSIDE[name]}
+    one = configured(make_config, settings, tmp_path / "one", **shape(1))
+    distill(one)
+    two = configured(make_config, settings, tmp_path / "two", **shape(2))
+    run(two, 2)
+    ours, theirs = records(two.output, "loss"), records(one.output, "loss")
+    assert len(ours) == 8
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found.keys() == wanted.keys()
+        for term in ("loss", *(loss for loss in ("tla", "lhsm", "apc", "asr") if loss in wanted)):
+            assert found[term] == pytest.approx(wanted[term], rel=1e-4), (found["step"], term)
