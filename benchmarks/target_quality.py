@@ -174,7 +174,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     from trainer.evaluate import evaluate, head_on, open_for_evaluation
     from trainer.forms import needed_signals
     from trainer.losses.objective import Objective, teacher_rows
-    from trainer.order import plan_rows, sorted_rows
+    from trainer.order import Shuffle, plan_rows, sorted_rows
     from trainer.student import load_model
     from trainer.taps import masked_hidden, output_head
 
@@ -198,7 +198,8 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     plan = plan_rows(
         everything,
         cache.num_tokens,
-        seed=seed,
+        cache.shard_sizes,
+        Shuffle(seed, shards_mixed=64),
         global_batch=MICRO_BATCH,
         epochs=1,
         max_steps=max(1, steps),

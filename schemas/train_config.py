@@ -18,6 +18,9 @@ class DataConfig(Strict):
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
     )
+    shards_mixed: int = Field(
+        64, ge=1, description="Shards whose samples are shuffled together: so many are read from at a time."
+    )
     packing: bool = Field(False, description="Pack samples into rows of `pack_tokens` instead of padding them.")
     pack_tokens: int = Field(2048, ge=2, description="Length of a packed row; no sample may be longer.")
     num_workers: int = Field(0, ge=0, description="Processes that decode ahead of the training loop.")

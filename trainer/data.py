@@ -35,6 +35,7 @@ class Cache(Protocol):
     signals: tuple[Signal, ...]
     keys: list[str]
     num_tokens: np.ndarray
+    shard_sizes: np.ndarray
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode the samples of each row, one after the other, into padded arrays."""

@@ -34,7 +34,7 @@ from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
-from trainer.order import RowPlan, check_lengths, plan_rows, sorted_rows, split_by_key
+from trainer.order import RowPlan, Shuffle, check_lengths, plan_rows, sorted_rows, split_by_key
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
@@ -254,7 +254,8 @@ def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[Ro
     plan = plan_rows(
         train,
         cache.num_tokens,
-        seed=loop.seed,
+        cache.shard_sizes,
+        Shuffle(loop.seed, data.shards_mixed),
         global_batch=rows_per_step,
         epochs=loop.epochs,
         max_steps=loop.max_steps,

@@ -1,4 +1,7 @@
-"""The order of training: one finite sequence of rows, planned ahead and a pure function of a few numbers.
+"""The order of training: one finite sequence of rows, planned ahead and a pure function of the cache, seed and epoch.
+
+Nothing of ranks or worker processes is in it. It is shuffled without a buffer: shards in random order, the samples of a
+few shards at a time mixed, so that a reader has only those open.
 
 A row is one sample, or several packed one after the other. Epochs follow one another without a seam, so the state
 needed to resume is one integer, the rows consumed, and nothing before it is read again. The price is memory: 8 bytes a
@@ -16,6 +19,35 @@ from schemas.errors import UserError
 
 PACKING_WINDOW = 4096
 """Samples packed together: wide enough to fill rows well, narrow enough to leave the order random."""
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """What the order of an epoch follows from. Caches of one corpus are read in one order, whatever they store."""
+
+    seed: int
+    shards_mixed: int  # shards whose samples are mixed at a time
+
+    def random(self, count: int, epoch: int, what: str) -> np.ndarray:
+        """``count`` random numbers, uint64: a pure function of all this.
+
+        Raw Philox output, which numpy keeps the same across versions; what its ``Generator`` does with it may change
+        (NEP 19).
+        """
+        key = xxhash.xxh3_128_intdigest(f"{self.seed} {epoch} {what}".encode())
+        return np.random.Philox(key=[key >> 64, key & (1 << 64) - 1]).random_raw(count)
+
+    def permutation(self, count: int, epoch: int, what: str) -> np.ndarray:
+        """A permutation of range(count), int64."""
+        return np.argsort(self.random(count, epoch, what), kind="stable")
+
+    def samples(self, samples: np.ndarray, shard_sizes: np.ndarray, epoch: int) -> np.ndarray:
+        """``samples`` (numbers in the cache) in the order of an epoch; ``shard_sizes``: samples of each shard."""
+        place = np.empty(len(shard_sizes), np.int64)
+        place[self.permutation(len(shard_sizes), epoch, "shards")] = np.arange(len(shard_sizes))
+        shards = np.searchsorted(np.cumsum(shard_sizes), samples, side="right")
+        mixed_with = place[shards] // self.shards_mixed
+        return samples[np.lexsort((self.random(len(samples), epoch, "samples"), mixed_with))]
 
 
 @dataclass(frozen=True)
@@ -52,14 +84,6 @@ def split_by_key(keys: list[str], validation_fraction: float) -> tuple[np.ndarra
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(count), int64: a pure function of (count, seed, epoch).
-
-    Sorts raw Philox output, which numpy keeps the same across versions; ``Generator.permutation`` may change (NEP 19).
-    """
-    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable")
-
-
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Groups of indices into ``lengths`` whose sums are ≤ ``capacity``: best fit, longest first.
 
@@ -82,29 +106,34 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def epoch_rows(
-    samples: np.ndarray, lengths: np.ndarray, seed: int, epoch: int, pack_tokens: int | None
+    samples: np.ndarray,
+    lengths: np.ndarray,
+    shard_sizes: np.ndarray,
+    shuffle: Shuffle,
+    epoch: int,
+    pack_tokens: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One epoch: every sample once, row after row, and the number of samples in each row; both int64.
 
     ``lengths`` holds the tokens of every sample of the cache; ``pack_tokens`` None means one sample a row.
     """
-    order = samples[permutation(len(samples), seed, epoch)]
+    order = shuffle.samples(samples, shard_sizes, epoch)
     if pack_tokens is None:
         return order, np.ones(len(order), dtype=np.int64)
     rows: list[np.ndarray] = []
     for start in range(0, len(order), PACKING_WINDOW):
         window = order[start : start + PACKING_WINDOW]
-        rows += [window[row] for row in pack(lengths[window], pack_tokens)]
-    shuffle = permutation(len(rows), seed, epoch + 2**32)  # packing sorts by length: shuffle the rows again
-    rows = [rows[i] for i in shuffle]
+        packed = pack(lengths[window], pack_tokens)  # sorts by length: the window's rows are shuffled again
+        rows += [window[packed[i]] for i in shuffle.permutation(len(packed), epoch, f"rows {start}")]
     return np.concatenate(rows), np.array([len(row) for row in rows])
 
 
 def plan_rows(
     samples: np.ndarray,
     lengths: np.ndarray,
+    shard_sizes: np.ndarray,
+    shuffle: Shuffle,
     *,
-    seed: int,
     global_batch: int,
     epochs: float,
     max_steps: int | None,
@@ -118,7 +147,7 @@ def plan_rows(
     counts: list[np.ndarray] = []
     planned, epoch = 0, 0
     while max_steps is None or planned < max_steps * global_batch:
-        part, part_counts = epoch_rows(samples, lengths, seed, epoch, pack_tokens)
+        part, part_counts = epoch_rows(samples, lengths, shard_sizes, shuffle, epoch, pack_tokens)
         if max_steps is None and epoch + 1 >= epochs:
             max_steps = math.ceil((planned + (epochs - epoch) * len(part_counts)) / global_batch)
         parts.append(part)

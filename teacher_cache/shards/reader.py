@@ -84,6 +84,7 @@ class CacheReader:
         ]
         self.keys: list[str] = [key for shard in self._shards for key in shard.keys]
         self.num_tokens = np.array([n for shard in self._shards for n in shard.num_tokens], np.int32)
+        self.shard_sizes = np.array([len(shard.keys) for shard in self._shards], np.int64)
         self._first = list(itertools.accumulate((len(shard.keys) for shard in self._shards), initial=0))
         self._tables: dict[str, CodeTable] = {}
         self._logits: dict[str, LogitsCodec] = {}

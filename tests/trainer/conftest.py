@@ -136,6 +136,7 @@ class FakeCache:
         self.num_tokens = rng.integers(3, 20, samples).astype(np.int32)
         self.keys = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:32] for i in range(samples)]
         self.manifest = make_manifest(samples, int(self.num_tokens.sum()), **tokenizer)
+        self.shard_sizes = np.array([samples // 2, samples - samples // 2])
         self.signals = ("tokens", "logits")
         self.reads: list[list[list[int]]] = []
         self.samples = fake_samples(seed, tuple(self.num_tokens.tolist()))

@@ -17,12 +17,15 @@ from trainer.data import (
     open_cache,
     to_tensors,
 )
-from trainer.order import RowPlan, plan_rows
+from trainer.order import RowPlan, Shuffle, plan_rows
 
 
 @pytest.fixture
 def plan(cache) -> RowPlan:
-    return plan_rows(np.arange(24), cache.num_tokens, seed=0, global_batch=4, epochs=1, max_steps=6, pack_tokens=None)
+    return plan_rows(
+        np.arange(24), cache.num_tokens, cache.shard_sizes, Shuffle(0, 1),
+        global_batch=4, epochs=1, max_steps=6, pack_tokens=None,
+    )  # fmt: skip
 
 
 def test_batches_are_one_read_each_in_the_plans_order_through_accelerate(cache, plan) -> None:

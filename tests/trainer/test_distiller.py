@@ -21,7 +21,7 @@ from trainer.data import open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.interrupts import StopRequest
-from trainer.order import plan_rows
+from trainer.order import Shuffle, plan_rows
 
 BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
@@ -94,7 +94,10 @@ def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, 
     config = make_config(loop={"max_steps": 1, "micro_batch_size": 1, "gradient_accumulation": 6})
     distill(config)
     cache = open_cache(str(real_cache))
-    plan = plan_rows(np.arange(40), cache.num_tokens, seed=0, global_batch=6, epochs=1, max_steps=1, pack_tokens=None)
+    plan = plan_rows(
+        np.arange(40), cache.num_tokens, cache.shard_sizes, Shuffle(seed=0, shards_mixed=64),
+        global_batch=6, epochs=1, max_steps=1, pack_tokens=None,
+    )  # fmt: skip
     student = AutoModelForCausalLM.from_pretrained(student_folder)
     batch = to_tensors(cache.read_rows([plan.row(r).tolist() for r in range(6)]), packed=False)
     mask = batch["loss_mask"]

@@ -4,20 +4,53 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import UserError
-from trainer.order import check_lengths, pack, permutation, plan_rows, sorted_rows, split_by_key
+from trainer.order import PACKING_WINDOW, Shuffle, check_lengths, pack, plan_rows, sorted_rows, split_by_key
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 500)
 
 
-def plan(**changes):
-    settings = {"seed": 0, "global_batch": 8, "epochs": 2.0, "max_steps": None, "pack_tokens": None, **changes}
-    return plan_rows(np.arange(10, 110), LENGTHS, **settings)
+SHARDS = np.array([30, 1, 49, 20, 10])
 
 
-def test_permutation_is_a_pure_function_of_seed_and_epoch() -> None:
-    assert permutation(8, 3, 1).tolist() == [7, 3, 5, 6, 4, 0, 2, 1]  # pinned: other machines must agree
-    different = {tuple(permutation(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(different) == 9
+def plan(seed: int = 0, shards_mixed: int = 2, **changes):
+    settings = {"global_batch": 8, "epochs": 2.0, "max_steps": None, "pack_tokens": None, **changes}
+    return plan_rows(np.arange(10, 110), LENGTHS, SHARDS, Shuffle(seed, shards_mixed), **settings)
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
+    found = Shuffle(seed=3, shards_mixed=2).samples(np.arange(1, 9), np.array([2, 3, 4]), epoch=1)
+    assert found.tolist() == [1, 8, 6, 5, 7, 3, 4, 2]  # pinned: other machines must agree
+    orders = {tuple(plan(seed, max_steps=13).samples) for seed in range(4)}
+    orders |= {tuple(Shuffle(seed, 2).samples(np.arange(10, 110), SHARDS, epoch=1)) for seed in range(4)}
+    assert len(orders) == 8
+
+
+def test_the_samples_of_a_few_shards_at_a_time_are_mixed() -> None:
+    sizes = np.full(40, 25)
+    for mixed in (1, 4, 40, 100):
+        order = Shuffle(0, mixed).samples(np.arange(1000), sizes, epoch=0)
+        assert sorted(order) == list(range(1000))
+        shards = order // 25
+        groups = [set(shards[start : start + 25 * mixed]) for start in range(0, 1000, 25 * mixed)]
+        assert [len(group) for group in groups] == [min(mixed, 40)] * len(groups)
+        together = np.mean(np.diff(shards) == 0)
+        assert together == pytest.approx(0.96 if mixed == 1 else 1 / min(mixed, 40), abs=0.05), "mixed well"
+        first = [min(group) for group in groups]
+        assert len(first) == 1 or first != sorted(first), "shards come in random order"
+
+
+def test_packed_rows_come_from_shards_that_are_read_together() -> None:
+    sizes, lengths = np.full(40, 500), np.random.default_rng(2).integers(3, 40, 20_000)
+    rows = plan_rows(
+        np.arange(20_000), lengths, sizes, Shuffle(0, shards_mixed=1),
+        global_batch=1, epochs=1.0, max_steps=None, pack_tokens=128,
+    )  # fmt: skip
+    assert sorted(rows.samples) == list(range(20_000))
+    shards = rows.samples // 500
+    open_for_200_rows = [
+        len(set(shards[rows.offsets[start] : rows.offsets[start + 200]])) for start in range(0, len(rows) - 200, 200)
+    ]
+    assert max(open_for_200_rows) <= 2 * (PACKING_WINDOW // 500 + 2), "two windows at most"
 
 
 def test_every_epoch_holds_each_sample_once() -> None:
