@@ -18,6 +18,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
 from teacher_cache.signals.head import OutputHead
+from trainer.interrupts import leave_interrupts_to_main
 from trainer.order import RowPlan
 from trainer.student import tokenizer_files
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
+WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
 
 
 class Cache(Protocol):
@@ -172,6 +174,22 @@ class RemainingRows(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.rows))
+
+
+def training_loader(
+    rows: CacheRows, start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode."""
+    return DataLoader(
+        rows,
+        batch_size=batch_rows,
+        sampler=RemainingRows(len(rows), start),
+        collate_fn=already_a_batch,
+        num_workers=num_workers,
+        multiprocessing_context=WORKERS_START_BY if num_workers else None,
+        worker_init_fn=leave_interrupts_to_main,
+        pin_memory=pin_memory,
+    )
 
 
 def evaluation_loader(cache: Cache, plan: RowPlan, batch_rows: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:

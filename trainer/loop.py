@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from schemas.errors import UserError
 from teacher_cache.signals.head import OutputHead
 from trainer.checkpoint import RunState, keep_newest, write_state
-from trainer.data import Batch, CacheRows, RemainingRows, already_a_batch
+from trainer.data import Batch, CacheRows, training_loader
 from trainer.evaluate import evaluate
-from trainer.interrupts import StopRequest, leave_interrupts_to_main
+from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
 from trainer.signals import MAPS
 from trainer.taps import masked_hidden, output_head
@@ -88,16 +88,13 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches in the plan's order, from the first row that was not consumed. Ranks take turns."""
-        loader = DataLoader(
+        args = self.args
+        loader = training_loader(
             self.rows,
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=RemainingRows(len(self.rows), self.run_state.rows_consumed),
-            collate_fn=already_a_batch,
-            num_workers=self.args.dataloader_num_workers,
-            # a forked copy of the reader would wait for threads that it does not have
-            multiprocessing_context="spawn" if self.args.dataloader_num_workers else None,
-            worker_init_fn=leave_interrupts_to_main,
-            pin_memory=self.args.dataloader_pin_memory,
+            self.run_state.rows_consumed,
+            args.per_device_train_batch_size,
+            args.dataloader_num_workers,
+            args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
 

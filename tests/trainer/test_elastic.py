@@ -1,0 +1,95 @@
+"""Any number of ranks and workers reads the same global batches, and goes on where any other has stopped."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import Dataset
+
+from trainer import data
+from trainer.data import Batch, training_loader
+from trainer.order import RowPlan, Shuffle, plan_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+RANKS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 4, 8)
+GLOBAL_BATCH = 16
+SAMPLES = 300
+WIDEST = 64 // 3  # samples of a packed row
+LENGTHS = np.random.default_rng(0).integers(3, 40, SAMPLES)
+
+
+class Numbers(Dataset[Batch]):
+    """In place of a cache's rows: which samples they are. Short rows are filled up with -1."""
+
+    def __init__(self, plan: RowPlan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        found = [self.plan.row(row) for row in rows]
+        padded = [np.pad(row, (0, WIDEST - len(row)), constant_values=-1) for row in found]
+        return {"samples": torch.from_numpy(np.stack(padded))}
+
+
+def plan(pack_tokens: int | None) -> RowPlan:
+    shards = np.array([40, 1, 159, 60, 40])
+    return plan_rows(
+        np.arange(SAMPLES), LENGTHS, shards, Shuffle(5, shards_mixed=2),
+        global_batch=GLOBAL_BATCH, epochs=2, max_steps=None, pack_tokens=pack_tokens,
+    )  # fmt: skip
+
+
+def global_batches(plan: RowPlan, start: int, ranks: int, workers: int) -> Iterator[np.ndarray]:
+    """The rows of each step from row ``start`` on, as that many ranks read them together: their turns in order."""
+    micro_batch = min(2, GLOBAL_BATCH // ranks)
+    loaders = [
+        prepare_data_loader(
+            training_loader(Numbers(plan), start, micro_batch, workers),  # type: ignore[arg-type]
+            num_processes=ranks,
+            process_index=rank,
+            put_on_device=False,
+        )
+        for rank in range(ranks)
+    ]
+    turns = (batch["samples"].numpy() for together in zip(*loaders, strict=True) for batch in together)
+    while step := list(itertools.islice(turns, GLOBAL_BATCH // micro_batch)):
+        yield np.concatenate(step)
+
+
+@pytest.fixture(autouse=True)
+def fast_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked: there is no reader here whose threads could be missed, and 300 processes are to be started."""
+    monkeypatch.setattr(data, "WORKERS_START_BY", "fork")
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 64])
+def test_every_shape_reads_the_same_global_batches(pack_tokens: int | None) -> None:
+    rows = plan(pack_tokens)
+    wanted = list(global_batches(rows, 0, 1, 0))
+    read = np.concatenate(wanted)
+    assert len(wanted) * GLOBAL_BATCH == len(rows)
+    assert np.array_equal(read[read >= 0], rows.samples)
+    for ranks, workers in itertools.product(RANKS, WORKERS):
+        found = list(global_batches(rows, 0, ranks, workers))
+        assert len(found) == len(wanted)
+        assert all(np.array_equal(one, two) for one, two in zip(found, wanted, strict=True)), (ranks, workers)
+
+
+def test_fifty_stops_and_changes_of_shape_lose_and_repeat_nothing() -> None:
+    rng = np.random.default_rng(0)
+    stops = 0
+    while stops < 50:
+        rows = plan(None if stops % 2 else 64)
+        wanted = list(global_batches(rows, 0, 1, 0))
+        found: list[np.ndarray] = []
+        while len(found) < len(wanted):
+            ranks, workers = rng.choice(RANKS), rng.choice([0, 0, 1, 2])
+            steps = int(rng.integers(1, 8))
+            found += itertools.islice(global_batches(rows, len(found) * GLOBAL_BATCH, ranks, workers), steps)
+            stops += 1
+        assert all(np.array_equal(one, two) for one, two in zip(found, wanted, strict=True))
