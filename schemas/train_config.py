@@ -10,10 +10,25 @@ from schemas.cache_config import Dtype, Layer, LayerNumber
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LocalCopiesConfig(Strict):
+    """Local copies of a remote cache's shards, shared by all processes of a machine, also of several runs."""
+
+    folder: str = Field(min_length=1, description="A folder on a local disk.")
+    max_gib: float = Field(100.0, gt=0, description="What the copies may take together, those being fetched included.")
+
+    @property
+    def max_bytes(self) -> int:
+        """The same in bytes."""
+        return int(self.max_gib * 2**30)
+
+
 class DataConfig(Strict):
     """Where the samples come from and how they are put together in batches."""
 
     cache: str = Field(min_length=1, description="Folder or URL of the cache to train on.")
+    local_copies: LocalCopiesConfig | None = Field(
+        None, description="Fetch the shards of a remote `cache` to a local folder, ahead of their use."
+    )
     validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."

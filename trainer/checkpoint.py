@@ -42,7 +42,7 @@ class RunState(BaseModel):
 def new_state(config: TrainConfig, cache_digest: str, global_batch: int) -> RunState:
     """The state at step 0. Length of training, saving and logging may change between runs; data and losses may not."""
     tree = config.model_dump(mode="json")
-    for key in ("cache", "validation_cache", "num_workers"):
+    for key in ("cache", "local_copies", "validation_cache", "num_workers"):
         del tree["data"][key]
     del tree["student"]["attention"]
     settings = {

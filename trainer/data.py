@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from schemas.cache_config import CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
+from schemas.train_config import LocalCopiesConfig
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
 from teacher_cache.signals.head import OutputHead
 from trainer.interrupts import leave_interrupts_to_main
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
+SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
 WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
 
 
@@ -42,6 +44,9 @@ class Cache(Protocol):
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode the samples of each row, one after the other, into padded arrays."""
 
+    def fetch_ahead(self, positions: np.ndarray) -> None:
+        """These samples will be read next."""
+
     def read_head(self) -> OutputHead:
         """The teacher's output head, of a cache with final hidden states."""
 
@@ -49,11 +54,13 @@ class Cache(Protocol):
         """Release files."""
 
 
-def open_cache(url: str, signals: tuple[Signal, ...] = ("tokens", "logits")) -> Cache:
+def open_cache(
+    url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), copies: LocalCopiesConfig | None = None
+) -> Cache:
     """Open the cache at ``url`` for these signals; raises UserError, also when it does not store one of them."""
     from teacher_cache.shards.reader import CacheReader
 
-    cache = CacheReader(url, signals=signals)
+    cache = CacheReader(url, signals=signals, copies=None if copies is None else (copies.folder, copies.max_bytes))
     if not cache.keys:
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
     if not cache.manifest.complete:
@@ -150,6 +157,7 @@ class CacheRows(Dataset[Batch]):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """The batch of these rows of the plan, padded to its longest row."""
+        self.cache.fetch_ahead(self.plan.samples[self.plan.offsets[rows[0]] :][:SAMPLES_AHEAD])
         return to_tensors(self.cache.read_rows([self.plan.row(row).tolist() for row in rows]), self.packed)
 
     def __getitem__(self, row: int) -> Batch:

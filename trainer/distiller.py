@@ -64,7 +64,7 @@ def distill(
     # what there is to learn, and who learns it
     losses = used(config.losses)
     capture = read_capture(config.data.cache)
-    cache = open_cache(config.data.cache, needed_signals(losses, capture))
+    cache = open_cache(config.data.cache, needed_signals(losses, capture), config.data.local_copies)
     objective = Objective(losses, capture)
     with arguments.main_process_first(local=False):
         init_folder = materialise_student(config)

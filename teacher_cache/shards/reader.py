@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, ShardIndex, Signal
+from schemas.manifest import FileEntry, Manifest, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
@@ -27,6 +27,7 @@ from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
+from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
@@ -48,9 +49,15 @@ class CacheReader:
     """
 
     def __init__(
-        self, url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), manifest: Manifest | None = None
+        self,
+        url: str,
+        signals: tuple[Signal, ...] = ("tokens", "logits"),
+        manifest: Manifest | None = None,
+        copies: tuple[str, int] | None = None,
     ) -> None:
         """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
+
+        ``copies``: a folder for local copies of a remote cache's shards, and how many bytes they may take.
 
         Raises:
             UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
@@ -58,6 +65,7 @@ class CacheReader:
         """
         self.url = url
         self.signals = signals
+        self._copies_in = copies
         self._connect()
         self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
@@ -69,6 +77,9 @@ class CacheReader:
         self._files: dict[str, FileIO] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._copies = None
+        if self._copies_in is not None and not self._storage.is_local:
+            self._copies = LocalCopies(self._storage, *self._copies_in)
 
     def _reconnect_after_fork(self) -> None:
         if self._process != os.getpid():  # threads and connections stayed behind
@@ -102,7 +113,7 @@ class CacheReader:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"url": self.url, "signals": self.signals, "manifest": self.manifest}
+        return {"url": self.url, "signals": self.signals, "manifest": self.manifest, "_copies_in": self._copies_in}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -117,13 +128,28 @@ class CacheReader:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+        if self._copies is not None:
+            self._copies.close()
+
+    def fetch_ahead(self, positions: np.ndarray) -> None:
+        """Start to fetch the shards of these samples, in this order, where local copies are kept of a remote cache."""
+        self._reconnect_after_fork()
+        if self._copies is None:
+            return
+        shards = np.searchsorted(self._first, positions, side="right") - 1
+        numbers, first_use = np.unique(shards, return_index=True)
+        files = []
+        for number in numbers[np.argsort(first_use)]:
+            shard = self._shards[number]
+            files += [(tar_name(shard.name, signal), shard.signals[signal].file) for signal in self.signals]
+        self._copies.fetch_ahead(files)
 
     def payload(self, position: int, signal: Signal) -> bytes:
         """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
         self._reconnect_after_fork()
         shard, row = self._locate(position)
         member = shard.signals[signal]
-        data = self._read_range(tar_name(shard.name, signal), member.offsets[row], member.sizes[row])
+        data = self._read_range(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
         if len(data) != member.sizes[row] or checksum(data) != member.checksums[row]:
             raise CorruptCacheError(
                 f"{self.where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
@@ -300,7 +326,9 @@ class CacheReader:
                 made[digest] = make(self._tables[digest])
             return made[digest]
 
-    def _read_range(self, name: str, offset: int, size: int) -> bytes:
+    def _read_range(self, name: str, entry: FileEntry, offset: int, size: int) -> bytes:
+        if self._copies is not None:
+            return self._copies.read(name, entry, offset, size)
         if not self._storage.is_local:
             return self._storage.read_range(name, offset, size)
         try:

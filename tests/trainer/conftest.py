@@ -153,6 +153,9 @@ class FakeCache:
                 fields[name].append(np.pad(value, widths, constant_values=fills.get(name, 0)))
         return RowBatch(**{name: np.stack(values) for name, values in fields.items()})
 
+    def fetch_ahead(self, positions: np.ndarray) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -1,0 +1,211 @@
+"""A bounded folder of local copies of a remote cache's files, shared by all processes of a machine.
+
+A copy is named by its sha256, so several caches share a folder, and two processes that want the same file agree on it.
+Nothing but the file system is shared: a copy appears whole, by rename, after its checksum was verified; locks are file
+locks, which end with their process, however it ends. Copies that were not used for longest go first.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import FileEntry
+from teacher_cache.shards.storage import Storage
+
+PART_BYTES = 1 << 23  # of one request
+ATTEMPTS = 6  # at one part, when the store fails
+FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
+WAIT_FOR_ROOM = 0.05  # seconds
+PARALLEL = 4  # files fetched ahead at a time
+
+logger = logging.getLogger(__name__)
+
+
+class LocalCopies:
+    """Local copies of one cache's files. Threads and processes may share the folder and the object."""
+
+    def __init__(self, storage: Storage, folder: str, max_bytes: int) -> None:
+        """``max_bytes``: the copies together, those being fetched included."""
+        self._storage = storage
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._ahead: set[str] = set()
+
+    def read(self, name: str, entry: FileEntry, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start`` of a file's local copy, which is fetched if it is not there.
+
+        Raises CorruptCacheError when its content is wrong twice in a row, UserError when the store cannot be read or
+        the folder cannot hold it.
+        """
+        while True:
+            copy = self._copy(name, entry)
+            try:
+                with open(copy, "rb") as file:
+                    return os.pread(file.fileno(), size, start)
+            except FileNotFoundError:  # another process has made room meanwhile
+                continue
+
+    def _copy(self, name: str, entry: FileEntry) -> Path:
+        """The local copy, fetched if it is not there."""
+        copy = self._folder / entry.sha256
+        if _used(copy):
+            return copy
+        if entry.bytes > self._max_bytes:
+            raise UserError(
+                f"{self._storage.where(name)}: {entry.bytes} bytes, more than the {self._max_bytes} that local copies "
+                "may take together; allow more"
+            )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self._folder / f"{entry.sha256[:2]}.lock"):
+                if not _used(copy):  # another process may have fetched it meanwhile
+                    self._fetch(name, entry, copy)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
+            ) from error
+        return copy
+
+    def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
+        """Start to fetch these files in the background, in this order. What goes wrong shows when they are needed."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(PARALLEL, "fetch")
+            for name, entry in files:
+                if entry.sha256 not in self._ahead:
+                    self._ahead.add(entry.sha256)
+                    self._pool.submit(self._fetch_quietly, name, entry)
+
+    def close(self) -> None:
+        """Wait for what is being fetched; drop what is not begun."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._ahead.clear()
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+    def _fetch_quietly(self, name: str, entry: FileEntry) -> None:
+        try:
+            self._copy(name, entry)
+        except UserError as error:
+            logger.debug("fetching ahead: %s", error)
+        finally:
+            with self._lock:
+                self._ahead.discard(entry.sha256)
+
+    def _fetch(self, name: str, entry: FileEntry, copy: Path) -> None:
+        for attempt in (1, 2):
+            with self._unfinished(copy.with_suffix(".part"), entry.bytes) as file:
+                found = hashlib.sha256()
+                for start in range(0, entry.bytes, PART_BYTES):
+                    data = self._read(name, start, min(PART_BYTES, entry.bytes - start))
+                    found.update(data)
+                    file.write(data)
+                file.flush()
+                if found.hexdigest() == entry.sha256:
+                    with self._room():  # who counts what there is must not miss it
+                        os.replace(file.name, copy)
+                    return
+                os.unlink(file.name)
+            logger.warning("%s: wrong content at attempt %d", self._storage.where(name), attempt)
+        raise CorruptCacheError(
+            f"{self._storage.where(name)}: fetched twice, its sha256 is {found.hexdigest()}, the manifest says "
+            f"{entry.sha256}; fetch the cache again from where it came"
+        )
+
+    @contextmanager
+    def _unfinished(self, path: Path, n_bytes: int) -> Iterator[BinaryIO]:
+        """A file to be written to, which takes its room from the beginning. Waits for room that others are filling."""
+        while True:
+            with self._room():
+                if self._make_room(n_bytes, path):
+                    file = open(path, "wb")  # noqa: SIM115
+                    fcntl.flock(file, fcntl.LOCK_EX)  # tells it from what a killed process has left
+                    os.truncate(file.fileno(), n_bytes)
+                    break
+            time.sleep(WAIT_FOR_ROOM)
+        with file:
+            yield file
+
+    def _room(self) -> AbstractContextManager[None]:
+        """Held while files come, go, or are counted."""
+        return _locked(self._folder / "room.lock")
+
+    def _read(self, name: str, start: int, size: int) -> bytes:
+        """A part of a remote file; fewer bytes come only where the file ends early."""
+        delay = FIRST_DELAY
+        for _ in range(ATTEMPTS - 1):
+            try:
+                data = self._storage.read_range(name, start, size)
+                if len(data) == size:
+                    return data
+            except CorruptCacheError:
+                raise  # the file is missing
+            except UserError as error:
+                logger.debug("%s; trying again", error)
+            time.sleep(delay * random.uniform(0.5, 1.5))
+            delay = min(2 * delay, LONGEST_DELAY)
+        return self._storage.read_range(name, start, size)
+
+    def _make_room(self, n_bytes: int, unfinished: Path) -> bool:
+        """Remove what was not used for longest, and what killed processes have left, until ``n_bytes`` more fit.
+
+        They may not yet, while others are fetching.
+        """
+        found = []
+        for file in self._folder.iterdir():
+            if file == unfinished or file.suffix == ".lock":
+                continue
+            if file.suffix == ".part" and _is_abandoned(file):
+                file.unlink(missing_ok=True)
+                continue
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                found.append((status.st_mtime_ns, status.st_size, file))
+        excess = sum(size for _, size, _ in found) + n_bytes - self._max_bytes
+        for _, size, file in sorted(found):
+            if excess > 0 and file.suffix != ".part":
+                file.unlink(missing_ok=True)
+                excess -= size
+        return excess <= 0
+
+
+def _used(copy: Path) -> bool:
+    """Whether the copy is there; then it counts as used just now."""
+    try:
+        os.utime(copy)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file lock, which ends with this process."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_abandoned(unfinished: Path) -> bool:
+    """Whether no process is writing the file."""
+    try:
+        with open(unfinished, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
