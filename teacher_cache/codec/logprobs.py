@@ -147,11 +147,14 @@ def fill_logprobs(
             byte = packed_N[at + b]
             for place in range(PACKED):
                 steps, large = _next_steps(steps, large, byte, place, excesses)
-                logprobs_K[index(PACKED) * b + index(place)] = nats_of_steps[index(steps)]
+                logprobs_K[index(PACKED) * b + index(place)] = nats_of_steps[min(index(steps), index(MAX_STEPS))]
         for place in range(count % PACKED):
             steps, large = _next_steps(steps, large, packed_N[at + whole], place, excesses)
-            logprobs_K[index(PACKED) * whole + index(place)] = nats_of_steps[index(steps)]
+            logprobs_K[index(PACKED) * whole + index(place)] = nats_of_steps[min(index(steps), index(MAX_STEPS))]
         logprobs_K[count:] = -np.inf
+        lowest = np.int64(steps)
+        if lowest > MAX_STEPS:
+            raise ValueError("steps of a log-probability", lowest, MAX_STEPS)
         at += index((count + (PACKED - 1)) // PACKED)
     if starts[3] - starts[0] != len(packed_N):
         raise ValueError("bytes of differences", starts[3] - starts[0], len(packed_N))

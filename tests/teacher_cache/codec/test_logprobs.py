@@ -170,6 +170,10 @@ WRONG = {
     "too many excesses": ({0: LARGE, 3: bytes(13)}, "bytes of excesses: 13, wanted 12"),
     "a plane and a half of excesses": ({0: LARGE, 3: bytes(18)}, "bytes of excesses: 18, wanted 12"),
     "three planes of excesses": ({0: LARGE, 3: bytes(36)}, "bytes of excesses: 36, wanted 12"),
+    "a sum that no step number is": (
+        {0: bytes([0, 0b11_11, 0, 0]), 3: bytes([0xF9, 1, 0xFF, 0])},
+        "steps of a log-probability: 65536, wanted 65535",
+    ),
     "excesses of nothing": ({3: bytes(4)}, "bytes of excesses: 4, wanted 0"),
 }
 
