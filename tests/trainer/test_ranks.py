@@ -101,6 +101,7 @@ def test_two_and_four_ranks_train_as_one_does(make_config: MakeConfig, settings:
             torch.testing.assert_close(found[name], weight, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("settings", [True], indirect=True, ids=["packed"])
 def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
     make_config: MakeConfig, settings: dict, tmp_path: Path
 ) -> None:
