@@ -11,8 +11,6 @@ before it counts (vLLM compiles what it needs then), medians of repetitions in w
 - … without texts: the same with ``detokenize=False``.
 - floor: plain, plus the head's matrix product for every row and nothing else. Whatever lies between it and captured
   is this project's to remove.
-
-The teacher computes in bfloat16, as teachers do, where the processor has instructions for it, else in float32.
 """
 
 import statistics
@@ -26,7 +24,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.common import FOLDER, K, as_config, captured, digest, sequences_of, settings
-from benchmarks.results import Row, at_least, at_most, exit_status, machine, write_results
+from benchmarks.results import Row, at_least, at_most, exit_status, write_results
 from schemas.cache_config import CacheConfig
 from teacher_cache.engines import open_engine
 from teacher_cache.job import Summary
@@ -42,7 +40,6 @@ def main() -> int:
     """Run the benchmark; returns the exit status."""
     tree = settings(FOLDER / "capture", modules=SEQUENCES, characters=7_000, max_tokens=TOKENS)
     tree["corpus"]["over_long"] = "truncate"  # one sequence a module
-    tree["teacher"]["dtype"] = native_dtype()
     tree["output"]["tokens_per_shard"] = SEQUENCES * TOKENS // UNITS
     config = as_config(tree)
     engine = open_engine_with_tokenizer(config)
@@ -101,12 +98,6 @@ def main() -> int:
     title = f"Capture: {what}, medians of {REPETITIONS} repetitions"
     write_results("capture", title, rows, raw)
     return exit_status(rows)
-
-
-def native_dtype() -> str:
-    """bfloat16 where a GPU or the processor multiplies it."""
-    found = machine()
-    return "bfloat16" if found["gpus"] or {"avx512_bf16", "amx_bf16"} & set(found["instructions"]) else "float32"
 
 
 def noted(summary: Summary, idle: list[float]) -> float:
