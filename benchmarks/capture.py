@@ -9,6 +9,8 @@ before it counts (vLLM compiles what it needs then), medians of repetitions in w
 - prompt_logprobs: what vLLM offers itself, with the same k, in its faster (flat) form, as it comes: with every
   token's text. Less is done here: no log-partitions, nothing written.
 - … without texts: the same with ``detokenize=False``.
+- … as dicts: with texts, in the form that vLLM gives unless it is told otherwise.
+- transformers: its forward pass, log-softmax and ``torch.topk``; nothing written.
 - floor: plain, plus the head's matrix product for every row and nothing else. Whatever lies between it and captured
   is this project's to remove.
 """
@@ -22,15 +24,18 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.common import FOLDER, K, as_config, captured, digest, sequences_of, settings
+from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_least, at_most, exit_status, write_results
 from schemas.cache_config import CacheConfig
 from teacher_cache.engines import open_engine
 from teacher_cache.job import Summary
 from teacher_cache.shards.reader import CacheReader
 
-REPETITIONS = 5
+REPETITIONS = 3
 SEQUENCES, TOKENS = 8, 512
 UNITS = 2
 MIN_OF_FLOOR, MIN_OF_PROMPT_LOGPROBS, MAX_OVERHEAD, MAX_IDLE = 0.92, 2.2, 0.2, 2
@@ -47,11 +52,14 @@ def main() -> int:
     sequences = sequences_of(CacheReader(config.output.path), limit=SEQUENCES)
     tokens = sum(map(len, sequences))
     idle: list[float] = []
+    model = AutoModelForCausalLM.from_pretrained(make_teacher(), dtype=torch.float32).eval()
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: plain(engine, sequences),
         "captured": lambda: noted(captured(engine, config), idle),
         "prompt_logprobs": lambda: prompt_logprobs(engine, sequences, texts=True),
         "without_texts": lambda: prompt_logprobs(engine, sequences, texts=False),
+        "dicts": lambda: prompt_logprobs(engine, sequences, texts=True, flat=False),
+        "transformers": lambda: transformers_top_k(model, sequences),
         "floor": lambda: floor(engine, sequences, config.engine.head_chunk_rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -75,6 +83,8 @@ def main() -> int:
         Row("captured, encoded, written, committed", speed["captured"], "tok/s"),
         Row(f"prompt_logprobs = {K}, flat", speed["prompt_logprobs"], "tok/s"),
         Row("… without texts", speed["without_texts"], "tok/s"),
+        Row("… as dicts", speed["dicts"], "tok/s"),
+        Row("transformers: forward pass, log-softmax, top k", speed["transformers"], "tok/s"),
         Row("floor: prefill and the head's matrix product", speed["floor"], "tok/s"),
         at_least("captured ÷ floor", speed["captured"] / speed["floor"], "×", MIN_OF_FLOOR),
         Row("captured ÷ plain prefill", speed["captured"] / speed["plain"], "×"),
@@ -123,14 +133,16 @@ def plain(engine: Any, sequences: list[np.ndarray]) -> float:
         return time.perf_counter() - start
 
 
-def prompt_logprobs(engine: Any, sequences: list[np.ndarray], texts: bool) -> float:
+def prompt_logprobs(engine: Any, sequences: list[np.ndarray], texts: bool, flat: bool = True) -> float:
     """Prefill with vLLM's own log-probabilities of the prompt, with every token's text or without."""
     engine._llm.llm_engine.model_config.max_logprobs = K  # the default refuses more than 20
     with hooks_replaced(engine, None):
         start = time.perf_counter()
-        outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=True, detokenize=texts)
+        outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=flat, detokenize=texts)
         seconds = time.perf_counter() - start
-    if len(outputs[0].prompt_logprobs.logprobs) < K * (len(sequences[0]) - 1):
+    found = outputs[0].prompt_logprobs
+    entries = len(found.logprobs) if flat else sum(len(row or ()) for row in found)
+    if entries < K * (len(sequences[0]) - 1):
         raise RuntimeError("vLLM returned fewer log-probabilities than were asked for")
     return seconds
 
@@ -146,6 +158,16 @@ def floor(engine: Any, sequences: list[np.ndarray], chunk_rows: int) -> float:
         start = time.perf_counter()
         generate(engine, sequences)
         return time.perf_counter() - start
+
+
+def transformers_top_k(model: Any, sequences: list[np.ndarray]) -> float:
+    """Top k log-probabilities of every row, as many sequences at a time as elsewhere."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for first in range(0, len(sequences), SEQUENCES // UNITS):
+            ids = torch.from_numpy(np.stack(sequences[first : first + SEQUENCES // UNITS]))
+            model(ids, use_cache=False).logits.log_softmax(dim=-1).topk(K)
+    return time.perf_counter() - start
 
 
 def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
