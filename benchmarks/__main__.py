@@ -21,6 +21,7 @@ NAMES = (
     "signals",
     "taps",
     "lean_loss",
+    "step_cost",
     "target_gradients",
 )
 

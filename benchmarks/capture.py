@@ -164,9 +164,8 @@ def transformers_top_k(model: Any, sequences: list[np.ndarray]) -> float:
     """Top k log-probabilities of every row, as many sequences at a time as elsewhere."""
     start = time.perf_counter()
     with torch.inference_mode():
-        for first in range(0, len(sequences), SEQUENCES // UNITS):
-            ids = torch.from_numpy(np.stack(sequences[first : first + SEQUENCES // UNITS]))
-            model(ids, use_cache=False).logits.log_softmax(dim=-1).topk(K)
+        for call in calls(sequences):
+            model(torch.from_numpy(np.stack(call)), use_cache=False).logits.log_softmax(dim=-1).topk(K)
     return time.perf_counter() - start
 
 
@@ -175,10 +174,17 @@ def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
     from vllm import SamplingParams
 
     parameters = SamplingParams(max_tokens=1, temperature=0.0, **{"detokenize": False, **sampling})
-    prompts = [{"prompt_token_ids": ids.tolist()} for ids in sequences]
+    outputs = []
+    for call in calls(sequences):
+        prompts = [{"prompt_token_ids": ids.tolist()} for ids in call]
+        outputs += engine._llm.generate(prompts, parameters, use_tqdm=False)
+    return outputs
+
+
+def calls(sequences: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The sequences of each call: as many as of a unit."""
     per_call = SEQUENCES // UNITS
-    calls = (prompts[first : first + per_call] for first in range(0, len(prompts), per_call))
-    return [output for call in calls for output in engine._llm.generate(call, parameters, use_tqdm=False)]
+    return (sequences[first : first + per_call] for first in range(0, len(sequences), per_call))
 
 
 @contextmanager

@@ -11,27 +11,25 @@ Time: one process, steps by turns, medians. Memory: one process for each, its pe
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import in_own_process, shared_cache
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.steps import Step, peak_memory, step_seconds
 
 REPETITIONS = 5
 LAYERS = [*range(13), *range(21, 30)]
 HARD, CACHED, ONLINE = "hard labels", "from the cache", "online, teacher resident"
 ARMS = (HARD, CACHED, ONLINE)
 MAX_OF_HARD = 1.10
-Step = Callable[[], None]
 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     shared_cache()
-    memory = {arm: in_own_process(peak_memory, arm) for arm in ARMS}
-    seconds = in_own_process(step_seconds)
+    memory = {arm: in_own_process(peak_memory, make_step, arm, 2) for arm in ARMS}
+    seconds = in_own_process(step_seconds, make_step, list(ARMS), REPETITIONS)
     medians = {arm: statistics.median(values) for arm, values in seconds.items()}
     rows = [
         Row("a step on hard labels", medians[HARD], "s"),
@@ -47,29 +45,6 @@ def main() -> int:
     title = "A training step: 106 M parameters, 2,048 tokens, V = 49,152, float32"
     write_results("step_cost", title, rows, raw)
     return exit_status(rows)
-
-
-def peak_memory(arm: str) -> int:
-    """Peak bytes of a process that takes two steps."""
-    from teacher_cache.process import peak_memory_bytes
-
-    step = make_step(arm)
-    for _ in range(2):
-        step()
-    return peak_memory_bytes()
-
-
-def step_seconds() -> dict[str, list[float]]:
-    """Seconds of steps of each arm, by turns, each with a student of its own."""
-    steps = {arm: make_step(arm) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for repetition in range(REPETITIONS + 1):
-        for arm, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repetition:  # the first one warms up
-                seconds[arm].append(time.perf_counter() - start)
-    return seconds
 
 
 def make_step(arm: str) -> Step:

@@ -7,13 +7,13 @@ turns, medians. Memory: one process for each, its peak.
 
 import statistics
 import sys
-import time
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import in_own_process
 from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.steps import Step, peak_memory, step_seconds
 
 TOKENS, K, VOCABULARY, WIDTH = 512, 64, 49_152, 576
 KEYS, HEADS = 32, 3
@@ -23,8 +23,8 @@ ARMS: dict[str, dict[str, Any]] = {"tla": {}, "all": {"lhsm": {}, "apc": {}, "as
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    memory = {arm: in_own_process(peak_memory, arm) for arm in ARMS}
-    seconds = in_own_process(step_seconds)
+    memory = {arm: in_own_process(peak_memory, make_step, arm, 3) for arm in ARMS}
+    seconds = in_own_process(step_seconds, make_step, list(ARMS), REPETITIONS)
     medians = {arm: statistics.median(values) for arm, values in seconds.items()}
     rows = [
         Row("a step with TLA only", medians["tla"], "s"),
@@ -37,30 +37,7 @@ def main() -> int:
     return exit_status(rows)
 
 
-def peak_memory(arm: str) -> int:
-    """Peak bytes of a process that takes three steps."""
-    from teacher_cache.process import peak_memory_bytes
-
-    step = make_step(arm)
-    for _ in range(3):
-        step()
-    return peak_memory_bytes()
-
-
-def step_seconds() -> dict[str, list[float]]:
-    """Seconds of steps of each arm, by turns, each with a model of its own."""
-    steps = {arm: make_step(arm) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for repetition in range(REPETITIONS + 1):
-        for arm, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repetition:  # the first one warms up
-                seconds[arm].append(time.perf_counter() - start)
-    return seconds
-
-
-def make_step(arm: str) -> Any:
+def make_step(arm: str) -> Step:
     """A function that takes one optimiser step of a fresh student."""
     from contextlib import nullcontext
 
