@@ -5,13 +5,13 @@ reader decodes them straight into padded arrays.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
@@ -170,20 +170,6 @@ def already_a_batch(batch: Any) -> Any:
     return batch
 
 
-class RemainingRows(Sampler[int]):
-    """Rows ``start``, ``start + 1``, … of the plan: what is left to train on after ``start`` rows were consumed."""
-
-    def __init__(self, rows: int, start: int) -> None:
-        self.rows = rows
-        self.start = start
-
-    def __len__(self) -> int:
-        return self.rows - self.start
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.rows))
-
-
 def training_loader(
     rows: CacheRows, start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Any]:
@@ -191,7 +177,7 @@ def training_loader(
     return DataLoader(
         rows,
         batch_size=batch_rows,
-        sampler=RemainingRows(len(rows), start),
+        sampler=range(start, len(rows)),
         collate_fn=already_a_batch,
         num_workers=num_workers,
         multiprocessing_context=WORKERS_START_BY if num_workers else None,

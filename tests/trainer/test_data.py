@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
@@ -10,12 +9,11 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import (
     CacheRows,
-    RemainingRows,
-    already_a_batch,
     check_tokenizer,
     check_vocabulary,
     open_cache,
     to_tensors,
+    training_loader,
 )
 from trainer.order import RowPlan, Shuffle, plan_rows
 
@@ -29,7 +27,7 @@ def plan(cache) -> RowPlan:
 
 
 def test_batches_are_one_read_each_in_the_plans_order_through_accelerate(cache, plan) -> None:
-    loader = DataLoader(CacheRows(cache, plan), batch_size=2, sampler=RemainingRows(24, 6), collate_fn=already_a_batch)
+    loader = training_loader(CacheRows(cache, plan), start=6, batch_rows=2)
     batches = list(Accelerator(cpu=True).prepare(loader))
     assert len(batches) == 9
     assert cache.reads == [[plan.row(r).tolist(), plan.row(r + 1).tolist()] for r in range(6, 24, 2)]
