@@ -12,17 +12,14 @@ from pathlib import Path
 import pytest
 
 from support.commands import ENVIRONMENT, kill_group, run, run_ok, start
+from support.metrics import read_metrics
 from support.workspace import Workspace
-
-
-def metrics(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(output: Path) -> dict[int, float]:
     """Training loss by step; each step must be there once."""
     found: dict[int, float] = {}
-    for line in metrics(output):
+    for line in read_metrics(output):
         if "loss" in line:
             assert line["step"] not in found, f"step {line['step']} stands twice"
             found[line["step"]] = line["loss"]
@@ -69,7 +66,7 @@ def test_sigkill_then_resume_continues_exactly(
     run_ok("train-student", "run", workspace.train_config(cache, whole, data=data))
     config = workspace.train_config(cache, killed, data=data)
     process = start("train-student", "run", config)
-    wait_for(lambda: (killed / "metrics.jsonl").exists() and any(line["step"] >= 5 for line in metrics(killed)))
+    wait_for(lambda: (killed / "metrics.jsonl").exists() and any(line["step"] >= 5 for line in read_metrics(killed)))
     kill_group(process)
     reached = max(losses(killed))
     run_ok("train-student", "run", config)
@@ -85,7 +82,7 @@ def test_sigterm_saves_a_checkpoint(workspace: Workspace, make_cache: Callable[[
     loop = {"max_steps": 500, "micro_batch_size": 4, "save_every": 1000}
     config = workspace.train_config(cache, output, loop=loop)
     process = start("train-student", "run", config)
-    wait_for(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 2)
+    wait_for(lambda: (output / "metrics.jsonl").exists() and len(read_metrics(output)) > 2)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, stderr

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from support.commands import ENVIRONMENT, kill_group, start
+from support.metrics import read_metrics
 from trainer.cli import main
 
 
@@ -36,8 +37,7 @@ def invoke(*arguments: str):
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+    return [(record["step"], record["loss"]) for record in read_metrics(output, "loss")]
 
 
 def test_init_run_evaluate(config_file, student_folder, real_cache) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.cache_config import LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
+from support.metrics import read_metrics
 from support.models import tiny_tokenizer
 from support.rows import tla
 from support.synthetic import random_shards, write_cache
@@ -26,14 +26,8 @@ from trainer.order import Shuffle, plan_rows
 BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
 
-def lines(output: str | Path, kind: str = "loss") -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that have ``kind``."""
-    records = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if kind in record]
-
-
 def losses(output: str | Path) -> list[tuple[int, float, float]]:
-    return [(record["step"], record["loss"], record["tla"]) for record in lines(output)]
+    return [(record["step"], record["loss"], record["tla"]) for record in read_metrics(output, "loss")]
 
 
 class StopAt(TrainerCallback):
@@ -53,7 +47,7 @@ def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_c
     config = make_config(**BOTH, data={"validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10})
     summary = distill(config)
     output = Path(config.output)
-    records = lines(output)
+    records = read_metrics(output, "loss")
     assert [record["step"] for record in records] == list(range(1, 31))
     assert np.mean([r["loss"] for r in records[-5:]]) < 0.8 * np.mean([r["loss"] for r in records[:5]])
     for record in records:
@@ -62,7 +56,7 @@ def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_c
         assert record["tla_weighted"] == pytest.approx(record["tla"] * record["tla_weight"], rel=1e-5)
         assert record["cross_entropy_weighted"] == pytest.approx(record["cross_entropy"] * 0.5, rel=1e-5)
         assert record["loss"] == pytest.approx(record["tla_weighted"] + record["cross_entropy_weighted"], rel=1e-5)
-    validations = lines(output, "eval_kl")
+    validations = read_metrics(output, "eval_kl")
     assert [record["step"] for record in validations] == [10, 20, 30]
     before = evaluate_folder(str(student_folder), str(real_cache), validation_fraction=0.2)
     after = evaluate_folder(str(output / "final"), str(real_cache), validation_fraction=0.2)
@@ -148,8 +142,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(make_config, tmp_path, log
         assert not (Path(parts.output) / "final").exists()
     assert distill(parts)["ended"] == "completed"
     np.testing.assert_allclose(losses(parts.output), losses(whole.output), atol=1e-5)
-    assert [r["epoch"] for r in lines(parts.output)] == [r["epoch"] for r in lines(whole.output)]
-    assert [r["learning_rate"] for r in lines(parts.output)] == [r["learning_rate"] for r in lines(whole.output)]
+    assert [r["epoch"] for r in read_metrics(parts.output, "loss")] == [
+        r["epoch"] for r in read_metrics(whole.output, "loss")
+    ]
+    assert [r["learning_rate"] for r in read_metrics(parts.output, "loss")] == [
+        r["learning_rate"] for r in read_metrics(whole.output, "loss")
+    ]
 
 
 def test_resume_reads_nothing_again(make_config, monkeypatch) -> None:
@@ -176,7 +174,7 @@ def test_crash_while_saving_falls_back_to_the_whole_checkpoint(make_config, tmp_
     with pytest.raises(RuntimeError, match="crash"):
         distill(config, callbacks=[StopAt(6)])
     (Path(config.output) / "checkpoint-4" / "distill_state.json").unlink()
-    assert len(lines(config.output)) == 5
+    assert len(read_metrics(config.output, "loss")) == 5
     distill(config)
     np.testing.assert_allclose(losses(config.output), losses(whole.output), atol=1e-5)
 
@@ -194,10 +192,10 @@ def test_packed_rows_train(make_config) -> None:
     data = {"packing": True, "pack_tokens": 48, "validation_fraction": 0.2}
     config = make_config(data=data, loop={"max_steps": 20, "gradient_accumulation": 1, "validate_every": 20})
     summary = distill(config)
-    records = lines(config.output)
+    records = read_metrics(config.output, "loss")
     assert records[-1]["loss"] < records[0]["loss"]
     assert summary["tokens"] > 20 * 2 * 48 * 0.75  # rows are well filled
-    assert lines(config.output, "eval_kl")[-1]["step"] == 20
+    assert read_metrics(config.output, "eval_kl")[-1]["step"] == 20
 
 
 def test_sample_too_long_to_pack(make_config) -> None:
@@ -237,7 +235,7 @@ def test_changed_cache_is_refused_unless_starting_over(make_config, tmp_path) ->
         distill(make_config(data={"cache": str(other)}))
     summary = distill(make_config(data={"cache": str(other)}, loop={"resume": False, "max_steps": 2}))
     assert summary["cache_digest"] == open_cache(str(other)).manifest.digest()
-    assert [record["step"] for record in lines(config.output)] == [1, 2]
+    assert [record["step"] for record in read_metrics(config.output, "loss")] == [1, 2]
 
 
 def test_early_stopping_keeps_the_best_model(make_config) -> None:
@@ -248,7 +246,7 @@ def test_early_stopping_keeps_the_best_model(make_config) -> None:
     )
     summary = distill(config)
     output = Path(config.output)
-    kls = {record["step"]: record["eval_kl"] for record in lines(output, "eval_kl")}
+    kls = {record["step"]: record["eval_kl"] for record in read_metrics(output, "eval_kl")}
     best = min(kls, key=kls.__getitem__)
     assert summary["ended"] == "early stopping"
     assert summary["steps"] == best + 3 < 40
@@ -269,7 +267,7 @@ def test_separate_validation_cache(make_config, tmp_path) -> None:
     write_cache(str(tmp_path / "held-out"), random_shards([[9] * 3], 61, seed=9), 61)
     config = make_config(data={"validation_cache": str(tmp_path / "held-out")}, loop={"validate_every": 3})
     distill(config)
-    assert {record["eval_tokens"] for record in lines(config.output, "eval_kl")} == {24}
+    assert {record["eval_tokens"] for record in read_metrics(config.output, "eval_kl")} == {24}
 
 
 def test_validation_share_that_leaves_nothing(make_config) -> None:
@@ -345,7 +343,7 @@ def test_waiting_for_data_is_measured(make_config) -> None:
     """Six steps of two micro-batches; the loader reads one ahead, so the last step waits for fewer."""
     config = make_config(loop={"log_every": 2})
     distill(config, callbacks=[SlowReader()])
-    records = lines(config.output)
+    records = read_metrics(config.output, "loss")
     assert [record["step"] for record in records] == [2, 4, 6]
     assert sum(2 * record["data_wait"] for record in records) >= 12 * 0.03
     for record in records:

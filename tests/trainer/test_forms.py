@@ -1,6 +1,5 @@
 """Which form of target is learned from, and the runs that learn from each; the reference engine writes the caches."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from schemas.cache_config import CacheConfig, CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from schemas.train_config import LossConfig, TlaConfig, TrainConfig
+from support.metrics import read_metrics
 from support.models import write_random_teacher, write_text_corpus
 from support.rows import dense_kl
 from support.workspace import cache_tree
@@ -143,8 +143,7 @@ def test_each_form_teaches(
     summary = distill(config)
     before = evaluate_folder(str(tmp_path / "out/student-init"), write(name), validation_fraction=0.3)
     assert summary["validation"]["kl"] < 0.9 * before["kl"]
-    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
-    assert all(np.isfinite(json.loads(line).get("tla", 0.0)) for line in lines)
+    assert all(np.isfinite(line.get("tla", 0.0)) for line in read_metrics(tmp_path / "out"))
 
 
 def test_signals_that_are_not_needed_may_be_missing(

@@ -1,12 +1,10 @@
 """Several processes train as one does: the same losses, validations and final model. Real torchrun, gloo."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,9 @@ from transformers import AutoModelForCausalLM
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
 from schemas.train_config import TrainConfig
+from support import commands
+from support.commands import command_line
+from support.metrics import read_metrics
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job
@@ -38,14 +39,11 @@ def shape(ranks: int, micro_batch_size: int = 1) -> dict[str, int]:
 def start(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
     path = Path(config.output).with_suffix(".json")
     path.write_text(config.model_dump_json())
-    folder = Path(sys.executable).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["torchrun", f"--nproc-per-node={ranks}", f"--master-port={port}", "--no-python", "train-student"]
-    command = [str(folder / words[0]), *words[1:-1], str(folder / words[-1]), "run", str(path), "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = command_line("train-student", "run", path, "--json")
+    return commands.start("torchrun", f"--nproc-per-node={ranks}", f"--master-port={port}", "--no-python", *command)
 
 
 def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
@@ -55,18 +53,13 @@ def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
     return json.loads(stdout)
 
 
-def records(output: str, kind: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in found if kind in record]
-
-
 SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
 
 
 def check_same_curve(found: str, wanted: str) -> None:
     """The same metrics at the same steps, within 1e-4."""
     for kind, names in SAME.items():
-        ours, theirs = records(found, kind), records(wanted, kind)
+        ours, theirs = read_metrics(found, kind), read_metrics(wanted, kind)
         assert [record["step"] for record in ours] == [record["step"] for record in theirs]
         for one, two in zip(ours, theirs, strict=True):
             for name in names:
@@ -125,7 +118,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
 def wait_for_step(output: str, step: int) -> None:
     for _ in range(1200):
         path = Path(output) / "metrics.jsonl"
-        if path.exists() and any(record["step"] >= step for record in records(output, "loss")):
+        if path.exists() and any(record["step"] >= step for record in read_metrics(output, "loss")):
             return
         time.sleep(0.1)
     raise AssertionError("training did not get that far in two minutes")
@@ -165,7 +158,7 @@ def test_losses_on_the_students_inside(make_config: MakeConfig, signals: dict, t
     distill(one)
     two = configured(make_config, settings, tmp_path / "two", **shape(2))
     run(two, 2)
-    ours, theirs = records(two.output, "loss"), records(one.output, "loss")
+    ours, theirs = read_metrics(two.output, "loss"), read_metrics(one.output, "loss")
     assert len(ours) == 8
     for found, wanted in zip(ours, theirs, strict=True):
         assert found.keys() == wanted.keys()

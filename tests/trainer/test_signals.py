@@ -1,6 +1,5 @@
 """Training on hidden states and attention rows, from a cache that the reference engine wrote."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import LossConfig, TrainConfig
+from support.metrics import read_metrics
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache.job import run
@@ -74,11 +74,6 @@ def configure(full_cache: str, teacher_folder: Path, tmp_path: Path) -> Callable
     return make
 
 
-def metrics(config: TrainConfig) -> list[dict[str, Any]]:
-    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "loss" in record]
-
-
 def means(cache: Cache, folder: Path, losses: dict[str, Any], rows: list[list[int]], packed: bool) -> dict[str, float]:
     """Mean of each term of the model in ``folder`` over these rows of the cache."""
     student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -122,7 +117,7 @@ def test_all_four_losses_train_and_are_logged(configure) -> None:
     config = configure(ALL, max_steps=40, save_every=40, log_gradient_norms=True)
     summary = distill(config)
     assert summary["ended"] == "completed"
-    records = metrics(config)
+    records = read_metrics(config.output, "loss")
     for record in records:
         progress = (record["step"] - 1) / 40
         assert record["lhsm_weight"] == pytest.approx(0.8)
@@ -152,7 +147,7 @@ def test_resuming_continues_maps_and_losses(configure) -> None:
     shutil.rmtree(Path(cut.output) / "checkpoint-6")
     shutil.rmtree(Path(cut.output) / "final")
     distill(cut)
-    for one, other in zip(metrics(whole), metrics(cut), strict=True):
+    for one, other in zip(read_metrics(whole.output, "loss"), read_metrics(cut.output, "loss"), strict=True):
         for name in ("loss", "lhsm", "apc", "asr", "lhsm_map_norm_2"):
             assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-7), (name, one["step"])
 
@@ -162,7 +157,7 @@ def test_accumulated_micro_batches_equal_one_batch(configure) -> None:
     large = configure(ALL, "large", max_steps=1, micro_batch_size=4, gradient_accumulation=1)
     distill(small)
     distill(large)
-    one, other = metrics(small)[0], metrics(large)[0]
+    one, other = read_metrics(small.output, "loss")[0], read_metrics(large.output, "loss")[0]
     for name in ("loss", "tla", "lhsm", "apc", "asr", "grad_norm"):
         assert one[name] == pytest.approx(other[name], rel=1e-4), name
 
@@ -171,7 +166,7 @@ def test_gradient_checkpointing_changes_nothing(configure) -> None:
     plain, checkpointed = configure(ALL, "plain"), configure(ALL, "checkpointed", gradient_checkpointing=True)
     distill(plain)
     distill(checkpointed)
-    for one, other in zip(metrics(plain), metrics(checkpointed), strict=True):
+    for one, other in zip(read_metrics(plain.output, "loss"), read_metrics(checkpointed.output, "loss"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 

@@ -1,6 +1,5 @@
 """Training from an object store is training from a folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,13 @@ import fsspec
 import numpy as np
 import pytest
 
+from support.metrics import read_metrics
 from support.synthetic import random_shards, write_cache
 from trainer.distiller import distill
 
 
-def losses(output: str) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+def losses(output: str | Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(output, "loss")]
 
 
 @pytest.mark.parametrize(("workers", "copies"), [(0, True), (2, True), (0, False)])
@@ -33,7 +32,7 @@ def test_a_run_from_s3_has_the_losses_of_one_from_disk(
     distill(make_config(data={**data, "cache": str(tmp_path / "cache")}, output=str(tmp_path / "disk")))
     config = make_config(data={**data, "cache": s3_url, "local_copies": local}, output=str(tmp_path / "s3"))
     distill(config)
-    assert losses(config.output) == losses(str(tmp_path / "disk"))
+    assert losses(config.output) == losses(tmp_path / "disk")
     if copies:
         assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= bound
     else:
