@@ -1,8 +1,10 @@
-"""Arrow schemas of the tar members. Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
+"""Arrow schemas of the shard table, and of the tar members. Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
 One row per sequence keeps per-sample overhead small. A ``frame`` is a zstd frame of sections; the files named as the
 signals in ``teacher_cache/codec`` say what they hold.
 """
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -17,3 +19,12 @@ TOKENS_SCHEMA = pa.schema(
 )
 
 SIGNAL_SCHEMA = pa.schema([pa.field("frame", pa.binary(), nullable=False)])
+
+
+def shard_table_schema(signals: Sequence[str]) -> pa.Schema:
+    """``tables/{sha256}.arrow`` of a large cache: one row a planned unit; zeros where its shard is not committed."""
+    columns = [pa.field(name, pa.int64(), nullable=False) for name in ("number", "samples", "tokens")]
+    for file in ("index", *signals):
+        columns.append(pa.field(f"{file}_bytes", pa.int64(), nullable=False))
+        columns.append(pa.field(f"{file}_sha256", pa.binary(32), nullable=False))
+    return pa.schema(columns)

@@ -19,6 +19,7 @@ Signal = Literal["tokens", CapturedSignal]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24
+MAX_LISTED_UNITS = 4096  # in the manifest itself; of larger caches a file of its own lists them
 
 
 class TeacherInfo(Strict):
@@ -131,6 +132,11 @@ class Manifest(Strict):
     units: list[Unit]
     complete: bool
     shards: list[ShardEntry]
+    shard_table: FileEntry | None = Field(
+        None,
+        description="The file `tables/{sha256}.arrow` that lists units and shards in place of `units` and `shards`, "
+        f"which are empty in the file then: of caches of more than {MAX_LISTED_UNITS} units.",
+    )
     tables: dict[Sha256, FileEntry] = Field(description="Codec tables (id permutations), by digest.")
     totals: Totals
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
@@ -146,7 +152,9 @@ class Manifest(Strict):
         return hashlib.sha256(self._text("").encode()).hexdigest()
 
     def _text(self, sha256: str) -> str:
-        return self.model_copy(update={"sha256": sha256}).model_dump_json(indent=1) + "\n"
+        lists = {} if self.shard_table is None else {"units": [], "shards": []}
+        left_out = {"shard_table"} if self.shard_table is None else set()
+        return self.model_copy(update={"sha256": sha256, **lists}).model_dump_json(indent=1, exclude=left_out) + "\n"
 
 
 class MemberIndex(Strict):
@@ -168,6 +176,7 @@ class ShardIndex(Strict):
     name: ShardName
     keys: list[Annotated[str, Field(pattern=r"^[0-9a-z]{1,64}$")]] = Field(max_length=MAX_SHARD_SAMPLES)
     num_tokens: list[Annotated[int, Field(ge=1, le=MAX_SEQUENCE_TOKENS)]]
+    layers: list[str] | None = Field(None, description="Layer of the data mix of each sample; older caches lack it.")
     table: Sha256 = Field(description="Digest of the id permutation that the logits of this shard are coded with.")
     signals: dict[Signal, MemberIndex]
 
@@ -175,6 +184,8 @@ class ShardIndex(Strict):
     def _lists_are_parallel(self) -> "ShardIndex":
         n = len(self.keys)
         lengths = {"num_tokens": len(self.num_tokens)}
+        if self.layers is not None:
+            lengths["layers"] = len(self.layers)
         for signal, member in self.signals.items():
             for field in ("offsets", "sizes", "checksums"):
                 lengths[f"signals.{signal}.{field}"] = len(getattr(member, field))

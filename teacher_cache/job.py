@@ -20,8 +20,8 @@ from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import Request, TokenSample
-from teacher_cache.shards.marks import assemble, committed, remove_garbage
-from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.marks import assemble, committed, remove_garbage, write_manifest
+from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.positions import to_request
 from teacher_cache.writing import UnitWriter
 
@@ -138,8 +138,7 @@ def _score_units(
 
 
 def _write_manifest(storage: Storage, plan: Manifest, worker: Worker) -> Manifest:
-    manifest = assemble(storage, plan)
-    storage.write(MANIFEST, manifest.to_json().encode(), worker.owner)
+    manifest = write_manifest(storage, assemble(storage, plan), worker.owner)
     if manifest.complete:
         remove_garbage(storage, manifest)
     return manifest

@@ -21,8 +21,9 @@ from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
 from teacher_cache.records import TokenSample
-from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name
+from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
+from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import TarWriter, checksum
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
@@ -43,7 +44,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     if storage.exists(MANIFEST):
         present = read_manifest(storage)
         _check_same(present, wanted, storage)
-        return present
+        return listed(storage, present)
     if marks := mark_names(storage):
         raise UserError(
             f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); "
@@ -60,7 +61,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     plan = wanted.model_copy(
         update={"head": head, "units": units, "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts})}
     )
-    storage.write(MANIFEST, plan.to_json().encode())
+    plan = write_manifest(storage, plan)
     logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
     return plan
 
@@ -115,7 +116,7 @@ _IDENTITY = {
 
 def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
-    lists = {"units", "shards", "tables"}  # long, and not part of the identity
+    lists = {"units", "shards", "shard_table", "tables"}  # long, and not part of the identity
     before, now = present.model_dump(exclude=lists), wanted.model_dump(exclude=lists)
     differing = [
         f"{name}: {old!r} in the cache, {new!r} now"
@@ -150,7 +151,7 @@ def _differences(key: str, before: object, now: object) -> Iterator[tuple[str, o
 def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:
     units: list[Unit] = []
     for number, group in itertools.groupby(numbered_parts(corpus, tokens_per_shard), key=operator.itemgetter(0)):
-        name = f"shard-{number:06d}"
+        name = shard_name(number)
         n_samples = n_tokens = 0
         with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
             for _, sample in group:

@@ -31,6 +31,7 @@ class _Open:
     shard: ShardWriter
     keys: list[str] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
     rows: int = 0  # of the logits
     entropy: float = 0.0  # nats, sum over these rows
     waiting: list[tuple[str, Captured]] = field(default_factory=list)  # for the code table
@@ -111,6 +112,7 @@ class UnitWriter:
                 self._unchecked_head = None
             is_open.keys.append(sample.key)
             is_open.num_tokens.append(len(sample.input_ids))
+            is_open.layers.append(sample.layer)
             is_open.rows += len(signals.logits.positions)
             is_open.entropy += float(bucket_entropy(signals.logits).sum())
             is_open.waiting.append((sample.key, Captured(signals.logits, draws=signals.draws)))
@@ -131,6 +133,7 @@ class UnitWriter:
             name=is_open.unit.name,
             keys=is_open.keys,
             num_tokens=is_open.num_tokens,
+            layers=is_open.layers,
             table=self._table,
             signals={"tokens": is_open.tokens_index, **is_open.shard.indexes()},
         )

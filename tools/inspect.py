@@ -10,12 +10,14 @@ from teacher_cache.records import HiddenSample, LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import listed
 from teacher_cache.signals.hidden import to_floats
 
 
 def describe(url: str) -> dict[str, Any]:
     """The facts a user asks of a cache first, as plain data. Raises UserError when there is none at ``url``."""
-    manifest = up_to_date_manifest(Storage(url))
+    storage = Storage(url)
+    manifest = listed(storage, up_to_date_manifest(storage))
     totals, tokens = manifest.totals, max(1, manifest.totals.tokens)
     sizes = dict(totals.bytes) | {
         "index": totals.index_bytes,

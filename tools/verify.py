@@ -16,13 +16,14 @@ import numpy as np
 
 from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
-from schemas.manifest import FileEntry, Manifest
+from schemas.manifest import FileEntry, Manifest, ShardEntry
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.head import read_head
-from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
+from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import listed
 
 BLOCK_BYTES = 1 << 24
 ROUNDING = 1e-4  # nats, of float32 arithmetic before quantisation
@@ -45,13 +46,13 @@ def verify(url: str, quick: bool = False, advance: Callable[[int, int], None] = 
     Raises UserError when there is no cache at ``url`` or its manifest is not valid.
     """
     storage = Storage(url)
-    manifest = up_to_date_manifest(storage)
+    manifest = listed(storage, up_to_date_manifest(storage))
     problems = list(dict.fromkeys(_structure(storage, manifest)))
     sound = [entry for entry in manifest.shards if not any(entry.name in problem for problem in problems)]
     if not quick:
         problems += _contents(storage, manifest)
         if not any("tables/" in problem for problem in problems):
-            problems += _samples(url, manifest.model_copy(update={"shards": sound}), advance)
+            problems += _samples(url, manifest.model_copy(update={"shards": sound, "shard_table": None}), advance)
     relative = [problem.replace(storage.where(""), "") for problem in problems]
     return Report(len(manifest.shards), manifest.totals.samples, manifest.totals.tokens, relative)
 
@@ -60,12 +61,17 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Marks, indexes and sizes of each shard, and the code tables."""
     sizes = storage.sizes()
     for entry in manifest.shards:
+        yield from _problem(partial(_check_mark, storage, manifest, entry))
         for signal in entry.files:
-            yield from _problem(partial(read_index, storage, manifest, entry, (signal,), sizes))
+            yield from _problem(partial(check_sizes, storage, entry, (signal,), sizes))
     for digest in manifest.tables:
         yield from _problem(partial(read_table, storage, digest, manifest.teacher.vocab_size))
     if manifest.capture.final is not None:
         yield from _problem(partial(read_head, storage, manifest))
+
+
+def _check_mark(storage: Storage, manifest: Manifest, entry: ShardEntry) -> None:
+    check_index(storage.read(mark_name(entry.name)), entry, manifest, entry.files, storage)
 
 
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:

@@ -22,6 +22,7 @@ _END_OF_STREAM = struct.pack("<II", _CONTINUATION, 0)
 _RECORD_BATCH = 3  # MessageHeader.RecordBatch
 # Fields as offsets into the vtable of the flatbuffers tables Message and RecordBatch.
 _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH, _MESSAGE_CUSTOM_METADATA = 6, 8, 10, 12
+_NOT_ARROW = (struct.error, IndexError, ValueError, pa.ArrowException, OSError, MemoryError)
 _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 4, 6, 8, 10
 
 
@@ -32,6 +33,28 @@ def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
+
+
+def write_columns(table: pa.Table) -> bytes:
+    """An Arrow IPC stream with one batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()
+
+
+def read_columns(schema: pa.Schema, data: bytes) -> pa.Table:
+    """The columns of fixed width of an untrusted stream of one batch. Raises CorruptCacheError."""
+    try:
+        body_length, _, body = _plain_batch(data, schema)
+        _end_of_body(data, body_length, body)
+        table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+    except _NOT_ARROW as error:
+        raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
+    if any(column.null_count for column in table.columns):
+        raise CorruptCacheError("the Arrow batch holds nulls")
+    return table
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,7 @@ class RowReader:
             if layout is None or any(payload[place] != fixed for place, fixed in layout.fixed):
                 layout = self._layout = self._learn(payload)
             return self._row(payload, layout)
-        except (struct.error, IndexError, ValueError, pa.ArrowException, OSError, MemoryError) as error:
+        except _NOT_ARROW as error:
             raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
 
     def _learn(self, payload: bytes) -> Layout:
@@ -87,20 +110,7 @@ class RowReader:
         return replace(layout, fixed=tuple((place, payload[place]) for place in fixed))
 
     def _parse(self, payload: bytes) -> Layout:
-        start, stop = _metadata(payload, 0)
-        found = pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
-        if not found.equals(self._schema):
-            raise CorruptCacheError(f"the Arrow schema is {found.names}, wanted {self._schema.names}")
-        start, body = _metadata(payload, stop)
-        message = start + struct.unpack_from("<I", payload, start)[0]
-        header_type = _field(payload, message, _MESSAGE_HEADER_TYPE)
-        header = _field(payload, message, _MESSAGE_HEADER)
-        body_length = _field(payload, message, _MESSAGE_BODY_LENGTH)
-        if not header or not header_type or not body_length or payload[header_type] != _RECORD_BATCH:
-            raise CorruptCacheError("the Arrow stream does not hold a record batch")
-        batch = header + struct.unpack_from("<I", payload, header)[0]
-        if _field(payload, batch, _BATCH_COMPRESSION) or _field(payload, message, _MESSAGE_CUSTOM_METADATA):
-            raise CorruptCacheError("the Arrow batch is compressed, wanted a plain one")
+        body_length, batch, body = _plain_batch(payload, self._schema)
         n_rows = _int64(payload, batch, _BATCH_LENGTH)
         if n_rows != 1:
             raise CorruptCacheError(f"the Arrow batch has {n_rows} rows, wanted 1")
@@ -110,9 +120,7 @@ class RowReader:
 
     def _row(self, payload: bytes, layout: Layout) -> "Row":
         body = layout.body
-        end = body + struct.unpack_from("<q", payload, layout.body_length)[0]
-        if payload[end:] != _END_OF_STREAM or end < body:
-            raise CorruptCacheError("the Arrow stream does not end after its first batch")
+        end = _end_of_body(payload, layout.body_length, body)
         nodes = self._nodes.unpack_from(payload, layout.nodes)
         buffers = self._buffers.unpack_from(payload, layout.buffers)
         if any(nodes[1::2]):
@@ -168,6 +176,32 @@ def _metadata(payload: bytes, position: int) -> tuple[int, int]:
     if mark != _CONTINUATION or start + size > len(payload):
         raise CorruptCacheError("not a valid Arrow stream: no message where one is expected")
     return start, start + size
+
+
+def _plain_batch(payload: bytes, schema: pa.Schema) -> tuple[int, int, int]:
+    """Where a stream's first message keeps its body's length, its record batch, and its body: not compressed."""
+    start, stop = _metadata(payload, 0)
+    found = pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
+    if not found.equals(schema):
+        raise CorruptCacheError(f"the Arrow schema is {found.names}, wanted {schema.names}")
+    start, body = _metadata(payload, stop)
+    message = start + struct.unpack_from("<I", payload, start)[0]
+    header_type = _field(payload, message, _MESSAGE_HEADER_TYPE)
+    header = _field(payload, message, _MESSAGE_HEADER)
+    body_length = _field(payload, message, _MESSAGE_BODY_LENGTH)
+    if not header or not header_type or not body_length or payload[header_type] != _RECORD_BATCH:
+        raise CorruptCacheError("the Arrow stream does not hold a record batch")
+    batch = header + struct.unpack_from("<I", payload, header)[0]
+    if _field(payload, batch, _BATCH_COMPRESSION) or _field(payload, message, _MESSAGE_CUSTOM_METADATA):
+        raise CorruptCacheError("the Arrow batch is compressed, wanted a plain one")
+    return body_length, batch, body
+
+
+def _end_of_body(payload: bytes, body_length: int, body: int) -> int:
+    end = body + struct.unpack_from("<q", payload, body_length)[0]
+    if payload[end:] != _END_OF_STREAM or end < body:
+        raise CorruptCacheError("the Arrow stream does not end after its first batch")
+    return end
 
 
 def _field(payload: bytes, table: int, slot: int) -> int | None:

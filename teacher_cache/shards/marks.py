@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,8 +12,11 @@ from schemas.load import parse_json
 from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, file_entry
+from teacher_cache.shards.table import listed, store_lists, table_file
 
-_OWN_NAME = re.compile(r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.zst|\.tmp-.*")
+_OWN_NAME = re.compile(
+    r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-.*"
+)
 
 
 def tar_name(shard: str, signal: str) -> str:
@@ -47,22 +51,25 @@ def read_manifest(storage: Storage) -> Manifest:
     return manifest
 
 
+def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:
+    """Write ``manifest.json``, and before it the table it names, if there is one; returns what was written."""
+    manifest = store_lists(storage, manifest, owner)
+    storage.write(MANIFEST, manifest.to_json().encode(), owner)
+    return manifest
+
+
 def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> None:
     """Commit a shard. Its tars must be in place."""
     storage.write(mark_name(index.name), (index.model_dump_json() + "\n").encode(), owner)
 
 
-def read_mark(storage: Storage, shard: str, expected: FileEntry | None = None) -> ShardIndex:
-    """A shard's index, checked against the manifest's entry if given. Raises CorruptCacheError."""
-    return _read_mark(storage, shard, expected)[0]
-
-
-def _read_mark(storage: Storage, shard: str, expected: FileEntry | None) -> tuple[ShardIndex, FileEntry]:
-    where = storage.where(mark_name(shard))
+def read_mark(storage: Storage, shard: str) -> ShardIndex:
+    """A shard's index. Raises CorruptCacheError."""
     data = storage.read(mark_name(shard))
-    found = file_entry(data)
-    if expected is not None and found != expected:
-        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {expected.sha256}")
+    return _parse_mark(data, shard, storage.where(mark_name(shard)))
+
+
+def _parse_mark(data: bytes, shard: str, where: str) -> ShardIndex:
     try:
         index = parse_json(ShardIndex, data, where)
     except UserError as error:
@@ -73,22 +80,22 @@ def _read_mark(storage: Storage, shard: str, expected: FileEntry | None) -> tupl
         )
     if index.name != shard:
         raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
-    return index, found
+    return index
 
 
-def read_index(
-    storage: Storage, manifest: Manifest, entry: ShardEntry, signals: tuple[Signal, ...], sizes: dict[str, int]
+def check_index(
+    data: bytes, entry: ShardEntry, manifest: Manifest, signals: Iterable[Signal], storage: Storage
 ) -> ShardIndex:
-    """The index of a shard that ``manifest`` lists, for reading ``signals``.
+    """The index that ``data``, the content of a mark, holds of a shard that the manifest lists, for reading ``signals``.
 
-    Args:
-        sizes: bytes of the cache's files, ``storage.sizes()``.
-
-    Raises CorruptCacheError when index, manifest and the sizes of the signals' files contradict each other, so that
-    what a reader allocates and where it reads is bounded by what the manifest declares.
+    Raises CorruptCacheError when index and manifest contradict each other, so that what a reader allocates and where it
+    reads is bounded by what the manifest declares.
     """
-    index = read_mark(storage, entry.name, entry.index)
     where = storage.where(mark_name(entry.name))
+    found = file_entry(data)
+    if found != entry.index:
+        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.index.sha256}")
+    index = _parse_mark(data, entry.name, where)
     if len(index.keys) != entry.samples or sum(index.num_tokens) != entry.tokens:
         raise CorruptCacheError(
             f"{where}: {len(index.keys)} samples of {sum(index.num_tokens)} tokens, the manifest says {entry.samples} "
@@ -100,27 +107,33 @@ def read_index(
     if index.table not in manifest.tables:
         raise CorruptCacheError(f"{where}: code table {index.table} is not in the manifest")
     for signal in signals:
-        _check_member(storage, index, signal, entry, sizes)
+        _check_member(storage, index, signal, entry)
     return index
 
 
-def _check_member(
-    storage: Storage, index: ShardIndex, signal: Signal, entry: ShardEntry, sizes: dict[str, int]
-) -> None:
-    name = tar_name(index.name, signal)
-    where = storage.where(name)
+def _check_member(storage: Storage, index: ShardIndex, signal: Signal, entry: ShardEntry) -> None:
+    where = storage.where(tar_name(index.name, signal))
     if signal not in index.signals or signal not in entry.files:
         raise CorruptCacheError(f"{where}: the shard has no {signal} signal")
     member = index.signals[signal]
     if member.file != entry.files[signal]:
         raise CorruptCacheError(f"{where}: the index and the manifest name different sizes or checksums for it")
-    if name not in sizes:
-        raise CorruptCacheError(f"{where}: the file is missing")
-    if sizes[name] != member.file.bytes:
-        raise CorruptCacheError(f"{where}: {sizes[name]} bytes, the index says {member.file.bytes}")
     ends = np.array(member.offsets) + np.array(member.sizes)
     if ends.max() > member.file.bytes:
         raise CorruptCacheError(f"{where}: sample {index.keys[int(ends.argmax())]} ends beyond the file")
+
+
+def check_sizes(storage: Storage, entry: ShardEntry, signals: Iterable[Signal], sizes: dict[str, int]) -> None:
+    """Raise CorruptCacheError unless a shard's mark and the tars of ``signals`` are there in full.
+
+    sizes: bytes of the cache's files, ``storage.sizes()``.
+    """
+    files = {tar_name(entry.name, signal): entry.files[signal] for signal in signals if signal in entry.files}
+    for name, file in ({mark_name(entry.name): entry.index} | files).items():
+        if name not in sizes:
+            raise CorruptCacheError(f"{storage.where(name)}: the file is missing")
+        if sizes[name] != file.bytes:
+            raise CorruptCacheError(f"{storage.where(name)}: {sizes[name]} bytes, the manifest says {file.bytes}")
 
 
 def read_table(storage: Storage, digest: str, vocab_size: int) -> np.ndarray:
@@ -142,7 +155,8 @@ def committed(storage: Storage, manifest: Manifest) -> list[str]:
 
 
 def assemble(storage: Storage, plan: Manifest) -> Manifest:
-    """The manifest that follows from ``plan`` and the commit marks. Entries that ``plan`` has already are kept."""
+    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept."""
+    plan = listed(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = dict(plan.tables)
@@ -150,8 +164,9 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         if name in known:
             shards.append(known[name])
             continue
-        index, mark = _read_mark(storage, name, None)
-        shards.append(_entry(index, mark))
+        data = storage.read(mark_name(name))
+        index = _parse_mark(data, name, storage.where(mark_name(name)))
+        shards.append(_entry(index, file_entry(data)))
         if index.table not in tables:
             tables[index.table] = file_entry(storage.read(table_path(index.table)))
     signals = sorted({signal for entry in shards for signal in entry.files})
@@ -162,7 +177,13 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         index_bytes=sum(entry.index.bytes for entry in shards),
     )
     return plan.model_copy(
-        update={"shards": shards, "tables": tables, "totals": totals, "complete": len(shards) == len(plan.units)}
+        update={
+            "shards": shards,
+            "shard_table": None,
+            "tables": tables,
+            "totals": totals,
+            "complete": len(shards) == len(plan.units),
+        }
     )
 
 
@@ -202,6 +223,7 @@ def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "")
 
 def _expected_names(manifest: Manifest) -> set[str]:
     names = {tar_name(unit.name, "tokens") for unit in manifest.units}
+    names |= set() if manifest.shard_table is None else {table_file(manifest.shard_table)}
     names |= {HEAD} if manifest.head is not None else set()
     for entry in manifest.shards:
         names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}

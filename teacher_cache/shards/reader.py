@@ -1,16 +1,18 @@
 """Random access to a cache, local or in an object store. Every payload's checksum is verified before it is decoded.
 
-Samples of a batch are decoded on a few threads: decompression and the array passes release Python's lock.
+A shard's index is read when one of its samples is wanted, and those used last are kept: opening a cache of a hundred
+thousand shards reads its manifest and its shard table, nothing else. Samples of a batch are decoded on a few threads: decompression and the array passes release Python's lock.
 """
 
 import itertools
 import os
 import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from io import FileIO
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,8 +30,9 @@ from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
 from teacher_cache.shards.copies import LocalCopies
-from teacher_cache.shards.marks import read_index, read_table, tar_name, up_to_date_manifest
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
+from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
+from teacher_cache.shards.table import ShardTable
 from teacher_cache.shards.tar import checksum
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 MAX_OPEN_FILES = 128
+MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
 Codec = TypeVar("Codec")
 
@@ -61,7 +65,8 @@ class CacheReader:
 
         Raises:
             UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
-            CorruptCacheError: a file is missing, of the wrong size, or not valid.
+            CorruptCacheError: the manifest is not valid; or a file is missing or of the wrong size, where the manifest
+                itself lists the shards. Files of larger caches are looked at when they are read.
         """
         self.url = url
         self.signals = signals
@@ -69,6 +74,10 @@ class CacheReader:
         self._connect()
         self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
+        if self.manifest.shard_table is None:
+            sizes = self._storage.sizes()
+            for entry in self.manifest.shards:
+                check_sizes(self._storage, entry, self.signals, sizes)
 
     def _connect(self) -> None:
         """Take up what belongs to one process."""
@@ -89,14 +98,11 @@ class CacheReader:
         for signal in self.signals:
             if signal not in ("tokens", *self.manifest.capture.signals):
                 raise self._not_stored(signal)
-        sizes = self._storage.sizes()
-        self._shards: list[ShardIndex] = [
-            read_index(self._storage, self.manifest, entry, self.signals, sizes) for entry in self.manifest.shards
-        ]
-        self.keys: list[str] = [key for shard in self._shards for key in shard.keys]
-        self.num_tokens = np.array([n for shard in self._shards for n in shard.num_tokens], np.int32)
-        self.shard_sizes = np.array([len(shard.keys) for shard in self._shards], np.int64)
-        self._first = list(itertools.accumulate((len(shard.keys) for shard in self._shards), initial=0))
+        self._shards = ShardTable(self.manifest, self._storage)
+        self.shard_sizes = self._shards.samples
+        self._first: list[int] = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexed_samples = 0
         self._tables: dict[str, CodeTable] = {}
         self._logits: dict[str, LogitsCodec] = {}
         self._draws: dict[str, DrawsCodec] = {}
@@ -110,7 +116,37 @@ class CacheReader:
             self._attention = AttentionCodec(capture.attention, codec)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._first[-1]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Keys of all samples, in order: reads every index."""
+        return [key for shard in range(len(self._shards)) for key in self.index(shard).keys]
+
+    @cached_property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of all samples, int32: reads every index."""
+        return np.array([n for shard in range(len(self._shards)) for n in self.index(shard).num_tokens], np.int32)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard, by its number in the cache. Raises CorruptCacheError."""
+        self._reconnect_after_fork()
+        with self._lock:
+            if shard in self._indexes:
+                self._indexes.move_to_end(shard)
+                return self._indexes[shard]
+        entry = self._shards.entry(shard)
+        size = min(entry.index.bytes, MAX_JSON_BYTES)
+        data = self._read_range(mark_name(entry.name), entry.index, 0, size)
+        index = check_index(data, entry, self.manifest, self.signals, self._storage)
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = index
+                self._indexed_samples += len(index.keys)
+            while self._indexed_samples > MAX_INDEXED_SAMPLES and len(self._indexes) > 1:
+                _, oldest = self._indexes.popitem(last=False)
+                self._indexed_samples -= len(oldest.keys)
+        return index
 
     def __getstate__(self) -> dict[str, object]:
         return {"url": self.url, "signals": self.signals, "manifest": self.manifest, "_copies_in": self._copies_in}
@@ -139,9 +175,12 @@ class CacheReader:
         shards = np.searchsorted(self._first, positions, side="right") - 1
         numbers, first_use = np.unique(shards, return_index=True)
         files = []
-        for number in numbers[np.argsort(first_use)]:
-            shard = self._shards[number]
-            files += [(tar_name(shard.name, signal), shard.signals[signal].file) for signal in self.signals]
+        for number in numbers[np.argsort(first_use)].tolist():
+            entry = self._shards.entry(number)
+            files.append((mark_name(entry.name), entry.index))
+            files += [
+                (tar_name(entry.name, signal), entry.files[signal]) for signal in self.signals if signal in entry.files
+            ]
         self._copies.fetch_ahead(files)
 
     def payload(self, position: int, signal: Signal) -> bytes:
@@ -160,11 +199,12 @@ class CacheReader:
     def read_tokens(self, position: int) -> TokenSample:
         """The tokens signal of one sample."""
         payload = self.payload(position, "tokens")
-        num_tokens = int(self.num_tokens[position])
+        num_tokens = self._length(position)
         sample = self._named(
             position, "tokens", lambda: decode_tokens(payload, num_tokens, self.manifest.teacher.vocab_size)
         )
-        if sample.key != self.keys[position]:
+        shard, row = self._locate(position)
+        if sample.key != shard.keys[row]:
             raise CorruptCacheError(f"{self.where(position, 'tokens')}: the payload belongs to sample {sample.key}")
         return sample
 
@@ -218,7 +258,8 @@ class CacheReader:
         Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
         reader's other signals. Raises ValueError when a row does not fit.
         """
-        used = [sum(int(self.num_tokens[position]) for position in row) for row in rows]
+        lengths = [[self._length(position) for position in row] for row in rows]
+        used = [sum(row) for row in lengths]
         n_tokens = max(used, default=0) if length is None else length
         if max(used, default=0) > n_tokens:
             raise ValueError(f"a row of {max(used)} tokens does not fit into {n_tokens}")
@@ -229,7 +270,7 @@ class CacheReader:
         for r, stop in enumerate(used):
             if stop < n_tokens:
                 fill_padding(batch, r, slice(stop, n_tokens))
-        places = self._places(rows)
+        places = _places(rows, lengths)
         self._run(batch, places)
         return replace(
             batch,
@@ -238,14 +279,6 @@ class CacheReader:
             draws=join_draws(places, self.read_draws) if "draws" in self.signals else None,
             final=join_hidden(places, self.read_final) if "final" in self.signals else None,
         )
-
-    def _places(self, rows: Sequence[Sequence[int]]) -> list[Place]:
-        places = []
-        for r, row in enumerate(rows):
-            lengths = (int(self.num_tokens[position]) for position in row)
-            spans = itertools.pairwise(itertools.accumulate(lengths, initial=0))
-            places += [(position, r, slice(*span)) for position, span in zip(row, spans, strict=True)]
-        return places
 
     def _run(self, batch: RowBatch, places: list[Place]) -> None:
         per_task = -(-len(places) // (TASKS_PER_THREAD * DECODE_THREADS))
@@ -291,10 +324,14 @@ class CacheReader:
         batch.attention_mask[r, span] = True
 
     def _locate(self, position: int) -> tuple[ShardIndex, int]:
-        if not 0 <= position < len(self.keys):
-            raise IndexError(f"sample {position} of {len(self.keys)}")
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {position} of {len(self)}")
         shard = bisect_right(self._first, position) - 1
-        return self._shards[shard], position - self._first[shard]
+        return self.index(shard), position - self._first[shard]
+
+    def _length(self, position: int) -> int:
+        shard, row = self._locate(position)
+        return shard.num_tokens[row]
 
     def where(self, position: int, signal: Signal) -> str:
         """The tar and the key of a sample, for messages."""
@@ -303,7 +340,7 @@ class CacheReader:
 
     def _decoded(self, position: int, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
         payload = self.payload(position, signal)
-        return self._named(position, signal, lambda: decode(payload, int(self.num_tokens[position])))
+        return self._named(position, signal, lambda: decode(payload, self._length(position)))
 
     def _named(self, position: int, signal: Signal, decode: Callable[[], Decoded]) -> Decoded:
         try:
@@ -344,3 +381,11 @@ class CacheReader:
                     del self._files[next(iter(self._files))]
                 self._files[name] = FileIO(self._storage.local_path(name))
             return self._files[name]
+
+
+def _places(rows: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]) -> list[Place]:
+    places = []
+    for r, (row, row_lengths) in enumerate(zip(rows, lengths, strict=True)):
+        spans = itertools.pairwise(itertools.accumulate(row_lengths, initial=0))
+        places += [(position, r, slice(*span)) for position, span in zip(row, spans, strict=True)]
+    return places

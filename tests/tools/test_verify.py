@@ -72,7 +72,7 @@ def test_quick_finds_sizes_and_marks_but_not_bits(copy: Path) -> None:
     (copy / "shard-000000.tokens.tar").unlink()
     flip(copy / "shard-000000.json", 3)
     problems = verify(str(copy), quick=True).problems
-    assert any("shard-000001.logits.tar" in p and "bytes, the index says" in p for p in problems)
+    assert any("shard-000001.logits.tar" in p and "bytes, the manifest says" in p for p in problems)
     assert any("shard-000000.json" in p and "sha256" in p for p in problems)
 
 

@@ -193,7 +193,7 @@ WRONG_INDEX = {
     "wrong size": (
         set_in("signals", "logits", "file", "bytes", value=7),
         "shard-000000.logits.tar",
-        "the index says 7",
+        "the manifest says 7",
     ),
     "another name": (set_in("name", value="shard-000001"), "shard-000000.json", "index of shard-000001"),
     "more tokens": (set_in("num_tokens", value=[5, 4]), "shard-000000.json", "2 samples of 9 tokens"),
@@ -206,16 +206,16 @@ WRONG_INDEX = {
 
 
 @pytest.mark.parametrize("name", WRONG_INDEX)
-def test_an_index_that_contradicts_the_cache_is_refused_at_opening(url: str, name: str) -> None:
+def test_an_index_that_contradicts_the_cache_is_refused(url: str, name: str) -> None:
     shards = random_shards([[5, 3]])
     write_cache(url, shards)
     change, file, text = WRONG_INDEX[name]
     change_index(url, lambda tree: None)
-    CacheReader(url)  # rewriting alone is not what is refused
+    CacheReader(url).index(0)  # rewriting alone is not what is refused
     change_index(url, change)
     keys = {f"key{n}": tokens.key for n, (tokens, _) in enumerate(shards[0])}
     with pytest.raises(CorruptCacheError) as caught:
-        CacheReader(url)
+        CacheReader(url).index(0)
     assert str(caught.value).startswith(f"{url}/{file}: ")
     assert text.format(**keys) in str(caught.value)
 
@@ -228,14 +228,17 @@ def test_a_sample_above_the_manifests_longest_is_refused(url: str) -> None:
     with pytest.raises(
         CorruptCacheError, match=rf"{SHARD}\.json: a sample of 8388608 tokens, the manifest says at most"
     ):
-        CacheReader(url)
+        CacheReader(url).read_rows([[0]])
 
 
 def test_an_index_of_another_digest_is_refused(url: str) -> None:
     write_cache(url, random_shards([[5, 3]]))
-    with (Path(url) / f"{SHARD}.json").open("ab") as file:
-        file.write(b" ")
+    path = Path(url) / f"{SHARD}.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
     with pytest.raises(CorruptCacheError, match=rf"{SHARD}\.json: sha256 is [0-9a-f]+, the manifest says [0-9a-f]+"):
+        CacheReader(url).read_tokens(0)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(CorruptCacheError, match=rf"{SHARD}\.json: [0-9]+ bytes, the manifest says [0-9]+"):
         CacheReader(url)
 
 

@@ -193,7 +193,7 @@ def test_every_flipped_bit_of_a_payload_is_detected(small: str, signal: str) -> 
     rng = np.random.default_rng(0)
     path = Path(small) / tar_name(SHARD, signal)
     sound = path.read_bytes()
-    member = reader._shards[0].signals[signal]
+    member = reader.index(0).signals[signal]
     for position, key in enumerate(reader.keys):
         for place in rng.integers(0, member.sizes[position], 150):
             broken = bytearray(sound)
@@ -213,7 +213,7 @@ def test_a_tar_of_another_size_is_refused_at_opening(small: str, signal: str, ch
     path = Path(small) / tar_name(SHARD, signal)
     data = path.read_bytes()
     path.write_bytes({"shorter": data[:-1], "longer": data + b"\0", "empty": b""}[change])
-    with pytest.raises(CorruptCacheError, match=f"{path}: [0-9]+ bytes, the index says {len(data)}"):
+    with pytest.raises(CorruptCacheError, match=f"{path}: [0-9]+ bytes, the manifest says {len(data)}"):
         CacheReader(small)
 
 
