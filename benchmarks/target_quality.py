@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.commands import run_installed
 from benchmarks.common import in_own_process
 from benchmarks.real_teacher import make_teacher
@@ -171,11 +169,13 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
 
     from schemas.train_config import LossConfig
     from trainer.data import CacheRows, evaluation_loader, open_cache, read_capture
-    from trainer.evaluate import evaluate, head_on, open_for_evaluation
+    from trainer.evaluate import evaluate, head_on, open_for_evaluation, sorted_rows
     from trainer.forms import needed_signals
     from trainer.losses.objective import Objective, teacher_rows
-    from trainer.order import Shuffle, plan_rows, sorted_rows
+    from trainer.order import CacheOrder, Shuffle
+    from trainer.plan import plan_rows
     from trainer.student import load_model
+    from trainer.subset import Selection, Subset
     from trainer.taps import masked_hidden, output_head
 
     torch.manual_seed(seed)
@@ -194,17 +194,8 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
         objective = Objective(losses, capture)
         objective.teacher_head = cache.read_head() if "final" in cache.signals else None
 
-    everything = np.arange(len(cache.keys))
-    plan = plan_rows(
-        everything,
-        cache.num_tokens,
-        cache.shard_sizes,
-        Shuffle(seed, shards_mixed=64),
-        global_batch=MICRO_BATCH,
-        epochs=1,
-        max_steps=max(1, steps),
-        pack_tokens=None,
-    )
+    order = CacheOrder(Subset(cache, Selection()), Shuffle(seed, shards_mixed=64))
+    plan = plan_rows([order], None, global_batch=MICRO_BATCH, epochs=1, max_steps=max(1, steps))
     rows = CacheRows(cache, plan)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP, steps)
@@ -224,8 +215,7 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
         tokens += int(batch["attention_mask"].sum())
     seconds = time.perf_counter() - start
     held_out = open_for_evaluation(str(FOLDER / "held-out/cache"))
-    order = sorted_rows(np.arange(len(held_out.keys)), held_out.num_tokens)
-    loader = evaluation_loader(held_out, order, MICRO_BATCH)
+    loader = evaluation_loader(held_out, sorted_rows(Subset(held_out, Selection())), MICRO_BATCH)
     measured = evaluate(student, loader, held_out.manifest.capture, head_on(student.device, held_out))
     return {**measured, "tokens_trained": tokens, "tokens_per_second": tokens / seconds}
 

@@ -1,4 +1,6 @@
-"""Arrow schemas of the shard table, and of the tar members. Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
+"""Arrow schemas of the shard table, and of the tar members.
+
+Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
 One row per sequence keeps per-sample overhead small. A ``frame`` is a zstd frame of sections; the files named as the
 signals in ``teacher_cache/codec`` say what they hold.

@@ -152,8 +152,9 @@ class Manifest(Strict):
         return hashlib.sha256(self._text("").encode()).hexdigest()
 
     def _text(self, sha256: str) -> str:
-        lists = {} if self.shard_table is None else {"units": [], "shards": []}
-        left_out = {"shard_table"} if self.shard_table is None else set()
+        in_table = self.shard_table is not None
+        lists: dict[str, list[object]] = {"units": [], "shards": []} if in_table else {}
+        left_out = None if in_table else {"shard_table"}
         return self.model_copy(update={"sha256": sha256, **lists}).model_dump_json(indent=1, exclude=left_out) + "\n"
 
 

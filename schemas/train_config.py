@@ -22,12 +22,28 @@ class LocalCopiesConfig(Strict):
         return int(self.max_gib * 2**30)
 
 
+class CacheShare(Strict):
+    """One of the caches to train on, or a part of it."""
+
+    url: str = Field(min_length=1, description="Folder or URL of the cache.")
+    weight: float | None = Field(
+        None, gt=0, description="Share of the rows, relative to the others'; none set: as many as each cache has."
+    )
+    layers: list[str] | None = Field(None, min_length=1, description="Only samples of these layers of the data mix.")
+    limit: int | None = Field(None, ge=1, description="Only the first samples (of these layers), at most so many.")
+
+
 class DataConfig(Strict):
     """Where the samples come from and how they are put together in batches."""
 
-    cache: str = Field(min_length=1, description="Folder or URL of the cache to train on.")
+    cache: Annotated[str, Field(min_length=1)] | Annotated[list[CacheShare], Field(min_length=1)] = Field(
+        description="Folder or URL of the cache to train on, or a list of several that are mixed by weight."
+    )
     local_copies: LocalCopiesConfig | None = Field(
-        None, description="Fetch the shards of a remote `cache` to a local folder, ahead of their use."
+        None, description="Fetch the shards of a remote cache to a local folder, ahead of their use."
+    )
+    on_corrupt: Literal["stop", "skip"] = Field(
+        "stop", description="What to do about a sample that cannot be read: end the run, or leave it out and count it."
     )
     validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
     validation_fraction: float = Field(
@@ -39,6 +55,17 @@ class DataConfig(Strict):
     packing: bool = Field(False, description="Pack samples into rows of `pack_tokens` instead of padding them.")
     pack_tokens: int = Field(2048, ge=2, description="Length of a packed row; no sample may be longer.")
     num_workers: int = Field(0, ge=0, description="Processes that decode ahead of the training loop.")
+
+    @property
+    def shares(self) -> list[CacheShare]:
+        """The caches to train on."""
+        return [CacheShare(url=self.cache)] if isinstance(self.cache, str) else self.cache
+
+    @model_validator(mode="after")
+    def _weights_for_all_or_none(self) -> "DataConfig":
+        if len({share.weight is None for share in self.shares}) > 1:
+            raise ValueError("set a weight for each of the caches or for none")
+        return self
 
     @model_validator(mode="after")
     def _one_kind_of_validation(self) -> "DataConfig":

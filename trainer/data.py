@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, Signal
+from schemas.manifest import Manifest, ShardIndex, Signal
 from schemas.train_config import LocalCopiesConfig
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
 from teacher_cache.signals.head import OutputHead
 from trainer.interrupts import leave_interrupts_to_main
-from trainer.order import RowPlan
 from trainer.student import tokenizer_files
 
 if TYPE_CHECKING:
@@ -32,14 +31,11 @@ SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
 WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
 
 
-class Cache(Protocol):
-    """What the trainer needs of a cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
+class Readable(Protocol):
+    """What batches are read from: a cache, or several as one."""
 
     manifest: Manifest
     signals: tuple[Signal, ...]
-    keys: list[str]
-    num_tokens: np.ndarray
-    shard_sizes: np.ndarray
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """Decode the samples of each row, one after the other, into padded arrays."""
@@ -54,6 +50,16 @@ class Cache(Protocol):
         """Release files."""
 
 
+class Cache(Readable, Protocol):
+    """What the trainer needs of one cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
+
+    url: str
+    shard_sizes: np.ndarray
+
+    def index(self, shard: int) -> ShardIndex:
+        """Keys, lengths and layers of a shard's samples."""
+
+
 def open_cache(
     url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), copies: LocalCopiesConfig | None = None
 ) -> Cache:
@@ -61,10 +67,10 @@ def open_cache(
     from teacher_cache.shards.reader import CacheReader
 
     cache = CacheReader(url, signals=signals, copies=None if copies is None else (copies.folder, copies.max_bytes))
-    if not cache.keys:
+    if not cache.shard_sizes.sum():
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
     if not cache.manifest.complete:
-        committed, planned = len(cache.manifest.shards), len(cache.manifest.units)
+        committed, planned = len(cache.shard_sizes), len(cache.manifest.units)
         logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
     return cache
 
@@ -144,21 +150,57 @@ def _check_covered(loss_mask_RL: np.ndarray, part: DrawsBatch | HiddenBatch | At
         raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
 
 
+class Plan(Protocol):
+    """Which samples are in which row."""
+
+    def __len__(self) -> int:
+        """Rows there are."""
+
+    def rows(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The samples of these rows."""
+
+    def ahead(self, row: int, count: int) -> np.ndarray:
+        """About ``count`` samples that are read from this row on."""
+
+
 class CacheRows(Dataset[Batch]):
     """The planned rows of a cache as a map-style data set whose items are read a batch at a time."""
 
-    def __init__(self, cache: Cache, plan: RowPlan, packed: bool = False) -> None:
+    def __init__(self, cache: Readable, plan: Plan, packed: bool = False, skip_corrupt: bool = False) -> None:
+        """``skip_corrupt``: leave out samples that cannot be read; each batch then says how many, in ``skipped``."""
         self.cache = cache
         self.plan = plan
         self.packed = packed
+        self.skip_corrupt = skip_corrupt
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitems__(self, rows: list[int]) -> Batch:
+    def __getitems__(self, numbers: list[int]) -> Batch:
         """The batch of these rows of the plan, padded to its longest row."""
-        self.cache.fetch_ahead(self.plan.samples[self.plan.offsets[rows[0]] :][:SAMPLES_AHEAD])
-        return to_tensors(self.cache.read_rows([self.plan.row(row).tolist() for row in rows]), self.packed)
+        self.cache.fetch_ahead(self.plan.ahead(numbers[0], SAMPLES_AHEAD))
+        rows = self.plan.rows(numbers)
+        if not self.skip_corrupt:
+            return self._read(rows)
+        skipped = 0
+        try:
+            batch = self._read(rows)
+        except CorruptCacheError:
+            sound = [[sample for sample in row if self._is_sound(sample)] for row in rows]
+            skipped = sum(map(len, rows)) - sum(map(len, sound))
+            batch = self._read(sound, None if any(sound) else 1)
+        return batch | {"skipped": torch.tensor([skipped])}
+
+    def _read(self, rows: list[list[int]], length: int | None = None) -> Batch:
+        return to_tensors(self.cache.read_rows(rows, length), self.packed)
+
+    def _is_sound(self, sample: int) -> bool:
+        try:
+            self._read([[sample]])
+        except CorruptCacheError as error:
+            logger.warning("skipped: %s", error)
+            return False
+        return True
 
     def __getitem__(self, row: int) -> Batch:
         """A batch of one row."""
@@ -186,7 +228,7 @@ def training_loader(
     )
 
 
-def evaluation_loader(cache: Cache, plan: RowPlan, batch_rows: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+def evaluation_loader(cache: Readable, plan: Plan, batch_rows: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
     """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; ranks take rows in turns."""
     rows = range(rank, len(plan), world)
     return DataLoader(CacheRows(cache, plan), batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)

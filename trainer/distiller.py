@@ -15,28 +15,19 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from schemas.errors import UserError
-from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
-from trainer.checkpoint import RunState, find_resume, new_state
-from trainer.data import (
-    Cache,
-    CacheRows,
-    check_tokenizer,
-    check_vocabulary,
-    evaluation_loader,
-    open_cache,
-    read_capture,
-)
-from trainer.evaluate import head_on, open_for_evaluation
+from trainer.checkpoint import RunState, find_resume, new_state, remove_unused
+from trainer.data import CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, read_capture
+from trainer.evaluate import head_on
 from trainer.forms import needed_signals
 from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
-from trainer.order import RowPlan, Shuffle, check_lengths, plan_rows, sorted_rows, split_by_key
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
+from trainer.sources import open_training_data, open_validation, plan_training
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
 
@@ -63,29 +54,31 @@ def distill(
 
     # what there is to learn, and who learns it
     losses = used(config.losses)
-    capture = read_capture(config.data.cache)
-    cache = open_cache(config.data.cache, needed_signals(losses, capture), config.data.local_copies)
+    url = config.data.shares[0].url
+    capture = read_capture(url)
     objective = Objective(losses, capture)
+    data = open_training_data(config.data, needed_signals(losses, capture))
+    cache = data.cache
     with arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
-    check_vocabulary(cache.manifest, load_model_config(str(init_folder), key="student"), where=config.data.cache)
-    check_tokenizer(cache.manifest, init_folder, where=config.data.cache)
+    check_vocabulary(data.manifest, load_model_config(str(init_folder), key="student"), where=url)
+    check_tokenizer(data.manifest, init_folder, where=url)
 
-    # in which order
+    # from where, and in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
-    plan, held_out_cache, held_out_rows = plan_data(config, cache, rows_per_step)
+    checkpoint, state = find_resume(output, new_state(config, data.digest, rows_per_step), config.loop.resume)
+    plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
-
-    # from where
-    fresh = new_state(config, cache.manifest.digest(), rows_per_step)
+    validation_data = open_validation(config, data.manifest)
     with arguments.main_process_first(local=False):
-        checkpoint, state = find_resume(output, fresh, config.loop.resume)
         if is_main:
+            remove_unused(output, config.loop.resume)
             cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
         else:
             state.window = {}  # sums over all ranks, which the first one goes on with
     student = load_student(checkpoint or init_folder, config.student)
-    clock = Clock(state.rows_consumed)
+    clock = Clock()
+    tokens_before = state.data.tokens
 
     if not is_finished(state, arguments):
         student.to(arguments.device)  # type: ignore[arg-type]
@@ -95,23 +88,25 @@ def distill(
         if "final" in cache.signals:
             objective.teacher_head = head_on(arguments.device, cache)
         validation = evaluation_head = None
-        if held_out_cache is not None:
+        if validation_data is not None:
+            held_out, held_out_rows = validation_data
             validation = evaluation_loader(
-                held_out_cache,
+                held_out,
                 held_out_rows,
                 config.loop.micro_batch_size,
                 arguments.process_index,
                 arguments.world_size,
             )
-            same_head = held_out_cache.manifest.head == cache.manifest.head
+            same_head = held_out.manifest.head == data.manifest.head
             evaluation_head = objective.teacher_head if same_head else None
-            evaluation_head = evaluation_head or head_on(arguments.device, held_out_cache)
+            evaluation_head = evaluation_head or head_on(arguments.device, held_out)
         if needs_student_signals(losses):
-            objective.signals = StudentSignals(student, losses, cache.manifest, config.loop.seed)
+            objective.signals = StudentSignals(student, losses, data.manifest, config.loop.seed)
         trainer = DistillationTrainer(
             student,
             arguments,
-            train_dataset=CacheRows(cache, plan, packed=config.data.packing),
+            train_dataset=CacheRows(cache, plan, config.data.packing, config.data.on_corrupt == "skip"),
+            plan=plan,
             validation=validation,
             evaluation_head=evaluation_head,
             objective=objective,
@@ -127,33 +122,34 @@ def distill(
         clock.start()
         train(trainer, checkpoint)
         clock.stop(less=trainer.evaluation_seconds)
+        trainer.note_data()
         if objective.signals is not None:
             objective.signals.close()
-    if held_out_cache is not None:
-        held_out_cache.close()
+    if validation_data is not None:
+        validation_data[0].close()
 
     finished = is_finished(state, arguments)
     best = output / f"checkpoint-{state.best_step}"
     keeps_best = config.loop.early_stopping_patience is not None and best.is_dir()
-    tokens = plan.num_tokens(cache.num_tokens, 0, state.rows_consumed)
-    tokens_before = plan.num_tokens(cache.num_tokens, 0, clock.first_row)
     summary = {
         "ended": "interrupted" if not finished else "early stopping" if state.stopped_early else "completed",
         "steps": state.global_step,
         "planned_steps": arguments.max_steps,
         "final_step": state.best_step if keeps_best else state.global_step,
         "rows_per_step": rows_per_step,
-        "epochs": plan.epoch(state.rows_consumed),
-        "tokens": tokens,
+        "epochs": plan.epoch(state.data.rows_consumed),
+        "tokens": state.data.tokens,
+        "skipped_samples": state.data.skipped_samples,
         "validation": state.best_validation if keeps_best else state.last_validation,
-        "cache_digest": cache.manifest.digest(),
+        "cache_digest": data.digest,
         "output": str(output),
-        **cost(tokens - tokens_before, clock.seconds),
+        **cost(state.data.tokens - tokens_before, clock.seconds),
     }
     if finished and is_main:
         if keeps_best:
             student = load_student(best, config.student)
-        save_final(student, init_folder, output / "final", model_card(config, cache.manifest, summary))
+        card = model_card(config, [one.manifest for one in data.caches], summary)
+        save_final(student, init_folder, output / "final", card)
     measured = clock.seconds > 0 or not (output / "summary.json").exists()  # a rerun of a finished run measures nothing
     if measured and is_main:
         write_json(output / "summary.json", summary)
@@ -231,52 +227,6 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         logger.warning("using one of %d GPUs", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
-
-
-def plan_data(config: TrainConfig, cache: Cache, rows_per_step: int) -> tuple[RowPlan, Cache | None, RowPlan]:
-    """The rows of the whole training run, the cache to validate on (None without validation data), and its rows."""
-    data, loop = config.data, config.loop
-    train, held_out = split_by_key(cache.keys, data.validation_fraction)
-    if data.validation_fraction > 0 and not (len(train) and len(held_out)):
-        raise UserError(
-            f"data.validation_fraction: {data.validation_fraction} of the {len(cache.keys)} samples of {data.cache} "
-            f"leaves {len(train)} for training and {len(held_out)} for validation; choose another share"
-        )
-    held_out_cache = None
-    if data.validation_fraction > 0:
-        held_out_cache = open_for_evaluation(data.cache)
-    if data.validation_cache is not None:
-        held_out_cache = open_for_evaluation(data.validation_cache)
-        held_out, _ = split_by_key(held_out_cache.keys, 0.0)
-        check_same_tokenizer(cache.manifest, held_out_cache.manifest, data.validation_cache)
-    if data.packing:
-        check_lengths(cache.num_tokens, train, data.pack_tokens, where=data.cache)
-    plan = plan_rows(
-        train,
-        cache.num_tokens,
-        cache.shard_sizes,
-        Shuffle(loop.seed, data.shards_mixed),
-        global_batch=rows_per_step,
-        epochs=loop.epochs,
-        max_steps=loop.max_steps,
-        pack_tokens=data.pack_tokens if data.packing else None,
-    )
-    num_tokens = cache.num_tokens if held_out_cache is None else held_out_cache.num_tokens
-    return plan, held_out_cache, sorted_rows(held_out, num_tokens)
-
-
-def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> None:
-    """Raise UserError unless both caches have the same token ids and stored temperatures."""
-    if train.tokenizer != validation.tokenizer:
-        raise UserError(
-            f"data.validation_cache: {where}: tokenizer {validation.tokenizer.fingerprint[:12]}… differs from the "
-            f"training cache's {train.tokenizer.fingerprint[:12]}…; make both caches with one teacher"
-        )
-    if train.capture.logits.temperatures != validation.capture.logits.temperatures:
-        raise UserError(
-            f"data.validation_cache: {where}: temperatures {validation.capture.logits.temperatures} differ from the "
-            f"training cache's {train.capture.logits.temperatures}; make both caches with one configuration"
-        )
 
 
 def reports(output: Path, last_step: int, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:

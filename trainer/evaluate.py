@@ -7,15 +7,17 @@ import torch
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
+from schemas.train_config import LocalCopiesConfig
 from teacher_cache.signals.head import OutputHead
-from trainer.data import Batch, Cache, check_vocabulary, evaluation_loader, open_cache, read_capture
+from trainer.data import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
 from trainer.forms import evaluation_signals
 from trainer.losses.lean import chunk_rows
 from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
 from trainer.losses.targets import Target
 from trainer.losses.tla import tla_
-from trainer.order import sorted_rows, split_by_key
+from trainer.plan import SortedRows
 from trainer.student import load_model
+from trainer.subset import Selection, Subset
 from trainer.taps import check_head, masked_hidden, output_head
 
 CONFIDENCE_BINS = 15
@@ -108,12 +110,18 @@ class _Calibration:
         return float((self.sums[:, 0] - self.sums[:, 1]).abs().sum() / self.sums[:, 2].sum())
 
 
-def open_for_evaluation(url: str) -> Cache:
+def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None) -> Cache:
     """Open a cache for all that ``evaluate`` reads. Raises UserError."""
-    return open_cache(url, evaluation_signals(read_capture(url)))
+    return open_cache(url, evaluation_signals(read_capture(url)), copies)
 
 
-def head_on(device: torch.device, cache: Cache) -> OutputHead | None:
+def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
+    """The samples of a subset, or the first of them, in an order that suits evaluation."""
+    samples = subset.all_samples(at_most)
+    return SortedRows(samples, subset.lengths(samples))
+
+
+def head_on(device: torch.device, cache: Readable) -> OutputHead | None:
     """The teacher's output head on a device, or None if the cache has none."""
     return None if cache.manifest.capture.final is None else cache.read_head().to(device)
 
@@ -133,9 +141,9 @@ def evaluate_folder(
     Also returns ``samples`` and the model's number of ``parameters``. Raises UserError.
     """
     cache = open_for_evaluation(cache_url)
-    everything, held_out = split_by_key(cache.keys, validation_fraction)
-    samples = (held_out if validation_fraction > 0 else everything)[:limit]
-    if not len(samples):
+    held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
+    rows = sorted_rows(Subset(cache, held_out), limit)
+    if not len(rows):
         raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; choose more")
     model: Any = load_model(model_folder, key="MODEL", dtype=getattr(torch, dtype))
     check_vocabulary(cache.manifest, model.config, where=cache_url)
@@ -147,9 +155,9 @@ def evaluate_folder(
         nonlocal done
         done += len(batch["input_ids"])
         if advance is not None:
-            advance(done, len(samples))
+            advance(done, len(rows))
 
-    loader = evaluation_loader(cache, sorted_rows(samples, cache.num_tokens), batch_size)
+    loader = evaluation_loader(cache, rows, batch_size)
     measured = evaluate(model, loader, cache.manifest.capture, head_on(model.device, cache), on_batch)
     cache.close()
-    return {**measured, "samples": len(samples), "parameters": model.num_parameters()}
+    return {**measured, "samples": len(rows), "parameters": model.num_parameters()}

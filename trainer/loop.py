@@ -24,6 +24,7 @@ from trainer.data import Batch, CacheRows, training_loader
 from trainer.evaluate import evaluate
 from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
+from trainer.plan import RowPlan
 from trainer.signals import MAPS
 from trainer.taps import masked_hidden, output_head
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
-    """Trains ``model`` on the planned rows of ``train_dataset`` from ``run_state.rows_consumed`` on."""
+    """Trains ``model`` on the planned rows of ``train_dataset`` from ``run_state.data.rows_consumed`` on."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole global batch
 
@@ -41,6 +42,7 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         *,
         train_dataset: CacheRows,
+        plan: RowPlan,
         validation: DataLoader[Any] | None,
         evaluation_head: OutputHead | None,
         objective: Objective,
@@ -51,9 +53,9 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback],
         log_gradient_norms: bool = False,
     ) -> None:
-        """``validation`` yields the batches of one validation; ``evaluation_head`` is the teacher's, if they need it.
+        """``plan`` is that of the data set; ``validation`` yields the batches of one validation.
 
-        ``stop`` turns true when the run should end early.
+        ``evaluation_head`` is the teacher's, if these need it; ``stop`` turns true when the run should end early.
         """
         keeper = RunKeeper(self, keep_checkpoints, stop)
         super().__init__(
@@ -64,6 +66,7 @@ class DistillationTrainer(Trainer):
             callbacks=[keeper, *callbacks],
         )
         self.rows = train_dataset
+        self.plan = plan
         self.validation = validation
         self.evaluation_head = evaluation_head
         self.objective: Objective = objective
@@ -72,6 +75,8 @@ class DistillationTrainer(Trainer):
         self.head = output_head(model)
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
+        data = run_state.data
+        self.totals = torch.tensor([data.tokens, data.skipped_samples], device=args.device)
         self.evaluation_seconds = 0.0
         self.step_started = 0.0
         self.log_gradient_norms = log_gradient_norms
@@ -91,7 +96,7 @@ class DistillationTrainer(Trainer):
         args = self.args
         loader = training_loader(
             self.rows,
-            self.run_state.rows_consumed,
+            self.run_state.data.rows_consumed,
             args.per_device_train_batch_size,
             args.dataloader_num_workers,
             args.dataloader_pin_memory,
@@ -109,8 +114,17 @@ class DistillationTrainer(Trainer):
         self.step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.record_seconds("data_wait", time.perf_counter() - self.step_started)
+        skipped = sum(int(batch.pop("skipped", 0)) for batch in batches)
         counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
-        return batches, self.sum_over_ranks(counts)
+        counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
+        self.totals += torch.stack([counts[ROWS.index("attention_mask")], counts[-1]])
+        return batches, counts[:-1]
+
+    def note_data(self) -> None:
+        """Bring the state of the data up to date."""
+        data = self.run_state.data
+        data.tokens, data.skipped_samples = self.totals.tolist()
+        data.places = [(*place,) for place in self.plan.places(data.rows_consumed)]
 
     def compute_loss(
         self,
@@ -176,7 +190,9 @@ class DistillationTrainer(Trainer):
                 )
             means["data_wait_share"] = means["data_wait"] / means["step_seconds"]
             rest = {name: value for name, value in logs.items() if name != "loss"}
-            logs = {"loss": means.pop("loss"), **means, **rest, "rows": self.run_state.rows_consumed}
+            logs = {"loss": means.pop("loss"), **means, **rest, "rows": self.run_state.data.rows_consumed}
+            if self.rows.skip_corrupt:
+                logs["skipped_samples"] = int(self.totals[1])
             self.window = {}
             self.run_state.window_steps = 0
         super().log(logs)
@@ -233,12 +249,12 @@ class RunKeeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Count the step; at the last one validate and log as well."""
-        run_state, plan = self.trainer.run_state, self.trainer.rows.plan
+        run_state, plan = self.trainer.run_state, self.trainer.plan
         run_state.global_step = state.global_step
-        run_state.rows_consumed = state.global_step * (len(plan) // args.max_steps)
+        run_state.data.rows_consumed = state.global_step * (len(plan) // args.max_steps)
         run_state.window_steps += 1
         self.trainer.record_seconds("step_seconds", time.perf_counter() - self.trainer.step_started)
-        state.epoch = plan.epoch(run_state.rows_consumed)
+        state.epoch = plan.epoch(run_state.data.rows_consumed)
         if state.global_step >= args.max_steps:
             control.should_log = True
             control.should_evaluate = self.trainer.validation is not None
@@ -255,5 +271,6 @@ class RunKeeper(TrainerCallback):
         if not state.is_world_process_zero:
             return
         trainer.run_state.window = window
+        trainer.note_data()
         write_state(output / f"checkpoint-{state.global_step}", trainer.run_state)
         keep_newest(output, self.keep_checkpoints, None if trainer.patience is None else trainer.run_state.best_step)

@@ -1,13 +1,17 @@
 """The final model's card: what it was distilled from, how, and how close it came; enough to find the cache again."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, TeacherInfo
 from schemas.train_config import TrainConfig, WeightSchedule
 
 
-def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any]) -> str:
-    """The text of ``README.md`` in Markdown with a YAML header; ``summary`` is that of ``summary.json``."""
+def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict[str, Any]) -> str:
+    """The text of ``README.md`` in Markdown with a YAML header.
+
+    manifests: of the caches trained on; summary: that of ``summary.json``.
+    """
     student, losses = config.student, config.losses
     if student.checkpoint is not None:
         start = f"the model `{student.checkpoint}`"
@@ -15,7 +19,6 @@ def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any])
         start = f"random weights for the configuration `{student.config}`"
     else:
         start = f"layers {student.from_layers} of `{student.teacher}`"
-    revision = f", revision `{manifest.teacher.revision}`" if manifest.teacher.revision else ""
     terms = [f"- TLA, KL(teacher ‖ student) at temperature {losses.tla.temperature}: {_weight(losses.tla.weight)}"]
     terms.append(f"- cross-entropy with the text: {_weight(losses.cross_entropy.weight)}")
     more = {"LHSM, hidden states": losses.lhsm, "APC, attention rows": losses.apc, "ASR, sparsity": losses.asr}
@@ -26,14 +29,12 @@ def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any])
         "pipeline_tag: text-generation",
         "tags: [distillation]",
         "---",
-        f"# Student of {manifest.teacher.name}",
+        f"# Student of {' and '.join(dict.fromkeys(manifest.teacher.name for manifest in manifests))}",
         "",
         f"Distilled from a cache of the teacher's next-token distributions; the student started from {start}.",
         "",
-        f"- teacher: `{manifest.teacher.name}`{revision} ({manifest.teacher.architecture}), "
-        f"fingerprint `{manifest.teacher.fingerprint}`",
-        f"- cache: manifest digest `{summary['cache_digest']}`, {manifest.totals.samples} samples, "
-        f"{manifest.totals.tokens} tokens",
+        *dict.fromkeys(_teacher(manifest.teacher) for manifest in manifests),
+        *dict.fromkeys(_cache(manifest) for manifest in manifests),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
         f"- weights are those of step {summary['final_step']}",
@@ -47,9 +48,19 @@ def model_card(config: TrainConfig, manifest: Manifest, summary: dict[str, Any])
         lines += ["## Validation", "", "| measure | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in summary["validation"].items()]
         lines.append("")
-    if manifest.provenance.licence:
-        lines += [f"Licence of the cache: {manifest.provenance.licence}", ""]
+    for licence in dict.fromkeys(manifest.provenance.licence for manifest in manifests):
+        lines += [f"Licence of the cache: {licence}", ""] if licence else []
     return "\n".join(lines)
+
+
+def _teacher(teacher: TeacherInfo) -> str:
+    revision = f", revision `{teacher.revision}`" if teacher.revision else ""
+    return f"- teacher: `{teacher.name}`{revision} ({teacher.architecture}), fingerprint `{teacher.fingerprint}`"
+
+
+def _cache(manifest: Manifest) -> str:
+    totals = manifest.totals
+    return f"- cache: manifest digest `{manifest.digest()}`, {totals.samples} samples, {totals.tokens} tokens"
 
 
 def _weight(weight: WeightSchedule) -> str:

@@ -1,24 +1,29 @@
-"""The order of training: one finite sequence of rows, planned ahead and a pure function of the cache, seed and epoch.
+"""The order of the rows of one cache: a pure function of the cache, the seed and the epoch.
 
 Nothing of ranks or worker processes is in it. It is shuffled without a buffer: shards in random order, the samples of a
-few shards at a time mixed, so that a reader has only those open.
+few shards at a time (a *group*) mixed, so that a reader has only those open. One group is worked out at a time.
 
-A row is one sample, or several packed one after the other. Epochs follow one another without a seam, so the state
-needed to resume is one integer, the rows consumed, and nothing before it is read again. The price is memory: 8 bytes a
-sample and epoch, 24 MB for a million samples and three epochs.
+A row is one sample, or several packed one after the other. Epochs follow one another without a seam and without an end,
+so the state needed to resume is one integer, the rows consumed, and nothing before it is read again. Where the samples
+of a group do not tell its number of rows (packing, a split, a filter), groups before a row must be worked out to find
+it, unless a place behind them is known: that is what a ``Place`` in a checkpoint is for.
 """
 
-import math
-from bisect import bisect_left, insort
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from schemas.errors import UserError
+from trainer.packing import pack
+from trainer.subset import Subset
 
 PACKING_WINDOW = 4096
 """Samples packed together: wide enough to fill rows well, narrow enough to leave the order random."""
+GROUPS_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -41,134 +46,153 @@ class Shuffle:
         """A permutation of range(count), int64."""
         return np.argsort(self.random(count, epoch, what), kind="stable")
 
-    def samples(self, samples: np.ndarray, shard_sizes: np.ndarray, epoch: int) -> np.ndarray:
-        """``samples`` (numbers in the cache) in the order of an epoch; ``shard_sizes``: samples of each shard."""
-        place = np.empty(len(shard_sizes), np.int64)
-        place[self.permutation(len(shard_sizes), epoch, "shards")] = np.arange(len(shard_sizes))
-        shards = np.searchsorted(np.cumsum(shard_sizes), samples, side="right")
-        mixed_with = place[shards] // self.shards_mixed
-        return samples[np.lexsort((self.random(len(samples), epoch, "samples"), mixed_with))]
+
+class Place(NamedTuple):
+    """Where a group stands in the order of a cache."""
+
+    first_row: int
+    epoch: int
+    group: int
 
 
-@dataclass(frozen=True)
-class RowPlan:
-    """The rows of a whole training run, in order: row r holds samples ``samples[offsets[r]:offsets[r + 1]]``."""
+START = Place(0, 0, 0)
 
-    samples: np.ndarray  # int64 [total samples]
+
+class Group(NamedTuple):
+    """The rows of a group: row r holds ``samples[offsets[r]:offsets[r + 1]]``."""
+
+    samples: np.ndarray  # int64, numbers in the cache
     offsets: np.ndarray  # int64 [rows + 1]
-    samples_per_epoch: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def row(self, index: int) -> np.ndarray:
-        """Sample indices of one row, int64."""
-        return self.samples[self.offsets[index] : self.offsets[index + 1]]
-
-    def epoch(self, rows: int) -> float:
-        """Passes over the samples that the first ``rows`` rows make up."""
-        return float(self.offsets[rows] / self.samples_per_epoch)
-
-    def num_tokens(self, lengths: np.ndarray, start: int, stop: int) -> int:
-        """Tokens in rows [start, stop), given every sample's length."""
-        return int(lengths[self.samples[self.offsets[start] : self.offsets[stop]]].sum())
 
 
-def split_by_key(keys: list[str], validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (int64) of the training and validation samples.
+class CacheOrder:
+    """The rows of one cache, epoch after epoch, without end."""
 
-    A key decides for itself by its hash: a sample stays on its side when the cache grows or is merged.
-    """
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), dtype=np.uint64, count=len(keys))
-    held_out = hashes / 2.0**64 < validation_fraction
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    def __init__(self, subset: Subset, shuffle: Shuffle, pack_tokens: int | None = None, known: Place = START) -> None:
+        """``pack_tokens`` None means one sample a row. ``known``: a place of this very order."""
+        self.subset = subset
+        self.shuffle = shuffle
+        self.pack_tokens = pack_tokens
+        self.n_groups = -(-subset.n_shards // shuffle.shards_mixed)
+        self._sizes = np.array([subset.size(shard) for shard in range(subset.n_shards)], np.int64)
+        self._counted = not subset.reads_indexes and pack_tokens is None  # a group's size tells its rows
+        self._places = sorted({START, known})
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._shards = lru_cache(2)(self._shards_of)
+        self._group = lru_cache(GROUPS_KEPT)(self._make_group)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name not in ("_shards", "_group")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    def has_rows(self) -> bool:
+        """Whether anything is selected; only then may rows be asked for."""
+        return any(self._count(0, group) for group in range(self.n_groups))
+
+    def rows(self, start: int, stop: int) -> list[list[int]]:
+        """The samples of the rows [start, stop)."""
+        found: list[list[int]] = []
+        while start < stop:
+            place = self.place(start)
+            group = self._group(place.epoch, place.group)
+            first, last = start - place.first_row, min(stop - place.first_row, len(group.offsets) - 1)
+            offsets = group.offsets[first : last + 1]
+            samples = group.samples[offsets[0] : offsets[-1]].tolist()
+            if len(samples) == last - first:
+                found += [[sample] for sample in samples]
+            else:
+                bounds = (offsets - offsets[0]).tolist()
+                found += [samples[bounds[r] : bounds[r + 1]] for r in range(last - first)]
+            start += last - first
+        return found
+
+    def ahead(self, row: int, count: int) -> np.ndarray:
+        """The next ``count`` samples from a row on, or somewhat fewer; int64."""
+        place = self.place(row)
+        group = self._group(place.epoch, place.group)
+        samples = group.samples[group.offsets[row - place.first_row] :][:count]
+        if len(samples) < count:
+            following = self._following(place)
+            more = self._group(following.epoch, following.group).samples[: count - len(samples)]
+            samples = np.concatenate([samples, more])
+        return samples
+
+    def rows_in_epoch(self, epoch: int) -> int:
+        """How many rows an epoch has; works out all of its groups unless their sizes tell."""
+        return sum(self._count(epoch, group) for group in range(self.n_groups))
+
+    def epoch(self, row: int) -> float:
+        """Passes over the samples that the rows before ``row`` make up."""
+        place = self.place(row)
+        shards, mixed = self._shards(place.epoch), self.shuffle.shards_mixed
+        before = self._sizes[shards[: place.group * mixed]].sum()
+        group = self._sizes[shards[place.group * mixed : (place.group + 1) * mixed]].sum()
+        share = (row - place.first_row) / self._count(place.epoch, place.group)
+        return place.epoch + float((before + share * group) / self._sizes.sum())
+
+    def place(self, row: int) -> Place:
+        """The group that a row is in."""
+        place = self._places[bisect_right(self._places, (row + 1,)) - 1]
+        while row >= place.first_row + self._count(place.epoch, place.group):
+            place = self._following(place)
+            if place > self._places[-1]:
+                self._places.append(place)
+        return place
+
+    def _following(self, place: Place) -> Place:
+        last = place.group + 1 == self.n_groups
+        first_row = place.first_row + self._count(place.epoch, place.group)
+        return Place(first_row, place.epoch + last, 0 if last else place.group + 1)
+
+    def _count(self, epoch: int, group: int) -> int:
+        """Rows of a group."""
+        if self._counted:
+            mixed = self.shuffle.shards_mixed
+            return int(self._sizes[self._shards(epoch)[group * mixed : (group + 1) * mixed]].sum())
+        return len(self._group(epoch, group).offsets) - 1
+
+    def _shards_of(self, epoch: int) -> np.ndarray:
+        return self.shuffle.permutation(self.subset.n_shards, epoch, "shards")
+
+    def _make_group(self, epoch: int, number: int) -> Group:
+        """A sample's random number does not depend on what is selected beside it."""
+        mixed = self.shuffle.shards_mixed
+        shards = np.sort(self._shards(epoch)[number * mixed : (number + 1) * mixed]).tolist()
+        samples, places, size = [], [], 0
+        for shard in shards:
+            selected = self.subset.samples(shard)
+            samples.append(selected)
+            places.append(size + selected - self.subset.first[shard])
+            size += int(self.subset.cache.shard_sizes[shard])
+        random = self.shuffle.random(size, epoch, f"samples {number}")
+        order = np.concatenate(samples)[np.argsort(random[np.concatenate(places)], kind="stable")]
+        if self.pack_tokens is None:
+            return Group(order, np.arange(len(order) + 1))
+        return self._packed(order, self.pack_tokens, epoch, number)
+
+    def _packed(self, order: np.ndarray, capacity: int, epoch: int, number: int) -> Group:
+        lengths = self.subset.lengths(order)
+        check_length(lengths, capacity, where=self.subset.cache.url)
+        rows: list[np.ndarray] = []
+        for start in range(0, len(order), PACKING_WINDOW):
+            window = slice(start, start + PACKING_WINDOW)
+            packed = pack(lengths[window], capacity)  # sorts by length: the window's rows are shuffled again
+            shuffled = self.shuffle.permutation(len(packed), epoch, f"rows {number} {start}")
+            rows += [order[window][packed[i]] for i in shuffled]
+        offsets = np.cumsum([0, *(len(row) for row in rows)])
+        return Group(np.concatenate([order[:0], *rows]), offsets)
 
 
-def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Groups of indices into ``lengths`` whose sums are ≤ ``capacity``: best fit, longest first.
-
-    Longest first leaves the short samples to fill the gaps: a few percent of padding, where filling rows in order of
-    arrival leaves a quarter or more. Every length must be ≤ capacity.
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        slot = bisect_left(room, (length, -1))
-        if slot < len(room):
-            free, row = room.pop(slot)
-        else:
-            free, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        insort(room, (free - length, row))
-    return rows
-
-
-def epoch_rows(
-    samples: np.ndarray,
-    lengths: np.ndarray,
-    shard_sizes: np.ndarray,
-    shuffle: Shuffle,
-    epoch: int,
-    pack_tokens: int | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One epoch: every sample once, row after row, and the number of samples in each row; both int64.
-
-    ``lengths`` holds the tokens of every sample of the cache; ``pack_tokens`` None means one sample a row.
-    """
-    order = shuffle.samples(samples, shard_sizes, epoch)
-    if pack_tokens is None:
-        return order, np.ones(len(order), dtype=np.int64)
-    rows: list[np.ndarray] = []
-    for start in range(0, len(order), PACKING_WINDOW):
-        window = order[start : start + PACKING_WINDOW]
-        packed = pack(lengths[window], pack_tokens)  # sorts by length: the window's rows are shuffled again
-        rows += [window[packed[i]] for i in shuffle.permutation(len(packed), epoch, f"rows {start}")]
-    return np.concatenate(rows), np.array([len(row) for row in rows])
-
-
-def plan_rows(
-    samples: np.ndarray,
-    lengths: np.ndarray,
-    shard_sizes: np.ndarray,
-    shuffle: Shuffle,
-    *,
-    global_batch: int,
-    epochs: float,
-    max_steps: int | None,
-    pack_tokens: int | None,
-) -> RowPlan:
-    """Plan ``max_steps`` steps of ``global_batch`` rows, or as many as ``epochs`` passes over ``samples`` need.
-
-    The last batch is filled up from the next epoch. ``samples`` must not be empty.
-    """
-    parts: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    planned, epoch = 0, 0
-    while max_steps is None or planned < max_steps * global_batch:
-        part, part_counts = epoch_rows(samples, lengths, shard_sizes, shuffle, epoch, pack_tokens)
-        if max_steps is None and epoch + 1 >= epochs:
-            max_steps = math.ceil((planned + (epochs - epoch) * len(part_counts)) / global_batch)
-        parts.append(part)
-        counts.append(part_counts)
-        planned += len(part_counts)
-        epoch += 1
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])[: max_steps * global_batch + 1]
-    return RowPlan(np.concatenate(parts)[: offsets[-1]], offsets, len(samples))
-
-
-def sorted_rows(samples: np.ndarray, lengths: np.ndarray) -> RowPlan:
-    """One row per sample, shortest first, so that batches hold little padding: for evaluation."""
-    order = samples[np.argsort(lengths[samples], kind="stable")]
-    return RowPlan(order, np.arange(len(order) + 1), len(order))
-
-
-def check_lengths(lengths: np.ndarray, samples: np.ndarray, pack_tokens: int, where: str) -> None:
-    """Raise UserError if one of ``samples`` does not fit in a packed row."""
-    longest = int(lengths[samples].max())
-    if longest > pack_tokens:
+def check_length(lengths: np.ndarray, capacity: int, where: str) -> None:
+    """Raise UserError if a sample does not fit in a packed row."""
+    longest = int(lengths.max(initial=0))
+    if longest > capacity:
         raise UserError(
-            f"{where}: its longest sample has {longest} tokens, more than data.pack_tokens = {pack_tokens}; "
+            f"{where}: a sample has {longest} tokens, more than data.pack_tokens = {capacity}; "
             f"set data.pack_tokens to at least {longest} or data.packing to false"
         )

@@ -15,10 +15,9 @@ from trainer.files import replace_text
 
 
 class Clock:
-    """Measures the training loop: wall-clock seconds and the rows that were consumed meanwhile."""
+    """Measures the training loop in wall-clock seconds."""
 
-    def __init__(self, first_row: int) -> None:
-        self.first_row = first_row
+    def __init__(self) -> None:
         self.started = 0.0
         self.seconds = 0.0
 

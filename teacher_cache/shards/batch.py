@@ -6,6 +6,7 @@ Measured with 16 rows of 512 tokens and K = 64: separate arrays are given back t
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,3 +104,36 @@ def _entries(places: Sequence[Place], samples: Sequence[Stored]) -> _Entries:
 def _concatenated(samples: Sequence[Stored], *names: str) -> dict[str, np.ndarray]:
     """These arrays of all samples, one after the other, by name."""
     return {name: np.concatenate([getattr(sample, name) for sample in samples]) for name in names}
+
+
+def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:
+    """One batch of ``n_rows`` rows: row ``i`` of ``parts[p]`` becomes row ``places[p][i]``; all other rows are padding.
+
+    The parts have the same signals, K and T.
+    """
+    first = parts[0]
+    length = max(part.input_ids.shape[1] for part in parts)
+    joined = allocate_rows(n_rows, length, first.ids.shape[2], first.log_partition.shape[2])
+    arrays = [name for name, value in vars(joined).items() if value is not None]
+    for r in range(n_rows):
+        fill_padding(joined, r, slice(0, length))
+    for part, place in zip(parts, places, strict=True):
+        for name in arrays:
+            values = getattr(part, name)
+            getattr(joined, name)[place, : values.shape[1]] = values
+    signals: dict[str, Any] = {}
+    for name in ("hidden", "attention", "draws", "final"):
+        stored = [getattr(part, name) for part in parts]
+        if stored[0] is not None:
+            signals[name] = _join_stored(stored, places)
+    return replace(joined, **signals)
+
+
+def _join_stored(stored: Sequence[Any], places: Sequence[np.ndarray]) -> Any:
+    """What is stored row by row, with its batch rows and its samples numbered anew."""
+    arrays = {name: [vars(part)[name] for part in stored] for name in vars(stored[0])}
+    arrays["batch_row"] = [place[rows] for place, rows in zip(places, arrays["batch_row"], strict=True)]
+    if "sample" in arrays:
+        before = np.cumsum([0, *(int(part.max(initial=-1)) + 1 for part in arrays["sample"])])
+        arrays["sample"] = [part + more for part, more in zip(arrays["sample"], before, strict=False)]
+    return type(stored[0])(**{name: np.concatenate(parts) for name, parts in arrays.items()})

@@ -86,7 +86,7 @@ def _parse_mark(data: bytes, shard: str, where: str) -> ShardIndex:
 def check_index(
     data: bytes, entry: ShardEntry, manifest: Manifest, signals: Iterable[Signal], storage: Storage
 ) -> ShardIndex:
-    """The index that ``data``, the content of a mark, holds of a shard that the manifest lists, for reading ``signals``.
+    """The index of a shard that the manifest lists, from the content of its mark, for reading ``signals``.
 
     Raises CorruptCacheError when index and manifest contradict each other, so that what a reader allocates and where it
     reads is bounded by what the manifest declares.

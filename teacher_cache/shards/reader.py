@@ -1,7 +1,8 @@
 """Random access to a cache, local or in an object store. Every payload's checksum is verified before it is decoded.
 
 A shard's index is read when one of its samples is wanted, and those used last are kept: opening a cache of a hundred
-thousand shards reads its manifest and its shard table, nothing else. Samples of a batch are decoded on a few threads: decompression and the array passes release Python's lock.
+thousand shards reads its manifest and its shard table, nothing else. Samples of a batch are decoded on a few threads:
+decompression and the array passes release Python's lock.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """The shard table: what is known of each shard before any of its files is read.
 
-Small caches list their shards in the manifest. Of large ones a columnar file beside it does, which is read in a fraction of
-a second where a hundred thousand entries of JSON take many, and which stays as it is in memory.
+Small caches list their shards in the manifest. Of large ones a columnar file beside it does, which is read in a
+fraction of a second where a hundred thousand entries of JSON take many, and which stays as it is in memory.
 """
 
 from collections.abc import Sequence
@@ -143,9 +143,9 @@ def _to_table(manifest: Manifest) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for unit in manifest.units:
         shard = shards.get(unit.name)
-        files = {"tokens": unit.tokens_file}
+        files: dict[str, FileEntry] = {"tokens": unit.tokens_file}
         if shard is not None:
-            files |= {"index": shard.index, **shard.files}
+            files |= {"index": shard.index} | {str(signal): file for signal, file in shard.files.items()}
         columns["number"].append(int(unit.name.removeprefix("shard-")))
         columns["samples"].append(unit.samples)
         columns["tokens"].append(unit.tokens)

@@ -150,6 +150,7 @@ def write_cache(
             name=name,
             keys=[t.key for t, _ in shard],
             num_tokens=num_tokens,
+            layers=[t.layer for t, _ in shard],
             table=digest,
             signals={"tokens": tokens, "logits": logits},
         )

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, LogitsCapture, Provenance, SourceConfig
-from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, TeacherInfo, TokenizerInfo, Totals
+from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, ShardIndex, TeacherInfo, TokenizerInfo, Totals
 from schemas.train_config import TrainConfig
 from support.synthetic import random_shards, write_cache
 from teacher_cache.records import RowBatch
@@ -136,6 +136,7 @@ class FakeCache:
         self.num_tokens = rng.integers(3, 20, samples).astype(np.int32)
         self.keys = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:32] for i in range(samples)]
         self.manifest = make_manifest(samples, int(self.num_tokens.sum()), **tokenizer)
+        self.url = "fake"
         self.shard_sizes = np.array([samples // 2, samples - samples // 2])
         self.signals = ("tokens", "logits")
         self.reads: list[list[list[int]]] = []
@@ -152,6 +153,13 @@ class FakeCache:
                 widths = [(0, length - len(value))] + [(0, 0)] * (value.ndim - 1)
                 fields[name].append(np.pad(value, widths, constant_values=fills.get(name, 0)))
         return RowBatch(**{name: np.stack(values) for name, values in fields.items()})
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def index(self, shard: int) -> ShardIndex:
+        here = slice(0, self.shard_sizes[0]) if shard == 0 else slice(self.shard_sizes[0], None)
+        return ShardIndex.model_construct(keys=self.keys[here], num_tokens=self.num_tokens[here].tolist(), layers=None)
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
         pass

@@ -4,13 +4,16 @@ import pytest
 
 from schemas.errors import UserError
 from trainer.checkpoint import (
+    DATA_STATE_FILE,
     STATE_FILE,
+    DataState,
     RunState,
     checkpoint_folders,
     find_resume,
     keep_newest,
     new_state,
     remove_checkpoint,
+    remove_unused,
     write_state,
 )
 
@@ -36,6 +39,9 @@ def test_newest_whole_checkpoint_is_taken_and_incomplete_ones_go(tmp_path: Path,
     (tmp_path / "checkpoint-notes").mkdir()
     assert find_resume(tmp_path, start, resume=True)[0] == newest
     assert find_resume(tmp_path, start, resume=True)[1].global_step == 10
+    assert torn.exists(), "looking changes nothing"
+    remove_unused(tmp_path, resume=True)
+    assert newest.exists()
     assert not torn.exists()
     assert (tmp_path / "checkpoint-notes").exists()
 
@@ -47,12 +53,13 @@ def test_nothing_to_resume(tmp_path: Path, start: RunState) -> None:
 def test_starting_over_removes_checkpoints(tmp_path: Path, start: RunState) -> None:
     add(tmp_path, 2, start)
     assert find_resume(tmp_path, start, resume=False) == (None, start)
+    remove_unused(tmp_path, resume=False)
     assert checkpoint_folders(tmp_path) == []
 
 
 def test_changed_cache_is_refused(tmp_path: Path, start: RunState) -> None:
     add(tmp_path, 2, start)
-    other = start.model_copy(update={"cache_digest": "e" * 64})
+    other = start.model_copy(update={"data": DataState(cache_digest="e" * 64)})
     with pytest.raises(UserError, match=r"manifest digest dddddddddddd…, data.cache now has eeeeeeeeeeee…; set loop"):
         find_resume(tmp_path, other, resume=True)
     assert find_resume(tmp_path, other, resume=False)[0] is None
@@ -105,10 +112,27 @@ def test_a_kill_while_removing_leaves_an_incomplete_checkpoint(tmp_path: Path, s
     assert not (folder / STATE_FILE).exists()
 
 
-def test_damaged_state_is_an_error_and_not_a_fresh_start(tmp_path: Path, start: RunState) -> None:
-    (add(tmp_path, 2, start) / STATE_FILE).write_text('{"rows_consumed": "many"}')
-    with pytest.raises(UserError, match=STATE_FILE):
+@pytest.mark.parametrize("name", [STATE_FILE, DATA_STATE_FILE])
+def test_damaged_state_is_an_error_and_not_a_fresh_start(tmp_path: Path, start: RunState, name: str) -> None:
+    (add(tmp_path, 2, start) / name).write_text('{"rows_consumed": "many"}')
+    with pytest.raises(UserError, match=name):
         find_resume(tmp_path, start, resume=True)
+
+
+def test_a_lost_data_state_is_named(tmp_path: Path, start: RunState) -> None:
+    (add(tmp_path, 2, start) / DATA_STATE_FILE).unlink()
+    with pytest.raises(UserError, match=rf"{DATA_STATE_FILE}: missing; set loop.resume to false"):
+        find_resume(tmp_path, start, resume=True)
+
+
+def test_the_state_of_the_data_is_small_and_can_be_read_on_its_own(tmp_path: Path, start: RunState) -> None:
+    state = DataState(
+        cache_digest="d" * 64, seed=2**63, rows_consumed=10**12, tokens=10**15, skipped_samples=10**9,
+        epochs=1 / 3, planned_rows=10**12, places=[(10**12, 10**4, 10**5)] * 8,
+    )  # fmt: skip
+    text = (add(tmp_path, 2, start.model_copy(update={"data": state})) / DATA_STATE_FILE).read_text()
+    assert len(text) <= 1024
+    assert DataState.model_validate_json(text) == state
 
 
 def test_window_sums_survive_json_exactly(tmp_path: Path, start: RunState) -> None:

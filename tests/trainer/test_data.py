@@ -15,23 +15,23 @@ from trainer.data import (
     to_tensors,
     training_loader,
 )
-from trainer.order import RowPlan, Shuffle, plan_rows
+from trainer.order import CacheOrder, Shuffle
+from trainer.plan import RowPlan, plan_rows
+from trainer.subset import Selection, Subset
 
 
 @pytest.fixture
 def plan(cache) -> RowPlan:
-    return plan_rows(
-        np.arange(24), cache.num_tokens, cache.shard_sizes, Shuffle(0, 1),
-        global_batch=4, epochs=1, max_steps=6, pack_tokens=None,
-    )  # fmt: skip
+    order = CacheOrder(Subset(cache, Selection()), Shuffle(0, 1))
+    return plan_rows([order], None, global_batch=4, epochs=1, max_steps=6)
 
 
 def test_batches_are_one_read_each_in_the_plans_order_through_accelerate(cache, plan) -> None:
     loader = training_loader(CacheRows(cache, plan), start=6, batch_rows=2)
     batches = list(Accelerator(cpu=True).prepare(loader))
     assert len(batches) == 9
-    assert cache.reads == [[plan.row(r).tolist(), plan.row(r + 1).tolist()] for r in range(6, 24, 2)]
-    expected = cache.read_rows([plan.row(6).tolist(), plan.row(7).tolist()])
+    assert cache.reads == [plan.rows([r, r + 1]) for r in range(6, 24, 2)]
+    expected = cache.read_rows(plan.rows([6, 7]))
     assert torch.equal(batches[0]["input_ids"], torch.from_numpy(expected.input_ids))
 
 
@@ -67,7 +67,7 @@ def test_without_the_logits_signal_no_row_of_it_is_wanted(tmp_path) -> None:
 def test_one_row_is_a_batch_of_one(cache, plan) -> None:
     data = CacheRows(cache, plan)
     assert len(data) == 24
-    assert data[3]["input_ids"].shape == (1, cache.num_tokens[plan.row(3)[0]])
+    assert data[3]["input_ids"].shape == (1, cache.num_tokens[plan.rows([3])[0][0]])
 
 
 def test_student_vocabulary_must_cover_the_tokenizer(cache) -> None:
@@ -102,5 +102,5 @@ def test_incomplete_cache_is_used_with_a_warning(tmp_path, caplog) -> None:
     with pytest.raises(UserError, match="no committed samples"):
         open_cache(str(tmp_path / "none"))
     write_cache(str(tmp_path / "one"), shards, 61, commit=1)
-    assert len(open_cache(str(tmp_path / "one")).keys) == 2
+    assert open_cache(str(tmp_path / "one")).shard_sizes.tolist() == [2]
     assert "using 1 of 2 shards" in caplog.text

@@ -16,12 +16,14 @@ from support.metrics import read_metrics
 from support.models import tiny_tokenizer
 from support.rows import tla
 from support.synthetic import random_shards, write_cache
+from teacher_cache.shards.reader import CacheReader
 from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.interrupts import StopRequest
-from trainer.order import Shuffle, plan_rows
+from trainer.order import CacheOrder, Shuffle
+from trainer.subset import Selection, Subset
 
 BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
@@ -66,7 +68,7 @@ def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_c
 
     digest = open_cache(str(real_cache)).manifest.digest()
     assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-28", "checkpoint-30"]
-    assert json.loads((output / "checkpoint-30" / "distill_state.json").read_text())["cache_digest"] == digest
+    assert json.loads((output / "checkpoint-30" / "data_state.json").read_text())["cache_digest"] == digest
     card = (output / "final" / "README.md").read_text()
     assert digest in card
     assert "synthetic" in card
@@ -88,12 +90,9 @@ def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, 
     config = make_config(loop={"max_steps": 1, "micro_batch_size": 1, "gradient_accumulation": 6})
     distill(config)
     cache = open_cache(str(real_cache))
-    plan = plan_rows(
-        np.arange(40), cache.num_tokens, cache.shard_sizes, Shuffle(seed=0, shards_mixed=64),
-        global_batch=6, epochs=1, max_steps=1, pack_tokens=None,
-    )  # fmt: skip
+    rows = CacheOrder(Subset(cache, Selection()), Shuffle(seed=0, shards_mixed=64)).rows(0, 6)
     student = AutoModelForCausalLM.from_pretrained(student_folder)
-    batch = to_tensors(cache.read_rows([plan.row(r).tolist() for r in range(6)]), packed=False)
+    batch = to_tensors(cache.read_rows(rows), packed=False)
     mask = batch["loss_mask"]
     with torch.no_grad():
         logits = student(batch["input_ids"]).logits[mask]
@@ -199,7 +198,7 @@ def test_packed_rows_train(make_config) -> None:
 
 
 def test_sample_too_long_to_pack(make_config) -> None:
-    with pytest.raises(UserError, match=r"longest sample has 19 tokens, more than data.pack_tokens = 8"):
+    with pytest.raises(UserError, match=r"a sample has 19 tokens, more than data.pack_tokens = 8"):
         distill(make_config(data={"packing": True, "pack_tokens": 8}))
 
 
@@ -224,6 +223,37 @@ def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, work
     with pytest.raises(CorruptCacheError, match=r"^\S*broken\S*\.logits\.tar: sample [0-9a-f]{32}: xxh3 ") as caught:
         distill(make_config(data={"cache": str(broken), "num_workers": workers}))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_cannot_be_read_are_left_out_by_choice(make_config, real_cache, tmp_path, workers: int) -> None:
+    """Batches without them have the losses of the sound cache; they are counted, also across a resume."""
+    broken = shutil.copytree(real_cache, tmp_path / "broken")
+    tar = broken / "shard-000001.logits.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    (broken / "shard-000002.json").unlink()
+    (broken / "shard-000002.json").write_bytes(bytes((real_cache / "shard-000002.json").stat().st_size))
+    loop = {"epochs": 2, "max_steps": None, "micro_batch_size": 1, "gradient_accumulation": 4}
+    data = {"cache": str(broken), "num_workers": workers, "on_corrupt": "skip"}
+    config = make_config(data=data, loop=loop, optimizer={"lr": 1e-30})
+    with pytest.raises(RuntimeError, match="crash"):
+        distill(config, callbacks=[StopAt(15)])
+    summary = distill(config)
+    assert summary["skipped_samples"] == 40
+    sound = CacheReader(str(real_cache)).num_tokens
+    assert summary["tokens"] == 2 * (sound[:10].sum() + sound[30:].sum())
+    records = read_metrics(config.output, "loss")
+    assert records[-1]["skipped_samples"] == 40
+    skipped = np.diff([0, *(record["skipped_samples"] for record in records)])
+    whole = make_config(
+        data={"cache": str(real_cache)}, loop=loop, optimizer={"lr": 1e-30}, output=str(tmp_path / "whole")
+    )
+    distill(whole)
+    wanted = {step: loss for step, loss, _ in losses(whole.output)}
+    same = [wanted[record["step"]] == pytest.approx(record["loss"], rel=1e-5) for record in records]
+    assert [bool(none) for none in skipped == 0] == same
+    assert any(same)
+    assert not all(same)
 
 
 def test_changed_cache_is_refused_unless_starting_over(make_config, tmp_path) -> None:
@@ -271,7 +301,7 @@ def test_separate_validation_cache(make_config, tmp_path) -> None:
 
 
 def test_validation_share_that_leaves_nothing(make_config) -> None:
-    with pytest.raises(UserError, match=r"1e-09 of the 40 samples .* leaves 40 for training and 0 for validation"):
+    with pytest.raises(UserError, match=r"1e-09 of the samples of .* leaves nothing to validate on"):
         distill(make_config(data={"validation_fraction": 1e-9}))
 
 
@@ -333,7 +363,7 @@ class SlowReader(TrainerCallback):
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
         cache = train_dataloader.dataset.cache
         read = cache.read_rows
-        cache.read_rows = lambda rows: time.sleep(0.03) or read(rows)
+        cache.read_rows = lambda *rows: time.sleep(0.03) or read(*rows)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         time.sleep(0.06)

@@ -9,9 +9,12 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import Dataset
 
+from support.indexed import Indexed
 from trainer import data
 from trainer.data import Batch, training_loader
-from trainer.order import RowPlan, Shuffle, plan_rows
+from trainer.order import CacheOrder, Shuffle
+from trainer.plan import RowPlan, plan_rows
+from trainer.subset import Selection, Subset
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 RANKS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 4, 8)
@@ -31,17 +34,23 @@ class Numbers(Dataset[Batch]):
         return len(self.plan)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        found = [self.plan.row(row) for row in rows]
+        found = [np.array(row) for row in self.plan.rows(rows)]
         padded = [np.pad(row, (0, WIDEST - len(row)), constant_values=-1) for row in found]
         return {"samples": torch.from_numpy(np.stack(padded))}
 
 
-def plan(pack_tokens: int | None) -> RowPlan:
-    shards = np.array([40, 1, 159, 60, 40])
-    return plan_rows(
-        np.arange(SAMPLES), LENGTHS, shards, Shuffle(5, shards_mixed=2),
-        global_batch=GLOBAL_BATCH, epochs=2, max_steps=None, pack_tokens=pack_tokens,
-    )  # fmt: skip
+def plan(kind: str) -> RowPlan:
+    """Of one cache or of two, mixed; samples a row each, or packed."""
+    shards, pack_tokens = [40, 1, 159, 60, 40], 64 if "packed" in kind else None
+    parts = [shards[:2], shards[2:]] if "mixed" in kind else [shards]
+    orders, first = [], 0
+    for sizes in parts:
+        cache = Indexed(sizes, LENGTHS[first : first + sum(sizes)])
+        subset = Subset(cache, Selection(validation_fraction=0.2 if "mixed" in kind else 0.0))
+        orders.append(CacheOrder(subset, Shuffle(5, shards_mixed=2), pack_tokens))
+        first += sum(sizes)
+    weights = [1.0, 2.0] if "mixed" in kind else None
+    return plan_rows(orders, weights, global_batch=GLOBAL_BATCH, epochs=2, max_steps=None)
 
 
 def global_batches(plan: RowPlan, start: int, ranks: int, workers: int) -> Iterator[np.ndarray]:
@@ -67,17 +76,22 @@ def fast_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "WORKERS_START_BY", "fork")
 
 
-SHAPES = {None: list(itertools.product(RANKS, WORKERS)), 64: [(1, 8), (4, 0), (8, 2)]}
+SHAPES = {
+    "plain": list(itertools.product(RANKS, WORKERS)),
+    "packed": [(1, 8), (4, 0), (8, 2)],
+    "mixed": [(2, 4), (8, 0)],
+    "mixed and packed": [(4, 1), (1, 2)],
+}
 
 
-@pytest.mark.parametrize("pack_tokens", SHAPES)
-def test_every_shape_reads_the_same_global_batches(pack_tokens: int | None) -> None:
-    rows = plan(pack_tokens)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_shape_reads_the_same_global_batches(kind: str) -> None:
+    rows = plan(kind)
     wanted = list(global_batches(rows, 0, 1, 0))
     read = np.concatenate(wanted)
     assert len(wanted) * GLOBAL_BATCH == len(rows)
-    assert np.array_equal(read[read >= 0], rows.samples)
-    for ranks, workers in SHAPES[pack_tokens]:
+    assert read[read >= 0].tolist() == [sample for row in rows.rows(range(len(rows))) for sample in row]
+    for ranks, workers in SHAPES[kind]:
         found = list(global_batches(rows, 0, ranks, workers))
         assert len(found) == len(wanted)
         assert all(np.array_equal(one, two) for one, two in zip(found, wanted, strict=True)), (ranks, workers)
@@ -87,7 +101,7 @@ def test_fifty_stops_and_changes_of_shape_lose_and_repeat_nothing() -> None:
     rng = np.random.default_rng(0)
     stops = 0
     while stops < 50:
-        rows = plan(None if stops % 2 else 64)
+        rows = plan(list(SHAPES)[stops % 4])
         wanted = list(global_batches(rows, 0, 1, 0))
         found: list[np.ndarray] = []
         while len(found) < len(wanted):

@@ -11,13 +11,18 @@ from support.workspace import Workspace
 from teacher_cache import job
 from trainer.data import evaluation_loader
 from trainer.evaluate import evaluate, evaluate_folder
-from trainer.order import sorted_rows
+from trainer.plan import SortedRows
 from trainer.student import load_model
 
 
 @pytest.fixture
 def student(student_folder):
     return load_model(str(student_folder), key="student", dtype=torch.float32)
+
+
+def first_samples(cache, count: int, batch_size: int):
+    """A loader of the first samples of a cache."""
+    return evaluation_loader(cache, SortedRows(np.arange(count), cache.num_tokens[:count]), batch_size)
 
 
 def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
@@ -41,7 +46,7 @@ def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
             count += 1
             confidence.append(np.exp(log_q[t]).max())
             right.append(z[t].argmax() == sample["input_ids"][t + 1])
-    loader = evaluation_loader(cache, sorted_rows(np.arange(9), cache.num_tokens), 4)
+    loader = first_samples(cache, 9, 4)
     measured = evaluate(student, loader, cache.manifest.capture)
     names = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
     np.testing.assert_allclose([measured[name] for name in names], totals / count, rtol=2e-4)
@@ -54,7 +59,7 @@ def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
 
 def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
     student.train()
-    evaluate(student, evaluation_loader(cache, sorted_rows(np.arange(4), cache.num_tokens), 2), cache.manifest.capture)
+    evaluate(student, first_samples(cache, 4, 2), cache.manifest.capture)
     assert student.training
     assert all(weight.grad is None for weight in student.parameters())
 
@@ -63,13 +68,17 @@ def test_nothing_counts(cache, student) -> None:
     cache.samples[0] = {**cache.samples[0], "loss_mask": np.zeros_like(cache.samples[0]["loss_mask"])}
     with pytest.raises(UserError, match="no token of these samples counts"):
         evaluate(
-            student, evaluation_loader(cache, sorted_rows(np.array([0]), cache.num_tokens), 1), cache.manifest.capture
+            student,
+            first_samples(cache, 1, 1),
+            cache.manifest.capture,
         )
 
 
 def test_the_teacher_agrees_with_its_own_cache(cache, teacher_model) -> None:
     measured = evaluate(
-        teacher_model, evaluation_loader(cache, sorted_rows(np.arange(24), cache.num_tokens), 4), cache.manifest.capture
+        teacher_model,
+        first_samples(cache, 24, 4),
+        cache.manifest.capture,
     )
     assert measured["kl"] < 1e-6
     assert measured["top1_agreement"] == 1.0

@@ -1,36 +1,47 @@
+import pickle
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.errors import UserError
-from trainer.order import PACKING_WINDOW, Shuffle, check_lengths, pack, plan_rows, sorted_rows, split_by_key
+from support.indexed import Indexed
+from trainer.order import PACKING_WINDOW, START, CacheOrder, Place, Shuffle
+from trainer.subset import Selection, Subset
 
-LENGTHS = np.random.default_rng(0).integers(3, 40, 500)
+SIZES = [30, 1, 49, 20, 10]
+LENGTHS = np.random.default_rng(0).integers(3, 40, 110)
 
 
-SHARDS = np.array([30, 1, 49, 20, 10])
+EVERYTHING = Selection()
 
 
-def plan(seed: int = 0, shards_mixed: int = 2, **changes):
-    settings = {"global_batch": 8, "epochs": 2.0, "max_steps": None, "pack_tokens": None, **changes}
-    return plan_rows(np.arange(10, 110), LENGTHS, SHARDS, Shuffle(seed, shards_mixed), **settings)
+def order(
+    seed: int = 0,
+    mixed: int = 2,
+    selection: Selection = EVERYTHING,
+    known: Place = START,
+    pack_tokens: int | None = None,
+) -> CacheOrder:
+    return CacheOrder(Subset(Indexed(SIZES, LENGTHS), selection), Shuffle(seed, mixed), pack_tokens, known)
+
+
+def samples(rows: list[list[int]]) -> list[int]:
+    return [sample for row in rows for sample in row]
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    found = Shuffle(seed=3, shards_mixed=2).samples(np.arange(1, 9), np.array([2, 3, 4]), epoch=1)
-    assert found.tolist() == [1, 8, 6, 5, 7, 3, 4, 2]  # pinned: other machines must agree
-    orders = {tuple(plan(seed, max_steps=13).samples) for seed in range(4)}
-    orders |= {tuple(Shuffle(seed, 2).samples(np.arange(10, 110), SHARDS, epoch=1)) for seed in range(4)}
-    assert len(orders) == 8
+    small = CacheOrder(Subset(Indexed([2, 3, 4]), Selection()), Shuffle(seed=3, shards_mixed=2))
+    assert samples(small.rows(9, 18)) == [7, 6, 1, 5, 8, 0, 4, 2, 3]  # other machines must agree
+    epochs = {tuple(samples(order(seed).rows(110 * epoch, 110 * (epoch + 1)))) for seed in range(4) for epoch in (0, 1)}
+    assert len(epochs) == 8
 
 
 def test_the_samples_of_a_few_shards_at_a_time_are_mixed() -> None:
-    sizes = np.full(40, 25)
     for mixed in (1, 4, 40, 100):
-        order = Shuffle(0, mixed).samples(np.arange(1000), sizes, epoch=0)
-        assert sorted(order) == list(range(1000))
-        shards = order // 25
+        mixture = CacheOrder(Subset(Indexed([25] * 40), Selection()), Shuffle(0, mixed))
+        epoch = np.array(samples(mixture.rows(0, 1000)))
+        assert sorted(epoch) == list(range(1000))
+        shards = epoch // 25
         groups = [set(shards[start : start + 25 * mixed]) for start in range(0, 1000, 25 * mixed)]
         assert [len(group) for group in groups] == [min(mixed, 40)] * len(groups)
         together = np.mean(np.diff(shards) == 0)
@@ -39,87 +50,96 @@ def test_the_samples_of_a_few_shards_at_a_time_are_mixed() -> None:
         assert len(first) == 1 or first != sorted(first), "shards come in random order"
 
 
-def test_packed_rows_come_from_shards_that_are_read_together() -> None:
-    sizes, lengths = np.full(40, 500), np.random.default_rng(2).integers(3, 40, 20_000)
-    rows = plan_rows(
-        np.arange(20_000), lengths, sizes, Shuffle(0, shards_mixed=1),
-        global_batch=1, epochs=1.0, max_steps=None, pack_tokens=128,
-    )  # fmt: skip
-    assert sorted(rows.samples) == list(range(20_000))
-    shards = rows.samples // 500
-    open_for_200_rows = [
-        len(set(shards[rows.offsets[start] : rows.offsets[start + 200]])) for start in range(0, len(rows) - 200, 200)
-    ]
-    assert max(open_for_200_rows) <= 2 * (PACKING_WINDOW // 500 + 2), "two windows at most"
+SELECTIONS = {
+    "everything": EVERYTHING,
+    "the first 75": Selection(limit=75),
+    "a split": Selection(validation_fraction=0.3),
+    "a split of the first": Selection(limit=90, validation_fraction=0.3),
+}
 
 
-def test_every_epoch_holds_each_sample_once() -> None:
-    rows = plan(global_batch=10)
-    assert len(rows) == 200
-    samples = [rows.row(r).tolist() for r in range(200)]
-    for epoch in (samples[:100], samples[100:]):
-        assert sorted(epoch) == [[i] for i in range(10, 110)]
-    assert samples[:100] != samples[100:]
+@pytest.mark.parametrize("pack_tokens", [None, 64])
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_every_epoch_holds_each_sample_once(name: str, pack_tokens: int | None) -> None:
+    whole = order(selection=SELECTIONS[name], pack_tokens=pack_tokens)
+    wanted = whole.subset.all_samples().tolist()
+    assert whole.has_rows()
+    start, epochs = 0, []
+    for epoch in range(3):
+        assert whole.epoch(start) == epoch
+        stop = start + whole.rows_in_epoch(epoch)
+        epochs.append(samples(whole.rows(start, stop)))
+        assert sorted(epochs[-1]) == wanted
+        start = stop
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_last_batch_is_filled_from_the_next_epoch() -> None:
-    rows = plan(epochs=1.0, global_batch=8)
-    assert len(rows) == 104
-    assert rows.epoch(104) == pytest.approx(1.04)
+def test_samples_keep_their_order_whatever_is_selected_beside_them() -> None:
+    some = order(selection=SELECTIONS["a split"])
+    kept = set(some.subset.all_samples().tolist())
+    found = samples(some.rows(0, len(kept)))
+    assert found == [sample for sample in samples(order().rows(0, 110)) if sample in kept]
 
 
-def test_fractions_of_epochs() -> None:
-    assert len(plan(epochs=0.5, global_batch=10)) == 50
-    assert len(plan(epochs=1.25, global_batch=5)) == 125
+@pytest.mark.parametrize("pack_tokens", [None, 64])
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_any_stretch_of_rows_is_found_from_anywhere(name: str, pack_tokens: int | None) -> None:
+    settings = {"selection": SELECTIONS[name], "pack_tokens": pack_tokens}
+    rows = order(**settings).rows(0, 300)
+    rng = np.random.default_rng(1)
+    walked = order(**settings)
+    for start in rng.integers(0, 250, 30).tolist():
+        stop = start + int(rng.integers(0, 50))
+        assert walked.rows(start, stop) == rows[start:stop]
+        place = walked.place(start)
+        resumed = pickle.loads(pickle.dumps(order(**settings, known=place)))
+        assert resumed.rows(start, stop) == rows[start:stop]
+        ahead = resumed.ahead(start, 12).tolist()
+        assert ahead == samples(rows[start:])[: len(ahead)]
+        assert len(ahead) >= 1
 
 
-def test_max_steps_wins_over_epochs_and_longer_plans_start_alike() -> None:
-    short, long = plan(max_steps=3), plan(max_steps=40)
-    assert (len(short), len(long)) == (24, 320)
-    assert [short.row(r).tolist() for r in range(24)] == [long.row(r).tolist() for r in range(24)]
+def test_a_known_place_spares_the_work_before_it() -> None:
+    place = order(pack_tokens=64).place(200)
+    assert place.epoch > 1
+    resumed = order(pack_tokens=64, known=place)
+    resumed.rows(200, 201)
+    read = resumed.subset.cache.reads  # type: ignore[attr-defined]
+    assert len(set(read)) <= 2, "the shards of one group"
 
 
-def test_packed_epochs_hold_each_sample_once_and_fit() -> None:
-    rows = plan(pack_tokens=64, global_batch=1, epochs=1.0)
-    samples = np.concatenate([rows.row(r) for r in range(len(rows))])
-    assert sorted(samples.tolist()) == list(range(10, 110))
-    sizes = [int(LENGTHS[rows.row(r)].sum()) for r in range(len(rows))]
+def test_epochs_are_counted_by_samples() -> None:
+    whole = order()
+    assert [whole.epoch(row) for row in (0, 11, 55, 110, 143)] == pytest.approx([0, 0.1, 0.5, 1, 1.3])
+    packed = order(pack_tokens=64)
+    seen = [packed.epoch(row) for row in range(0, 3 * packed.rows_in_epoch(0), 5)]
+    assert seen == sorted(seen)
+
+
+def test_nothing_selected_has_no_rows() -> None:
+    assert not order(selection=Selection(validation_fraction=0.0, held_out=True)).has_rows()
+
+
+def test_packed_rows_fit_and_are_not_sorted() -> None:
+    packed = order(pack_tokens=64)
+    rows = packed.rows(0, packed.rows_in_epoch(0))
+    sizes = [int(LENGTHS[row].sum()) for row in rows]
     assert max(sizes) <= 64
-    assert rows.num_tokens(LENGTHS, 0, len(rows)) == sum(sizes) == LENGTHS[10:110].sum()
+    assert np.mean(sizes) > 50
     assert np.corrcoef(sizes, np.arange(len(sizes)))[0, 1] < 0.5  # rows are not sorted by how full they are
 
 
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=200), st.integers(64, 200))
-def test_packing_fits_and_loses_nothing(lengths: list[int], capacity: int) -> None:
-    rows = pack(np.array(lengths), capacity)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in row) <= capacity for row in rows)
-    # any two rows together are fuller than one: else best fit would have merged them
-    sizes = sorted(sum(lengths[i] for i in row) for row in rows)
-    assert len(rows) < 2 or sizes[0] + sizes[1] > capacity
-
-
-def test_packing_leaves_little_padding() -> None:
-    lengths = np.random.default_rng(1).integers(20, 600, 4000)
-    assert lengths.sum() / (len(pack(lengths, 2048)) * 2048) > 0.98
-
-
-def test_split_depends_on_the_key_alone() -> None:
-    keys = [f"{i:08x}" for i in range(2000)]
-    train, held_out = split_by_key(keys, 0.1)
-    assert sorted([*train, *held_out]) == list(range(2000))
-    assert 140 < len(held_out) < 260
-    _, shuffled = split_by_key(keys[::-1][:1000], 0.1)
-    assert {keys[::-1][i] for i in shuffled} == {keys[i] for i in held_out if i >= 1000}
-    assert len(split_by_key(keys, 0.0)[1]) == 0
-    assert set(held_out) <= set(split_by_key(keys, 0.2)[1])
-
-
-def test_sorted_rows_hold_each_sample_shortest_first() -> None:
-    rows = sorted_rows(np.array([5, 7, 9]), np.array([0] * 5 + [30, 0, 10, 0, 20]))
-    assert [rows.row(r).tolist() for r in range(3)] == [[7], [9], [5]]
+def test_packed_rows_come_from_shards_that_are_read_together() -> None:
+    lengths = np.random.default_rng(2).integers(3, 40, 20_000)
+    packed = CacheOrder(Subset(Indexed([500] * 40, lengths), Selection()), Shuffle(0, shards_mixed=16), 128)
+    rows = packed.rows(0, packed.rows_in_epoch(0))
+    assert sorted(samples(rows)) == list(range(20_000))
+    windows = [samples(rows[start : start + 200]) for start in range(0, len(rows) - 200, 200)]
+    assert max(len({sample // 500 for sample in window}) for window in windows) <= 32, "two groups at most"
+    assert len(rows) * 128 < 1.1 * lengths.sum()
+    assert PACKING_WINDOW < 16 * 500, "a group is packed in several windows"
 
 
 def test_sample_longer_than_a_row() -> None:
-    with pytest.raises(UserError, match=r"^cache: its longest sample has 9 tokens, more than data.pack_tokens = 8"):
-        check_lengths(np.array([3, 9, 99]), np.array([0, 1]), 8, where="cache")
+    with pytest.raises(UserError, match=r"^cache: a sample has 38 tokens, more than data.pack_tokens = 20; set"):
+        order(pack_tokens=20).rows(0, 1)

@@ -1,0 +1,123 @@
+"""What a run reads: the caches to train on, in which order, and the samples to validate on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest, Signal
+from schemas.train_config import CacheShare, DataConfig, TrainConfig
+from trainer.checkpoint import DataState
+from trainer.data import Cache, Readable, open_cache
+from trainer.evaluate import open_for_evaluation, sorted_rows
+from trainer.mixture import digest_of, read_as_one
+from trainer.order import START, CacheOrder, Place, Shuffle, check_length
+from trainer.plan import RowPlan, SortedRows, plan_rows
+from trainer.subset import Selection, Subset
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The caches to train on, opened."""
+
+    caches: list[Cache]
+    cache: Readable  # all of them
+
+    @property
+    def manifest(self) -> Manifest:
+        """The first cache's: all of them agree on what matters to training."""
+        return self.cache.manifest
+
+    @property
+    def digest(self) -> str:
+        """Names the caches in their present state."""
+        return digest_of(self.caches)
+
+
+def open_training_data(data: DataConfig, signals: tuple[Signal, ...]) -> TrainingData:
+    """Open the caches to train on for these signals. Raises UserError, also when they cannot be mixed."""
+    caches = [open_cache(share.url, signals, data.local_copies) for share in data.shares]
+    return TrainingData(caches, read_as_one(caches))
+
+
+def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: int, state: DataState) -> RowPlan:
+    """The rows of the whole run. Raises UserError when nothing is left to train on, or a sample is too long to pack.
+
+    What ``state`` knows of this very plan is not worked out again; what is worked out is noted there.
+    """
+    data, loop = config.data, config.loop
+    orders = []
+    places = [Place(*place) for place in state.places] or [START] * len(caches)
+    for share, cache, place in zip(data.shares, caches, places, strict=True):
+        subset = Subset(cache, _selection(share, data))
+        pack_tokens = data.pack_tokens if data.packing else None
+        if pack_tokens is not None and pack_tokens < cache.manifest.corpus.settings.max_tokens:
+            check_length(subset.lengths(subset.all_samples()), pack_tokens, where=share.url)
+        order = CacheOrder(subset, Shuffle(loop.seed, data.shards_mixed), pack_tokens, place)
+        if place == START and not order.has_rows():
+            raise UserError(_nothing_left(share, data, "to train on"))
+        orders.append(order)
+    weights = [share.weight for share in data.shares if share.weight is not None]
+    known = state.planned_rows if state.epochs == loop.epochs else None
+    plan = plan_rows(
+        orders,
+        weights or None,
+        global_batch=rows_per_step,
+        epochs=loop.epochs,
+        max_steps=loop.max_steps if loop.max_steps is not None or known is None else known // rows_per_step,
+    )
+    if loop.max_steps is None:
+        state.epochs, state.planned_rows = loop.epochs, len(plan)
+    return plan
+
+
+def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, SortedRows] | None:
+    """The samples to validate on, opened for evaluation; None without any. Raises UserError."""
+    data = config.data
+    if data.validation_cache is not None:
+        cache = open_for_evaluation(data.validation_cache, data.local_copies)
+        check_same_tokenizer(training, cache.manifest, data.validation_cache)
+        return cache, sorted_rows(Subset(cache, Selection()))
+    if data.validation_fraction == 0:
+        return None
+    caches, samples, lengths, first = [], [], [], 0
+    for share in data.shares:
+        cache = open_for_evaluation(share.url, data.local_copies)
+        subset = Subset(cache, replace(_selection(share, data), held_out=True))
+        held_out = subset.all_samples()
+        caches.append(cache)
+        samples.append(first + held_out)
+        lengths.append(subset.lengths(held_out))
+        first += int(cache.shard_sizes.sum())
+    if not any(map(len, samples)):
+        raise UserError(_nothing_left(data.shares[0], data, "to validate on"))
+    return read_as_one(caches), SortedRows(np.concatenate(samples), np.concatenate(lengths))
+
+
+def _selection(share: CacheShare, data: DataConfig) -> Selection:
+    layers = None if share.layers is None else tuple(share.layers)
+    return Selection(layers, share.limit, data.validation_fraction)
+
+
+def _nothing_left(share: CacheShare, data: DataConfig, purpose: str) -> str:
+    if data.validation_fraction > 0:
+        return (
+            f"data.validation_fraction: {data.validation_fraction} of the samples of {share.url} leaves nothing "
+            f"{purpose}; choose another share"
+        )
+    return f"data.cache: {share.url}: it has no sample of the layers {share.layers}; choose others"
+
+
+def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> None:
+    """Raise UserError unless both caches have the same token ids and stored temperatures."""
+    if train.tokenizer != validation.tokenizer:
+        raise UserError(
+            f"data.validation_cache: {where}: tokenizer {validation.tokenizer.fingerprint[:12]}… differs from the "
+            f"training cache's {train.tokenizer.fingerprint[:12]}…; make both caches with one teacher"
+        )
+    if train.capture.logits.temperatures != validation.capture.logits.temperatures:
+        raise UserError(
+            f"data.validation_cache: {where}: temperatures {validation.capture.logits.temperatures} differ from the "
+            f"training cache's {train.capture.logits.temperatures}; make both caches with one configuration"
+        )
