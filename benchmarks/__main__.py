@@ -22,6 +22,7 @@ NAMES = (
     "taps",
     "lean_loss",
     "step_cost",
+    "scale",
     "target_gradients",
 )
 

@@ -77,6 +77,7 @@ class CacheOrder:
         self._sizes = np.array([subset.size(shard) for shard in range(subset.n_shards)], np.int64)
         self._counted = not subset.reads_indexes and pack_tokens is None  # a group's size tells its rows
         self._places = sorted({START, known})
+        self._last = START, 0  # the group found last, and the row behind it
         self._prepare()
 
     def _prepare(self) -> None:
@@ -137,11 +138,15 @@ class CacheOrder:
 
     def place(self, row: int) -> Place:
         """The group that a row is in."""
+        place, end = self._last
+        if place.first_row <= row < end:
+            return place
         place = self._places[bisect_right(self._places, (row + 1,)) - 1]
-        while row >= place.first_row + self._count(place.epoch, place.group):
+        while row >= (end := place.first_row + self._count(place.epoch, place.group)):
             place = self._following(place)
             if place > self._places[-1]:
                 self._places.append(place)
+        self._last = place, end
         return place
 
     def _following(self, place: Place) -> Place:

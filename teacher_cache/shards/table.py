@@ -36,7 +36,8 @@ class ShardTable:
             self.samples = np.array([entry.samples for entry in manifest.shards], np.int64)
         else:
             table = read_shard_table(storage, manifest)
-            self._table = table.filter(pa.array(column(table, "index_bytes") > 0))
+            committed = column(table, "index_bytes") > 0
+            self._table = table if committed.all() else table.filter(pa.array(committed))
             self.samples = column(self._table, "samples")
 
     def __len__(self) -> int:
