@@ -15,6 +15,7 @@ NAMES = (
     "exactness",
     "size",
     "decode",
+    "streaming",
     "fidelity",
     "capture",
     "memory_growth",
