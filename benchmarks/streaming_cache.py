@@ -28,7 +28,7 @@ SAMPLES_PER_SHARD = 64
 
 
 def longer_cache(source: Path, folder: Path, per_sequence: int) -> None:
-    """Write to ``folder`` so many beginnings of every sequence of the cache ``source``, in random order.
+    """Write to ``folder`` so many beginnings of every sequence of the cache ``source``.
 
     Nothing is done when they are there already.
     """
@@ -53,15 +53,16 @@ def longer_cache(source: Path, folder: Path, per_sequence: int) -> None:
 
 
 def choose(num_tokens: np.ndarray, per_sequence: int) -> list[tuple[int, int]]:
-    """Sequences and lengths of their beginnings, no two the same, in random order."""
+    """Sequences and lengths of their beginnings, no two the same.
+
+    Those of one sequence are as far from each other as can be, so that no compressor finds a row again.
+    """
     rng = np.random.default_rng(0)
-    longest = np.minimum(num_tokens, MAX_TOKENS)
-    chosen = [
-        (position, int(length))
-        for position, most in enumerate(longest)
-        for length in rng.choice(np.arange(MIN_TOKENS, most + 1), per_sequence, replace=False)
+    lengths = [
+        rng.choice(np.arange(MIN_TOKENS, min(int(longest), MAX_TOKENS) + 1), per_sequence, replace=False)
+        for longest in num_tokens
     ]
-    return [chosen[number] for number in rng.permutation(len(chosen))]
+    return [(position, int(length)) for turn in zip(*lengths, strict=True) for position, length in enumerate(turn)]
 
 
 def beginning(reader: CacheReader, position: int, length: int) -> tuple[TokenSample, LogitsSample]:

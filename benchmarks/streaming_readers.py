@@ -271,7 +271,7 @@ class HuggingFace(Streamer):
         """It gives Arrow tables: its numpy format would make int64 of every id."""
         import datasets
 
-        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s an epoch; nothing in a real one, ten times one here
+        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # a pause of 5 s after an epoch: ten epochs long here
         files = [str(path) for path in sorted(self.folder.iterdir())]
         streamed = datasets.load_dataset(
             self.builder,
