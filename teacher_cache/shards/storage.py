@@ -2,16 +2,23 @@
 
 Files appear whole or not at all: locally they are written under a temporary name, synced and renamed; an object store's
 upload is atomic by itself. A store's client may raise any exception it likes; here it becomes a UserError of one line.
+A store that fails, or does not answer, is asked again, whatever is read of it.
 """
 
 import hashlib
+import logging
 import os
+import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,7 +30,15 @@ MANIFEST = "manifest.json"
 HEAD = "head.safetensors"
 MAX_JSON_BYTES = 1 << 30
 TEMPORARY_PREFIX = ".tmp-"
+ATTEMPTS = 6  # at one request, when the store fails
+FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
+PATIENCE = 30.0  # seconds for an answer, and …
+SLOWEST = 1 << 18  # … bytes a second for its content
+LISTING_PATIENCE = 600.0  # seconds for a listing, which a store gives in many pages
+FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)  # asking again would not help
 _SAFE_NAME = re.compile(r"(tables/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 def file_entry(data: bytes) -> FileEntry:
@@ -53,16 +68,27 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there (asks the store, not a listing that was kept)."""
-        with self._reading(name):
+        path = self._path(name)
+
+        def look() -> bool:
             self._fs.invalidate_cache()
-            return bool(self._fs.exists(self._path(name)))
+            try:
+                self._fs.info(path)
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._ask(name, look, PATIENCE)
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file, by name, sorted; names of those in ``tables/`` have that prefix."""
         root = self._root.rstrip("/")
-        with self._reading(""):
+
+        def find() -> dict[str, dict[str, int]]:
             self._fs.invalidate_cache()
-            found = self._fs.find(root, maxdepth=2, detail=True)
+            return self._fs.find(root, maxdepth=2, detail=True)
+
+        found = self._ask("", find, LISTING_PATIENCE)
         return {path.removeprefix(root).lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def names(self) -> list[str]:
@@ -71,32 +97,53 @@ class Storage:
 
     def size(self, name: str) -> int:
         """Size in bytes; raises CorruptCacheError when the file is missing."""
-        with self._reading(name):
-            return int(self._fs.size(self._path(name)))
+        path = self._path(name)
+        return self._ask(name, lambda: int(self._fs.size(path)), PATIENCE)
 
     def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         """The whole file; raises CorruptCacheError when it is missing or larger than ``max_bytes``."""
-        size = self.size(name)
+        path, size = self._path(name), self.size(name)
         if size > max_bytes:
             raise CorruptCacheError(f"{self.where(name)}: {size} bytes, at most {max_bytes} are allowed")
-        with self._reading(name):
-            return self._fs.cat_file(self._path(name))
+
+        def fetch() -> bytes:
+            data = self._fs.cat_file(path)
+            if len(data) < size:
+                raise OSError(f"{len(data)} of {size} bytes came")
+            return data
+
+        return self._ask(name, fetch, _patience(size))
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
         """``size`` bytes from ``start``; fewer when the file ends before. Raises CorruptCacheError if it is missing."""
-        with self._reading(name):
-            return self._fs.cat_file(self._path(name), start=start, end=start + size)
+        path = self._path(name)
 
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self.where(name)}: cannot be read: {_reason(error)}") from error
+        def fetch() -> bytes:
+            data = self._fs.cat_file(path, start=start, end=start + size)
+            if len(data) < size and start + len(data) < self._fs.size(path):
+                raise OSError(f"{len(data)} of {size} bytes came")
+            return data
+
+        return self._ask(name, fetch, _patience(size))
+
+    def _ask(self, name: str, request: Callable[[], Answer], seconds: float) -> Answer:
+        """The store's answer to ``request``, which takes ``seconds`` at most; while it fails it is asked again.
+
+        Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
+        """
+        attempt, delay = 1, FIRST_DELAY
+        while True:
+            try:
+                return request() if self.is_local else _within(seconds, request)
+            except FileNotFoundError:
+                raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+            except Exception as error:
+                problem = UserError(f"{self.where(name)}: cannot be read: {_reason(error)}")
+                if self.is_local or attempt == ATTEMPTS or isinstance(error, FINAL):
+                    raise problem from error
+                logger.warning("%s; asking again (%d of %d)", problem, attempt + 1, ATTEMPTS)
+            time.sleep(delay * random.uniform(0.5, 1.5))
+            attempt, delay = attempt + 1, min(2 * delay, LONGEST_DELAY)
 
     def write(self, name: str, data: bytes, owner: str = "") -> FileEntry:
         """Write a small file atomically."""
@@ -158,6 +205,32 @@ class Storage:
         if not _SAFE_NAME.fullmatch(name):
             raise CorruptCacheError(f"{self.url}: {name!r} is not a name of a cache's file")
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def _patience(n_bytes: int) -> float:
+    return PATIENCE + n_bytes / SLOWEST
+
+
+def _within(seconds: float, request: Callable[[], Answer]) -> Answer:
+    """What ``request`` returns or raises; TimeoutError after ``seconds``, when its thread is left to itself.
+
+    Clients' own time-outs differ, and some have none.
+    """
+    answer: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="request", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # it was the client's own, or came just now
+            return answer.result()
+        raise TimeoutError(f"no answer within {seconds:.3g} s") from None
 
 
 def _reason(error: Exception) -> str:

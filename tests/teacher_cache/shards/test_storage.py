@@ -1,6 +1,10 @@
 """One behaviour in a folder, in memory and in an object store behind a real S3 server."""
 
+import itertools
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -9,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
 from support.synthetic import file_entry, random_shards, write_cache
+from teacher_cache.shards import storage as storage_module
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 
@@ -130,8 +135,13 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"old")
 
+    requests = []
+
     def refuse(*_args: object, **_options: object) -> None:
+        requests.append(1)
         raise RuntimeError("quota\nexceeded")
+
+    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be written: quota exceeded"):
@@ -140,6 +150,51 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be read: quota exceeded"):
         storage.read("a.json")
+    assert len(requests) == 1 + storage_module.ATTEMPTS
+
+
+FAULTS: dict[str, Callable[[bytes], bytes]] = {
+    "fails": lambda data: (_ for _ in ()).throw(ConnectionResetError("reset by the peer")),
+    "stalls": lambda data: time.sleep(10) or data,
+    "ends early": lambda data: data[:3],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypatch, fault: str) -> None:
+    """Whatever is read: every second request fails."""
+    storage = Storage(f"memory://{tmp_path.name}")
+    storage.write("a.json", b"0123456789")
+    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
+    monkeypatch.setattr(storage_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(storage_module, "LISTING_PATIENCE", 0.2)
+    calls = itertools.count()
+    for name in ("cat_file",) if fault == "ends early" else ("cat_file", "info", "find"):
+        method = getattr(MemoryFileSystem, name)
+
+        def now_and_then(*args: Any, method: Any = method, **options: Any) -> Any:
+            found = method(*args, **options)
+            return FAULTS[fault](found) if next(calls) % 2 == 0 else found
+
+        monkeypatch.setattr(MemoryFileSystem, name, now_and_then)
+    for _ in range(2):
+        assert storage.read("a.json") == b"0123456789"
+        assert storage.read_range("a.json", 2, 5) == b"23456"
+        assert storage.size("a.json") == 10
+        assert storage.exists("a.json")
+        assert not storage.exists("b.json")
+        assert storage.sizes() == {"a.json": 10}
+    assert next(calls) > 4
+
+
+def test_a_store_that_never_answers_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    storage = Storage(f"memory://{tmp_path.name}")
+    storage.write("a.json", b"0123456789")
+    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
+    monkeypatch.setattr(storage_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **options: time.sleep(10))
+    with pytest.raises(UserError, match=r"a\.json: cannot be read: no answer within 0.1 s"):
+        storage.read_range("a.json", 0, 3)
 
 
 @pytest.mark.parametrize(
