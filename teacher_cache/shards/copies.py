@@ -7,9 +7,9 @@ locks, which end with their process, however it ends. Copies that were not used 
 
 import fcntl
 import hashlib
+import itertools
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +23,6 @@ from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
 
 PART_BYTES = 1 << 23  # of one request
-ATTEMPTS = 6  # at one part, when the store fails
-FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
 WAIT_FOR_ROOM = 0.05  # seconds
 PARALLEL = 4  # files fetched ahead at a time
 
@@ -79,12 +77,19 @@ class LocalCopies:
         return copy
 
     def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
-        """Start to fetch these files in the background, in this order. What goes wrong shows when they are needed."""
+        """Start to fetch these files in the background, in this order, as many as there is room for.
+
+        Those that are there count as used, so that what comes does not drive out what is needed before it. What goes
+        wrong shows when a file is needed.
+        """
+        ends = itertools.accumulate(entry.bytes for _, entry in files)
+        fitting = [file for file, end in zip(files, ends, strict=True) if end <= self._max_bytes]
+        present = {entry.sha256 for _, entry in reversed(fitting) if _used(self._folder / entry.sha256)}
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(PARALLEL, "fetch")
-            for name, entry in files:
-                if entry.sha256 not in self._ahead:
+            for name, entry in fitting:
+                if entry.sha256 not in self._ahead | present:
                     self._ahead.add(entry.sha256)
                     self._pool.submit(self._fetch_quietly, name, entry)
 
@@ -110,7 +115,7 @@ class LocalCopies:
             with self._unfinished(copy.with_suffix(".part"), entry.bytes) as file:
                 found = hashlib.sha256()
                 for start in range(0, entry.bytes, PART_BYTES):
-                    data = self._read(name, start, min(PART_BYTES, entry.bytes - start))
+                    data = self._storage.read_range(name, start, min(PART_BYTES, entry.bytes - start))
                     found.update(data)
                     file.write(data)
                 file.flush()
@@ -143,22 +148,6 @@ class LocalCopies:
         """Held while files come, go, or are counted."""
         return _locked(self._folder / "room.lock")
 
-    def _read(self, name: str, start: int, size: int) -> bytes:
-        """A part of a remote file; fewer bytes come only where the file ends early."""
-        delay = FIRST_DELAY
-        for _ in range(ATTEMPTS - 1):
-            try:
-                data = self._storage.read_range(name, start, size)
-                if len(data) == size:
-                    return data
-            except CorruptCacheError:
-                raise  # the file is missing
-            except UserError as error:
-                logger.debug("%s; trying again", error)
-            time.sleep(delay * random.uniform(0.5, 1.5))
-            delay = min(2 * delay, LONGEST_DELAY)
-        return self._storage.read_range(name, start, size)
-
     def _make_room(self, n_bytes: int, unfinished: Path) -> bool:
         """Remove what was not used for longest, and what killed processes have left, until ``n_bytes`` more fit.
 
@@ -184,8 +173,9 @@ class LocalCopies:
 
 def _used(copy: Path) -> bool:
     """Whether the copy is there; then it counts as used just now."""
+    now = time.time_ns()  # the kernel's own stamps are the same for some milliseconds
     try:
-        os.utime(copy)
+        os.utime(copy, ns=(now, now))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True

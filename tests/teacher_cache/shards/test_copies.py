@@ -16,7 +16,7 @@ import pytest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import copies
+from teacher_cache.shards import copies, storage
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
@@ -86,7 +86,6 @@ def test_a_file_larger_than_the_bound_is_refused(remote: Storage, folder: Path) 
 
 @pytest.mark.parametrize("wrong", ["changed", "longer", "shorter"])
 def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, monkeypatch, wrong: str) -> None:
-    monkeypatch.setattr(copies, "FIRST_DELAY", 0)
     data = {"changed": b"x" + content(1)[1:], "longer": content(1) + b"x", "shorter": content(1)[:-1]}[wrong]
     remote.write("1.bin", data)
     reads = []
@@ -107,7 +106,7 @@ def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, mon
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(remote: Storage, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(copies, "FIRST_DELAY", 0)
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0)
     monkeypatch.setattr(copies, "PART_BYTES", 1000)
     rng = np.random.default_rng(0)
     cat_file = type(remote._fs).cat_file
@@ -144,6 +143,21 @@ def test_what_is_fetched_ahead_is_there_when_it_is_needed(remote: Storage, folde
     local.close()
     with pytest.raises(CorruptCacheError, match=r"4\.bin: the file is missing"):
         local.read("4.bin", entry(4), 0, 1)
+
+
+def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remote, folder, monkeypatch) -> None:
+    """Room for three: files are announced far ahead and read in order; none is fetched twice."""
+    fetched = []
+    read_range = Storage.read_range
+    monkeypatch.setattr(Storage, "read_range", lambda *args: fetched.append(args[1]) or read_range(*args))
+    local = LocalCopies(remote, str(folder), 3 * SIZE)
+    for current in range(5):
+        local.fetch_ahead([(f"{number}.bin", entry(number)) for number in range(current, 5)])
+        time.sleep(0.3)
+        assert held(folder) >= set(range(current, min(current + 3, 5)))
+        assert local.read(f"{current}.bin", entry(current), 0, SIZE) == content(current)
+    local.close()
+    assert sorted(fetched) == [f"{number}.bin" for number in range(5)]
 
 
 def read_for_ever(url: str, folder: str, seed: int, reports: "multiprocessing.Queue[str]") -> None:
