@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
@@ -73,12 +75,12 @@ class Storage:
         def look() -> bool:
             self._fs.invalidate_cache()
             try:
-                self._fs.info(path)
+                self._call(PATIENCE, "info", path)
             except FileNotFoundError:
                 return False
             return True
 
-        return self._ask(name, look, PATIENCE)
+        return self._ask(name, look)
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file, by name, sorted; names of those in ``tables/`` have that prefix."""
@@ -86,9 +88,9 @@ class Storage:
 
         def find() -> dict[str, dict[str, int]]:
             self._fs.invalidate_cache()
-            return self._fs.find(root, maxdepth=2, detail=True)
+            return self._call(LISTING_PATIENCE, "find", root, maxdepth=2, detail=True)
 
-        found = self._ask("", find, LISTING_PATIENCE)
+        found = self._ask("", find)
         return {path.removeprefix(root).lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def names(self) -> list[str]:
@@ -98,7 +100,7 @@ class Storage:
     def size(self, name: str) -> int:
         """Size in bytes; raises CorruptCacheError when the file is missing."""
         path = self._path(name)
-        return self._ask(name, lambda: int(self._fs.size(path)), PATIENCE)
+        return self._ask(name, lambda: int(self._call(PATIENCE, "size", path)))
 
     def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         """The whole file; raises CorruptCacheError when it is missing or larger than ``max_bytes``."""
@@ -107,34 +109,45 @@ class Storage:
             raise CorruptCacheError(f"{self.where(name)}: {size} bytes, at most {max_bytes} are allowed")
 
         def fetch() -> bytes:
-            data = self._fs.cat_file(path)
+            data = self._call(_patience(size), "cat_file", path)
             if len(data) < size:
                 raise OSError(f"{len(data)} of {size} bytes came")
             return data
 
-        return self._ask(name, fetch, _patience(size))
+        return self._ask(name, fetch)
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
         """``size`` bytes from ``start``; fewer when the file ends before. Raises CorruptCacheError if it is missing."""
         path = self._path(name)
 
         def fetch() -> bytes:
-            data = self._fs.cat_file(path, start=start, end=start + size)
-            if len(data) < size and start + len(data) < self._fs.size(path):
+            data = self._call(_patience(size), "cat_file", path, start=start, end=start + size)
+            if len(data) < size and start + len(data) < self._call(PATIENCE, "size", path):
                 raise OSError(f"{len(data)} of {size} bytes came")
             return data
 
-        return self._ask(name, fetch, _patience(size))
+        return self._ask(name, fetch)
 
-    def _ask(self, name: str, request: Callable[[], Answer], seconds: float) -> Answer:
-        """The store's answer to ``request``, which takes ``seconds`` at most; while it fails it is asked again.
+    def _call(self, seconds: float, method: str, *arguments: Any, **options: Any) -> Any:
+        """A method of the store's client, which must answer in time; TimeoutError if it does not."""
+        if self.is_local:
+            return getattr(self._fs, method)(*arguments, **options)
+        if self._fs.async_impl:  # can be cancelled, so that its connection is free again
+            return sync(self._fs.loop, getattr(self._fs, f"_{method}"), *arguments, timeout=seconds, **options)
+        answer: Future[Any] = Future()
+        request = partial(getattr(self._fs, method), *arguments, **options)
+        threading.Thread(target=_answer, args=(answer, request), name="request", daemon=True).start()
+        return answer.result(seconds)
+
+    def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
+        """The store's answer to ``request``, which is made again while the store fails.
 
         Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
         """
         attempt, delay = 1, FIRST_DELAY
         while True:
             try:
-                return request() if self.is_local else _within(seconds, request)
+                return request()
             except FileNotFoundError:
                 raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
             except Exception as error:
@@ -211,29 +224,16 @@ def _patience(n_bytes: int) -> float:
     return PATIENCE + n_bytes / SLOWEST
 
 
-def _within(seconds: float, request: Callable[[], Answer]) -> Answer:
-    """What ``request`` returns or raises; TimeoutError after ``seconds``, when its thread is left to itself.
-
-    Clients' own time-outs differ, and some have none.
-    """
-    answer: Future[Answer] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(request())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, name="request", daemon=True).start()
+def _answer(answer: "Future[Any]", request: Callable[[], Any]) -> None:
     try:
-        return answer.result(seconds)
-    except TimeoutError:
-        if answer.done():  # it was the client's own, or came just now
-            return answer.result()
-        raise TimeoutError(f"no answer within {seconds:.3g} s") from None
+        answer.set_result(request())
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
