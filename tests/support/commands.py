@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+def environment() -> dict[str, str]:
+    """This process' environment as it is now, and what commands need."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def command_line(command: str, *arguments: object) -> list[str]:
@@ -20,14 +23,19 @@ def start(command: str, *arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         start_new_session=True,
     )
 
 
 def run(command: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command_line(command, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout, check=False
+        command_line(command, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.commands import ENVIRONMENT, command_line, run, run_ok
+from support.commands import command_line, environment, run, run_ok
 from support.models import VOCAB_SIZE, write_random_teacher, write_text_corpus
 from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
@@ -132,7 +132,7 @@ def test_a_file_size_limit_keeps_what_was_committed(made: tuple[Workspace, Path]
         command_line("teacher-cache", "run", config),
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)),
         timeout=300,
         check=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import ENVIRONMENT, kill_group, run, run_ok, start
+from support.commands import environment, kill_group, run, run_ok, start
 from support.metrics import read_metrics
 from support.workspace import Workspace
 
@@ -43,7 +43,7 @@ def test_trains_with_the_teacher_deleted_and_without_vllm(workspace: Workspace, 
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "run", str(config)],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=True,
+        capture_output=True, text=True, env=environment(), timeout=300, check=True,
     )  # fmt: skip
     assert "vllm modules: []" in done.stdout
     assert "engine modules: []" in done.stdout

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from support.commands import ENVIRONMENT, kill_group, start
+from support.commands import environment, kill_group, start
 from support.metrics import read_metrics
 from trainer.cli import main
 
@@ -96,7 +96,7 @@ def test_training_never_imports_vllm(config_file) -> None:
         "import sys; from trainer.cli import main; main(['run', sys.argv[1]], standalone_mode=False); "
         "sys.exit(any(name.split('.')[0] == 'vllm' for name in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], env=ENVIRONMENT, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, path], env=environment(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 

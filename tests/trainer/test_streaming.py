@@ -7,13 +7,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from support.metrics import read_metrics
+from support.metrics import losses
 from support.synthetic import random_shards, write_cache
 from trainer.distiller import distill
-
-
-def losses(output: str | Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_metrics(output, "loss")]
 
 
 @pytest.mark.parametrize(("workers", "copies"), [(0, True), (2, True), (0, False)])
