@@ -49,3 +49,11 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     """SIGKILL a process and all it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def train_in_fork(config: str, settings: dict[str, str]) -> None:
+    """``train-student run``, for a process that is forked with the imports done; ``settings``: its environment."""
+    from trainer.cli import main
+
+    os.environ.update(settings)
+    main(["run", config])

@@ -5,6 +5,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +25,16 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str, shares: dict[str, float], flips: dict[str, int], seed: int = 0) -> None:
-        """``flips``: from how many answers with the whole or a part of a file (by name) one bit is changed."""
+    def __init__(self, endpoint: str, shares: dict[str, float], flips: dict[str, int], delay: float) -> None:
+        """``flips``: in how many answers with a part of a file (by name) a bit is changed; ``delay``: of tars."""
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream = urlsplit(endpoint).netloc
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.requests: list[tuple[str, str]] = []  # (method, object or prefix)
         self.injected: Counter[str] = Counter()
         self.over = threading.Event()
-        self._shares, self._flips, self._rng, self._lock = shares, dict(flips), random.Random(seed), threading.Lock()
+        self.delay = delay
+        self._shares, self._flips, self._rng, self._lock = shares, dict(flips), random.Random(0), threading.Lock()
 
     def note(self, method: str, url: str) -> str | None:
         """Note a request; returns what is to go wrong with it."""
@@ -79,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         response = upstream.getresponse()
         data = response.read()
         upstream.close()
+        if urlsplit(self.path).path.endswith(".tar"):
+            time.sleep(self.server.delay)
         if fault == "flip":
             data = bytes([data[0] ^ 1]) + data[1:]
         self.send_response_only(response.status)
@@ -110,10 +114,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def proxied(
-    endpoint: str, shares: dict[str, float] | None = None, flips: dict[str, int] | None = None
+    endpoint: str, shares: dict[str, float] | None = None, flips: dict[str, int] | None = None, delay: float = 0.0
 ) -> Iterator[Proxy]:
     """A proxy before ``endpoint`` that ``s3://`` URLs lead to meanwhile, also in processes that are started."""
-    proxy = Proxy(endpoint, shares or {}, flips or {})
+    proxy = Proxy(endpoint, shares or {}, flips or {}, delay)
     threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     clients = fsspec.get_filesystem_class("s3")
     try:

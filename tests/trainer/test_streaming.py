@@ -7,8 +7,14 @@ import fsspec
 import numpy as np
 import pytest
 
+from schemas.cache_config import CacheConfig
+from schemas.load import validate
 from support.metrics import losses
+from support.models import write_random_teacher, write_text_corpus
+from support.proxy import proxied
 from support.synthetic import random_shards, write_cache
+from support.workspace import cache_tree
+from teacher_cache import job
 from trainer.distiller import distill
 
 
@@ -33,3 +39,28 @@ def test_a_run_from_s3_has_the_losses_of_one_from_disk(
         assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= bound
     else:
         assert not folder.exists()
+
+
+def test_signals_that_are_not_learned_from_are_not_downloaded(
+    make_config: Any, s3_server: str, s3_url: str, tmp_path: Path
+) -> None:
+    """The server's log: no request for a tar of hidden states unless a loss needs them."""
+    teacher, corpus = write_random_teacher(tmp_path / "teacher"), write_text_corpus(tmp_path / "texts", documents=12)
+    capture = {"logits": {"k": 8}, "hidden": {"layers": [1, 2]}}
+    job.run(validate(CacheConfig, cache_tree(teacher, corpus, s3_url, tokens_per_shard=300, capture=capture), "test"))
+    asked = {}
+    for name, terms in (("logits", {}), ("hidden", {"lhsm": {}})):
+        local = {"folder": str(tmp_path / f"{name}-copies")}
+        config = make_config(
+            data={"cache": s3_url, "local_copies": local},
+            student={"checkpoint": None, "teacher": str(teacher), "from_layers": [0, 1]},
+            losses=terms,
+            output=str(tmp_path / name),
+        )
+        with proxied(s3_server) as proxy:
+            distill(config)
+        asked[name] = {path.split(".", 1)[1] for _, path in proxy.requests if path.endswith(".tar")}
+    assert asked == {
+        "logits": {"tokens.tar", "logits.tar"},
+        "hidden": {"tokens.tar", "logits.tar", "hidden.tar"},
+    }
