@@ -201,7 +201,7 @@ class OptimizerConfig(Strict):
 
 
 class LoopConfig(Strict):
-    """Length of training, batch, checkpoints and validation. `max_steps` wins over `epochs`."""
+    """Length of training, batch, processes, checkpoints and validation. `max_steps` wins over `epochs`."""
 
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps.")
@@ -210,6 +210,13 @@ class LoopConfig(Strict):
     seed: int = Field(0, ge=0)
     bf16: bool = Field(False, description="bf16 autocast.")
     gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="Compile the student's layers with torch.compile.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="Under torchrun: each process has the whole student (DistributedDataParallel), or a share of its "
+        "weights, gradients and optimiser states (FSDP2, fully sharded).",
+    )
+    cpu_offload: bool = Field(False, description="`fsdp`: keep the shares in the host's memory, update them there.")
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
     log_gradient_norms: bool = Field(
         False, description="Also log the gradient norm of each weighted loss term; costs a backward pass a term."
@@ -219,6 +226,14 @@ class LoopConfig(Strict):
     validate_every: int = Field(500, ge=1, description="Steps between two validations (when validation data is set).")
     early_stopping_patience: int | None = Field(None, ge=1, description="Validations without progress before stopping.")
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
+
+    @model_validator(mode="after")
+    def _offload_what_is_sharded(self) -> "LoopConfig":
+        if self.cpu_offload and self.parallel != "fsdp":
+            raise ValueError("cpu_offload needs parallel: fsdp")
+        if self.log_gradient_norms and self.parallel == "fsdp":
+            raise ValueError("log_gradient_norms needs parallel: ddp; a sharded student has no gradient of one term")
+        return self
 
 
 class TrainConfig(Strict):
@@ -230,3 +245,9 @@ class TrainConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     output: str = Field(min_length=1, description="Folder for checkpoints, metrics and the final model.")
+
+    @model_validator(mode="after")
+    def _nothing_is_read_in_compiled_layers(self) -> "TrainConfig":
+        if self.loop.compile and (self.losses.apc is not None or self.losses.asr is not None):
+            raise ValueError("loop.compile: losses.apc and losses.asr read inside of layers; leave them or it out")
+        return self

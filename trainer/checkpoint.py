@@ -1,7 +1,8 @@
 """Checkpoints that know whether they are whole, and the few numbers that exact resume needs.
 
-``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state); ``data_state.json`` says where
-in the data the run stands, ``distill_state.json`` all else. That one is added last, by rename: a folder without it was
+``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state; of a sharded student by all
+ranks, as ``torch.distributed.checkpoint`` folders that any number of ranks reads); ``data_state.json`` says where in
+the data the run stands, ``distill_state.json`` all else. That one is added last, by rename: a folder without it was
 killed while saving and is removed. Deleting goes the other way round.
 """
 
@@ -70,7 +71,8 @@ def new_state(config: TrainConfig, cache_digest: str, global_batch: int) -> RunS
         for group in ("data", "student", "losses", "optimizer")
         for key, value in tree[group].items()
     }
-    settings |= {"loop.bf16": config.loop.bf16, "rows per step": global_batch}
+    settings |= {f"loop.{key}": tree["loop"][key] for key in ("bf16", "parallel")}
+    settings["rows per step"] = global_batch
     return RunState(data=DataState(cache_digest=cache_digest, seed=config.loop.seed), settings=settings)
 
 

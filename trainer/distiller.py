@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
@@ -25,6 +25,7 @@ from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
+from trainer.parallel import backend, compile_layers, fsdp_settings, load_weights, use_fsdp
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.sources import open_training_data, open_validation, plan_training
@@ -51,6 +52,7 @@ def distill(
     output = Path(config.output)
     arguments = training_arguments(config)
     is_main = arguments.process_index == 0
+    sharded = config.loop.parallel == "fsdp"
 
     # what there is to learn, and who learns it
     losses = used(config.losses)
@@ -76,15 +78,17 @@ def distill(
             cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
         else:
             state.window = {}  # sums over all ranks, which the first one goes on with
-    student = load_student(checkpoint or init_folder, config.student)
+    if sharded:
+        use_fsdp(arguments)
+    student = load_student(init_folder if checkpoint is None or sharded else checkpoint, config.student)
     clock = Clock()
     tokens_before = state.data.tokens
 
     if not is_finished(state, arguments):
-        student.to(arguments.device)  # type: ignore[arg-type]
-        check_head(student)
-        if config.data.packing:
-            check_packing(student, flatten=config.student.attention.startswith("flash"))
+        check = StudentCheck(config)
+        if not sharded:
+            student.to(arguments.device)  # type: ignore[arg-type]
+            check(student)
         if "final" in cache.signals:
             objective.teacher_head = head_on(arguments.device, cache)
         validation = evaluation_head = None
@@ -100,6 +104,8 @@ def distill(
             same_head = held_out.manifest.head == data.manifest.head
             evaluation_head = objective.teacher_head if same_head else None
             evaluation_head = evaluation_head or head_on(arguments.device, held_out)
+        if config.loop.compile:
+            compile_layers(student)
         if needs_student_signals(losses):
             objective.signals = StudentSignals(student, losses, data.manifest, config.loop.seed)
         trainer = DistillationTrainer(
@@ -114,7 +120,10 @@ def distill(
             early_stopping_patience=config.loop.early_stopping_patience,
             keep_checkpoints=config.loop.keep_checkpoints,
             stop=StopRequest() if stop is None else stop,
-            callbacks=reports(output, state.global_step, callbacks) if is_main else [],
+            callbacks=[
+                *([check] if sharded else []),
+                *(reports(output, state.global_step, callbacks) if is_main else []),
+            ],
             log_gradient_norms=config.loop.log_gradient_norms,
         )
         trainer.remove_callback(PrinterCallback)
@@ -146,7 +155,10 @@ def distill(
         **cost(state.data.tokens - tokens_before, clock.seconds),
     }
     if finished and is_main:
-        if keeps_best:
+        if sharded:
+            student = load_student(init_folder, config.student)
+            load_weights(student, best if keeps_best else output / f"checkpoint-{state.global_step}")
+        elif keeps_best:
             student = load_student(best, config.student)
         card = model_card(config, [one.manifest for one in data.caches], summary)
         save_final(student, init_folder, output / "final", card)
@@ -155,6 +167,25 @@ def distill(
         write_json(output / "summary.json", summary)
     cache.close()
     return summary
+
+
+class StudentCheck(TrainerCallback):
+    """Refuses a student that cannot be trained as configured. A sharded one is whole nowhere before training begins."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def __call__(self, student: "PreTrainedModel") -> None:
+        """Raise UserError unless head and packing work as they are used here."""
+        check_head(student)
+        if self.config.data.packing:
+            check_packing(student, flatten=self.config.student.attention.startswith("flash"))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same, on all ranks."""
+        self(kwargs["model"])
 
 
 def is_finished(state: RunState, arguments: TrainingArguments) -> bool:
@@ -219,6 +250,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         dataloader_pin_memory=on_gpu,
         use_cpu=not on_gpu,
         ddp_find_unused_parameters=False,
+        ddp_backend=backend(loop),
+        **fsdp_settings(loop),
         report_to="none",
         disable_tqdm=True,
         log_level="error",

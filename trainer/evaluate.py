@@ -31,28 +31,31 @@ def evaluate(
     teacher_head: OutputHead | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    device: torch.device | None = None,
+    passes: int = 0,
 ) -> dict[str, float]:
     """Means over the tokens that count, without gradients; the model is left in the mode it was in.
 
     capture: the cache's. teacher_head: of a cache with final hidden states. reduce: adds up a float64 tensor over all
-    ranks, each of which has other batches. Returns ``kl`` (teacher ‖ student at
-    temperature 1, nats: of the whole distributions with a teacher's head, else with the "all other tokens" bucket, a
-    lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text, ``top1_agreement`` (share of rows where the
-    student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``), ``teacher_cross_entropy``, and
-    ``tokens``. Raises UserError if no token counts.
+    ranks, each of which has other batches. device: where it runs, if the weights are elsewhere. passes: forward passes
+    that every rank makes, where none has the weights without the others; for nothing, if it has fewer batches. Returns
+    ``kl`` (teacher ‖ student at temperature 1, nats: of the whole distributions with a teacher's head, else with the
+    "all other tokens" bucket, a lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text,
+    ``top1_agreement`` (share of rows where the student's best token is the teacher's), ``calibration_error`` (see
+    ``_Calibration``), ``teacher_cross_entropy``, and ``tokens``. Raises UserError if no token counts.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     totals = torch.zeros(len(SUMS), dtype=torch.float64)
     calibration = _Calibration()
-    tokens = 0
+    tokens = done = 0
     was_training = model.training
     model.eval()
-    head = output_head(model)
     with torch.no_grad():
         for cpu_batch in batches:
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
             rows = teacher_rows(batch)
             hidden_ND = masked_hidden(model, batch)
+            head = output_head(model)
             target: Target
             if teacher_head is None:
                 target = stored_target(rows, capture, 1.0, len(head.weight_VD))
@@ -61,8 +64,11 @@ def evaluate(
             for chunk in chunk_rows(head, len(hidden_ND)):
                 totals += _sums(head.logits(hidden_ND[chunk]), rows, target, chunk, calibration)
             tokens += len(hidden_ND)
+            done += 1
             if on_batch is not None:
                 on_batch(cpu_batch)
+        for _ in range(done, passes):
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     model.train(was_training)
     totals = reduce(torch.cat([totals, totals.new_tensor([tokens])]))
     totals, tokens = totals[:-1], int(totals[-1])

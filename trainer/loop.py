@@ -24,6 +24,7 @@ from trainer.data import Batch, CacheRows, training_loader
 from trainer.evaluate import evaluate
 from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
+from trainer.parallel import shard_on_cpus
 from trainer.plan import RowPlan
 from trainer.signals import MAPS
 from trainer.taps import masked_hidden, output_head
@@ -72,7 +73,6 @@ class DistillationTrainer(Trainer):
         self.objective: Objective = objective
         self.run_state = run_state
         self.patience = early_stopping_patience
-        self.head = output_head(model)
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
         data = run_state.data
@@ -80,6 +80,13 @@ class DistillationTrainer(Trainer):
         self.evaluation_seconds = 0.0
         self.step_started = 0.0
         self.log_gradient_norms = log_gradient_norms
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """On CPUs as on GPUs, a sharded student is sharded."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` added up over all ranks, on the device of the original."""
@@ -142,12 +149,13 @@ class DistillationTrainer(Trainer):
         signals = self.objective.signals
         with nullcontext() if signals is None else signals.recorder.recording() as recorded:
             hidden_ND = masked_hidden(model, inputs, self.flatten)
+        head = output_head(self.accelerator.unwrap_model(model))
         rows, progress = teacher_rows(inputs), self.progress()
-        head_loss, head_terms = self.objective.head_terms(hidden_ND, self.head, rows, progress)
+        head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         signal_terms = [] if recorded is None else self.objective.signal_terms(recorded, inputs, progress)
         loss = head_loss / counts["loss_mask"]
         if not head_terms:  # then nothing else ties the last layers to the loss, and ranks wait for their gradients
-            loss = loss + 0 * (hidden_ND.sum() + self.head.weight_VD.sum())
+            loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())
         for term in signal_terms:
             loss = loss + term.weight * term.total / counts[term.rows]
         for term in head_terms + signal_terms:
@@ -156,7 +164,7 @@ class DistillationTrainer(Trainer):
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
         if self.log_gradient_norms:
-            for term in self.objective.head_terms_apart(hidden_ND, self.head, rows, progress) + signal_terms:
+            for term in self.objective.head_terms_apart(hidden_ND, head, rows, progress) + signal_terms:
                 norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
                 self._record(f"{term.name}_gradient_norm", norm / self._shares())
         for name, value in ({} if signals is None else signals.figures()).items():
@@ -205,13 +213,27 @@ class DistillationTrainer(Trainer):
         assert self.model is not None
         start = time.perf_counter()
         capture = self.objective.capture
-        measured = evaluate(self.model, self.validation, capture, self.evaluation_head, reduce=self.sum_over_ranks)
+        measured = evaluate(
+            self.model,
+            self.validation,
+            capture,
+            self.evaluation_head,
+            reduce=self.sum_over_ranks,
+            device=self.args.device,
+            passes=self._validation_passes() if self.args.fsdp else 0,
+        )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._judge(measured)
         return metrics
+
+    def _validation_passes(self) -> int:
+        """Batches of the rank that has most of them."""
+        assert self.validation is not None
+        rows: Any = self.validation.dataset
+        return math.ceil(math.ceil(len(rows) / self.args.world_size) / self.args.per_device_train_batch_size)
 
     def _judge(self, measured: dict[str, float]) -> None:
         state = self.run_state

@@ -68,7 +68,7 @@ class Recorder:
         ffn: bool = False,
     ) -> None:
         config = model.config.get_text_config()
-        decoder, layers = _find_decoder(model, config.num_hidden_layers)
+        decoder, layers = find_decoder(model, config.num_hidden_layers)
         for layer in [*hidden_layers, *([] if attention_layer is None else [attention_layer])]:
             if not 1 <= layer <= len(layers):
                 raise UserError(
@@ -204,7 +204,7 @@ class Recorder:
         self._undo.callback(experts.__dict__.pop, "_apply_gate")
 
 
-def _find_decoder(model: torch.nn.Module, n_layers: int) -> tuple[Any, torch.nn.ModuleList]:
+def find_decoder(model: torch.nn.Module, n_layers: int) -> tuple[Any, torch.nn.ModuleList]:
     """The module that owns the decoder layers, and these."""
     for name, module in model.named_modules():
         if name.split(".")[-1] == "layers" and isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:

@@ -24,7 +24,10 @@ TOLERANCE = 1e-3  # of the largest logit, between the head as it is applied here
 
 
 def output_head(model: "PreTrainedModel") -> OutputHead:
-    """The model's output head, sharing its parameters. Raises UserError when it is not one matrix product."""
+    """The model's output head, sharing its parameters. Raises UserError when it is not one matrix product.
+
+    Of a sharded model it is whole from a forward pass to the end of its backward pass: ask for it in between.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         raise UserError(
@@ -62,7 +65,7 @@ def _without_logits(model: Any) -> Iterator[list[torch.Tensor]]:
 
     def remember(hidden_RLD: torch.Tensor) -> torch.Tensor:
         given.append(hidden_RLD)
-        return hidden_RLD[..., :1]
+        return hidden_RLD[..., :1].clone()  # a view would be one of a tensor that FSDP watches
 
     head.forward = remember
     try:
@@ -78,11 +81,13 @@ def check_head(model: "PreTrainedModel") -> None:
     was_training = model.training
     model.eval()
     batch = {"input_ids": ids, "loss_mask": torch.ones_like(ids, dtype=torch.bool)}
-    ours_ND = output_head(model).logits(masked_hidden(model, batch)).float()
+    hidden_ND = masked_hidden(model, batch)
+    ours_ND = output_head(model).logits(hidden_ND).float()
     theirs_ND = model(input_ids=ids, use_cache=False).logits[0].float()
+    eps = torch.finfo(output_head(model).weight_VD.dtype).eps
     model.train(was_training)
     off, largest = (ours_ND - theirs_ND).abs().max().item(), theirs_ND.abs().max().item()
-    if off > max(TOLERANCE, 2 * torch.finfo(model.dtype).eps) * largest:  # logits of broken weights are not compared
+    if off > max(TOLERANCE, 2 * eps) * largest:  # logits of broken weights are not compared
         raise UserError(
             f"student: a {type(model).__name__} makes its logits in an unknown way (off by {off:.3g} of "
             f"{largest:.3g}); choose another student"
