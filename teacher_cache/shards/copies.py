@@ -40,6 +40,7 @@ class LocalCopies:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._ahead: set[str] = set()
+        self._bad: dict[str, str] = {}  # sha256 of files whose content is wrong, and the message
 
     def read(self, name: str, entry: FileEntry, start: int, size: int) -> bytes:
         """``size`` bytes from ``start`` of a file's local copy, which is fetched if it is not there.
@@ -60,6 +61,8 @@ class LocalCopies:
         copy = self._folder / entry.sha256
         if _used(copy):
             return copy
+        if entry.sha256 in self._bad:
+            raise CorruptCacheError(self._bad[entry.sha256])
         if entry.bytes > self._max_bytes:
             raise UserError(
                 f"{self._storage.where(name)}: {entry.bytes} bytes, more than the {self._max_bytes} that local copies "
@@ -125,10 +128,11 @@ class LocalCopies:
                     return
                 os.unlink(file.name)
             logger.warning("%s: wrong content at attempt %d", self._storage.where(name), attempt)
-        raise CorruptCacheError(
+        self._bad[entry.sha256] = (
             f"{self._storage.where(name)}: fetched twice, its sha256 is {found.hexdigest()}, the manifest says "
             f"{entry.sha256}; fetch the cache again from where it came"
         )
+        raise CorruptCacheError(self._bad[entry.sha256])
 
     @contextmanager
     def _unfinished(self, path: Path, n_bytes: int) -> Iterator[BinaryIO]:

@@ -1,5 +1,6 @@
 """Training from an object store that fails is training from a folder, or it stops and names the bad file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,18 @@ def test_an_object_that_is_bad_stops_the_run_and_is_named(
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {s3_url}/{BAD}: fetched twice, its sha256 is ")
+
+
+def test_an_object_that_is_bad_is_left_out_by_choice(make: Make, s3_server: str, s3_url: str, tmp_path: Path) -> None:
+    """It is fetched twice, not once more for each of its samples."""
+    write_both(s3_url)
+    config = make(s3_url, "s3")
+    data = config.data.model_copy(update={"on_corrupt": "skip"})
+    loop = config.loop.model_copy(update={"max_steps": None, "epochs": 2})
+    with proxied(s3_server, flips={BAD: 1000}) as proxy:
+        summary = distill(config.model_copy(update={"data": data, "loop": loop}))
+    assert summary["ended"] == "completed"
+    assert summary["skipped_samples"] == 20
+    assert proxy.injected["flip"] == 2
+    state = json.loads((tmp_path / "s3/checkpoint-40/data_state.json").read_text())
+    assert state["skipped_samples"] == 20
