@@ -152,7 +152,7 @@ def test_training_on_no_cache(made: tuple[Workspace, Path], tmp_path: Path) -> N
 def test_training_on_a_truncated_tar(made: tuple[Workspace, Path], copy: Path) -> None:
     tar = copy / "shard-000001.logits.tar"
     os.truncate(tar, tar.stat().st_size - 700)
-    refused("shard-000001.logits.tar", "bytes, the index says", done=train(made, copy))
+    refused("shard-000001.logits.tar", "bytes, the manifest says", done=train(made, copy))
 
 
 def test_training_on_a_flipped_bit(made: tuple[Workspace, Path], copy: Path) -> None:
