@@ -56,6 +56,10 @@ class Cache(Readable, Protocol):
     url: str
     shard_sizes: np.ndarray
 
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether shards are fetched to a local folder."""
+
     def index(self, shard: int) -> ShardIndex:
         """Keys, lengths and layers of a shard's samples."""
 

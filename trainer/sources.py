@@ -38,7 +38,29 @@ class TrainingData:
 def open_training_data(data: DataConfig, signals: tuple[Signal, ...]) -> TrainingData:
     """Open the caches to train on for these signals. Raises UserError, also when they cannot be mixed."""
     caches = [open_cache(share.url, signals, data.local_copies) for share in data.shares]
+    check_room(data, caches)
     return TrainingData(caches, read_as_one(caches))
+
+
+def check_room(data: DataConfig, caches: Sequence[Cache]) -> None:
+    """Raise UserError if the shards that are read from at a time do not fit in the folder of local copies together.
+
+    Then every few samples a whole shard would be fetched again.
+    """
+    if data.local_copies is None:
+        return
+    needed = sum(_bytes_at_a_time(cache, data.shards_mixed) for cache in caches if cache.keeps_copies)
+    if needed > data.local_copies.max_bytes:
+        raise UserError(
+            f"data.local_copies.max_gib: {data.local_copies.max_gib:g} is less than the {needed / 2**30:.3g} GiB of "
+            f"the data.shards_mixed = {data.shards_mixed} shards that are read from at a time; raise the one or lower "
+            "the other"
+        )
+
+
+def _bytes_at_a_time(cache: Cache, shards_mixed: int) -> float:
+    total = sum(cache.manifest.totals.bytes.get(signal, 0) for signal in cache.signals)
+    return total * min(1.0, shards_mixed / len(cache.shard_sizes))
 
 
 def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: int, state: DataState) -> RowPlan:

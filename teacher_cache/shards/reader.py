@@ -119,6 +119,11 @@ class CacheReader:
     def __len__(self) -> int:
         return self._first[-1]
 
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether shards are fetched to a local folder."""
+        return self._copies is not None
+
     @cached_property
     def keys(self) -> list[str]:
         """Keys of all samples, in order: reads every index."""

@@ -137,6 +137,7 @@ class FakeCache:
         self.keys = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:32] for i in range(samples)]
         self.manifest = make_manifest(samples, int(self.num_tokens.sum()), **tokenizer)
         self.url = "fake"
+        self.keeps_copies = False
         self.shard_sizes = np.array([samples // 2, samples - samples // 2])
         self.signals = ("tokens", "logits")
         self.reads: list[list[list[int]]] = []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
 from schemas.load import validate
 from support.metrics import losses
 from support.models import write_random_teacher, write_text_corpus
@@ -64,3 +65,25 @@ def test_signals_that_are_not_learned_from_are_not_downloaded(
         "logits": {"tokens.tar", "logits.tar"},
         "hidden": {"tokens.tar", "logits.tar", "hidden.tar"},
     }
+
+
+def test_a_folder_of_copies_that_is_too_small_for_the_order_is_refused(
+    make_config: Any, s3_url: str, tmp_path: Path
+) -> None:
+    """Samples come from all shards that are mixed in turn: each would be fetched again and again."""
+    lengths = np.random.default_rng(3).integers(3, 20, (8, 10)).tolist()
+    totals = write_cache(s3_url, random_shards(lengths, 61, seed=3), 61).totals
+    half = sum(totals.bytes.values()) / 2 / 2**30
+
+    def train(shards_mixed: int, max_gib: float, url: str = s3_url) -> None:
+        local = {"folder": str(tmp_path / "copies"), "max_gib": max_gib}
+        data = {"cache": url, "shards_mixed": shards_mixed, "local_copies": local}
+        distill(make_config(data=data, loop={"max_steps": 1, "resume": False}))
+
+    with pytest.raises(UserError, match=r"^data.local_copies.max_gib: \S+ is less .* data.shards_mixed = 5 shards"):
+        train(5, half)
+    train(4, half)
+    with pytest.raises(UserError, match=r"data.shards_mixed = 64 shards"):
+        train(64, half)
+    write_cache(str(tmp_path / "cache"), random_shards(lengths, 61, seed=3), 61)
+    train(64, half, str(tmp_path / "cache"))
