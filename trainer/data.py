@@ -5,7 +5,7 @@ reader decodes them straight into padded arrays.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +62,9 @@ class Cache(Readable, Protocol):
 
     def index(self, shard: int) -> ShardIndex:
         """Keys, lengths and layers of a shard's samples."""
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        """The indexes of these shards will be asked for next."""
 
 
 def open_cache(

@@ -123,8 +123,7 @@ def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None) -> Ca
 
 def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
     """The samples of a subset, or the first of them, in an order that suits evaluation."""
-    samples = subset.all_samples(at_most)
-    return SortedRows(samples, subset.lengths(samples))
+    return SortedRows(*subset.selected(at_most))
 
 
 def head_on(device: torch.device, cache: Readable) -> OutputHead | None:

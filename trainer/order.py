@@ -168,6 +168,8 @@ class CacheOrder:
         """A sample's random number does not depend on what is selected beside it."""
         mixed = self.shuffle.shards_mixed
         shards = np.sort(self._shards(epoch)[number * mixed : (number + 1) * mixed]).tolist()
+        if not self._counted:
+            self.subset.cache.load_indexes(shards)
         samples, places, size = [], [], 0
         for shard in shards:
             selected = self.subset.samples(shard)

@@ -75,7 +75,7 @@ def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: i
         subset = Subset(cache, _selection(share, data))
         pack_tokens = data.pack_tokens if data.packing else None
         if pack_tokens is not None and pack_tokens < cache.manifest.corpus.settings.max_tokens:
-            check_length(subset.lengths(subset.all_samples()), pack_tokens, where=share.url)
+            check_length(subset.selected()[1], pack_tokens, where=share.url)
         order = CacheOrder(subset, Shuffle(loop.seed, data.shards_mixed), pack_tokens, place)
         if place == START and not order.has_rows():
             raise UserError(_nothing_left(share, data, "to train on"))
@@ -107,10 +107,10 @@ def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, 
     for share in data.shares:
         cache = open_for_evaluation(share.url, data.local_copies)
         subset = Subset(cache, replace(_selection(share, data), held_out=True))
-        held_out = subset.all_samples()
+        held_out, held_out_lengths = subset.selected()
         caches.append(cache)
         samples.append(first + held_out)
-        lengths.append(subset.lengths(held_out))
+        lengths.append(held_out_lengths)
         first += int(cache.shard_sizes.sum())
     if not any(map(len, samples)):
         raise UserError(_nothing_left(data.shares[0], data, "to validate on"))

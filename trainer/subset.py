@@ -2,6 +2,7 @@
 them, on one side of the split into training and validation. An index is read when its shard is asked for, not before.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,9 @@ class Indexed(Protocol):
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard."""
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        """The indexes of these shards will be asked for next."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,15 @@ class Subset:
             found[here] = np.array(self.cache.index(shard).num_tokens)[samples[here] - self.first[shard]]
         return found
 
-    def all_samples(self, at_most: int | None = None) -> np.ndarray:
-        """The selected samples, or the first of them, int64, rising."""
-        found = [np.empty(0, np.int64)]
+    def selected(self, at_most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """All selected samples, or the first of them, rising, and their tokens; both int64. Reads their indexes."""
+        samples, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for shard in range(self.n_shards):
-            found.append(self.samples(shard))
-            if at_most is not None and sum(map(len, found)) >= at_most:
+            samples.append(self.samples(shard))
+            lengths.append(self.lengths(samples[-1]))
+            if at_most is not None and sum(map(len, samples)) >= at_most:
                 break
-        return np.concatenate(found)[:at_most]
+        return np.concatenate(samples)[:at_most], np.concatenate(lengths)[:at_most]
 
 
 def is_held_out(keys: list[str], validation_fraction: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 MAX_OPEN_FILES = 128
+INDEX_THREADS = 16  # requests for indexes at a time
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
 Codec = TypeVar("Codec")
@@ -133,6 +134,14 @@ class CacheReader:
     def num_tokens(self) -> np.ndarray:
         """Tokens of all samples, int32: reads every index."""
         return np.array([n for shard in range(len(self._shards)) for n in self.index(shard).num_tokens], np.int32)
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        """Read these shards' indexes, side by side where each takes a request."""
+        with self._lock:
+            missing = [shard for shard in shards if shard not in self._indexes]
+        if len(missing) > 1 and not self._storage.is_local:
+            with ThreadPoolExecutor(INDEX_THREADS, "index") as pool:
+                list(pool.map(self.index, missing))
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, by its number in the cache. Raises CorruptCacheError."""
@@ -264,6 +273,7 @@ class CacheReader:
         Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
         reader's other signals. Raises ValueError when a row does not fit.
         """
+        self.load_indexes({bisect_right(self._first, position) - 1 for row in rows for position in row})
         lengths = [[self._length(position) for position in row] for row in rows]
         used = [sum(row) for row in lengths]
         n_tokens = max(used, default=0) if length is None else length

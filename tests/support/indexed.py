@@ -1,6 +1,6 @@
 """A cache that has indexes and nothing else: what the order of training follows from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,9 @@ class Indexed:
         self.layers = layers
         self.first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         self.reads: list[int] = []
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        pass
 
     def index(self, shard: int) -> ShardIndex:
         self.reads.append(shard)

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,9 @@ class FakeCache:
     def index(self, shard: int) -> ShardIndex:
         here = slice(0, self.shard_sizes[0]) if shard == 0 else slice(self.shard_sizes[0], None)
         return ShardIndex.model_construct(keys=self.keys[here], num_tokens=self.num_tokens[here].tolist(), layers=None)
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        pass
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
         pass

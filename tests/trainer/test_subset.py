@@ -29,16 +29,16 @@ def cache() -> Indexed:
 
 
 def chosen(selection: Selection) -> list[int]:
-    return Subset(cache(), selection).all_samples().tolist()
+    return Subset(cache(), selection).selected()[0].tolist()
 
 
 def test_everything_is_known_without_an_index() -> None:
     indexed = cache()
     subset = Subset(indexed, Selection(limit=9))
-    assert subset.all_samples().tolist() == list(range(9))
+    assert [subset.samples(shard).tolist() for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
     assert [subset.size(shard) for shard in range(subset.n_shards)] == [4, 3, 2]
     assert indexed.reads == []
-    assert Subset(indexed, Selection(limit=99)).all_samples().tolist() == list(range(14))
+    assert Subset(indexed, Selection(limit=99)).selected()[0].tolist() == list(range(14))
     assert Subset(indexed, Selection(limit=7)).n_shards == 2
 
 
@@ -51,7 +51,7 @@ def test_layers_are_told_by_the_index() -> None:
 def test_a_limit_is_one_of_the_chosen_layers_and_reads_no_more_indexes_than_it_needs() -> None:
     indexed = cache()
     subset = Subset(indexed, Selection(layers=("code",), limit=3))
-    assert subset.all_samples().tolist() == [1, 3, 7]
+    assert subset.selected()[0].tolist() == [1, 3, 7]
     assert max(indexed.reads) == 2
 
 
@@ -65,19 +65,20 @@ def test_both_sides_of_a_split_are_the_whole() -> None:
 
 
 def test_lengths_come_from_the_indexes() -> None:
+    assert Subset(cache(), Selection(layers=("code",))).selected()[1].tolist() == [4, 6, 10, 11, 12, 16]
     subset = Subset(cache(), Selection())
     assert subset.lengths(np.array([13, 0, 5, 4])).tolist() == [16, 3, 8, 7]
 
 
 def test_the_first_few() -> None:
     indexed = cache()
-    assert Subset(indexed, Selection(layers=("code",))).all_samples(at_most=2).tolist() == [1, 3]
-    assert indexed.reads == [0]
+    assert Subset(indexed, Selection(layers=("code",))).selected(at_most=2)[0].tolist() == [1, 3]
+    assert set(indexed.reads) == {0}
 
 
 def test_a_cache_that_does_not_tell_layers() -> None:
     with pytest.raises(UserError, match=r"^old: the cache does not say which layer"):
-        Subset(Indexed(SIZES, url="old"), Selection(layers=("code",))).all_samples()
+        Subset(Indexed(SIZES, url="old"), Selection(layers=("code",))).selected()
 
 
 def test_the_split_depends_on_the_key_alone() -> None:
