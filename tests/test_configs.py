@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
 from trainer.forms import needed_signals
+from trainer.losses.schedule import weight_at
 from trainer.signals import used
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -28,3 +30,28 @@ def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> No
     assert set(needed_signals(used(train.losses), cache.capture)) <= {"tokens", *cache.capture.signals}
     assert train.losses.tla.temperature in cache.capture.logits.temperatures
     assert not train.data.packing or train.data.pack_tokens >= cache.corpus.max_tokens
+
+
+def test_the_large_recipe_has_the_recipes_numbers() -> None:
+    folder = CONFIGS[0].parent
+    cache = load_config(CacheConfig, str(folder / "qwen-35b-a3b-cache.yaml"))
+    train = load_config(TrainConfig, str(folder / "qwen-35b-a3b-train.yaml"))
+    losses, loop, optimizer = train.losses, train.loop, train.optimizer
+    assert losses.lhsm is not None
+    assert losses.apc is not None
+    assert losses.asr is not None
+    assert cache.capture.attention is not None
+    at = [[weight_at(losses.tla.weight, p), weight_at(losses.apc.weight, p)] for p in (0.0, 0.2, 0.6, 1.0)]
+    assert np.allclose(at, [[1.0, 0.0], [0.86, 0.0], [0.58, 0.25], [0.3, 0.5]])
+    assert [weight_at(losses.lhsm.weight, p) for p in (0.0, 1.0)] == [0.8, 0.8]
+    assert [weight_at(losses.asr.weight, p) for p in (0.0, 1.0)] == [0.001, 0.001]
+    assert losses.tla.temperature == 3.0
+    assert [(pair.teacher, pair.student) for pair in losses.lhsm.pairs or []] == [(12, 8), (24, 16), (36, 24)]
+    assert (cache.capture.attention.heads, cache.capture.attention.positions) == (3, "keywords")
+    assert [source.layer for source in cache.corpus.sources] == ["base", "code", "reasoning"]
+    assert train.data.pack_tokens == cache.corpus.max_tokens == 32 * 1024
+    assert (optimizer.lr, optimizer.warmup_steps, optimizer.weight_decay) == (2e-5, 1000, 0.01)
+    assert (optimizer.betas, optimizer.eps, optimizer.max_grad_norm) == ((0.9, 0.999), 1e-8, 1.0)
+    assert (loop.micro_batch_size, loop.gradient_accumulation, loop.max_steps) == (1, 32, 3 * 120_000)
+    assert (loop.parallel, loop.cpu_offload, loop.bf16) == ("fsdp", True, True)
+    assert (loop.save_every, loop.validate_every, loop.early_stopping_patience) == (5000, 5000, 3)

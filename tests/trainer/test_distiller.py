@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.cache_config import LogitsCapture
@@ -379,3 +380,36 @@ def test_waiting_for_data_is_measured(make_config) -> None:
     for record in records:
         assert record["data_wait"] + 0.06 <= record["step_seconds"]
         assert record["data_wait_share"] == pytest.approx(record["data_wait"] / record["step_seconds"])
+
+
+def test_packed_rows_have_the_losses_of_padded_ones(make_config, tmp_path) -> None:
+    """Every step is over all samples, in one packed row or in a row each."""
+    seen = []
+    for name, data, loop in (
+        ("padded", {}, {"micro_batch_size": 8, "gradient_accumulation": 5}),
+        ("packed", {"packing": True, "pack_tokens": 1000}, {"micro_batch_size": 1, "gradient_accumulation": 1}),
+    ):
+        config = make_config(**BOTH, data=data, loop={**loop, "max_steps": 3}, output=str(tmp_path / name))
+        summary = distill(config)
+        assert summary["epochs"] == 3
+        seen.append((losses(config.output), summary["tokens"]))
+    assert seen[0][1] == seen[1][1]
+    np.testing.assert_allclose(seen[0][0], seen[1][0], rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_layers_have_the_loss_and_gradient_of_plain_ones(make_config, tmp_path) -> None:
+    seen = []
+    for compiled in (False, True):
+        counters.clear()
+        loop = {"compile": compiled, "max_steps": 1, "gradient_accumulation": 1}
+        config = make_config(loop=loop, output=str(tmp_path / str(compiled)))
+        distill(config)
+        assert (counters["frames"]["ok"] > 0) == compiled
+        seen.append([(record["loss"], record["grad_norm"]) for record in read_metrics(config.output, "loss")])
+    np.testing.assert_allclose(*seen, rtol=1e-4)
+
+
+def test_losses_that_read_inside_of_layers_are_not_compiled(make_config) -> None:
+    with pytest.raises(ValueError, match=r"loop\.compile: losses\.apc and losses\.asr read inside"):
+        make_config(loop={"compile": True}, losses={"asr": {}})

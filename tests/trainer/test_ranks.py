@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support import commands
@@ -56,6 +58,16 @@ def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
 SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
 
 
+def check_same_weights(found: str, wanted: str) -> None:
+    """The same final models, but for what AdamW makes of gradients that are nothing but rounding."""
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(Path(output) / "final").state_dict() for output in (found, wanted)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=2e-3, atol=2e-4)
+
+
 def check_same_curve(found: str, wanted: str) -> None:
     """The same metrics at the same steps, within 1e-4."""
     for kind, names in SAME.items():
@@ -82,16 +94,14 @@ def configured(make_config: MakeConfig, settings: dict[str, Any], output: Path, 
 def test_two_and_four_ranks_train_as_one_does(make_config: MakeConfig, settings: dict, tmp_path: Path) -> None:
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     wanted = distill(one)
-    weights = AutoModelForCausalLM.from_pretrained(Path(one.output) / "final").state_dict()
-    for ranks in (2, 4):
-        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks))
+    sharded = 2 if settings["data"]["packing"] else 4
+    for ranks, parallel in ((2, "ddp"), (4, "ddp"), (sharded, "fsdp")):
+        config = configured(make_config, settings, tmp_path / f"{ranks}{parallel}", **shape(ranks), parallel=parallel)
         summary = run(config, ranks)
         check_same_curve(config.output, one.output)
         for name in ("ended", "steps", "rows_per_step", "epochs", "tokens"):
             assert summary[name] == wanted[name], name
-        found = AutoModelForCausalLM.from_pretrained(Path(config.output) / "final").state_dict()
-        for name, weight in weights.items():
-            torch.testing.assert_close(found[name], weight, rtol=2e-3, atol=2e-4)
+        check_same_weights(config.output, one.output)
 
 
 @pytest.mark.parametrize("settings", [True], indirect=True, ids=["packed"])
@@ -113,6 +123,28 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
         config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks), log_every=3)
         run(config, ranks)
         check_same_curve(config.output, whole.output)
+
+
+@pytest.mark.parametrize("settings", [True], indirect=True, ids=["packed"])
+def test_a_sharded_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
+    make_config: MakeConfig, settings: dict, tmp_path: Path
+) -> None:
+    """A run that was killed after step 8 has a checkpoint of step 4, in the middle of a line of metrics."""
+    loop = {"max_steps": 12, "save_every": 4, "log_every": 3}
+    whole = configured(make_config, settings, tmp_path / "whole", **shape(1), **loop)
+    distill(whole)
+    killed = configured(make_config, settings, tmp_path / "killed", **shape(2), **loop, parallel="fsdp")
+    run(killed, 2)
+    shutil.rmtree(Path(killed.output) / "checkpoint-12")
+    (Path(killed.output) / "checkpoint-8" / "distill_state.json").unlink()
+    shutil.rmtree(Path(killed.output) / "final")
+    for ranks in (1, 4):
+        shutil.copytree(killed.output, tmp_path / f"{ranks}")
+        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks), **loop, parallel="fsdp")
+        summary = run(config, ranks)
+        assert summary["tokens_this_run"] < summary["tokens"], "it went on, and did not start over"
+        check_same_curve(config.output, whole.output)
+        check_same_weights(config.output, whole.output)
 
 
 def wait_for_step(output: str, step: int) -> None:
@@ -151,16 +183,63 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_losses_on_the_students_inside(make_config: MakeConfig, signals: dict, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "parallel"), [("every loss", "ddp"), ("every loss", "fsdp"), ("none behind the head", "ddp")]
+)
+def test_losses_on_the_students_inside(
+    make_config: MakeConfig, signals: dict, tmp_path: Path, name: str, parallel: str
+) -> None:
     settings = {**signals, "losses": INSIDE[name]}
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     distill(one)
-    two = configured(make_config, settings, tmp_path / "two", **shape(2))
+    two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel=parallel)
     run(two, 2)
+    check_same_weights(two.output, one.output)
     ours, theirs = read_metrics(two.output, "loss"), read_metrics(one.output, "loss")
     assert len(ours) == 8
     for found, wanted in zip(ours, theirs, strict=True):
         assert found.keys() == wanted.keys()
-        for term in ("loss", *(loss for loss in ("tla", "lhsm", "apc", "asr") if loss in wanted)):
+        for term in ("loss", "grad_norm", *(loss for loss in ("tla", "lhsm", "apc", "asr") if loss in wanted)):
             assert found[term] == pytest.approx(wanted[term], rel=1e-4), (found["step"], term)
+
+
+def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
+    make_config: MakeConfig, student_folder: Path, tmp_path: Path
+) -> None:
+    """Validation is at its best at first, so the final model is read from a checkpoint."""
+    torch.manual_seed(2)
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student_folder, tie_word_embeddings=True))
+    for weight in tied.parameters():
+        weight.data.mul_(6 if weight.ndim == 2 else 1)
+    student = tmp_path / "tied"
+    tied.save_pretrained(student)
+    settings = {
+        "data": {"validation_fraction": 0.2},
+        "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
+        "student": {"checkpoint": str(student)},
+        "optimizer": {"lr": 0.03},
+        "loop": {
+            "max_steps": 12,
+            "keep_checkpoints": 1,
+            "validate_every": 2,
+            "early_stopping_patience": 2,
+            "gradient_checkpointing": True,
+        },
+    }
+    one = configured(make_config, settings, tmp_path / "one", **shape(1))
+    two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel="fsdp")
+    wanted, summary = distill(one), run(two, 2)
+    assert summary["ended"] == "early stopping"
+    assert summary["final_step"] == wanted["final_step"] < summary["steps"] == wanted["steps"]
+    check_same_curve(two.output, one.output)
+    check_same_weights(two.output, one.output)
+    best = Path(two.output) / f"checkpoint-{summary['final_step']}"
+    stored = FileSystemReader(best / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+    weights: dict[str, Any] = {name: entry for name, entry in stored.items() if name.startswith("model.")}
+    assert len(weights) > 20
+    assert all(len(weight.chunks) == 2 for weight in weights.values()), "each rank holds its share only"
+
+
+def test_a_sharded_student_needs_torchrun(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"^loop\.parallel: fsdp .* torchrun"):
+        distill(make_config(loop={"parallel": "fsdp"}))
