@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pytest
 from transformers import TrainerCallback
 
 from benchmarks.watch import Watch
@@ -71,6 +72,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(1200)
 def test_killing_a_job_that_shares_local_copies_harms_no_other(
     make_config: Callable[..., TrainConfig], s3_server: str, s3_url: str, tmp_path: Path, monkeypatch: Any
 ) -> None:

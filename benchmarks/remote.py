@@ -1,0 +1,133 @@
+"""How long does training wait for its data when the cache lies in an object store?
+
+The same run twice, with the installed command: from a folder, and from an S3 server (moto, in a process of its own on
+this machine) through local copies that may take a quarter of the cache, fetched ahead. The student is two of the
+real teacher's layers, so a step is several times shorter than the demo's, and the wait a larger share of it. Losses
+must be equal. ``data_wait`` is what the loop measures itself; the first batch, which nothing could be fetched ahead
+of, is apart.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fsspec
+import yaml
+
+from benchmarks.commands import run_installed
+from benchmarks.common import FOLDER, cached, settings
+from benchmarks.real_teacher import make_teacher
+from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.watch import Watch
+
+LAYERS = [0, 29]
+STEPS = 40
+MAX_TOKENS = 512
+TOKENS_PER_SHARD = 1024  # two sequences
+BUCKET = "benchmark"
+MAX_SHARE = 5.0
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    folder = FOLDER / "remote"
+    tree = settings(folder, modules=60, characters=2_200, max_tokens=MAX_TOKENS)
+    tree["output"]["tokens_per_shard"] = TOKENS_PER_SHARD
+    cached(folder, tree)
+    cache, copies = Path(tree["output"]["path"]), folder / "copies"
+    total = sum(path.stat().st_size for path in cache.glob("*.tar"))
+    disk = train(folder / "disk", str(cache), None)
+    shutil.rmtree(copies, ignore_errors=True)
+    with s3_server() as store, Watch(copies) as watch:
+        store.put(f"{cache}/", f"{BUCKET}/cache/", recursive=True)
+        s3 = train(folder / "s3", f"s3://{BUCKET}/cache", {"folder": str(copies), "max_gib": total / 4 / 2**30})
+    difference = max(abs(one["loss"] - two["loss"]) for one, two in zip(disk, s3, strict=True))
+    rows = [
+        at_most("data_wait from S3, of the time of all steps after the first", share(s3), "%", MAX_SHARE),
+        Row("… from a folder", share(disk), "%"),
+        Row("the first batch from S3 · from a folder", f"{s3[0]['data_wait']:.2f} · {disk[0]['data_wait']:.2f}", "s"),
+        Row("a step", sum(line["step_seconds"] for line in s3[1:]) / (STEPS - 1), "s"),
+        at_most("largest difference of a step's loss from the folder's", difference, "", 0),
+        at_most("local copies at their largest ÷ their bound", watch.most_bytes / (total // 4), "×", 1),
+    ]
+    names = ("loss", "data_wait", "step_seconds")
+    raw = {
+        "steps": STEPS,
+        "shards": len(list(cache.glob("shard-*.json"))),
+        "bytes_of_all_tars": total,
+        "largest_bytes_of_copies": watch.most_bytes,
+        "looks_at_the_copies": watch.looks,
+        "s3": {name: [line[name] for line in s3] for name in names},
+        "folder": {name: [line[name] for line in disk] for name in names},
+    }
+    title = f"Streaming from S3: {STEPS} steps of {MAX_TOKENS} tokens, 35 M parameters"
+    write_results("remote", title, rows, raw)
+    return exit_status(rows)
+
+
+def share(lines: list[dict[str, Any]]) -> float:
+    """Percent of the steps' time, after the first, that they waited for data."""
+    return 100 * sum(line["data_wait"] for line in lines[1:]) / sum(line["step_seconds"] for line in lines[1:])
+
+
+def train(output: Path, cache: str, local_copies: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A whole run; returns its lines of metrics, one a step."""
+    shutil.rmtree(output, ignore_errors=True)
+    tree = {
+        "data": {"cache": cache, "shards_mixed": 4, "local_copies": local_copies},
+        "student": {"teacher": str(make_teacher()), "from_layers": LAYERS, "dtype": "float32"},
+        "loop": {"max_steps": STEPS, "micro_batch_size": 1, "save_every": 10 * STEPS},
+        "output": str(output),
+    }
+    config = output.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(tree, sort_keys=False))
+    run_installed("train-student", "run", config, "--json")
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "data_wait" in line]
+
+
+@contextmanager
+def s3_server() -> Iterator[Any]:
+    """A client of an S3 server with an empty bucket; ``s3://`` URLs lead there meanwhile, in processes as well."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "NO_PROXY": "127.0.0.1",
+    }
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise
+                time.sleep(0.1)
+        with mock.patch.dict(os.environ, settings):
+            store = fsspec.filesystem("s3")
+            store.mkdir(BUCKET)
+            yield store
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
