@@ -26,7 +26,9 @@ def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> No
     folder = CONFIGS[0].parent
     cache = load_config(CacheConfig, str(folder / f"{name}-cache.yaml"))
     train = load_config(TrainConfig, str(folder / f"{name}-train.yaml"))
-    assert train.data.cache == cache.output.path
+    assert {share.url for share in train.data.shares} == {cache.output.path}
+    layers = {source.layer for source in cache.corpus.sources}
+    assert {layer for share in train.data.shares for layer in share.layers or []} <= layers
     assert set(needed_signals(used(train.losses), cache.capture)) <= {"tokens", *cache.capture.signals}
     assert train.losses.tla.temperature in cache.capture.logits.temperatures
     assert not train.data.packing or train.data.pack_tokens >= cache.corpus.max_tokens
@@ -48,7 +50,8 @@ def test_the_large_recipe_has_the_recipes_numbers() -> None:
     assert losses.tla.temperature == 3.0
     assert [(pair.teacher, pair.student) for pair in losses.lhsm.pairs or []] == [(12, 8), (24, 16), (36, 24)]
     assert (cache.capture.attention.heads, cache.capture.attention.positions) == (3, "keywords")
-    assert [source.layer for source in cache.corpus.sources] == ["base", "code", "reasoning"]
+    pyramid = [(share.layers, share.weight) for share in train.data.shares]
+    assert pyramid == [(["base"], 60), (["code"], 25), (["reasoning"], 15)]
     assert train.data.pack_tokens == cache.corpus.max_tokens == 32 * 1024
     assert (optimizer.lr, optimizer.warmup_steps, optimizer.weight_decay) == (2e-5, 1000, 0.01)
     assert (optimizer.betas, optimizer.eps, optimizer.max_grad_norm) == ((0.9, 0.999), 1e-8, 1.0)
