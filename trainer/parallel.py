@@ -47,7 +47,8 @@ def fsdp_settings(loop: LoopConfig) -> dict[str, Any]:
         "cpu_ram_efficient_loading": True,  # one process of a machine reads the weights
         "state_dict_type": "SHARDED_STATE_DICT",
     }
-    return {"fsdp": True, "fsdp_config": config}
+    each_micro_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}  # or gradients would pile up whole
+    return {"fsdp": True, "fsdp_config": config, "accelerator_config": each_micro_batch}
 
 
 def use_fsdp(arguments: "TrainingArguments") -> None:
@@ -82,6 +83,16 @@ def load_weights(student: "PreTrainedModel", checkpoint: Path) -> None:
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # one process is what is meant
         load(state, checkpoint_id=checkpoint / SHARDED_WEIGHTS, no_dist=True)
     student.load_state_dict(state["model"])
+
+
+def leave_together() -> None:
+    """End the process groups, if there are any, once every process is done: the first one writes the final model.
+
+    A process that ends with its groups open may abort, and torchrun waits a few minutes only for one that is behind.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def compile_layers(student: "PreTrainedModel") -> None:
