@@ -71,6 +71,7 @@ def test_changed_cache_is_refused(tmp_path: Path, start: RunState) -> None:
         ({"optimizer": {"lr": 1.0}}, r"optimizer.lr = 0.003, the configuration now says 1.0"),
         ({"losses": {"tla": {"temperature": 2.0}}}, r'losses.tla = .*"temperature": 1.0'),
         ({"loop": {"seed": 7}}, r"loop.seed = 0, the configuration now says 7"),
+        ({"loop": {"parallel": "fsdp"}}, r'loop.parallel = "ddp", the configuration now says "fsdp"'),
         ({"data": {"packing": True}}, r"data.packing = false, the configuration now says true"),
     ],
 )
@@ -88,6 +89,7 @@ def test_settings_that_would_change_the_run_are_refused(tmp_path, make_config, s
         {"loop": {"max_steps": 99, "save_every": 1, "log_every": 3}},
         {"loop": {"micro_batch_size": 4, "gradient_accumulation": 1}},
         {"data": {"num_workers": 2}},
+        {"loop": {"compile": True}},
     ],
 )
 def test_settings_that_may_change(tmp_path, make_config, start, changes) -> None:
