@@ -203,13 +203,14 @@ class CacheReader:
         self._reconnect_after_fork()
         shard, row = self._locate(position)
         member = shard.signals[signal]
-        data = self._read_range(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
-        if len(data) != member.sizes[row] or checksum(data) != member.checksums[row]:
-            raise CorruptCacheError(
-                f"{self.where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
-                f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
-            )
-        return data
+        for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
+            data = self._read_range(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
+            if checksum(data) == member.checksums[row]:
+                return data
+        raise CorruptCacheError(
+            f"{self.where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
+            f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
+        )
 
     def read_tokens(self, position: int) -> TokenSample:
         """The tokens signal of one sample."""

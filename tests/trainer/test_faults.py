@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from schemas.errors import CorruptCacheError
 from schemas.train_config import TrainConfig
 from support.commands import run
 from support.metrics import losses
 from support.proxy import FAULTS, proxied
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import copies, storage
+from teacher_cache.shards.reader import CacheReader
 from trainer.distiller import distill
 
 SHARES = {"error": 0.10, "silence": 0.02, "stall": 0.02, "truncation": 0.04, "reset": 0.04}
@@ -83,3 +85,16 @@ def test_an_object_that_is_bad_is_left_out_by_choice(make: Make, s3_server: str,
     assert proxy.injected["flip"] == 2
     state = json.loads((tmp_path / "s3/checkpoint-40/data_state.json").read_text())
     assert state["skipped_samples"] == 20
+
+
+def test_a_sample_damaged_on_its_way_is_asked_for_once_more(s3_server: str, s3_url: str, tmp_path: Path) -> None:
+    write_both(s3_url, str(tmp_path / "cache"))
+    wanted = CacheReader(str(tmp_path / "cache")).read_tokens(30)
+    for flips in (1, 2):
+        with proxied(s3_server, flips={"shard-000003.tokens.tar": flips}):
+            reader = CacheReader(s3_url, ("tokens",))
+            if flips == 1:
+                assert reader.read_tokens(30).text == wanted.text
+            else:
+                with pytest.raises(CorruptCacheError, match=r"shard-000003\.tokens\.tar: sample \w+: xxh3 "):
+                    reader.read_tokens(30)
