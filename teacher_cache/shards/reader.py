@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from io import FileIO
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import FileEntry, Manifest, ShardIndex, Signal
+from schemas.manifest import Manifest, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
@@ -30,8 +29,8 @@ from teacher_cache.codec.rows import Rows
 from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
-from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
+from teacher_cache.shards.ranges import FileRanges
 from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import ShardTable
 from teacher_cache.shards.tar import checksum
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
-MAX_OPEN_FILES = 128
 INDEX_THREADS = 16  # requests for indexes at a time
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
@@ -72,7 +70,7 @@ class CacheReader:
         """
         self.url = url
         self.signals = signals
-        self._copies_in = copies
+        self._copies = copies
         self._connect()
         self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
@@ -85,12 +83,9 @@ class CacheReader:
         """Take up what belongs to one process."""
         self._process = os.getpid()
         self._storage = Storage(self.url)
-        self._files: dict[str, FileIO] = {}
+        self._ranges = FileRanges(self._storage, self._copies)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._copies = None
-        if self._copies_in is not None and not self._storage.is_local:
-            self._copies = LocalCopies(self._storage, *self._copies_in)
 
     def _reconnect_after_fork(self) -> None:
         if self._process != os.getpid():  # threads and connections stayed behind
@@ -123,7 +118,7 @@ class CacheReader:
     @property
     def keeps_copies(self) -> bool:
         """Whether shards are fetched to a local folder."""
-        return self._copies is not None
+        return self._ranges.keeps_copies
 
     @cached_property
     def keys(self) -> list[str]:
@@ -152,7 +147,7 @@ class CacheReader:
                 return self._indexes[shard]
         entry = self._shards.entry(shard)
         size = min(entry.index.bytes, MAX_JSON_BYTES)
-        data = self._read_range(mark_name(entry.name), entry.index, 0, size)
+        data = self._ranges.read(mark_name(entry.name), entry.index, 0, size)
         index = check_index(data, entry, self.manifest, self.signals, self._storage)
         with self._lock:
             if shard not in self._indexes:
@@ -164,7 +159,7 @@ class CacheReader:
         return index
 
     def __getstate__(self) -> dict[str, object]:
-        return {"url": self.url, "signals": self.signals, "manifest": self.manifest, "_copies_in": self._copies_in}
+        return {"url": self.url, "signals": self.signals, "manifest": self.manifest, "_copies": self._copies}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -174,18 +169,15 @@ class CacheReader:
     def close(self) -> None:
         """Close files and threads; reading again reopens them."""
         self._reconnect_after_fork()
-        with self._lock:
-            self._files.clear()
+        self._ranges.close()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        if self._copies is not None:
-            self._copies.close()
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
         """Start to fetch the shards of these samples, in this order, where local copies are kept of a remote cache."""
         self._reconnect_after_fork()
-        if self._copies is None:
+        if not self.keeps_copies:
             return
         shards = np.searchsorted(self._first, positions, side="right") - 1
         numbers, first_use = np.unique(shards, return_index=True)
@@ -196,7 +188,7 @@ class CacheReader:
             files += [
                 (tar_name(entry.name, signal), entry.files[signal]) for signal in self.signals if signal in entry.files
             ]
-        self._copies.fetch_ahead(files)
+        self._ranges.fetch_ahead(files)
 
     def payload(self, position: int, signal: Signal) -> bytes:
         """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
@@ -204,7 +196,7 @@ class CacheReader:
         shard, row = self._locate(position)
         member = shard.signals[signal]
         for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
-            data = self._read_range(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
+            data = self._ranges.read(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
             if checksum(data) == member.checksums[row]:
                 return data
         raise CorruptCacheError(
@@ -379,25 +371,6 @@ class CacheReader:
                     self._tables[digest] = CodeTable(table)
                 made[digest] = make(self._tables[digest])
             return made[digest]
-
-    def _read_range(self, name: str, entry: FileEntry, offset: int, size: int) -> bytes:
-        if self._copies is not None:
-            return self._copies.read(name, entry, offset, size)
-        if not self._storage.is_local:
-            return self._storage.read_range(name, offset, size)
-        try:
-            file = self._file(name)  # held here, so that another thread's eviction does not close it
-            return os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
-
-    def _file(self, name: str) -> FileIO:
-        with self._lock:
-            if name not in self._files:
-                if len(self._files) >= MAX_OPEN_FILES:
-                    del self._files[next(iter(self._files))]
-                self._files[name] = FileIO(self._storage.local_path(name))
-            return self._files[name]
 
 
 def _places(rows: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]) -> list[Place]:

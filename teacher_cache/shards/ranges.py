@@ -1,0 +1,65 @@
+"""Bytes of a cache's files: from open local files, from local copies of remote ones, or by a request each."""
+
+import os
+import threading
+from collections.abc import Sequence
+from io import FileIO
+
+from schemas.errors import CorruptCacheError
+from schemas.manifest import FileEntry
+from teacher_cache.shards.copies import LocalCopies
+from teacher_cache.shards.storage import Storage
+
+MAX_OPEN_FILES = 128
+
+
+class FileRanges:
+    """Threads may share it; processes may not."""
+
+    def __init__(self, storage: Storage, copies: tuple[str, int] | None) -> None:
+        """``copies``: a folder for local copies of a remote cache's files, and how many bytes they may take."""
+        self._storage = storage
+        self._files: dict[str, FileIO] = {}
+        self._lock = threading.Lock()
+        self._copies = None if copies is None or storage.is_local else LocalCopies(storage, *copies)
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether files are fetched to a local folder."""
+        return self._copies is not None
+
+    def read(self, name: str, entry: FileEntry, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset`` of a file; fewer where it ends before.
+
+        Raises CorruptCacheError when the file is missing or, of a copy, not what ``entry`` says; UserError when the
+        store cannot be read.
+        """
+        if self._copies is not None:
+            return self._copies.read(name, entry, offset, size)
+        if not self._storage.is_local:
+            return self._storage.read_range(name, offset, size)
+        try:
+            file = self._file(name)  # held here, so that another thread's eviction does not close it
+            return os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+
+    def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
+        """Start to fetch these files, in this order, where copies are kept."""
+        if self._copies is not None:
+            self._copies.fetch_ahead(list(files))
+
+    def close(self) -> None:
+        """Close files and connections; reading again reopens them."""
+        with self._lock:
+            self._files.clear()
+        if self._copies is not None:
+            self._copies.close()
+
+    def _file(self, name: str) -> FileIO:
+        with self._lock:
+            if name not in self._files:
+                if len(self._files) >= MAX_OPEN_FILES:
+                    del self._files[next(iter(self._files))]
+                self._files[name] = FileIO(self._storage.local_path(name))
+            return self._files[name]
