@@ -24,7 +24,7 @@ def read_samples(folder: Path) -> dict[str, Tree]:
     """Every sample of a complete cache by its key: for each signal the cache stores, what it holds of the sample."""
     manifest = json.loads((folder / "manifest.json").read_text())
     samples: dict[str, Tree] = {}
-    for shard in manifest["shards"]:
+    for shard in committed_shards(folder, manifest):
         index = json.loads((folder / f"{shard['name']}.json").read_text())
         plain = zstandard.decompress((folder / "tables" / f"{index['table']}.zst").read_bytes())
         table = np.frombuffer(plain, "<u4")
@@ -35,6 +35,15 @@ def read_samples(folder: Path) -> dict[str, Tree]:
                 num_tokens = len(samples[key]["tokens"]["input_ids"])
                 samples[key][signal] = read_signal(signal, row["frame"], manifest, table, num_tokens)
     return samples
+
+
+def committed_shards(folder: Path, manifest: Tree) -> list[Tree]:
+    """Names of the committed shards, from the manifest or its shard table."""
+    if manifest.get("shard_table") is None:
+        return manifest["shards"]
+    data = (folder / "tables" / f"{manifest['shard_table']['sha256']}.arrow").read_bytes()
+    rows = pa.ipc.open_stream(data).read_all().to_pylist()
+    return [{"name": f"shard-{row['number']:06d}"} for row in rows if row["index_bytes"]]
 
 
 def members(folder: Path, shard: str, signal: str) -> list[tuple[str, Tree]]:

@@ -11,6 +11,7 @@ import pytest
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest
 from support.forge import change_manifest
+from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
 from teacher_cache.codec.message import read_columns, write_columns
 from teacher_cache.shards import table as table_module
@@ -58,6 +59,7 @@ def test_it_is_read_verified_and_described_as_a_small_one(large: str, small: Man
     rows = [[position] for position in range(6)]
     for name, array in vars(wanted.read_rows(rows)).items():
         np.testing.assert_array_equal(getattr(found.read_rows(rows), name), array, err_msg=name)
+    assert list(read_samples(Path(large))) == wanted.keys, "as the format page says"
     entries = ShardTable(found.manifest, Storage(large))
     assert [entries.entry(shard) for shard in range(len(entries))] == small.shards
     assert verify(large).problems == []
