@@ -51,7 +51,7 @@ def test_trains_with_the_teacher_deleted_and_without_vllm(workspace: Workspace, 
     digest = json.loads(run_ok("cache-tools", "inspect", cache, "--json"))["manifest_digest"]
     assert digest in (output / "final/README.md").read_text()
     for checkpoint in output.glob("checkpoint-*"):
-        assert digest in (checkpoint / "distill_state.json").read_text()
+        assert digest in (checkpoint / "data_state.json").read_text()
     result = json.loads(run_ok("train-student", "evaluate", output / "final", cache, "--json"))
     assert result["kl"] > 0
 
