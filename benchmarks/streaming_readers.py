@@ -1,126 +1,44 @@
 """Streaming readers of top-k rows, each with the storage and the loader that its documentation shows.
 
-All but this project's own store ids as u16, log-probabilities as f16 and the scalars as f32: either as they are, or
-compressed with zstd (level 3, their own way where they have one). Every loader runs in the process that asks for the
-batches, without workers, and every batch is padded by the same function. Packages are imported where they are used,
+Those that compress use zstd, level 3, their own way where they have one. Every loader runs in the process that asks for
+the batches, without workers, and every batch is padded by the same function. Packages are imported where they are used,
 because some of them are only there in an environment of their own.
 """
 
 import importlib
 import itertools
-import math
-import shutil
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
-import zstandard
 
 from benchmarks.layouts import ZSTD_LEVEL
-from benchmarks.streaming_rows import Columns, Reference, collate, own_columns
-from teacher_cache.shards import reader as cache_reader
+from benchmarks.streaming_ours import Ours, OursMixed, OursOneThread
+from benchmarks.streaming_rows import Columns, Reference, collate
+from benchmarks.streaming_storage import BATCH, OF_ENTRIES, STORED, Streamer, packed, stored, unpacked
 
-BATCH = 8
 BUFFER = 100  # samples, of those that shuffle in a buffer
-SHARD_BYTES = 1 << 26
-STORED: dict[str, type] = {
-    "input_ids": np.uint16,
-    "ids": np.uint16,
-    "logprobs": np.float16,
-    "next_logprob": np.float32,
-    "log_partition": np.float32,
-}
-OF_ENTRIES = ("ids", "logprobs", "log_partition")  # columns with several values a row
-
-
-class Streamer(ABC):
-    """The rows of a reference in one storage, and one way to read all of them."""
-
-    package: ClassVar[str]
-    foreign: ClassVar[bool] = False  # is the package one that the project does without?
-    shuffle: ClassVar[str]
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def version(self) -> str:
-        """Of the package."""
-        return version(self.package)
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Of what was written; of this project's cache all but the code table, which does not grow with it."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-
-    def store(self, reference: Reference) -> None:
-        """Write the rows anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        self.write(reference)
-
-    @abstractmethod
-    def write(self, reference: Reference) -> None:
-        """Write the rows to the folder, which is empty."""
-
-    @abstractmethod
-    def epoch(self, number: int) -> Iterator[Columns]:
-        """Every sample once, in padded batches, in an order that is another for each epoch."""
-
-
-class Ours(Streamer):
-    """``CacheReader.read_rows``: any order costs the same, so the order is a random permutation of all samples."""
-
-    package = "offline-distillation"
-    shuffle = "true random order"
-    threads = cache_reader.DECODE_THREADS
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        cache_reader.DECODE_THREADS = self.threads
-        self._reader = cache_reader.CacheReader(str(folder), ("tokens", "logits"))
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """All but the code table."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
-
-    def store(self, reference: Reference) -> None:
-        """Nothing: the reference was read from this cache."""
-
-    def write(self, reference: Reference) -> None:
-        """See ``store``."""
-
-    def epoch(self, number: int) -> Iterator[Columns]:
-        """A permutation."""
-        order = np.random.default_rng(number).permutation(len(self._reader)).tolist()
-        for start in range(0, len(order), BATCH):
-            yield own_columns(self._reader, order[start : start + BATCH])
-
-
-class OursOneThread(Ours):
-    """The same, decoding in the calling thread only."""
-
-    threads = 1
 
 
 class WebDatasetNpy(Streamer):
-    """A tar member a column, as ``.npy``; shards in random order, samples by a buffer."""
+    """A tar member a column, as ``.npy``; shards in random order, samples by a buffer.
+
+    It reads a store by a command, whose output it takes: by HTTP with curl.
+    """
 
     package = "webdataset"
     shuffle = f"shards, then a buffer of {BUFFER}"
+    shard_bytes = 1 << 26
 
     def write(self, reference: Reference) -> None:
         """With its own writer."""
         import webdataset
 
-        with webdataset.ShardWriter(f"{self.folder}/%06d.tar", maxsize=SHARD_BYTES, verbose=0) as writer:
+        with webdataset.ShardWriter(f"{self.folder}/%06d.tar", maxsize=self.shard_bytes, verbose=0) as writer:
             for position, sample in enumerate(stored(reference)):
                 writer.write({"__key__": f"{position:08d}", **self.members(sample)})
 
@@ -128,10 +46,17 @@ class WebDatasetNpy(Streamer):
         """Shuffled while still bytes, which is cheaper to hold."""
         import webdataset
 
-        paths = [str(path) for path in sorted(self.folder.iterdir())]
+        paths = self.files()
         files = webdataset.WebDataset(paths, shardshuffle=len(paths), seed=number, empty_check=False)
         shuffled = files.shuffle(BUFFER, seed=number)
         yield from self.decoded(shuffled).batched(BATCH, collation_fn=collate, partial=True)
+
+    def files(self) -> list[str]:
+        """By HTTP."""
+        files = super().files()
+        return (
+            files if self.remote is None else [self.remote.http + file.removeprefix(self.remote.url) for file in files]
+        )
 
     def members(self, sample: Columns) -> dict[str, Any]:
         """What is written of a sample."""
@@ -158,18 +83,20 @@ class LitData(Streamer):
     """Chunks of numpy columns; chunks in random order, and samples inside of them.
 
     Samples are decoded one by one: the default (256 at a time) decodes a chunk's many times over and is slower.
+    Its client of S3 refuses a server without TLS unless it is told not to, for which there is no setting.
     """
 
     package = "litdata"
     foreign = True
     shuffle = "chunks, then blocks within one"
     compression: ClassVar[str | None] = None
+    settings: ClassVar[dict[str, Any]] = {"batch_decode": 0}
 
     def write(self, reference: Reference) -> None:
         """With the writer that its ``optimize`` runs in workers."""
         from litdata.streaming.writer import BinaryWriter
 
-        writer = BinaryWriter(str(self.folder), chunk_bytes=SHARD_BYTES, compression=self.compression)
+        writer = BinaryWriter(str(self.folder), chunk_bytes=self.shard_bytes, compression=self.compression)
         for position, sample in enumerate(stored(reference)):
             writer[position] = dict(sample)
         writer.done()
@@ -179,13 +106,25 @@ class LitData(Streamer):
     def loader(self) -> Any:
         """Its own."""
         from litdata import StreamingDataLoader, StreamingDataset
+        from litdata.streaming import downloader
 
-        dataset = StreamingDataset(str(self.folder), shuffle=True, drop_last=False, batch_decode=0)
+        where: dict[str, Any] = {"input_dir": str(self.folder)}
+        if self.remote is not None:
+            downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
+            options = {"endpoint_url": self.remote.endpoint}
+            where = {"input_dir": self.remote.url, "cache_dir": str(self.remote.copies), "storage_options": options}
+        dataset = StreamingDataset(**where, shuffle=True, drop_last=False, **self.settings)
         return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=collate)
 
     def epoch(self, number: int) -> Iterator[Columns]:
         """The next one: the loader counts them."""
         yield from self.loader
+
+
+class LitDataDefault(LitData):
+    """With the settings that it comes with."""
+
+    settings: ClassVar[dict[str, Any]] = {}
 
 
 class LitDataZstd(LitData):
@@ -204,7 +143,7 @@ class Mosaic(Streamer):
 
     def write(self, reference: Reference) -> None:
         """With its own writer."""
-        with mosaic().MDSWriter(out=str(self.folder), columns=self.columns, size_limit=SHARD_BYTES) as writer:
+        with mosaic().MDSWriter(out=str(self.folder), columns=self.columns, size_limit=self.shard_bytes) as writer:
             for sample in stored(reference):
                 writer.write(self.encoded(sample))
 
@@ -212,7 +151,10 @@ class Mosaic(Streamer):
     def loader(self) -> Any:
         """Its own."""
         streaming = mosaic()
-        dataset = streaming.StreamingDataset(local=str(self.folder), shuffle=True, batch_size=BATCH)
+        where = {"local": str(self.folder)}
+        if self.remote is not None:
+            where = {"remote": self.remote.url, "local": str(self.remote.copies)}
+        dataset = streaming.StreamingDataset(**where, shuffle=True, batch_size=BATCH)
         return streaming.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=self.collated)
 
     def epoch(self, number: int) -> Iterator[Columns]:
@@ -256,7 +198,7 @@ class HuggingFace(Streamer):
         samples = stored(reference)
         tokens = int(reference.first[-1])
         bytes_per_token = sum(array.nbytes for array in next(stored(reference)).values()) / reference.first[1]
-        per_file = max(1, int(len(reference) * SHARD_BYTES / (tokens * bytes_per_token)))
+        per_file = max(1, int(len(reference) * self.shard_bytes / (tokens * bytes_per_token)))
         for number in itertools.count():
             group = list(itertools.islice(samples, per_file))
             if not group:
@@ -272,13 +214,13 @@ class HuggingFace(Streamer):
         import datasets
 
         datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # a pause of 5 s after an epoch: ten epochs long here
-        files = [str(path) for path in sorted(self.folder.iterdir())]
         streamed = datasets.load_dataset(
             self.builder,
-            data_files=files,
+            data_files=self.files(),
             split="train",
             streaming=True,
-            cache_dir=str(self.folder.parent / "datasets"),
+            cache_dir=str(self.folder.parent / "datasets" if self.remote is None else self.remote.copies),
+            storage_options=None if self.remote is None else {"endpoint_url": self.remote.endpoint},
         )
         return streamed.with_format("arrow").shuffle(seed=0, buffer_size=BUFFER)
 
@@ -314,45 +256,22 @@ class HuggingFaceArrow(HuggingFace):
             writer.write_table(table, max_chunksize=BATCH)
 
 
-OURS, OURS_ONE_THREAD = "this cache", "this cache, one thread"
+OURS, OURS_ONE_THREAD, OURS_MIXED = "this cache", "this cache, one thread", "this cache, two shards mixed"
 PLAIN, COMPRESSED = "u16 + f16", "zstd"
 STREAMERS: dict[str, type[Streamer]] = {
     OURS: Ours,
     OURS_ONE_THREAD: OursOneThread,
+    OURS_MIXED: OursMixed,
     f"webdataset, {COMPRESSED}": WebDatasetZstd,
     f"litdata, {COMPRESSED}": LitDataZstd,
     f"mosaicml-streaming, {COMPRESSED}": MosaicZstd,
     f"datasets, Parquet, {COMPRESSED}": HuggingFace,
     f"webdataset, {PLAIN}": WebDatasetNpy,
     f"litdata, {PLAIN}": LitData,
+    f"litdata as it comes, {PLAIN}": LitDataDefault,
     f"mosaicml-streaming, {PLAIN}": Mosaic,
     f"datasets, Arrow, {PLAIN}": HuggingFaceArrow,
 }
-
-
-def stored(reference: Reference) -> Iterator[Columns]:
-    """Every sample as others store it."""
-    for position in range(len(reference)):
-        yield {name: np.asarray(array, STORED[name]) for name, array in reference.sample(position).items()}
-
-
-def packed(sample: Columns) -> bytes:
-    """All columns of a sample in one zstd frame, after their numbers of rows, entries, and log-partitions."""
-    sizes = np.array([*sample["ids"].shape, sample["log_partition"].shape[1]], np.int64)
-    parts = [sizes.tobytes(), *(sample[name].tobytes() for name in STORED)]
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(b"".join(parts))
-
-
-def unpacked(frame: bytes) -> Columns:
-    """What ``packed`` was given."""
-    data = zstandard.decompress(frame)
-    n, k, t = np.frombuffer(data, np.int64, 3).tolist()
-    shapes = {"input_ids": (n,), "ids": (n, k), "logprobs": (n, k), "next_logprob": (n,), "log_partition": (n, t)}
-    columns, offset = {}, 24
-    for name, shape in shapes.items():
-        columns[name] = np.frombuffer(data, STORED[name], math.prod(shape), offset).reshape(shape)
-        offset += columns[name].nbytes
-    return columns
 
 
 def mosaic() -> ModuleType:

@@ -4,12 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import streaming, streaming_cache
+from benchmarks import streaming_arms, streaming_cache
 from benchmarks.foreign import make_environment
-from benchmarks.streaming import Arm, Prepared, as_rows
+from benchmarks.s3 import s3_server
+from benchmarks.streaming import as_rows
+from benchmarks.streaming_arms import Arm, Prepared, Round
 from benchmarks.streaming_cache import longer_cache
-from benchmarks.streaming_readers import OURS, STREAMERS, Ours, packed, stored, unpacked
+from benchmarks.streaming_ours import Ours
+from benchmarks.streaming_readers import OURS, OURS_MIXED, OURS_ONE_THREAD, STREAMERS
 from benchmarks.streaming_rows import DELIVERED, Columns, Reference, WrongRowsError, collate, own_columns
+from benchmarks.streaming_storage import Remote, packed, stored, unpacked
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import reader as cache_reader
 from teacher_cache.shards.reader import CacheReader
@@ -125,27 +129,52 @@ def test_readers_give_every_row_once_in_changing_order(folder, reference, tmp_pa
     orders = []
     for number in range(2):
         epoch = list(streamer.epoch(number))
-        assert reference.check(epoch) <= streaming.MAX_ERROR
+        assert reference.check(epoch) <= streaming_arms.MAX_ERROR
         orders.append([row.tolist() for batch in epoch for row in batch["ids"][:, 0]])
     assert orders[0] != orders[1]
 
 
+def test_readers_give_every_row_once_from_a_store(folder, reference, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cache_reader, "DECODE_THREADS", cache_reader.DECODE_THREADS)
+    with s3_server() as server:
+        for name, kind in STREAMERS.items():
+            if kind.foreign:
+                continue
+            streamer = kind(folder / "cache" if issubclass(kind, Ours) else tmp_path / kind.__name__)
+            streamer.store(reference)
+            url = server.upload(streamer.folder, kind.__name__)
+            read = kind(streamer.folder, Remote(url, server.endpoint, tmp_path / name))
+            assert reference.check(read.epoch(0)) <= streaming_arms.MAX_ERROR, name
+            read.close()
+        assert server.processor_seconds > 0
+
+
 def test_what_did_not_run_is_said_and_has_no_part_in_the_bars() -> None:
-    arms = [Arm(name) for name in STREAMERS]
-    for number, arm in enumerate(arms):
-        arm.seconds, arm.prepared = [2.0, 1.0 + number], Prepared("1.0", 1000)
-    slow, gone = arms[-1], arms[2]
-    slow.seconds = [0.5]
-    gone.seconds, gone.prepared = [], Prepared(problem="not installable here: no network")
-    rows = as_rows(arms, 1_000_000)
-    assert [row.holds for row in rows[:2]] == [True, False]
+    local, remote = (
+        [Arm(name) for name in STREAMERS if name != left_out] for left_out in (OURS_MIXED, OURS_ONE_THREAD)
+    )
+    for arms in (local, remote):
+        for number, arm in enumerate(arms):
+            arm.rounds, arm.prepared = [Round(2.0, 1.0, 0.1), Round(1.0 + number, 1.0, 0.1)], Prepared("1.0", 1000)
+            arm.server_seconds = [1.0, 0.25]
+    slow, gone = local[-1], local[2]
+    slow.rounds = [Round(0.5, 0.5, 0.1)]
+    for arm in (gone, remote[2]):
+        arm.rounds, arm.prepared = [], Prepared(problem="not installable here: no network")
+    remote[1].rounds = [Round(0.5, 0.5, 0.1)] * 2  # also this cache
+    rows = as_rows(local, remote, 1_000_000)
+    assert [row.holds for row in rows[:3]] == [True, False, True]
     assert rows[0].value == 2.0  # the next best takes two seconds at best
     assert rows[1].value == 0.5
-    assert rows[2].what == f"{OURS}: true random order; all checksums verified"
-    assert rows[2].value == "1.00 · 1.00 · 0"
-    (said,) = (row for row in rows if row.value == "not installable here: no network")
-    assert said.what.startswith(gone.name)
-    assert all("checks nothing" in row.what for row in rows[4:])
+    assert rows[2].value == 2.0
+    assert rows[3].what == f"disk: {OURS}: true random order; all checksums verified"
+    assert rows[3].value == "1.00 · 1.00 · 0"
+    said = [row.what for row in rows if row.value == "not installable here: no network"]
+    assert [what.split(":")[0] for what in said] == ["disk", "S3"]
+    assert gone.name in said[0]
+    from_s3 = [row for row in rows[3:] if row.what.startswith("S3: ")]
+    assert from_s3[0].value == "1.00 · 1.00 · 25"
+    assert all("checks nothing" in row.what for row in rows[5 : -len(from_s3)])
 
 
 def test_an_environment_that_cannot_be_made_says_why(tmp_path) -> None:
