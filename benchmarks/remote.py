@@ -8,32 +8,24 @@ of, is apart.
 """
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import fsspec
 import yaml
 
 from benchmarks.commands import run_installed
 from benchmarks.common import FOLDER, cached, settings
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.s3 import s3_server
 from benchmarks.watch import Watch
 
 LAYERS = [0, 29]
 STEPS = 40
 MAX_TOKENS = 512
 TOKENS_PER_SHARD = 1024  # two sequences
-BUCKET = "benchmark"
 MAX_SHARE = 5.0
 
 
@@ -47,9 +39,9 @@ def main() -> int:
     total = sum(path.stat().st_size for path in cache.glob("*.tar"))
     disk = train(folder / "disk", str(cache), None)
     shutil.rmtree(copies, ignore_errors=True)
-    with s3_server() as store, Watch(copies) as watch:
-        store.put(f"{cache}/", f"{BUCKET}/cache/", recursive=True)
-        s3 = train(folder / "s3", f"s3://{BUCKET}/cache", {"folder": str(copies), "max_gib": total / 4 / 2**30})
+    with s3_server() as server, Watch(copies) as watch:
+        url = server.upload(cache, "cache")
+        s3 = train(folder / "s3", url, {"folder": str(copies), "max_gib": total / 4 / 2**30})
     difference = max(abs(one["loss"] - two["loss"]) for one, two in zip(disk, s3, strict=True))
     rows = [
         at_most("data_wait from S3, of the time of all steps after the first", share(s3), "%", MAX_SHARE),
@@ -93,40 +85,6 @@ def train(output: Path, cache: str, local_copies: dict[str, Any] | None) -> list
     run_installed("train-student", "run", config, "--json")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "data_wait" in line]
-
-
-@contextmanager
-def s3_server() -> Iterator[Any]:
-    """A client of an S3 server with an empty bucket; ``s3://`` URLs lead there meanwhile, in processes as well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    settings = {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
-        "NO_PROXY": "127.0.0.1",
-    }
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise
-                time.sleep(0.1)
-        with mock.patch.dict(os.environ, settings):
-            store = fsspec.filesystem("s3")
-            store.mkdir(BUCKET)
-            yield store
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

@@ -49,14 +49,18 @@ def s3_server() -> Iterator[Server]:
     endpoint = f"http://127.0.0.1:{port}"
     try:
         _wait_for(server, port)
-        with mock.patch.dict(os.environ, environment(endpoint)):
+        with mock.patch.dict(os.environ):
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                del os.environ[name]
+            os.environ.update(environment(endpoint))
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another server's
             store = fsspec.filesystem("s3")
             store.mkdir(BUCKET)
             yield Server(endpoint, store, psutil.Process(server.pid))
             type(store).clear_instance_cache()
     finally:
         server.terminate()
-        server.wait()
+        server.wait(timeout=10)
 
 
 def environment(endpoint: str) -> dict[str, str]:
@@ -72,12 +76,15 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
-def _wait_for(server: "subprocess.Popen[bytes]", port: int) -> None:
-    while True:
+def _wait_for(server: "subprocess.Popen[bytes]", port: int, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"moto_server ended with status {server.returncode}")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
         except OSError:
-            if server.poll() is not None:
-                raise RuntimeError(f"moto_server ended with status {server.returncode}") from None
             time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"moto_server does not answer on port {port}")
