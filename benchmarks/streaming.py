@@ -11,9 +11,9 @@ reader, and there is no network in between: the slower bytes come, the more it c
 
 This cache is read in a true random order and every checksum is verified. From S3 that order waits for all shards, as it
 needs all of them from the first batch on; it is also read two shards at a time. The others shuffle as they can and
-check nothing. They read what is compressed, or arrays as they are, which take two to three times the bytes. Their
-shards are as large as this cache's, 8 MB: from S3 they read those faster than their default of 64 MB. webdataset does
-not, and has 64 MB.
+check nothing. They read what is compressed, or arrays as they are, which take two to three times the bytes. Shards
+of litdata and mosaicml-streaming are of 8 MB, as this cache's are, because from S3 they read those faster than their
+default of 64 MB; the others do not, and have 64 MB.
 """
 
 import statistics

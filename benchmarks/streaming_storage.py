@@ -49,7 +49,7 @@ class Streamer(ABC):
     package: ClassVar[str]
     foreign: ClassVar[bool] = False  # is the package one that the project does without?
     shuffle: ClassVar[str]
-    shard_bytes: ClassVar[int] = 1 << 23  # as large as this cache's
+    shard_bytes: ClassVar[int] = 1 << 26
 
     def __init__(self, folder: Path, remote: Remote | None = None) -> None:
         """``remote``: read from there, not from ``folder``."""
