@@ -131,12 +131,14 @@ class CacheReader:
         return np.array([n for shard in range(len(self._shards)) for n in self.index(shard).num_tokens], np.int32)
 
     def load_indexes(self, shards: Iterable[int]) -> None:
-        """Read these shards' indexes, side by side where each takes a request."""
+        """Read these shards' indexes, side by side: where each takes a request."""
+        if self._storage.is_local:
+            return
         with self._lock:
             missing = [shard for shard in shards if shard not in self._indexes]
-        if len(missing) > 1 and not self._storage.is_local:
+        if len(missing) > 1:
             with ThreadPoolExecutor(INDEX_THREADS, "index") as pool:
-                list(pool.map(self.index, missing))
+                list(pool.map(self.index, dict.fromkeys(missing)))
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, by its number in the cache. Raises CorruptCacheError."""
@@ -266,7 +268,7 @@ class CacheReader:
         Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
         reader's other signals. Raises ValueError when a row does not fit.
         """
-        self.load_indexes({bisect_right(self._first, position) - 1 for row in rows for position in row})
+        self.load_indexes(bisect_right(self._first, position) - 1 for row in rows for position in row)
         lengths = [[self._length(position) for position in row] for row in rows]
         used = [sum(row) for row in lengths]
         n_tokens = max(used, default=0) if length is None else length
