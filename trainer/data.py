@@ -235,7 +235,10 @@ def training_loader(
     )
 
 
-def evaluation_loader(cache: Readable, plan: Plan, batch_rows: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+def evaluation_loader(
+    cache: Readable, plan: Plan, batch_rows: int, rank: int = 0, world: int = 1, skip_corrupt: bool = False
+) -> DataLoader[Any]:
     """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; ranks take rows in turns."""
     rows = range(rank, len(plan), world)
-    return DataLoader(CacheRows(cache, plan), batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)
+    data = CacheRows(cache, plan, skip_corrupt=skip_corrupt)
+    return DataLoader(data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)

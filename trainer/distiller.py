@@ -91,6 +91,7 @@ def distill(
             check(student)
         if "final" in cache.signals:
             objective.teacher_head = head_on(arguments.device, cache)
+        skips = config.data.on_corrupt == "skip"
         validation = evaluation_head = None
         if validation_data is not None:
             held_out, held_out_rows = validation_data
@@ -100,6 +101,7 @@ def distill(
                 config.loop.micro_batch_size,
                 arguments.process_index,
                 arguments.world_size,
+                skips,
             )
             same_head = held_out.manifest.head == data.manifest.head
             evaluation_head = objective.teacher_head if same_head else None
@@ -111,7 +113,7 @@ def distill(
         trainer = DistillationTrainer(
             student,
             arguments,
-            train_dataset=CacheRows(cache, plan, config.data.packing, config.data.on_corrupt == "skip"),
+            train_dataset=CacheRows(cache, plan, config.data.packing, skips),
             plan=plan,
             validation=validation,
             evaluation_head=evaluation_head,

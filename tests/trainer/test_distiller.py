@@ -24,7 +24,7 @@ from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.interrupts import StopRequest
 from trainer.order import CacheOrder, Shuffle
-from trainer.subset import Selection, Subset
+from trainer.subset import Selection, Subset, is_held_out
 
 BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
@@ -255,6 +255,19 @@ def test_samples_that_cannot_be_read_are_left_out_by_choice(make_config, real_ca
     assert [bool(none) for none in skipped == 0] == same
     assert any(same)
     assert not all(same)
+
+
+def test_samples_that_cannot_be_read_are_left_out_of_validation_too(make_config, real_cache, tmp_path) -> None:
+    broken = shutil.copytree(real_cache, tmp_path / "broken")
+    tar = broken / "shard-000001.logits.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    data = {"cache": str(broken), "validation_fraction": 0.3}
+    with pytest.raises(CorruptCacheError):
+        distill(make_config(data=data))
+    summary = distill(make_config(data={**data, "on_corrupt": "skip"}))
+    reader = CacheReader(str(real_cache))
+    held_out = is_held_out(reader.keys, 0.3) & (np.arange(40) // 10 != 1)
+    assert summary["validation"]["tokens"] == (reader.num_tokens - 1)[held_out].sum()
 
 
 def test_changed_cache_is_refused_unless_starting_over(make_config, tmp_path) -> None:
