@@ -28,18 +28,14 @@ _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 4, 6, 8, 10
 
 def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
     """An Arrow IPC stream with one batch of one row."""
-    batch = pa.RecordBatch.from_pylist([row], schema=schema)
+    return write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
+
+
+def write_batch(batch: pa.RecordBatch) -> bytes:
+    """An Arrow IPC stream with this batch."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-def write_columns(table: pa.Table) -> bytes:
-    """An Arrow IPC stream with one batch."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
     return sink.getvalue().to_pybytes()
 
 

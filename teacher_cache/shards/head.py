@@ -8,7 +8,7 @@ import torch
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest
-from teacher_cache.shards.storage import HEAD, Storage, file_entry
+from teacher_cache.shards.storage import HEAD, Storage, check_content
 from teacher_cache.signals.head import OutputHead
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -25,9 +25,7 @@ def read_head(storage: Storage, manifest: Manifest) -> OutputHead:
     if info.file.bytes > limit:
         raise CorruptCacheError(f"{where}: {info.file.bytes} bytes, a head of this teacher has at most {limit}")
     data = storage.read(HEAD, max_bytes=limit)
-    found = file_entry(data)
-    if found != info.file:
-        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {info.file.sha256}")
+    check_content(data, info.file, where)
     try:
         tensors: dict[str, Any] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

@@ -11,7 +11,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
-from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, file_entry
+from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, check_content, file_entry
 from teacher_cache.shards.table import listed, store_lists, table_file
 
 _OWN_NAME = re.compile(
@@ -92,9 +92,7 @@ def check_index(
     reads is bounded by what the manifest declares.
     """
     where = storage.where(mark_name(entry.name))
-    found = file_entry(data)
-    if found != entry.index:
-        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.index.sha256}")
+    check_content(data, entry.index, where)
     index = _parse_mark(data, entry.name, where)
     if len(index.keys) != entry.samples or sum(index.num_tokens) != entry.tokens:
         raise CorruptCacheError(

@@ -48,6 +48,13 @@ def file_entry(data: bytes) -> FileEntry:
     return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def check_content(data: bytes, entry: FileEntry, where: str) -> None:
+    """Raise CorruptCacheError unless ``data`` is the content of the file that the manifest lists as ``entry``."""
+    found = file_entry(data)
+    if found != entry:
+        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.sha256}")
+
+
 class Storage:
     """Reads and writes the files of one cache by name (``shard-000000.json``, ``tables/….zst``)."""
 

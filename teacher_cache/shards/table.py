@@ -13,8 +13,8 @@ import pyarrow as pa
 from schemas.arrow import shard_table_schema
 from schemas.errors import CorruptCacheError
 from schemas.manifest import MAX_LISTED_UNITS, MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry, Signal, Unit
-from teacher_cache.codec.message import read_columns, write_columns
-from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage, file_entry
+from teacher_cache.codec.message import read_columns, write_batch
+from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage, check_content, file_entry
 
 NO_SHA256 = "0" * 64
 MAX_NUMBER = 10**9
@@ -85,9 +85,7 @@ def read_shard_table(storage: Storage, manifest: Manifest) -> pa.Table:
     assert entry is not None
     where = storage.where(table_file(entry))
     data = storage.read(table_file(entry), max_bytes=min(entry.bytes, MAX_JSON_BYTES))
-    found = file_entry(data)
-    if found != entry:
-        raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.sha256}")
+    check_content(data, entry, where)
     try:
         table = read_columns(shard_table_schema(signals_of(manifest)), data)
     except CorruptCacheError as error:
@@ -131,13 +129,13 @@ def store_lists(storage: Storage, manifest: Manifest, owner: str = "") -> Manife
     """``manifest`` as it is to be written: of a large cache, with its shard table in a file, which is written now."""
     if len(manifest.units) <= MAX_LISTED_UNITS:
         return manifest.model_copy(update={"shard_table": None})
-    data = write_columns(_to_table(manifest))
+    data = write_batch(_to_batch(manifest))
     entry = file_entry(data)
     storage.write(table_file(entry), data, owner)
     return manifest.model_copy(update={"shard_table": entry})
 
 
-def _to_table(manifest: Manifest) -> pa.Table:
+def _to_batch(manifest: Manifest) -> pa.RecordBatch:
     schema = shard_table_schema(signals_of(manifest))
     shards = {entry.name: entry for entry in manifest.shards}
     nothing = FileEntry(bytes=0, sha256=NO_SHA256)
@@ -154,4 +152,4 @@ def _to_table(manifest: Manifest) -> pa.Table:
             entry = files.get(file, nothing)
             columns[f"{file}_bytes"].append(entry.bytes)
             columns[f"{file}_sha256"].append(bytes.fromhex(entry.sha256))
-    return pa.table(columns, schema=schema)
+    return pa.RecordBatch.from_pydict(columns, schema=schema)

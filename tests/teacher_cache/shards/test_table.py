@@ -13,7 +13,7 @@ from schemas.manifest import Manifest
 from support.forge import change_manifest
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
-from teacher_cache.codec.message import read_columns, write_columns
+from teacher_cache.codec.message import read_columns, write_batch
 from teacher_cache.shards import table as table_module
 from teacher_cache.shards.marks import assemble, read_manifest, remove_garbage, up_to_date_manifest, write_manifest
 from teacher_cache.shards.reader import CacheReader
@@ -105,7 +105,8 @@ def changed(large: str, change: dict[str, list[object]]) -> None:
     for name, values in change.items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
-    replace(large, write_columns(table))
+    (batch,) = table.combine_chunks().to_batches()
+    replace(large, write_batch(batch))
 
 
 def replace(large: str, data: bytes) -> None:
@@ -157,7 +158,8 @@ def test_flipped_bits_of_a_table_are_errors_of_ours_or_harmless(large: str) -> N
     storage = Storage(large)
     manifest = read_manifest(storage)
     table = read_shard_table(storage, manifest)
-    data = write_columns(table)
+    (batch,) = table.to_batches()
+    data = write_batch(batch)
     rng = np.random.default_rng(0)
     for _ in range(2000):
         broken = bytearray(data)
