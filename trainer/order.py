@@ -74,7 +74,7 @@ class CacheOrder:
         self.shuffle = shuffle
         self.pack_tokens = pack_tokens
         self.n_groups = -(-subset.n_shards // shuffle.shards_mixed)
-        self._sizes = np.array([subset.size(shard) for shard in range(subset.n_shards)], np.int64)
+        self._sizes = subset.sizes
         self._counted = not subset.reads_indexes and pack_tokens is None  # a group's size tells its rows
         self._places = sorted({START, known})
         self._last = START, 0  # the group found last, and the row behind it

@@ -47,6 +47,9 @@ class Subset:
         self.n_shards, self._in_last = len(cache.shard_sizes), None
         if selection.limit is not None:
             self.n_shards, self._in_last = self._limited(selection.limit)
+        self.sizes = cache.shard_sizes[: self.n_shards].copy()  # of the shards; all selected unless reads_indexes
+        if self._in_last is not None and not self.reads_indexes:
+            self.sizes[-1] = self._in_last
 
     def _limited(self, limit: int) -> tuple[int, int]:
         """How many shards hold the first ``limit`` samples of the layers, and how many of them the last one holds."""
@@ -56,13 +59,6 @@ class Subset:
                 return shard + 1, limit
             limit -= count
         return self.n_shards, count
-
-    def size(self, shard: int) -> int:
-        """Samples of a shard from which some are selected: all if ``reads_indexes`` is False."""
-        whole = int(self.cache.shard_sizes[shard])
-        if self._in_last is not None and shard == self.n_shards - 1 and not self.reads_indexes:
-            return self._in_last
-        return whole
 
     def samples(self, shard: int) -> np.ndarray:
         """The selected samples of a shard by their number in the cache, int64, rising."""

@@ -115,12 +115,13 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
     length = max(part.input_ids.shape[1] for part in parts)
     joined = allocate_rows(n_rows, length, first.ids.shape[2], first.log_partition.shape[2])
     arrays = [name for name, value in vars(joined).items() if value is not None]
-    for r in range(n_rows):
-        fill_padding(joined, r, slice(0, length))
+    used = np.zeros(n_rows, np.int64)
     for part, place in zip(parts, places, strict=True):
+        used[place] = part.input_ids.shape[1]
         for name in arrays:
-            values = getattr(part, name)
-            getattr(joined, name)[place, : values.shape[1]] = values
+            getattr(joined, name)[place, : part.input_ids.shape[1]] = getattr(part, name)
+    for r, start in enumerate(used.tolist()):
+        fill_padding(joined, r, slice(start, length))
     signals: dict[str, Any] = {}
     for name in ("hidden", "attention", "draws", "final"):
         stored = [getattr(part, name) for part in parts]

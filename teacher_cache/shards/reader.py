@@ -181,7 +181,7 @@ class CacheReader:
         self._reconnect_after_fork()
         if not self.keeps_copies:
             return
-        shards = np.searchsorted(self._first, positions, side="right") - 1
+        shards = np.searchsorted(np.cumsum(self.shard_sizes), positions, side="right")
         numbers, first_use = np.unique(shards, return_index=True)
         files = []
         for number in numbers[np.argsort(first_use)].tolist():

@@ -36,7 +36,7 @@ def test_everything_is_known_without_an_index() -> None:
     indexed = cache()
     subset = Subset(indexed, Selection(limit=9))
     assert [subset.samples(shard).tolist() for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
-    assert [subset.size(shard) for shard in range(subset.n_shards)] == [4, 3, 2]
+    assert subset.sizes.tolist() == [4, 3, 2]
     assert indexed.reads == []
     assert Subset(indexed, Selection(limit=99)).selected()[0].tolist() == list(range(14))
     assert Subset(indexed, Selection(limit=7)).n_shards == 2
