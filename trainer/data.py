@@ -7,7 +7,7 @@ reader decodes them straight into padded arrays.
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -170,10 +170,13 @@ class Plan(Protocol):
         """About ``count`` samples that are read from this row on."""
 
 
-class CacheRows(Dataset[Batch]):
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+class CacheRows(Dataset[Batch], Generic[AnyPlan]):
     """The planned rows of a cache as a map-style data set whose items are read a batch at a time."""
 
-    def __init__(self, cache: Readable, plan: Plan, packed: bool = False, skip_corrupt: bool = False) -> None:
+    def __init__(self, cache: Readable, plan: AnyPlan, packed: bool = False, skip_corrupt: bool = False) -> None:
         """``skip_corrupt``: leave out samples that cannot be read; each batch then says how many, in ``skipped``."""
         self.cache = cache
         self.plan = plan
@@ -220,7 +223,7 @@ def already_a_batch(batch: Any) -> Any:
 
 
 def training_loader(
-    rows: CacheRows, start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
+    rows: CacheRows[Any], start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Any]:
     """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode."""
     return DataLoader(

@@ -114,7 +114,6 @@ def distill(
             student,
             arguments,
             train_dataset=CacheRows(cache, plan, config.data.packing, skips),
-            plan=plan,
             validation=validation,
             evaluation_head=evaluation_head,
             objective=objective,

@@ -42,8 +42,7 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         *,
-        train_dataset: CacheRows,
-        plan: RowPlan,
+        train_dataset: CacheRows[RowPlan],
         validation: DataLoader[Any] | None,
         evaluation_head: OutputHead | None,
         objective: Objective,
@@ -54,7 +53,7 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback],
         log_gradient_norms: bool = False,
     ) -> None:
-        """``plan`` is that of the data set; ``validation`` yields the batches of one validation.
+        """``validation`` yields the batches of one validation.
 
         ``evaluation_head`` is the teacher's, if these need it; ``stop`` turns true when the run should end early.
         """
@@ -67,7 +66,6 @@ class DistillationTrainer(Trainer):
             callbacks=[keeper, *callbacks],
         )
         self.rows = train_dataset
-        self.plan = plan
         self.validation = validation
         self.evaluation_head = evaluation_head
         self.objective: Objective = objective
@@ -131,7 +129,7 @@ class DistillationTrainer(Trainer):
         """Bring the state of the data up to date."""
         data = self.run_state.data
         data.tokens, data.skipped_samples = self.totals.tolist()
-        data.places = [(*place,) for place in self.plan.places(data.rows_consumed)]
+        data.places = [(*place,) for place in self.rows.plan.places(data.rows_consumed)]
 
     def compute_loss(
         self,
@@ -271,7 +269,7 @@ class RunKeeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Count the step; at the last one validate and log as well."""
-        run_state, plan = self.trainer.run_state, self.trainer.plan
+        run_state, plan = self.trainer.run_state, self.trainer.rows.plan
         run_state.global_step = state.global_step
         run_state.data.rows_consumed = state.global_step * (len(plan) // args.max_steps)
         run_state.window_steps += 1
