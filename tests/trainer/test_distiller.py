@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.cache_config import LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
+from support.callbacks import StopAt
 from support.metrics import read_metrics
 from support.models import tiny_tokenizer
 from support.rows import tla
@@ -31,19 +32,6 @@ BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
 
 def losses(output: str | Path) -> list[tuple[int, float, float]]:
     return [(record["step"], record["loss"], record["tla"]) for record in read_metrics(output, "loss")]
-
-
-class StopAt(TrainerCallback):
-    """Asks for a stop, or fails, at the end of a step."""
-
-    def __init__(self, step: int, stop: StopRequest | None = None) -> None:
-        self.step, self.stop = step, stop
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step + 1 == self.step:
-            if self.stop is None:
-                raise RuntimeError("crash")
-            self.stop.signal_number = 15
 
 
 def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_cache: Path) -> None:

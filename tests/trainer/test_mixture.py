@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import TrainerCallback
 
 from schemas.cache_config import LogitsCapture
 from schemas.errors import UserError
+from support.callbacks import StopAt
 from support.golden import GOLDEN, SIGNALS
-from support.metrics import read_metrics
+from support.metrics import losses
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from trainer.data import to_tensors
@@ -74,12 +74,6 @@ def test_caches_that_do_not_go_together(tmp_path: Path) -> None:
     assert len({digest_of([first]), digest_of([first, same]), digest_of([same, first])}) == 3
 
 
-class Crash(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step == 7:
-            raise RuntimeError("crash")
-
-
 @pytest.fixture
 def caches(tmp_path: Path) -> list[str]:
     """Of 30 and 12 samples; those of the first are of two layers in turn."""
@@ -97,10 +91,6 @@ def caches(tmp_path: Path) -> list[str]:
     return urls
 
 
-def losses(output: str) -> list[tuple[int, float]]:
-    return [(record["step"], record["loss"]) for record in read_metrics(output, "loss")]
-
-
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_run_on_a_mixture_goes_on_after_a_crash_as_if_nothing_had_happened(
     make_config, caches: list[str], tmp_path: Path, packing: bool
@@ -116,7 +106,7 @@ def test_a_run_on_a_mixture_goes_on_after_a_crash_as_if_nothing_had_happened(
     summary = distill(whole)
     crashed = make_config(**settings, output=str(tmp_path / "crashed"))
     with pytest.raises(RuntimeError, match="crash"):
-        distill(crashed, callbacks=[Crash()])
+        distill(crashed, callbacks=[StopAt(8)])
     again = distill(crashed)
     assert losses(crashed.output) == losses(whole.output)
     for name in ("epochs", "tokens", "validation", "cache_digest"):
