@@ -8,7 +8,6 @@ Two ways of training on it: one sample a row, and packed rows with a validation 
 without keys and lengths of every sample before it; there the checkpoint's note of the place matters.
 """
 
-import hashlib
 import os
 import shutil
 import sys
@@ -109,11 +108,12 @@ class SimulatedCache:
         digest = table_digest(table)
         tables = {digest: self.storage.write(table_path(digest), encode_table(table))}
         lengths = np.random.default_rng(0).integers(4, LENGTH + 1, SHARD_SAMPLES).tolist()
-        self.tars = write_tars(self.storage, capture, table, lengths)
+        keys = [f"{sample:032x}" for sample in range(SHARD_SAMPLES)]
+        self.tars = write_tars(self.storage, capture, table, keys, lengths)
         name = shard_name(0)
         index = ShardIndex(
             name=name,
-            keys=[hashlib.md5(b"%d" % i).hexdigest() for i in range(SHARD_SAMPLES)],
+            keys=keys,
             num_tokens=lengths,
             layers=["base"] * SHARD_SAMPLES,
             table=digest,
@@ -160,43 +160,45 @@ class SimulatedCache:
                     os.link(self.folder / tar_name(shard_name(0), signal), self.folder / tar_name(name, signal))
 
 
-def write_tars(storage: Any, capture: Any, table: np.ndarray, lengths: list[int]) -> dict[Any, Any]:
+def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], lengths: list[int]) -> dict[Any, Any]:
     """The tars of the first shard; by signal, where its members lie."""
+    from benchmarks.streaming_cache import write_tar
     from schemas.cache_config import CodecConfig
     from teacher_cache.codec.logits import LogitsCodec
     from teacher_cache.codec.permutation import CodeTable
     from teacher_cache.codec.tokens import encode_tokens
-    from teacher_cache.records import LogitsSample, TokenSample
-    from teacher_cache.shards.marks import tar_name
     from teacher_cache.shards.table import shard_name
-    from teacher_cache.shards.tar import TarWriter
 
     codec = LogitsCodec(capture.logits, CodecConfig(), CodeTable(table))
     rng = np.random.default_rng(1)
-    indexes = {}
-    for signal in ("tokens", "logits"):
-        with storage.staged(tar_name(shard_name(0), signal)) as path, TarWriter(path, signal) as tar:
-            for i, n in enumerate(lengths):
-                ids = rng.integers(0, VOCABULARY, n).astype(np.uint32)
-                counts = np.arange(n) < n - 1
-                if signal == "tokens":
-                    place = np.arange(n, dtype=np.uint32)
-                    sample = TokenSample(f"{i:032x}", "none", "base", "x" * n, ids, counts, place, place + 1)
-                    tar.add(sample.key, encode_tokens(sample))
-                    continue
-                stored = np.argsort(rng.random((n - 1, VOCABULARY)), axis=1)[:, :K].astype(np.int32)
-                logits = LogitsSample(
-                    num_tokens=n,
-                    positions=np.arange(n - 1, dtype=np.int32),
-                    counts=np.full(n - 1, K, np.int32),
-                    ids=stored,
-                    logprobs=np.tile(np.log(np.arange(K, 0, -1) / 50).astype(np.float32), (n - 1, 1)),
-                    next_logprob=np.full(n - 1, -5, np.float32),
-                    log_partition=np.zeros((n - 1, len(capture.logits.temperatures)), np.float32),
-                )
-                tar.add(f"{i:032x}", codec.encode(logits))
-        indexes[signal] = tar.index()
-    return indexes
+    payloads: dict[Any, list[bytes]] = {
+        "tokens": [encode_tokens(random_tokens(key, n, rng)) for key, n in zip(keys, lengths, strict=True)],
+        "logits": [codec.encode(random_logits(n, len(capture.logits.temperatures), rng)) for n in lengths],
+    }
+    return {signal: write_tar(storage, shard_name(0), signal, keys, parts) for signal, parts in payloads.items()}
+
+
+def random_tokens(key: str, n: int, rng: np.random.Generator) -> Any:
+    """A TokenSample of ``n`` tokens."""
+    from teacher_cache.records import TokenSample
+
+    ids, place = rng.integers(0, VOCABULARY, n).astype(np.uint32), np.arange(n, dtype=np.uint32)
+    return TokenSample(key, "none", "base", "x" * n, ids, place < n - 1, place, place + 1)
+
+
+def random_logits(n: int, n_temperatures: int, rng: np.random.Generator) -> Any:
+    """A LogitsSample of a sequence of ``n`` tokens."""
+    from teacher_cache.records import LogitsSample
+
+    return LogitsSample(
+        num_tokens=n,
+        positions=np.arange(n - 1, dtype=np.int32),
+        counts=np.full(n - 1, K, np.int32),
+        ids=np.argsort(rng.random((n - 1, VOCABULARY)), axis=1)[:, :K].astype(np.int32),
+        logprobs=np.tile(np.log(np.arange(K, 0, -1) / 50).astype(np.float32), (n - 1, 1)),
+        next_logprob=np.full(n - 1, -5, np.float32),
+        log_partition=np.zeros((n - 1, n_temperatures), np.float32),
+    )
 
 
 def opened(folder: str, way: str, known: Any = None) -> tuple[Any, Any, Any]:
