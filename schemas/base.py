@@ -1,9 +1,13 @@
 """What every model of the contract has in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT_VERSION = 1
 """Version of the cache format that this code writes, and the newest it reads."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Strict(BaseModel):

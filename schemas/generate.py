@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from schemas.base import FORMAT_VERSION
 from schemas.cache_config import CacheConfig
 from schemas.manifest import Manifest, ShardIndex
+from schemas.signature import Signature
 from schemas.train_config import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent / "json"
@@ -26,6 +27,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "train-config": TrainConfig,
     "manifest": Manifest,
     "shard-index": ShardIndex,
+    "signature": Signature,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

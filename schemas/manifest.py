@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import FORMAT_VERSION, Strict
+from schemas.base import FORMAT_VERSION, Sha256, Strict
 from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
+from schemas.derivation import Derivation
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
 Signal = Literal["tokens", CapturedSignal]
@@ -137,6 +137,9 @@ class Manifest(Strict):
         description="The file `tables/{sha256}.arrow` that lists units and shards in place of `units` and `shards`, "
         f"which are empty in the file then: of caches of more than {MAX_LISTED_UNITS} units.",
     )
+    derived: Derivation | None = Field(
+        None, description="Of a cache made of others: how. `corpus` is then what was read for them."
+    )
     tables: dict[Sha256, FileEntry] = Field(description="Codec tables (id permutations), by digest.")
     totals: Totals
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
@@ -154,7 +157,7 @@ class Manifest(Strict):
     def _text(self, sha256: str) -> str:
         in_table = self.shard_table is not None
         lists: dict[str, list[object]] = {"units": [], "shards": []} if in_table else {}
-        left_out = None if in_table else {"shard_table"}
+        left_out = {name for name in ("shard_table", "derived") if getattr(self, name) is None}
         return self.model_copy(update={"sha256": sha256, **lists}).model_dump_json(indent=1, exclude=left_out) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -58,9 +58,9 @@ def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Man
     return manifest
 
 
-def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> None:
-    """Commit a shard. Its tars must be in place."""
-    storage.write(mark_name(index.name), (index.model_dump_json() + "\n").encode(), owner)
+def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> ShardEntry:
+    """Commit a shard, and return its entry for the manifest. Its tars must be in place."""
+    return shard_entry(index, storage.write(mark_name(index.name), (index.model_dump_json() + "\n").encode(), owner))
 
 
 def read_mark(storage: Storage, shard: str) -> ShardIndex:
@@ -164,28 +164,33 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
             continue
         data = storage.read(mark_name(name))
         index = _parse_mark(data, name, storage.where(mark_name(name)))
-        shards.append(_entry(index, file_entry(data)))
+        shards.append(shard_entry(index, file_entry(data)))
         if index.table not in tables:
             tables[index.table] = file_entry(storage.read(table_path(index.table)))
-    signals = sorted({signal for entry in shards for signal in entry.files})
-    totals = Totals(
-        samples=sum(entry.samples for entry in shards),
-        tokens=sum(entry.tokens for entry in shards),
-        bytes={signal: sum(entry.files[signal].bytes for entry in shards) for signal in signals},
-        index_bytes=sum(entry.index.bytes for entry in shards),
-    )
     return plan.model_copy(
         update={
             "shards": shards,
             "shard_table": None,
             "tables": tables,
-            "totals": totals,
+            "totals": totals_of(shards),
             "complete": len(shards) == len(plan.units),
         }
     )
 
 
-def _entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
+def totals_of(shards: Sequence[ShardEntry]) -> Totals:
+    """Sums over these shards."""
+    signals = sorted({signal for entry in shards for signal in entry.files})
+    return Totals(
+        samples=sum(entry.samples for entry in shards),
+        tokens=sum(entry.tokens for entry in shards),
+        bytes={signal: sum(entry.files[signal].bytes for entry in shards) for signal in signals},
+        index_bytes=sum(entry.index.bytes for entry in shards),
+    )
+
+
+def shard_entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
+    """The manifest's entry of a shard with this index, whose file is ``mark``."""
     return ShardEntry(
         name=index.name,
         samples=len(index.keys),

@@ -38,7 +38,7 @@ PATIENCE = 30.0  # seconds for an answer, and …
 SLOWEST = 1 << 18  # … bytes a second for its content
 LISTING_PATIENCE = 600.0  # seconds for a listing, which a store gives in many pages
 FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)  # asking again would not help
-_SAFE_NAME = re.compile(r"(tables/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAFE_NAME = re.compile(r"((tables|signatures)/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
@@ -90,7 +90,7 @@ class Storage:
         return self._ask(name, look)
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file, by name, sorted; names of those in ``tables/`` have that prefix."""
+        """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix."""
         root = self._root.rstrip("/")
 
         def find() -> dict[str, dict[str, int]]:
@@ -101,7 +101,7 @@ class Storage:
         return {path.removeprefix(root).lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def names(self) -> list[str]:
-        """Names of all files, sorted; those in ``tables/`` with that prefix."""
+        """Names of all files, as of ``sizes``."""
         return list(self.sizes())
 
     def size(self, name: str) -> int:

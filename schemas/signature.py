@@ -1,0 +1,34 @@
+"""A signature of a cache: who vouches for which manifest, and so for every file, whose checksums are in it."""
+
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from schemas.base import Sha256, Strict
+
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Ed25519 public key, 32 bytes in hex.")]
+
+
+class Statement(Strict):
+    """What is signed."""
+
+    manifest_sha256: Sha256
+    signer: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Name, as claimed.")
+    signed_at: AwareDatetime
+
+    def message(self) -> bytes:
+        """The bytes that are signed: a line that says what for, and the statement as JSON."""
+        return b"signature of a cache manifest, version 1\n" + self.model_dump_json().encode()
+
+
+class Signature(Strict):
+    """``signatures/{public_key}.json``."""
+
+    statement: Statement
+    public_key: PublicKey
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519 signature of the statement, in hex.")
+
+
+def signature_file(public_key: str) -> str:
+    """Name of the file of a signature."""
+    return f"signatures/{public_key}.json"

@@ -1,0 +1,1 @@
+"""The commands of ``cache-tools``, each a thin layer over a module of ``tools``."""

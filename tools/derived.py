@@ -1,0 +1,98 @@
+"""Making a cache of others: shards of chosen samples, and a manifest that says what the cache was made of."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from schemas.derivation import Derivation, SourceCache
+from schemas.errors import CorruptCacheError
+from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal, Unit
+from teacher_cache.shards.marks import tar_name, totals_of, write_mark
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.tar import checksum
+from teacher_cache.shards.writer import ShardWriter
+
+READ_BYTES = 1 << 23  # of one request, if a single payload is not larger
+
+
+def source_of(manifest: Manifest) -> SourceCache:
+    """How a cache is named by those made of it."""
+    return SourceCache(
+        manifest_sha256=manifest.digest(),
+        samples=manifest.totals.samples,
+        tokens=manifest.totals.tokens,
+        derived=manifest.derived,
+    )
+
+
+def derived_manifest(base: Manifest, shards: Sequence[ShardEntry], derived: Derivation, **changes: Any) -> Manifest:
+    """The manifest of a complete cache of these shards, which is like ``base`` but for ``changes``."""
+    units = [
+        Unit(name=entry.name, samples=entry.samples, tokens=entry.tokens, tokens_file=entry.files["tokens"])
+        for entry in shards
+    ]
+    lists = {"units": units, "shards": list(shards), "shard_table": None, "totals": totals_of(shards)}
+    return base.model_copy(update={**lists, "complete": True, "derived": derived, "sha256": "", **changes})
+
+
+def copy_samples(
+    source: Storage,
+    target: Storage,
+    index: ShardIndex,
+    rows: Sequence[int],
+    signals: Sequence[Signal],
+    name: str,
+) -> ShardEntry:
+    """Write a shard ``name`` of the samples ``rows`` (rising) of another one; payloads stay as they are.
+
+    ``index`` is that other shard's, checked. Raises CorruptCacheError when a payload's checksum is wrong.
+    """
+    unit = Unit(
+        name=name,
+        samples=len(rows),
+        tokens=sum(index.num_tokens[row] for row in rows),
+        tokens_file=index.signals["tokens"].file,
+    )
+    with ShardWriter(target, unit, signals, owner="") as shard:
+        for signal in signals:
+            for row, payload in zip(rows, read_payloads(source, index, signal, rows), strict=True):
+                shard.add(signal, index.keys[row], payload)
+    chosen = ShardIndex(
+        name=name,
+        keys=[index.keys[row] for row in rows],
+        num_tokens=[index.num_tokens[row] for row in rows],
+        layers=None if index.layers is None else [index.layers[row] for row in rows],
+        table=index.table,
+        signals=shard.indexes(),
+    )
+    return write_mark(target, chosen)
+
+
+def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Sequence[int]) -> Iterator[bytes]:
+    """The verified payloads of these samples (rising) of a shard, neighbours by one request."""
+    member, name = index.signals[signal], tar_name(index.name, signal)
+    for run in _neighbours(member, rows):
+        start = member.offsets[run[0]]
+        data = storage.read_range(name, start, member.offsets[run[-1]] + member.sizes[run[-1]] - start)
+        for row in run:
+            offset = member.offsets[row] - start
+            payload = data[offset : offset + member.sizes[row]]
+            if checksum(payload) != member.checksums[row]:
+                raise CorruptCacheError(
+                    f"{storage.where(name)}: sample {index.keys[row]}: xxh3 is {checksum(payload)}, the index says "
+                    f"{member.checksums[row]}; fetch the file again from where it came"
+                )
+            yield payload
+
+
+def _neighbours(member: MemberIndex, rows: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of rows that follow each other, of READ_BYTES at most if they are more than one."""
+    run: list[int] = []
+    for row in rows:
+        if run and (
+            row != run[-1] + 1 or member.offsets[row] + member.sizes[row] - member.offsets[run[0]] > READ_BYTES
+        ):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
