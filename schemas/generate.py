@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from schemas.base import FORMAT_VERSION
 from schemas.cache_config import CacheConfig
+from schemas.catalog import Catalog
 from schemas.manifest import Manifest, ShardIndex
 from schemas.signature import Signature
 from schemas.train_config import TrainConfig
@@ -28,6 +29,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "manifest": Manifest,
     "shard-index": ShardIndex,
     "signature": Signature,
+    "catalog": Catalog,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.commands import checking, looking
+from tools.commands import checking, finding, looking
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -10,5 +10,5 @@ def main() -> None:
     """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""
 
 
-for command in (looking.inspect, checking.verify):
+for command in (looking.inspect, checking.verify, finding.catalog, finding.search, finding.card):
     main.add_command(command)

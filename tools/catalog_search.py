@@ -1,0 +1,83 @@
+"""``cache-tools search``: caches of a catalogue that have what is wanted."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.catalog import Catalog, CatalogEntry
+from schemas.errors import UserError
+
+MIN_DIGITS = 6  # of a fingerprint's beginning
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a cache must have; None and () ask for nothing. Text matches in part, whatever its case."""
+
+    teacher: str | None = None  # part of the name, or the beginning of the fingerprint
+    tokenizer: str | None = None  # beginning of the fingerprint
+    licence: str | None = None
+    owner: str | None = None
+    signals: tuple[str, ...] = ()
+    min_tokens: int = 0
+    signed_by: str | None = None  # public key
+
+    def fits(self, entry: CatalogEntry) -> bool:
+        """Whether a cache has all of it."""
+        teacher, tokenizer = entry.teacher, entry.tokenizer.fingerprint
+        return (
+            (self.teacher is None or _within(self.teacher, teacher.name) or _begins(self.teacher, teacher.fingerprint))
+            and (self.tokenizer is None or _begins(self.tokenizer, tokenizer))
+            and (self.licence is None or _within(self.licence, entry.licence))
+            and (self.owner is None or _within(self.owner, entry.owner))
+            and {*self.signals} <= {"tokens", *entry.capture}
+            and entry.tokens >= self.min_tokens
+            and (self.signed_by is None or self.signed_by in [one.public_key for one in entry.signatures])
+        )
+
+
+def _within(part: str, text: str) -> bool:
+    return part.casefold() in text.casefold()
+
+
+def _begins(digits: str, fingerprint: str) -> bool:
+    return len(digits) >= MIN_DIGITS and fingerprint.startswith(digits.lower())
+
+
+def tokenizer_fingerprint(value: str) -> str:
+    """``value``, if it is (the beginning of) a fingerprint; else that of the tokenizer in the folder it names.
+
+    Raises UserError when it is neither.
+    """
+    if re.fullmatch(rf"[0-9a-fA-F]{{{MIN_DIGITS},64}}", value):
+        return value.lower()
+    if not Path(value).is_dir():
+        raise UserError(
+            f"--tokenizer {value}: expected a tokenizer's folder, or the first {MIN_DIGITS} or more hex digits of its "
+            "fingerprint (a folder with such a name: ./NAME)"
+        )
+    from transformers import AutoTokenizer
+
+    from teacher_cache.tokenizer import describe_tokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(value, local_files_only=True)
+    except Exception as error:  # transformers raises any of a dozen types
+        raise UserError(f"--tokenizer {value}: no tokenizer can be loaded from there: {error}") from None
+    return describe_tokenizer(tokenizer).fingerprint
+
+
+def summary(catalog: Catalog) -> str:
+    """What there is, in a few lines, for somebody who found nothing."""
+    lines = [f"{len(catalog.caches)} caches, {len(catalog.problems)} that cannot be read"]
+    for title, values in {
+        "teachers": [entry.teacher.name for entry in catalog.caches],
+        "tokenizers": [entry.tokenizer.fingerprint[:12] for entry in catalog.caches],
+        "licences": [entry.licence or "not stated" for entry in catalog.caches],
+        "signals": [signal for entry in catalog.caches for signal in entry.capture],
+    }.items():
+        if values:
+            commonest = Counter(values).most_common(10)
+            lines.append(f"{title}: " + ", ".join(f"{name} ({count})" for name, count in commonest))
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""A folder or bucket prefix that holds caches: where they are, found by their manifests."""
+
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from schemas.catalog import MAX_CACHES, PATH_PART
+from schemas.errors import CorruptCacheError, UserError
+from teacher_cache.shards.storage import LISTING_PATIENCE, MANIFEST, PATIENCE, Storage
+
+MAX_FOLDERS = 20_000  # that are looked into
+THREADS = 8
+DEPTH = 3
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # of stores' clients
+
+
+@dataclass(frozen=True)
+class Found:
+    """A manifest below the prefix: the cache's folder, the file's size in bytes and when the store says it came."""
+
+    path: str
+    bytes: int
+    written_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a prefix: caches by path, folders that could not be read, and how many had unusable names."""
+
+    caches: list[Found]
+    problems: dict[str, str]
+    left_out: int
+
+
+class Prefix(Storage):
+    """The storage of many caches. As a `Storage` it reads and writes files at its root."""
+
+    def cache(self, path: str) -> Storage:
+        """The storage of the cache at ``path``, which matches the pattern of paths."""
+        return Storage(self.where(path))
+
+    def listing(self, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Listing:
+        """Caches up to ``depth`` folders below; nothing is looked for inside a cache, and links are not followed.
+
+        ``advance(folders done, folders known)``. Raises UserError when there is no such folder, when it is a cache
+        itself, or when there are too many folders or caches.
+        """
+        if self._manifest("") is not None:
+            raise UserError(f"{self.url}: this is a cache itself; give the folder that holds caches, or use inspect")
+        level, left_out = self._subfolders("")
+        caches: list[Found] = []
+        problems: dict[str, str] = {}
+        done = 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for remaining in reversed(range(depth)):
+                below: list[str] = []
+                if done + len(level) > MAX_FOLDERS or len(caches) > MAX_CACHES:
+                    raise UserError(
+                        f"{self.url}: {done + len(level)} folders and {len(caches)} caches, at most {MAX_FOLDERS} "
+                        f"and {MAX_CACHES} are listed; give a folder further down, or a smaller --depth"
+                    )
+                for path, answer in zip(level, pool.map(lambda p: self._look(p, remaining), level), strict=True):
+                    done += 1
+                    advance(done, max(done, len(level)))
+                    if isinstance(answer, Found):
+                        caches.append(answer)
+                    elif isinstance(answer, str):
+                        problems[path] = answer
+                    else:
+                        below += answer[0]
+                        left_out += answer[1]
+                level = below
+        return Listing(sorted(caches, key=lambda found: found.path), problems, left_out)
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files right in ``folder`` (``""``: at the root), sorted; none when it is not there."""
+        return sorted(name for name, info in self._ls(folder) if info["type"] == "file")
+
+    def _look(self, path: str, remaining: int) -> Found | str | tuple[list[str], int]:
+        """The cache at ``path``; or why it cannot be read; or what to look into next, and how many not to."""
+        try:
+            return self._manifest(path) or (self._subfolders(path) if remaining else ([], 0))
+        except UserError as error:
+            return str(error).replace(self.where(""), "")
+
+    def _manifest(self, path: str) -> Found | None:
+        name = f"{path}/{MANIFEST}".lstrip("/")
+
+        def look() -> dict[str, Any] | None:
+            try:
+                return self._call(PATIENCE, "info", f"{self._root.rstrip('/')}/{name}")
+            except FileNotFoundError:
+                return None
+
+        info = self._ask(name, look)
+        if info is None or info["type"] != "file":
+            return None
+        return Found(path, int(info["size"]), _time(info))
+
+    def _subfolders(self, path: str) -> tuple[list[str], int]:
+        names = [name for name, info in self._ls(path) if info["type"] == "directory"]
+        usable = sorted(name for name in names if re.fullmatch(PATH_PART, name))
+        return [f"{path}/{name}".lstrip("/") for name in usable], len(names) - len(usable)
+
+    def _ls(self, folder: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        """What lies right in a folder: the last part of its name, and what the store says about it."""
+        path = f"{self._root.rstrip('/')}/{folder}".rstrip("/")
+
+        def ls() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache(path)
+            return self._call(LISTING_PATIENCE, "ls", path, detail=True)
+
+        try:
+            items = self._ask(folder, ls)
+        except CorruptCacheError:  # an object store has no empty folders
+            if folder:
+                return []
+            raise UserError(f"{self.url}: nothing is there; give a folder or prefix that holds caches") from None
+        return [(str(item["name"]).rstrip("/").rpartition("/")[2], item) for item in items]
+
+
+def _time(info: dict[str, Any]) -> datetime | None:
+    """When a file was written, from what the store's client says about it."""
+    for key in _TIMES:
+        value = info.get(key)
+        try:
+            if isinstance(value, int | float):
+                return datetime.fromtimestamp(value, UTC).replace(microsecond=0)
+            if isinstance(value, str):
+                value = datetime.fromisoformat(value)
+            if isinstance(value, datetime):
+                return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
+        except (ValueError, OverflowError, OSError):
+            continue
+    return None
