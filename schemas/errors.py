@@ -8,7 +8,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())  # which may quote a file that somebody made to upset a terminal
+        super().__init__("".join(character if character.isprintable() else "\ufffd" for character in line))
 
 
 class CorruptCacheError(UserError):

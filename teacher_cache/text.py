@@ -44,7 +44,9 @@ def front_matter(values: Mapping[str, Any]) -> list[str]:
 
     Of strings only letters, digits and ``._/+-`` are kept: a reader that does not know headers takes it for Markdown.
     """
-    plain = {name: [_word(v) for v in value] if isinstance(value, list) else _word(value) for name, value in values.items()}
+    plain = {
+        name: [_word(v) for v in value] if isinstance(value, list) else _word(value) for name, value in values.items()
+    }
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=float("inf"), default_flow_style=None)
     return ["---", *text.splitlines(), "---"]
 

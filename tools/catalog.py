@@ -159,7 +159,9 @@ def capture_in_words(manifest: Manifest) -> dict[str, str]:
     if capture.final is not None:
         words["final"] = f"{capture.final.dtype}; rows: {capture.final.positions}"
     if (hidden := capture.hidden) is not None:
-        words["hidden"] = f"layers {_list(hidden.layer_numbers(layers))}; {hidden.dtype}; rows: {_rows(hidden.positions)}"
+        words["hidden"] = (
+            f"layers {_list(hidden.layer_numbers(layers))}; {hidden.dtype}; rows: {_rows(hidden.positions)}"
+        )
     if (attention := capture.attention) is not None:
         words["attention"] = (
             f"layer {layer_number(attention.layer, layers)}; {attention.n_heads} heads; {attention.keys} keys; "

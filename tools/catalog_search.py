@@ -62,7 +62,7 @@ def tokenizer_fingerprint(value: str) -> str:
     from teacher_cache.tokenizer import describe_tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(value, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(value, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises any of a dozen types
         raise UserError(f"--tokenizer {value}: no tokenizer can be loaded from there: {error}") from None
     return describe_tokenizer(tokenizer).fingerprint

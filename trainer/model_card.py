@@ -5,6 +5,7 @@ from typing import Any
 
 from schemas.manifest import Manifest, TeacherInfo
 from schemas.train_config import TrainConfig, WeightSchedule
+from teacher_cache.text import code_span
 
 
 def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict[str, Any]) -> str:
@@ -29,7 +30,7 @@ def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict
         "pipeline_tag: text-generation",
         "tags: [distillation]",
         "---",
-        f"# Student of {' and '.join(dict.fromkeys(manifest.teacher.name for manifest in manifests))}",
+        f"# Student of {' and '.join(dict.fromkeys(code_span(manifest.teacher.name) for manifest in manifests))}",
         "",
         f"Distilled from a cache of the teacher's next-token distributions; the student started from {start}.",
         "",
@@ -49,13 +50,16 @@ def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict
         lines += [f"| {name} | {value:.6g} |" for name, value in summary["validation"].items()]
         lines.append("")
     for licence in dict.fromkeys(manifest.provenance.licence for manifest in manifests):
-        lines += [f"Licence of the cache: {licence}", ""] if licence else []
+        lines += [f"Licence of the cache: {code_span(licence)}", ""] if licence else []
     return "\n".join(lines)
 
 
 def _teacher(teacher: TeacherInfo) -> str:
-    revision = f", revision `{teacher.revision}`" if teacher.revision else ""
-    return f"- teacher: `{teacher.name}`{revision} ({teacher.architecture}), fingerprint `{teacher.fingerprint}`"
+    revision = f", revision {code_span(teacher.revision)}" if teacher.revision else ""
+    return (
+        f"- teacher: {code_span(teacher.name)}{revision} ({code_span(teacher.architecture)}), "
+        f"fingerprint `{teacher.fingerprint}`"
+    )
 
 
 def _cache(manifest: Manifest) -> str:

@@ -3,3 +3,8 @@ from schemas.errors import UserError
 
 def test_a_message_is_always_one_line():
     assert str(UserError("first\n   second\tthird ")) == "first second third"
+
+
+def test_what_a_terminal_would_obey_is_not_in_a_message():
+    assert str(UserError("a\x1b[2Jb\x00c\u202ed")) == "a\ufffd[2Jb\ufffdc\ufffdd"
+    assert str(UserError("σ 数 é 🙂")) == "σ 数 é 🙂"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from typing import Any, get_args
 
 import click
@@ -43,7 +44,7 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     for problem in found.problems:
         click.echo(f"{problem.path}: {problem.reason}")
     if found.left_out:
-        click.echo(f"{found.left_out} folders were left out: their names have unusual characters")
+        click.echo(f"folders left out, because of unusual characters in their names: {found.left_out}")
     click.echo(f"{len(found.caches)} caches, {len(found.problems)} that cannot be read")
     for where in written:
         click.echo(f"wrote {where}")
@@ -56,7 +57,11 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 @click.option("--licence", help="Part of the licence.")
 @click.option("--owner", help="Part of the owner.")
 @click.option(
-    "--signal", "signals", multiple=True, type=click.Choice(get_args(CapturedSignal)), help="Must be stored. Repeatable."
+    "--signal",
+    "signals",
+    multiple=True,
+    type=click.Choice(get_args(CapturedSignal)),
+    help="Must be stored. Repeatable.",
 )
 @click.option("--min-tokens", type=click.IntRange(min=0), default=0, help="Fewest tokens.")
 @click.option("--signed-by", metavar="KEY", help="Public key, 64 hex digits, that must have signed.")
@@ -137,26 +142,32 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
 
     Example: cache-tools card runs/demo/cache --write
     """
-    from tools.card import CARD, describe, write_card
+    from tools.card import describe, write_card
 
     with progress("reading samples") as advance:
         text = describe(url, samples, advance)
     where = write_card(url, text) if put else None
     if as_json:
         click.echo(json.dumps({"card": text, "written": where}, indent=1))
+    elif where is not None:
+        click.echo(f"wrote {where}")
     else:
-        click.echo(text if where is None else f"wrote {where}" if where.endswith(CARD) else where, nl=where is not None)
+        click.echo(text, nl=False)
 
 
 def _pull(url: str, digest: str) -> str:
-    return f"cache-tools pull {url} FOLDER --digest {digest}"
+    return f"cache-tools pull {shlex.quote(url)} FOLDER --digest {digest}"
 
 
 def _table(found: Catalog) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("cache", "teacher", "tokenizer", "tokens", "MB", "signals", "licence", "signed by")
+    from tools.catalog_page import size
+
+    table = Table()
+    for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed by"):
+        table.add_column(title, overflow="fold")
     for entry in found.caches:
         signers = ", ".join(f"{one.signer} ({one.public_key[:8]}…)" for one in entry.signatures)
         table.add_row(
@@ -164,7 +175,7 @@ def _table(found: Catalog) -> None:
             entry.teacher.name,
             entry.tokenizer.fingerprint[:8],
             f"{entry.tokens:,}",
-            f"{entry.bytes / 1e6:,.1f}",
+            size(entry.bytes),
             ", ".join(entry.capture),
             entry.licence,
             signers,
