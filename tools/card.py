@@ -3,7 +3,6 @@
 What others wrote (names, notes, licence) is shown as code, in which Markdown and HTML mean nothing.
 """
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,7 +13,7 @@ from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.text import code_block, code_span, front_matter, one_line
-from tools.catalog import capture_in_words, total_bytes
+from tools.catalog import capture_in_words, pull_command, total_bytes
 from tools.catalog_signatures import valid_signatures
 
 CARD = "CACHE_CARD.md"
@@ -134,8 +133,8 @@ def _data(manifest: Manifest) -> list[str]:
         "## Data",
         "",
         f"{totals.samples:,} samples of {totals.tokens:,} tokens, of sequences of {settings.min_tokens} to "
-        f"{settings.max_tokens} tokens. The corpus gave {counts.samples:,} samples of {counts.tokens:,} tokens, of which "
-        f"{counts.loss_tokens:,} count. Sources:",
+        f"{settings.max_tokens} tokens. The corpus gave {counts.samples:,} samples of {counts.tokens:,} tokens, of "
+        f"which {counts.loss_tokens:,} count. Sources:",
         "",
         *sources,
         "",
@@ -163,8 +162,8 @@ def _signals(manifest: Manifest) -> list[str]:
         "|---|---|--:|--:|",
         *rows,
         "",
-        f"Log-probabilities are stored {logprobs}; log-partitions in steps of 1/{codec.scalar_steps_per_nat} nat; all is "
-        f"compressed with zstd at level {codec.zstd_level}. In all {total_bytes(manifest):,} bytes.",
+        f"Log-probabilities are stored {logprobs}; log-partitions in steps of 1/{codec.scalar_steps_per_nat} nat; all "
+        f"is compressed with zstd at level {codec.zstd_level}. In all {total_bytes(manifest):,} bytes.",
         "",
     ]
 
@@ -175,14 +174,12 @@ def _quality(quality: Mapping[str, float]) -> list[str]:
 
 
 def _use(manifest: Manifest, url: str) -> list[str]:
-    digest = f" --digest {manifest.sha256}" if manifest.complete else ""
+    pull = pull_command(shown_url(url), manifest.sha256 if manifest.complete else None)
     return [
         "## Use",
         "",
         *code_block(
-            f"cache-tools pull {shown_url(url)} FOLDER{digest}\n"
-            "cache-tools verify FOLDER\n"
-            "train-student run CONFIG --set data.cache=FOLDER",
+            f"{pull}\ncache-tools verify FOLDER\ntrain-student run CONFIG --set data.cache=FOLDER",
             language="sh",
         ),
         "",
@@ -199,8 +196,8 @@ def _provenance(manifest: Manifest, signatures: Sequence[Signature]) -> list[str
     for signature in signatures[:MAX_SOURCES]:
         statement = signature.statement
         lines.append(
-            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{signature.public_key}` by somebody who gives the "
-            f"name {code_span(statement.signer)}"
+            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{signature.public_key}` by somebody who gives "
+            f"the name {code_span(statement.signer)}"
         )
     lines += ["- signed by nobody"] if not signatures else []
     if manifest.derived is not None:
@@ -247,4 +244,4 @@ def shown_url(url: str) -> str:
     parts = urlsplit(url)
     if "://" not in url or parts.scheme in ("file", "local"):
         return "URL_OF_THIS_CACHE"
-    return shlex.quote(one_line(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")), 500))
+    return one_line(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")), 500)

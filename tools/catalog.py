@@ -1,5 +1,6 @@
 """``cache-tools catalog``: an index of the caches in a folder, as data and as a page."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -138,6 +139,11 @@ def catalog_entry(storage: Storage, found: Found) -> CatalogEntry:
         ],
     }
     return validate(CatalogEntry, tree, storage.where("manifest.json"))
+
+
+def pull_command(url: str, digest: str | None) -> str:
+    """How the cache at ``url`` is fetched, so that it is this one; without a digest, whatever is there then."""
+    return f"cache-tools pull {shlex.quote(url)} FOLDER" + (f" --digest {digest}" if digest else "")
 
 
 def total_bytes(manifest: Manifest) -> int:

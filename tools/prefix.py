@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from schemas.catalog import MAX_CACHES, PATH_PART
@@ -62,7 +63,7 @@ class Prefix(Storage):
                         f"{self.url}: {done + len(level)} folders and {len(caches)} caches, at most {MAX_FOLDERS} "
                         f"and {MAX_CACHES} are listed; give a folder further down, or a smaller --depth"
                     )
-                for path, answer in zip(level, pool.map(lambda p: self._look(p, remaining), level), strict=True):
+                for path, answer in zip(level, pool.map(partial(self._look, remaining), level), strict=True):
                     done += 1
                     advance(done, max(done, len(level)))
                     if isinstance(answer, Found):
@@ -79,8 +80,11 @@ class Prefix(Storage):
         """Names of the files right in ``folder`` (``""``: at the root), sorted; none when it is not there."""
         return sorted(name for name, info in self._ls(folder) if info["type"] == "file")
 
-    def _look(self, path: str, remaining: int) -> Found | str | tuple[list[str], int]:
-        """The cache at ``path``; or why it cannot be read; or what to look into next, and how many not to."""
+    def _look(self, remaining: int, path: str) -> Found | str | tuple[list[str], int]:
+        """The cache at ``path``; or why it cannot be read; or what to look into next, and how many not to.
+
+        ``remaining``: how many folders further down there may be caches.
+        """
         try:
             return self._manifest(path) or (self._subfolders(path) if remaining else ([], 0))
         except UserError as error:

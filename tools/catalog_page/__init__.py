@@ -9,6 +9,7 @@ import hashlib
 from importlib.resources import files
 
 from schemas.catalog import Catalog
+from tools.catalog import pull_command
 
 
 def page(catalog: Catalog) -> str:
@@ -21,6 +22,7 @@ def page(catalog: Catalog) -> str:
     environment.filters["size"] = size
     return environment.from_string(template).render(
         catalog=catalog,
+        pull_command=pull_command,
         style=Markup(style),
         script=Markup(script),
         policy=(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from typing import Any, get_args
 
 import click
@@ -89,7 +88,7 @@ def search(
 
     Example: cache-tools search s3://bucket/caches --tokenizer runs/demo/teacher --signal hidden
     """
-    from tools.catalog import read, scan
+    from tools.catalog import pull_command, read, scan
     from tools.catalog_search import Wanted, summary, tokenizer_fingerprint
 
     if signed_by is not None and not re.fullmatch("[0-9a-f]{64}", signed_by):
@@ -128,7 +127,7 @@ def search(
     _table(found.model_copy(update={"caches": matches}))
     click.echo(f"{len(matches)} of {len(found.caches)} caches, {source}; to fetch one:")
     for where, entry in zip(urls, matches, strict=True):
-        click.echo(_pull(where, entry.manifest_sha256))
+        click.echo(pull_command(where, entry.manifest_sha256 if entry.complete else None))
 
 
 @click.command()
@@ -155,17 +154,14 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
         click.echo(text, nl=False)
 
 
-def _pull(url: str, digest: str) -> str:
-    return f"cache-tools pull {shlex.quote(url)} FOLDER --digest {digest}"
-
-
 def _table(found: Catalog) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from tools.catalog_page import size
 
-    table = Table()
+    table = Table(box=SIMPLE, pad_edge=False)
     for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed by"):
         table.add_column(title, overflow="fold")
     for entry in found.caches:
