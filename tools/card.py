@@ -150,7 +150,7 @@ def _data(manifest: Manifest) -> list[str]:
 
 def _signals(manifest: Manifest) -> list[str]:
     words, per_token, codec = capture_in_words(manifest), manifest.totals.bytes_per_token(), manifest.codec
-    sizes = {**manifest.totals.bytes, "index": manifest.totals.index_bytes}
+    sizes: dict[str, int] = {**manifest.totals.bytes, "index": manifest.totals.index_bytes}
     rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes.items()]
     logprobs = f"as {codec.logprobs}"
     if codec.logprobs == "steps":

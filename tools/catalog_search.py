@@ -71,12 +71,13 @@ def tokenizer_fingerprint(value: str) -> str:
 def summary(catalog: Catalog) -> str:
     """What there is, in a few lines, for somebody who found nothing."""
     lines = [f"{len(catalog.caches)} caches, {len(catalog.problems)} that cannot be read"]
-    for title, values in {
+    facts: dict[str, list[str]] = {
         "teachers": [entry.teacher.name for entry in catalog.caches],
         "tokenizers": [entry.tokenizer.fingerprint[:12] for entry in catalog.caches],
         "licences": [entry.licence or "not stated" for entry in catalog.caches],
         "signals": [signal for entry in catalog.caches for signal in entry.capture],
-    }.items():
+    }
+    for title, values in facts.items():
         if values:
             commonest = Counter(values).most_common(10)
             lines.append(f"{title}: " + ", ".join(f"{name} ({count})" for name, count in commonest))

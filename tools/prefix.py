@@ -58,11 +58,7 @@ class Prefix(Storage):
         with ThreadPoolExecutor(THREADS) as pool:
             for remaining in reversed(range(depth)):
                 below: list[str] = []
-                if done + len(level) > MAX_FOLDERS or len(caches) > MAX_CACHES:
-                    raise UserError(
-                        f"{self.url}: {done + len(level)} folders and {len(caches)} caches, at most {MAX_FOLDERS} "
-                        f"and {MAX_CACHES} are listed; give a folder further down, or a smaller --depth"
-                    )
+                self._check_number(done + len(level), len(caches))
                 for path, answer in zip(level, pool.map(partial(self._look, remaining), level), strict=True):
                     done += 1
                     advance(done, max(done, len(level)))
@@ -74,7 +70,15 @@ class Prefix(Storage):
                         below += answer[0]
                         left_out += answer[1]
                 level = below
+        self._check_number(done, len(caches))
         return Listing(sorted(caches, key=lambda found: found.path), problems, left_out)
+
+    def _check_number(self, folders: int, caches: int) -> None:
+        if folders > MAX_FOLDERS or caches > MAX_CACHES:
+            raise UserError(
+                f"{self.url}: {folders} folders and {caches} caches, at most {MAX_FOLDERS} and {MAX_CACHES} are listed; "
+                "give a folder further down, or a smaller --depth"
+            )
 
     def files(self, folder: str) -> list[str]:
         """Names of the files right in ``folder`` (``""``: at the root), sorted; none when it is not there."""

@@ -155,14 +155,13 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
 
 
 def _table(found: Catalog) -> None:
-    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from tools.catalog_page import size
 
-    table = Table(box=SIMPLE, pad_edge=False)
-    for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed by"):
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed"):
         table.add_column(title, overflow="fold")
     for entry in found.caches:
         signers = ", ".join(f"{one.signer} ({one.public_key[:8]}…)" for one in entry.signatures)
