@@ -52,7 +52,7 @@ def front_matter(values: Mapping[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> Any:
-    return re.sub(r"[^\w./+ -]", "-", one_line(value)) if isinstance(value, str) else value
+    return re.sub(r"([^\w./+ -]|-)+", "-", one_line(value)) if isinstance(value, str) else value
 
 
 def _printable(text: str) -> str:

@@ -150,8 +150,8 @@ def _data(manifest: Manifest) -> list[str]:
 
 def _signals(manifest: Manifest) -> list[str]:
     words, per_token, codec = capture_in_words(manifest), manifest.totals.bytes_per_token(), manifest.codec
-    sizes: dict[str, int] = {**manifest.totals.bytes, "index": manifest.totals.index_bytes}
-    rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes.items()]
+    sizes = [*manifest.totals.bytes.items(), ("index", manifest.totals.index_bytes)]
+    rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes]
     logprobs = f"as {codec.logprobs}"
     if codec.logprobs == "steps":
         logprobs = f"in steps of 1/{codec.logprob_steps_per_nat} nat, finer near 0"

@@ -76,8 +76,8 @@ class Prefix(Storage):
     def _check_number(self, folders: int, caches: int) -> None:
         if folders > MAX_FOLDERS or caches > MAX_CACHES:
             raise UserError(
-                f"{self.url}: {folders} folders and {caches} caches, at most {MAX_FOLDERS} and {MAX_CACHES} are listed; "
-                "give a folder further down, or a smaller --depth"
+                f"{self.url}: {folders} folders and {caches} caches, at most {MAX_FOLDERS} and {MAX_CACHES} are "
+                "listed; give a folder further down, or a smaller --depth"
             )
 
     def files(self, folder: str) -> list[str]:
