@@ -172,6 +172,28 @@ def test_sorting_by_keyboard(opened: Page, column: int, order: list[str] | None)
     assert column == 9 or names(opened) == rising[::-1]
 
 
+def test_of_many_caches_the_first_are_shown(browser: Browser, root: Path, tmp_path: Path) -> None:
+    catalog = scan(str(root))
+    entry = next(entry for entry in catalog.caches if entry.path == "c9")
+    many = [entry.model_copy(update={"path": f"c{number}", "tokens": 1000 - number}) for number in range(250)]
+    (tmp_path / "many.html").write_text(page(catalog.model_copy(update={"caches": many})))
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.goto((tmp_path / "many.html").as_uri())
+    status, more = opened.get_by_role("status"), opened.get_by_role("button", name="Show all")
+    assert names(opened) == [f"c{number}" for number in range(200)]
+    assert status.inner_text() == "200 of 250 shown"
+    opened.get_by_role("button", name="Tokens").click()
+    assert names(opened) == [f"c{number}" for number in range(249, 49, -1)]
+    opened.get_by_label("Filter").fill("c249")
+    assert (names(opened), status.inner_text(), more.is_visible()) == (["c249"], "1 shown", False)
+    opened.get_by_label("Filter").fill("")
+    more.press("Enter")
+    assert (len(names(opened)), status.inner_text(), more.is_visible()) == (250, "250 shown", False)
+    assert opened.evaluate("document.activeElement.id") == "filter"
+    context.close()
+
+
 def test_details_by_keyboard(opened: Page) -> None:
     for _ in range(11):
         opened.keyboard.press("Tab")

@@ -1,23 +1,33 @@
 "use strict";
 {
+  const LIMIT = 200; // rows at first: laying out thousands takes a browser seconds
   const body = document.querySelector("#caches tbody");
   const rows = Array.from(body.rows);
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
   const input = document.getElementById("filter");
-  const shown = document.getElementById("shown");
+  const status = document.getElementById("shown");
+  const more = document.getElementById("more");
+  let limit = LIMIT;
 
-  const filter = () => {
+  const show = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let count = 0;
+    let matches = 0;
     for (const row of rows) {
-      row.hidden = !words.every((word) => texts.get(row).includes(word));
-      count += row.hidden ? 0 : 1;
+      const matching = words.every((word) => texts.get(row).includes(word));
+      matches += matching ? 1 : 0;
+      row.hidden = !matching || matches > limit;
     }
-    shown.textContent = `${count} shown`;
+    more.hidden = matches <= limit;
+    status.textContent = more.hidden ? `${matches} shown` : `${limit} of ${matches} shown`;
   };
-  input.addEventListener("input", filter);
+  input.addEventListener("input", show);
+  more.addEventListener("click", () => {
+    limit = Infinity;
+    show();
+    input.focus(); // the button that had it is gone
+  });
   document.getElementById("search").addEventListener("submit", (event) => event.preventDefault());
-  filter(); // browsers keep what was typed when a page is loaded again
+  show(); // browsers keep what was typed when a page is loaded again
 
   const collator = new Intl.Collator("en", { numeric: true });
   const heads = Array.from(document.querySelectorAll("#caches th"));
@@ -32,6 +42,7 @@
       for (const other of heads) other.setAttribute("aria-sort", "none");
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       rows.sort((a, b) => (ascending ? compare(a, b) : compare(b, a)));
+      show();
       body.append(...rows);
     });
   }
