@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from schemas.errors import CorruptCacheError
 
@@ -18,6 +21,18 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # nowhere to keep it
         return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@intrinsic
+def load_word(typing: Any, bytes_N: Any, at: Any) -> Any:
+    """The 8 bytes from ``at`` on of a contiguous uint8 array, as one little-endian number: they must be there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        word = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint64(bytes_N, types.uint64), generate
 
 
 @contextmanager

@@ -22,8 +22,8 @@ against 94 for the codes alone.
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from teacher_cache.codec.compiled import compiled, refused_as_corrupt
-from teacher_cache.codec.groups import PLACES, index, join_groups, split_groups
+from teacher_cache.codec.compiled import compiled, load_word, refused_as_corrupt
+from teacher_cache.codec.groups import PLACES, index, split_groups
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.sections import Sections
@@ -34,6 +34,8 @@ DISTANCE_BYTES = 2
 N_SECTIONS = 6
 LISTED = (NEW - FROM_REFERENCE) * 256  # new ids that a symbol can name again
 FARTHEST = (1 << 8 * DISTANCE_BYTES) - 1  # rows back
+BYTE_BITS = index(0x0101010101010101)  # the lowest bit of each byte
+TO_TOP = index(0x0102040810204080)  # a factor that brings them together in the highest byte
 RECENT = 16  # rows that the encoder remembers of each id
 
 
@@ -97,61 +99,86 @@ def fill_ids(
     Nothing outside the arrays is read or written, whatever the sections hold.
     """
     n_rows, k_max = len(counts_P), ids_SK.shape[1]
+    ids_N = ids_SK.reshape(-1)
     distances = content[starts[0] : starts[1]]
-    symbols_E, n_whole = join_groups(content, starts[1:5], counts_P, PLACES)
     n_lows = index(starts[5] - starts[4])
     lows = np.zeros(n_lows + index(k_max + 1), np.uint8)  # so many may be looked at before they are counted
     lows[:n_lows] = content[starts[4] : starts[5]]
     new, n_new = _new_ids(content[starts[5] : starts[6]], code_bytes, id_of_code)
     if len(distances) != DISTANCE_BYTES * n_rows:
         raise ValueError("bytes of distances", len(distances), DISTANCE_BYTES * n_rows)
-    reference = np.full(k_max + 2 * CENTRE, -1, np.int32)  # the reference row, and -1 around it
-    at, next_low, next_new = index(0), index(0), index(0)
+    reference = np.full(k_max + 256, -1, np.int32)  # the reference row, and -1 where other symbols point
+    n_reference = index(0)
+    words = np.zeros((k_max + 7) // 8, np.uint64)  # of the row's symbols
+    symbols = words.view(np.uint8)
+    others = np.zeros((k_max + 63) // 64, np.uint64)  # a bit for each place whose id is not in the reference row
+    at_0, at_1, at_2, next_low, next_new = index(starts[1]), index(starts[2]), index(starts[3]), index(0), index(0)
     lowest = np.int32(0)
     for p in range(n_rows):
         count = index(counts_P[p])
-        if p >= n_whole:
+        n_0 = min(count, index(PLACES[0]))
+        n_1 = min(count, index(PLACES[1])) - n_0
+        n_2 = count - n_0 - n_1
+        if at_0 + n_0 > index(starts[2]) or at_1 + n_1 > index(starts[3]) or at_2 + n_2 > index(starts[4]):
             raise ValueError("symbols before row", p, n_rows)
         distance = int(distances[p]) | int(distances[n_rows + p]) << 8
         if distance > p:
             raise ValueError("rows back to a reference row", distance, p)
-        ids_K, reference_K = ids_SK[rows_P[p]], ids_SK[rows_P[p - distance]]
+        row, reference_row = index(rows_P[p]) * index(k_max), index(rows_P[p - distance]) * index(k_max)
         places = min(index(counts_P[p - distance]), count + index(CENTRE)) if distance > 0 else index(0)
         for k in range(places):
-            reference[index(CENTRE) + k] = reference_K[k]
-        for k in range(places, count + index(CENTRE)):
+            reference[index(CENTRE) + k] = ids_N[reference_row + k]
+        for k in range(places, n_reference):
             reference[index(CENTRE) + k] = -1
-        first = index(0)
-        while first < count:
-            others = index(0)  # a bit for each of the next places whose id is not in the reference row
-            n_bits = min(index(64), count - first)
-            for bit in range(n_bits):
-                symbol = index(symbols_E[at + first + bit])
-                ids_K[first + bit] = reference[first + bit + (symbol & index(FROM_REFERENCE - 1))]
-                others |= (symbol >> index(7)) << bit
-            while others:
-                place = first + index(trailing_zeros(others))
-                others &= others - index(1)
-                symbol = index(symbols_E[at + place])
+        n_reference = places
+        n_words = count >> index(3)
+        for w in range(n_words):
+            word = load_word(content, _place(index(8) * w, at_0, at_1, at_2))
+            words[w] = word
+            not_there = ((word >> index(7) & BYTE_BITS) * TO_TOP) >> index(56)  # the symbols' highest bits
+            others[w >> index(3)] |= not_there << (index(8) * (w & index(7)))
+            for i in range(8):
+                k = index(8) * w + index(i)
+                ids_N[row + k] = reference[k + (word >> index(8 * i) & index(255))]
+        for k in range(index(8) * n_words, count):
+            symbol = index(content[_place(k, at_0, at_1, at_2)])
+            symbols[k] = symbol
+            others[k >> index(6)] |= (symbol >> index(7)) << (k & index(63))
+            ids_N[row + k] = reference[k + symbol]
+        at_0, at_1, at_2 = at_0 + n_0, at_1 + n_1, at_2 + n_2
+        for o in range(index(len(others))):
+            bits = others[o]
+            others[o] = 0
+            while bits:
+                place = index(64) * o + index(trailing_zeros(bits))
+                bits &= bits - index(1)
+                symbol = index(symbols[place])
                 is_new = index(symbol == index(NEW))
-                page = symbol - index(FROM_REFERENCE)
-                number = next_new if is_new else page * index(256) + index(lows[next_low])
-                ids_K[place] = new[min(number, n_new)]
+                number = (symbol - index(FROM_REFERENCE)) * index(256) + index(lows[next_low])
+                number += is_new * (next_new - number)
+                ids_N[row + place] = new[min(number, n_new)]
                 next_new += is_new
                 next_low += index(1) - is_new
-            first += n_bits
         for k in range(count):
-            lowest = min(lowest, ids_K[k])
+            lowest = min(lowest, ids_N[row + k])
         if next_low > n_lows:
             raise ValueError("lows before row", p, n_rows)
-        at += count
-        ids_K[count:] = 0
+        for k in range(count, index(k_max)):
+            ids_N[row + k] = 0
     if lowest < 0:
         raise ValueError("ids that stand nowhere", 1, 0)
-    if starts[4] - starts[1] != len(symbols_E):
-        raise ValueError("symbols", starts[4] - starts[1], len(symbols_E))
+    if at_0 != index(starts[2]) or at_1 != index(starts[3]) or at_2 != index(starts[4]):
+        raise ValueError("symbols", starts[4] - starts[1], np.int64(counts_P.sum()))
     if next_low != n_lows or next_new != n_new:
         raise ValueError("lows and new ids", np.int64(n_lows + n_new), np.int64(next_low + next_new))
+
+
+@compiled
+def _place(k: np.uint64, at_0: np.uint64, at_1: np.uint64, at_2: np.uint64) -> np.uint64:
+    """Where the symbol at place ``k`` of a row is, whose symbols of the three sections begin there."""
+    if k < index(PLACES[0]):
+        return at_0 + k
+    return at_1 + k - index(PLACES[0]) if k < index(PLACES[1]) else at_2 + k - index(PLACES[1])
 
 
 @compiled
@@ -161,15 +188,18 @@ def _new_ids(planes: np.ndarray, code_bytes: int, id_of_code: np.ndarray) -> tup
     if len(planes) != n * code_bytes:
         raise ValueError("bytes of new ids", len(planes), n * code_bytes)
     new = np.full(n + 1, -1, np.int32)
-    largest = np.uint32(0)
-    for i in range(n):
-        code = np.uint32(planes[i]) | np.uint32(planes[n + i]) << 8
-        if code_bytes == 3:
-            code |= np.uint32(planes[2 * n + i]) << 16
-        largest = max(largest, code)
-        new[i] = id_of_code[min(index(code), index(len(id_of_code) - 1))]
-    if np.int64(largest) >= len(id_of_code):
+    for i in range(index(n)):
+        new[i] = np.int32(planes[i]) | np.int32(planes[index(n) + i]) << 8
+    if code_bytes == 3:
+        for i in range(index(n)):
+            new[i] |= np.int32(planes[index(2 * n) + i]) << 16
+    largest = np.int32(-1)
+    for i in range(index(n)):
+        largest = max(largest, new[i])
+    if largest >= len(id_of_code):
         raise ValueError("largest code of an id", np.int64(largest), len(id_of_code) - 1)
+    for i in range(index(n)):
+        new[i] = id_of_code[index(new[i])]
     return new, index(n)
 
 

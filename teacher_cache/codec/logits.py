@@ -34,7 +34,7 @@ class LogitsCodec:
         self._k = capture.k
         self._codec = codec
         self._table = table
-        self._nats_of_steps = logprobs.nats_of_steps(codec)
+        self._steps_per_nat = codec.logprob_steps_per_nat if codec.logprobs == "steps" else 0
         self._n_temperatures, self._unit_column = len(capture.temperatures), capture.temperatures.index(1.0)
         self._stored_temperatures = np.arange(self._n_temperatures) != self._unit_column
         self._row_bytes = (
@@ -98,7 +98,7 @@ class LogitsCodec:
                 self._table.id_of_code,
                 self._table.code_bytes,
                 self._unit_column,
-                self._nats_of_steps,
+                self._steps_per_nat,
                 np.float32(1 / self._codec.scalar_steps_per_nat),
                 rows,
             )

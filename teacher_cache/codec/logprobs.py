@@ -17,10 +17,11 @@ Where they are kept as floats, the first section holds their bits, row by row, a
 from typing import Literal
 
 import numpy as np
+from numba.cpython.unsafe.numbers import trailing_zeros
 
 from schemas.cache_config import CodecConfig
-from teacher_cache.codec.compiled import compiled
-from teacher_cache.codec.groups import PLACES, index, join_groups, split_groups
+from teacher_cache.codec.compiled import compiled, load_word
+from teacher_cache.codec.groups import PLACES, index, split_groups
 from teacher_cache.codec.planes import split_planes
 
 PACKED = 4  # differences in a byte
@@ -28,6 +29,11 @@ LARGE = 3  # the value that stands for this difference and all larger ones
 MAX_STEPS = 65535  # lower log-probabilities are clipped
 BYTE_PLACES = (PLACES[0] // PACKED, PLACES[1] // PACKED)
 N_SECTIONS = 4
+LOW_BITS, PAIRS, NIBBLES = index(0x5555555555555555), index(0x3333333333333333), index(0x0F0F0F0F0F0F0F0F)
+BYTES, LANES = index(0x0101010101010101), index(0x0001000100010001)  # a 1 in each
+_BYTE = np.arange(256, dtype=np.uint64)
+UNPACKED = sum((_BYTE >> index(2 * place) & index(LARGE)) << index(16 * place) for place in range(PACKED))
+BLOCK = 16  # rows
 FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 
@@ -61,14 +67,6 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecC
 def most_bytes(k: int, codec: CodecConfig) -> int:
     """What a row of ``k`` log-probabilities may take in the sections, at most."""
     return -(-k // PACKED) + 2 * k if codec.logprobs == "steps" else FLOAT_BYTES[codec.logprobs] * k
-
-
-def nats_of_steps(codec: CodecConfig) -> np.ndarray:
-    """What numbers of steps mean: log-probabilities, float32 [MAX_STEPS + 1]; none where they are stored as floats."""
-    if codec.logprobs != "steps":
-        return np.empty(0, np.float32)
-    nats = np.arange(MAX_STEPS + 1) / codec.logprob_steps_per_nat
-    return -np.maximum(np.maximum(nats / 16, nats / 4 - 3 / 4), nats - 6).astype(np.float32)
 
 
 def to_bits(values: np.ndarray, dtype: FloatDtype) -> np.ndarray:
@@ -119,74 +117,113 @@ def _pack(differences_PK: np.ndarray) -> np.ndarray:
 def fill_logprobs(
     content: np.ndarray,
     starts: np.ndarray,
-    nats_of_steps: np.ndarray,
+    steps_per_nat: int,
     rows_P: np.ndarray,
     counts_P: np.ndarray,
     logprobs_SK: np.ndarray,
 ) -> None:
     """Decode P rows into rows ``rows_P`` of ``logprobs_SK``, with -inf beyond a row's count.
 
-    ``logprobs_SK`` and ``nats_of_steps`` (see there) are float32; other arguments, errors and safety are those of
-    ``fill_ids``.
+    ``logprobs_SK`` is float32; other arguments, errors and safety are those of ``fill_ids``.
     """
-    n_rows = len(counts_P)
-    if len(nats_of_steps) != MAX_STEPS + 1:
-        raise ValueError("steps with a meaning", len(nats_of_steps), MAX_STEPS + 1)
-    packed_N, n_whole = join_groups(content, starts, (counts_P + (PACKED - 1)) // PACKED, BYTE_PLACES)
+    n_rows, k_max = len(counts_P), logprobs_SK.shape[1]
+    logprobs_N = logprobs_SK.reshape(-1)
     n_large = _count_large(content[starts[0] : starts[3]])
     excesses = _join_excesses(content[starts[3] : starts[4]], n_large)
-    at, large = index(0), index(0)
-    for p in range(n_rows):
-        if p >= n_whole:
-            raise ValueError("differences before row", p, n_rows)
-        count = int(counts_P[p])
-        logprobs_K = logprobs_SK[rows_P[p]]
-        steps = np.uint16(0)
-        whole = index(count // PACKED)  # bytes; apart from the rest, so that the inner loop is unrolled
-        for b in range(whole):
-            byte = packed_N[at + b]
-            for place in range(PACKED):
-                steps, large = _next_steps(steps, large, byte, place, excesses)
-                logprobs_K[index(PACKED) * b + index(place)] = nats_of_steps[min(index(steps), index(MAX_STEPS))]
-        for place in range(count % PACKED):
-            steps, large = _next_steps(steps, large, packed_N[at + whole], place, excesses)
-            logprobs_K[index(PACKED) * whole + index(place)] = nats_of_steps[min(index(steps), index(MAX_STEPS))]
-        logprobs_K[count:] = -np.inf
-        lowest = np.int64(steps)
-        if lowest > MAX_STEPS:
-            raise ValueError("steps of a log-probability", lowest, MAX_STEPS)
-        at += index((count + (PACKED - 1)) // PACKED)
-    if starts[3] - starts[0] != len(packed_N):
-        raise ValueError("bytes of differences", starts[3] - starts[0], len(packed_N))
+    row_words = index((k_max + 31) // 32)
+    row_bytes, row_steps = row_words * index(8), row_words * index(32)
+    words = np.empty(BLOCK * int(row_words), np.uint64)  # of packed differences
+    packed = words.view(np.uint8)
+    fours = np.empty(BLOCK * int(row_bytes), np.uint64)  # of 16-bit differences, then of their running sums
+    steps = fours.view(np.uint16)
+    second, third = np.float32(12 * steps_per_nat), np.float32(96 * steps_per_nat)  # where steps get coarser
+    nats = np.float32(-1 / (16 * steps_per_nat))
+    at_0, at_1, at_2, large = index(starts[0]), index(starts[1]), index(starts[2]), index(0)
+    for start in range(0, n_rows, BLOCK):  # a pass over several rows finds what the one before wrote in the cache
+        n_block = index(min(BLOCK, n_rows - start))
+        for r in range(n_block):
+            n_bytes = (index(counts_P[start + r]) + index(PACKED - 1)) // index(PACKED)
+            n_0 = min(n_bytes, index(BYTE_PLACES[0]))
+            n_1 = min(n_bytes, index(BYTE_PLACES[1])) - n_0
+            n_2 = n_bytes - n_0 - n_1
+            if at_0 + n_0 > index(starts[1]) or at_1 + n_1 > index(starts[2]) or at_2 + n_2 > index(starts[3]):
+                raise ValueError("differences before row", start + r, n_rows)
+            first = r * row_bytes
+            for i in range(n_0):
+                packed[first + i] = content[at_0 + i]
+            for i in range(n_1):
+                packed[first + n_0 + i] = content[at_1 + i]
+            for i in range(n_2):
+                packed[first + n_0 + n_1 + i] = content[at_2 + i]
+            for i in range(n_bytes, row_bytes):
+                packed[first + i] = 0
+            at_0, at_1, at_2 = at_0 + n_0, at_1 + n_1, at_2 + n_2
+        for r in range(n_block):
+            total = index(0)
+            for w in range(r * row_words, (r + index(1)) * row_words):
+                word = words[w]
+                for i in range(8):
+                    fours[index(8) * w + index(i)] = UNPACKED[word >> index(8 * i) & index(255)]
+                total += _sum_of_pairs(word)
+                threes = word & (word >> index(1)) & LOW_BITS
+                while threes:
+                    place = index(32) * w + (index(trailing_zeros(threes)) >> index(1))
+                    threes &= threes - index(1)
+                    steps[place] += excesses[large]
+                    total += index(excesses[large])
+                    large += index(1)
+            if total > index(MAX_STEPS):
+                raise ValueError("steps of a log-probability", np.int64(total), MAX_STEPS)
+        for r in range(n_block):
+            before = index(0)
+            for f in range(r * row_bytes, (r + index(1)) * row_bytes):
+                four = fours[f]
+                four += four << index(16)
+                four += four << index(32)
+                fours[f] = four + before
+                before += (four >> index(48)) * LANES
+        for r in range(n_block):
+            count, row = index(counts_P[start + r]), index(rows_P[start + r]) * index(k_max)
+            for k in range(count):
+                fine = np.float32(steps[r * row_steps + k])
+                finest = max(fine, np.float32(4) * fine - second)
+                logprobs_N[row + k] = max(finest, np.float32(16) * fine - third) * nats
+            for k in range(count, index(k_max)):
+                logprobs_N[row + k] = -np.inf
+    if at_0 != index(starts[1]) or at_1 != index(starts[2]) or at_2 != index(starts[3]):
+        n_differences = np.int64(((counts_P + (PACKED - 1)) // PACKED).sum())
+        raise ValueError("bytes of differences", starts[3] - starts[0], n_differences)
 
 
 @compiled
 def _count_large(packed: np.ndarray) -> int:
-    large = 0
-    for byte in packed:
-        for place in range(PACKED):
-            large += ((byte >> (2 * place)) & 3) == LARGE
-    return large
+    large = index(0)
+    n_words = index(len(packed)) >> index(3)
+    for w in range(n_words):
+        word = load_word(packed, index(8) * w)
+        large += _sum_of_pairs(word & (word >> index(1)) & LOW_BITS)
+    for i in range(index(8) * n_words, index(len(packed))):
+        byte = index(packed[i])
+        large += _sum_of_pairs(byte & (byte >> index(1)) & LOW_BITS)
+    return int(large)
+
+
+@compiled
+def _sum_of_pairs(word: np.uint64) -> np.uint64:
+    """Of the 32 values of two bits each."""
+    fours = (word & PAIRS) + (word >> index(2) & PAIRS)
+    eights = (fours & NIBBLES) + (fours >> index(4) & NIBBLES)
+    return (eights * BYTES) >> index(56)
 
 
 @compiled
 def _join_excesses(planes: np.ndarray, n: int) -> np.ndarray:
-    """uint16 [n + 1]; the last is looked at, and multiplied by 0, after the last large difference."""
+    """uint16 [n]."""
     if len(planes) != n and len(planes) != 2 * n:
         raise ValueError("bytes of excesses", len(planes), n)
-    excesses = np.zeros(n + 1, np.uint16)
+    excesses = np.zeros(n, np.uint16)
     for i in range(n):
         excesses[i] = planes[i]
     for i in range(n, len(planes)):
         excesses[i - n] |= np.uint16(planes[i]) << 8
     return excesses
-
-
-@compiled
-def _next_steps(
-    steps: np.uint16, large: np.uint64, byte: np.uint8, place: int, excesses: np.ndarray
-) -> tuple[np.uint16, np.uint64]:
-    """The running sum and the number of large differences, with one more difference."""
-    difference = (byte >> np.uint8(2 * place)) & np.uint8(LARGE)
-    is_large = index(difference == LARGE)  # a factor: a branch would be mispredicted too often
-    return steps + np.uint16(difference) + excesses[large] * np.uint16(is_large), large + is_large

@@ -37,13 +37,13 @@ def fill_rows(
     id_of_code: np.ndarray,
     code_bytes: int,
     unit_column: int,
-    nats_of_steps: np.ndarray,
+    steps_per_nat: int,
     nats_per_scalar_step: np.float32,
     rows: Rows,
 ) -> None:
     """Decode the sections of ``content`` (see ``fill_ids``) into ``rows``.
 
-    ``unit_column`` is the log-partition's column of temperature 1, which is not stored. If ``nats_of_steps`` is empty,
+    ``unit_column`` is the log-partition's column of temperature 1, which is not stored. If ``steps_per_nat`` is 0,
     the log-probabilities are floats and left out. Raises ValueError(what, value seen, value wanted) when the sections
     do not fit together. Nothing outside the arrays is read or written, whatever the sections hold.
     """
@@ -53,8 +53,8 @@ def fill_rows(
     for p in range(len(rows_P)):
         rows.counts[rows_P[p]] = counts_P[p]
     fill_ids(content, starts[IDS : LOGPROBS + 1], id_of_code, code_bytes, rows_P, counts_P, rows.ids)
-    if len(nats_of_steps) > 0:
-        fill_logprobs(content, starts[LOGPROBS : SCALARS + 1], nats_of_steps, rows_P, counts_P, rows.logprobs)
+    if steps_per_nat > 0:
+        fill_logprobs(content, starts[LOGPROBS : SCALARS + 1], steps_per_nat, rows_P, counts_P, rows.logprobs)
     planes = content[starts[SCALARS] : starts[SCALARS + 1]]
     _fill_scalars(planes, nats_per_scalar_step, rows_P, unit_column, rows.next_logprob, rows.log_partition)
 

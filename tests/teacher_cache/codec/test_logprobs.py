@@ -18,7 +18,6 @@ from teacher_cache.codec.logprobs import (
     fill_logprobs,
     from_bits,
     most_bytes,
-    nats_of_steps,
     to_bits,
 )
 from teacher_cache.codec.sections import Sections
@@ -46,10 +45,10 @@ def decode(parts: list[bytes], counts: np.ndarray, k: int, steps_per_nat: int = 
     """Decode into every second row of an array of 77, so that there is a row before, between and after them."""
     logprobs = np.full((2 * len(counts) + 1, k), 77, np.float32)
     rows = np.arange(1, 2 * len(counts), 2, dtype=np.int32)
-    sections, nats = Sections(frame_of(parts), 4, sum(map(len, parts))), nats_of_steps(in_steps(steps_per_nat))
+    sections = Sections(frame_of(parts), 4, sum(map(len, parts)))
     try:
         with refused_as_corrupt():
-            fill_logprobs(sections.content, sections.starts, nats, rows, counts, logprobs)
+            fill_logprobs(sections.content, sections.starts, steps_per_nat, rows, counts, logprobs)
     finally:
         assert (logprobs[::2] == 77).all(), "rows that are not asked for are not touched"
     return logprobs[1::2]
@@ -77,15 +76,25 @@ def test_round_trip(seed: int, n_rows: int, k: int, spread: float, ragged: bool,
     assert sum(map(len, parts)) <= n_rows * most_bytes(k, in_steps(steps_per_nat))
 
 
+def meaning(steps: np.ndarray, steps_per_nat: int) -> np.ndarray:
+    """What numbers of steps, each in a row of its own, are decoded to."""
+    excesses = (steps[steps >= 3] - 3).astype(np.uint16).view(np.uint8).reshape(-1, 2).T
+    parts = [np.minimum(steps, 3).astype(np.uint8).tobytes(), b"", b"", excesses.tobytes()]
+    return decode(parts, np.ones(len(steps), np.int32), 1, steps_per_nat)[:, 0]
+
+
 def test_steps_are_a_quarter_above_minus_1_and_a_sixteenth_above_minus_a_quarter() -> None:
-    nats = nats_of_steps(in_steps(2))
-    assert (len(nats), nats.dtype) == (65_536, np.float32)
+    nats = meaning(np.arange(65_536), 2)
     assert (nats[[0, 8, 14, 15, 65_535]] == [0, -1 / 4, -1, -1.5, 6 - 65_535 / 2]).all()
     np.testing.assert_array_equal(np.diff(nats[:30]), [-1 / 32] * 8 + [-1 / 8] * 6 + [-1 / 2] * 15)
 
 
-def test_floats_have_no_steps() -> None:
-    assert len(nats_of_steps(CodecConfig(logprobs="float16"))) == 0
+@pytest.mark.parametrize(("steps_per_nat", "error"), [(1, 0), (16, 0), (1024, 0), (100, 1.3e-7), (17, 1.3e-7)])
+def test_what_steps_mean_is_exact_for_powers_of_two_and_else_up_to_a_rounding(steps_per_nat: int, error: float) -> None:
+    nats = np.arange(65_536) / steps_per_nat
+    wanted = -np.maximum(np.maximum(nats / 16, nats / 4 - 3 / 4), nats - 6)
+    found = meaning(np.arange(65_536), steps_per_nat)
+    assert (np.abs(found - wanted.astype(np.float32)) <= error * np.abs(wanted)).all()
 
 
 def test_the_bytes_are_as_documented() -> None:
@@ -99,7 +108,7 @@ def test_the_bytes_are_as_documented() -> None:
 
 @pytest.mark.parametrize(("gap", "planes"), [(0, 0), (2, 0), (3, 1), (258, 1), (259, 2), (65_535, 2)])
 def test_excesses_are_there_above_2_and_take_a_second_plane_above_258(gap: int, planes: int) -> None:
-    logprobs, counts = np.tile(nats_of_steps(in_steps(16))[[0, gap]], (5, 1)), np.full(5, 2, np.int32)
+    logprobs, counts = np.tile(meaning(np.array([0, gap]), 16), (5, 1)), np.full(5, 2, np.int32)
     parts = encode(logprobs, counts)
     assert len(parts[EXCESSES]) == planes * 5
     np.testing.assert_array_equal(decode(parts, counts, 2), logprobs)
