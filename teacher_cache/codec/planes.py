@@ -35,10 +35,11 @@ def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdComp
 
 def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
     """Unsigned integers [N], of 1, 2 or 4 bytes, from the bytes of their ``width`` planes, 1 to 4."""
-    whole = 4 if width == 3 else width
-    bytes_NW = np.zeros((planes.size // width, whole), np.uint8)
-    bytes_NW[:, :width] = planes.reshape(width, -1).T
-    return bytes_NW.view(f"<u{whole}").reshape(-1)
+    planes_WN = planes.reshape(width, -1)
+    joined_N = planes_WN[0].astype(f"u{4 if width == 3 else width}")
+    for plane in range(1, width):
+        joined_N |= np.left_shift(planes_WN[plane], 8 * plane, dtype=joined_N.dtype)
+    return joined_N
 
 
 def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:

@@ -24,12 +24,12 @@ def decode_bits(section: np.ndarray, num_tokens: int) -> np.ndarray:
     """The same as a bool for each token, [S]."""
     if len(section) > most_bytes(num_tokens):
         raise CorruptCacheError(f"{len(section)} bytes of positions, wanted at most {most_bytes(num_tokens)}")
-    stored = np.unpackbits(section, bitorder="little").view(np.bool_)
-    if stored[num_tokens:].any():
-        raise CorruptCacheError(f"position {np.flatnonzero(stored)[-1]}, wanted one below {num_tokens}")
-    bits = np.zeros(num_tokens, np.bool_)
-    bits[: len(stored)] = stored[:num_tokens]
-    return bits
+    if len(section) == 0:  # of which numpy makes any number of undefined bits
+        return np.zeros(num_tokens, np.bool_)
+    end = 8 * (len(section) - 1) + int(section[-1]).bit_length()
+    if end > num_tokens:
+        raise CorruptCacheError(f"position {end - 1}, wanted one below {num_tokens}")
+    return np.unpackbits(section, count=num_tokens, bitorder="little").view(np.bool_)
 
 
 def most_bytes(num_tokens: int) -> int:

@@ -7,6 +7,7 @@ with such a frame as its only column.
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,8 +50,8 @@ class Sections:
         """
         header = SIZE_BYTES * n_sections
         self.content = decompress(frame, most=header + limit, least=header)  # uint8, read-only
-        self.starts = np.full(n_sections + 1, header, np.int64)
-        self.starts[1:] += np.cumsum(self.content[:header].view("<u4"), dtype=np.int64)
+        sizes = struct.unpack_from(f"<{n_sections}I", self.content)
+        self.starts = np.array([*itertools.accumulate(sizes, initial=header)], np.int64)
         if self.starts[-1] != len(self.content):
             raise CorruptCacheError(f"sections end at {self.starts[-1]} of {len(self.content)} bytes")
 
