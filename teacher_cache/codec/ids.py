@@ -138,10 +138,10 @@ def fill_ids(
             not_there = ((word >> index(7) & BYTE_BITS) * TO_TOP) >> index(56)  # the symbols' highest bits
             others[w >> index(3)] |= not_there << (index(8) * (w & index(7)))
             for i in range(8):
-                k = index(8) * w + index(i)
-                ids_N[row + k] = reference[k + (word >> index(8 * i) & index(255))]
+                place = index(8) * w + index(i)
+                ids_N[row + place] = reference[place + (word >> index(8 * i) & index(255))]
         for k in range(index(8) * n_words, count):
-            symbol = index(content[_place(k, at_0, at_1, at_2)])
+            symbol = index(content[_place(index(k), at_0, at_1, at_2)])
             symbols[k] = symbol
             others[k >> index(6)] |= (symbol >> index(7)) << (k & index(63))
             ids_N[row + k] = reference[k + symbol]

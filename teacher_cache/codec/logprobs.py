@@ -32,7 +32,7 @@ N_SECTIONS = 4
 LOW_BITS, PAIRS, NIBBLES = index(0x5555555555555555), index(0x3333333333333333), index(0x0F0F0F0F0F0F0F0F)
 BYTES, LANES = index(0x0101010101010101), index(0x0001000100010001)  # a 1 in each
 _BYTE = np.arange(256, dtype=np.uint64)
-UNPACKED = sum((_BYTE >> index(2 * place) & index(LARGE)) << index(16 * place) for place in range(PACKED))
+UNPACKED = np.sum([(_BYTE >> index(2 * n) & index(LARGE)) << index(16 * n) for n in range(PACKED)], axis=0)
 BLOCK = 16  # rows
 FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 FloatDtype = Literal["bfloat16", "float16", "float32"]

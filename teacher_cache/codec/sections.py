@@ -50,7 +50,7 @@ class Sections:
         """
         header = SIZE_BYTES * n_sections
         self.content = decompress(frame, most=header + limit, least=header)  # uint8, read-only
-        sizes = struct.unpack_from(f"<{n_sections}I", self.content)
+        sizes = struct.unpack_from(f"<{n_sections}I", self.content.data)
         self.starts = np.array([*itertools.accumulate(sizes, initial=header)], np.int64)
         if self.starts[-1] != len(self.content):
             raise CorruptCacheError(f"sections end at {self.starts[-1]} of {len(self.content)} bytes")
