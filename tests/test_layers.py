@@ -9,6 +9,7 @@ FORBIDDEN = {
     "schemas.load": ("teacher_cache", "trainer", "tools", "torch", "transformers", "vllm"),
     "teacher_cache.cli": ("trainer", "tools", "torch", "transformers", "vllm"),
     "teacher_cache.shards.reader": ("trainer", "tools", "torch", "transformers", "vllm", "teacher_cache.engines"),
+    "teacher_cache.api": ("trainer", "tools", "torch", "transformers", "vllm", "teacher_cache.engines"),
     "teacher_cache.job": ("trainer", "tools", "vllm"),
     "trainer.cli": ("tools", "torch", "transformers", "vllm", "teacher_cache.engines"),
     "trainer.distiller": ("tools", "vllm", "teacher_cache.engines", "teacher_cache.job", "teacher_cache.corpus"),

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.commands import checking, finding, looking
+from tools.commands import bridges, checking, finding, looking
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -10,5 +10,14 @@ def main() -> None:
     """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""
 
 
-for command in (looking.inspect, checking.verify, finding.catalog, finding.search, finding.card):
+COMMANDS = (
+    looking.inspect,
+    checking.verify,
+    finding.catalog,
+    finding.search,
+    finding.card,
+    bridges.export,
+    bridges.import_cache,
+)
+for command in COMMANDS:
     main.add_command(command)

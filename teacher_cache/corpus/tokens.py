@@ -46,6 +46,15 @@ class ByteTokenizer:
         batch = self._call(texts)["input_ids"]
         return [self._spans(text, np.array(ids, dtype=np.uint32)) for text, ids in zip(texts, batch, strict=True)]
 
+    def spell(self, ids: np.ndarray) -> TokenSpans:
+        """The bytes that ids (integer [S]) stand for, one after the other; they need not be UTF-8. Unknown ids: none."""
+        known = ids < len(self._lengths)
+        lengths = np.where(known, self._lengths[np.where(known, ids, 0)], 0)
+        end = np.cumsum(lengths)
+        where_from = np.arange(int(end[-1]) if len(end) else 0)
+        where_from += np.repeat(self._begins[np.where(known, ids, 0)] - (end - lengths), lengths)
+        return TokenSpans(self._blob[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
+
     def _spans(self, text: str, ids: np.ndarray) -> TokenSpans:
         data = text.encode("utf-8")
         return self._spans_by_bytes(data, ids) or self._spans_by_characters(text, data)

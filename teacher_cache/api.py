@@ -1,0 +1,394 @@
+"""A cache as a Python sequence of samples: open it, index it by position or key, iterate, take batches.
+
+>>> from teacher_cache.api import open_cache
+>>> cache = open_cache(url)                       # a folder, or any fsspec URL
+>>> len(cache), cache.manifest.teacher.name
+(5, 'synthetic')
+>>> sample = cache[0]                             # nothing is decoded before it is asked for
+>>> cache[sample.key].position, sample.key in cache, "no such key" in cache
+(0, True, False)
+>>> sample.text[:3], sample.input_ids.dtype, len(sample)
+('⟨9⟩', dtype('uint32'), 9)
+>>> sample.logits.ids.shape, sample.logits.log_partition.shape    # [P, K], [P, T]
+((8, 8), (8, 2))
+>>> bool(sample.probabilities(temperature=3.0).sum(axis=1).max() < 1)   # the rest lies on other tokens
+True
+>>> [len(sample) for sample in cache[1:3]]
+[5, 7]
+>>> batch = cache.batch(cache.keys()[:2], temperature=3.0)        # torch tensors, padded
+>>> batch["input_ids"].shape, batch["probabilities"].shape
+(torch.Size([2, 9]), torch.Size([2, 9, 8]))
+
+Row t of every signal is the teacher's after reading tokens 0..t: it predicts token t + 1. ``positions`` of a signal
+says which rows are stored. A cache is a map-style data set for ``torch.utils.data.DataLoader`` (with
+``collate_fn=cache.collate``), and may be sent to its workers. Importing this module loads neither torch nor an engine.
+
+Shape letters: S tokens of a sequence, P stored rows, K entries a row, T temperatures, C layers, D channels, R samples of
+a batch, L their padded length.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import xxhash
+
+from schemas.cache_config import Quantised
+from schemas.errors import UserError
+from schemas.manifest import Manifest, Signal
+from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
+from teacher_cache.shards.marks import up_to_date_manifest
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+
+INDEXES_AT_A_TIME = 64  # shards whose indexes are fetched side by side when all keys are read
+
+
+def open_cache(url: str, signals: Sequence[str] | None = None, copies: tuple[str, int] | None = None) -> "Cache":
+    """Open a cache for reading.
+
+    Args:
+        url: a folder or any fsspec URL, of a complete cache or one that is being written: then what is committed by now.
+        signals: those beside the tokens that will be read, e.g. ``["logits"]``; files of others are not touched. All of
+            the cache's if None.
+        copies: a folder for local copies of a remote cache's shards, and how many bytes they may take.
+
+    Raises:
+        UserError: there is no cache, it lacks a signal, or its store cannot be read.
+        CorruptCacheError: its manifest, or a file's size, is wrong. Reading raises it when a payload is.
+    """
+    if isinstance(signals, str):
+        raise UserError(f"signals: {signals!r} is a string; give a list, for example ['logits']")
+    manifest = up_to_date_manifest(Storage(url))
+    wanted = manifest.capture.signals if signals is None else [signal for signal in signals if signal != "tokens"]
+    chosen: tuple[Signal, ...] = ("tokens", *wanted)  # type: ignore[arg-type]
+    return Cache(CacheReader(url, chosen, manifest, copies))
+
+
+class Cache:
+    """The samples of a cache, in the order in which they are stored. Made by ``open_cache``."""
+
+    def __init__(self, reader: CacheReader) -> None:
+        self._reader = reader
+        self._first = np.concatenate([[0], np.cumsum(reader.shard_sizes)])
+
+    @property
+    def manifest(self) -> Manifest:
+        """All facts about the cache: teacher, tokenizer, corpus, what is stored and how precisely."""
+        return self._reader.manifest
+
+    @property
+    def url(self) -> str:
+        """Where the cache lies."""
+        return self._reader.url
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that are read."""
+        return self._reader.signals
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @overload
+    def __getitem__(self, at: int | str) -> "Sample": ...
+    @overload
+    def __getitem__(self, at: slice) -> "list[Sample]": ...
+
+    def __getitem__(self, at: Any) -> Any:
+        """A sample by its position (negative: from the end) or its key; a list of them by a slice of positions.
+
+        Raises IndexError or KeyError when there is none.
+        """
+        if isinstance(at, slice):
+            return [Sample(self._reader, position) for position in range(*at.indices(len(self)))]
+        if isinstance(at, str):
+            return Sample(self._reader, self.position(at))
+        position = int(at) + len(self) if at < 0 else int(at)
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {at} of {len(self)}")
+        return Sample(self._reader, position)
+
+    def __iter__(self) -> Iterator["Sample"]:
+        return (Sample(self._reader, position) for position in range(len(self)))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._find(key) is not None
+
+    def keys(self) -> list[str]:
+        """The keys of all samples, in order. Reads every index, once."""
+        return list(self._reader.keys)
+
+    def position(self, key: str) -> int:
+        """The position of the sample ``key``. Raises KeyError. The first call reads every index, once."""
+        found = self._find(key)
+        if found is None:
+            raise KeyError(f"{self.url}: no sample {key!r} among {len(self)}")
+        return found
+
+    def batch(
+        self, samples: Sequence[int | str], temperature: float | None = None, length: int | None = None
+    ) -> "dict[str, torch.Tensor]":
+        """The samples of these keys or positions as tensors, padded to the longest or to ``length`` tokens.
+
+        Returns:
+            ``input_ids`` int64 [R, L] (0 in the padding), ``position_ids`` int64 [R, L], ``attention_mask`` and
+            ``loss_mask`` bool [R, L]; with logits ``ids`` int64 [R, L, K], ``logprobs`` float32 [R, L, K] (-inf where
+            nothing is stored), ``next_logprob`` float32 [R, L] (NaN there), ``log_partition`` float32 [R, L, T]; with a
+            ``temperature`` also ``probabilities`` float32 [R, L, K] (0 there), which sum to less than 1.
+            Of each other signal N stored rows and where they stand in the batch, ``{signal}_row`` and
+            ``{signal}_column`` int64 [N]: ``hidden`` float32 [N, C, D]; ``final`` float32 [N, D]; ``draws`` int64
+            [N, T, M] and ``draws_entropy`` float32 [N, T]; ``attention`` float32 [N, H, M] and ``attention_keys`` int64
+            [N, H, M].
+
+        Raises UserError for a temperature that is not stored, ValueError when a sample does not fit into ``length``.
+        """
+        positions = [self.position(at) if isinstance(at, str) else range(len(self))[at] for at in samples]
+        if temperature is not None:
+            _need(self._reader, "logits")
+        rows = self._reader.read_rows([[position] for position in positions], length)
+        batch = _by_token(rows, self._reader)
+        if temperature is not None:
+            batch["probabilities"] = _softened(rows.logprobs, rows.log_partition, temperature, self.manifest)
+        for name, stored, arrays in _by_stored_row(rows, self.manifest):
+            batch |= {f"{name}_row": stored.batch_row, f"{name}_column": stored.column, **arrays}
+        return _tensors(batch)
+
+    def collate(self, samples: Sequence["Sample"]) -> "dict[str, torch.Tensor]":
+        """``batch`` of these samples: a ``collate_fn`` for a DataLoader over this cache."""
+        return self.batch([sample.position for sample in samples])
+
+    def close(self) -> None:
+        """Close files and threads; reading again reopens them."""
+        self._reader.close()
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_reader": self._reader, "_first": self._first}
+
+    def __repr__(self) -> str:
+        teacher = self.manifest.teacher.name
+        return f"Cache({self.url!r}: {len(self)} samples of {teacher}, signals {', '.join(self.signals)})"
+
+    @cached_property
+    def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of all keys, uint64, rising, and the samples' positions: 16 bytes a sample, however long the keys."""
+        hashes = np.empty(len(self), np.uint64)
+        n_shards = len(self._first) - 1
+        for start in range(0, n_shards, INDEXES_AT_A_TIME):
+            shards = range(start, min(start + INDEXES_AT_A_TIME, n_shards))
+            self._reader.load_indexes(shards)
+            for shard in shards:
+                keys = self._reader.index(shard).keys
+                hashes[self._first[shard] : self._first[shard + 1]] = [_hash(key) for key in keys]
+        order = np.argsort(hashes, kind="stable")
+        return hashes[order], order
+
+    def _find(self, key: str) -> int | None:
+        hashes, positions = self._by_hash
+        digest = np.uint64(_hash(key))
+        start, stop = np.searchsorted(hashes, digest, "left"), np.searchsorted(hashes, digest, "right")
+        for position in positions[start:stop].tolist():
+            if _key(self._reader, self._first, position) == key:
+                return position
+        return None
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states of one sample as floats."""
+
+    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
+    values: np.ndarray  # float32 [P, C, D], or [P, D] of the final hidden state
+    layers: tuple[int, ...]  # their numbers, from 1; of the final hidden state none
+
+
+class Sample:
+    """One sequence and what the teacher said of it; each part is read and decoded when it is first asked for.
+
+    Asking for a signal that the cache, or the way it was opened, leaves out raises UserError; a damaged payload raises
+    CorruptCacheError.
+    """
+
+    def __init__(self, reader: CacheReader, position: int) -> None:
+        self._reader = reader
+        self.position = position
+        """Where the sample stands in the cache."""
+
+    def __len__(self) -> int:
+        """S, tokens of the sequence."""
+        return len(self.input_ids)
+
+    @property
+    def key(self) -> str:
+        """The sample's key, unique in the cache."""
+        return self.tokens.key
+
+    @property
+    def source_id(self) -> str:
+        """Which record of the corpus it came from."""
+        return self.tokens.source_id
+
+    @property
+    def layer(self) -> str:
+        """The layer of the data mix."""
+        return self.tokens.layer
+
+    @property
+    def text(self) -> str:
+        """What the tokens spell."""
+        return self.tokens.text
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """uint32 [S]."""
+        return self.tokens.input_ids
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """bool [S]; True at t: the prediction of token t + 1 is to be learned."""
+        return self.tokens.loss_mask
+
+    @cached_property
+    def tokens(self) -> TokenSample:
+        """All of the tokens signal, with each token's span of bytes in the text."""
+        return self._reader.read_tokens(self.position)
+
+    @cached_property
+    def logits(self) -> LogitsSample:
+        """Next-token distributions of the P stored rows.
+
+        ``positions`` int32 [P]; ``counts`` int32 [P]: entries of each row; ``ids`` int32 [P, K] and ``logprobs`` float32
+        [P, K], falling, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the token that follows, NaN
+        where none does; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
+        """
+        return self._read("logits")
+
+    @cached_property
+    def draws(self) -> DrawsSample:
+        """Tokens drawn from the rows' distributions: ``positions`` int32 [P], ``ids`` int32 [P, T, M], ``entropy``."""
+        return self._read("draws")
+
+    @cached_property
+    def attention(self) -> AttentionSample:
+        """Attention rows: ``positions`` int32 [P], ``heads`` int32 [H], ``weights`` and ``keys`` [P, H, M]."""
+        return self._read("attention")
+
+    @cached_property
+    def hidden(self) -> HiddenStates:
+        """Hidden states after the stored layers, float32 [P, C, D]. Loads torch."""
+        sample: HiddenSample = self._read("hidden")
+        capture = self._reader.manifest.capture.hidden
+        assert capture is not None
+        layers = tuple(capture.layer_numbers(self._reader.manifest.teacher.num_layers))
+        return HiddenStates(sample.positions, _floats(sample, capture), layers)
+
+    @cached_property
+    def final(self) -> HiddenStates:
+        """Final hidden states, after the last norm, float32 [P, D]. Loads torch."""
+        sample: HiddenSample = self._read("final")
+        return HiddenStates(sample.positions, _floats(sample, self._reader.manifest.capture.final)[:, 0], ())
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """float32 [P, K]: of the stored entries at a stored temperature; what they lack of 1 lies on other tokens.
+
+        Raises UserError for a temperature that the cache has no log-partitions of.
+        """
+        return _softened(self.logits.logprobs, self.logits.log_partition, temperature, self._reader.manifest)
+
+    def to_torch(self) -> "dict[str, torch.Tensor]":
+        """All signals that the cache was opened with, as tensors.
+
+        As ``Cache.batch``, but what is [R, L, …] there is [S, …] here, and of other signals ``{signal}_positions``,
+        int64 [N], replaces row and column.
+        """
+        rows = self._reader.read_rows([[self.position]])
+        arrays = {name: array[0] for name, array in _by_token(rows, self._reader).items()}
+        for name, stored, values in _by_stored_row(rows, self._reader.manifest):
+            arrays |= {f"{name}_positions": stored.column, **values}
+        return _tensors(arrays)
+
+    def __repr__(self) -> str:
+        return f"Sample({self.position}, {self.key!r}, {len(self)} tokens, {self.text[:40]!r})"
+
+    def _read(self, signal: Signal) -> Any:
+        _need(self._reader, signal)
+        return getattr(self._reader, f"read_{signal}")(self.position)
+
+
+def _need(reader: CacheReader, signal: Signal) -> None:
+    """Raise UserError unless ``signal`` is read, and so its sizes were checked."""
+    if signal in reader.signals:
+        return
+    if signal in reader.manifest.capture.signals:
+        raise UserError(f"{reader.url}: opened without the signal {signal}; name it in open_cache's signals")
+    raise UserError(
+        f"{reader.url}: the cache has no {signal} signal; it has {', '.join(reader.manifest.capture.signals)}"
+    )
+
+
+def _hash(key: str) -> int:
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
+
+
+def _key(reader: CacheReader, first: np.ndarray, position: int) -> str:
+    shard = int(np.searchsorted(first, position, "right")) - 1
+    return reader.index(shard).keys[position - int(first[shard])]
+
+
+def _softened(logprobs: np.ndarray, log_partition: np.ndarray, temperature: float, manifest: Manifest) -> np.ndarray:
+    """exp(log p / T - A_T), float32 [..., K]. Raises UserError."""
+    stored = manifest.capture.logits.temperatures
+    if temperature not in stored:
+        raise UserError(
+            f"temperature {temperature:g} is not stored; the cache has {', '.join(f'{t:g}' for t in stored)}"
+        )
+    column = stored.index(temperature)
+    return np.exp(logprobs / np.float32(temperature) - log_partition[..., [column]])
+
+
+def _by_token(rows: RowBatch, reader: CacheReader) -> dict[str, np.ndarray]:
+    """What a batch has for every token, [R, L, …]."""
+    names = ["input_ids", "position_ids", "attention_mask", "loss_mask"]
+    if "logits" in reader.signals:
+        names += ["ids", "logprobs", "next_logprob", "log_partition"]
+    return {name: getattr(rows, name) for name in names}
+
+
+def _by_stored_row(rows: RowBatch, manifest: Manifest) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
+    """Of each other signal that was read: its name, where its N rows stand, and its arrays [N, …]."""
+    capture = manifest.capture
+    if rows.hidden is not None:
+        yield "hidden", rows.hidden, {"hidden": _floats(rows.hidden, capture.hidden)}
+    if rows.final is not None:
+        yield "final", rows.final, {"final": _floats(rows.final, capture.final)[:, 0]}
+    if rows.draws is not None:
+        yield "draws", rows.draws, {"draws": rows.draws.ids, "draws_entropy": rows.draws.entropy}
+    if rows.attention is not None:
+        weights, keys = rows.attention.weights, rows.attention.keys
+        yield "attention", rows.attention, {"attention": weights, "attention_keys": keys}
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> "dict[str, torch.Tensor]":
+    import torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()}
+
+
+def _floats(stored: Any, capture: Quantised | None) -> np.ndarray:
+    """float32 [..., C, D] of hidden states as they are stored."""
+    from teacher_cache.signals.hidden import to_floats
+
+    assert capture is not None
+    return to_floats(stored, capture).numpy()

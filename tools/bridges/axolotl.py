@@ -1,0 +1,99 @@
+"""Axolotl's layout of prepared sequences with a teacher's top tokens, for its distillation plugin.
+
+What is known of it is from the public sources of axolotl-ai-cloud/axolotl: the columns and their padding from
+src/axolotl/integrations/kd/collator.py, what stands in them from chat_template.py and collator_online_teacher.py there,
+which row is compared with which from kernels/liger.py, and that a data set with input_ids, attention_mask and labels is
+taken as it is from src/axolotl/utils/data/wrappers.py.
+
+Row t of the targets is compared with the student's row t, as with us; labels are shifted by Axolotl, so
+``labels[t + 1]`` is set where row t counts. Its own loaders soften the teacher to ``kd_temperature`` and normalise over
+the stored tokens when they read; that is done here when writing, and the mass of all other tokens is lost. Of a nucleus
+and at rows that do not count, what is not there is masked out, with id and value as its collator pads them.
+
+A cache holds texts and tokens, no messages, so the layout that its chat template strategies read (``logprobs`` beside
+``messages``) is not written: it would be tokenised anew.
+"""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from teacher_cache.records import LogitsSample, TokenSample
+from tools.bridges.layout import Layout, Pairs, every_row
+from tools.bridges.lists import lists, lists_of_lists
+
+IGNORED = -100
+PADDING = np.float32(-1e9)  # log-probability of what is masked out
+SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("attention_mask", pa.list_(pa.int8())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("target_token_ids", pa.list_(pa.list_(pa.int32()))),
+        pa.field("target_logprobs", pa.list_(pa.list_(pa.float32()))),
+        pa.field("target_mask", pa.list_(pa.list_(pa.int8()))),
+    ]
+)
+
+
+class AxolotlLayout(Layout):
+    """Writes the layout."""
+
+    name = "axolotl"
+    pattern = "data/train-{number:05d}.parquet"
+
+    def __init__(self, manifest: Manifest, temperature: float = 1.0) -> None:
+        """``temperature``: Axolotl's ``kd_temperature``. Raises UserError unless it is positive and finite."""
+        super().__init__(manifest)
+        if not 0 < temperature < math.inf:
+            raise UserError(f"--temperature: {temperature:g}, wanted a number above 0")
+        self.temperature = temperature
+
+    def batch(self, pairs: Pairs) -> pa.RecordBatch:
+        """The rows of these samples."""
+        targets = [self._targets(tokens, logits) for tokens, logits in pairs]
+        ids, logprobs, mask = zip(*targets, strict=True)
+        labels = []
+        for tokens, _ in pairs:
+            follows = np.concatenate([[False], tokens.loss_mask[:-1]])
+            labels.append(np.where(follows, tokens.input_ids.astype(np.int32), np.int32(IGNORED)))
+        columns = [
+            lists([tokens.input_ids.astype(np.int32) for tokens, _ in pairs]),
+            lists([np.ones(len(tokens.input_ids), np.int8) for tokens, _ in pairs]),
+            lists(labels),
+            lists_of_lists(ids),
+            lists_of_lists(logprobs),
+            lists_of_lists(mask),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+    def _targets(self, tokens: TokenSample, logits: LogitsSample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids int32, log-probabilities float32 and mask int8 [S, K]."""
+        stored_PK = np.arange(logits.ids.shape[1]) < logits.counts[:, None]
+        scaled_PK = logits.logprobs.astype(np.float64) / self.temperature
+        scaled_PK -= np.logaddexp.reduce(scaled_PK, axis=1, keepdims=True)
+        used_PK = stored_PK & tokens.loss_mask[logits.positions, None]
+        logprobs_PK = np.where(used_PK, scaled_PK, PADDING).astype(np.float32)
+        ids_PK = np.where(used_PK, logits.ids, 0).astype(np.int32)
+        return (
+            every_row(logits, ids_PK, 0),
+            every_row(logits, logprobs_PK, float(PADDING)),
+            every_row(logits, used_PK.astype(np.int8), 0),
+        )
+
+    def about(self) -> str:
+        """The columns, and how Axolotl is told to read them."""
+        return (
+            "In the layout of sequences that Axolotl prepared for distillation. Row t of the targets predicts token "
+            "t + 1, as Axolotl's loss compares them; `labels` are not shifted.\n\n"
+            "- `input_ids`, `attention_mask`, `labels` (-100 at tokens that are not to be learned)\n"
+            "- `target_token_ids`, `target_logprobs`: the teacher's likeliest tokens, best first, softened to temperature "
+            f"{self.temperature:g} and normalised over these tokens: what lay on others is left out\n"
+            "- `target_mask`: 1 where an entry counts\n\n"
+            "```yaml\nplugins:\n  - axolotl.integrations.kd.KDPlugin\nkd_trainer: true\n"
+            f"kd_temperature: {self.temperature:g}\nkd_normalize_topk: true\nskip_prepare_dataset: true\ndatasets:\n"
+            "  - path: this folder\n    type: completion\n    split: train\n```\n"
+        )

@@ -1,0 +1,316 @@
+"""From DistillKit's rows to samples: who the teacher was, what the text is, and what its layout lacks.
+
+A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no token
+follows. Where every log-probability is a float, rows must fall. Where polynomials stand for some, which may rise and may
+sum to more than 1, entries are sorted and rows scaled down, and the manifest's notes say how many.
+
+The realised token's log-probability is that of its entry. Where it has none, what the stored probabilities lack of 1 is
+spread evenly over all other tokens, and is no more than the last entry's: an estimate, which no loss reads (it is the
+teacher's cross-entropy in evaluations). The notes say at how many rows.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xxhash
+
+from schemas.cache_config import (
+    CaptureConfig,
+    CodecConfig,
+    CorpusConfig,
+    Dtype,
+    LogitsCapture,
+    Provenance,
+    SourceConfig,
+    TeacherConfig,
+)
+from schemas.derivation import Derivation
+from schemas.errors import UserError
+from schemas.manifest import MAX_SEQUENCE_TOKENS, CorpusCounts, CorpusInfo, Manifest, TeacherInfo
+from teacher_cache.corpus.tokens import ByteTokenizer
+from teacher_cache.plan import NO_COUNTS, NO_TOTALS
+from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, load_tokenizer
+from teacher_cache.tokenizer import describe_tokenizer
+from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Compression, Rows, read_compression, sequences
+from tools.bridges.files import read_parts
+from tools.bridges.sources import Found, Source
+from tools.bridges.spelling import readable
+
+COLUMNS = (
+    "input_ids", "labels", "attention_mask", "compressed_logprobs", "bytepacked_indices", "token_ids", "top_values",
+    "packed_indices",
+)  # fmt: skip
+LEAST_REST = 1e-7  # of a row's probability that is taken to lie on tokens that are not stored
+HASH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class DistillKitOptions:
+    """What DistillKit's files do not say."""
+
+    teacher: str | None = None  # folder
+    teacher_name: str | None = None
+    teacher_dtype: Dtype = "bfloat16"
+    tokenizer: str | None = None  # folder; None: the teacher's
+    compression_config: str | None = None  # file; None: that of the data set's folder
+    layer: str = "base"
+    logprobs: Literal["steps", "bfloat16", "float16", "float32"] = "steps"
+
+
+class DistillKitSource(Source):
+    """What ``python -m distillkit.sample_logits_vllm`` wrote, packed or not."""
+
+    def __init__(self, files: list[Path], options: DistillKitOptions, tokens_per_shard: int) -> None:
+        """Raises UserError when settings or the teacher cannot be found."""
+        super().__init__(files)
+        self._options = options
+        self._tokens_per_shard = tokens_per_shard
+        self._compression = _compression(files, options)
+        if options.teacher is None:
+            raise UserError(
+                "--teacher: DistillKit's files do not say which model was captured; give its folder (its configuration "
+                "and tokenizer are enough)"
+            )
+        config = TeacherConfig(path=options.teacher, name=options.teacher_name, dtype=options.teacher_dtype)
+        self._teacher, self._has_weights = _describe(config)
+        tokenizer = load_tokenizer(config.model_copy(update={"path": options.tokenizer or options.teacher}))
+        self._tokenizer_info = describe_tokenizer(tokenizer)
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"--tokenizer: {tokenizer.name_or_path}: not a fast tokenizer; give one with tokenizer.json"
+            )
+        self._spelling = ByteTokenizer(tokenizer)
+        self._k = self._compression.k if self._compression is not None else self._raw_k()
+        if self._k > self._teacher.vocab_size:
+            raise UserError(
+                f"{files[0]}: {self._k} entries a row, more than the {self._teacher.vocab_size} tokens of "
+                f"{self._teacher.name}; give the teacher that was captured"
+            )
+        self._seen: Counter[bytes] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def _raw_k(self) -> int:
+        """Entries of a row of uncompressed values."""
+        for file in self.files:
+            for part in read_parts(file, COLUMNS):
+                for row in sequences(part.rows, None, str(file), part.first_row):
+                    if row.ids.size:
+                        return row.ids.shape[1]
+        raise UserError(f"{self.files[0].parent}: no row with values in any file")
+
+    def plan(self) -> Manifest:
+        """A manifest with temperature 1 alone."""
+        sources = [SourceConfig(path=self.files[0].parent.name or "files", format="parquet", layer=self._options.layer)]
+        return Manifest(
+            teacher=self._teacher,
+            tokenizer=self._tokenizer_info,
+            corpus=CorpusInfo(
+                fingerprint=_fingerprint(self.files),
+                settings=CorpusConfig(sources=sources, max_tokens=MAX_SEQUENCE_TOKENS),
+                counts=NO_COUNTS,
+            ),
+            capture=CaptureConfig(logits=LogitsCapture(k=self._k, temperatures=[1.0], positions="loss_mask")),
+            codec=CodecConfig(logprobs=self._options.logprobs),
+            provenance=Provenance(),
+            tokens_per_shard=self._tokens_per_shard,
+            units=[],
+            complete=False,
+            shards=[],
+            tables={},
+            totals=NO_TOTALS,
+        )
+
+    def samples(self) -> Iterator[Found]:
+        """One a sequence; a packed row holds several."""
+        done = 0
+        for file in self.files:
+            for part in read_parts(file, COLUMNS):
+                for i in range(part.rows.num_rows):
+                    number, done = part.first_row + i, done + 1
+                    self._counts["documents"] += 1
+                    found = sequences(part.rows.slice(i, 1), self._compression, str(file), number)
+                    for piece, row in enumerate(found):
+                        at = f"{file}: row {number}"
+                        tokens = self._tokens(row, f"{file.name}#{number}" + (f".{piece}" if piece else ""), at)
+                        if tokens is None:
+                            self._counts["too_short"] += 1
+                            continue
+                        yield Found(at, done, tokens, self._logits(row, tokens, at))
+
+    def _tokens(self, row: Rows, source_id: str, at: str) -> TokenSample | None:
+        """None where no row counts."""
+        n = len(row.input_ids)
+        vocabulary = self._teacher.vocab_size
+        if row.input_ids.min() < 0 or row.input_ids.max() >= vocabulary:
+            raise UserError(
+                f"{at}: input_ids from {row.input_ids.min()} to {row.input_ids.max()}, wanted 0 to {vocabulary - 1}"
+            )
+        loss_mask = row.counts.copy()
+        loss_mask[min(n - 1, len(row.ids)) :] = False
+        if not loss_mask.any():
+            return None
+        text, start, end = readable(self._spelling.spell(row.input_ids))
+        ids = row.input_ids.astype(np.uint32)
+        return TokenSample(self._key(ids, loss_mask), source_id, self._options.layer, text, ids, loss_mask, start, end)
+
+    def _key(self, ids: np.ndarray, loss_mask: np.ndarray) -> str:
+        """As of a corpus: the hash of what is learned, and of how often it was there before."""
+        content = xxhash.xxh3_128(ids.astype("<u4").tobytes() + loss_mask.tobytes())
+        digest = content.digest()
+        self._seen[digest] += 1
+        if self._seen[digest] > 1:
+            content.update(self._seen[digest].to_bytes(8, "little"))
+        return content.hexdigest()
+
+    def _logits(self, row: Rows, tokens: TokenSample, at: str) -> LogitsSample:
+        positions = np.flatnonzero(tokens.loss_mask).astype(np.int32)
+        ids_PK, logprobs_PK = row.ids[positions], row.logprobs[positions]
+        if ids_PK.shape[1] != self._k:
+            raise UserError(f"{at}: {ids_PK.shape[1]} entries a row, wanted {self._k} as in the rows before")
+        _refuse(np.isnan(logprobs_PK), "a log-probability is not a number", positions, at)
+        if self._compression is not None and not self._compression.is_exact:
+            ids_PK, logprobs_PK = self._repaired(ids_PK, logprobs_PK)
+        with np.errstate(invalid="ignore"):  # of infinities, which are no entries
+            rising_PK = logprobs_PK[:, 1:] > logprobs_PK[:, :-1]
+        _refuse(rising_PK, "log-probabilities do not fall", positions, at)
+        stored_PK = logprobs_PK > ABSENT
+        counts = stored_PK.sum(axis=1).astype(np.int32)
+        _refuse(counts[:, None] == 0, "it counts, and has no entry", positions, at)
+        logprobs_PK = np.where(stored_PK, logprobs_PK, -np.inf).astype(np.float32)
+        self._counts["fewer"] += int((counts < self._k).sum())
+        return LogitsSample(
+            num_tokens=len(tokens.input_ids),
+            positions=positions,
+            counts=counts,
+            ids=np.where(stored_PK, ids_PK, 0),
+            logprobs=logprobs_PK,
+            next_logprob=self._realised(np.where(stored_PK, ids_PK, -1), logprobs_PK, counts, tokens, positions),
+            log_partition=np.zeros((len(positions), 1), np.float32),
+        )
+
+    def _repaired(self, ids_PK: np.ndarray, logprobs_PK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Approximations in order, and of a sum of 1 at most."""
+        order_PK = np.argsort(-logprobs_PK, axis=1, kind="stable")
+        logprobs_PK = np.take_along_axis(logprobs_PK, order_PK, axis=1)
+        log_sums_P = np.logaddexp.reduce(logprobs_PK, axis=1)
+        self._counts["scaled"] += int((log_sums_P > 0).sum())
+        return np.take_along_axis(ids_PK, order_PK, axis=1), logprobs_PK - np.maximum(log_sums_P, 0)[:, None]
+
+    def _realised(
+        self,
+        ids_PK: np.ndarray,
+        logprobs_PK: np.ndarray,
+        counts: np.ndarray,
+        tokens: TokenSample,
+        positions: np.ndarray,
+    ) -> np.ndarray:
+        """float32 [P]: see the module's text."""
+        found_PK = ids_PK == tokens.input_ids[positions + 1].astype(np.int64)[:, None]
+        found_P = found_PK.any(axis=1)
+        rest_P = np.maximum(1 - np.exp(logprobs_PK.astype(np.float64)).sum(axis=1), LEAST_REST)
+        even_P = np.log(rest_P / np.maximum(self._teacher.vocab_size - counts, 1))
+        last_P = logprobs_PK[np.arange(len(counts)), counts - 1]
+        self._counts["rows"] += len(positions)
+        self._counts["estimated"] += int((~found_P).sum())
+        entry_P = np.where(found_PK, logprobs_PK, -np.inf).max(axis=1)
+        return np.minimum(np.where(found_P, entry_P, np.minimum(even_P, last_P)), 0).astype(np.float32)
+
+    def finished(self, manifest: Manifest) -> Manifest:
+        """With the corpus' counts, the longest sequence, and what was repaired and estimated."""
+        longest = max(2, manifest.corpus.settings.max_tokens)
+        counts = CorpusCounts(
+            **NO_COUNTS.model_dump()
+            | {
+                "documents": self._counts["documents"],
+                "too_short": self._counts["too_short"],
+                "samples": manifest.totals.samples,
+                "tokens": manifest.totals.tokens,
+                "loss_tokens": self._counts["rows"],
+            }
+        )
+        settings = manifest.corpus.settings.model_copy(update={"max_tokens": longest})
+        corpus = manifest.corpus.model_copy(update={"counts": counts, "settings": settings})
+        derived = Derivation(action="import", sources=[], notes=self._notes())
+        return manifest.model_copy(update={"corpus": corpus, "derived": derived})
+
+    def _notes(self) -> str:
+        compression, counts = self._compression, self._counts
+        how = "uncompressed" if compression is None else f"compressed with {_json(compression)}"
+        notes = [
+            f"From DistillKit's files, log-probabilities {how}; log-partitions other than at temperature 1 are not known.",
+            f"Of {counts['rows']} rows, the realised token is not stored at {counts['estimated']}; its log-probability is "
+            "estimated there: what the stored probabilities lack of 1, spread evenly over all other tokens, no more than "
+            "the last entry's.",
+        ]
+        if counts["scaled"]:
+            notes.append(f"{counts['scaled']} rows of approximations summed to more than 1 and were scaled down.")
+        if counts["fewer"]:
+            notes.append(f"{counts['fewer']} rows have fewer than {self._k} entries.")
+        if not self._has_weights:
+            notes.append("The teacher's fingerprint covers its configuration alone: its weights were not at hand.")
+        return " ".join(notes)
+
+
+def _compression(files: list[Path], options: DistillKitOptions) -> Compression | None:
+    """The settings of compressed files; None where values are not compressed."""
+    if options.compression_config is not None:
+        return read_compression(Path(options.compression_config))
+    from tools.bridges.files import open_file
+
+    with open_file(files[0]) as opened:
+        if "compressed_logprobs" not in opened.schema_arrow.names:
+            return None
+    return read_compression(files[0].parent / CONFIG_FILE)
+
+
+def _describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
+    """The teacher, and whether its weights are in its fingerprint."""
+    folder = Path(config.path)
+    if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
+        return describe_teacher(config), True
+    model_config = load_model_config(config)
+    text_config = model_config.get_text_config()
+    settings = {k: v for k, v in model_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    content = "configuration only\0" + json.dumps(settings, sort_keys=True, default=str)
+    info = TeacherInfo(
+        name=config.name or folder.resolve().name,
+        revision=None,
+        dtype=config.dtype,
+        architecture=(model_config.architectures or [type(model_config).__name__])[0],
+        num_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        vocab_size=text_config.vocab_size,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+    )
+    return info, False
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """sha256 over the files' names and bytes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.name.encode()).digest())
+        try:
+            with file.open("rb") as opened:
+                while chunk := opened.read(HASH_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def _json(compression: Compression) -> str:
+    return json.dumps(compression.model_dump(mode="json", exclude_defaults=True))
+
+
+def _refuse(wrong_PX: np.ndarray, what: str, positions: np.ndarray, at: str) -> None:
+    rows = np.flatnonzero(wrong_PX.any(axis=1))
+    if len(rows):
+        raise UserError(f"{at}: token {positions[rows[0]]}: {what}")

@@ -1,0 +1,386 @@
+"""DistillKit's layout of captured teachers: Parquet of bit-packed ids and compressed log-probabilities.
+
+What is known of it is from the public sources of arcee-ai/DistillKit: the columns from distillkit/sample_common.py
+(``compressed_logit_schema``), which row predicts what from distillkit/sample_logits_vllm.py, the bytes from
+distillkit/compression/bitpack.py, config.py and monotonic_logprobs.py, masks from distillkit/trainer.py, packed rows from
+distillkit/pack_logits.py. A row of the data set is a sequence of S tokens:
+
+- ``input_ids``: list of u64.
+- ``compressed_logprobs``: for each row t the bytes of its k log-probabilities, falling; the settings they depend on are
+  in ``compression_config.yaml``: ``exact_k`` floats; the coefficients of a polynomial for the others; residuals in bins,
+  each a scale and integers of some bits; with ``delta_encoding`` all of these are differences along the row.
+- ``bytepacked_indices``: k ids of ceil(log2 d) bits each, the highest bit first, filled up to whole bytes.
+
+Row t predicts token t + 1, as with us; DistillKit writes S - 1 rows, and cuts ``input_ids`` to them when it packs.
+``labels`` may be there: its KL leaves out the row t where ``labels[t]`` is negative (its cross-entropy token t).
+
+We write ``exact_k`` = k floats of 32 bits, so that nothing is lost; S rows; and ``labels``, negative at rows that do not
+count. Rows that are not stored, and places beyond a nucleus, must be finite numbers and distinct ids: their losses
+multiply them by 0.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from teacher_cache.codec.logprobs import from_bits
+from teacher_cache.records import LogitsSample
+from tools.bridges.layout import Layout, Pairs, every_row
+from tools.bridges.lists import Ragged, check_size, lists, lists_of_lists, read_lists, read_lists_of_lists
+
+CONFIG_FILE = "compression_config.yaml"
+MAX_CONFIG_BYTES = 1 << 16
+IGNORED = -100  # label of a row that does not count
+BITS_AT_A_TIME = 1 << 22
+ABSENT = np.float32(-1e4)  # log-probability of an entry that is none; a cache's lowest is about -4,090
+SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.uint64())),
+        pa.field("labels", pa.list_(pa.int64())),
+        pa.field("compressed_logprobs", pa.list_(pa.list_(pa.uint8()))),
+        pa.field("bytepacked_indices", pa.list_(pa.list_(pa.uint8()))),
+    ]
+)
+Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+Term = Literal["sqrt", "exp"] | int
+
+
+class Bin(BaseModel):
+    """Residuals that share a scale."""
+
+    scale_dtype: Dtype
+    element_bits: int = Field(ge=1, le=32)
+    num_elements: int = Field(ge=1, le=65535)
+
+
+class Compression(BaseModel):
+    """``compression_config.yaml``, or ``teacher.logprob_compressor`` of a training configuration."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    d: int = Field(ge=2, lt=2**24)
+    k: int = Field(ge=1, le=65535)
+    exact_k: int = Field(ge=0)
+    exact_dtype: Dtype = "float32"
+    polynomial_terms: list[Term] | None = None
+    term_dtype: Dtype = "float32"
+    residual_bins: list[Bin] = []
+    delta_encoding: bool = True
+    error_diffusion: bool = False
+    normalize_t: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Compression":
+        if self.exact_k > self.k or self.k > self.d:
+            raise ValueError("exact_k must be at most k, and k at most d")
+        if sum(each.num_elements for each in self.residual_bins) > self.k - self.exact_k:
+            raise ValueError("residual_bins hold more elements than k - exact_k")
+        if any(isinstance(term, int) and not 0 <= term <= 64 for term in self.polynomial_terms or []):
+            raise ValueError("powers must be from 0 to 64")
+        return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every log-probability is a float of its own."""
+        return self.exact_k == self.k
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of an id."""
+        return max(1, int(np.ceil(np.log2(np.float32(self.d)))))  # in the precision that they take it in
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of a row's ids."""
+        return -(-self.k * self.id_bits // 8)
+
+    @cached_property
+    def logprob_bytes(self) -> int:
+        """Bytes of a row's log-probabilities."""
+        bins = sum(_WIDTH[each.scale_dtype] + _packed_bytes(each) for each in self.residual_bins)
+        terms = len(self.polynomial_terms or []) * _WIDTH[self.term_dtype]
+        return self.exact_k * _WIDTH[self.exact_dtype] + terms + bins
+
+
+_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def _packed_bytes(each: Bin) -> int:
+    return -(-each.num_elements * each.element_bits // 8)
+
+
+class DistillKitLayout(Layout):
+    """Writes the layout."""
+
+    name = "distillkit"
+    pattern = "data_{number}.parquet"
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.compression = Compression(
+            d=manifest.teacher.vocab_size,
+            k=manifest.capture.logits.k,
+            exact_k=manifest.capture.logits.k,
+            delta_encoding=False,
+        )
+
+    def batch(self, pairs: Pairs) -> pa.RecordBatch:
+        """The rows of these samples."""
+        labels, logprobs, indices = [], [], []
+        for tokens, logits in pairs:
+            labels.append(np.where(tokens.loss_mask, tokens.input_ids.astype(np.int64), IGNORED))
+            ids_PK, logprobs_PK = filled_up(logits)
+            k, vocabulary = ids_PK.shape[1], self.compression.d
+            logprobs_SK = every_row(logits, logprobs_PK, -math.log(vocabulary))
+            ids_SK = every_row(logits, ids_PK, 0)
+            ids_SK[~np.isin(np.arange(logits.num_tokens), logits.positions)] = np.arange(k)
+            logprobs.append(np.ascontiguousarray(logprobs_SK, "<f4").view(np.uint8))
+            indices.append(pack_bits(ids_SK, self.compression.id_bits))
+        columns = [
+            lists([tokens.input_ids.astype(np.uint64) for tokens, _ in pairs]),
+            lists(labels),
+            lists_of_lists(logprobs),
+            lists_of_lists(indices),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+    def more_files(self) -> dict[str, str]:
+        """The settings that the bytes depend on."""
+        return {CONFIG_FILE: yaml.safe_dump(self.compression.model_dump(mode="json"), sort_keys=True)}
+
+    def about(self) -> str:
+        """The columns, and how DistillKit is told to read them."""
+        settings = "".join(f"    {line}\n" for line in self.more_files()[CONFIG_FILE].splitlines())
+        return (
+            "In the layout of DistillKit's captured teachers. Row t predicts token t + 1; all log-probabilities are "
+            "exact float32.\n\n"
+            "- `input_ids`\n"
+            "- `labels`: -100 at rows that are not to be learned. DistillKit's KL leaves out row t where `labels[t]` is "
+            "negative, and its cross-entropy token t: at the borders of what counts, that one is a token early.\n"
+            "- `compressed_logprobs`, `bytepacked_indices`: of each row, as `compression_config.yaml` says; where nothing "
+            "is stored a uniform row stands, which does not count; entries beyond a nucleus have log-probability -10000\n"
+            "\n```yaml\nteacher:\n  kind: dataset\n  logprob_compressor:\n" + settings + "```\n"
+        )
+
+
+def filled_up(logits: LogitsSample) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 and log-probabilities float32 [P, K] of K entries in every row, whose ids are distinct.
+
+    What is added has log-probability ABSENT and the lowest ids that the row has not.
+    """
+    k = logits.ids.shape[1]
+    absent_PK = np.arange(k) >= logits.counts[:, None]
+    if not absent_PK.any():
+        return logits.ids, logits.logprobs
+    taken_PK = np.zeros(logits.ids.shape, bool)  # of the ids below K: at most as many as the row has entries
+    rows, places = np.nonzero(~absent_PK & (logits.ids < k))
+    taken_PK[rows, logits.ids[rows, places]] = True
+    free_PK = np.argsort(taken_PK, axis=1, kind="stable")
+    nth_PK = np.maximum(np.arange(k) - logits.counts[:, None], 0)
+    ids_PK = np.where(absent_PK, np.take_along_axis(free_PK, nth_PK, axis=1), logits.ids)
+    return ids_PK.astype(np.int32), np.where(absent_PK, ABSENT, logits.logprobs)
+
+
+def pack_bits(values_PN: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 [P, B]: ``bits`` bits of each value, the highest first, a row filled up to whole bytes."""
+    n_rows, n = values_PN.shape
+    packed_PB = np.empty((n_rows, -(-n * bits // 8)), np.uint8)
+    for rows in _few_rows(n_rows, n * bits):
+        bits_XNB = (values_PN[rows, :, None] >> np.arange(bits - 1, -1, -1, dtype=np.int32)) & 1
+        packed_PB[rows] = np.packbits(bits_XNB.astype(np.uint8).reshape(len(bits_XNB), n * bits), axis=1)
+    return packed_PB
+
+
+def unpack_bits(bytes_PB: np.ndarray, bits: int, n: int) -> np.ndarray:
+    """int64 [P, n]: the inverse of ``pack_bits``."""
+    values_PN = np.zeros((len(bytes_PB), n), np.int64)
+    for rows in _few_rows(len(bytes_PB), n * bits):
+        bits_XNB = np.unpackbits(bytes_PB[rows], axis=1, count=n * bits).reshape(-1, n, bits)
+        for bit in range(bits):
+            values_PN[rows] = values_PN[rows] << 1 | bits_XNB[:, :, bit]
+    return values_PN
+
+
+def _few_rows(n_rows: int, bits_of_row: int) -> Iterator[slice]:
+    """Rows whose bits, a byte each, take little memory."""
+    step = max(1, BITS_AT_A_TIME // bits_of_row)
+    return (slice(start, start + step) for start in range(0, n_rows, step))
+
+
+def read_compression(path: Path) -> Compression:
+    """The settings in a YAML file: DistillKit's own, or a training configuration. Raises UserError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: more than {MAX_CONFIG_BYTES} bytes, which no compression settings have")
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found; DistillKit's bytes cannot be read without the settings they were written with: give "
+            "them with --compression-config"
+        ) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if isinstance(tree, dict) and isinstance(tree.get("teacher"), dict):
+        tree = tree["teacher"].get("logprob_compressor")
+    try:
+        return Compression.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: {key + ': ' if key else ''}{first['msg']}; got {str(first['input'])[:80]!r}"
+        ) from None
+
+
+class Rows(NamedTuple):
+    """One sequence as it stands in the data set."""
+
+    input_ids: np.ndarray  # int64 [S]
+    counts: np.ndarray  # bool [S]; rows that are to be learned
+    ids: np.ndarray  # int64 [R, K]; R is S or S - 1
+    logprobs: np.ndarray  # float32 [R, K]; as decoded
+
+
+def sequences(batch: pa.RecordBatch, compression: Compression | None, where: str, first_row: int) -> Iterator[Rows]:
+    """The sequences of these rows, packed ones apart; ``first_row``: number in the file, for messages.
+
+    Raises UserError when a column is missing or lengths disagree.
+    """
+    names = batch.schema.names
+
+    def column(name: str) -> Any:
+        return batch.column(names.index(name))
+
+    if "packed_indices" in names:
+        raise UserError(
+            f"{where}: `packed_indices`: DistillKit's older layout may hold logits relative to their mean, whose "
+            "normaliser is not stored, so no probability follows from them; capture the teacher anew"
+        )
+    pairs = [("bytepacked_indices", "compressed_logprobs"), ("token_ids", "top_values")]
+    found = [pair for pair in pairs if set(pair) <= set(names)]
+    if "input_ids" not in names or not found:
+        raise UserError(
+            f"{where}: columns {', '.join(names)}; wanted input_ids, compressed_logprobs and bytepacked_indices"
+        )
+    id_name, value_name = found[0]
+    input_ids = read_lists(column("input_ids"), "integer", f"{where}: input_ids")
+    labels = read_lists(column("labels"), "integer", f"{where}: labels") if "labels" in names else None
+    packing = None
+    if "attention_mask" in names:
+        packing = read_lists(column("attention_mask"), "integer", f"{where}: attention_mask")
+    ids = read_lists_of_lists(column(id_name), "integer", f"{where}: {id_name}")
+    kind = "integer" if value_name == "compressed_logprobs" else "floating"
+    values = read_lists_of_lists(column(value_name), kind, f"{where}: {value_name}")
+    for i, tokens in enumerate(input_ids):
+        at = f"{where}: row {first_row + i}"
+        n_rows = len(ids[i].lengths)
+        if not len(tokens) or n_rows not in (len(tokens), len(tokens) - 1) or len(values[i].lengths) != n_rows:
+            raise UserError(
+                f"{at}: {len(tokens)} input_ids, {n_rows} rows of {id_name} and {len(values[i].lengths)} of "
+                f"{value_name}; wanted one a token, or one less"
+            )
+        for name, column_of_rows in (("labels", labels), ("attention_mask", packing)):
+            if column_of_rows is not None and len(column_of_rows[i]) != len(tokens):
+                raise UserError(f"{at}: {len(column_of_rows[i])} {name}, wanted {len(tokens)}, one a token")
+        k = compression.k if compression is not None and kind == "integer" else max(ids[i].lengths, default=1)
+        check_size(n_rows, int(k), at)
+        ids_RK, logprobs_RK = _decoded(ids[i], values[i], compression if kind == "integer" else None, at)
+        counts = np.ones(len(tokens), bool) if labels is None else labels[i] >= 0
+        row = Rows(tokens, counts, ids_RK, logprobs_RK)
+        yield from [row] if packing is None else _unpacked(row, packing[i])
+
+
+def _decoded(ids: Ragged, values: Ragged, compression: Compression | None, at: str) -> tuple[np.ndarray, np.ndarray]:
+    if compression is None:
+        id_width = value_width = int(ids.lengths[0]) if len(ids.lengths) else 1
+    else:
+        id_width, value_width = compression.id_bytes, compression.logprob_bytes
+    matrices = []
+    for name, ragged, width in (("ids", ids, id_width), ("log-probabilities", values, value_width)):
+        if wrong := np.flatnonzero(ragged.lengths != width).tolist():
+            raise UserError(
+                f"{at}: token {wrong[0]}: {ragged.lengths[wrong[0]]} entries of {name}, wanted {width} by the "
+                "compression settings and the other rows"
+            )
+        matrices.append(ragged.values.reshape(len(ragged.lengths), width))
+    ids_RX, values_RX = matrices
+    if compression is None:
+        return ids_RX, values_RX
+    for matrix in matrices:
+        if matrix.dtype != np.uint8 and matrix.size and (matrix.min() < 0 or matrix.max() > 255):
+            raise UserError(f"{at}: numbers from {matrix.min()} to {matrix.max()} where bytes were wanted")
+    ids_RK = unpack_bits(ids_RX.astype(np.uint8), compression.id_bits, compression.k)
+    return ids_RK, decode_logprobs(values_RX.astype(np.uint8), compression)
+
+
+def _unpacked(row: Rows, packing_S: np.ndarray) -> Iterator[Rows]:
+    """The sequences that were laid one after the other: each has a number of its own in the mask, padding has 0."""
+    borders = np.flatnonzero(np.diff(packing_S)) + 1
+    for start, stop in zip([0, *borders], [*borders, len(packing_S)], strict=True):
+        if packing_S[start] > 0:
+            yield Rows(*(array[start:stop] for array in row))
+
+
+def decode_logprobs(bytes_RB: np.ndarray, settings: Compression) -> np.ndarray:
+    """float32 [R, k] from the bytes of R rows. DistillKit itself rounds what it computes to ``exact_dtype``."""
+    cursor = _Cursor(np.ascontiguousarray(bytes_RB))
+    exact = cursor.floats(settings.exact_k, settings.exact_dtype)
+    n_others = settings.k - settings.exact_k
+    others = np.zeros((len(bytes_RB), n_others), np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # hostile floats are refused by who takes the values
+        if settings.polynomial_terms:
+            coefficients_RC = cursor.floats(len(settings.polynomial_terms), settings.term_dtype)
+            others += _polynomial(coefficients_RC, settings, n_others)
+        start = 0
+        for each in settings.residual_bins:
+            scale_R1 = cursor.floats(1, each.scale_dtype)
+            integers = unpack_bits(cursor.take(_packed_bytes(each)), each.element_bits, each.num_elements)
+            signed = 2 * integers - 1 if each.element_bits == 1 else integers - 2 ** (each.element_bits - 1)
+            others[:, start : start + each.num_elements] += signed * scale_R1
+            start += each.num_elements
+        logprobs_RK = np.concatenate([exact, others], axis=1)
+        if settings.delta_encoding:
+            logprobs_RK = np.cumsum(logprobs_RK, axis=1)
+        return logprobs_RK.astype(np.float32)
+
+
+def _polynomial(coefficients_RC: np.ndarray, settings: Compression, n: int) -> np.ndarray:
+    """The polynomial at each of n places, float64 [R, n]; products are rounded to ``term_dtype``, as theirs are."""
+    import torch
+
+    dtype = getattr(torch, settings.term_dtype)
+    at = torch.linspace(0, 1, n, dtype=dtype) if settings.normalize_t else torch.arange(n, dtype=dtype)
+    coefficients = torch.from_numpy(coefficients_RC).to(dtype)
+    total = torch.zeros((len(coefficients_RC), n), dtype=torch.promote_types(dtype, torch.float32))
+    for column, term in enumerate(settings.polynomial_terms or []):
+        values = at**term if isinstance(term, int) else getattr(torch, term)(at)
+        total += coefficients[:, [column]] * values
+    return total.to(dtype).double().numpy()
+
+
+class _Cursor:
+    """Takes the parts of every row's bytes one after the other."""
+
+    def __init__(self, bytes_RB: np.ndarray) -> None:
+        self._bytes_RB = bytes_RB
+        self._at = 0
+
+    def take(self, n: int) -> np.ndarray:
+        self._at += n
+        return np.ascontiguousarray(self._bytes_RB[:, self._at - n : self._at])
+
+    def floats(self, n: int, dtype: Dtype) -> np.ndarray:
+        """float64 [R, n]."""
+        part = self.take(n * _WIDTH[dtype])
+        if dtype == "bfloat16":
+            return from_bits(part.view("<u2"), "bfloat16").astype(np.float64)
+        return part.view({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype]).astype(np.float64)

@@ -1,0 +1,75 @@
+"""Reading Parquet files of others, a few rows at a time."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import UserError
+
+VALUES_AT_A_TIME = 1 << 23  # of the largest column
+MAX_ROW_VALUES = 1 << 28  # of one column, on average over a row group
+MAX_ROWS_AT_A_TIME = 1024
+
+
+class Part(NamedTuple):
+    """A few rows of a file."""
+
+    file: Path
+    first_row: int  # of the file
+    rows: pa.RecordBatch
+
+
+def parquet_files(path: str) -> list[Path]:
+    """The Parquet files of a folder, by name with numbers in order; or the one file. Raises UserError."""
+    if "://" in path:
+        raise UserError(f"{path}: files are imported from a local folder; copy them here first")
+    top = Path(path)
+    if top.is_file():
+        return [top]
+    if not top.is_dir():
+        raise UserError(f"{path}: no such file or folder; give the one that holds the Parquet files")
+    found = [file for file in top.rglob("*.parquet") if file.is_file()]
+    if not found:
+        raise UserError(f"{path}: no *.parquet file there; give the folder that holds the Parquet files")
+    return sorted(found, key=lambda file: _in_order(str(file.relative_to(top))))
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def open_file(file: Path) -> pq.ParquetFile:
+    """The file, whose metadata was read. Raises UserError."""
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{file}: not a Parquet file that can be read: {error}") from None
+
+
+def read_parts(file: Path, columns: Sequence[str]) -> Iterator[Part]:
+    """All rows of a file, of those of ``columns`` that it has. Raises UserError, also for what rows cannot hold."""
+    with open_file(file) as opened:
+        names = [name for name in columns if name in opened.schema_arrow.names]
+        first_row = 0
+        for group in range(opened.num_row_groups):
+            try:
+                step = _rows_at_a_time(opened.metadata.row_group(group), file, first_row)
+                for rows in opened.iter_batches(step, row_groups=[group], columns=names):
+                    yield Part(file, first_row, rows)
+                    first_row += rows.num_rows
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UserError(f"{file}: cannot be read after row {first_row}: {error}") from None
+
+
+def _rows_at_a_time(group: Any, file: Path, first_row: int) -> int:
+    values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
+    mean = values // max(1, group.num_rows)
+    if mean > MAX_ROW_VALUES:
+        raise UserError(
+            f"{file}: row {first_row} and the next ones have {mean} values in a column, at most {MAX_ROW_VALUES} are read"
+        )
+    return max(1, min(MAX_ROWS_AT_A_TIME, VALUES_AT_A_TIME // max(1, mean)))

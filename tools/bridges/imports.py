@@ -1,0 +1,171 @@
+"""``cache-tools import``: other systems' files as a new cache.
+
+A shard's samples are in memory at a time. The manifest is written last: until then there is no cache at the target, and
+what was written is removed when an import fails.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest, Unit
+from teacher_cache.codec.tokens import encode_tokens
+from teacher_cache.records import Captured, LogitsSample, TokenSample
+from teacher_cache.shards.marks import assemble, remove_garbage, tar_name, write_manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import shard_name
+from teacher_cache.shards.tar import TarWriter
+from teacher_cache.writing import UnitWriter
+from tools.bridges.captured import DistillKitOptions, DistillKitSource
+from tools.bridges.files import parquet_files
+from tools.bridges.sources import Found, ParquetSource, Source
+from tools.verify import check_sample
+
+MAX_SHARD_ENTRIES = 1 << 25  # of the logits, in memory
+_KEY = re.compile(r"[0-9a-z]{1,64}")
+Pair = tuple[TokenSample, LogitsSample]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was made."""
+
+    cache: str
+    manifest_digest: str
+    shards: int
+    samples: int
+    tokens: int
+    rows: int  # of the logits
+    notes: str
+
+
+def import_files(
+    path: str,
+    url: str,
+    layout: str,
+    options: DistillKitOptions,
+    tokens_per_shard: int,
+    advance: Callable[[int, int], None],
+) -> Imported:
+    """Make a cache at ``url``, where nothing may be yet; ``advance`` is told (rows of the files done, of how many).
+
+    Raises UserError naming file and row when a value cannot be right, and leaves nothing at ``url`` then.
+    """
+    files = parquet_files(path)
+    storage = Storage(url)
+    if names := storage.names():
+        raise UserError(f"{url}: is not empty ({names[0]}, …); give a new folder or prefix")
+    source: Source
+    if layout == "parquet":
+        source = ParquetSource(files, tokens_per_shard)
+    else:
+        source = DistillKitSource(files, options, tokens_per_shard)
+    plan = source.plan()
+    try:
+        units, longest, rows = _write_shards(storage, plan, source, advance)
+        if not units:
+            raise UserError(f"{path}: no sample to be learned from in any file")
+        manifest = assemble(storage, plan.model_copy(update={"units": units}))
+        settings = manifest.corpus.settings.model_copy(update={"max_tokens": longest})
+        if layout != "parquet":
+            corpus = manifest.corpus.model_copy(update={"settings": settings})
+            manifest = manifest.model_copy(update={"corpus": corpus})
+        manifest = write_manifest(storage, source.finished(manifest))
+    except BaseException:
+        with suppress(UserError):
+            remove_garbage(storage, None)
+        if storage.is_local:
+            _remove_empty(Path(storage.local_path("x")).parent)
+        raise
+    assert manifest.derived is not None
+    totals = manifest.totals
+    return Imported(url, manifest.digest(), len(units), totals.samples, totals.tokens, rows, manifest.derived.notes)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in (folder / "tables", folder):
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _write_shards(
+    storage: Storage, plan: Manifest, source: Source, advance: Callable[[int, int], None]
+) -> tuple[list[Unit], int, int]:
+    """The units, all committed; tokens of the longest sequence; rows."""
+    units: list[Unit] = []
+    longest = rows = 0
+    with UnitWriter(storage, plan, "", lambda *_: None) as writer:
+        for pairs in _shards(plan, source, advance):
+            name = shard_name(len(units))
+            lengths = [len(tokens.input_ids) for tokens, _ in pairs]
+            with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
+                for tokens, _ in pairs:
+                    tar.add(tokens.key, encode_tokens(tokens))
+            index = tar.index()
+            units.append(Unit(name=name, samples=len(pairs), tokens=sum(lengths), tokens_file=index.file))
+            writer.begin(units[-1], index)
+            writer.add([tokens for tokens, _ in pairs], [Captured(logits) for _, logits in pairs])
+            writer.commit()
+            longest = max(longest, *lengths)
+            rows += sum(len(logits.positions) for _, logits in pairs)
+    return units, longest, rows
+
+
+def _shards(plan: Manifest, source: Source, advance: Callable[[int, int], None]) -> Iterator[list[Pair]]:
+    """The samples, checked, shard by shard."""
+    seen: set[str] = set()
+    pairs: list[Pair] = []
+    n_tokens = n_entries = 0
+    for found in source.samples():
+        pair = checked(found, plan)
+        key = pair[0].key
+        if key in seen:
+            raise UserError(f"{found.where}: key {key} was there before; every sample must have a key of its own")
+        seen.add(key)
+        pairs.append(pair)
+        n_tokens += len(pair[0].input_ids)
+        n_entries += pair[1].ids.size
+        advance(found.rows_done, source.n_rows)
+        if n_tokens >= plan.tokens_per_shard or n_entries >= MAX_SHARD_ENTRIES:
+            yield pairs
+            pairs, n_tokens, n_entries = [], 0, 0
+    if pairs:
+        yield pairs
+
+
+def checked(found: Found, plan: Manifest) -> Pair:
+    """A sample of the records' types. Raises UserError naming file and row for what no teacher can have said."""
+    tokens, logits, vocabulary = found.tokens, found.logits, plan.teacher.vocab_size
+    n, positions = len(tokens.input_ids), logits.positions
+    stored_PK = np.arange(logits.ids.shape[1]) < logits.counts[:, None]
+    follows_P = positions < n - 1
+    sound = {
+        f"{n} tokens, wanted 1 to {plan.corpus.settings.max_tokens}": 1 <= n <= plan.corpus.settings.max_tokens,
+        f"key {tokens.key[:80]!r}: wanted up to 64 digits and small letters": _KEY.fullmatch(tokens.key) is not None,
+        f"input_ids: wanted 0 to {vocabulary - 1}": _within(tokens.input_ids, vocabulary),
+        "the last token counts, though none follows it": n == 0 or not tokens.loss_mask[-1],
+        f"positions: wanted rising ones below {n}": _within(positions, n) and bool((np.diff(positions) > 0).all()),
+        f"ids: wanted 0 to {vocabulary - 1}": _within(logits.ids[stored_PK], vocabulary),
+        "a log-probability is not a finite number": bool(np.isfinite(logits.logprobs[stored_PK]).all()),
+        "a log-partition is not a finite number": bool(np.isfinite(logits.log_partition).all()),
+        "next_logprob is not a number": not np.isnan(logits.next_logprob[follows_P]).any(),
+    }
+    for problem, holds in sound.items():
+        if not holds:
+            raise UserError(f"{found.where}: {problem}")
+    tokens = TokenSample(**vars(tokens) | {"input_ids": tokens.input_ids.astype(np.uint32)})
+    logits = LogitsSample(
+        **vars(logits) | {"positions": positions.astype(np.int32), "ids": logits.ids.astype(np.int32)}
+    )
+    for problem in check_sample(tokens, logits, plan):
+        raise UserError(f"{found.where}: {problem}")
+    return tokens, LogitsSample(**vars(logits) | {"logprobs": np.minimum(logits.logprobs, 0)})
+
+
+def _within(numbers: np.ndarray, stop: int) -> bool:
+    return not len(numbers) or (int(numbers.min()) >= 0 and int(numbers.max()) < stop)

@@ -1,0 +1,118 @@
+"""Commands that carry teachers' signals to other systems and back."""
+
+from typing import Literal, cast, get_args
+
+import click
+
+from schemas.cache_config import Dtype
+from teacher_cache.command import json_option, progress, show, user_errors
+
+Precision = Literal["steps", "bfloat16", "float16", "float32"]
+
+
+@click.command("export")
+@click.argument("url")
+@click.argument("out")
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["parquet", "distillkit", "axolotl"]),
+    required=True,
+    help="parquet: plain columns, for Hugging Face datasets; distillkit: DistillKit's captured teachers; axolotl: "
+    "Axolotl's prepared sequences.",
+)
+@click.option("--temperature", type=float, help="axolotl: its kd_temperature, which targets are softened to. [1]")
+@click.option(
+    "--tokens-per-file", type=click.IntRange(min=1), default=1_000_000, help="A Parquet file ends after so many."
+)
+@json_option
+@user_errors
+def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
+    """Write a cache's tokens and logits to the new folder OUT in another system's layout.
+
+    Log-probabilities are as they are in the cache (for axolotl: softened, and normalised over the stored tokens). Other
+    signals are left out. The folder's README.md says how it is read.
+
+    Example: cache-tools export runs/demo/cache exports/demo --to parquet
+
+    Example: cache-tools export s3://team/cache exports/kd --to axolotl --temperature 2
+    """
+    from tools.bridges.export import export as write
+
+    with progress("exporting") as advance:
+        written = write(url, out, layout, temperature, tokens_per_file, advance)
+    show(vars(written), as_json)
+
+
+@click.command("import")
+@click.argument("path")
+@click.argument("url")
+@click.option(
+    "--from",
+    "layout",
+    type=click.Choice(["parquet", "distillkit"]),
+    required=True,
+    help="parquet: what `cache-tools export --to parquet` wrote; distillkit: what DistillKit captured.",
+)
+@click.option("--teacher", metavar="PATH", help="distillkit: folder of the teacher; its configuration is enough.")
+@click.option("--teacher-name", metavar="NAME", help="distillkit: its name.  [the folder's]")
+@click.option(
+    "--teacher-dtype",
+    type=click.Choice(get_args(Dtype)),
+    default="bfloat16",
+    help="distillkit: what the teacher was run in.",
+)
+@click.option("--tokenizer", metavar="PATH", help="distillkit: folder of the tokenizer.  [the teacher's]")
+@click.option(
+    "--compression-config",
+    metavar="FILE",
+    help="distillkit: YAML with the compression settings.  [PATH/compression_config.yaml]",
+)
+@click.option("--layer", default="base", help="distillkit: layer of the data mix that the sequences are of.")
+@click.option(
+    "--logprobs",
+    type=click.Choice(get_args(Precision)),
+    default="steps",
+    help="distillkit: how log-probabilities are stored: steps of 1/16 nat and finer, or floats.",
+)
+@click.option("--tokens-per-shard", type=click.IntRange(min=1), default=262_144, help="A shard ends after so many.")
+@json_option
+@user_errors
+def import_cache(
+    path: str,
+    url: str,
+    layout: str,
+    teacher: str | None,
+    teacher_name: str | None,
+    teacher_dtype: str,
+    tokenizer: str | None,
+    compression_config: str | None,
+    layer: str,
+    logprobs: str,
+    tokens_per_shard: int,
+    as_json: bool,
+) -> None:
+    """Make a new cache at URL of another system's files in the folder (or of the one file) PATH.
+
+    Every value is checked; the first that cannot be right ends the import with its file and row, and nothing is left at
+    URL. DistillKit's layout lacks log-partitions, so its caches have temperature 1 alone; and the realised token's
+    log-probability where that is not among the stored ones: it is estimated, and the manifest's notes say of how many.
+
+    Example: cache-tools import exports/demo s3://team/cache --from parquet
+
+    Example: cache-tools import logits/ runs/cache --from distillkit --teacher models/teacher
+    """
+    from tools.bridges.imports import DistillKitOptions, import_files
+
+    options = DistillKitOptions(
+        teacher,
+        teacher_name,
+        cast(Dtype, teacher_dtype),
+        tokenizer,
+        compression_config,
+        layer,
+        cast(Precision, logprobs),
+    )
+    with progress("importing") as advance:
+        made = import_files(path, url, layout, options, tokens_per_shard, advance)
+    show(vars(made), as_json)
