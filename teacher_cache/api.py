@@ -23,8 +23,8 @@ Row t of every signal is the teacher's after reading tokens 0..t: it predicts to
 says which rows are stored. A cache is a map-style data set for ``torch.utils.data.DataLoader`` (with
 ``collate_fn=cache.collate``), and may be sent to its workers. Importing this module loads neither torch nor an engine.
 
-Shape letters: S tokens of a sequence, P stored rows, K entries a row, T temperatures, C layers, D channels, R samples of
-a batch, L their padded length.
+Shape letters: S tokens of a sequence, P stored rows, K entries a row, T temperatures, C layers, D channels, R samples
+of a batch, L their padded length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def open_cache(url: str, signals: Sequence[str] | None = None, copies: tuple[str
     """Open a cache for reading.
 
     Args:
-        url: a folder or any fsspec URL, of a complete cache or one that is being written: then what is committed by now.
+        url: a folder or any fsspec URL; of a cache that is still being written, what is committed by now is read.
         signals: those beside the tokens that will be read, e.g. ``["logits"]``; files of others are not touched. All of
             the cache's if None.
         copies: a folder for local copies of a remote cache's shards, and how many bytes they may take.
@@ -268,9 +268,9 @@ class Sample:
     def logits(self) -> LogitsSample:
         """Next-token distributions of the P stored rows.
 
-        ``positions`` int32 [P]; ``counts`` int32 [P]: entries of each row; ``ids`` int32 [P, K] and ``logprobs`` float32
-        [P, K], falling, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the token that follows, NaN
-        where none does; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
+        ``positions`` int32 [P]; ``counts`` int32 [P]: entries of each row; ``ids`` int32 [P, K] and ``logprobs``
+        float32 [P, K], falling, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the token that
+        follows, NaN where none does; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
         """
         return self._read("logits")
 

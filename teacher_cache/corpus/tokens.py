@@ -47,7 +47,7 @@ class ByteTokenizer:
         return [self._spans(text, np.array(ids, dtype=np.uint32)) for text, ids in zip(texts, batch, strict=True)]
 
     def spell(self, ids: np.ndarray) -> TokenSpans:
-        """The bytes that ids (integer [S]) stand for, one after the other; they need not be UTF-8. Unknown ids: none."""
+        """The bytes that ids (integer [S]) stand for, of unknown ones none; together they need not be UTF-8."""
         known = ids < len(self._lengths)
         lengths = np.where(known, self._lengths[np.where(known, ids, 0)], 0)
         end = np.cumsum(lengths)

@@ -1,8 +1,10 @@
 """From DistillKit's rows to samples: who the teacher was, what the text is, and what its layout lacks.
 
-A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no token
-follows. Where every log-probability is a float, rows must fall. Where polynomials stand for some, which may rise and may
-sum to more than 1, entries are sorted and rows scaled down, and the manifest's notes say how many.
+A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no
+token follows. Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some, they
+may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small that
+what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's notes
+say at how many rows.
 
 The realised token's log-probability is that of its entry. Where it has none, what the stored probabilities lack of 1 is
 spread evenly over all other tokens, and is no more than the last entry's: an estimate, which no loss reads (it is the
@@ -11,11 +13,11 @@ teacher's cross-entropy in evaluations). The notes say at how many rows.
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import xxhash
@@ -39,7 +41,7 @@ from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
 from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Compression, Rows, read_compression, sequences
-from tools.bridges.files import read_parts
+from tools.bridges.files import open_file, read_parts
 from tools.bridges.sources import Found, Source
 from tools.bridges.spelling import readable
 
@@ -47,6 +49,7 @@ COLUMNS = (
     "input_ids", "labels", "attention_mask", "compressed_logprobs", "bytepacked_indices", "token_ids", "top_values",
     "packed_indices",
 )  # fmt: skip
+SLACK = 1 / 32  # nats; by which what is stored of a log-probability may be off
 LEAST_REST = 1e-7  # of a row's probability that is taken to lie on tokens that are not stored
 HASH_BYTES = 1 << 20
 
@@ -61,7 +64,6 @@ class DistillKitOptions:
     tokenizer: str | None = None  # folder; None: the teacher's
     compression_config: str | None = None  # file; None: that of the data set's folder
     layer: str = "base"
-    logprobs: Literal["steps", "bfloat16", "float16", "float32"] = "steps"
 
 
 class DistillKitSource(Source):
@@ -117,7 +119,7 @@ class DistillKitSource(Source):
                 counts=NO_COUNTS,
             ),
             capture=CaptureConfig(logits=LogitsCapture(k=self._k, temperatures=[1.0], positions="loss_mask")),
-            codec=CodecConfig(logprobs=self._options.logprobs),
+            codec=CodecConfig(),
             provenance=Provenance(),
             tokens_per_shard=self._tokens_per_shard,
             units=[],
@@ -176,7 +178,7 @@ class DistillKitSource(Source):
             raise UserError(f"{at}: {ids_PK.shape[1]} entries a row, wanted {self._k} as in the rows before")
         _refuse(np.isnan(logprobs_PK), "a log-probability is not a number", positions, at)
         if self._compression is not None and not self._compression.is_exact:
-            ids_PK, logprobs_PK = self._repaired(ids_PK, logprobs_PK)
+            ids_PK, logprobs_PK = self._repaired(ids_PK, logprobs_PK, positions, at)
         with np.errstate(invalid="ignore"):  # of infinities, which are no entries
             rising_PK = logprobs_PK[:, 1:] > logprobs_PK[:, :-1]
         _refuse(rising_PK, "log-probabilities do not fall", positions, at)
@@ -195,13 +197,25 @@ class DistillKitSource(Source):
             log_partition=np.zeros((len(positions), 1), np.float32),
         )
 
-    def _repaired(self, ids_PK: np.ndarray, logprobs_PK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Approximations in order, and of a sum of 1 at most."""
+    def _repaired(
+        self, ids_PK: np.ndarray, logprobs_PK: np.ndarray, positions: np.ndarray, at: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows with approximations in order; see the module's text."""
+        assert self._compression is not None
+        exact_k, outside = self._compression.exact_k, self._teacher.vocab_size - self._k
         order_PK = np.argsort(-logprobs_PK, axis=1, kind="stable")
-        logprobs_PK = np.take_along_axis(logprobs_PK, order_PK, axis=1)
-        log_sums_P = np.logaddexp.reduce(logprobs_PK, axis=1)
-        self._counts["scaled"] += int((log_sums_P > 0).sum())
-        return np.take_along_axis(ids_PK, order_PK, axis=1), logprobs_PK - np.maximum(log_sums_P, 0)[:, None]
+        sorted_PK = np.take_along_axis(logprobs_PK, order_PK, axis=1)
+        with np.errstate(over="ignore"):
+            probabilities_PK = np.exp(sorted_PK.astype(np.float64))
+        least_P = probabilities_PK.sum(axis=1)
+        most_P = least_P + outside * probabilities_PK[:, -1]
+        wrong_P1 = ((least_P > math.exp(SLACK)) | (most_P < math.exp(-SLACK)))[:, None]
+        if exact_k == 0:
+            _refuse(wrong_P1, "its approximations contradict themselves", positions, at)
+        self._counts["cut"] += int(wrong_P1.sum())
+        cut_PK = np.where(np.arange(self._k) < exact_k, logprobs_PK, -np.inf)
+        ids_PK = np.where(wrong_P1, ids_PK, np.take_along_axis(ids_PK, order_PK, axis=1))
+        return ids_PK, np.where(wrong_P1, cut_PK, sorted_PK).astype(np.float32)
 
     def _realised(
         self,
@@ -244,13 +258,13 @@ class DistillKitSource(Source):
         compression, counts = self._compression, self._counts
         how = "uncompressed" if compression is None else f"compressed with {_json(compression)}"
         notes = [
-            f"From DistillKit's files, log-probabilities {how}; log-partitions other than at temperature 1 are not known.",
-            f"Of {counts['rows']} rows, the realised token is not stored at {counts['estimated']}; its log-probability is "
-            "estimated there: what the stored probabilities lack of 1, spread evenly over all other tokens, no more than "
-            "the last entry's.",
+            f"From DistillKit's files, log-probabilities {how}; of log-partitions, only that at temperature 1 is known.",
+            f"Of {counts['rows']} rows, the realised token is not stored at {counts['estimated']}; its "
+            "log-probability is estimated there: what the stored probabilities lack of 1, spread evenly over all other "
+            "tokens, no more than the last entry's.",
         ]
-        if counts["scaled"]:
-            notes.append(f"{counts['scaled']} rows of approximations summed to more than 1 and were scaled down.")
+        if counts["cut"]:
+            notes.append(f"{counts['cut']} rows of approximations contradicted themselves: exact entries were kept.")
         if counts["fewer"]:
             notes.append(f"{counts['fewer']} rows have fewer than {self._k} entries.")
         if not self._has_weights:
@@ -262,8 +276,6 @@ def _compression(files: list[Path], options: DistillKitOptions) -> Compression |
     """The settings of compressed files; None where values are not compressed."""
     if options.compression_config is not None:
         return read_compression(Path(options.compression_config))
-    from tools.bridges.files import open_file
-
     with open_file(files[0]) as opened:
         if "compressed_logprobs" not in opened.schema_arrow.names:
             return None

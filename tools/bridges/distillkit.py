@@ -2,21 +2,22 @@
 
 What is known of it is from the public sources of arcee-ai/DistillKit: the columns from distillkit/sample_common.py
 (``compressed_logit_schema``), which row predicts what from distillkit/sample_logits_vllm.py, the bytes from
-distillkit/compression/bitpack.py, config.py and monotonic_logprobs.py, masks from distillkit/trainer.py, packed rows from
-distillkit/pack_logits.py. A row of the data set is a sequence of S tokens:
+distillkit/compression/bitpack.py, config.py and monotonic_logprobs.py, masks from distillkit/trainer.py, packed rows
+from distillkit/pack_logits.py. A row of the data set is a sequence of S tokens:
 
 - ``input_ids``: list of u64.
 - ``compressed_logprobs``: for each row t the bytes of its k log-probabilities, falling; the settings they depend on are
-  in ``compression_config.yaml``: ``exact_k`` floats; the coefficients of a polynomial for the others; residuals in bins,
-  each a scale and integers of some bits; with ``delta_encoding`` all of these are differences along the row.
+  in ``compression_config.yaml``: ``exact_k`` floats; the coefficients of a polynomial for the others; residuals in
+  bins, each a scale and integers of some bits; with ``delta_encoding`` all of these are differences along the row.
 - ``bytepacked_indices``: k ids of ceil(log2 d) bits each, the highest bit first, filled up to whole bytes.
 
 Row t predicts token t + 1, as with us; DistillKit writes S - 1 rows, and cuts ``input_ids`` to them when it packs.
 ``labels`` may be there: its KL leaves out the row t where ``labels[t]`` is negative (its cross-entropy token t).
 
-We write ``exact_k`` = k floats of 32 bits, so that nothing is lost; S rows; and ``labels``, negative at rows that do not
-count. Rows that are not stored, and places beyond a nucleus, must be finite numbers and distinct ids: their losses
-multiply them by 0.
+We write ``exact_k`` = k floats of 32 bits, so that nothing is lost; S rows; and ``labels``, negative at rows that do
+not count. Rows that are not stored, and places beyond a nucleus, must be finite numbers and distinct ids: its losses
+multiply them by 0. Of a nucleus, ``missing_probability_handling: symmetric_uniform`` takes the student's probability
+of what fills the places for that of stored tokens; ``zero`` is not affected.
 """
 
 import math
@@ -164,10 +165,11 @@ class DistillKitLayout(Layout):
             "In the layout of DistillKit's captured teachers. Row t predicts token t + 1; all log-probabilities are "
             "exact float32.\n\n"
             "- `input_ids`\n"
-            "- `labels`: -100 at rows that are not to be learned. DistillKit's KL leaves out row t where `labels[t]` is "
-            "negative, and its cross-entropy token t: at the borders of what counts, that one is a token early.\n"
-            "- `compressed_logprobs`, `bytepacked_indices`: of each row, as `compression_config.yaml` says; where nothing "
-            "is stored a uniform row stands, which does not count; entries beyond a nucleus have log-probability -10000\n"
+            "- `labels`: -100 at rows that are not to be learned. DistillKit's KL leaves out row t where `labels[t]` "
+            "is negative, and its cross-entropy token t: at the borders of what counts, that one is a token early.\n"
+            "- `compressed_logprobs`, `bytepacked_indices`: of each row, as `compression_config.yaml` says; where "
+            "nothing is stored a uniform row stands, which does not count; entries beyond a nucleus have "
+            "log-probability -10000\n"
             "\n```yaml\nteacher:\n  kind: dataset\n  logprob_compressor:\n" + settings + "```\n"
         )
 

@@ -1,6 +1,6 @@
 """``cache-tools export``: a cache's tokens and logits as a folder of Parquet files in another system's layout.
 
-The folder is written beside its final place and renamed when it is whole. One batch of sequences is in memory at a time.
+The folder is written beside its final place and renamed when it is whole. A batch of sequences is in memory at a time.
 """
 
 import html
@@ -101,7 +101,7 @@ def _write_files(
     n_files = n_samples = n_tokens = n_rows = in_file = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for pairs in _batches(reader):
+        for pairs in _batches(reader, tokens_per_file):
             batch = layout.batch(pairs)
             if writer is None:
                 path = folder / layout.pattern.format(number=n_files)
@@ -122,9 +122,9 @@ def _write_files(
     return n_files, n_samples, n_tokens, n_rows
 
 
-def _batches(reader: CacheReader) -> Iterator[list[tuple[TokenSample, LogitsSample]]]:
+def _batches(reader: CacheReader, tokens_per_file: int) -> Iterator[list[tuple[TokenSample, LogitsSample]]]:
     """All samples, a few at a time."""
-    most = max(1, ENTRIES_AT_A_TIME // reader.manifest.capture.logits.k)
+    most = min(tokens_per_file, ENTRIES_AT_A_TIME // reader.manifest.capture.logits.k)
     positions = iter(range(len(reader)))
     for first in positions:
         pairs: list[tuple[TokenSample, LogitsSample]] = []

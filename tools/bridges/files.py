@@ -70,6 +70,7 @@ def _rows_at_a_time(group: Any, file: Path, first_row: int) -> int:
     mean = values // max(1, group.num_rows)
     if mean > MAX_ROW_VALUES:
         raise UserError(
-            f"{file}: row {first_row} and the next ones have {mean} values in a column, at most {MAX_ROW_VALUES} are read"
+            f"{file}: row {first_row} and the next ones have {mean} values in a column, more than the "
+            f"{MAX_ROW_VALUES} that are read"
         )
     return max(1, min(MAX_ROWS_AT_A_TIME, VALUES_AT_A_TIME // max(1, mean)))

@@ -163,7 +163,7 @@ def checked(found: Found, plan: Manifest) -> Pair:
         **vars(logits) | {"positions": positions.astype(np.int32), "ids": logits.ids.astype(np.int32)}
     )
     for problem in check_sample(tokens, logits, plan):
-        raise UserError(f"{found.where}: {problem}")
+        raise UserError(f"{found.where}, {problem.replace('row', 'token', 1)}")
     return tokens, LogitsSample(**vars(logits) | {"logprobs": np.minimum(logits.logprobs, 0)})
 
 

@@ -4,6 +4,7 @@ A column has one list for each sequence of a batch. Reading checks what hostile 
 Shape letters: S numbers of a list, P inner lists, K entries of each.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ def check_size(n_rows: int, width: int, where: str) -> None:
     """Raise UserError when that many rows of that many entries are more than a sequence may have in memory."""
     if n_rows * width > MAX_PADDED:
         raise UserError(
-            f"{where}: {n_rows} rows of {width} entries; at most {MAX_PADDED} entries of a sequence are read"
+            f"{where}: {n_rows} rows of {width} entries; more than the {MAX_PADDED} that are read of a sequence"
         )
 
 
@@ -97,7 +98,7 @@ def read_lists_of_lists(column: pa.Array, kind: str, where: str) -> list[Ragged]
     flat, lengths = _numbers(values, kind, where), np.diff(inner_offsets)
     return [
         Ragged(flat[inner_offsets[start] : inner_offsets[stop]], lengths[start:stop])
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        for start, stop in itertools.pairwise(offsets.tolist())
     ]
 
 

@@ -111,12 +111,12 @@ class ParquetLayout(Layout):
             "- `input_ids`; `byte_start`, `byte_end`: each token and its span in the UTF-8 of `text`\n"
             "- `loss_mask`: true at t where the prediction of token t + 1 is to be learned\n"
             "- `positions`: the rows that are stored; all columns below have one entry for each\n"
-            "- `ids`, `logprobs`: the likeliest tokens, best first, and their log-probabilities at temperature 1 (nats)\n"
+            "- `ids`, `logprobs`: the likeliest tokens, best first, and log-probabilities at temperature 1, nats\n"
             "- `next_logprob`: log-probability of the token that follows; NaN where none does\n"
             f"- `log_partitions`: A_T = log Σ_v p(v)^(1/T) for T = {temperatures}; "
             "log p_T(i) = logprobs / T − A_T\n\n"
-            '```python\nfrom datasets import load_dataset\n\nrows = load_dataset("parquet", data_files="data/*.parquet")'
-            "\n```\n"
+            "```python\nfrom datasets import load_dataset\n\n"
+            'rows = load_dataset("parquet", data_files="data/*.parquet")\n```\n'
         )
 
 
@@ -129,9 +129,7 @@ def facts_of(metadata: dict[bytes, bytes] | None, where: str) -> Facts:
 
 def derivation(facts: Facts) -> Derivation:
     """The manifest's account of an import."""
-    return Derivation(
-        action="import", sources=[facts.source], notes="From Parquet files that were exported of a cache."
-    )
+    return Derivation(action="import", sources=[facts.source], notes="From Parquet files that a cache was exported to.")
 
 
 def samples(

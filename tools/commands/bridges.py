@@ -1,13 +1,11 @@
 """Commands that carry teachers' signals to other systems and back."""
 
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import click
 
 from schemas.cache_config import Dtype
 from teacher_cache.command import json_option, progress, show, user_errors
-
-Precision = Literal["steps", "bfloat16", "float16", "float32"]
 
 
 @click.command("export")
@@ -69,12 +67,6 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     help="distillkit: YAML with the compression settings.  [PATH/compression_config.yaml]",
 )
 @click.option("--layer", default="base", help="distillkit: layer of the data mix that the sequences are of.")
-@click.option(
-    "--logprobs",
-    type=click.Choice(get_args(Precision)),
-    default="steps",
-    help="distillkit: how log-probabilities are stored: steps of 1/16 nat and finer, or floats.",
-)
 @click.option("--tokens-per-shard", type=click.IntRange(min=1), default=262_144, help="A shard ends after so many.")
 @json_option
 @user_errors
@@ -88,7 +80,6 @@ def import_cache(
     tokenizer: str | None,
     compression_config: str | None,
     layer: str,
-    logprobs: str,
     tokens_per_shard: int,
     as_json: bool,
 ) -> None:
@@ -104,15 +95,8 @@ def import_cache(
     """
     from tools.bridges.imports import DistillKitOptions, import_files
 
-    options = DistillKitOptions(
-        teacher,
-        teacher_name,
-        cast(Dtype, teacher_dtype),
-        tokenizer,
-        compression_config,
-        layer,
-        cast(Precision, logprobs),
-    )
+    dtype = cast(Dtype, teacher_dtype)
+    options = DistillKitOptions(teacher, teacher_name, dtype, tokenizer, compression_config, layer)
     with progress("importing") as advance:
         made = import_files(path, url, layout, options, tokens_per_shard, advance)
     show(vars(made), as_json)
