@@ -1,8 +1,8 @@
 """From DistillKit's rows to samples: who the teacher was, what the text is, and what its layout lacks.
 
 A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no
-token follows. Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some, they
-may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small that
+token follows. Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some,
+they may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small that
 what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's notes
 say at how many rows.
 
@@ -258,7 +258,7 @@ class DistillKitSource(Source):
         compression, counts = self._compression, self._counts
         how = "uncompressed" if compression is None else f"compressed with {_json(compression)}"
         notes = [
-            f"From DistillKit's files, log-probabilities {how}; of log-partitions, only that at temperature 1 is known.",
+            f"From DistillKit's files, log-probabilities {how}; of log-partitions only that at temperature 1 is known.",
             f"Of {counts['rows']} rows, the realised token is not stored at {counts['estimated']}; its "
             "log-probability is estimated there: what the stored probabilities lack of 1, spread evenly over all other "
             "tokens, no more than the last entry's.",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from schemas.cache_config import LogitsCapture
+from schemas.cache_config import LogitsCapture, TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, tiny_config, tiny_tokenizer, write_random_teacher
 from support.synthetic import random_shards, write_cache
@@ -195,6 +195,8 @@ def test_columns_of_other_types_are_refused(originals: Path, tmp_path: Path, tea
             table = table.append_column(column, values)
         pq.write_table(table, file)
         assert column in refused(folder, tmp_path / "out", layout, "wanted|older layout", teacher)
+        if column == "packed_indices":
+            continue
         pq.write_table(table.drop_columns(["input_ids"]), file)
         refused(folder, tmp_path / "out", layout, "input_ids", teacher)
 
@@ -280,8 +282,6 @@ def test_a_teacher_is_needed_and_fingerprinted_with_its_weights(originals: Path,
         str(originals / "distillkit"), str(tmp_path / "out"), "distillkit", options, 12, lambda *_: None
     )
     found = read_manifest(Storage(str(tmp_path / "out"))).teacher
-    from schemas.cache_config import TeacherConfig
-
     assert found == describe_teacher(TeacherConfig(path=str(whole), dtype="float32"))
     assert "configuration alone" not in made.notes
 
