@@ -66,7 +66,7 @@ def open_cache(url: str, signals: Sequence[str] | None = None, copies: tuple[str
         raise UserError(f"signals: {signals!r} is a string; give a list, for example ['logits']")
     manifest = up_to_date_manifest(Storage(url))
     wanted = manifest.capture.signals if signals is None else [signal for signal in signals if signal != "tokens"]
-    chosen: tuple[Signal, ...] = ("tokens", *wanted)  # type: ignore[arg-type]
+    chosen: tuple[Signal, ...] = ("tokens", *wanted)
     return Cache(CacheReader(url, chosen, manifest, copies))
 
 

@@ -2,16 +2,15 @@
 
 A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no
 token follows. Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some,
-they may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small that
-what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's notes
-say at how many rows.
+they may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small
+that what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's
+notes say at how many rows.
 
 The realised token's log-probability is that of its entry. Where it has none, what the stored probabilities lack of 1 is
 spread evenly over all other tokens, and is no more than the last entry's: an estimate, which no loss reads (it is the
 teacher's cross-entropy in evaluations). The notes say at how many rows.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -34,14 +33,16 @@ from schemas.cache_config import (
 )
 from schemas.derivation import Derivation
 from schemas.errors import UserError
-from schemas.manifest import MAX_SEQUENCE_TOKENS, CorpusCounts, CorpusInfo, Manifest, TeacherInfo
+from schemas.manifest import MAX_SEQUENCE_TOKENS, CorpusCounts, CorpusInfo, Manifest
 from teacher_cache.corpus.tokens import ByteTokenizer
 from teacher_cache.plan import NO_COUNTS, NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, load_tokenizer
+from teacher_cache.teacher import load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
-from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Compression, Rows, read_compression, sequences
+from tools.bridges.compression import Compression, read_compression
+from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Rows, sequences
 from tools.bridges.files import open_file, read_parts
+from tools.bridges.origin import describe, fingerprint
 from tools.bridges.sources import Found, Source
 from tools.bridges.spelling import readable
 
@@ -51,7 +52,6 @@ COLUMNS = (
 )  # fmt: skip
 SLACK = 1 / 32  # nats; by which what is stored of a log-probability may be off
 LEAST_REST = 1e-7  # of a row's probability that is taken to lie on tokens that are not stored
-HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DistillKitSource(Source):
                 "and tokenizer are enough)"
             )
         config = TeacherConfig(path=options.teacher, name=options.teacher_name, dtype=options.teacher_dtype)
-        self._teacher, self._has_weights = _describe(config)
+        self._teacher, self._has_weights = describe(config)
         tokenizer = load_tokenizer(config.model_copy(update={"path": options.tokenizer or options.teacher}))
         self._tokenizer_info = describe_tokenizer(tokenizer)
         if not tokenizer.is_fast:
@@ -114,7 +114,7 @@ class DistillKitSource(Source):
             teacher=self._teacher,
             tokenizer=self._tokenizer_info,
             corpus=CorpusInfo(
-                fingerprint=_fingerprint(self.files),
+                fingerprint=fingerprint(self.files),
                 settings=CorpusConfig(sources=sources, max_tokens=MAX_SEQUENCE_TOKENS),
                 counts=NO_COUNTS,
             ),
@@ -236,9 +236,8 @@ class DistillKitSource(Source):
         entry_P = np.where(found_PK, logprobs_PK, -np.inf).max(axis=1)
         return np.minimum(np.where(found_P, entry_P, np.minimum(even_P, last_P)), 0).astype(np.float32)
 
-    def finished(self, manifest: Manifest) -> Manifest:
+    def finished(self, manifest: Manifest, longest: int) -> Manifest:
         """With the corpus' counts, the longest sequence, and what was repaired and estimated."""
-        longest = max(2, manifest.corpus.settings.max_tokens)
         counts = CorpusCounts(
             **NO_COUNTS.model_dump()
             | {
@@ -280,42 +279,6 @@ def _compression(files: list[Path], options: DistillKitOptions) -> Compression |
         if "compressed_logprobs" not in opened.schema_arrow.names:
             return None
     return read_compression(files[0].parent / CONFIG_FILE)
-
-
-def _describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
-    """The teacher, and whether its weights are in its fingerprint."""
-    folder = Path(config.path)
-    if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
-        return describe_teacher(config), True
-    model_config = load_model_config(config)
-    text_config = model_config.get_text_config()
-    settings = {k: v for k, v in model_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    content = "configuration only\0" + json.dumps(settings, sort_keys=True, default=str)
-    info = TeacherInfo(
-        name=config.name or folder.resolve().name,
-        revision=None,
-        dtype=config.dtype,
-        architecture=(model_config.architectures or [type(model_config).__name__])[0],
-        num_layers=text_config.num_hidden_layers,
-        hidden_size=text_config.hidden_size,
-        vocab_size=text_config.vocab_size,
-        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-    )
-    return info, False
-
-
-def _fingerprint(files: list[Path]) -> str:
-    """sha256 over the files' names and bytes."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.name.encode()).digest())
-        try:
-            with file.open("rb") as opened:
-                while chunk := opened.read(HASH_BYTES):
-                    digest.update(chunk)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
-    return digest.hexdigest()
 
 
 def _json(compression: Compression) -> str:

@@ -71,11 +71,7 @@ def import_files(
         if not units:
             raise UserError(f"{path}: no sample to be learned from in any file")
         manifest = assemble(storage, plan.model_copy(update={"units": units}))
-        settings = manifest.corpus.settings.model_copy(update={"max_tokens": longest})
-        if layout != "parquet":
-            corpus = manifest.corpus.model_copy(update={"settings": settings})
-            manifest = manifest.model_copy(update={"corpus": corpus})
-        manifest = write_manifest(storage, source.finished(manifest))
+        manifest = write_manifest(storage, source.finished(manifest, longest))
     except BaseException:
         with suppress(UserError):
             remove_garbage(storage, None)

@@ -42,8 +42,8 @@ class Source(ABC):
         """Every sample. Raises UserError when a file is not of the layout."""
 
     @abstractmethod
-    def finished(self, manifest: Manifest) -> Manifest:
-        """``manifest``, of all samples, with what is known only now: above all ``derived``."""
+    def finished(self, manifest: Manifest, longest: int) -> Manifest:
+        """``manifest``, of all samples, of up to ``longest`` tokens, with what is known only now; with ``derived``."""
 
 
 class ParquetSource(Source):
@@ -87,7 +87,7 @@ class ParquetSource(Source):
                     done += 1
                     yield Found(f"{file}: row {part.first_row + i}", done, tokens, logits)
 
-    def finished(self, manifest: Manifest) -> Manifest:
+    def finished(self, manifest: Manifest, longest: int) -> Manifest:
         """Says where the samples came from. Raises UserError when some are missing."""
         source = self._facts.source
         if manifest.totals.samples != source.samples:

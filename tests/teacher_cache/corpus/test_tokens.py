@@ -130,3 +130,21 @@ def test_cut_keeps_overlapping_character_spans_together():
     start, end = np.array([0, 1, 1, 5]), np.array([1, 5, 5, 6])
     spans = TokenSpans("a😀b".encode(), np.zeros(4, dtype=np.uint32), start, end)
     assert cut(spans, 2) == [(0, 1), (1, 3), (3, 4)]
+
+
+@given(text=mixed_text)
+def test_ids_spell_the_text_they_were_made_of(byte_level, text):
+    tokenizer = ByteTokenizer(byte_level)
+    (wanted,) = tokenizer.encode([text])
+    found = tokenizer.spell(wanted.ids.astype(np.int64))
+    assert found.data == text.encode()
+    for name in ("ids", "start", "end"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_an_unknown_id_spells_nothing(sentencepiece):
+    tokenizer = ByteTokenizer(sentencepiece)
+    ids = tokenizer.encode(["the 日 fox"])[0].ids.astype(np.int64)
+    found = tokenizer.spell(np.concatenate([ids[:1], [10**6], ids[1:]]))
+    assert found.data == " the 日 fox".encode()  # SentencePiece puts a space in front
+    assert found.start[1] == found.end[1]

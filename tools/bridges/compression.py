@@ -1,0 +1,192 @@
+"""How DistillKit compresses the rows of a teacher: its settings, and their bytes. ``distillkit`` says where from.
+
+Shape letters: R rows, K entries of each, B bytes of a row, C terms of a polynomial.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.errors import UserError
+from teacher_cache.codec.logprobs import from_bits
+
+MAX_CONFIG_BYTES = 1 << 16
+BITS_AT_A_TIME = 1 << 22
+Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+Term = Literal["sqrt", "exp"] | int
+
+
+class Bin(BaseModel):
+    """Residuals that share a scale."""
+
+    scale_dtype: Dtype
+    element_bits: int = Field(ge=1, le=32)
+    num_elements: int = Field(ge=1, le=65535)
+
+
+class Compression(BaseModel):
+    """``compression_config.yaml``, or ``teacher.logprob_compressor`` of a training configuration."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    d: int = Field(ge=2, lt=2**24)
+    k: int = Field(ge=1, le=65535)
+    exact_k: int = Field(ge=0)
+    exact_dtype: Dtype = "float32"
+    polynomial_terms: list[Term] | None = None
+    term_dtype: Dtype = "float32"
+    residual_bins: list[Bin] = []
+    delta_encoding: bool = True
+    error_diffusion: bool = False
+    normalize_t: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Compression":
+        if self.exact_k > self.k or self.k > self.d:
+            raise ValueError("exact_k must be at most k, and k at most d")
+        if sum(each.num_elements for each in self.residual_bins) > self.k - self.exact_k:
+            raise ValueError("residual_bins hold more elements than k - exact_k")
+        if any(isinstance(term, int) and not 0 <= term <= 64 for term in self.polynomial_terms or []):
+            raise ValueError("powers must be from 0 to 64")
+        return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every log-probability is a float of its own."""
+        return self.exact_k == self.k
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of an id."""
+        return max(1, int(np.ceil(np.log2(np.float32(self.d)))))  # in the precision that they take it in
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of a row's ids."""
+        return -(-self.k * self.id_bits // 8)
+
+    @cached_property
+    def logprob_bytes(self) -> int:
+        """Bytes of a row's log-probabilities."""
+        bins = sum(_WIDTH[each.scale_dtype] + _packed_bytes(each) for each in self.residual_bins)
+        terms = len(self.polynomial_terms or []) * _WIDTH[self.term_dtype]
+        return self.exact_k * _WIDTH[self.exact_dtype] + terms + bins
+
+
+_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def _packed_bytes(each: Bin) -> int:
+    return -(-each.num_elements * each.element_bits // 8)
+
+
+def read_compression(path: Path) -> Compression:
+    """The settings in a YAML file: DistillKit's own, or a training configuration. Raises UserError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: more than {MAX_CONFIG_BYTES} bytes, which no compression settings have")
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found; DistillKit's bytes cannot be read without the settings they were written with: give "
+            "them with --compression-config"
+        ) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if isinstance(tree, dict) and isinstance(tree.get("teacher"), dict):
+        tree = tree["teacher"].get("logprob_compressor")
+    try:
+        return Compression.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: {key + ': ' if key else ''}{first['msg']}; got {str(first['input'])[:80]!r}"
+        ) from None
+
+
+def pack_bits(values_PN: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 [P, B]: ``bits`` bits of each value, the highest first, a row filled up to whole bytes."""
+    n_rows, n = values_PN.shape
+    packed_PB = np.empty((n_rows, -(-n * bits // 8)), np.uint8)
+    for rows in _few_rows(n_rows, n * bits):
+        bits_XNB = (values_PN[rows, :, None] >> np.arange(bits - 1, -1, -1, dtype=np.int32)) & 1
+        packed_PB[rows] = np.packbits(bits_XNB.astype(np.uint8).reshape(len(bits_XNB), n * bits), axis=1)
+    return packed_PB
+
+
+def unpack_bits(bytes_PB: np.ndarray, bits: int, n: int) -> np.ndarray:
+    """int64 [P, n]: the inverse of ``pack_bits``."""
+    values_PN = np.zeros((len(bytes_PB), n), np.int64)
+    for rows in _few_rows(len(bytes_PB), n * bits):
+        bits_XNB = np.unpackbits(bytes_PB[rows], axis=1, count=n * bits).reshape(-1, n, bits)
+        for bit in range(bits):
+            values_PN[rows] = values_PN[rows] << 1 | bits_XNB[:, :, bit]
+    return values_PN
+
+
+def _few_rows(n_rows: int, bits_of_row: int) -> Iterator[slice]:
+    """Rows whose bits, a byte each, take little memory."""
+    step = max(1, BITS_AT_A_TIME // bits_of_row)
+    return (slice(start, start + step) for start in range(0, n_rows, step))
+
+
+def decode_logprobs(bytes_RB: np.ndarray, settings: Compression) -> np.ndarray:
+    """float32 [R, k] from the bytes of R rows. DistillKit itself rounds what it computes to ``exact_dtype``."""
+    cursor = _Cursor(np.ascontiguousarray(bytes_RB))
+    exact = cursor.floats(settings.exact_k, settings.exact_dtype)
+    n_others = settings.k - settings.exact_k
+    others = np.zeros((len(bytes_RB), n_others), np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # hostile floats are refused by who takes the values
+        if settings.polynomial_terms:
+            coefficients_RC = cursor.floats(len(settings.polynomial_terms), settings.term_dtype)
+            others += _polynomial(coefficients_RC, settings, n_others)
+        start = 0
+        for each in settings.residual_bins:
+            scale_R1 = cursor.floats(1, each.scale_dtype)
+            integers = unpack_bits(cursor.take(_packed_bytes(each)), each.element_bits, each.num_elements)
+            signed = 2 * integers - 1 if each.element_bits == 1 else integers - 2 ** (each.element_bits - 1)
+            others[:, start : start + each.num_elements] += signed * scale_R1
+            start += each.num_elements
+        logprobs_RK = np.concatenate([exact, others], axis=1)
+        if settings.delta_encoding:
+            logprobs_RK = np.cumsum(logprobs_RK, axis=1)
+        return logprobs_RK.astype(np.float32)
+
+
+def _polynomial(coefficients_RC: np.ndarray, settings: Compression, n: int) -> np.ndarray:
+    """The polynomial at each of n places, float64 [R, n]; products are rounded to ``term_dtype``, as theirs are."""
+    import torch
+
+    dtype = getattr(torch, settings.term_dtype)
+    at = torch.linspace(0, 1, n, dtype=dtype) if settings.normalize_t else torch.arange(n, dtype=dtype)
+    coefficients = torch.from_numpy(coefficients_RC).to(dtype)
+    total = torch.zeros((len(coefficients_RC), n), dtype=torch.promote_types(dtype, torch.float32))
+    for column, term in enumerate(settings.polynomial_terms or []):
+        values = at**term if isinstance(term, int) else getattr(torch, term)(at)
+        total += coefficients[:, [column]] * values
+    return total.to(dtype).double().numpy()
+
+
+class _Cursor:
+    """Takes the parts of every row's bytes one after the other."""
+
+    def __init__(self, bytes_RB: np.ndarray) -> None:
+        self._bytes_RB = bytes_RB
+        self._at = 0
+
+    def take(self, n: int) -> np.ndarray:
+        self._at += n
+        return np.ascontiguousarray(self._bytes_RB[:, self._at - n : self._at])
+
+    def floats(self, n: int, dtype: Dtype) -> np.ndarray:
+        """float64 [R, n]."""
+        part = self.take(n * _WIDTH[dtype])
+        if dtype == "bfloat16":
+            return from_bits(part.view("<u2"), "bfloat16").astype(np.float64)
+        return part.view({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype]).astype(np.float64)

@@ -1,0 +1,48 @@
+"""What an imported cache's manifest says of where it came from: the teacher, with or without weights, and the files."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from schemas.cache_config import TeacherConfig
+from schemas.errors import UserError
+from schemas.manifest import TeacherInfo
+from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config
+
+HASH_BYTES = 1 << 20
+
+
+def describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
+    """The teacher, and whether its weights are in its fingerprint."""
+    folder = Path(config.path)
+    if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
+        return describe_teacher(config), True
+    model_config = load_model_config(config)
+    text_config = model_config.get_text_config()
+    settings = {k: v for k, v in model_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    content = "configuration only\0" + json.dumps(settings, sort_keys=True, default=str)
+    info = TeacherInfo(
+        name=config.name or folder.resolve().name,
+        revision=None,
+        dtype=config.dtype,
+        architecture=(model_config.architectures or [type(model_config).__name__])[0],
+        num_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        vocab_size=text_config.vocab_size,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+    )
+    return info, False
+
+
+def fingerprint(files: list[Path]) -> str:
+    """sha256 over the files' names and bytes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.name.encode()).digest())
+        try:
+            with file.open("rb") as opened:
+                while chunk := opened.read(HASH_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    return digest.hexdigest()
