@@ -1,7 +1,9 @@
 """From DistillKit's rows to samples: who the teacher was, what the text is, and what its layout lacks.
 
 A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no
-token follows. Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some,
+token follows. A padding token that was put behind a sequence is taken away, unless it is the tokenizer's end of text.
+
+Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some,
 they may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small
 that what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's
 notes say at how many rows.
@@ -84,6 +86,8 @@ class DistillKitSource(Source):
         self._teacher, self._has_weights = describe(config)
         tokenizer = load_tokenizer(config.model_copy(update={"path": options.tokenizer or options.teacher}))
         self._tokenizer_info = describe_tokenizer(tokenizer)
+        padding = tokenizer.pad_token_id
+        self._padding = None if padding == tokenizer.eos_token_id else padding
         if not tokenizer.is_fast:
             raise UserError(
                 f"--tokenizer: {tokenizer.name_or_path}: not a fast tokenizer; give one with tokenizer.json"
@@ -138,13 +142,20 @@ class DistillKitSource(Source):
                     number, done = part.first_row + i, done + 1
                     self._counts["documents"] += 1
                     found = sequences(part.rows.slice(i, 1), self._compression, str(file), number)
-                    for piece, row in enumerate(found):
+                    for piece, row in enumerate(map(self._without_padding, found)):
                         at = f"{file}: row {number}"
                         tokens = self._tokens(row, f"{file.name}#{number}" + (f".{piece}" if piece else ""), at)
                         if tokens is None:
                             self._counts["too_short"] += 1
                             continue
                         yield Found(at, done, tokens, self._logits(row, tokens, at))
+
+    def _without_padding(self, row: Rows) -> Rows:
+        """Without the padding token that DistillKit puts behind a sequence when it captures a teacher."""
+        n = len(row.ids)
+        if n and n < len(row.input_ids) and row.input_ids[-1] == self._padding:
+            return row._replace(input_ids=row.input_ids[:n], counts=row.counts[:n])
+        return row
 
     def _tokens(self, row: Rows, source_id: str, at: str) -> TokenSample | None:
         """None where no row counts."""

@@ -188,6 +188,22 @@ def test_packed_rows_are_taken_apart(tmp_path: Path, teacher: Path) -> None:
     assert read_manifest(Storage(str(tmp_path / "out"))).corpus.counts.too_short == 1
 
 
+@pytest.mark.parametrize(("padding", "wanted"), [("<|im_end|>", [5, 6, 7]), ("<|endoftext|>", [5, 6, 7, 2])])
+def test_padding_behind_a_sequence_is_taken_away(tmp_path: Path, teacher: Path, padding: str, wanted: list) -> None:
+    """DistillKit adds one token, so that there is a row for every other; that may as well be the end of the text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = padding
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
+    rows = [[[1, 2, 3]] * 3]
+    write_raw(tmp_path / "in", [[5, 6, 7, 2]], rows, [[np.log([0.9, 0.05, 0.02]).tolist()] * 3])
+    options = DistillKitOptions(str(teacher), tokenizer=str(tmp_path / "tokenizer"))
+    import_files(str(tmp_path / "in"), str(tmp_path / "out"), "distillkit", options, 100, silent)
+    reader = CacheReader(str(tmp_path / "out"))
+    assert reader.read_tokens(0).input_ids.tolist() == wanted
+    assert len(reader.read_logits(0).positions) == len(wanted) - 1
+
+
 def test_the_text_is_what_the_tokens_spell(tmp_path: Path, teacher: Path) -> None:
     """Also where a sequence ends within a character."""
     tokenizer = tiny_tokenizer()
