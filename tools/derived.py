@@ -1,7 +1,7 @@
 """Making a cache of others: shards of chosen samples, and a manifest that says what the cache was made of."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import CorruptCacheError
@@ -34,6 +34,13 @@ def derived_manifest(base: Manifest, shards: Sequence[ShardEntry], derived: Deri
     return base.model_copy(update={**lists, "complete": True, "derived": derived, "sha256": "", **changes})
 
 
+class Part(NamedTuple):
+    """Samples of one shard: its checked index, and which of them, rising."""
+
+    index: ShardIndex
+    rows: Sequence[int]
+
+
 def copy_samples(
     source: Storage,
     target: Storage,
@@ -46,25 +53,45 @@ def copy_samples(
 
     ``index`` is that other shard's, checked. Raises CorruptCacheError when a payload's checksum is wrong.
     """
+    return join_parts(source, target, [Part(index, rows)], signals, name, index.table)
+
+
+def join_parts(
+    source: Storage,
+    target: Storage,
+    parts: Sequence[Part],
+    signals: Sequence[Signal],
+    name: str,
+    table: str,
+    recode: Callable[[Part, int, Signal, bytes], bytes] = lambda part, row, signal, payload: payload,
+) -> ShardEntry:
+    """Write a shard ``name`` of samples of several others, whose indexes either all tell layers or none does.
+
+    ``table``: digest of the code table that its token ids are coded with, once ``recode(part, row, signal, payload)``
+    made a sample's payload in the new shard of that in the old. Raises CorruptCacheError as ``copy_samples``.
+    """
+    samples = [(part.index, row) for part in parts for row in part.rows]
     unit = Unit(
         name=name,
-        samples=len(rows),
-        tokens=sum(index.num_tokens[row] for row in rows),
-        tokens_file=index.signals["tokens"].file,
+        samples=len(samples),
+        tokens=sum(index.num_tokens[row] for index, row in samples),
+        tokens_file=parts[0].index.signals["tokens"].file,
     )
     with ShardWriter(target, unit, signals, owner="") as shard:
         for signal in signals:
-            for row, payload in zip(rows, read_payloads(source, index, signal, rows), strict=True):
-                shard.add(signal, index.keys[row], payload)
-    chosen = ShardIndex(
+            for part in parts:
+                for row, payload in zip(part.rows, read_payloads(source, part.index, signal, part.rows), strict=True):
+                    shard.add(signal, part.index.keys[row], recode(part, row, signal, payload))
+    layers = [index.layers[row] for index, row in samples if index.layers is not None]
+    joined = ShardIndex(
         name=name,
-        keys=[index.keys[row] for row in rows],
-        num_tokens=[index.num_tokens[row] for row in rows],
-        layers=None if index.layers is None else [index.layers[row] for row in rows],
-        table=index.table,
+        keys=[index.keys[row] for index, row in samples],
+        num_tokens=[index.num_tokens[row] for index, row in samples],
+        layers=layers if len(layers) == len(samples) else None,
+        table=table,
         signals=shard.indexes(),
     )
-    return write_mark(target, chosen)
+    return write_mark(target, joined)
 
 
 def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Sequence[int]) -> Iterator[bytes]:

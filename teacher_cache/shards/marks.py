@@ -207,21 +207,28 @@ def up_to_date_manifest(storage: Storage) -> Manifest:
 
 
 def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "") -> list[str]:
-    """Delete what a killed run left: temporary files, and shard files or tables that the manifest does not account for.
+    """Delete what ``garbage`` finds; returns the names removed."""
+    removed = garbage(storage.names(), manifest, owner)
+    for name in removed:
+        storage.delete(name)
+    return removed
 
-    While the cache is incomplete only this ``owner``'s temporary files are removed, so that other workers are not
-    disturbed. Files that are not a cache's are never touched. Returns the names removed.
+
+def garbage(names: Iterable[str], manifest: Manifest | None, owner: str = "") -> list[str]:
+    """Which of these files of a cache a killed run left: temporary ones, and those its manifest does not account for.
+
+    ``manifest``: with its lists; None if there is none. Of an incomplete cache only this ``owner``'s temporary files
+    are meant, so that other workers are not disturbed. Files that are not a cache's are never named.
     """
     complete = manifest is None or manifest.complete
     keep = _expected_names(manifest) if manifest is not None else set()
-    removed = []
-    for name in storage.names():
-        if not _OWN_NAME.fullmatch(name) or name in keep:
-            continue
-        if complete or name.startswith(TEMPORARY_PREFIX + owner):
-            storage.delete(name)
-            removed.append(name)
-    return removed
+    return [
+        name
+        for name in names
+        if _OWN_NAME.fullmatch(name)
+        and name not in keep
+        and (complete or name.startswith(TEMPORARY_PREFIX + owner))
+    ]
 
 
 def _expected_names(manifest: Manifest) -> set[str]:

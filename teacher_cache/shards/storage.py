@@ -178,6 +178,26 @@ class Storage:
         except FileNotFoundError:
             return
 
+    def take(self, name: str, source: "Storage", source_name: str) -> bool:
+        """Have another cache's file under ``name`` here, its content not passing through: a hard link or a store's copy.
+
+        Returns False where that is not possible. A link is safe since a cache's files are never rewritten in place:
+        whoever replaces one renames a new file over its name, and the other name keeps the old content.
+        """
+        path, final = source._path(source_name), self._path(name)
+        try:
+            if self.is_local and source.is_local:
+                Path(final).parent.mkdir(parents=True, exist_ok=True)
+                os.link(os.path.realpath(path), final)
+            elif self._fs is source._fs:
+                self._call(_patience(source.size(source_name)), "cp_file", path, final)
+            else:
+                return False
+        except Exception as error:
+            logger.debug("%s: neither linked nor copied by its store: %s", source.where(source_name), _reason(error))
+            return False
+        return True
+
     @contextmanager
     def staged(self, name: str, owner: str = "") -> Iterator[Path]:
         """A local path to write to; becomes the file ``name`` when the block ends well, else it is removed.

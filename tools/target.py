@@ -1,0 +1,33 @@
+"""The place of a cache that is being made: nothing is there that somebody needs, and a failure leaves nothing behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.errors import UserError
+from teacher_cache.shards.marks import remove_garbage
+from teacher_cache.shards.storage import MANIFEST, Storage
+
+UNDER_WAY = ".tmp-under-way"  # there while the cache is made: without a manifest, whatever else is there is leavings
+
+
+@contextmanager
+def new_cache(url: str) -> Iterator[Storage]:
+    """A place to write a cache to, its manifest last.
+
+    It must be empty, or hold what an interrupted attempt left, which is removed. So is what the block wrote when it
+    raises. Raises UserError when something else is there.
+    """
+    storage = Storage(url)
+    names = storage.names()
+    if MANIFEST in names:
+        raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
+    if names and UNDER_WAY not in names:
+        raise UserError(f"{url}: {len(names)} files are there ({names[0]}, …); choose an empty place for the new cache")
+    remove_garbage(storage, None)
+    storage.write(UNDER_WAY, b"")
+    try:
+        yield storage
+    except BaseException:
+        remove_garbage(storage, None)
+        raise
+    storage.delete(UNDER_WAY)
