@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from schemas.cache_config import CacheConfig, CorpusConfig
+from schemas.difference import differences
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
@@ -121,7 +122,7 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     differing = [
         f"{name}: {old!r} in the cache, {new!r} now"
         for path, key in _IDENTITY.items()
-        for name, old, new in _differences(key, _lookup(before, path), _lookup(now, path))
+        for name, old, new in differences(key, _lookup(before, path), _lookup(now, path))
     ]
     if differing:
         raise UserError(
@@ -135,17 +136,6 @@ def _lookup(tree: dict, path: str) -> object:
     for key in path.split("."):
         node = node[key]  # type: ignore[index]
     return node
-
-
-def _differences(key: str, before: object, now: object) -> Iterator[tuple[str, object, object]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for part in sorted(before.keys() | now.keys()):
-            yield from _differences(f"{key}.{part}", before.get(part), now.get(part))
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for position, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(f"{key}.{position}", old, new)
-    elif before != now:
-        yield key, before, now
 
 
 def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:

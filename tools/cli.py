@@ -2,7 +2,7 @@
 
 import click
 
-from tools.commands import bridges, checking, finding, looking
+from tools.commands import bridges, checking, finding, looking, making
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -13,11 +13,9 @@ def main() -> None:
 COMMANDS = (
     looking.inspect,
     checking.verify,
-    finding.catalog,
-    finding.search,
-    finding.card,
-    bridges.export,
-    bridges.import_cache,
+    making.merge,
+    making.repack,
+    making.prune,
 )
 for command in COMMANDS:
     main.add_command(command)

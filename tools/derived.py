@@ -1,7 +1,8 @@
 """Making a cache of others: shards of chosen samples, and a manifest that says what the cache was made of."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import CorruptCacheError
@@ -34,11 +35,17 @@ def derived_manifest(base: Manifest, shards: Sequence[ShardEntry], derived: Deri
     return base.model_copy(update={**lists, "complete": True, "derived": derived, "sha256": "", **changes})
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Samples of one shard: its checked index, and which of them, rising."""
 
     index: ShardIndex
     rows: Sequence[int]
+
+
+def as_it_is(part: Part, row: int, signal: Signal, payload: bytes) -> bytes:
+    """A payload that does not change."""
+    return payload
 
 
 def copy_samples(
@@ -63,7 +70,7 @@ def join_parts(
     signals: Sequence[Signal],
     name: str,
     table: str,
-    recode: Callable[[Part, int, Signal, bytes], bytes] = lambda part, row, signal, payload: payload,
+    recode: Callable[[Part, int, Signal, bytes], bytes] = as_it_is,
 ) -> ShardEntry:
     """Write a shard ``name`` of samples of several others, whose indexes either all tell layers or none does.
 

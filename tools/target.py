@@ -1,10 +1,10 @@
-"""The place of a cache that is being made: nothing is there that somebody needs, and a failure leaves nothing behind."""
+"""The place of a cache that is being made: nothing is there that somebody needs, and failures leave nothing there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.errors import UserError
-from teacher_cache.shards.marks import remove_garbage
+from teacher_cache.shards.marks import garbage
 from teacher_cache.shards.storage import MANIFEST, Storage
 
 UNDER_WAY = ".tmp-under-way"  # there while the cache is made: without a manifest, whatever else is there is leavings
@@ -23,11 +23,20 @@ def new_cache(url: str) -> Iterator[Storage]:
         raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
     if names and UNDER_WAY not in names:
         raise UserError(f"{url}: {len(names)} files are there ({names[0]}, …); choose an empty place for the new cache")
-    remove_garbage(storage, None)
+    _clear(storage)
     storage.write(UNDER_WAY, b"")
     try:
         yield storage
     except BaseException:
-        remove_garbage(storage, None)
+        if not storage.exists(MANIFEST):
+            _clear(storage)
+            storage.delete(UNDER_WAY)
         raise
     storage.delete(UNDER_WAY)
+
+
+def _clear(storage: Storage) -> None:
+    """Remove all of a cache but the sign that it is under way, which goes last: what is left stays recognisable."""
+    for name in garbage(storage.names(), None):
+        if name != UNDER_WAY:
+            storage.delete(name)

@@ -225,9 +225,7 @@ def garbage(names: Iterable[str], manifest: Manifest | None, owner: str = "") ->
     return [
         name
         for name in names
-        if _OWN_NAME.fullmatch(name)
-        and name not in keep
-        and (complete or name.startswith(TEMPORARY_PREFIX + owner))
+        if _OWN_NAME.fullmatch(name) and name not in keep and (complete or name.startswith(TEMPORARY_PREFIX + owner))
     ]
 
 

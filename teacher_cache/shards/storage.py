@@ -179,7 +179,7 @@ class Storage:
             return
 
     def take(self, name: str, source: "Storage", source_name: str) -> bool:
-        """Have another cache's file under ``name`` here, its content not passing through: a hard link or a store's copy.
+        """Have another cache's file here as ``name``, its content not passing through: a hard link or a store's copy.
 
         Returns False where that is not possible. A link is safe since a cache's files are never rewritten in place:
         whoever replaces one renames a new file over its name, and the other name keeps the old content.
