@@ -16,8 +16,8 @@ def prune(url: str, dry_run: bool = False) -> dict[str, int]:
     manifest = listed(storage, read_manifest(storage))
     if not manifest.complete:
         raise UserError(
-            f"{url}: the cache is not complete, and a run may be writing to it; let `teacher-cache run` finish it, which "
-            "removes what killed runs left, too"
+            f"{url}: the cache is not complete, and a run may be writing to it; let `teacher-cache run` finish it, "
+            "which removes what killed runs left, too"
         )
     sizes = storage.sizes()
     found = {name: sizes[name] for name in garbage(sizes, manifest)}
