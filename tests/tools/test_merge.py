@@ -1,5 +1,6 @@
 """A union of caches: whose samples it holds, which files are the sources', and what is refused."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def test_the_union_holds_each_sample_once_as_its_first_source_has_it(
         chosen = data.draw(st.lists(st.sampled_from(pool), min_size=1, unique_by=lambda pair: pair[0].key))
         cuts = data.draw(st.sets(st.integers(1, len(chosen)), max_size=3)) | {len(chosen)}
         bounds = [0, *sorted(cuts)]
-        shards = [chosen[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        shards = [chosen[start:stop] for start, stop in itertools.pairwise(bounds)]
         urls.append(str(folder / str(number)))
         write_cache(urls[-1], shards)
         order += [key for key in payloads(urls[-1]) if key not in wanted]
