@@ -24,6 +24,7 @@ NAMES = (
     "lean_loss",
     "step_cost",
     "scale",
+    "merging",
     "remote",
     "target_gradients",
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 KEY_BYTES = 16
+COMPARED = 1 << 20  # at a time
 
 
 class SampleKeys:
@@ -26,8 +27,8 @@ class SampleKeys:
         halves_N2 = np.frombuffer(self._hashes, np.uint64).reshape(-1, 2)
         order_N = np.lexsort(halves_N2.T)  # stable: of equal keys the first stays first
         repeated_N = np.zeros(len(self), bool)
-        for block in range(1, len(order_N), 1 << 20):
-            at_B = order_N[block : block + (1 << 20)]
+        for block in range(1, len(order_N), COMPARED):
+            at_B = order_N[block : block + COMPARED]
             before_B = order_N[block - 1 : block - 1 + len(at_B)]
             repeated_N[at_B] = (halves_N2[at_B] == halves_N2[before_B]).all(axis=1)
         return repeated_N
