@@ -7,6 +7,7 @@ damaged payload is found by ``verify``, before or after, not here. Sizes, indexe
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -103,9 +104,10 @@ def merge(
             share_file(source.storage, name, storage, name, source.manifest.tables[digest])
         if caches[0].manifest.head is not None:
             share_file(caches[0].storage, HEAD, storage, HEAD, caches[0].manifest.head.file)
-        for one in side_by_side(lambda task: _write_shard(task, storage), tasks):
-            written.append(one)
-            advance(len(shards) + len(written), len(shards) + len(tasks))
+        with closing(side_by_side(lambda task: _write_shard(task, storage), tasks)) as results:
+            for one in results:
+                written.append(one)
+                advance(len(shards) + len(written), len(shards) + len(tasks))
         manifest = union_manifest(
             [cache.manifest for cache in caches],
             [one.entry for one in written],

@@ -1,7 +1,7 @@
 """Doing the same to many things, a few at a time, in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,8 +10,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``function`` of each item, in order. What it raises is raised here; then nothing more is begun."""
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    """``function`` of each item, in order. What it raises is raised here.
+
+    Nothing more is begun then, nor when the generator is closed, which waits for what is under way.
+    """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
