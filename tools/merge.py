@@ -24,7 +24,7 @@ from tools.duplicates import SampleKeys
 from tools.files import share_file
 from tools.side_by_side import side_by_side
 from tools.source import Source, open_complete, read_index
-from tools.target import new_cache
+from tools.target import check_free, new_cache
 from tools.union import check_fits, union_manifest
 
 Duplicates = Literal["drop", "refuse", "keep"]
@@ -81,7 +81,8 @@ def merge(
     not fit together (the differing settings are named), a file of theirs is missing or wrong, ``target`` is not empty,
     or there are duplicates that are to be refused. Nothing is left at ``target`` then.
     """
-    caches = [open_complete(url) for url in sources]
+    check_free(target)  # before all else is looked at, which may take long
+    caches = list(side_by_side(open_complete, sources))
     for cache in caches[1:]:
         check_fits(caches[0].manifest, sources[0], cache.manifest, cache.storage.url)
     tables = _tables(caches)

@@ -17,12 +17,7 @@ def new_cache(url: str) -> Iterator[Storage]:
     It must be empty, or hold what an interrupted attempt left, which is removed. So is what the block wrote when it
     raises. Raises UserError when something else is there.
     """
-    storage = Storage(url)
-    names = storage.names()
-    if MANIFEST in names:
-        raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
-    if names and UNDER_WAY not in names:
-        raise UserError(f"{url}: {len(names)} files are there ({names[0]}, …); choose an empty place for the new cache")
+    storage = check_free(url)
     _clear(storage)
     storage.write(UNDER_WAY, b"")
     try:
@@ -33,6 +28,17 @@ def new_cache(url: str) -> Iterator[Storage]:
             storage.delete(UNDER_WAY)
         raise
     storage.delete(UNDER_WAY)
+
+
+def check_free(url: str) -> Storage:
+    """The place, if a new cache can be written there. Raises UserError when something else is there."""
+    storage = Storage(url)
+    names = storage.names()
+    if MANIFEST in names:
+        raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
+    if names and UNDER_WAY not in names:
+        raise UserError(f"{url}: {len(names)} files are there ({names[0]}, …); choose an empty place for the new cache")
+    return storage
 
 
 def _clear(storage: Storage) -> None:
