@@ -24,7 +24,7 @@ from tools.duplicates import SampleKeys
 from tools.files import share_file
 from tools.side_by_side import side_by_side
 from tools.source import Source, open_complete, read_index
-from tools.target import check_free, new_cache
+from tools.new_cache import check_free, new_cache
 from tools.union import check_fits, union_manifest
 
 Duplicates = Literal["drop", "refuse", "keep"]

@@ -22,7 +22,7 @@ from tools.derived import Part, as_it_is, derived_manifest, join_parts, source_o
 from tools.files import share_file
 from tools.recode import Recoder, check_not_finer
 from tools.source import open_complete, read_index
-from tools.target import new_cache
+from tools.new_cache import new_cache
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tools import merge as module
 from tools.cli import main
 from tools.derived import source_of
 from tools.merge import merge
-from tools.target import UNDER_WAY
+from tools.new_cache import UNDER_WAY
 from tools.verify import verify
 
 SIGNALS = ("tokens", "logits")
@@ -315,7 +315,7 @@ def test_an_interrupted_merge_is_done_again(
     write = module._write_shard
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write_shard", killed)
-        patch.setattr("tools.target._clear", lambda storage: None)
+        patch.setattr("tools.new_cache._clear", lambda storage: None)
         patch.setattr(Storage, "delete", lambda storage, name: None)
         with pytest.raises(Killed):
             merge(two, str(tmp_path / "all"))

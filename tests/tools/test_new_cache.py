@@ -7,7 +7,7 @@ import pytest
 from schemas.errors import UserError
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.storage import MANIFEST, Storage
-from tools.target import UNDER_WAY, new_cache
+from tools.new_cache import UNDER_WAY, new_cache
 
 
 def test_a_place_with_something_in_it_is_refused(tmp_path: Path) -> None:
