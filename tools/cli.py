@@ -13,6 +13,11 @@ def main() -> None:
 COMMANDS = (
     looking.inspect,
     checking.verify,
+    finding.catalog,
+    finding.search,
+    finding.card,
+    bridges.export,
+    bridges.import_cache,
     making.merge,
     making.repack,
     making.prune,
