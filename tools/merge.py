@@ -22,9 +22,9 @@ from teacher_cache.shards.table import shard_name, signals_of
 from tools.derived import copy_samples
 from tools.duplicates import SampleKeys
 from tools.files import share_file
+from tools.new_cache import check_free, new_cache
 from tools.side_by_side import side_by_side
 from tools.source import Source, open_complete, read_index
-from tools.new_cache import check_free, new_cache
 from tools.union import check_fits, union_manifest
 
 Duplicates = Literal["drop", "refuse", "keep"]

@@ -20,9 +20,9 @@ from teacher_cache.shards.storage import HEAD
 from teacher_cache.shards.table import shard_name, signals_of
 from tools.derived import Part, as_it_is, derived_manifest, join_parts, source_of
 from tools.files import share_file
+from tools.new_cache import new_cache
 from tools.recode import Recoder, check_not_finer
 from tools.source import open_complete, read_index
-from tools.new_cache import new_cache
 
 
 @dataclass(frozen=True)
