@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 
 import click
 
@@ -75,22 +74,23 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import distill
     from trainer.interrupts import stop_on_signals
+    from trainer.parallel import leave_together
     from trainer.progress import progress_callbacks
 
     if is_other_rank():
         logging.disable(logging.INFO)
     with stop_on_signals() as stop:
         summary = distill(settings, stop, progress_callbacks())
-    if is_other_rank():
-        sys.exit(128 + (stop.signal_number or signal.SIGTERM) if summary["ended"] == "interrupted" else 0)
-    show(summary, as_json)
-    if summary["ended"] == "interrupted":
-        click.echo(
-            f"stopped at step {summary['steps']} of {summary['planned_steps']}; a checkpoint is saved, "
-            "the same command continues from it",
-            err=True,
-        )
-        sys.exit(128 + (stop.signal_number or 0))
+    interrupted = summary["ended"] == "interrupted"
+    if not is_other_rank():
+        show(summary, as_json)
+        if interrupted:
+            click.echo(
+                f"stopped at step {summary['steps']} of {summary['planned_steps']}; a checkpoint is saved, "
+                "the same command continues from it",
+                err=True,
+            )
+    leave_together(128 + (stop.signal_number or signal.SIGTERM) if interrupted else 0)
 
 
 @main.command()

@@ -25,7 +25,7 @@ from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
-from trainer.parallel import backend, compile_layers, fsdp_settings, leave_together, load_weights, use_fsdp
+from trainer.parallel import backend, compile_layers, fsdp_settings, load_weights, use_fsdp
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.sources import open_training_data, open_validation, plan_training
@@ -167,7 +167,6 @@ def distill(
     if measured and is_main:
         write_json(output / "summary.json", summary)
     cache.close()
-    leave_together()
     return summary
 
 

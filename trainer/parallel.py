@@ -8,10 +8,12 @@ of the module (``trainer/taps``): its gradient is averaged over processes like a
 A sharded checkpoint is a folder of ``torch.distributed.checkpoint``: any number of processes reads it, one as well.
 """
 
+import atexit
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -85,14 +87,21 @@ def load_weights(student: "PreTrainedModel", checkpoint: Path) -> None:
     student.load_state_dict(state["model"])
 
 
-def leave_together() -> None:
-    """End the process groups, if there are any, once every process is done: the first one writes the final model.
+def leave_together(status: int) -> NoReturn:
+    """End this process; one of several, once every one is done: the first one writes the final model.
 
-    A process that ends with its groups open may abort, and torchrun waits a few minutes only for one that is behind.
+    torchrun waits a few minutes only for one that is behind.
     """
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        sys.exit(status)
+    torch.distributed.barrier()
+    atexit._run_exitfuncs()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread of gloo drops a collective's tensors a while after it is done, and takes the GIL for it. DDP keeps those
+    # threads alive; one that waits for the GIL while the interpreter is taken down aborts the process: it stays up.
+    os._exit(status)
 
 
 def compile_layers(student: "PreTrainedModel") -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,29 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     weights: dict[str, Any] = {name: entry for name, entry in stored.items() if name.startswith("model.")}
     assert len(weights) > 20
     assert all(len(weight.chunks) == 2 for weight in weights.values()), "each rank holds its share only"
+
+
+LEAVE = """
+import atexit, sys, torch
+from trainer.parallel import leave_together
+
+class Kept:
+    def __del__(self):
+        print("the interpreter was taken down")
+
+kept = Kept()
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+atexit.register(print, "handlers ran")
+print("done")
+leave_together(3)
+"""
+
+
+def test_a_rank_leaves_without_taking_the_interpreter_down(tmp_path: Path) -> None:
+    """Otherwise threads of gloo may abort it, seldom."""
+    command = [sys.executable, "-c", LEAVE, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (3, "done\nhandlers ran\n"), done.stderr
 
 
 def test_a_sharded_student_needs_torchrun(make_config: MakeConfig) -> None:
