@@ -2,7 +2,7 @@
 
 import click
 
-from tools.commands import bridges, checking, finding, looking, making
+from tools.commands import bridges, checking, finding, looking, making, sharing
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -21,6 +21,10 @@ COMMANDS = (
     making.merge,
     making.repack,
     making.prune,
+    sharing.push,
+    sharing.pull,
+    sharing.subset,
+    sharing.split,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -55,12 +55,14 @@ def copy_samples(
     rows: Sequence[int],
     signals: Sequence[Signal],
     name: str,
+    owner: str = "",
 ) -> ShardEntry:
     """Write a shard ``name`` of the samples ``rows`` (rising) of another one; payloads stay as they are.
 
-    ``index`` is that other shard's, checked. Raises CorruptCacheError when a payload's checksum is wrong.
+    ``index`` is that other shard's, checked; ``owner`` as of ``Storage.staged``. Raises CorruptCacheError when a
+    payload's checksum is wrong.
     """
-    return join_parts(source, target, [Part(index, rows)], signals, name, index.table)
+    return join_parts(source, target, [Part(index, rows)], signals, name, index.table, owner=owner)
 
 
 def join_parts(
@@ -71,6 +73,7 @@ def join_parts(
     name: str,
     table: str,
     recode: Callable[[Part, int, Signal, bytes], bytes] = as_it_is,
+    owner: str = "",
 ) -> ShardEntry:
     """Write a shard ``name`` of samples of several others, whose indexes either all tell layers or none does.
 
@@ -84,7 +87,7 @@ def join_parts(
         tokens=sum(index.num_tokens[row] for index, row in samples),
         tokens_file=parts[0].index.signals["tokens"].file,
     )
-    with ShardWriter(target, unit, signals, owner="") as shard:
+    with ShardWriter(target, unit, signals, owner) as shard:
         for signal in signals:
             for part in parts:
                 for row, payload in zip(part.rows, read_payloads(source, part.index, signal, part.rows), strict=True):
@@ -98,7 +101,7 @@ def join_parts(
         table=table,
         signals=shard.indexes(),
     )
-    return write_mark(target, joined)
+    return write_mark(target, joined, owner)
 
 
 def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Sequence[int]) -> Iterator[bytes]:

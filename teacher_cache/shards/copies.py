@@ -22,7 +22,6 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
 
-PART_BYTES = 1 << 23  # of one request
 WAIT_FOR_ROOM = 0.05  # seconds
 PARALLEL = 4  # files fetched ahead at a time
 
@@ -117,8 +116,7 @@ class LocalCopies:
         for attempt in (1, 2):
             with self._unfinished(copy.with_suffix(".part"), entry.bytes) as file:
                 found = hashlib.sha256()
-                for start in range(0, entry.bytes, PART_BYTES):
-                    data = self._storage.read_range(name, start, min(PART_BYTES, entry.bytes - start))
+                for data in self._storage.parts(name, entry.bytes):
                     found.update(data)
                     file.write(data)
                 file.flush()

@@ -31,10 +31,21 @@ def mark_name(shard: str) -> str:
 
 def read_manifest(storage: Storage) -> Manifest:
     """The cache's manifest; raises UserError when there is none, CorruptCacheError when it is not valid."""
-    where = storage.where(MANIFEST)
+    return parse_manifest(read_manifest_text(storage), storage.where(MANIFEST))
+
+
+def read_manifest_text(storage: Storage) -> bytes:
+    """The text of the cache's manifest, not checked; raises UserError when there is none."""
     if not storage.exists(MANIFEST):
-        raise UserError(f"{where}: not found, so this is not a cache; give the folder or URL that holds manifest.json")
-    data = storage.read(MANIFEST)
+        raise UserError(
+            f"{storage.where(MANIFEST)}: not found, so this is not a cache; give the folder or URL that holds "
+            "manifest.json"
+        )
+    return storage.read(MANIFEST)
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
     manifest = parse_json(Manifest, data, where)
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
@@ -60,7 +71,12 @@ def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Man
 
 def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> ShardEntry:
     """Commit a shard, and return its entry for the manifest. Its tars must be in place."""
-    return shard_entry(index, storage.write(mark_name(index.name), (index.model_dump_json() + "\n").encode(), owner))
+    return shard_entry(index, storage.write(mark_name(index.name), mark_text(index), owner))
+
+
+def mark_text(index: ShardIndex) -> bytes:
+    """The content of a shard's commit mark."""
+    return (index.model_dump_json() + "\n").encode()
 
 
 def read_mark(storage: Storage, shard: str) -> ShardIndex:

@@ -2,7 +2,7 @@
 
 Files appear whole or not at all: locally they are written under a temporary name, synced and renamed; an object store's
 upload is atomic by itself. A store's client may raise any exception it likes; here it becomes a UserError of one line.
-A store that fails, or does not answer, is asked again, whatever is read of it.
+A store that fails, or does not answer, is asked again, whatever it is asked for.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,15 @@ FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each
 PATIENCE = 30.0  # seconds for an answer, and …
 SLOWEST = 1 << 18  # … bytes a second for its content
 LISTING_PATIENCE = 600.0  # seconds for a listing, which a store gives in many pages
-FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)  # asking again would not help
+FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    UserError,
+)  # asking again is no help
+PART_BYTES = 1 << 23  # of a file that is read or uploaded in parts
+MAX_PARTS = 9000  # of an upload; S3 takes 10,000
 _SAFE_NAME = re.compile(r"((tables|signatures)/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -135,48 +143,106 @@ class Storage:
 
         return self._ask(name, fetch)
 
+    def parts(self, name: str, size: int) -> Iterator[bytes]:
+        """The first ``size`` bytes in parts of PART_BYTES; fewer when the file ends before.
+
+        Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
+        """
+        if self.is_local:
+            yield from self._local_parts(name, size)
+            return
+        for start in range(0, size, PART_BYTES):
+            yield self.read_range(name, start, min(PART_BYTES, size - start))
+
+    def _local_parts(self, name: str, size: int) -> Iterator[bytes]:
+        with self._ask(name, lambda: open(self._path(name), "rb")) as file:
+            for start in range(0, size, PART_BYTES):
+                yield self._ask(name, partial(file.read, min(PART_BYTES, size - start)))
+
     def _call(self, seconds: float, method: str, *arguments: Any, **options: Any) -> Any:
         """A method of the store's client, which must answer in time; TimeoutError if it does not."""
         if self.is_local:
             return getattr(self._fs, method)(*arguments, **options)
         if self._fs.async_impl:  # can be cancelled, so that its connection is free again
             return sync(self._fs.loop, getattr(self._fs, f"_{method}"), *arguments, timeout=seconds, **options)
-        answer: Future[Any] = Future()
-        request = partial(getattr(self._fs, method), *arguments, **options)
-        threading.Thread(target=_answer, args=(answer, request), name="request", daemon=True).start()
-        return answer.result(seconds)
+        return _in_time(seconds, partial(getattr(self._fs, method), *arguments, **options))
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
-        """The store's answer to ``request``, which is made again while the store fails.
+        """What is read of the store by ``request``.
 
         Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
         """
+        try:
+            return self._patiently(name, "read", request)
+        except FileNotFoundError:
+            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.where(name)}: cannot be read: {_reason(error)}") from error
+
+    def _patiently(self, name: str, doing: str, request: Callable[[], Answer]) -> Answer:
+        """The store's answer to ``request``, which is made again while the store fails; raises its last exception."""
         attempt, delay = 1, FIRST_DELAY
         while True:
             try:
                 return request()
-            except FileNotFoundError:
-                raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
             except Exception as error:
-                problem = UserError(f"{self.where(name)}: cannot be read: {_reason(error)}")
                 if self.is_local or attempt == ATTEMPTS or isinstance(error, FINAL):
-                    raise problem from error
+                    raise
+                problem = f"{self.where(name)}: cannot be {doing}: {_reason(error)}"
                 logger.warning("%s; asking again (%d of %d)", problem, attempt + 1, ATTEMPTS)
             time.sleep(delay * random.uniform(0.5, 1.5))
             attempt, delay = attempt + 1, min(2 * delay, LONGEST_DELAY)
 
     def write(self, name: str, data: bytes, owner: str = "") -> FileEntry:
         """Write a small file atomically."""
-        with self.staged(name, owner) as path:
-            path.write_bytes(data)
+        self.put(name, data, owner)
         return file_entry(data)
+
+    def put(self, name: str, data: bytes, owner: str = "") -> None:
+        """Write a file atomically: locally by way of a temporary one, to a store in one request."""
+        if self.is_local:
+            with self.staged(name, owner) as path:
+                path.write_bytes(data)
+            return
+        final = self._path(name)
+        with self._writing(name):
+            self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, data))
+
+    def upload(self, name: str, size: int, parts: Callable[[], Iterator[bytes]]) -> None:
+        """Write an object of ``size`` bytes to a store from its parts, of which one or two are in memory at a time.
+
+        It appears when ``parts`` ends; where that raises, nothing does. After a failure of the store ``parts`` is
+        called again.
+        """
+        final, part_bytes = self._path(name), max(PART_BYTES, -(-size // MAX_PARTS))
+
+        def send() -> None:
+            within = partial(_in_time, _patience(part_bytes))
+            file = within(lambda: self._fs._open(final, "wb", block_size=part_bytes, autocommit=False))
+            try:
+                for part in parts():
+                    within(partial(file.write, part))
+                within(file.close)
+                within(file.commit)
+            except BaseException:
+                with suppress(Exception):  # of which nothing is seen but what the store keeps of the parts
+                    within(file.discard)
+                raise
+
+        with self._writing(name):
+            self._store(name, send)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""
+        path = self._path(name)
         try:
-            self._fs.rm_file(self._path(name))
+            self._patiently(name, "deleted", lambda: self._call(PATIENCE, "rm_file", path))
         except FileNotFoundError:
             return
+        except Exception as error:
+            raise UserError(f"{self.where(name)}: cannot be deleted: {_reason(error)}") from error
 
     def take(self, name: str, source: "Storage", source_name: str) -> bool:
         """Have another cache's file here as ``name``, its content not passing through: a hard link or a store's copy.
@@ -206,10 +272,14 @@ class Storage:
         the store) does not take the file.
         """
         final = self._path(name)
+        with self._writing(name), self._temporary(name, owner) as temporary:
+            yield temporary
+            self._publish(name, temporary, final)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
         try:
-            with self._temporary(name, owner) as temporary:
-                yield temporary
-                self._publish(temporary, final)
+            yield
         except OSError as error:
             raise UserError(
                 f"{self.where(name)}: cannot be written: {_reason(error)}; what was committed before is intact: "
@@ -229,15 +299,22 @@ class Storage:
             else:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _publish(self, temporary: Path, final: str) -> None:
+    def _publish(self, name: str, temporary: Path, final: str) -> None:
         if self.is_local:
             Path(final).parent.mkdir(exist_ok=True)
             _sync(temporary)
             os.replace(temporary, final)
             _sync(Path(final).parent)
             return
+        seconds = _patience(temporary.stat().st_size)
+        self._store(name, lambda: self._call(seconds, "put_file", str(temporary), final))
+
+    def _store(self, name: str, request: Callable[[], object]) -> None:
+        """Have the store take something; raises OSError when it does not, as a disk would."""
         try:
-            self._fs.put_file(str(temporary), final)
+            self._patiently(name, "written", request)
+        except UserError:
+            raise
         except Exception as error:
             raise OSError(_reason(error)) from error
 
@@ -249,6 +326,13 @@ class Storage:
 
 def _patience(n_bytes: int) -> float:
     return PATIENCE + n_bytes / SLOWEST
+
+
+def _in_time(seconds: float, request: Callable[[], Answer]) -> Answer:
+    """The answer to a request that cannot be cancelled; TimeoutError when it does not come in time."""
+    answer: Future[Answer] = Future()
+    threading.Thread(target=_answer, args=(answer, request), name="request", daemon=True).start()
+    return answer.result(seconds)
 
 
 def _answer(answer: "Future[Any]", request: Callable[[], Any]) -> None:

@@ -164,14 +164,14 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
 
     monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
 
-    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be written: quota exceeded"):
         storage.write("a.json", b"new")
     assert storage.read("a.json") == b"old"
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be read: quota exceeded"):
         storage.read("a.json")
-    assert len(requests) == 1 + storage_module.ATTEMPTS
+    assert len(requests) == 2 * storage_module.ATTEMPTS
 
 
 FAULTS: dict[str, Callable[[bytes], bytes]] = {

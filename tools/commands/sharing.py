@@ -1,0 +1,165 @@
+"""Commands that move caches, and parts of them."""
+
+import json
+from typing import Any
+
+import click
+
+from schemas.errors import UserError
+from teacher_cache.command import json_option, progress, user_errors
+from tools.commands.selection import parse_parts, parse_selection, selection_options
+
+parallel_option = click.option("--parallel", type=click.IntRange(1, 256), default=8, help="Files at a time.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@parallel_option
+@dry_run_option
+@json_option
+@user_errors
+def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) -> None:
+    """Copy a complete cache to another place, its manifest last, with its signatures.
+
+    Every file is checked on its way. Run again after an interruption: what has arrived is not sent again.
+
+    Example: cache-tools push runs/demo/cache s3://bucket/caches/demo
+    """
+    from tools.sharing import copy_cache
+
+    with progress("sending") as advance:
+        report = copy_cache(source, target, parallel, dry_run, advance=advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("folder")
+@selection_options
+@click.option("--digest", metavar="SHA256", help="The manifest must have this sha256.")
+@parallel_option
+@dry_run_option
+@json_option
+@user_errors
+def pull(
+    url: str,
+    folder: str,
+    signals: str | None,
+    shards: str | None,
+    layers: tuple[str, ...],
+    sample: str | None,
+    digest: str | None,
+    parallel: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Fetch a complete cache, or a part of it, which is a cache too.
+
+    Every file is checked on its way. Run again after an interruption: what has arrived is not fetched again. Of a part
+    only what is chosen is fetched; of a shard of which some samples are, only these.
+
+    Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
+    """
+    from tools.sharing import copy_cache
+
+    selection = parse_selection(signals, shards, layers, sample)
+    with progress("fetching") as advance:
+        if selection is None:
+            report = copy_cache(url, folder, parallel, dry_run, digest, advance=advance)
+        else:
+            from tools.subset import choose, open_source, write_subset
+
+            source, manifest = open_source(url, digest, whole=True)
+            chosen = choose(source, manifest, selection, parallel)
+            report = write_subset(chosen, folder, parallel, dry_run, advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@selection_options
+@parallel_option
+@dry_run_option
+@json_option
+@user_errors
+def subset(
+    source: str,
+    target: str,
+    signals: str | None,
+    shards: str | None,
+    layers: tuple[str, ...],
+    sample: str | None,
+    parallel: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make a cache of a part of another one; of an unfinished one, of what is committed.
+
+    Example: cache-tools subset runs/demo/cache runs/demo/code --layer code
+    """
+    from schemas.derivation import Selection
+    from tools.subset import choose, open_source, write_subset
+
+    selection = parse_selection(signals, shards, layers, sample) or Selection()
+    with progress("writing") as advance:
+        chosen = choose(*open_source(source), selection, parallel)
+        report = write_subset(chosen, target, parallel, dry_run, advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out")
+@click.option("--by", type=click.Choice(["layer"]), help="One part for each layer of the data mix.")
+@click.option("--parts", metavar="SHARES", help="Parts with these shares of the samples: train=90%,validation=10%.")
+@parallel_option
+@dry_run_option
+@json_option
+@user_errors
+def split(
+    source: str, out: str, by: str | None, parts: str | None, parallel: int, dry_run: bool, as_json: bool
+) -> None:
+    """Make several caches of one: OUT/NAME for each part.
+
+    Which part a sample is in follows from its key, so it is the same whatever else is in the cache.
+
+    Example: cache-tools split runs/demo/cache runs/demo/parts --parts train=90%,validation=10%
+    """
+    from tools.subset import by_layer, by_share, open_source
+    from tools.subset import split as write_parts
+
+    if (by is None) == (parts is None):
+        raise UserError("split: give --by layer, or --parts train=90%,validation=10%, and not both")
+    shares = None if parts is None else by_share(parse_parts(parts))
+    with progress("writing") as advance:
+        storage, manifest = open_source(source)
+        selections = by_layer(storage, manifest, parallel) if shares is None else shares
+        reports = write_parts(storage, manifest, selections, out, parallel, dry_run, advance)
+    if as_json:
+        click.echo(json.dumps({name: report.as_dict() for name, report in reports.items()}, indent=1))
+        return
+    for report in reports.values():
+        show_report(report, as_json=False)
+
+
+def show_report(report: Any, as_json: bool) -> None:
+    """Print what a transfer did."""
+    found = report.as_dict()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("what", "would be sent" if report.dry_run else "sent", "already there")
+    for kind, sizes in found["by_kind"].items():
+        table.add_row(kind, *(decimal(sizes[side]) if sizes[side] else "" for side in ("sent", "skipped")))
+    Console().print(table)
+    sent, skipped = (f"{found[side]['files']} files ({decimal(found[side]['bytes'])})" for side in ("sent", "skipped"))
+    verb = "would be sent" if report.dry_run else "sent"
+    manifest = f"; manifest {report.manifest_sha256}" if report.manifest_sha256 else ""
+    click.echo(f"{report.target}: {sent} {verb}, {skipped} already there{manifest}")

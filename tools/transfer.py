@@ -1,0 +1,127 @@
+"""Copying files from one place to another, several at a time, each checked on its way.
+
+The content of a file is hashed while it is copied, and what is not what the manifest promises never appears at the
+target. Small files are sent in one request; of larger ones a part or two are in memory at a time.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from schemas.errors import CorruptCacheError
+from schemas.manifest import FileEntry
+from teacher_cache.shards.storage import Storage
+
+PARALLEL = 8
+ONE_REQUEST = 1 << 25  # bytes of the largest file that is sent in one request
+OWNER = "transfer-"  # of temporary files
+File = tuple[str, FileEntry]
+Advance = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+class Progress:
+    """Adds up the bytes that several threads are done with."""
+
+    def __init__(self, total: int, advance: Advance = unseen) -> None:
+        self._done, self._total, self._advance, self._lock = 0, total, advance, threading.Lock()
+
+    def add(self, n_bytes: int) -> None:
+        """So many bytes more (or fewer, of what has to be done again)."""
+        with self._lock:
+            self._done += n_bytes
+            self._advance(self._done, self._total)
+
+
+def bytes_of(files: Sequence[File]) -> int:
+    """Size of these files together."""
+    return sum(entry.bytes for _, entry in files)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], parallel: int) -> list[Result]:
+    """``work`` of each item, on threads. After a failure nothing more is begun, and it is raised."""
+    todo, lock, found, over = iter(enumerate(items)), threading.Lock(), {}, threading.Event()
+
+    def worker() -> None:
+        while not over.is_set():
+            with lock:
+                number, item = next(todo, (None, None))
+            if number is None:
+                return
+            try:
+                found[number] = work(item)  # type: ignore[arg-type]
+            except BaseException:
+                over.set()
+                raise
+
+    with ThreadPoolExecutor(max(1, min(parallel, len(items))), "transfer") as pool:
+        try:
+            for future in [pool.submit(worker) for _ in range(parallel)]:
+                future.result()
+        finally:
+            over.set()
+    return [found[number] for number in range(len(items))]
+
+
+def copy_files(source: Storage, target: Storage, files: Sequence[File], parallel: int, progress: Progress) -> None:
+    """Copy these files, ``parallel`` at a time; each appears whole or not at all.
+
+    Raises CorruptCacheError naming a source file that is missing or whose content is not what its entry says, UserError
+    when it cannot be read or written.
+    """
+    in_parallel(lambda file: _copy_file(source, target, *file, progress), files, parallel)
+
+
+def _copy_file(source: Storage, target: Storage, name: str, entry: FileEntry, progress: Progress) -> None:
+    attempts = 1 if source.is_local else 2  # it may be damaged on its way
+    for attempt in range(1, attempts + 1):
+        try:
+            _send(target, name, entry, lambda: checked_parts(source, name, entry, progress))
+            return
+        except CorruptCacheError:
+            if attempt == attempts:
+                raise
+
+
+def _send(target: Storage, name: str, entry: FileEntry, parts: Callable[[], Iterator[bytes]]) -> None:
+    if target.is_local:
+        with target.staged(name, OWNER) as path, open(path, "wb") as file:
+            for part in parts():
+                file.write(part)
+    elif entry.bytes <= ONE_REQUEST:
+        target.put(name, b"".join(parts()))
+    else:
+        target.upload(name, entry.bytes, parts)
+
+
+def checked_parts(source: Storage, name: str, entry: FileEntry, progress: Progress) -> Iterator[bytes]:
+    """A file's content in parts; raises CorruptCacheError after the last unless it is what ``entry`` says."""
+    found, n_bytes = hashlib.sha256(), 0
+    try:
+        for part in source.parts(name, entry.bytes):
+            found.update(part)
+            n_bytes += len(part)
+            progress.add(len(part))
+            yield part
+        if found.hexdigest() != entry.sha256:
+            what = f"sha256 is {found.hexdigest()}" if n_bytes == entry.bytes else f"{n_bytes} bytes"
+            wanted = entry.sha256 if n_bytes == entry.bytes else entry.bytes
+            raise CorruptCacheError(f"{source.where(name)}: {what}, the manifest says {wanted}; it was not copied")
+    except BaseException:
+        progress.add(-n_bytes)
+        raise
+
+
+def has_content(storage: Storage, name: str, entry: FileEntry) -> bool:
+    """Whether a file, which is there, has this content: reads all of it."""
+    found = hashlib.sha256()
+    for part in storage.parts(name, entry.bytes):
+        found.update(part)
+    return found.hexdigest() == entry.sha256
