@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import RawIOBase
 from typing import TypeVar
 
 from schemas.errors import CorruptCacheError
@@ -19,6 +20,7 @@ ONE_REQUEST = 1 << 25  # bytes of the largest file that is sent in one request
 OWNER = "transfer-"  # of temporary files
 File = tuple[str, FileEntry]
 Advance = Callable[[int, int], None]
+Data = TypeVar("Data", bytes, bytes | memoryview)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -83,37 +85,51 @@ def _copy_file(source: Storage, target: Storage, name: str, entry: FileEntry, pr
     attempts = 1 if source.is_local else 2  # it may be damaged on its way
     for attempt in range(1, attempts + 1):
         try:
-            _send(target, name, entry, lambda: checked_parts(source, name, entry, progress))
+            _send(source, target, name, entry, progress)
             return
         except CorruptCacheError:
             if attempt == attempts:
                 raise
 
 
-def _send(target: Storage, name: str, entry: FileEntry, parts: Callable[[], Iterator[bytes]]) -> None:
+def _send(source: Storage, target: Storage, name: str, entry: FileEntry, progress: Progress) -> None:
+    where = source.where(name)
     if target.is_local:
-        with target.staged(name, OWNER) as path, open(path, "wb") as file:
-            for part in parts():
-                file.write(part)
-    elif entry.bytes <= ONE_REQUEST:
+        with target.staged(name, OWNER) as path, open(path, "wb", buffering=0) as file:
+            for part in checked(source.stream(name, entry.bytes), entry, where, progress):
+                _write_all(file, part)
+        return
+
+    def parts() -> Iterator[bytes]:
+        return checked(source.parts(name, entry.bytes), entry, where, progress)
+
+    if entry.bytes <= ONE_REQUEST:
         target.put(name, b"".join(parts()))
     else:
         target.upload(name, entry.bytes, parts)
 
 
-def checked_parts(source: Storage, name: str, entry: FileEntry, progress: Progress) -> Iterator[bytes]:
-    """A file's content in parts; raises CorruptCacheError after the last unless it is what ``entry`` says."""
+def _write_all(file: RawIOBase, part: bytes | memoryview) -> None:
+    view = memoryview(part)
+    while view:
+        view = view[file.write(view) :]
+
+
+def checked(parts: Iterator[Data], entry: FileEntry, where: str, progress: Progress) -> Iterator[Data]:
+    """These parts of a file; raises CorruptCacheError after the last unless they are what ``entry`` says."""
     found, n_bytes = hashlib.sha256(), 0
     try:
-        for part in source.parts(name, entry.bytes):
+        for part in parts:
             found.update(part)
             n_bytes += len(part)
             progress.add(len(part))
             yield part
+        if n_bytes != entry.bytes:
+            raise CorruptCacheError(f"{where}: {n_bytes} bytes, the manifest says {entry.bytes}; it was not copied")
         if found.hexdigest() != entry.sha256:
-            what = f"sha256 is {found.hexdigest()}" if n_bytes == entry.bytes else f"{n_bytes} bytes"
-            wanted = entry.sha256 if n_bytes == entry.bytes else entry.bytes
-            raise CorruptCacheError(f"{source.where(name)}: {what}, the manifest says {wanted}; it was not copied")
+            raise CorruptCacheError(
+                f"{where}: sha256 is {found.hexdigest()}, the manifest says {entry.sha256}; it was not copied"
+            )
     except BaseException:
         progress.add(-n_bytes)
         raise
@@ -122,6 +138,6 @@ def checked_parts(source: Storage, name: str, entry: FileEntry, progress: Progre
 def has_content(storage: Storage, name: str, entry: FileEntry) -> bool:
     """Whether a file, which is there, has this content: reads all of it."""
     found = hashlib.sha256()
-    for part in storage.parts(name, entry.bytes):
+    for part in storage.stream(name, entry.bytes):
         found.update(part)
     return found.hexdigest() == entry.sha256

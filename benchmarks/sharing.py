@@ -1,0 +1,164 @@
+"""How fast are caches moved, against tools that copy files?
+
+``cache-tools push`` and ``pull`` (every file's sha256 checked on its way, the manifest last) against bulk copies of the
+same files, which check nothing of that kind: fsspec's ``put`` and ``get``, recursive, and s5cmd, where there is one on
+PATH. All talk to the same S3 server (moto, in a process of its own on this machine), by turns, several rounds; the
+figures are medians. What is copied is a cache in form: a valid manifest and indexes, tars of realistic sizes whose
+payloads are random.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.results import Row, at_least, exit_status, write_results
+from benchmarks.s3 import BUCKET, Server, s3_server
+from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Provenance, SourceConfig
+from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, ShardIndex, TeacherInfo, TokenizerInfo, Totals, Unit
+from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
+from teacher_cache.shards.marks import assemble, tar_name, write_manifest, write_mark
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.tar import TarWriter
+from tools.sharing import copy_cache
+
+FOLDER = Path("runs/bench/sharing")
+SHARDS, ROUNDS = 24, 5
+SAMPLES = 64  # of a shard
+MIB = (8, 32)  # of its logits, from and to; its tokens take an eighth of that
+VOCABULARY = 1000
+OURS, FSSPEC, S5CMD = "cache-tools", "fsspec", "s5cmd"
+MIN_SHARE = 0.9
+Copy = Callable[[str, str], object]
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    source = FOLDER / "source"
+    manifest = write_cache(source, SHARDS, MIB)
+    n_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    n_files = sum(path.is_file() for path in source.rglob("*"))
+    with s3_server() as server:
+        pushes, pulls = ways(server)
+        seconds = {"push": rounds(pushes, pulls, source, server, ROUNDS, up=True)}
+        seconds["pull"] = rounds(pushes, pulls, source, server, ROUNDS, up=False)
+    shutil.rmtree(FOLDER)
+    rows = [row for what in ("push", "pull") for row in rows_of(what, seconds[what], n_bytes)]
+    raw = {"shards": len(manifest.shards), "files": n_files, "bytes": n_bytes, "seconds": seconds}
+    raw["s5cmd"] = s5cmd_version()
+    title = f"Moving a cache of {n_bytes / 1e6:.0f} MB in {n_files} files to and from an S3 server on this machine"
+    write_results("sharing", title, rows, raw)
+    return exit_status(rows)
+
+
+def rows_of(what: str, seconds: dict[str, list[float]], n_bytes: int) -> list[Row]:
+    """Throughput of one direction, and ours as a share of the fastest other."""
+    speed = {name: n_bytes / 1e6 / statistics.median(times) for name, times in seconds.items()}
+    fastest = max((name for name in speed if name != OURS), key=lambda name: speed[name])
+    rows = [Row(f"{what}: {name}", value, "MB/s") for name, value in speed.items()]
+    if S5CMD not in speed:
+        rows.append(Row(f"{what}: {S5CMD}", "not on PATH"))
+    return [*rows, at_least(f"{what} ÷ the fastest other ({fastest})", speed[OURS] / speed[fastest], "×", MIN_SHARE)]
+
+
+def ways(server: Server) -> tuple[dict[str, Copy], dict[str, Copy]]:
+    """Uploads of a folder to a URL and downloads of a URL to a folder, by name."""
+    pushes: dict[str, Copy] = {OURS: copy_cache}
+    pulls: dict[str, Copy] = {OURS: copy_cache}
+    pushes[FSSPEC] = lambda folder, url: server.store.put(f"{folder}/", f"{url}/", recursive=True)
+    pulls[FSSPEC] = lambda url, folder: server.store.get(f"{url}/", f"{folder}/", recursive=True)
+    if s5cmd_version() is not None:
+        pushes[S5CMD] = lambda folder, url: s5cmd(server, f"{folder}/", f"{url}/")
+        pulls[S5CMD] = lambda url, folder: s5cmd(server, f"{url}/*", f"{folder}/")
+    return pushes, pulls
+
+
+def s5cmd(server: Server, source: str, target: str) -> None:
+    """Copy with s5cmd, with its own concurrency."""
+    command = ["s5cmd", "--log", "error", "--endpoint-url", server.endpoint, "cp", source, target]
+    subprocess.run(command, check=True)
+
+
+def s5cmd_version() -> str | None:
+    """Of the s5cmd on PATH, if there is one."""
+    if shutil.which("s5cmd") is None:
+        return None
+    return subprocess.run(["s5cmd", "version"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def rounds(
+    pushes: dict[str, Copy], pulls: dict[str, Copy], source: Path, server: Server, n_rounds: int, up: bool
+) -> dict[str, list[float]]:
+    """Seconds of each way in each round. What it copied is compared with the source, and removed, after each."""
+    url, folder = f"s3://{BUCKET}/sharing", FOLDER / "fetched"
+    if not up:
+        pushes[FSSPEC](str(source), url)
+    copies = pushes if up else pulls
+    seconds: dict[str, list[float]] = {name: [] for name in copies}
+    for number in range(n_rounds):
+        for name in sorted(copies, key=lambda name: (list(copies).index(name) + number) % len(copies)):
+            os.sync()  # nobody waits for what another has written
+            start = time.perf_counter()
+            copies[name](*((str(source), url) if up else (url, str(folder))))
+            seconds[name].append(time.perf_counter() - start)
+            found = Storage(url if up else str(folder)).sizes()
+            if found != Storage(str(source)).sizes():
+                raise RuntimeError(f"{name} has not copied all files")
+            if up:
+                server.store.rm(url, recursive=True)
+            else:
+                shutil.rmtree(folder)
+    if not up:
+        server.store.rm(url, recursive=True)
+    return seconds
+
+
+def write_cache(folder: Path, shards: int, mib: tuple[int, int]) -> Manifest:
+    """A cache in form: random payloads in shards of so many MiB."""
+    rng, storage = np.random.default_rng(0), Storage(str(folder))
+    table = build_code_table(np.ones(VOCABULARY))
+    digest = table_digest(table)
+    storage.write(table_path(digest), encode_table(table))
+    units = []
+    for number in range(shards):
+        name, keys = f"shard-{number:06d}", [f"{number * SAMPLES + sample:032x}" for sample in range(SAMPLES)]
+        payload_bytes = int(rng.integers(mib[0], mib[1] + 1)) * (1 << 20) // SAMPLES
+        signals = {}
+        for signal, size in (("tokens", payload_bytes // 8), ("logits", payload_bytes)):
+            with storage.staged(tar_name(name, signal)) as path, TarWriter(path, signal) as tar:
+                for key in keys:
+                    tar.add(key, rng.bytes(size))
+            signals[signal] = tar.index()
+        index = ShardIndex(
+            name=name, keys=keys, num_tokens=[512] * SAMPLES, layers=["base"] * SAMPLES, table=digest, signals=signals
+        )
+        write_mark(storage, index)
+        units.append(Unit(name=name, samples=SAMPLES, tokens=512 * SAMPLES, tokens_file=signals["tokens"].file))
+    teacher = TeacherInfo(
+        name="none", revision=None, dtype="float32", architecture="None", num_layers=1, hidden_size=8,
+        vocab_size=VOCABULARY, fingerprint="a" * 64,
+    )  # fmt: skip
+    plan = Manifest(
+        teacher=teacher,
+        tokenizer=TokenizerInfo(fingerprint="b" * 64, vocab_size=VOCABULARY),
+        corpus=CorpusInfo(
+            fingerprint="c" * 64,
+            settings=CorpusConfig(sources=[SourceConfig(path="none", format="text")], max_tokens=512),
+            counts=CorpusCounts(**dict.fromkeys(CorpusCounts.model_fields, 0)),
+        ),
+        capture=CaptureConfig(), codec=CodecConfig(), provenance=Provenance(), tokens_per_shard=512 * SAMPLES,
+        units=units, complete=False, shards=[], tables={},
+        totals=Totals(samples=0, tokens=0, bytes={}, index_bytes=0),
+    )  # fmt: skip
+    return write_manifest(storage, assemble(storage, plan))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

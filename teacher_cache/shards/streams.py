@@ -1,0 +1,67 @@
+"""Whole files as a stream of small parts, which all take the same few pages of memory.
+
+A store that can sign a URL for an object is asked by plain HTTP: its own client takes three times the processor time.
+Where that fails, nothing is raised: the stream ends, and whoever reads it gets the rest in the client's way.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
+URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
+logger = logging.getLogger(__name__)
+
+
+def new_buffer() -> memoryview:
+    """What a part is read to; it holds until the next part."""
+    return memoryview(bytearray(STREAM_BYTES))
+
+
+class SignedUrls:
+    """Streams of a store's objects by signed URLs, until it turns out that this store has none that work."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+        self._work = True
+
+    def stream(self, path: str, size: int, patience: float, seconds: float) -> Iterator[memoryview]:
+        """The first bytes of an object, ``size`` at most; each part holds until the next is asked for.
+
+        ``patience``: seconds to wait for each part; ``seconds``: for all of them.
+        """
+        response = self._open(path, patience) if self._work else None
+        if response is None:
+            return
+        buffer, end = new_buffer(), time.monotonic() + seconds
+        with response:
+            while size and time.monotonic() < end:
+                try:
+                    n_bytes = response.readinto(buffer[:size])
+                except (OSError, HTTPException) as error:
+                    logger.debug("%s: the stream broke: %s", path, error)
+                    return
+                if not n_bytes:
+                    return
+                yield buffer[:n_bytes]
+                size -= n_bytes
+
+    def _open(self, path: str, patience: float) -> Any:
+        try:
+            url = self._fs.sign(path, expiration=URL_SECONDS)
+            if not url.startswith(("http://", "https://")):
+                raise ValueError("the signed URL is none of HTTP")
+            return urlopen(url, timeout=patience)
+        except HTTPError as error:
+            self._work = self._work and (error.code == 404 or error.code >= 500)
+            problem = f"HTTP {error.code}"
+            error.close()
+        except Exception as error:  # of whatever client
+            self._work = False
+            problem = type(error).__name__
+        logger.debug("%s: not to be had by a signed URL: %s", path, problem)
+        return None
