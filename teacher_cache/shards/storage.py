@@ -242,6 +242,7 @@ class Storage:
             except BaseException:
                 with suppress(Exception):  # of which nothing is seen but what the store keeps of the parts
                     within(file.discard)
+                    file.closed = True  # or it would be flushed when it is collected
                 raise
 
         with self._writing(name):

@@ -65,7 +65,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Proxy
 
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed
+            self.close_connection = True
+            return
         fault = self.server.note(self.command, self.path)
         if fault == "error":
             self.send_response_only(random.choice((500, 503)))
