@@ -26,6 +26,7 @@ NAMES = (
     "scale",
     "merging",
     "remote",
+    "sharing",
     "target_gradients",
 )
 

@@ -29,7 +29,7 @@ from teacher_cache.shards.tar import TarWriter
 from tools.sharing import copy_cache
 
 FOLDER = Path("runs/bench/sharing")
-SHARDS, ROUNDS = 24, 5
+SHARDS, ROUNDS = 24, 3
 SAMPLES = 64  # of a shard
 MIB = (8, 32)  # of its logits, from and to; its tokens take an eighth of that
 VOCABULARY = 1000

@@ -150,8 +150,7 @@ class Storage:
 
         Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
         """
-        for start in range(0, size, PART_BYTES):
-            yield self.read_range(name, start, min(PART_BYTES, size - start))
+        yield from self._ranges(name, 0, size)
 
     def stream(self, name: str, size: int) -> Iterator[bytes | memoryview]:
         """The same in smaller parts, at less cost; each holds until the next is asked for."""
@@ -162,8 +161,13 @@ class Storage:
         for part in self._urls.stream(self._path(name), size, PATIENCE, _patience(size)):
             done += len(part)
             yield part
-        for start in range(done, size, PART_BYTES):
-            yield self.read_range(name, start, min(PART_BYTES, size - start))
+        yield from self._ranges(name, done, size)
+
+    def _ranges(self, name: str, start: int, stop: int) -> Iterator[bytes]:
+        if start < stop:
+            stop = min(stop, self.size(name))  # stores refuse a range that begins at the end
+        for begin in range(start, stop, PART_BYTES):
+            yield self.read_range(name, begin, min(PART_BYTES, stop - begin))
 
     def _local_stream(self, name: str, size: int) -> Iterator[memoryview]:
         path, buffer = self._path(name), new_buffer()

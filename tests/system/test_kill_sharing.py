@@ -30,7 +30,7 @@ class Watcher:
     def __init__(self, url: str) -> None:
         self.problems: list[str] = []
         self.absent, self.whole = 0, 0
-        self.looking = threading.Lock()
+        self.looking, self._was_whole = threading.Lock(), False
         self._url, self._over = url, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -39,16 +39,19 @@ class Watcher:
             n_samples = len(CacheReader(self._url))
         except UserError as error:
             self.absent += 1
+            self._was_whole = False
             if "so this is not a cache" not in str(error):
                 self.problems.append(str(error))
             return
         self.whole += 1
-        self.problems += verify(self._url, quick=True).problems
+        if not self._was_whole:
+            self.problems += verify(self._url, quick=True).problems
+        self._was_whole = True
         if n_samples != SHARDS:
             self.problems.append(f"{n_samples} samples")
 
     def _watch(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.1):
             with self.looking:
                 self.look()
 

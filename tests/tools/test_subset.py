@@ -275,7 +275,7 @@ def test_consecutive_shares_take_every_sample_once(source: Storage, tmp_path: Pa
     found = [CacheReader(str(tmp_path / "out" / name)).keys for name in parts]
     assert sorted(found[0] + found[1]) == sorted(keys_of())
     check_part(source.url, str(tmp_path / "out/train"), keys_of(share=(0, 0.7)))
-    with pytest.raises(UserError, match="110.0 % together"):
+    with pytest.raises(UserError, match="at most 100 % can be"):
         by_share({"a": Decimal("0.6"), "b": Decimal("0.5")})
 
 
