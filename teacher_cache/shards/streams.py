@@ -1,16 +1,18 @@
-"""Whole files as a stream of small parts, which all take the same few pages of memory.
+"""Whole files by plain HTTP, where a store can sign URLs for them: its own client takes three times the processor time.
 
-A store that can sign a URL for an object is asked by plain HTTP: its own client takes three times the processor time.
-Where that fails, nothing is raised: the stream ends, and whoever reads it gets the rest in the client's way.
+What is read comes in small parts, which all take the same few pages of memory. Where anything fails, nothing is raised:
+a stream ends, an upload says so, and the rest is done in the client's way, which also knows how to try again.
 """
 
+import hashlib
 import logging
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
 URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
@@ -50,12 +52,30 @@ class SignedUrls:
                 yield buffer[:n_bytes]
                 size -= n_bytes
 
-    def _open(self, path: str, patience: float) -> Any:
+    def put(self, path: str, data: bytes, patience: float) -> bool:
+        """Write an object; False when it was not, or one does not know.
+
+        ``patience``: seconds to wait for the answer, and for the store to take a piece.
+        """
+        if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # encryption, say, which is not in a URL
+            return False
+        digest = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()  # the store compares it
+        headers = {"Content-MD5": digest, "Content-Type": "application/octet-stream"}
+        response = self._open(path, patience, data, headers, client_method="put_object")
+        if response is None:
+            return False
+        response.close()
+        return True
+
+    def _open(
+        self, path: str, patience: float, data: bytes | None = None, headers: dict[str, str] | None = None, **how: str
+    ) -> Any:
         try:
-            url = self._fs.sign(path, expiration=URL_SECONDS)
+            url = self._fs.sign(path, expiration=URL_SECONDS, **how)
             if not url.startswith(("http://", "https://")):
                 raise ValueError("the signed URL is none of HTTP")
-            return urlopen(url, timeout=patience)
+            method = "GET" if data is None else "PUT"
+            return urlopen(Request(url, data, headers or {}, method=method), timeout=patience)
         except HTTPError as error:
             self._work = self._work and (error.code == 404 or error.code >= 500)
             problem = f"HTTP {error.code}"

@@ -54,6 +54,30 @@ def test_what_a_stream_lacks_is_read_in_ranges(s3_url: str, s3_server: str, monk
             assert joined(storage, len(DATA)) == DATA
 
 
+def test_an_object_goes_by_one_request(s3_url: str, s3_server: str) -> None:
+    with proxied(s3_server) as proxy:
+        Storage(s3_url).put("a.tar", DATA)
+        assert [method for method, _ in proxy.requests] == ["PUT"]
+    assert Storage(s3_url).read("a.tar") == DATA
+
+
+def test_what_the_store_refuses_goes_the_clients_way(s3_url: str, s3_server: str, monkeypatch) -> None:
+    storage = Storage(s3_url)
+    monkeypatch.setattr(storage._fs, "sign", lambda path, **how: f"{s3_server}/no-such-bucket/a.tar")
+    storage.put("a.tar", DATA)
+    assert Storage(s3_url).read("a.tar") == DATA
+
+
+def test_settings_of_uploads_are_kept(s3_url: str, s3_server: str, monkeypatch) -> None:
+    """They are not in a URL."""
+    storage, signed = Storage(s3_url), []
+    monkeypatch.setattr(storage._fs, "sign", lambda *_, **__: signed.append(1))
+    monkeypatch.setattr(storage._fs, "s3_additional_kwargs", {"ServerSideEncryption": "AES256"})
+    storage.put("a.tar", DATA)
+    assert signed == []
+    assert storage.read("a.tar") == DATA
+
+
 def test_a_store_whose_urls_do_not_work_is_asked_in_its_own_way(s3_url: str, s3_server: str, monkeypatch) -> None:
     Storage(s3_url).put("a.tar", DATA)
     with proxied(s3_server) as proxy:
