@@ -100,13 +100,14 @@ def _send(source: Storage, target: Storage, name: str, entry: FileEntry, progres
                 _write_all(file, part)
         return
 
-    def parts() -> Iterator[bytes]:
-        return checked(source.parts(name, entry.bytes), entry, where, progress)
-
-    if entry.bytes <= ONE_REQUEST:
-        target.put(name, b"".join(parts()))
-    else:
-        target.upload(name, entry.bytes, parts)
+    if entry.bytes > ONE_REQUEST:
+        target.upload(name, entry.bytes, lambda: checked(source.parts(name, entry.bytes), entry, where, progress))
+        return
+    data, end = bytearray(entry.bytes), 0
+    for part in checked(source.stream(name, entry.bytes), entry, where, progress):
+        data[end : end + len(part)] = part
+        end += len(part)
+    target.put(name, data)
 
 
 def _write_all(file: RawIOBase, part: bytes | memoryview) -> None:

@@ -217,7 +217,7 @@ class Storage:
         self.put(name, data, owner)
         return file_entry(data)
 
-    def put(self, name: str, data: bytes, owner: str = "") -> None:
+    def put(self, name: str, data: bytes | bytearray, owner: str = "") -> None:
         """Write a file atomically: locally by way of a temporary one, to a store in one request."""
         if self.is_local:
             with self.staged(name, owner) as path:
@@ -227,7 +227,7 @@ class Storage:
         if self._urls.put(final, data, PATIENCE):
             return
         with self._writing(name):
-            self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, data))
+            self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, bytes(data)))
 
     def upload(self, name: str, size: int, parts: Callable[[], Iterator[bytes]]) -> None:
         """Write an object of ``size`` bytes to a store from its parts, of which one or two are in memory at a time.

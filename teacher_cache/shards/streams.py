@@ -52,7 +52,7 @@ class SignedUrls:
                 yield buffer[:n_bytes]
                 size -= n_bytes
 
-    def put(self, path: str, data: bytes, patience: float) -> bool:
+    def put(self, path: str, data: bytes | bytearray, patience: float) -> bool:
         """Write an object; False when it was not, or one does not know.
 
         ``patience``: seconds to wait for the answer, and for the store to take a piece.
@@ -68,7 +68,12 @@ class SignedUrls:
         return True
 
     def _open(
-        self, path: str, patience: float, data: bytes | None = None, headers: dict[str, str] | None = None, **how: str
+        self,
+        path: str,
+        patience: float,
+        data: bytes | bytearray | None = None,
+        headers: dict[str, str] | None = None,
+        **how: str,
     ) -> Any:
         try:
             url = self._fs.sign(path, expiration=URL_SECONDS, **how)
