@@ -2,7 +2,7 @@
 
 import click
 
-from tools.commands import bridges, checking, finding, looking, making, sharing
+from tools.commands import bridges, checking, finding, looking, making, sharing, trust
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -25,6 +25,9 @@ COMMANDS = (
     sharing.pull,
     sharing.subset,
     sharing.split,
+    trust.keygen,
+    trust.sign,
+    trust.trust,
 )
 for command in COMMANDS:
     main.add_command(command)

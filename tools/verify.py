@@ -1,13 +1,13 @@
 """``cache-tools verify``: every problem of a cache, not only the first.
 
 Quick: manifest, commit marks, indexes, tables and the sizes of all files. Full: also the sha256 of every file, the
-checksum of every sample, and whether every row can be a distribution. Memory is bounded by one sample and one block of
-a file.
+checksum of every sample, whether tars hold what the indexes say and nothing else, and whether every row can be a
+distribution. Memory is bounded by one sample and one block of a file.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +16,7 @@ import numpy as np
 
 from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
-from schemas.manifest import FileEntry, Manifest, ShardEntry
+from schemas.manifest import Manifest, ShardEntry, ShardIndex
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.head import read_head
@@ -24,8 +24,8 @@ from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
+from tools.tars import check_file, check_tar
 
-BLOCK_BYTES = 1 << 24
 ROUNDING = 1e-4  # nats, of float32 arithmetic before quantisation
 NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not
 
@@ -40,60 +40,68 @@ class Report:
     problems: list[str]
 
 
-def verify(url: str, quick: bool = False, advance: Callable[[int, int], None] = lambda done, total: None) -> Report:
+def verify(
+    url: str,
+    quick: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    checks: Iterable[Callable[[Storage, Manifest], object]] = (),
+) -> Report:
     """Check a cache; ``advance(samples done, samples in all)`` is called after each sample.
 
-    Raises UserError when there is no cache at ``url`` or its manifest is not valid.
+    ``checks``: what else must hold of cache and manifest, such as ``tools.signing.trust_check``; a CorruptCacheError is
+    a problem. Raises UserError when there is no cache at ``url`` or its manifest is not valid.
     """
     storage = Storage(url)
-    manifest = listed(storage, up_to_date_manifest(storage))
+    manifest = up_to_date_manifest(storage)
+    untrusted = [problem for check in checks for problem in _problem(partial(check, storage, manifest))]
+    manifest = listed(storage, manifest)
     problems = list(dict.fromkeys(_structure(storage, manifest)))
     sound = [entry for entry in manifest.shards if not any(entry.name in problem for problem in problems)]
     if not quick:
         problems += _contents(storage, manifest)
         if not any("tables/" in problem for problem in problems):
             problems += _samples(url, manifest.model_copy(update={"shards": sound, "shard_table": None}), advance)
-    relative = [problem.replace(storage.where(""), "") for problem in problems]
+    relative = [problem.replace(storage.where(""), "") for problem in dict.fromkeys(untrusted + problems)]
     return Report(len(manifest.shards), manifest.totals.samples, manifest.totals.tokens, relative)
 
 
 def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Marks, indexes and sizes of each shard, and the code tables."""
+    """Marks, indexes and sizes of each shard, the code tables, and tars that belong to no shard."""
     sizes = storage.sizes()
     for entry in manifest.shards:
-        yield from _problem(partial(_check_mark, storage, manifest, entry))
+        yield from _problem(partial(_read_index, storage, manifest, entry))
         for signal in entry.files:
             yield from _problem(partial(check_sizes, storage, entry, (signal,), sizes))
     for digest in manifest.tables:
         yield from _problem(partial(read_table, storage, digest, manifest.teacher.vocab_size))
     if manifest.capture.final is not None:
         yield from _problem(partial(read_head, storage, manifest))
+    if manifest.complete:
+        tars = {tar_name(entry.name, signal) for entry in manifest.shards for signal in entry.files}
+        for name in sizes:
+            if re.fullmatch(r"[^/]*\.tar", name) and name not in tars:
+                yield f"{storage.where(name)}: the manifest does not list it, and readers of plain tars may take it"
 
 
-def _check_mark(storage: Storage, manifest: Manifest, entry: ShardEntry) -> None:
-    check_index(storage.read(mark_name(entry.name)), entry, manifest, entry.files, storage)
+def _read_index(storage: Storage, manifest: Manifest, entry: ShardEntry) -> ShardIndex:
+    return check_index(storage.read(mark_name(entry.name)), entry, manifest, entry.files, storage)
 
 
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """The sha256 of every tar and table. (Those of the marks are checked when they are read.)"""
-    for name, entry in _files(manifest):
-        yield from _problem(partial(_check_digest, storage, name, entry))
-
-
-def _files(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
-    for shard in manifest.shards:
-        yield from ((tar_name(shard.name, signal), entry) for signal, entry in shard.files.items())
-    yield from ((table_path(digest), entry) for digest, entry in manifest.tables.items())
-
-
-def _check_digest(storage: Storage, name: str, entry: FileEntry) -> None:
-    digest = hashlib.sha256()
-    for start in range(0, entry.bytes, BLOCK_BYTES):
-        digest.update(storage.read_range(name, start, min(BLOCK_BYTES, entry.bytes - start)))
-    if digest.hexdigest() != entry.sha256:
-        raise CorruptCacheError(
-            f"{storage.where(name)}: sha256 is {digest.hexdigest()}, the manifest says {entry.sha256}"
-        )
+    """The sha256 and headers of every tar, the sha256 of every table. (Those of the marks are checked when read.)"""
+    for entry in manifest.shards:
+        try:
+            index = _read_index(storage, manifest, entry)
+        except CorruptCacheError:
+            index = None  # reported before; the files are looked at nevertheless
+        for signal, file in entry.files.items():
+            name = tar_name(entry.name, signal)
+            if index is None:
+                yield from _problem(partial(check_file, storage, name, file))
+            else:
+                yield from _problem(partial(check_tar, storage, name, signal, index.keys, index.signals[signal]))
+    for digest, file in manifest.tables.items():
+        yield from _problem(partial(check_file, storage, table_path(digest), file))
 
 
 def _problem(check: Callable[[], object]) -> Iterator[str]:

@@ -1,0 +1,110 @@
+"""Does a tar say of itself what the index says of it? Our readers go by the index; all others go by the tar's headers.
+
+A tar whose members are named otherwise, are links, or stand beside others that no index lists would show such readers
+something else than ours, or write outside the folder it is unpacked to.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from schemas.errors import CorruptCacheError
+from schemas.manifest import FileEntry, MemberIndex
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.tar import BLOCK, member_name
+
+READ_BYTES = 1 << 24  # a multiple of BLOCK, so that no header lies in two reads
+NAME, SIZE, SUM, TYPE, LINK, MAGIC, PREFIX = (  # fields of a header; source: POSIX.1-1988, ustar interchange format
+    slice(0, 100),
+    slice(124, 136),
+    slice(148, 156),
+    156,
+    slice(157, 257),
+    slice(257, 262),
+    slice(345, 500),
+)
+_SPACE, _ZERO = ord(" "), ord("0")
+
+
+def check_file(storage: Storage, name: str, entry: FileEntry) -> None:
+    """Raise CorruptCacheError unless a file has the size and sha256 of ``entry``; memory is bounded."""
+    for _ in _checked_blocks(storage, name, entry):
+        pass
+
+
+def check_tar(storage: Storage, name: str, signal: str, keys: list[str], member: MemberIndex) -> None:
+    """Raise CorruptCacheError unless a tar is the file of the index, and holds its members and nothing else."""
+    where = storage.where(name)
+    problem = _layout_problem(keys, member)
+    headers_N = np.array(member.offsets, np.int64) - BLOCK
+    sizes_N = np.array(member.sizes, np.int64)
+    end = member.offsets[-1] + _padded(member.sizes[-1])
+    for start, data in _checked_blocks(storage, name, member.file):
+        if problem is None:
+            first, last = np.searchsorted(headers_N, [start, start + len(data)]).tolist()
+            blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)[(headers_N[first:last] - start) // BLOCK]
+            names = [member_name(key, signal) for key in keys[first:last]]
+            problem = _header_problem(blocks_NB, names, sizes_N[first:last])
+        if problem is None and data[max(0, end - start) :].any():
+            problem = "something stands after its last member"
+    if problem is not None:
+        raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")
+
+
+def _checked_blocks(storage: Storage, name: str, entry: FileEntry) -> Iterator[tuple[int, np.ndarray]]:
+    """Start and content (uint8) of a file's parts, in order; raises when it is another file than ``entry``."""
+    where, digest = storage.where(name), hashlib.sha256()
+    for start in range(0, entry.bytes, READ_BYTES):
+        wanted = min(READ_BYTES, entry.bytes - start)
+        data = storage.read_range(name, start, wanted)
+        if len(data) != wanted:
+            raise CorruptCacheError(f"{where}: {start + len(data)} bytes, the manifest says {entry.bytes}")
+        digest.update(data)
+        yield start, np.frombuffer(data, np.uint8)
+    if digest.hexdigest() != entry.sha256:
+        raise CorruptCacheError(f"{where}: sha256 is {digest.hexdigest()}, the manifest says {entry.sha256}")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _layout_problem(keys: list[str], member: MemberIndex) -> str | None:
+    """Members follow each other from the first byte on, and two blocks end the file."""
+    sizes_N = np.array(member.sizes, np.int64)
+    ends_N = np.cumsum(BLOCK - (-sizes_N // BLOCK) * BLOCK)
+    wrong_N = np.array(member.offsets, np.int64) != ends_N + (-sizes_N // BLOCK) * BLOCK
+    if wrong_N.any():
+        return f"sample {keys[int(wrong_N.argmax())]} does not begin where the one before it ends"
+    if member.file.bytes < int(ends_N[-1]) + 2 * BLOCK:
+        return "the two blocks are missing that end a tar"
+    return None
+
+
+def _header_problem(blocks_NB: np.ndarray, names: list[str], sizes_N: np.ndarray) -> str | None:
+    """The first thing that is wrong with these members' headers, uint8 [N, 512]."""
+    if not names:
+        return None
+    names_NB = np.array([name.encode() for name in names], "S100").view(np.uint8).reshape(-1, 100)
+    sums_N = blocks_NB.sum(axis=1, dtype=np.int64) - blocks_NB[:, SUM].sum(axis=1, dtype=np.int64) + 8 * _SPACE
+    checks = {
+        "has another name in the tar": (blocks_NB[:, NAME] != names_NB).any(axis=1) | blocks_NB[:, PREFIX].any(axis=1),
+        "is not a plain file in the tar": ~np.isin(blocks_NB[:, TYPE], (0, _ZERO)) | blocks_NB[:, LINK].any(axis=1),
+        "has another size in the tar": _octal(blocks_NB[:, SIZE], 11) != sizes_N,
+        "has a header with a wrong checksum or form": (
+            (_octal(blocks_NB[:, SUM], 6) != sums_N)
+            | (blocks_NB[:, MAGIC] != np.frombuffer(b"ustar", np.uint8)).any(axis=1)
+        ),
+    }
+    for problem, wrong_N in checks.items():
+        if wrong_N.any():
+            return f"sample {names[int(wrong_N.argmax())].partition('.')[0]} {problem}"
+    return None
+
+
+def _octal(field_NB: np.ndarray, digits: int) -> np.ndarray:
+    """Numbers of so many octal digits, int64 [N]; -1 where something else stands there."""
+    values_ND = field_NB[:, :digits].astype(np.int64) - _ZERO
+    sound_N = ((values_ND >= 0) & (values_ND < 8)).all(axis=1) & np.isin(field_NB[:, digits], (0, _SPACE))
+    return np.where(sound_N, values_ND @ (8 ** np.arange(digits)[::-1]), -1)
