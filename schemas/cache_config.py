@@ -203,6 +203,12 @@ class CaptureConfig(Strict):
         """The signals that are stored beside the tokens."""
         return [name for name in get_args(CapturedSignal) if getattr(self, name) is not None]
 
+    @property
+    def row_bytes(self) -> int:
+        """What logits and draws of one row take in memory, at most."""
+        draws = 0 if self.draws is None else 4 * self.draws.n * len(self.draws.temperatures)
+        return 4 * (2 * self.logits.k + len(self.logits.temperatures)) + draws
+
     @model_validator(mode="after")
     def _draws_fit_the_logits(self) -> "CaptureConfig":
         if self.draws is not None and not set(self.draws.temperatures) <= set(self.logits.temperatures):

@@ -19,6 +19,7 @@ Signal = Literal["tokens", CapturedSignal]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24
+MAX_SAMPLE_BYTES = 5 << 28  # of one sequence's logits and draws in memory: 65,535 entries for each of 2,048 tokens
 MAX_LISTED_UNITS = 4096  # in the manifest itself; of larger caches a file of its own lists them
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from schemas.cache_config import CacheConfig, CorpusConfig
 from schemas.difference import differences
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
+from schemas.manifest import MAX_SAMPLE_BYTES, CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
@@ -95,6 +95,12 @@ def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
     if k > teacher.vocab_size:
         raise UserError(
             f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name} ({teacher.vocab_size}); lower it"
+        )
+    if config.corpus.max_tokens * config.capture.row_bytes > MAX_SAMPLE_BYTES:
+        raise UserError(
+            f"capture: {config.capture.row_bytes} bytes a row in memory, and corpus.max_tokens is "
+            f"{config.corpus.max_tokens}: readers take at most {MAX_SAMPLE_BYTES} bytes a sequence; lower "
+            "capture.logits.k, capture.draws.n or corpus.max_tokens"
         )
 
 

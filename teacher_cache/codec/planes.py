@@ -13,6 +13,7 @@ import zstandard
 
 from schemas.errors import CorruptCacheError
 
+MOST_BYTES, MOST_RATIO = 1 << 24, 256  # of a frame's content: what is stored is noise, and only bombs shrink so well
 _THREAD = threading.local()
 
 
@@ -45,8 +46,10 @@ def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
 def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
     """A frame's content, read-only uint8, of ``least`` to ``most`` bytes.
 
-    Raises CorruptCacheError when it is broken, or declares another size: before anything is allocated.
+    Raises CorruptCacheError when it is broken, declares another size, or one out of all proportion to its own: before
+    anything is allocated.
     """
+    most = min(most, max(MOST_BYTES, MOST_RATIO * len(frame)))
     try:
         declared = zstandard.frame_content_size(frame)
         if not least <= declared <= most:

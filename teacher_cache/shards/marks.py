@@ -9,7 +9,7 @@ import numpy as np
 from schemas.base import FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
-from schemas.manifest import FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
+from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, check_content, file_entry
 from teacher_cache.shards.table import listed, store_lists, table_file
@@ -118,6 +118,11 @@ def check_index(
     longest, limit = max(index.num_tokens), manifest.corpus.settings.max_tokens
     if longest > limit:
         raise CorruptCacheError(f"{where}: a sample of {longest} tokens, the manifest says at most {limit}")
+    if longest * manifest.capture.row_bytes > MAX_SAMPLE_BYTES:
+        raise CorruptCacheError(
+            f"{where}: a sample of {longest} tokens with {manifest.capture.row_bytes} bytes a row, at most "
+            f"{MAX_SAMPLE_BYTES} bytes are read"
+        )
     if index.table not in manifest.tables:
         raise CorruptCacheError(f"{where}: code table {index.table} is not in the manifest")
     for signal in signals:

@@ -40,7 +40,8 @@ class FileRanges:
             return self._storage.read_range(name, offset, size)
         try:
             file = self._file(name)  # held here, so that another thread's eviction does not close it
-            return os.pread(file.fileno(), size, offset)
+            there = os.fstat(file.fileno()).st_size - offset  # room is made for all that is asked for
+            return os.pread(file.fileno(), max(0, min(size, there)), offset)
         except OSError as error:
             raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
 
