@@ -147,6 +147,14 @@ class Manifest(Strict):
         "", description="sha256 of this file's text with this field empty: nothing else protects the manifest."
     )
 
+    @model_validator(mode="after")
+    def _rows_fit_the_vocabulary(self) -> "Manifest":
+        if self.capture.logits.k > self.teacher.vocab_size:
+            raise ValueError(
+                f"capture.logits.k is {self.capture.logits.k}, above the vocabulary of {self.teacher.vocab_size}"
+            )
+        return self
+
     def to_json(self) -> str:
         """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
         return self._text(self.digest())

@@ -16,7 +16,16 @@ from typing import Any
 from schemas.cache_config import CacheConfig, CorpusConfig
 from schemas.difference import differences
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import MAX_SAMPLE_BYTES, CorpusCounts, CorpusInfo, Manifest, MemberIndex, TeacherInfo, Totals, Unit
+from schemas.manifest import (
+    MAX_SAMPLE_BYTES,
+    CorpusCounts,
+    CorpusInfo,
+    Manifest,
+    MemberIndex,
+    TeacherInfo,
+    Totals,
+    Unit,
+)
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head

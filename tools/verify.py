@@ -8,7 +8,7 @@ distribution. Memory is bounded by one sample and one block of a file.
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -20,9 +20,17 @@ from schemas.manifest import Manifest, ShardEntry, ShardIndex
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.head import read_head
-from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
+from teacher_cache.shards.marks import (
+    check_index,
+    check_sizes,
+    mark_name,
+    read_table,
+    tar_name,
+    totals_of,
+    up_to_date_manifest,
+)
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
 from tools.tars import check_file, check_tar
 
@@ -76,6 +84,8 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
         yield from _problem(partial(read_table, storage, digest, manifest.teacher.vocab_size))
     if manifest.capture.final is not None:
         yield from _problem(partial(read_head, storage, manifest))
+    if manifest.totals != totals_of(manifest.shards):
+        yield f"{storage.where(MANIFEST)}: the totals are not the sums over its shards"
     if manifest.complete:
         tars = {tar_name(entry.name, signal) for entry in manifest.shards for signal in entry.files}
         for name in sizes:
@@ -118,7 +128,7 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
         try:
             tokens, logits = reader.read_tokens(position), reader.read_logits(position)
             where = reader.where(position, "logits")
-            yield from (f"{where}: {problem}" for problem in check_sample(tokens, logits, manifest))
+            yield from (f"{where}: {problem}" for problem in check_sample(tokens, _filled(logits), manifest))
         except CorruptCacheError as error:
             yield str(error)
         if manifest.capture.hidden is not None:
@@ -130,6 +140,12 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
         if manifest.capture.draws is not None:
             yield from _problem(partial(check_draws, reader, position))
         advance(position + 1, len(reader))
+
+
+def _filled(logits: LogitsSample) -> LogitsSample:
+    """The same without the columns that no row has an entry in: what follows takes many times their memory."""
+    most = int(logits.counts.max(initial=1))
+    return replace(logits, ids=logits.ids[:, :most], logprobs=logits.logprobs[:, :most])
 
 
 def check_draws(reader: CacheReader, position: int) -> None:

@@ -86,8 +86,19 @@ def change_manifest(url: str, change: Callable[[Tree], object]) -> None:
     storage.write(MANIFEST, json.dumps(tree | {"sha256": digest}).encode())
 
 
+def follow_totals(manifest: Tree) -> None:
+    """Sums over the shards that a manifest lists."""
+    shards = manifest["shards"]
+    manifest["totals"] = {
+        "samples": sum(shard["samples"] for shard in shards),
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "bytes": {name: sum(shard["files"][name]["bytes"] for shard in shards) for name in shards[0]["files"]},
+        "index_bytes": sum(shard["index"]["bytes"] for shard in shards),
+    }
+
+
 def change_index(url: str, change: Callable[[Tree], object]) -> None:
-    """Rewrite the first shard's index; the manifest's entries of index and tars follow."""
+    """Rewrite the first shard's index; the manifest's entries of index and tars follow, and its totals."""
     storage = Storage(url)
     tree = json.loads(storage.read(mark_name(SHARD)))
     change(tree)
@@ -97,6 +108,7 @@ def change_index(url: str, change: Callable[[Tree], object]) -> None:
     def follow(manifest: Tree) -> None:
         manifest["shards"][0]["index"] = file_entry(data).model_dump()
         manifest["shards"][0]["files"] = {signal: member["file"] for signal, member in tree["signals"].items()}
+        follow_totals(manifest)
 
     change_manifest(url, follow)
 

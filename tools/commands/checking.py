@@ -3,26 +3,54 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from teacher_cache.command import json_option, progress, user_errors
 from tools.commands.trust import trust_options
+
+if TYPE_CHECKING:
+    from tools.rescore import Rescored
+    from tools.verify import Report
 
 
 @click.command()
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="Only the manifest, marks, indexes, tables and file sizes.")
 @trust_options
+@click.option("--teacher", metavar="PATH", help="Also score some samples anew with this teacher, and compare.")
+@click.option("--samples", type=click.IntRange(min=1), default=20, help="Samples to score anew.")
+@click.option("--seed", default=0, help="Seed of their choice.")
+@click.option("--dtype", help="Data type the teacher computes in; default: the manifest's.")
+@click.option("--device", default="auto", help="Device the teacher runs on: auto, cpu, cuda, cuda:1, …")
 @json_option
 @user_errors
-def verify(url: str, quick: bool, required: tuple[str, ...], trusted_keys: Path | None, as_json: bool) -> None:
+def verify(
+    url: str,
+    quick: bool,
+    required: tuple[str, ...],
+    trusted_keys: Path | None,
+    teacher: str | None,
+    samples: int,
+    seed: int,
+    dtype: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Check a cache and list every problem.
 
-    Exit status: 0 no problem, 1 problems found (a required signature that is missing or wrong is one), 2 no cache
-    there, its manifest is not valid, or a key is not known.
+    With --teacher, random samples are scored anew once there is no other problem. What is stored may be off by its
+    rounding and by the noise of the data type. It is said what a cache that is further off looks like: another
+    teacher's, shifted by a row, or of another temperature.
 
-    Example: cache-tools verify runs/demo/cache --require-signature alice
+    Exit status: 0 no problem, 1 problems found (a required signature that is missing or wrong, and scores that are not
+    the teacher's, are among them), 2 no cache there, its manifest is not valid, a key is not known, or the teacher
+    cannot be loaded.
+
+    Example: cache-tools verify runs/demo/cache --teacher runs/teacher --require-signature alice
     """
     from tools.verify import verify as check
 
@@ -33,14 +61,47 @@ def verify(url: str, quick: bool, required: tuple[str, ...], trusted_keys: Path 
         checks = [trust_check([key], trusted_keys) for key in required]
     with progress("verifying") as advance:
         report = check(url, quick, advance, checks)
+    rescored = None
+    if teacher is not None and not report.problems:
+        from tools.rescore import rescore
+
+        with progress("scoring anew") as advance:
+            rescored = rescore(url, teacher, samples, seed, dtype, device, advance)
     if as_json:
-        click.echo(json.dumps(vars(report), indent=1))
+        again = {} if rescored is None else {"rescored": vars(rescored)}
+        click.echo(json.dumps(vars(report) | again, indent=1))
     else:
-        for problem in report.problems:
-            click.echo(problem)
-        verdict = f"{len(report.problems)} problems" if report.problems else "no problem"
-        how = "quickly" if quick else "in full"
-        click.echo(
-            f"checked {how}: {report.shards} shards, {report.samples} samples, {report.tokens} tokens: {verdict}"
-        )
-    sys.exit(1 if report.problems else 0)
+        _print_report(report, quick)
+        if rescored is not None:
+            _print_rescored(rescored)
+        elif teacher is not None:
+            click.echo("not scored anew: mend the problems first")
+    sys.exit(1 if report.problems or (rescored is not None and rescored.problems) else 0)
+
+
+def _print_report(report: "Report", quick: bool) -> None:
+    for problem in report.problems:
+        click.echo(problem)
+    verdict = f"{len(report.problems)} problems" if report.problems else "no problem"
+    how = "quickly" if quick else "in full"
+    click.echo(f"checked {how}: {report.shards} shards, {report.samples} samples, {report.tokens} tokens: {verdict}")
+
+
+def _print_rescored(found: "Rescored") -> None:
+    columns = ("mean", "median", "p90", "p99", "max")
+    table = Table("scored anew", *columns)
+    for name, values in found.figures.items():
+        if "mean" in values:
+            table.add_row(name, *(f"{values[column]:.4g}" for column in columns))
+        else:
+            for what, value in values.items():
+                table.add_row(what, f"{value:.2%}")
+    if found.figures:
+        Console(markup=False).print(table)
+    if not found.same_fingerprint:
+        click.echo("the teacher's fingerprint is not the manifest's: other weights, other settings, or other files")
+    for problem in found.problems:
+        click.echo(problem)
+    nearness = ", ".join(f"{name} {value:.3g}" for name, value in found.distances.items())
+    click.echo(f"median distance in nat: {nearness}" if nearness else "nothing was compared")
+    click.echo(f"{found.samples} samples, {found.rows} rows scored anew in {found.dtype}: {found.verdict}")
