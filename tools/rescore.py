@@ -47,7 +47,8 @@ NOISE = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.2}
 ROUNDING = {"int8": 0.02, "int4": 0.25, "float8_e4m3": 0.06, "bfloat16": 0.006, "float16": 0.001}
 HIDDEN_NOISE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.1}
 TEMPERATURE_NOISE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}  # |log T| that a fit may be off by
-BETTER = 0.4  # times the distance as stored: so near must an explanation come
+BETTER = 0.4  # times the distance as stored: so near must an explanation come, …
+NEAR = 0.25  # … and within so many nats of what is allowed, as temperatures are tried in steps
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,8 @@ def _explain(
         is_warm = is_warm and shift == 0 and nearest < as_stored - 0.1 * (rounding + NOISE[dtype]) - 0.1 * as_stored
         return (_named(0, temperature, True) if is_warm else ""), alternatives
     limit = rounding + NOISE[dtype]
-    if (shift or is_warm) and (nearest <= limit or nearest < BETTER * as_stored):
+    is_warm = is_warm or (not shift and best[0] != UNIT)
+    if (shift or is_warm) and (nearest <= limit or nearest < min(BETTER * as_stored, limit + NEAR)):
         return _named(shift, temperature, is_warm), alternatives
     return "another teacher, as far as can be seen", alternatives
 
@@ -281,7 +283,8 @@ def _named(shift: int, temperature: float, is_warm: bool) -> str:
     if shift:
         parts.append(f"each row is the teacher's of one token {'later' if shift > 0 else 'before'}: rows are shifted")
     if is_warm:
-        parts.append(f"the logits were divided by a temperature of about {temperature:.2g} before the softmax")
+        near = f"{temperature:.2f}" if abs(math.log(temperature)) < 0.2 else f"{temperature:.2g}"
+        parts.append(f"the logits were divided by a temperature of about {near} before the softmax")
     return ", and ".join(parts)
 
 

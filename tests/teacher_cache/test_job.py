@@ -209,6 +209,13 @@ def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
     assert not (tmp_path / "cache").exists()
 
 
+def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache", max_tokens=2**24)
+    with pytest.raises(UserError, match=r"capture: 136 bytes a row in memory, and corpus\.max_tokens is 16777216"):
+        job.run(config)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_an_empty_corpus_leaves_nothing_behind(tmp_path: Path, teacher: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/empty.txt").write_text("")

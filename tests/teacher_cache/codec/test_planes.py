@@ -127,5 +127,17 @@ def test_a_size_between_least_and_most_is_accepted_and_another_is_named() -> Non
             decompress(frame, most, least)
 
 
+def test_a_frame_out_of_all_proportion_is_refused() -> None:
+    """Though the one who asks would take that much: 16 MiB are fine, and more from a frame that is large itself."""
+    with pytest.raises(CorruptCacheError, match=rf"declares {1 << 30} bytes, wanted 0 to {1 << 24}"):
+        decompress(claiming_frame(1 << 30), 1 << 40, 0)
+    assert len(decompress(zstandard.compress(bytes(1 << 24)), 1 << 40, 0)) == 1 << 24
+    bomb = zstandard.compress(bytes((1 << 24) + 1))
+    with pytest.raises(CorruptCacheError, match="wanted 0 to"):
+        decompress(bomb, 1 << 40, 0)
+    noise = np.random.default_rng(0).bytes(1 << 17) + bytes(1 << 24)
+    assert len(decompress(zstandard.compress(noise), 1 << 40, 0)) == len(noise)
+
+
 def test_what_is_decompressed_cannot_be_written_to() -> None:
     assert not decompress(zstandard.compress(b"abcd"), 4, 4).flags.writeable
