@@ -28,6 +28,9 @@ COMMANDS = (
     trust.keygen,
     trust.sign,
     trust.trust,
+    looking.stats,
+    looking.compare,
+    looking.report,
 )
 for command in COMMANDS:
     main.add_command(command)

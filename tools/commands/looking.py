@@ -1,13 +1,17 @@
 """Commands that look into a cache."""
 
 import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from teacher_cache.command import json_option, show, user_errors
+from teacher_cache.command import json_option, progress, show, user_errors
+from tools.plain import plain
 
 
 @click.command()
@@ -48,6 +52,129 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     Console(markup=False).print(table)
 
 
+@click.command()
+@click.argument("url")
+@click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, spread over the cache.")
+@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@json_option
+@user_errors
+def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
+    """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source.
+
+    Example: cache-tools stats runs/demo/cache
+    """
+    from tools.stats import stats as measure
+
+    with progress("reading") as advance:
+        found = measure(url, None if every else samples, advance).summary()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    titles = ("", "samples", "rows", "entropy: mean", "median", "95 %", "support", "top-1", "stored", "length")
+    table = Table(*titles, "perplexity", "decorative")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    groups = {"all": found["overall"]}
+    groups |= {f"layer {name}": values for name, values in found["layers"].items()}
+    groups |= {f"source {name}": values for name, values in found["sources"].items()}
+    for name, values in groups.items():
+        entropy = values["entropy"]
+        table.add_row(
+            plain(name),
+            f"{values['samples']:,}",
+            f"{values['rows']:,}",
+            *(f"{entropy[column]:.3f}" for column in ("mean", "p50", "p95")),
+            f"{values['effective_support']['mean']:,.1f}",
+            f"{values['top1_mass']['mean']:.3f}",
+            f"{values['coverage']['mean']:.3f}",
+            f"{values['response_length']['mean']:,.1f}",
+            f"{values['perplexity']:,.2f}",
+            f"{values['decorative_share']:.2%}",
+        )
+    Console(markup=False).print(table)
+    hidden = found["sources_not_shown"]
+    click.echo(
+        f"{plain(found['teacher'])}, {found['overall']['samples']:,} of {found['samples_in_cache']:,} samples; entropy "
+        f"in nats at temperature 1, {_kind(found)}" + (f"; {hidden:,} sources not shown" if hidden else "")
+    )
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, of those in both.")
+@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@json_option
+@user_errors
+def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
+    """Compare two teachers on the same text: whose entropy is lower, how far are they apart.
+
+    Example: cache-tools compare runs/small/cache runs/large/cache
+    """
+    from tools.compare import compare as measure
+
+    with progress("reading") as advance:
+        found = measure(a, b, None if every else samples, advance).summary()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    groups = {"all": found["overall"], **found["layers"]}
+    table = Table("", "", *(plain(name) for name in groups))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for title, teacher, cell in _comparison():
+        table.add_row(title, teacher, *(cell(values) for values in groups.values()))
+    Console(markup=False).print(table)
+    click.echo(
+        f"A: {plain(found['a']['teacher'])}, B: {plain(found['b']['teacher'])}; {found['overall']['samples']:,} of "
+        f"{found['common_samples']:,} samples in both; entropy in nats at temperature 1, "
+        f"{_kind(found)}; KL a lower bound"
+    )
+
+
+def _comparison() -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
+    """The rows of the table: what, of whom, and the cell of a group."""
+    rows: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+        ("samples", "", lambda found: f"{found['samples']:,}"),
+        ("rows", "", lambda found: f"{found['rows']:,}"),
+    ]
+    both: dict[str, Callable[[dict[str, Any]], str]] = {
+        "entropy": lambda teacher: f"{teacher['entropy']['mean']:.4f}",
+        "entropy, median": lambda teacher: f"{teacher['entropy']['p50']:.4f}",
+        "effective support": lambda teacher: f"{teacher['effective_support']:,.1f}",
+        "top-1 mass": lambda teacher: f"{teacher['top1_mass']:.4f}",
+        "stored mass": lambda teacher: f"{teacher['coverage']:.4f}",
+        "perplexity of the text": lambda teacher: f"{teacher['perplexity']:,.3f}",
+        "mass on decorative tokens": lambda teacher: f"{teacher['decorative_mass']:.3%}",
+    }
+    for title, cell in both.items():
+        rows.append((title, "A", partial(_of, "a", cell)))
+        rows.append(("", "B", partial(_of, "b", cell)))
+        if title == "entropy":
+            rows.append(("", "B − A", lambda found: _with_error(found["entropy_b_minus_a"])))
+    return [
+        *rows,
+        ("top-1 agreement", "", lambda found: f"{found['top1_agreement']:.2%}"),
+        ("KL(A ‖ B)", "", lambda found: f"{found['kl_a_b']['mean']:.4f}"),
+        ("KL(B ‖ A)", "", lambda found: f"{found['kl_b_a']['mean']:.4f}"),
+        ("response length", "text", lambda found: f"{found['response_length']['mean']:,.1f}"),
+        ("decorative tokens", "text", lambda found: f"{found['decorative_share']:.2%}"),
+    ]
+
+
+def _of(name: str, cell: Callable[[dict[str, Any]], str], found: dict[str, Any]) -> str:
+    return cell(found[name])
+
+
+def _kind(found: dict[str, Any]) -> str:
+    return "exact" if found["entropy_is_exact"] else "a lower bound"
+
+
+def _with_error(difference: dict[str, Any]) -> str:
+    error = difference["standard_error"]
+    return f"{difference['mean']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
 def _cell(name: str, value: Any) -> str:
     """What a signal holds at a row, short enough for a table."""
     if name == "attention":
@@ -55,3 +182,29 @@ def _cell(name: str, value: Any) -> str:
     if name == "drawn_ids":
         return ", ".join(str(len(set(ids))) for ids in value)
     return ", ".join(f"{norm:.1f}" for norm in (value if isinstance(value, list) else [value]))
+
+
+@click.command()
+@click.argument("url")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--samples", type=click.IntRange(min=0), default=12, help="Samples to show, spread over the layers.")
+@click.option("--sample", "keys", metavar="KEY", multiple=True, help="Show this sample first. Repeatable.")
+@click.option(
+    "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to spell tokens that the texts do not show."
+)
+@json_option
+@user_errors
+def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
+    """Write one HTML file that shows a cache: facts, figures, and samples token by token.
+
+    Example: cache-tools report runs/demo/cache report.html
+    """
+    from tools.report.page import report as write
+
+    with progress("reading") as advance:
+        written = write(url, out, samples, keys, tokenizer, advance)
+    if as_json:
+        click.echo(json.dumps(written._asdict(), indent=1))
+        return
+    left_out = f"; {written.left_out} more did not fit" if written.left_out else ""
+    click.echo(f"{written.path}: {written.bytes:,} bytes, {len(written.samples)} samples{left_out}")

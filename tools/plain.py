@@ -1,0 +1,7 @@
+"""Text from a cache on a terminal."""
+
+
+def plain(text: str, most: int = 80) -> str:
+    """``text`` on one line of at most ``most`` characters; what a terminal would obey rather than print is escaped."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

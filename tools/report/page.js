@@ -1,0 +1,269 @@
+"use strict";
+// Shows one sample at a time. All text comes from the cache and is put into the page as text, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const { samples, steps } = data;
+  const byId = (id) => document.getElementById(id);
+  const text = byId("text"), panel = byId("panel"), which = byId("which");
+  if (!samples.length) return;
+
+  let sample, options, current, head;  // current: the place (in what is shown) of the token that was chosen
+
+  const make = (tag, className, content) => {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (content !== undefined) element.textContent = content;
+    return element;
+  };
+  const nats = (hundredths) => (hundredths / 100).toFixed(2);
+  const share = (tenThousandths) =>
+    tenThousandths === 0 ? "< 0.01 %" : `${(tenThousandths / 100).toFixed(tenThousandths < 1000 ? 2 : 1)} %`;
+  const visible = (token) =>
+    token.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/\r/g, "␍").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
+  const level = (hundredths) => steps.filter((step) => hundredths >= 100 * step).length;
+
+  function word(token, isBytes) {
+    const known = token !== undefined;
+    const shown = token === "" ? "(nothing)" : visible(token ?? "");
+    const element = make("span", "word", known ? shown : "");
+    if (isBytes) element.classList.add("bytes");
+    element.title = known ? token : "";
+    return element;
+  }
+
+  function spelled(id) {
+    const token = sample.spelled[id];
+    if (token !== undefined) return word(token);
+    const element = make("span", "word unknown", `id ${id}`);
+    element.title = "Not among the texts that were read; give --tokenizer to have it spelled";
+    return element;
+  }
+
+  function show(number) {
+    sample = samples[number];
+    current = undefined;
+    head = 0;
+    const bytes = new Set(sample.raw), from = sample.first;
+    const part = sample.text.length < sample.tokens ? `, shown from ${from} to ${from + sample.text.length - 1}` : "";
+    const mean = sample.mean_entropy === null ? "" : ` · mean entropy ${sample.mean_entropy.toFixed(2)} nats`;
+    byId("about").replaceChildren(
+      make("bdi", "", sample.source), ` · layer `, make("bdi", "", sample.layer),
+      ` · ${sample.tokens} tokens${part}${mean} · key ${sample.key}`);
+    options = sample.text.map((token, place) => {
+      const option = make("span", "", token);
+      option.id = `token-${place}`;
+      option.tabIndex = -1;
+      option.setAttribute("role", "option");
+      option.setAttribute("aria-selected", "false");
+      const entropy = sample.entropy[place];
+      const spoken = bytes.has(from + place) ? `bytes ${token}` : token === "" ? "nothing" : visible(token);
+      option.setAttribute("aria-label", `${spoken}, ${entropy === null ? "not stored" : `${nats(entropy)} nats`}`);
+      if (entropy === null) option.classList.add("unstored");
+      else option.classList.add(`e${level(entropy)}`);
+      if (token.includes("\n")) option.classList.add("break");
+      if (bytes.has(from + place)) option.classList.add("bytes");
+      if (token === "") {
+        option.textContent = "∅";
+        option.classList.add("empty");
+      }
+      return option;
+    });
+    const pieces = [];
+    options.forEach((option, place) => {
+      const gap = sample.gaps[from + place];
+      if (gap !== undefined) pieces.push(make("span", "gap", gap));
+      pieces.push(option);
+    });
+    text.replaceChildren(...pieces);
+    const open = options.map((_, place) => place).filter((place) => sample.entropy[place] !== null);
+    const first = open.slice(0, 80).reduce((a, b) => (sample.entropy[b] > sample.entropy[a] ? b : a), open[0] ?? 0);
+    choose(first);
+  }
+
+  function choose(place) {
+    if (current !== undefined) {
+      options[current].setAttribute("aria-selected", "false");
+      options[current + 1]?.classList.remove("came-next");
+    }
+    current = place;
+    for (const option of options) option.tabIndex = -1;
+    options[place].tabIndex = 0;
+    options[place].setAttribute("aria-selected", "true");
+    options[place + 1]?.classList.add("came-next");
+    describe();
+    mark();
+  }
+
+  function move(place) {
+    const wanted = Math.max(0, Math.min(options.length - 1, place));
+    for (const option of options) option.tabIndex = -1;
+    options[wanted].tabIndex = 0;
+    options[wanted].focus();
+  }
+
+  // The nearest token on the line above or below.
+  function onLine(place, direction) {
+    const from = options[place].getClientRects()[0];
+    let best = place, distance = Infinity, line;
+    for (let i = place + direction; i >= 0 && i < options.length; i += direction) {
+      const box = options[i].getClientRects()[0];
+      if (!box || Math.abs(box.top - from.top) < 4) continue;
+      line ??= box.top;
+      if (Math.abs(box.top - line) >= 4) break;
+      if (Math.abs(box.left - from.left) < distance) [best, distance] = [i, Math.abs(box.left - from.left)];
+    }
+    return best;
+  }
+
+  function describe() {
+    const row = sample.first + current, entropy = sample.entropy[current], best = sample.best[row];
+    const title = make("h3", "", `Row ${row}: what follows `);
+    title.append(word(sample.text[current], sample.raw.includes(row)));
+    panel.replaceChildren(title);
+    panel.scrollTop = 0;
+    if (!best) {
+      panel.append(make("p", "note", "The cache stores no distribution here: the row is not in the loss mask."));
+    } else {
+      panel.append(measures(entropy), alternatives(best));
+    }
+    const rows = sample.attention?.[row];
+    if (rows) panel.append(make("h4", "", "Attention: where each head looks"), heads(rows), keys(rows[head] ?? []));
+    const norms = [];
+    if (sample.hidden?.[row]) sample.hidden[row].forEach((norm, i) => norms.push([`layer ${sample.layers[i]}`, norm]));
+    if (sample.final?.[row] !== undefined) norms.push(["final", sample.final[row]]);
+    if (norms.length) panel.append(make("h4", "", "Norms of hidden states"), list(norms));
+  }
+
+  function measures(entropy) {
+    const group = make("dl", "measures");
+    const values = [
+      [nats(entropy), data.exact ? "nats of entropy" : "nats, at least"],
+      [Math.exp(entropy / 100).toPrecision(3), "support"],
+      [share(sample.stored[current]), "stored"],
+    ];
+    for (const [value, what] of values) {
+      const pair = make("div");
+      pair.append(make("dt", "", what), make("dd", "", value));
+      group.append(pair);
+    }
+    return group;
+  }
+
+  function table(...titles) {
+    const found = make("table"), top = make("tr");
+    for (const title of titles) {
+      const cell = make("th", title === "" ? "share" : "", title);
+      cell.scope = "col";
+      top.append(cell);
+    }
+    const start = make("thead");
+    start.append(top);
+    found.append(start, make("tbody"));
+    return found;
+  }
+
+  function line(name, probability, className) {
+    const row = make("tr", className), first = make("th"), bar = make("td", "share"), length = make("span", "length");
+    first.scope = "row";
+    first.append(name);
+    length.style.width = `${Math.min(100, probability / 100)}%`;
+    bar.append(length);
+    row.append(first, bar, make("td", "", share(probability)));
+    return row;
+  }
+
+  function alternatives(best) {
+    const found = table("expected", "", "probability"), body = found.lastChild;
+    const next = sample.following[current], chance = sample.next[current];
+    best.ids.forEach((id, i) => {
+      body.append(line(spelled(id), best.p[i], id === next && chance !== null ? "next" : ""));
+    });
+    if (chance !== null && !best.ids.includes(next)) body.append(line(spelled(next), chance, "next"));
+    const seen = best.p.reduce((sum, p) => sum + p, 0) + (chance !== null && !best.ids.includes(next) ? chance : 0);
+    if (seen < 10000) body.append(line("all others", 10000 - seen, "total"));
+    if (chance !== null) {
+      const note = make("caption", "", `What came next had ${share(chance)}`);
+      found.prepend(note);
+    }
+    return found;
+  }
+
+  function heads(rows) {
+    const group = make("div", "heads");
+    group.setAttribute("role", "group");
+    group.setAttribute("aria-label", "Heads");
+    rows.forEach((_, i) => {
+      const button = make("button", "", `head ${sample.heads[i]}`);
+      button.type = "button";
+      button.setAttribute("aria-pressed", String(i === head));
+      button.addEventListener("click", () => {
+        head = i;
+        describe();
+        mark();
+        panel.querySelectorAll("button")[i].focus();
+      });
+      group.append(button);
+    });
+    return group;
+  }
+
+  function keys(row) {
+    const found = table("token", "", "weight"), body = found.lastChild;
+    for (let i = 0; i < row.length; i += 2) {
+      const place = row[i] - sample.first;
+      const name = options[place] ? word(sample.text[place], sample.raw.includes(row[i])) : make("span", "word unknown");
+      name.append(make("span", "kind", ` ${row[i]}`));
+      body.append(line(name, row[i + 1], ""));
+    }
+    return found;
+  }
+
+  // Underlines the tokens that the chosen head looks at.
+  function mark() {
+    for (const option of text.querySelectorAll(".a1, .a2, .a3, .a4")) option.classList.remove("a1", "a2", "a3", "a4");
+    const row = sample.attention?.[sample.first + current]?.[head] ?? [];
+    for (let i = 0; i < row.length; i += 2) {
+      const strength = 1 + [500, 1500, 4000].filter((weight) => row[i + 1] >= weight).length;
+      options[row[i] - sample.first]?.classList.add(`a${strength}`);
+    }
+  }
+
+  function list(pairs) {
+    const found = make("dl");
+    for (const [name, value] of pairs) found.append(make("dt", "", name), make("dd", "", value.toLocaleString("en")));
+    return found;
+  }
+
+  samples.forEach((each, number) => {
+    const mean = each.mean_entropy === null ? "" : ` · ${each.mean_entropy.toFixed(2)} nats`;
+    const option = make("option", "", `${number + 1} · ${each.layer} · ${each.source}${mean}`);
+    option.value = String(number);
+    which.append(option);
+  });
+  which.addEventListener("change", () => show(Number(which.value)));
+  text.addEventListener("click", (event) => {
+    const option = event.target.closest("[role=option]");
+    if (!option) return;
+    choose(options.indexOf(option));
+    option.focus({ preventScroll: true });
+  });
+  text.addEventListener("keydown", (event) => {
+    const place = options.indexOf(document.activeElement);
+    if (place < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const moves = {
+      ArrowRight: () => move(place + 1),
+      ArrowLeft: () => move(place - 1),
+      ArrowDown: () => move(onLine(place, 1)),
+      ArrowUp: () => move(onLine(place, -1)),
+      Home: () => move(0),
+      End: () => move(options.length - 1),
+      Enter: () => choose(place),
+      " ": () => choose(place),
+    };
+    if (!moves[event.key]) return;
+    event.preventDefault();
+    moves[event.key]();
+  });
+  byId("viewer").hidden = false;
+  show(0);
+})();

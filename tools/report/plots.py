@@ -1,0 +1,134 @@
+"""The page's figures: small SVG drawings without colours or fonts of their own, which the style sheet gives them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 150
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 30  # margins, for the labels of the axes
+
+
+class Figure(NamedTuple):
+    """A drawing and what stands below it."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str) -> Markup:
+    """Bars of equally wide bins from ``low`` to ``high``, as shares of the whole."""
+    shares = counts / max(1, counts.sum())
+    top = _round_up(float(shares.max(initial=0)) or 1.0)
+    step = (WIDTH - LEFT - RIGHT) / len(shares)
+    parts = _axes(low, high, 0, top, unit, "share of rows", percent=True)
+    for i, share in enumerate(shares.tolist()):
+        if share:
+            height = share / top * _room()
+            parts.append(_rect("bar", LEFT + i * step + 0.5, HEIGHT - BOTTOM - height, step - 1, height))
+    return _svg(title, parts)
+
+
+def line(title: str, x: np.ndarray, y: np.ndarray, high_x: float, unit_x: str, unit_y: str) -> Markup:
+    """A curve over ``x`` from 0 to ``high_x``."""
+    top = _round_up(float(y.max(initial=0)) or 1.0)
+    parts = _axes(0, high_x, 0, top, unit_x, unit_y)
+    xs = LEFT + x / high_x * (WIDTH - LEFT - RIGHT)
+    ys = HEIGHT - BOTTOM - y / top * _room()
+    points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(xs.tolist(), ys.tolist(), strict=True))
+    parts.append(Markup('<polyline class="curve" points="{}"/>').format(points))
+    return _svg(title, parts)
+
+
+def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Markup:
+    """A horizontal bar for each name, with its value."""
+    step, label = 22, 70
+    height = step * len(values) + 4
+    largest = max((value for _, value in values), default=0) or 1.0
+    parts = []
+    for i, (name, value) in enumerate(values):
+        y = i * step + 4
+        width = value / largest * (WIDTH - label - 66)
+        parts.append(_text("name", label - 6, y + 12, name, "end"))
+        parts.append(_rect("bar", label, y, max(width, 1), step - 6))
+        parts.append(_text("value", label + max(width, 1) + 5, y + 12, f"{value:,.1f} {unit}", "start"))
+    return _svg(title, parts, height)
+
+
+def strip(title: str, quantiles: dict[str, float], high: float) -> Markup:
+    """A row of a table: from the 5th to the 95th percentile a line, the middle half thick, the median a dot."""
+    width, height = 120, 14
+
+    def x(value: float) -> float:
+        return 3 + min(value / high, 1) * (width - 6)
+
+    line_of = Markup('<line class="{}" x1="{}" x2="{}" y1="7" y2="7"/>')
+    parts = [
+        line_of.format("whisker", f"{x(quantiles['p05']):.1f}", f"{x(quantiles['p95']):.1f}"),
+        line_of.format("box", f"{x(quantiles['p25']):.1f}", f"{x(quantiles['p75']):.1f}"),
+        Markup('<circle class="median" cx="{}" cy="7" r="3"/>').format(f"{x(quantiles['p50']):.1f}"),
+    ]
+    return _svg(title, parts, height, width, "strip")
+
+
+def rebinned(counts: np.ndarray, high: float, low: float, shown_high: float, bins: int) -> np.ndarray:
+    """The histogram ``counts`` of 0 to ``high``, in ``bins`` bins of ``low`` to ``shown_high``; the last takes more."""
+    middles = (np.arange(len(counts)) + 0.5) * high / len(counts)
+    places = np.clip((middles - low) / (shown_high - low) * bins, 0, bins - 1).astype(np.int64)
+    return np.bincount(places, counts, minlength=bins)
+
+
+def _room() -> int:
+    return HEIGHT - TOP - BOTTOM
+
+
+def _axes(
+    low_x: float, high_x: float, low_y: float, high_y: float, unit_x: str, unit_y: str, percent: bool = False
+) -> list[Markup]:
+    """Grid lines and labels."""
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        y = HEIGHT - BOTTOM - share * _room()
+        value = low_y + share * (high_y - low_y)
+        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
+        parts.append(_text("tick", LEFT - 5, y + 3.5, _percent(value) if percent else f"{value:.3g}", "end"))
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+        x = LEFT + share * (WIDTH - LEFT - RIGHT)
+        parts.append(_text("tick", x, HEIGHT - BOTTOM + 13, f"{low_x + share * (high_x - low_x):.3g}", anchor))
+    parts.append(_text("unit", WIDTH - RIGHT, HEIGHT - 3, unit_x, "end"))
+    parts.append(_text("unit", LEFT, HEIGHT - 3, f"↑ {unit_y}", "start"))
+    return parts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _round_up(value: float) -> float:
+    """The next number of one or two digits that is easily halved."""
+    scale = 10.0 ** math.floor(math.log10(value))
+    return next(step * scale for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * scale >= value * (1 - 1e-9))
+
+
+def _rect(name: str, x: float, y: float, width: float, height: float) -> Markup:
+    return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+        name, *(f"{value:.1f}" for value in (x, y, width, height))
+    )
+
+
+def _text(name: str, x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        name, f"{x:.1f}", f"{y:.1f}", anchor, text
+    )
+
+
+def _svg(
+    title: str, parts: Sequence[Markup], height: float = HEIGHT, width: float = WIDTH, name: str = "plot"
+) -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        name, width, height, escape(title), Markup("").join(parts)
+    )

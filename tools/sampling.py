@@ -1,0 +1,92 @@
+"""Which samples of a cache are looked at, and reading them one after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import xxhash
+
+from schemas.errors import UserError
+from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
+
+BLOCK = 32  # samples that are read ahead, side by side
+Read = TypeVar("Read")
+
+
+def choose(total: int, wanted: int | None) -> np.ndarray:
+    """``wanted`` of the numbers below ``total`` (None: all), rising, int64; the same every time.
+
+    They are spread evenly: one at random of each of as many equal slices.
+    """
+    if wanted is None or wanted >= total:
+        return np.arange(total)
+    ends = np.arange(wanted + 1, dtype=np.int64) * total // wanted
+    offsets = np.random.Generator(np.random.Philox(key=0)).random(wanted)
+    return ends[:-1] + (offsets * np.diff(ends)).astype(np.int64)
+
+
+def choose_samples(reader: CacheReader, wanted: int | None) -> np.ndarray:
+    """The samples of a cache to look at. Raises UserError when it has none yet."""
+    if len(reader) == 0:
+        raise UserError(
+            f"{reader.url}: no shard is committed yet, so there is no sample; wait for the first, and retry"
+        )
+    return choose(len(reader), wanted)
+
+
+def common_samples(a: CacheReader, b: CacheReader) -> tuple[np.ndarray, np.ndarray]:
+    """Where the samples lie that two caches share, in the order of ``a``: positions in ``a`` and in ``b``, int64.
+
+    Reads all indexes, and keeps 8 bytes a sample.
+    """
+    _, in_a, in_b = np.intersect1d(_key_hashes(a), _key_hashes(b), return_indices=True)
+    order = np.argsort(in_a)
+    return in_a[order], in_b[order]
+
+
+def _key_hashes(reader: CacheReader) -> np.ndarray:
+    shards = range(len(reader.shard_sizes))
+    parts = [np.empty(0, np.uint64)]
+    for start in shards[::BLOCK]:
+        block = shards[start : start + BLOCK]
+        reader.load_indexes(block)
+        for shard in block:
+            hashes = [xxhash.xxh3_64_intdigest(key.encode()) for key in reader.index(shard).keys]
+            parts.append(np.array(hashes, np.uint64))
+    return np.concatenate(parts)
+
+
+def read_each(
+    places: Sequence[int], read: Callable[[int], Read], advance: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[Read]:
+    """``read`` of each place, in order; a few threads read ahead, BLOCK places at a time."""
+    with ThreadPoolExecutor(DECODE_THREADS, "read") as pool:
+        done = 0
+        for start in range(0, len(places), BLOCK):
+            for found in pool.map(read, places[start : start + BLOCK]):
+                done += 1
+                yield found
+                advance(done, len(places))
+
+
+def find_samples(reader: CacheReader, keys: Sequence[str]) -> list[int]:
+    """Where the samples of these keys lie. Reads indexes until all are found.
+
+    Raises UserError when one is not there.
+    """
+    found: dict[str, int] = {}
+    first = 0
+    for shard in range(len(reader.shard_sizes)):
+        if len(found) == len(set(keys)):
+            break
+        index = reader.index(shard)
+        found |= {key: first + index.keys.index(key) for key in keys if key in index.keys}
+        first += len(index.keys)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise UserError(
+            f"{reader.url}: no sample {missing[0]!r} among {len(reader)}; keys are 32 hex digits, see "
+            "`keys` in shard-*.json"
+        )
+    return [found[key] for key in keys]
