@@ -22,12 +22,9 @@
     token.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/\r/g, "␍").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
   const level = (hundredths) => steps.filter((step) => hundredths >= 100 * step).length;
 
-  function word(token, isBytes) {
-    const known = token !== undefined;
-    const shown = token === "" ? "(nothing)" : visible(token ?? "");
-    const element = make("span", "word", known ? shown : "");
-    if (isBytes) element.classList.add("bytes");
-    element.title = known ? token : "";
+  function word(token, bytes) {
+    const element = make("span", "word", bytes ? `‹${bytes}›` : token === "" ? "∅" : visible(token));
+    element.title = token;
     return element;
   }
 
@@ -43,7 +40,7 @@
     sample = samples[number];
     current = undefined;
     head = 0;
-    const bytes = new Set(sample.raw), from = sample.first;
+    const from = sample.first;
     const part = sample.text.length < sample.tokens ? `, shown from ${from} to ${from + sample.text.length - 1}` : "";
     const mean = sample.mean_entropy === null ? "" : ` · mean entropy ${sample.mean_entropy.toFixed(2)} nats`;
     byId("about").replaceChildren(
@@ -56,16 +53,13 @@
       option.setAttribute("role", "option");
       option.setAttribute("aria-selected", "false");
       const entropy = sample.entropy[place];
-      const spoken = bytes.has(from + place) ? `bytes ${token}` : token === "" ? "nothing" : visible(token);
+      const bytes = sample.raw[from + place];
+      const spoken = bytes ? `bytes ${bytes}` : token === "" ? "nothing" : visible(token);
       option.setAttribute("aria-label", `${spoken}, ${entropy === null ? "not stored" : `${nats(entropy)} nats`}`);
       if (entropy === null) option.classList.add("unstored");
       else option.classList.add(`e${level(entropy)}`);
       if (token.includes("\n")) option.classList.add("break");
-      if (bytes.has(from + place)) option.classList.add("bytes");
-      if (token === "") {
-        option.textContent = "∅";
-        option.classList.add("empty");
-      }
+      if (token === "") option.textContent = bytes ? "·" : "∅";
       return option;
     });
     const pieces = [];
@@ -92,6 +86,14 @@
     options[place + 1]?.classList.add("came-next");
     describe();
     mark();
+    byId("status").textContent = panel.querySelector("h3").textContent + summary(options[place].getAttribute("aria-label"));
+  }
+
+  function summary(label) {
+    const best = sample.best[sample.first + current];
+    if (!best) return `: ${label}`;
+    const id = best.ids[0], likeliest = visible(sample.spelled[id] ?? `id ${id}`);
+    return `: ${label}; likeliest ${likeliest}, ${share(best.p[0])}`;
   }
 
   function move(place) {
@@ -118,13 +120,13 @@
   function describe() {
     const row = sample.first + current, entropy = sample.entropy[current], best = sample.best[row];
     const title = make("h3", "", `Row ${row}: what follows `);
-    title.append(word(sample.text[current], sample.raw.includes(row)));
+    title.append(word(sample.text[current], sample.raw[row]));
     panel.replaceChildren(title);
     panel.scrollTop = 0;
     if (!best) {
       panel.append(make("p", "note", "The cache stores no distribution here: the row is not in the loss mask."));
     } else {
-      panel.append(measures(entropy), alternatives(best));
+      panel.append(measures(entropy), ...alternatives(best));
     }
     const rows = sample.attention?.[row];
     if (rows) panel.append(make("h4", "", "Attention: where each head looks"), heads(rows), keys(rows[head] ?? []));
@@ -176,16 +178,13 @@
     const found = table("expected", "", "probability"), body = found.lastChild;
     const next = sample.following[current], chance = sample.next[current];
     best.ids.forEach((id, i) => {
-      body.append(line(spelled(id), best.p[i], id === next && chance !== null ? "next" : ""));
+      body.append(line(spelled(id), ...(id === next && chance !== null ? [chance, "next"] : [best.p[i], ""])));
     });
     if (chance !== null && !best.ids.includes(next)) body.append(line(spelled(next), chance, "next"));
     const seen = best.p.reduce((sum, p) => sum + p, 0) + (chance !== null && !best.ids.includes(next) ? chance : 0);
     if (seen < 10000) body.append(line("all others", 10000 - seen, "total"));
-    if (chance !== null) {
-      const note = make("caption", "", `What came next had ${share(chance)}`);
-      found.prepend(note);
-    }
-    return found;
+    if (chance === null) return [found];
+    return [found, make("p", "came", `came next, with ${share(chance)}`)];
   }
 
   function heads(rows) {
@@ -211,7 +210,7 @@
     const found = table("token", "", "weight"), body = found.lastChild;
     for (let i = 0; i < row.length; i += 2) {
       const place = row[i] - sample.first;
-      const name = options[place] ? word(sample.text[place], sample.raw.includes(row[i])) : make("span", "word unknown");
+      const name = options[place] ? word(sample.text[place], sample.raw[row[i]]) : make("span", "word unknown");
       name.append(make("span", "kind", ` ${row[i]}`));
       body.append(line(name, row[i + 1], ""));
     }

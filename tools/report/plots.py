@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 360, 150
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 30  # margins, for the labels of the axes
+WIDTH, HEIGHT = 270, 156
+LEFT, RIGHT, TOP, BOTTOM = 34, 4, 22, 30  # margins, for the labels of the axes
 
 
 class Figure(NamedTuple):
@@ -45,13 +45,13 @@ def line(title: str, x: np.ndarray, y: np.ndarray, high_x: float, unit_x: str, u
 
 def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Markup:
     """A horizontal bar for each name, with its value."""
-    step, label = 22, 70
+    step, label = 21, 58
     height = step * len(values) + 4
     largest = max((value for _, value in values), default=0) or 1.0
     parts = []
     for i, (name, value) in enumerate(values):
         y = i * step + 4
-        width = value / largest * (WIDTH - label - 66)
+        width = value / largest * (WIDTH - label - 62)
         parts.append(_text("name", label - 6, y + 12, name, "end"))
         parts.append(_rect("bar", label, y, max(width, 1), step - 6))
         parts.append(_text("value", label + max(width, 1) + 5, y + 12, f"{value:,.1f} {unit}", "start"))
@@ -100,7 +100,7 @@ def _axes(
         x = LEFT + share * (WIDTH - LEFT - RIGHT)
         parts.append(_text("tick", x, HEIGHT - BOTTOM + 13, f"{low_x + share * (high_x - low_x):.3g}", anchor))
     parts.append(_text("unit", WIDTH - RIGHT, HEIGHT - 3, unit_x, "end"))
-    parts.append(_text("unit", LEFT, HEIGHT - 3, f"↑ {unit_y}", "start"))
+    parts.append(_text("unit", 0, 10, unit_y, "start"))
     return parts
 
 

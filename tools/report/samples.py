@@ -83,16 +83,21 @@ def _window(tokens: TokenSample) -> tuple[int, int]:
 
 
 def _texts(tokens: TokenSample, first: int, stop: int) -> dict[str, Any]:
-    """The text of each token; which are only bytes, in hex; and text before a token that no token spells."""
+    """The text of each token; the bytes, in hex, of those that cut a character; and text that no token spells.
+
+    A character that several tokens make stands where it begins.
+    """
     data = tokens.text.encode()
-    texts, raw, gaps = [], [], {}
+    texts: list[str] = []
+    raw: dict[int, str] = {}
+    gaps: dict[int, str] = {}
     end = int(tokens.byte_end[first - 1]) if first else 0
     for place in range(first, stop):
         start, token_end = int(tokens.byte_start[place]), int(tokens.byte_end[place])
-        text, whole = token_text(data, start, token_end)
+        text, cut = token_text(data, start, token_end)
         texts.append(text)
-        if not whole:
-            raw.append(place)
+        if cut:
+            raw[place] = cut
         if start > end:
             gaps[place] = token_text(data, end, start)[0]
         end = max(end, token_end)

@@ -30,8 +30,8 @@ class Spelling:
         data = sample.text.encode()
         for place in new.tolist():
             index = int(sample.input_ids[place])
-            text, whole = token_text(data, int(sample.byte_start[place]), int(sample.byte_end[place]))
-            if whole and text:
+            text, cut = token_text(data, int(sample.byte_start[place]), int(sample.byte_end[place]))
+            if text and not cut:
                 self._spelled.setdefault(index, text)
                 self._known_V[index] = True
 
@@ -42,13 +42,23 @@ class Spelling:
         return self._spelled.get(index)
 
 
-def token_text(data: bytes, start: int, stop: int) -> tuple[str, bool]:
-    """A token's text, cut if it is very long, and whether its bytes are whole characters; else the bytes in hex."""
-    piece = data[start : min(stop, start + 4 * MOST_CHARACTERS)]
-    try:
-        return piece.decode()[:MOST_CHARACTERS], True
-    except UnicodeDecodeError:
-        return piece[:8].hex(" "), False
+def token_text(data: bytes, start: int, stop: int) -> tuple[str, str]:
+    """A token's characters, and its bytes in hex if it cuts one (else nothing); long ones not in full.
+
+    ``data`` is UTF-8. A character that several tokens make is the one's in which it begins.
+    """
+    cut = start < stop and (_continues(data, start) or _continues(data, stop))
+    spelled = data[start : min(stop, start + 8)].hex(" ") if cut else ""
+    stop = min(stop, start + 4 * MOST_CHARACTERS)
+    while start < stop and _continues(data, start):
+        start += 1
+    while start < stop and _continues(data, stop):
+        stop += 1
+    return data[start:stop].decode()[:MOST_CHARACTERS], spelled
+
+
+def _continues(data: bytes, place: int) -> bool:
+    return place < len(data) and data[place] & 0xC0 == 0x80
 
 
 def load_tokenizer(folder: str, wanted: TokenizerInfo) -> Any:

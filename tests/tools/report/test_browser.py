@@ -1,0 +1,354 @@
+"""The page in a real browser: nothing is fetched, nothing of a cache runs, keys work, text can be read."""
+
+import itertools
+import math
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from schemas.cache_config import Provenance
+from support.chromium import opened, started_browser
+from support.golden import GOLDEN
+from support.synthetic import write_cache
+from support.worded import worded_pair
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import MANIFEST, Storage
+from tools.report.page import report
+
+ATTACKS = (
+    "<img src=x onerror=window.hacked=1>",
+    "</script><script>window.hacked=1</script>",
+    "</ScRiPt ><svg onload=window.hacked=1>",
+    "<!--<script>",
+    "{{7*7}}{% for x in y %}",
+    "\"'><b onclick=window.hacked=1>",
+    "&lt;b&gt; &amp; \u2028\u2029 \\u003c",
+    "${window.hacked=1}",
+    "\u202etxet desrever\u202c",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "golden.html"
+    report(str(GOLDEN), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a cache that says evil things wherever it can."""
+    folder = tmp_path_factory.mktemp("attacked")
+    url, everything = str(folder / "cache"), " ".join(ATTACKS)
+    pairs = [
+        worded_pair(["a ", *ATTACKS, "\n", "b"], layer=ATTACKS[0] + ATTACKS[1], source_id=f"{everything}#1", seed=1),
+        worded_pair(["c", "d"], layer=ATTACKS[3], source_id=ATTACKS[4], seed=2),
+    ]
+    manifest = write_cache(url, [pairs])
+    teacher = manifest.teacher.model_copy(update={"name": everything, "architecture": ATTACKS[1]})
+    provenance = Provenance(licence=ATTACKS[0], owner=ATTACKS[1], notes=everything)
+    changed = manifest.model_copy(update={"teacher": teacher, "provenance": provenance})
+    Storage(url).write(MANIFEST, changed.to_json().encode())
+    report(url, folder / "r.html")
+    return folder / "r.html"
+
+
+def tokens(page: Page) -> Any:
+    return page.get_by_role("option").and_(page.locator("#text [role=option]"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_opens_without_a_complaint_or_a_request(browser: Browser, golden: Path, scheme: str, width: int) -> None:
+    with opened(browser, golden, width, scheme) as found:
+        expect(found.page.locator("#viewer")).to_be_visible()
+        for number in range(found.page.locator("#which option").count()):
+            found.page.locator("#which").select_option(str(number))
+            tokens(found.page).nth(1).click()
+        assert found.problems == []
+        assert found.page.evaluate("window.violations") == []
+        assert found.requests == [golden.as_uri()]
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server's address, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}", asked
+        found.shutdown()
+
+
+def test_the_policy_holds(browser: Browser, golden: Path, tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    """A script, a style and an image that get into the file after all are not run and not fetched."""
+    address, asked = server
+    page = golden.read_text("utf-8").replace(
+        "<main>",
+        f'<main><script>window.hacked=1</script><img src="{address}/x.png" onerror="window.hacked=2">'
+        f'<p id="styled" style="color: rgb(1, 2, 3)">x</p><link rel="stylesheet" href="{address}/x.css">'
+        f'<iframe src="{address}/frame"></iframe><script src="{address}/x.js"></script>',
+    )
+    (tmp_path / "r.html").write_text(page, "utf-8")
+    with opened(browser, tmp_path / "r.html") as found:
+        expect(found.page.locator("#viewer")).to_be_visible()
+        assert found.page.evaluate("window.hacked") is None
+        assert found.page.evaluate("getComputedStyle(document.getElementById('styled')).color") != "rgb(1, 2, 3)"
+        found.page.wait_for_load_state("networkidle")
+        violated = {directive.partition("-")[0] for directive in found.page.evaluate("window.violations")}
+        assert violated == {"script", "style", "img", "frame"}
+        assert asked == []
+
+
+def test_what_a_cache_says_is_shown_and_never_run(browser: Browser, attacked: Path) -> None:
+    with opened(browser, attacked) as found:
+        page = found.page
+        expect(page.locator("#viewer")).to_be_visible()
+        for number in range(2):
+            page.locator("#which").select_option(str(number))
+            for place in range(tokens(page).count()):
+                tokens(page).nth(place).click()
+        labels = page.locator("#which option").all_inner_texts()
+        page.locator("#which").select_option(str([ATTACKS[0] in label for label in labels].index(True)))
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.hacked") is None
+        assert found.problems == []
+        assert page.evaluate("window.violations") == []
+        assert found.requests == [attacked.as_uri()]
+        assert page.locator("#text").evaluate("e => e.textContent") == "".join(["a ", *ATTACKS, "\n", "b"])
+        assert page.locator("h1").evaluate("e => e.textContent") == " ".join(ATTACKS)
+        for attack in ATTACKS[:7]:
+            assert attack in page.locator("main").evaluate("e => e.textContent")
+        assert page.locator("img, svg[onload], main script, b").count() == 0
+        assert page.locator("script").count() == 2
+        assert page.locator("#about").evaluate("e => e.textContent").startswith(" ".join(ATTACKS)[:200])
+
+
+def test_tokens_show_what_was_expected(browser: Browser, golden: Path) -> None:
+    reader = CacheReader(str(GOLDEN), ("tokens", "logits", "attention"))
+    with opened(browser, golden) as found:
+        page = found.page
+        key = page.locator("#about").inner_text().rpartition(" ")[2]
+        position = reader.keys.index(key)
+        logits, sample = reader.read_logits(position), reader.read_tokens(position)
+        p = 8
+        t = int(logits.positions[p])
+        tokens(page).nth(t).click()
+        panel = page.locator("#panel")
+        expect(panel.locator("h3")).to_contain_text(f"Row {t}:")
+        rows = panel.locator("table").first.locator("tbody tr")
+        following = int(sample.input_ids[t + 1])
+        listed = logits.ids[p, :6].tolist()
+        assert rows.count() == 7 + (following not in listed)
+        first = rows.first.inner_text()
+        likeliest = logits.next_logprob[p] if following == listed[0] else logits.logprobs[p, 0]
+        assert float(first.split()[-2]) == pytest.approx(100 * math.exp(likeliest), abs=0.06)
+        expect(panel.locator(".came")).to_contain_text("came next, with")
+        assert panel.locator("tr.next").count() == 1
+        widths = rows.locator(".length").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().width)")
+        assert widths[0] > widths[4] > 0
+        assert tokens(page).nth(t).get_attribute("aria-selected") == "true"
+        assert "came-next" in (tokens(page).nth(t + 1).get_attribute("class") or "")
+        expect(page.locator("#status")).to_contain_text(f"Row {t}:")
+
+
+def test_attention_and_norms(browser: Browser, golden: Path) -> None:
+    reader = CacheReader(str(GOLDEN), ("tokens", "logits", "attention"))
+    with opened(browser, golden) as found:
+        page = found.page
+        position = reader.keys.index(page.locator("#about").inner_text().rpartition(" ")[2])
+        attention = reader.read_attention(position)
+        t = 12  # attention rows are stored at every fourth token, hidden states at every third
+        (p,) = [p for p, row in enumerate(attention.positions.tolist()) if row == t]
+        tokens(page).nth(t).click()
+        heads = page.locator(".heads button")
+        assert heads.all_inner_texts() == [f"head {head}" for head in attention.heads.tolist()]
+        for number in range(2):
+            heads.nth(number).click()
+            assert heads.nth(number).get_attribute("aria-pressed") == "true"
+            assert heads.nth(number).evaluate("e => e === document.activeElement")
+            keys = set(attention.keys[p, number][attention.weights[p, number] > 1e-4].tolist())
+            marked = page.locator("#text").locator(".a1, .a2, .a3, .a4").evaluate_all("e => e.map(o => o.id)")
+            assert {int(name.removeprefix("token-")) for name in marked} == keys
+        assert page.locator("#panel dl").last.locator("dt").all_inner_texts() == ["layer 1", "layer 2", "final"]
+        tokens(page).nth(t + 1).click()
+        expect(page.locator(".heads")).to_have_count(0)
+        assert page.locator("#text").locator(".a1, .a2, .a3, .a4").count() == 0
+
+
+def focused(page: Page) -> str:
+    return page.evaluate("document.activeElement.id")
+
+
+def test_the_keyboard_alone(browser: Browser, golden: Path) -> None:
+    with opened(browser, golden, width=700) as found:
+        page = found.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("Enter")
+        assert focused(page) == "samples"
+        page.keyboard.press("Tab")
+        assert focused(page) == "which"
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Tab")
+        start = int(focused(page).removeprefix("token-"))
+        assert page.locator("#text [tabindex='0']").count() == 1
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"
+        page.keyboard.press("Home")
+        assert focused(page) == "token-0"
+        page.keyboard.press("ArrowLeft")
+        assert focused(page) == "token-0"
+        page.keyboard.press("ArrowRight")
+        assert focused(page) == "token-1"
+        assert page.locator(f"#token-{start}").get_attribute("aria-selected") == "true"
+        page.keyboard.press("Enter")
+        assert page.locator("#token-1").get_attribute("aria-selected") == "true"
+        assert page.locator("#text [aria-selected='true']").count() == 1
+        expect(page.locator("#panel h3")).to_contain_text("Row 1:")
+        page.keyboard.press("ArrowDown")
+        below = focused(page)
+        top = "e => e.getClientRects()[0].top"
+        assert page.locator(f"#{below}").evaluate(top) > page.locator("#token-1").evaluate(top)
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("ArrowUp")
+        assert page.locator(f"#{focused(page)}").evaluate(top) == page.locator("#token-1").evaluate(top)
+        page.keyboard.press("End")
+        assert focused(page) == f"token-{tokens(page).count() - 1}"
+        page.keyboard.press("Space")
+        expect(page.locator("#panel h3")).to_contain_text(f"Row {tokens(page).count() - 1}:")
+        page.keyboard.press("Tab")
+        assert focused(page) == "panel"
+
+
+CONTRAST = """
+() => {
+  const numbers = color => color.match(/[\\d.]+/g).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a));
+  const luminance = rgb => {
+    const [r, g, b] = rgb.map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const background = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(numbers(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    const ignored = element.closest("script, style, noscript, option:not([role])");
+    if (!own || ignored || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const below = background(element);
+    for (const name of ["", "::before", "::after"]) {
+      const part = getComputedStyle(element, name || null);
+      if (name && (part.content === "none" || part.content === "normal")) continue;
+      const ink = over(numbers(element instanceof SVGElement ? style.fill : part.color), below);
+      const [high, low] = [luminance(ink), luminance(below)].sort((a, b) => b - a);
+      found.push([(high + 0.05) / (low + 0.05), element.tagName + "." + element.className + name]);
+    }
+  }
+  return found;
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(browser: Browser, golden: Path, scheme: str) -> None:
+    with opened(browser, golden, scheme=scheme) as found:
+        page = found.page
+        tokens(page).nth(12).click()
+        ratios = page.evaluate(CONTRAST)
+        assert len(ratios) > 150
+        assert [(round(ratio, 2), what) for ratio, what in ratios if ratio < 4.5] == []
+        legend = page.locator(".legend li").evaluate_all("e => e.map(o => getComputedStyle(o).backgroundColor)")
+        assert len(set(legend[1:-1])) == 7
+        body = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (body == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_structure_is_accessible(browser: Browser, golden: Path) -> None:
+    with opened(browser, golden) as found:
+        page = found.page
+        assert page.title() == "teacher"
+        assert page.locator("html").get_attribute("lang") == "en"
+        for landmark in ("banner", "main", "contentinfo", "complementary"):
+            expect(page.get_by_role(landmark)).to_have_count(1)
+        levels = page.locator("h1, h2, h3, h4").evaluate_all("e => e.map(h => Number(h.tagName[1]))")
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+        assert page.locator("svg:not([aria-label])").count() == 0
+        expect(page.get_by_role("listbox", name="Tokens of the sample")).to_be_visible()
+        expect(page.get_by_role("combobox", name="Sample")).to_be_visible()
+        names = tokens(page).evaluate_all("e => e.map(o => o.getAttribute('aria-label'))")
+        assert all(re.fullmatch(r".+, (not stored|\d+\.\d\d nats)", name, re.DOTALL) for name in names)
+
+
+def test_without_scripts_the_figures_are_there(browser: Browser, golden: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.goto(golden.as_uri())
+        expect(page.locator("noscript p")).to_be_visible()
+        expect(page.locator("#viewer")).to_be_hidden()
+        assert page.locator("svg.plot").count() == 4
+    finally:
+        context.close()
+
+
+def test_a_report_without_samples(browser: Browser, tmp_path: Path) -> None:
+    report(str(GOLDEN), tmp_path / "r.html", samples=0)
+    with opened(browser, tmp_path / "r.html") as found:
+        expect(found.page.locator("#viewer")).to_be_hidden()
+        assert found.problems == []
+
+
+def test_parts_of_characters_and_tokens_without_text(browser: Browser, tmp_path: Path) -> None:
+    party = "🎉".encode()
+    sample, logits = worded_pair(["a", party[:2], party[2:], "", "b\n", "c"])
+    last = np.arange(6) == 5
+    gap = replace(sample, byte_start=sample.byte_start + last, byte_end=sample.byte_end + last)
+    write_cache(str(tmp_path / "c"), [[(replace(gap, text=sample.text.replace("c", "~c")), logits)]])
+    report(str(tmp_path / "c"), tmp_path / "r.html")
+    with opened(browser, tmp_path / "r.html") as found:
+        assert found.problems == []
+        assert tokens(found.page).evaluate_all("e => e.map(o => o.textContent)") == ["a", "🎉", "·", "∅", "b\n", "c"]
+        assert found.page.locator("#text .gap").all_inner_texts() == ["~"]
+        label = tokens(found.page).nth(2).get_attribute("aria-label")
+        assert label is not None
+        assert label.startswith("bytes 8e 89, ")
+        tokens(found.page).nth(1).click()
+        expect(found.page.locator("#panel h3")).to_contain_text("‹f0 9f›")
+
+
+def test_the_manifest_of_the_attack_is_what_it_says(attacked: Path) -> None:
+    manifest = read_manifest(Storage(str(attacked.parent / "cache")))
+    assert manifest.provenance.notes == " ".join(ATTACKS)
