@@ -1,13 +1,15 @@
 """``python -m benchmarks.report_pictures``: pictures of ``cache-tools report`` for the docs, light and dark.
 
-A real teacher reads a little Python, some chats and some prose with the transformers engine, most signals on; the report
-of that cache is opened in Chromium. The cache is kept in ``runs/report-pictures`` and used again.
+A real teacher reads a little Python, some chats and some prose with the transformers engine, most signals on; the
+report of that cache is opened in Chromium. The cache is kept in ``runs/report-pictures`` and used again.
 """
 
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from benchmarks.browser import NAMES, browser, find_chromium
 from benchmarks.corpus import human_eval_chats, standard_library, write_chats, write_code
@@ -17,7 +19,8 @@ from schemas.errors import UserError
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")
 MODULES = ("bisect", "colorsys", "heapq")
-SHOWN = "bisect.py#1.1"  # the sample that is open
+SHOWN = "bisect.py#1.1"  # the sample that is open, and …
+CHOSEN = (" insert", 1)  # … the token: its text, and how many equal ones stand before it
 
 
 def main() -> None:
@@ -27,8 +30,7 @@ def main() -> None:
         raise UserError(f"none of {', '.join(NAMES)} is on the PATH; apt-get install chromium")
     teacher = make_teacher()
     cache = FOLDER / "cache"
-    if not cache.exists():
-        _write_cache(teacher, cache)
+    _write_cache(teacher, cache)
     page = FOLDER / "report.html"
     _write_report(teacher, cache, page)
     with browser(chromium) as started:
@@ -39,6 +41,7 @@ def main() -> None:
 
 
 def _write_cache(teacher: Path, cache: Path) -> None:
+    """Make the cache, or what is missing of it."""
     from schemas.cache_config import CacheConfig
     from schemas.load import validate
     from teacher_cache import job
@@ -83,6 +86,8 @@ def _take(started: Any, file: Path, scheme: str, picture: Path) -> None:
     """From the figures to the end of the samples, with a token chosen."""
     page = started.new_page(viewport={"width": 1280, "height": 1000}, color_scheme=scheme)
     page.goto(file.resolve().as_uri())
+    chosen = "([text, n]) => [...document.querySelectorAll('#text > *')].filter(e => e.textContent === text)[n].click()"
+    page.evaluate(chosen, list(CHOSEN))
     top = page.locator("#figures").bounding_box()["y"]
     bottom = page.locator("footer").bounding_box()["y"]
     page.screenshot(
@@ -92,6 +97,7 @@ def _take(started: Any, file: Path, scheme: str, picture: Path) -> None:
         animations="disabled",
     )
     page.close()
+    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

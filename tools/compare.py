@@ -20,7 +20,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.decoration import DecorativeIds, decorative_tokens
 from tools.divergence import Divergences, divergences
-from tools.figures import Measured, exact_column, kept, measure, signals_for
+from tools.figures import Measured, exact_column, kept, measure, perplexity, signals_for
 from tools.sampling import choose, common_samples, read_each
 from tools.tally import Groups, Tally
 
@@ -86,7 +86,7 @@ class Teacher:
             "top1_mass": self.rows["top1"].mean,
             "effective_support": self.support / n,
             "coverage": self.rows["coverage"].mean,
-            "perplexity": math.exp(self.surprise / n),
+            "perplexity": perplexity(self.surprise / n),
             "decorative_mass": self.decorative_mass / n,
         }
 

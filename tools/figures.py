@@ -1,5 +1,6 @@
 """What a teacher's distributions are like, row by row. In float64."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,11 @@ def kept(logits: LogitsSample, keep_P: np.ndarray) -> LogitsSample:
     return replace(logits, **{name: getattr(logits, name)[keep_P] for name in rows})
 
 
+def perplexity(mean_surprise: float) -> float:
+    """exp of it, but no number that is too large for a float."""
+    return math.exp(min(mean_surprise, 700.0))
+
+
 def row_figures(
     logits: LogitsSample,
     counting_P: np.ndarray,
@@ -99,8 +105,8 @@ def row_figures(
         entropy_P = at_most_P = draws.entropy[counting_P, exact].astype(np.float64)
     return RowFigures(
         positions=logits.positions,
-        entropy=entropy_P,
-        at_most=at_most_P,
+        entropy=np.minimum(entropy_P, np.log(vocab_size)),
+        at_most=np.minimum(at_most_P, np.log(vocab_size)),
         top1=np.minimum(probabilities_PK[:, 0], 1),
         coverage=coverage_P,
         surprise=np.maximum(-logits.next_logprob.astype(np.float64), 0),

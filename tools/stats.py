@@ -18,7 +18,7 @@ from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.decoration import decorative_tokens
-from tools.figures import Measured, exact_column, measure, signals_for
+from tools.figures import Measured, exact_column, measure, perplexity, signals_for
 from tools.sampling import choose_samples, read_each
 from tools.tally import Groups, Tally
 
@@ -67,7 +67,7 @@ class Figures:
             "effective_support": {"mean": self.support_sum / max(1, entropy.n)} | quantiles,
             "coverage": self.rows["coverage"].summary(),
             "response_length": self.length.summary(),
-            "perplexity": math.exp(surprise.mean),
+            "perplexity": perplexity(surprise.mean),
             "decorative_share": self.decorative / max(1, self.response_tokens),
         }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,11 @@ def test_nothing_there(tmp_path: Path) -> None:
     result = shown("stats", str(tmp_path))
     assert result.exit_code == 2
     assert "not found, so this is not a cache" in result.stderr
+
+
+def test_a_text_that_the_teacher_finds_impossible(tmp_path: Path) -> None:
+    """Its perplexity is too large for a float."""
+    sample, logits = worded_pair(["a", "b", "c"])
+    logits = replace(logits, next_logprob=np.full(2, -5000, np.float32))
+    write_cache(str(tmp_path), [[(sample, logits)]])
+    assert math.isfinite(stats(str(tmp_path)).summary()["overall"]["perplexity"])

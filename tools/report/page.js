@@ -229,7 +229,7 @@
 
   function list(pairs) {
     const found = make("dl");
-    for (const [name, value] of pairs) found.append(make("dt", "", name), make("dd", "", value.toLocaleString("en")));
+    for (const [name, value] of pairs) found.append(make("dt", "", name), make("dd", "", value === null ? "not finite" : value.toLocaleString("en")));
     return found;
   }
 

@@ -25,7 +25,7 @@ from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import ShardTable
-from tools.figures import exact_column, measure
+from tools.figures import exact_column, measure, perplexity
 from tools.report import plots
 from tools.report.samples import viewer_sample
 from tools.report.signatures import Signed, signatures
@@ -197,7 +197,7 @@ def _key_figures(stats: Stats) -> list[dict[str, str]]:
         (_size(size), "stored"),
         (f"{size / max(1, totals.tokens):,.0f}", "bytes a token"),
         (f"{overall.rows['entropy'].mean:.2f}", about),
-        (f"{math.exp(overall.rows['surprise'].mean):,.2f}", "perplexity of the text"),
+        (f"{perplexity(overall.rows['surprise'].mean):,.2f}", "perplexity of the text"),
     ]
     return [{"value": value, "what": what} for value, what in pairs]
 

@@ -4,6 +4,7 @@ Probabilities are in steps of 1/10,000, entropies of 1/100 nat. Positions are th
 shown in part, from a little before the first row that counts.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -138,12 +139,12 @@ def _hidden(sample: HiddenSample, capture: Quantised, layers: list[int], first: 
     }
 
 
-def _norms(sample: HiddenSample, capture: Quantised, first: int, stop: int) -> dict[int, list[float]]:
-    """Euclidean norms of the layers' hidden states, to four digits, by row."""
+def _norms(sample: HiddenSample, capture: Quantised, first: int, stop: int) -> dict[int, list[float | None]]:
+    """Euclidean norms of the layers' hidden states, to four digits, by row; None where one is not finite."""
     rows = (sample.positions >= first) & (sample.positions < stop)
     part = HiddenSample(**{name: values[rows] for name, values in vars(sample).items()})
     norms_PC = to_floats(part, capture).norm(dim=2).tolist()
     return {
-        row: [float(f"{norm:.4g}") for norm in norms]
+        row: [float(f"{norm:.4g}") if math.isfinite(norm) else None for norm in norms]
         for row, norms in zip(part.positions.tolist(), norms_PC, strict=True)
     }

@@ -12,18 +12,20 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from schemas.cache_config import HiddenCapture
 from schemas.errors import UserError
 from schemas.signature import Signature, Statement, signature_file
 from support.golden import GOLDEN, SIGNALS
 from support.synthetic import random_shards, write_cache
 from support.worded import worded_pair
+from teacher_cache.records import HiddenSample
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden import to_floats
 from tools.cli import main
 from tools.report.page import MOST_BYTES, report, spread
-from tools.report.samples import MOST_TOKENS
+from tools.report.samples import MOST_TOKENS, _norms
 from tools.report.signatures import signatures
 
 
@@ -204,3 +206,12 @@ def test_an_unfinished_cache(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "c"), random_shards([[20], [30]]), commit=1)
     report(str(tmp_path / "c"), tmp_path / "r.html")
     assert "the run is not finished" in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_norms_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    capture = HiddenCapture(layers=[1], dtype="float16")
+    values = np.array([[[1.0, 2, 2, 0]], [[np.inf, 0, 0, 0]]], np.float16).view(np.int16)
+    empty = np.empty((2, 1, 0), np.int16)
+    sample = HiddenSample(np.array([3, 5], np.int32), values, empty, empty, empty)
+    assert _norms(sample, capture, 0, 10) == {3: [3.0], 5: [None]}
+    assert _norms(sample, capture, 4, 5) == {}
