@@ -1,6 +1,7 @@
 """Commands that move caches, and parts of them."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ import click
 from schemas.errors import UserError
 from teacher_cache.command import json_option, progress, user_errors
 from tools.commands.selection import parse_parts, parse_selection, selection_options
+from tools.commands.trust import trust_options
 
 parallel_option = click.option("--parallel", type=click.IntRange(1, 256), default=8, help="Files at a time.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
@@ -39,6 +41,7 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
 @click.argument("folder")
 @selection_options
 @click.option("--digest", metavar="SHA256", help="The manifest must have this sha256.")
+@trust_options
 @parallel_option
 @dry_run_option
 @json_option
@@ -51,6 +54,8 @@ def pull(
     layers: tuple[str, ...],
     sample: str | None,
     digest: str | None,
+    required: tuple[str, ...],
+    trusted_keys: Path | None,
     parallel: int,
     dry_run: bool,
     as_json: bool,
@@ -62,16 +67,19 @@ def pull(
 
     Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
     """
+    from teacher_cache.shards.storage import Storage
     from tools.sharing import copy_cache
+    from tools.signing import trust_check
 
     selection = parse_selection(signals, shards, layers, sample)
+    check = trust_check(required, trusted_keys, Storage(folder))
     with progress("fetching") as advance:
         if selection is None:
-            report = copy_cache(url, folder, parallel, dry_run, digest, advance=advance)
+            report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:
             from tools.subset import choose, open_source, write_subset
 
-            source, manifest = open_source(url, digest, whole=True)
+            source, manifest = open_source(url, digest, check, whole=True)
             chosen = choose(source, manifest, selection, parallel)
             report = write_subset(chosen, folder, parallel, dry_run, advance)
     show_report(report, as_json)
