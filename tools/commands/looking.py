@@ -120,6 +120,7 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
         return
     groups = {"all": found["overall"], **found["layers"]}
     table = Table("", "", *(plain(name) for name in groups))
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     for title, teacher, cell in _comparison():
@@ -140,12 +141,13 @@ def _comparison() -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
     ]
     both: dict[str, Callable[[dict[str, Any]], str]] = {
         "entropy": lambda teacher: f"{teacher['entropy']['mean']:.4f}",
+        "entropy, at most": lambda teacher: f"{teacher['entropy_at_most']:.4f}",
         "entropy, median": lambda teacher: f"{teacher['entropy']['p50']:.4f}",
         "effective support": lambda teacher: f"{teacher['effective_support']:,.1f}",
         "top-1 mass": lambda teacher: f"{teacher['top1_mass']:.4f}",
         "stored mass": lambda teacher: f"{teacher['coverage']:.4f}",
-        "perplexity of the text": lambda teacher: f"{teacher['perplexity']:,.3f}",
-        "mass on decorative tokens": lambda teacher: f"{teacher['decorative_mass']:.3%}",
+        "perplexity of text": lambda teacher: f"{teacher['perplexity']:,.3f}",
+        "decorative mass": lambda teacher: f"{teacher['decorative_mass']:.3%}",
     }
     for title, cell in both.items():
         rows.append((title, "A", partial(_of, "a", cell)))
