@@ -60,6 +60,7 @@ def test_one_team_shares_a_cache_and_another_trains_from_it(
     for line in commands("team A"):
         first.types(line)
 
+    shutil.copy(first.folder / "team-a.key.pub", second.folder)
     corpus = write_text_corpus(workspace.folder / "other corpus", documents=12, seed=1)
     ours = Workspace(workspace.folder, workspace.teacher, corpus)
     config = ours.cache_config(second.folder / "runs/ours/cache", capture={"logits": {"k": 16}})
