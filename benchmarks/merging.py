@@ -128,7 +128,7 @@ class Tar:
 def measure(folder: Path) -> dict[str, float]:
     """Merge the caches below ``folder`` and look at what came of it; runs in a process of its own."""
     from teacher_cache.shards.reader import CacheReader
-    from tools.merge import merge
+    from tools.making.merge import merge
 
     sources = sorted(str(path) for path in (folder / "caches").iterdir())
     before = written_bytes()
@@ -172,7 +172,7 @@ def same(one: Any, at: int, other: Any, there: int) -> bool:
 
 def compare_keys(n: int) -> dict[str, float]:
     """Seconds and memory for the keys of so many samples; runs in a process of its own."""
-    from tools.duplicates import SampleKeys
+    from tools.making.duplicates import SampleKeys
 
     before, started = peak_mib(), time.process_time()
     keys = SampleKeys()

@@ -26,7 +26,7 @@ from teacher_cache.codec.permutation import build_code_table, encode_table, tabl
 from teacher_cache.shards.marks import assemble, tar_name, write_manifest, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import TarWriter
-from tools.sharing import copy_cache
+from tools.sharing.whole import copy_cache
 
 FOLDER = Path("runs/bench/sharing")
 SHARDS, ROUNDS = 24, 3

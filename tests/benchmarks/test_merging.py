@@ -6,7 +6,7 @@ from benchmarks import merging
 from benchmarks.merging import as_rows, compare_keys, key_of, measure, write_caches
 from teacher_cache.shards import table
 from teacher_cache.shards.reader import CacheReader
-from tools.verify import verify
+from tools.checking.verify import verify
 
 
 @pytest.fixture(scope="module")

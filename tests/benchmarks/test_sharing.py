@@ -6,7 +6,7 @@ from benchmarks import sharing
 from benchmarks.s3 import s3_server
 from benchmarks.sharing import FSSPEC, OURS, S5CMD, rounds, rows_of, ways, write_cache
 from teacher_cache.shards.storage import Storage
-from tools.verify import verify
+from tools.checking.verify import verify
 
 
 def test_ours_is_compared_with_the_fastest_other() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from schemas.errors import CorruptCacheError, UserError
 from support.golden import EXPECTED, GOLDEN, array_digests
-from tools.verify import verify
+from tools.checking.verify import verify
 
 CHANGES = 2000
 MAX_SECONDS = 20  # of one change, on a busy machine

@@ -3,7 +3,7 @@
 import json
 
 from support.golden import EXPECTED, GOLDEN, array_digests
-from tools.verify import verify
+from tools.checking.verify import verify
 
 
 def test_every_array_is_what_it_was_when_the_format_was_frozen() -> None:

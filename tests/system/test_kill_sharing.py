@@ -17,7 +17,7 @@ from support.proxy import Proxy, proxied
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from tools.verify import verify
+from tools.checking.verify import verify
 
 KILLS = 5  # of each command with each number of files at a time
 SHARDS = 16

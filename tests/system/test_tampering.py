@@ -37,9 +37,9 @@ from teacher_cache.shards import table as table_module
 from teacher_cache.shards.marks import read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.tar import checksum
-from tools.derived import copy_samples
-from tools.signing import generate_key, load_private_key, sign, trust_check
-from tools.verify import verify
+from tools.checking.verify import verify
+from tools.making.derived import copy_samples
+from tools.trust.signing import generate_key, load_private_key, sign, trust_check
 
 BYTE_CHANGES = 300
 MAX_BYTES = 96 << 20  # Python's and numpy's allocations, whatever a cache declares

@@ -33,7 +33,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
 from teacher_cache.signals.head import OutputHead
 from teacher_cache.signals.hidden import quantise, to_floats, to_hidden_sample
-from tools.verify import verify
+from tools.checking.verify import verify
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 384,

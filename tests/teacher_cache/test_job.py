@@ -13,7 +13,7 @@ from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
-from tools.verify import verify
+from tools.checking.verify import verify
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:

@@ -19,7 +19,7 @@ from support.models import write_random_teacher, write_text_corpus
 from support.rows import dense_kl
 from support.workspace import cache_tree
 from teacher_cache.job import run
-from tools.verify import verify
+from tools.checking.verify import verify
 from trainer.data import open_cache, to_tensors
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder

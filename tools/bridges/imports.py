@@ -24,7 +24,7 @@ from teacher_cache.writing import UnitWriter
 from tools.bridges.captured import DistillKitOptions, DistillKitSource
 from tools.bridges.files import parquet_files
 from tools.bridges.sources import Found, ParquetSource, Source
-from tools.verify import check_sample
+from tools.checking.verify import check_sample
 
 MAX_SHARD_ENTRIES = 1 << 25  # of the logits, in memory
 _KEY = re.compile(r"[0-9a-z]{1,64}")

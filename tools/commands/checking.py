@@ -13,8 +13,8 @@ from teacher_cache.command import json_option, progress, user_errors
 from tools.commands.trust import trust_options
 
 if TYPE_CHECKING:
-    from tools.rescore import Rescored
-    from tools.verify import Report
+    from tools.checking.rescore import Rescored
+    from tools.checking.verify import Report
 
 
 @click.command()
@@ -52,18 +52,18 @@ def verify(
 
     Example: cache-tools verify runs/demo/cache --teacher runs/teacher --require-signature alice
     """
-    from tools.verify import verify as check
+    from tools.checking.verify import verify as check
 
     checks = []
     if required:
-        from tools.signing import trust_check
+        from tools.trust.signing import trust_check
 
         checks = [trust_check([key], trusted_keys) for key in required]
     with progress("verifying") as advance:
         report = check(url, quick, advance, checks)
     rescored = None
     if teacher is not None and not report.problems:
-        from tools.rescore import rescore
+        from tools.checking.rescore import rescore
 
         with progress("scoring anew") as advance:
             rescored = rescore(url, teacher, samples, seed, dtype, device, advance)

@@ -30,7 +30,7 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 
     Example: cache-tools catalog s3://bucket/caches
     """
-    from tools.catalog import scan, write
+    from tools.finding.catalog import scan, write
 
     with progress("reading manifests") as advance:
         found = scan(url, depth, advance)
@@ -88,8 +88,8 @@ def search(
 
     Example: cache-tools search s3://bucket/caches --tokenizer runs/demo/teacher --signal hidden
     """
-    from tools.catalog import pull_command, read, scan
-    from tools.catalog_search import Wanted, summary, tokenizer_fingerprint
+    from tools.finding.catalog import pull_command, read, scan
+    from tools.finding.search import Wanted, summary, tokenizer_fingerprint
 
     if signed_by is not None and not re.fullmatch("[0-9a-f]{64}", signed_by):
         raise UserError(f"--signed-by {signed_by}: expected a public key: 64 hex digits, lower case")
@@ -141,7 +141,7 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
 
     Example: cache-tools card runs/demo/cache --write
     """
-    from tools.card import describe, write_card
+    from tools.finding.card import describe, write_card
 
     with progress("reading samples") as advance:
         text = describe(url, samples, advance)
@@ -158,7 +158,7 @@ def _table(found: Catalog) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tools.catalog_page import size
+    from tools.finding.page import size
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed"):

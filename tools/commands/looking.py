@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from teacher_cache.command import json_option, progress, show, user_errors
-from tools.plain import plain
+from tools.looking.plain import plain
 
 
 @click.command()
@@ -25,7 +25,7 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
 
     Example: cache-tools inspect runs/demo/cache
     """
-    from tools.inspect import describe, sample_rows
+    from tools.looking.inspect import describe, sample_rows
 
     if sample is None:
         show(describe(url), as_json)
@@ -63,7 +63,7 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
 
     Example: cache-tools stats runs/demo/cache
     """
-    from tools.stats import stats as measure
+    from tools.looking.stats import stats as measure
 
     with progress("reading") as advance:
         found = measure(url, None if every else samples, advance).summary()
@@ -111,7 +111,7 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
 
     Example: cache-tools compare runs/small/cache runs/large/cache
     """
-    from tools.compare import compare as measure
+    from tools.looking.compare import compare as measure
 
     with progress("reading") as advance:
         found = measure(a, b, None if every else samples, advance).summary()

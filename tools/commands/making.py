@@ -26,7 +26,7 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 
     Example: cache-tools merge caches/code caches/text caches/all
     """
-    from tools.merge import merge as merge_caches
+    from tools.making.merge import merge as merge_caches
 
     with progress("merging") as advance:
         report = merge_caches(sources, target, duplicates, advance)  # type: ignore[arg-type]
@@ -69,8 +69,8 @@ def repack(
 
     Example: cache-tools repack caches/all caches/small --k 32 --tokens-per-shard 1000000
     """
-    from tools.repack import Changes
-    from tools.repack import repack as repack_cache
+    from tools.making.repack import Changes
+    from tools.making.repack import repack as repack_cache
 
     changes = Changes(tokens_per_shard, k, logprobs, steps_per_nat, zstd_level, recode)
     with progress("repacking") as advance:
@@ -90,7 +90,7 @@ def prune(url: str, dry_run: bool, as_json: bool) -> None:
 
     Example: cache-tools prune caches/all --dry-run
     """
-    from tools.prune import prune as prune_cache
+    from tools.making.prune import prune as prune_cache
 
     found = prune_cache(url, dry_run)
     if as_json:

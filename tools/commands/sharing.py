@@ -29,7 +29,7 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
 
     Example: cache-tools push runs/demo/cache s3://bucket/caches/demo
     """
-    from tools.sharing import copy_cache
+    from tools.sharing.whole import copy_cache
 
     with progress("sending") as advance:
         report = copy_cache(source, target, parallel, dry_run, advance=advance)
@@ -68,8 +68,8 @@ def pull(
     Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
     """
     from teacher_cache.shards.storage import Storage
-    from tools.sharing import copy_cache
-    from tools.signing import trust_check
+    from tools.sharing.whole import copy_cache
+    from tools.trust.signing import trust_check
 
     selection = parse_selection(signals, shards, layers, sample)
     check = trust_check(required, trusted_keys, Storage(folder))
@@ -77,7 +77,7 @@ def pull(
         if selection is None:
             report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:
-            from tools.subset import choose, open_source, write_subset
+            from tools.sharing.subset import choose, open_source, write_subset
 
             source, manifest = open_source(url, digest, check, whole=True)
             chosen = choose(source, manifest, selection, parallel)
@@ -109,7 +109,7 @@ def subset(
     Example: cache-tools subset runs/demo/cache runs/demo/code --layer code
     """
     from schemas.derivation import Selection
-    from tools.subset import choose, open_source, write_subset
+    from tools.sharing.subset import choose, open_source, write_subset
 
     selection = parse_selection(signals, shards, layers, sample) or Selection()
     with progress("writing") as advance:
@@ -136,8 +136,8 @@ def split(
 
     Example: cache-tools split runs/demo/cache runs/demo/parts --parts train=90%,validation=10%
     """
-    from tools.subset import by_layer, by_share, open_source
-    from tools.subset import split as write_parts
+    from tools.sharing.subset import by_layer, by_share, open_source
+    from tools.sharing.subset import split as write_parts
 
     if (by is None) == (parts is None):
         raise UserError("split: give --by layer, or --parts train=90%,validation=10%, and not both")

@@ -45,8 +45,8 @@ def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> Non
 
     Example: cache-tools keygen ~/.config/cache-tools/alice --name alice
     """
-    from tools.signing import generate_key
-    from tools.trusted_keys import public_file
+    from tools.trust.signing import generate_key
+    from tools.trust.trusted_keys import public_file
 
     secret = _passphrase(file, confirm=True).encode() if passphrase else None
     public = generate_key(file, name or file.stem, secret)
@@ -69,8 +69,8 @@ def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
     """
     from schemas.signature import signature_file
     from teacher_cache.shards.storage import Storage
-    from tools.signing import load_private_key
-    from tools.signing import sign as sign_cache
+    from tools.trust.signing import load_private_key
+    from tools.trust.signing import sign as sign_cache
 
     key = load_private_key(key_file, lambda: _passphrase(key_file))
     signature = sign_cache(Storage(url), key, name or _name_of(key_file))
@@ -79,7 +79,7 @@ def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
 
 
 def _name_of(key_file: Path) -> str:
-    from tools.trusted_keys import public_file, read_public_file
+    from tools.trust.trusted_keys import public_file, read_public_file
 
     if not public_file(key_file).exists():
         raise UserError(f"{public_file(key_file)}: not there, so say who signs: --name NAME")
@@ -100,8 +100,8 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
 
     Example: cache-tools trust alice.pub
     """
-    from tools.trusted_keys import default_file, distrust, load_public_key, read_keys, read_public_file
-    from tools.trusted_keys import trust as add
+    from tools.trust.trusted_keys import default_file, distrust, load_public_key, read_keys, read_public_file
+    from tools.trust.trusted_keys import trust as add
 
     path = trusted_keys or default_file()
     if remove is not None:
@@ -117,7 +117,7 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
 
 def _passphrase(file: Path, confirm: bool = False) -> str:
     """From the environment, or asked for."""
-    from tools.signing import PASSPHRASE
+    from tools.trust.signing import PASSPHRASE
 
     found = os.environ.get(PASSPHRASE)
     if found is not None:

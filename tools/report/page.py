@@ -25,13 +25,13 @@ from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import ShardTable
-from tools.figures import exact_column, measure, perplexity
+from tools.looking.figures import exact_column, measure, perplexity
+from tools.looking.sampling import choose, choose_samples, find_samples, read_each
+from tools.looking.stats import POSITION_BINS, Figures, Stats
 from tools.report import plots
 from tools.report.samples import viewer_sample
 from tools.report.signatures import Signed, signatures
 from tools.report.spelling import Spelling, load_tokenizer
-from tools.sampling import choose, choose_samples, find_samples, read_each
-from tools.stats import POSITION_BINS, Figures, Stats
 
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000  # of the file

@@ -13,7 +13,7 @@ from schemas.cache_config import Quantised
 from teacher_cache.records import AttentionSample, HiddenSample, TokenSample
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden import to_floats
-from tools.figures import exact_column, read_draws_of, row_figures
+from tools.looking.figures import exact_column, read_draws_of, row_figures
 from tools.report.spelling import Spelling, token_text
 
 MOST_TOKENS = 512

@@ -19,8 +19,8 @@ from teacher_cache.shards.marks import assemble, read_manifest, remove_garbage, 
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import ShardTable, listed, read_shard_table, table_file
-from tools.inspect import describe
-from tools.verify import verify
+from tools.checking.verify import verify
+from tools.looking.inspect import describe
 
 SHARDS = random_shards([[5, 3], [7], [2, 4, 6]])
 

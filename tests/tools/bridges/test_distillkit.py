@@ -23,7 +23,7 @@ from tools.bridges.compression import Compression, pack_bits
 from tools.bridges.distillkit import SCHEMA, filled_up
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
-from tools.verify import verify
+from tools.checking.verify import verify
 
 CAPTURES = {
     "top_k": LogitsCapture(k=32),

@@ -24,7 +24,7 @@ from tools.bridges import files, imports, lists
 from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
-from tools.verify import verify
+from tools.checking.verify import verify
 
 Tree = dict[str, Any]
 K = 8

@@ -16,7 +16,7 @@ from teacher_cache.shards.storage import Storage
 from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
-from tools.verify import verify
+from tools.checking.verify import verify
 
 CAPTURES = {
     "top_k": LogitsCapture(k=32),

@@ -1,0 +1,1 @@
+"""Finding caches: catalogues, search, cards."""

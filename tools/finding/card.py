@@ -1,0 +1,247 @@
+"""``cache-tools card``: what a cache is, in Markdown, as model cards have it. All of it follows from the cache's files.
+
+What others wrote (names, notes, licence) is shown as code, in which Markdown and HTML mean nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+from schemas.derivation import Derivation
+from schemas.manifest import Manifest
+from schemas.signature import Signature
+from teacher_cache.shards.marks import up_to_date_manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import listed
+from teacher_cache.text import code_block, code_span, front_matter, one_line
+from tools.finding.catalog import capture_in_words, pull_command, total_bytes
+from tools.finding.signatures import valid_signatures
+
+CARD = "CACHE_CARD.md"
+MAX_SOURCES = 50  # of the data, and caches of a history
+MAX_GENERATIONS = 6
+
+
+def describe(url: str, samples: int = 0, advance: Callable[[int, int], None] = lambda done, total: None) -> str:
+    """The card of the cache at ``url``; with figures of quality if ``samples`` are to be read for them.
+
+    Raises UserError when there is no cache, CorruptCacheError when a sample that is read is damaged.
+    """
+    from tools.finding.card_figures import figures
+
+    storage = Storage(url)
+    manifest = listed(storage, up_to_date_manifest(storage))
+    quality = figures(url, manifest, samples, advance) if samples and manifest.totals.samples else None
+    return cache_card(manifest, url, valid_signatures(storage, manifest), quality)
+
+
+def write_card(url: str, text: str) -> str:
+    """Put the card into the cache; readers ignore it. Returns where it is."""
+    storage = Storage(url)
+    storage.write(CARD, text.encode())
+    return storage.where(CARD)
+
+
+def cache_card(
+    manifest: Manifest,
+    url: str,
+    signatures: Sequence[Signature] = (),
+    quality: Mapping[str, float] | None = None,
+) -> str:
+    """The text of ``CACHE_CARD.md``.
+
+    manifest: with its lists of shards; signatures: valid ones; quality: figures by name, measured on the cache.
+    """
+    lines = [
+        *_header(manifest),
+        f"# Teacher cache of {code_span(manifest.teacher.name)}",
+        "",
+        "Per-token signals of a teacher language model over a corpus, for training students without the teacher.",
+        "",
+        *_identity(manifest),
+        *_teacher(manifest),
+        *_data(manifest),
+        *_signals(manifest),
+        *(_quality(quality) if quality else []),
+        *_use(manifest, url),
+        *_provenance(manifest, signatures),
+        *_limits(manifest),
+    ]
+    return "\n".join(lines)
+
+
+def _header(manifest: Manifest) -> list[str]:
+    licence = {"license": manifest.provenance.licence} if manifest.provenance.licence.strip() else {}
+    values = {
+        **licence,
+        "tags": ["distillation", "teacher-cache", *manifest.capture.signals],
+        "teacher": manifest.teacher.name,
+        "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
+        "cache_format_version": manifest.format_version,
+        **({"manifest_sha256": manifest.sha256} if manifest.complete else {}),
+        "samples": manifest.totals.samples,
+        "tokens": manifest.totals.tokens,
+        "bytes": total_bytes(manifest),
+    }
+    return front_matter(values)
+
+
+def _identity(manifest: Manifest) -> list[str]:
+    if manifest.complete:
+        return [f"- manifest digest: `{manifest.sha256}`", f"- format version: {manifest.format_version}", ""]
+    return [
+        f"- **not complete**: {len(manifest.shards)} of {len(manifest.units)} shards; the digest will change",
+        f"- format version: {manifest.format_version}",
+        "",
+    ]
+
+
+def _teacher(manifest: Manifest) -> list[str]:
+    teacher, tokenizer = manifest.teacher, manifest.tokenizer
+    revision = f", revision {code_span(teacher.revision)}" if teacher.revision else ""
+    return [
+        "## Teacher",
+        "",
+        f"- model: {code_span(teacher.name)}{revision}",
+        f"- architecture: {code_span(teacher.architecture)}, {teacher.num_layers} layers of {teacher.hidden_size} "
+        f"channels, computed in {code_span(teacher.dtype)}",
+        f"- fingerprint of configuration and weights: `{teacher.fingerprint}`",
+        f"- tokenizer: {tokenizer.vocab_size} tokens, fingerprint `{tokenizer.fingerprint}`",
+        "",
+    ]
+
+
+def _data(manifest: Manifest) -> list[str]:
+    settings, counts = manifest.corpus.settings, manifest.corpus.counts
+    totals = manifest.totals
+    sources = [
+        f"- {code_span(source.path)}, {source.format}, layer {code_span(source.layer)}"
+        + (f", at most {source.limit} documents" if source.limit else "")
+        for source in settings.sources[:MAX_SOURCES]
+    ]
+    if len(settings.sources) > MAX_SOURCES:
+        sources.append(f"- and {len(settings.sources) - MAX_SOURCES} more")
+    became = {
+        "read": counts.documents,
+        "empty, dropped": counts.empty,
+        "equal to an earlier one, dropped": counts.duplicates,
+        "too short, dropped": counts.too_short,
+        "too long, split": counts.split,
+        "too long, truncated": counts.truncated,
+        "too long, dropped": counts.dropped_over_long,
+    }
+    return [
+        "## Data",
+        "",
+        f"{totals.samples:,} samples of {totals.tokens:,} tokens, of sequences of {settings.min_tokens} to "
+        f"{settings.max_tokens} tokens. The corpus gave {counts.samples:,} samples of {counts.tokens:,} tokens, of "
+        f"which {counts.loss_tokens:,} count. Sources:",
+        "",
+        *sources,
+        "",
+        "| documents | number |",
+        "|---|--:|",
+        *(f"| {what} | {count:,} |" for what, count in became.items()),
+        "",
+        f"Text was {'cleaned' if settings.clean else 'taken as it is'}. Fingerprint of the corpus: "
+        f"`{manifest.corpus.fingerprint}`",
+        "",
+    ]
+
+
+def _signals(manifest: Manifest) -> list[str]:
+    words, per_token, codec = capture_in_words(manifest), manifest.totals.bytes_per_token(), manifest.codec
+    sizes = [*manifest.totals.bytes.items(), ("index", manifest.totals.index_bytes)]
+    rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes]
+    logprobs = f"as {codec.logprobs}"
+    if codec.logprobs == "steps":
+        logprobs = f"in steps of 1/{codec.logprob_steps_per_nat} nat, finer near 0"
+    return [
+        "## Signals",
+        "",
+        "| signal | stored | bytes | bytes per token |",
+        "|---|---|--:|--:|",
+        *rows,
+        "",
+        f"Log-probabilities are stored {logprobs}; log-partitions in steps of 1/{codec.scalar_steps_per_nat} nat; all "
+        f"is compressed with zstd at level {codec.zstd_level}. In all {total_bytes(manifest):,} bytes.",
+        "",
+    ]
+
+
+def _quality(quality: Mapping[str, float]) -> list[str]:
+    rows = [f"| {code_span(name).replace('|', '')} | {value:.6g} |" for name, value in quality.items()]
+    return ["## Quality", "", "| measure | value |", "|---|--:|", *rows, ""]
+
+
+def _use(manifest: Manifest, url: str) -> list[str]:
+    pull = pull_command(shown_url(url), manifest.sha256 if manifest.complete else None)
+    return [
+        "## Use",
+        "",
+        *code_block(
+            f"{pull}\ncache-tools verify FOLDER\ntrain-student run CONFIG --set data.cache=FOLDER",
+            language="sh",
+        ),
+        "",
+        f"The student's tokenizer must have the fingerprint `{manifest.tokenizer.fingerprint}`.",
+        "",
+    ]
+
+
+def _provenance(manifest: Manifest, signatures: Sequence[Signature]) -> list[str]:
+    provenance = manifest.provenance
+    stated = {"licence": provenance.licence, "owner": provenance.owner}
+    lines = ["## Provenance", ""]
+    lines += [f"- {name}: {code_span(text) if text.strip() else 'not stated'}" for name, text in stated.items()]
+    for signature in signatures[:MAX_SOURCES]:
+        statement = signature.statement
+        lines.append(
+            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{signature.public_key}` by somebody who gives "
+            f"the name {code_span(statement.signer)}"
+        )
+    lines += ["- signed by nobody"] if not signatures else []
+    if manifest.derived is not None:
+        lines += ["", "Made of other caches:", "", *_history(manifest.derived)]
+    if provenance.notes.strip():
+        lines += ["", "Notes:", "", *code_block(provenance.notes)]
+    return [*lines, ""]
+
+
+def _history(derived: Derivation, generation: int = 0) -> list[str]:
+    indent = "  " * generation
+    more = [f", {derived.duplicates_dropped} duplicates dropped"] if derived.duplicates_dropped else []
+    more += [f": {code_span(derived.notes)}"] if derived.notes.strip() else []
+    if derived.selection is not None:
+        more.append(f"; selection {code_span(derived.selection.model_dump_json(exclude_none=True))}")
+    lines = [f"{indent}- {derived.action}{''.join(more)}, of"]
+    for source in derived.sources[:MAX_SOURCES]:
+        lines.append(f"{indent}  - `{source.manifest_sha256}`: {source.samples:,} samples, {source.tokens:,} tokens")
+        if source.derived is not None and generation < MAX_GENERATIONS:
+            lines += _history(source.derived, generation + 2)
+    if len(derived.sources) > MAX_SOURCES:
+        lines.append(f"{indent}  - and {len(derived.sources) - MAX_SOURCES} more")
+    return lines
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    logits, final = manifest.capture.logits, manifest.capture.final
+    kept = "every logit can be rebuilt from the final hidden states" if final else "all else is one remainder"
+    rows = "rows whose next token counts" if logits.positions == "loss_mask" else "all rows"
+    lines = [
+        "## Limits",
+        "",
+        f"- Distributions are stored at {rows}, {capture_in_words(manifest)['logits'].split(';')[0]}; {kept}.",
+        "- Values are rounded as said above, and are the teacher's in the arithmetic of its engine.",
+        "- The cache holds the text of its corpus: its licence and its faults are those of the corpus and the teacher.",
+    ]
+    if not manifest.complete:
+        lines.append("- Shards are missing: the run that writes them is under way or was interrupted.")
+    return [*lines, ""]
+
+
+def shown_url(url: str) -> str:
+    """A URL for others to use: without name, password and query; of a folder of this machine, a placeholder."""
+    parts = urlsplit(url)
+    if "://" not in url or parts.scheme in ("file", "local"):
+        return "URL_OF_THIS_CACHE"
+    return one_line(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")), 500)

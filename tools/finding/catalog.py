@@ -1,0 +1,184 @@
+"""``cache-tools catalog``: an index of the caches in a folder, as data and as a page."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from schemas.cache_config import layer_number
+from schemas.catalog import (
+    CATALOG_VERSION,
+    MAX_LINE,
+    MAX_NOTES,
+    MAX_PROBLEMS,
+    MAX_SIGNATURES,
+    Catalog,
+    CatalogEntry,
+    CatalogProblem,
+    CatalogSignature,
+    CatalogTeacher,
+)
+from schemas.errors import UserError
+from schemas.load import parse_json, validate
+from schemas.manifest import Manifest
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.text import one_line
+from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
+from tools.finding.signatures import valid_signatures
+
+CATALOG, PAGE = "catalog.json", "catalog.html"
+MAX_MANIFEST_BYTES = 1 << 25  # 4,096 shards of all signals take a fifth of it
+MAX_CATALOG_BYTES = 1 << 26
+
+
+def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Catalog:
+    """The catalogue of what lies below ``url`` now; a cache that cannot be read is one of its problems.
+
+    ``advance(done, of how many)`` counts folders, then caches. Raises UserError when there is nothing at ``url``.
+    """
+    prefix = Prefix(url)
+    listing = prefix.listing(depth, advance)
+    caches: list[CatalogEntry] = []
+    problems = dict(listing.problems)
+    with ThreadPoolExecutor(THREADS) as pool:
+        entries = pool.map(partial(_entry, prefix), listing.caches)
+        for done, (found, entry) in enumerate(zip(listing.caches, entries, strict=True), 1):
+            advance(done, len(listing.caches))
+            if isinstance(entry, str):
+                problems[found.path] = entry
+            else:
+                caches.append(entry)
+    return Catalog(
+        written_at=datetime.now(UTC).replace(microsecond=0),
+        caches=caches,
+        problems=[
+            CatalogProblem(path=path, reason=one_line(problems[path], MAX_NOTES))
+            for path in sorted(problems)[:MAX_PROBLEMS]
+        ],
+        left_out=listing.left_out,
+    )
+
+
+def write(url: str, catalog: Catalog) -> list[str]:
+    """Write the catalogue and its page at ``url``, each whole or not at all; returns where they are."""
+    from tools.finding.page import page
+
+    storage = Storage(url)
+    storage.write(PAGE, page(catalog).encode())
+    storage.write(CATALOG, (catalog.model_dump_json(indent=1) + "\n").encode())
+    return [storage.where(name) for name in (CATALOG, PAGE)]
+
+
+def read(url: str) -> Catalog | None:
+    """The catalogue at ``url``, None where there is none. Raises UserError when it is not valid, or too large."""
+    storage = Storage(url)
+    if not storage.exists(CATALOG):
+        return None
+    where = storage.where(CATALOG)
+    try:
+        catalog = parse_json(Catalog, storage.read(CATALOG, MAX_CATALOG_BYTES), where)
+    except UserError as error:
+        raise UserError(f"{error}; use --scan to look at the caches themselves") from None
+    if catalog.catalog_version > CATALOG_VERSION:
+        raise UserError(
+            f"{where}: catalog_version {catalog.catalog_version} is newer than {CATALOG_VERSION}, the newest that this "
+            "version reads; update this package, or use --scan"
+        )
+    return catalog
+
+
+def _entry(prefix: Prefix, found: Found) -> CatalogEntry | str:
+    """A cache's entry, or why there is none."""
+    storage = prefix.cache(found.path)
+    try:
+        if found.bytes > MAX_MANIFEST_BYTES:
+            raise UserError(f"manifest.json: {found.bytes} bytes, at most {MAX_MANIFEST_BYTES} are read")
+        return catalog_entry(storage, found)
+    except UserError as error:
+        return str(error).replace(storage.where(""), "")
+
+
+def catalog_entry(storage: Storage, found: Found) -> CatalogEntry:
+    """The entry of the cache at ``storage``. Raises UserError when its manifest is not valid."""
+    manifest = read_manifest(storage)
+    sizes = {signal: manifest.totals.bytes[signal] for signal in sorted(manifest.totals.bytes)}
+    teacher, provenance = manifest.teacher, manifest.provenance
+    tree = {
+        "path": found.path,
+        "manifest_sha256": manifest.sha256,
+        "format_version": manifest.format_version,
+        "complete": manifest.complete,
+        "teacher": CatalogTeacher(
+            name=one_line(teacher.name),
+            revision=None if teacher.revision is None else one_line(teacher.revision),
+            architecture=one_line(teacher.architecture),
+            dtype=one_line(teacher.dtype),
+            fingerprint=teacher.fingerprint,
+        ),
+        "tokenizer": manifest.tokenizer,
+        "samples": manifest.totals.samples,
+        "tokens": manifest.totals.tokens,
+        "bytes": total_bytes(manifest),
+        "bytes_by_signal": sizes,
+        "capture": capture_in_words(manifest),
+        "licence": one_line(provenance.licence),
+        "owner": one_line(provenance.owner),
+        "notes": one_line(provenance.notes, MAX_NOTES),
+        "written_at": found.written_at,
+        "derived": None if manifest.derived is None else manifest.derived.action,
+        "signatures": [
+            CatalogSignature(
+                public_key=signature.public_key,
+                signer=one_line(signature.statement.signer),
+                signed_at=signature.statement.signed_at,
+            )
+            for signature in valid_signatures(storage, manifest)[:MAX_SIGNATURES]
+        ],
+    }
+    return validate(CatalogEntry, tree, storage.where("manifest.json"))
+
+
+def pull_command(url: str, digest: str | None) -> str:
+    """How the cache at ``url`` is fetched, so that it is this one; without a digest, whatever is there then."""
+    return f"cache-tools pull {shlex.quote(url)} FOLDER" + (f" --digest {digest}" if digest else "")
+
+
+def total_bytes(manifest: Manifest) -> int:
+    """Bytes of a cache's files: signals, indexes, tables, head; not of the manifest itself."""
+    more = [*manifest.tables.values(), *([] if manifest.head is None else [manifest.head.file])]
+    more += [] if manifest.shard_table is None else [manifest.shard_table]
+    return sum(manifest.totals.bytes.values()) + manifest.totals.index_bytes + sum(file.bytes for file in more)
+
+
+def capture_in_words(manifest: Manifest) -> dict[str, str]:
+    """What is stored of each signal, on a line each."""
+    capture, layers = manifest.capture, manifest.teacher.num_layers
+    logits = capture.logits
+    best = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"
+    words = {"logits": f"{best}; temperatures {_list(logits.temperatures)}; rows: {logits.positions}"}
+    if (draws := capture.draws) is not None:
+        where = "the tail" if draws.region == "tail" else "the whole distribution"
+        words["draws"] = f"{draws.n} from {where}; temperatures {_list(draws.temperatures)}"
+    if capture.final is not None:
+        words["final"] = f"{capture.final.dtype}; rows: {capture.final.positions}"
+    if (hidden := capture.hidden) is not None:
+        words["hidden"] = (
+            f"layers {_list(hidden.layer_numbers(layers))}; {hidden.dtype}; rows: {_rows(hidden.positions)}"
+        )
+    if (attention := capture.attention) is not None:
+        words["attention"] = (
+            f"layer {layer_number(attention.layer, layers)}; {attention.n_heads} heads; {attention.keys} keys; "
+            f"rows: {_rows(attention.positions)}"
+        )
+    return {signal: one_line(line, MAX_LINE) for signal, line in words.items()}
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:50])
+
+
+def _rows(positions: Any) -> str:
+    return positions if isinstance(positions, str) else f"every {positions.every}"

@@ -1,0 +1,50 @@
+"""The catalogue as one page that needs nothing else: no server, no network, and no script but its own.
+
+Everything that caches say is text to the template, which escapes it; the content security policy allows exactly the
+style and the script beside this file, by their hashes.
+"""
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from schemas.catalog import Catalog
+from tools.finding.catalog import pull_command
+
+
+def page(catalog: Catalog) -> str:
+    """The HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    template, style, script = (_text(f"page.{kind}") for kind in ("html.j2", "css", "js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["size"] = size
+    return environment.from_string(template).render(
+        catalog=catalog,
+        pull_command=pull_command,
+        style=Markup(style),
+        script=Markup(script),
+        policy=(
+            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+    )
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def _text(name: str) -> str:
+    return files("tools.finding.page").joinpath(name).read_text(encoding="utf-8").strip()
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

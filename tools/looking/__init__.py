@@ -1,0 +1,1 @@
+"""Figures of caches: what they hold, and how sure their teachers are."""

@@ -1,0 +1,1 @@
+"""Making caches of other caches."""

@@ -1,0 +1,179 @@
+"""``cache-tools merge``: a union of caches whose payloads are not rewritten.
+
+Shards keep their tars and get new names: a local tar is hard-linked, which is safe because committed files are never
+rewritten in place, and one in an object store is copied by the store. Written anew are the indexes, since they hold the
+shard's name, and the shards with a sample that an earlier one has. The price: what is linked is not read, so that a
+damaged payload is found by ``verify``, before or after, not here. Sizes, indexes and tables are checked first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from schemas.errors import UserError
+from schemas.manifest import ShardEntry
+from teacher_cache.codec.permutation import table_path
+from teacher_cache.shards.marks import mark_name, read_table, tar_name, write_manifest, write_mark
+from teacher_cache.shards.storage import HEAD, Storage
+from teacher_cache.shards.table import shard_name, signals_of
+from tools.making.derived import copy_samples
+from tools.making.duplicates import SampleKeys
+from tools.making.files import share_file
+from tools.making.new_cache import check_free, new_cache
+from tools.making.side_by_side import side_by_side
+from tools.making.source import Source, open_complete, read_index
+from tools.making.union import check_fits, union_manifest
+
+Duplicates = Literal["drop", "refuse", "keep"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge did."""
+
+    sources: int
+    shards: int
+    samples: int
+    tokens: int
+    duplicates: int  # samples whose key an earlier one has
+    duplicates_dropped: int
+    shards_rewritten: int  # for the sake of duplicates
+    shards_left_out: int  # with nothing but duplicates
+    tars_shared: int  # linked, or copied by their store
+    tars_copied: int  # read and written
+
+
+class _Shard(NamedTuple):
+    """A shard of a source."""
+
+    source: Source
+    entry: ShardEntry
+
+
+class _Task(NamedTuple):
+    """A shard to be written, and which samples it takes of an old one; None: all."""
+
+    old: _Shard
+    name: str
+    rows: list[int] | None
+
+
+class _Done(NamedTuple):
+    """A shard that was written, and how many of its tars were linked and read."""
+
+    entry: ShardEntry
+    shared: int
+    copied: int
+
+
+def merge(
+    sources: Sequence[str],
+    target: str,
+    duplicates: Duplicates = "drop",
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Merged:
+    """Write to ``target`` the union of complete caches; ``advance(steps done, steps in all)``, two steps a shard.
+
+    Of samples with the same key the first one stays, in the order of ``sources``. Raises UserError when the caches do
+    not fit together (the differing settings are named), a file of theirs is missing or wrong, ``target`` is not empty,
+    or there are duplicates that are to be refused. Nothing is left at ``target`` then.
+    """
+    check_free(target)  # before all else is looked at, which may take long
+    caches = list(side_by_side(open_complete, sources))
+    for cache in caches[1:]:
+        check_fits(caches[0].manifest, sources[0], cache.manifest, cache.storage.url)
+    tables = _tables(caches)
+    shards = [_Shard(cache, entry) for cache in caches for entry in cache.manifest.shards]
+    keys = SampleKeys()
+    for done, index in enumerate(side_by_side(lambda shard: read_index(*shard), shards), 1):
+        keys.add(index.keys)
+        advance(done, 2 * len(shards))
+    repeated_N = keys.repeated()
+    n_repeated = int(repeated_N.sum())
+    if duplicates == "refuse" and n_repeated:
+        raise _refusal(shards, keys, repeated_N)
+    if duplicates == "keep":
+        repeated_N[:] = False
+    tasks = list(_tasks(shards, repeated_N))
+    written: list[_Done] = []
+    with new_cache(target) as storage:
+        for digest, source in tables.items():
+            name = table_path(digest)
+            share_file(source.storage, name, storage, name, source.manifest.tables[digest])
+        if caches[0].manifest.head is not None:
+            share_file(caches[0].storage, HEAD, storage, HEAD, caches[0].manifest.head.file)
+        with closing(side_by_side(lambda task: _write_shard(task, storage), tasks)) as results:
+            for one in results:
+                written.append(one)
+                advance(len(shards) + len(written), len(shards) + len(tasks))
+        manifest = union_manifest(
+            [cache.manifest for cache in caches],
+            [one.entry for one in written],
+            {digest: source.manifest.tables[digest] for digest, source in tables.items()},
+            int(repeated_N.sum()),
+        )
+        write_manifest(storage, manifest)
+    return Merged(
+        sources=len(caches),
+        shards=len(tasks),
+        samples=manifest.totals.samples,
+        tokens=manifest.totals.tokens,
+        duplicates=n_repeated,
+        duplicates_dropped=int(repeated_N.sum()),
+        shards_rewritten=sum(task.rows is not None for task in tasks),
+        shards_left_out=len(shards) - len(tasks),
+        tars_shared=sum(one.shared for one in written),
+        tars_copied=sum(one.copied for one in written),
+    )
+
+
+def _tables(caches: Sequence[Source]) -> dict[str, Source]:
+    """By digest, the first cache with this code table, which is checked."""
+    found: dict[str, Source] = {}
+    for cache in caches:
+        for digest in cache.manifest.tables:
+            if digest not in found:
+                read_table(cache.storage, digest, cache.manifest.teacher.vocab_size)
+                found[digest] = cache
+    return found
+
+
+def _tasks(shards: Sequence[_Shard], dropped_N: np.ndarray) -> Iterator[_Task]:
+    """Number the shards that are left, and choose the samples of those that hold a dropped one."""
+    number = first = 0
+    for shard in shards:
+        dropped_S = dropped_N[first : first + shard.entry.samples]
+        first += shard.entry.samples
+        if dropped_S.all():
+            continue
+        yield _Task(shard, shard_name(number), np.flatnonzero(~dropped_S).tolist() if dropped_S.any() else None)
+        number += 1
+
+
+def _write_shard(task: _Task, target: Storage) -> _Done:
+    """Tars first, the mark last."""
+    (source, manifest), entry = task.old
+    index = read_index(*task.old)
+    if task.rows is not None:
+        return _Done(copy_samples(source, target, index, task.rows, signals_of(manifest), task.name), 0, 0)
+    copied = sum(
+        share_file(source, tar_name(entry.name, signal), target, tar_name(task.name, signal), member.file)
+        for signal, member in index.signals.items()
+    )
+    renamed = index.model_copy(update={"name": task.name})
+    return _Done(write_mark(target, renamed), len(index.signals) - copied, copied)
+
+
+def _refusal(shards: Sequence[_Shard], keys: SampleKeys, repeated_N: np.ndarray) -> UserError:
+    later = int(repeated_N.argmax())
+    ends = np.cumsum([shard.entry.samples for shard in shards])
+    first, second = np.searchsorted(ends, [keys.first_like(later), later], side="right").tolist()
+    key = read_index(*shards[second]).keys[later - int(ends[second])]  # counted from its end
+    where = [shards[shard].source.storage.where(mark_name(shards[shard].entry.name)) for shard in (first, second)]
+    return UserError(
+        f"{int(repeated_N.sum())} samples are there more than once: the first is {key}, in {where[0]} and {where[1]}; "
+        "use --duplicates drop to leave the later ones out, or keep"
+    )

@@ -1,0 +1,182 @@
+"""``cache-tools repack``: the same samples in shards of another size, with fewer entries a row, or coarser values.
+
+Where only shards change their size, payloads are copied as they are, and a shard ends where the code table changes;
+else logits and draws are decoded and coded anew, with one code table, and other signals copied. One sample at a time is
+held in memory, and the indexes of the shards that make up a new one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from schemas.cache_config import CaptureConfig, CodecConfig
+from schemas.derivation import Derivation
+from schemas.difference import differences
+from schemas.errors import UserError
+from schemas.load import validate
+from schemas.manifest import MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry, ShardIndex
+from teacher_cache.codec.permutation import encode_table, table_digest, table_path
+from teacher_cache.shards.marks import write_manifest
+from teacher_cache.shards.storage import HEAD
+from teacher_cache.shards.table import shard_name, signals_of
+from tools.making.derived import Part, as_it_is, derived_manifest, join_parts, source_of
+from tools.making.files import share_file
+from tools.making.new_cache import new_cache
+from tools.making.recode import Recoder, check_not_finer
+from tools.making.source import open_complete, read_index
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be different; None: as it is."""
+
+    tokens_per_shard: int | None = None
+    k: int | None = None
+    logprobs: str | None = None
+    steps_per_nat: int | None = None
+    zstd_level: int | None = None
+    recode: bool = False  # code logits and draws anew, with one code table, though no setting of theirs changes
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """What came of it."""
+
+    shards_before: int
+    shards: int
+    samples: int
+    tokens: int
+    bytes_before: int  # of all signals
+    bytes: int
+    coded_anew: bool
+    changes: str
+
+
+def repack(
+    source: str, target: str, changes: Changes, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Repacked:
+    """Write to ``target`` the samples of the complete cache ``source``; ``advance(samples done, samples in all)``.
+
+    Raises UserError when nothing would change or more is asked for than the cache stores, CorruptCacheError when one of
+    its files is wrong. Nothing is left at ``target`` then.
+    """
+    if changes == Changes():
+        raise UserError("nothing to change: give --tokens-per-shard, --k, --logprobs, --steps-per-nat or --zstd-level")
+    cache = open_complete(source)
+    base = cache.manifest
+    new = changed(base, changes)
+    recodes = changes.recode or (new.capture, new.codec) != (base.capture, base.codec)
+    recoder = Recoder(cache.storage, base, new) if recodes else None
+    indexes = (read_index(cache, entry) for entry in base.shards)
+    shards: list[ShardEntry] = []
+    tables: dict[str, FileEntry] = {} if recodes else dict(base.tables)
+    with new_cache(target) as storage:
+        if base.head is not None:
+            share_file(cache.storage, HEAD, storage, HEAD, base.head.file)
+        for digest, file in tables.items():
+            share_file(cache.storage, table_path(digest), storage, table_path(digest), file)
+        done = 0
+        for number, parts in enumerate(grouped(indexes, changes.tokens_per_shard, mixes_tables=recodes)):
+            if recoder is not None and not tables:
+                table = recoder.code_table(parts)
+                recoder.use_table(table)
+                digest = table_digest(table)
+                tables[digest] = storage.write(table_path(digest), encode_table(table))
+            digest = parts[0].index.table if recoder is None else next(iter(tables))
+            name, signals = shard_name(number), signals_of(base)
+            shards.append(join_parts(cache.storage, storage, parts, signals, name, digest, recoder or as_it_is))
+            done += shards[-1].samples
+            advance(done, base.totals.samples)
+        notes = "; ".join(what_changed(base, new, recodes))
+        derived = Derivation(action="repack", sources=[source_of(base)], notes=notes)
+        manifest = derived_manifest(new, shards, derived, tables=tables)
+        write_manifest(storage, manifest)
+    return Repacked(
+        shards_before=len(base.shards),
+        shards=len(shards),
+        samples=manifest.totals.samples,
+        tokens=manifest.totals.tokens,
+        bytes_before=sum(base.totals.bytes.values()),
+        bytes=sum(manifest.totals.bytes.values()),
+        coded_anew=recodes,
+        changes=notes,
+    )
+
+
+def changed(base: Manifest, changes: Changes) -> Manifest:
+    """``base`` with other settings. Raises UserError when it does not store what they ask for."""
+    wanted = {
+        "logprobs": changes.logprobs,
+        "logprob_steps_per_nat": changes.steps_per_nat,
+        "zstd_level": changes.zstd_level,
+    }
+    settings = base.codec.model_dump() | {name: value for name, value in wanted.items() if value is not None}
+    codec = validate(CodecConfig, settings, where="codec")
+    if changes.steps_per_nat is not None and codec.logprobs != "steps":
+        raise UserError(
+            f"codec.logprob_steps_per_nat: {changes.steps_per_nat}: log-probabilities are kept as {codec.logprobs}, "
+            "which has no steps; ask for --logprobs steps too"
+        )
+    check_not_finer(base.codec, codec)
+    return base.model_copy(
+        update={
+            "codec": codec,
+            "capture": base.capture if changes.k is None else with_k(base.capture, changes.k),
+            "tokens_per_shard": changes.tokens_per_shard or base.tokens_per_shard,
+        }
+    )
+
+
+def with_k(capture: CaptureConfig, k: int) -> CaptureConfig:
+    """``capture`` with at most ``k`` entries a row. Raises UserError when that is impossible."""
+    stored = capture.logits.k
+    if k > stored:
+        raise UserError(
+            f"capture.logits.k: {k}: the cache stores {stored} entries a row; choose {stored} or fewer, or cache the "
+            "teacher again"
+        )
+    if k < stored and capture.draws is not None and capture.draws.region == "tail":
+        raise UserError(
+            f"capture.logits.k: {k}: the cache's draws are from the tail beyond its {stored} entries (draws.region: "
+            f"tail); with {k} entries they would be from another tail. Take the logits alone first with "
+            "`cache-tools subset`, or cache the teacher again"
+        )
+    return capture.model_copy(update={"logits": capture.logits.model_copy(update={"k": k})})
+
+
+def what_changed(base: Manifest, new: Manifest, recoded: bool) -> list[str]:
+    """Each setting that differs, with both values."""
+    keys = ("capture", "codec", "tokens_per_shard")
+    before, now = base.model_dump(include=set(keys)), new.model_dump(include=set(keys))
+    found = [f"{name}: {old} → {new}" for key in keys for name, old, new in differences(key, before[key], now[key])]
+    return [*found, "one code table"] if recoded else found
+
+
+def grouped(indexes: Iterable[ShardIndex], tokens_per_shard: int | None, mixes_tables: bool) -> Iterator[list[Part]]:
+    """Consecutive samples that make up a shard each: so many tokens or the first number beyond; None: as they are.
+
+    A shard ends early before a key that it has, since keys of a shard are distinct; where indexes begin or cease to
+    tell layers; and where the code table changes, unless ``mixes_tables``.
+    """
+    parts: list[Part] = []
+    keys: set[str] = set()
+    n_tokens = 0
+    for index in indexes:
+        if parts and (tokens_per_shard is None or not _alike(parts[0].index, index, mixes_tables)):
+            yield parts
+            parts, keys, n_tokens = [], set(), 0
+        rows: list[int] = []
+        for row, (key, n) in enumerate(zip(index.keys, index.num_tokens, strict=True)):
+            full = tokens_per_shard is not None and n_tokens >= tokens_per_shard
+            if full or key in keys or len(keys) == MAX_SHARD_SAMPLES:
+                yield [*parts, Part(index, rows)] if rows else parts
+                parts, rows, keys, n_tokens = [], [], set(), 0
+            rows.append(row)
+            keys.add(key)
+            n_tokens += n
+        parts.append(Part(index, rows))
+    if parts:
+        yield parts
+
+
+def _alike(one: ShardIndex, other: ShardIndex, mixes_tables: bool) -> bool:
+    return (mixes_tables or one.table == other.table) and (one.layers is None) == (other.layers is None)

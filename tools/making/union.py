@@ -1,0 +1,82 @@
+"""What the manifest of a union of caches says, and which caches can have one."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from schemas.cache_config import CorpusConfig, Provenance
+from schemas.derivation import Derivation
+from schemas.difference import differences
+from schemas.errors import UserError
+from schemas.manifest import CorpusCounts, CorpusInfo, FileEntry, Manifest, ShardEntry
+from tools.making.derived import derived_manifest, source_of
+
+SAME = ("teacher", "tokenizer", "capture", "codec", "head")
+MAY_DIFFER = {"teacher.name", "teacher.revision"}  # the weights are known by their fingerprint
+
+
+def check_fits(first: Manifest, first_url: str, other: Manifest, other_url: str) -> None:
+    """Raise UserError, naming the differing settings, unless the values of two caches mean the same."""
+    before, now = first.model_dump(include=set(SAME)), other.model_dump(include=set(SAME))
+    found = [each for key in SAME for each in differences(key, before[key], now[key]) if each[0] not in MAY_DIFFER]
+    if found:
+        named = "; ".join(f"{key}: {old!r} in {first_url}, {new!r} in {other_url}" for key, old, new in found)
+        raise UserError(
+            f"these caches cannot be merged: {named}. `cache-tools repack` lowers k and precision; what differs "
+            "otherwise must stay apart (a trainer takes several caches)"
+        )
+
+
+def union_manifest(
+    sources: Sequence[Manifest], shards: Sequence[ShardEntry], tables: Mapping[str, FileEntry], dropped: int
+) -> Manifest:
+    """The manifest of the union of ``sources``: these shards, of which ``dropped`` duplicates were left out."""
+    derived = Derivation(action="merge", sources=list(map(source_of, sources)), duplicates_dropped=dropped)
+    return derived_manifest(
+        sources[0],
+        shards,
+        derived,
+        corpus=join_corpora([source.corpus for source in sources]),
+        provenance=join_provenance([source.provenance for source in sources]),
+        tokens_per_shard=max(source.tokens_per_shard for source in sources),
+        tables=dict(tables),
+    )
+
+
+def join_corpora(corpora: Sequence[CorpusInfo]) -> CorpusInfo:
+    """Several corpora as one; equal ones are one corpus, of which several caches hold parts.
+
+    Sources are listed after each other, counts added up. Lengths are the widest; `clean` and `deduplicate` hold where
+    they do for all; how over-long documents are treated is the first corpus' way.
+    """
+    distinct = list({corpus.model_dump_json(): corpus for corpus in corpora}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    settings = [corpus.settings for corpus in distinct]
+    joined = settings[0].model_copy(
+        update={
+            "sources": [source for each in settings for source in each.sources],
+            "max_tokens": max(each.max_tokens for each in settings),
+            "min_tokens": min(each.min_tokens for each in settings),
+            "clean": all(each.clean for each in settings),
+            "deduplicate": all(each.deduplicate for each in settings),
+        }
+    )
+    counts = {name: sum(getattr(corpus.counts, name) for corpus in distinct) for name in CorpusCounts.model_fields}
+    fingerprints = "\n".join(corpus.fingerprint for corpus in distinct)
+    return CorpusInfo(
+        fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
+        settings=CorpusConfig.model_validate(joined.model_dump()),
+        counts=CorpusCounts(**counts),
+    )
+
+
+def join_provenance(sources: Sequence[Provenance]) -> Provenance:
+    """All that the sources say, each thing once; where some say nothing, that too."""
+    return Provenance(
+        **{name: _joined(getattr(source, name) for source in sources) for name in Provenance.model_fields}
+    )
+
+
+def _joined(texts: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(texts))
+    return "; ".join(text or "not stated" for text in distinct) if any(distinct) else ""

@@ -1,0 +1,1 @@
+"""Moving caches, whole or in part, between folders and object stores."""

@@ -1,0 +1,190 @@
+"""Which part of a cache is meant by a selection: signals, shards, and samples of shards."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from schemas.derivation import Selection
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal
+from teacher_cache.shards.marks import check_index, mark_name
+from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
+from teacher_cache.shards.table import signals_of
+from teacher_cache.shards.tar import BLOCK, member_bytes
+from tools.sharing.transfer import Advance, Progress, in_parallel, unseen
+
+SHARE_SEED = 1  # not 0, by which the trainer chooses samples for validation: a share is to have some of both
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is taken of a shard: ``entry`` lists the chosen signals only; ``rows`` (int32, rising) None: all samples.
+
+    ``sizes``: bytes of the tars that it becomes.
+    """
+
+    entry: ShardEntry
+    rows: np.ndarray | None
+    sizes: dict[Signal, int]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tars that it becomes."""
+        return sum(self.sizes.values())
+
+
+def share_numbers(keys: Iterable[str]) -> np.ndarray:
+    """The numbers from 0 to below 1 that keys hash to, float64, for ``Selection.share``."""
+    hashes = np.array([xxhash.xxh3_64_intdigest(key.encode(), SHARE_SEED) for key in keys], np.uint64)
+    return (hashes >> np.uint64(11)) * 2.0**-53
+
+
+def in_order(selection: Selection, manifest: Manifest, url: str) -> Selection:
+    """The same selection, written in the one way: equal parts of a cache have equal selections.
+
+    Raises UserError when the cache has not all of the signals.
+    """
+    changes: dict[str, Any] = {}
+    if selection.signals is not None:
+        there = manifest.capture.signals
+        missing = [signal for signal in selection.signals if signal not in there]
+        if missing:
+            raise UserError(f"{url}: the cache has no signal {', '.join(missing)}; it has tokens, {', '.join(there)}")
+        chosen = [signal for signal in there if signal in selection.signals]
+        changes["signals"] = None if chosen == there else chosen
+    if selection.shards is not None:
+        changes["shards"] = _joined(selection.shards)
+    if selection.layers is not None:
+        changes["layers"] = sorted(set(selection.layers))
+    if selection.share == (0, 1):
+        changes["share"] = None
+    return selection.model_copy(update=changes)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def chosen_signals(selection: Selection, manifest: Manifest) -> tuple[Signal, ...]:
+    """The signals that are taken, tokens first."""
+    if selection.signals is None:
+        return signals_of(manifest)
+    return ("tokens", *selection.signals)
+
+
+def settings_of(selection: Selection, manifest: Manifest) -> dict[str, Any]:
+    """What the part's manifest says otherwise than ``manifest``: no settings of signals that are left out."""
+    left_out = set(manifest.capture.signals) - set(chosen_signals(selection, manifest))
+    capture = manifest.capture.model_copy(update=dict.fromkeys(left_out))
+    return {"capture": capture, "head": None if "final" in left_out else manifest.head}
+
+
+def chosen_parts(
+    source: Storage, manifest: Manifest, selection: Selection, parallel: int, advance: Advance = unseen
+) -> list[Part]:
+    """What is taken of each shard, those left out of which nothing is; ``manifest`` with its lists.
+
+    ``selection`` as ``in_order`` writes it. Reads the shards' indexes only where samples are chosen.
+    ``advance(shards done, of how many)``. Raises UserError when nothing is left, CorruptCacheError.
+    """
+    signals = chosen_signals(selection, manifest)
+    shards = [entry for entry in manifest.shards if _in_ranges(entry, selection.shards)]
+    if not shards:
+        raise UserError(f"{source.url}: no shard is chosen; {_shards_of(manifest)}")
+    narrowed = [_narrowed(entry, signals, source) for entry in shards]
+    if not selection.chooses_samples:
+        return [_whole(entry) for entry in narrowed]
+    progress, layers = Progress(len(shards), advance), set[str]()
+
+    def choose(entry: ShardEntry) -> Part | None:
+        index = read_index(source, manifest, entry)
+        layers.update(index.layers or ())
+        rows = _rows(index, selection, source)
+        progress.add(1)
+        if len(rows) == len(index.keys):
+            return _whole(entry)
+        sizes = {signal: _tar_bytes(index.signals[signal], rows) for signal in entry.files}
+        return Part(entry, rows, sizes) if len(rows) else None
+
+    found = in_parallel(choose, narrowed, parallel)
+    unknown = [layer for layer in selection.layers or () if layer not in layers]
+    if unknown:
+        raise UserError(f"{source.url}: no sample of layer {', '.join(unknown)}; there are {', '.join(sorted(layers))}")
+    parts = [part for part in found if part is not None]
+    if not parts:
+        n_samples = sum(entry.samples for entry in shards)
+        raise UserError(
+            f"{source.url}: no sample is chosen; there are {n_samples} in {len(shards)} shards: choose more"
+        )
+    return parts
+
+
+def _narrowed(entry: ShardEntry, signals: Sequence[Signal], source: Storage) -> ShardEntry:
+    missing = [signal for signal in signals if signal not in entry.files]
+    if missing:
+        raise CorruptCacheError(f"{source.where(MANIFEST)}: {entry.name} has no file of {', '.join(missing)}")
+    return entry.model_copy(update={"files": {signal: entry.files[signal] for signal in signals}})
+
+
+def _in_ranges(entry: ShardEntry, ranges: list[tuple[int, int]] | None) -> bool:
+    number = int(entry.name.removeprefix("shard-"))
+    return ranges is None or any(start <= number <= stop for start, stop in ranges)
+
+
+def _shards_of(manifest: Manifest) -> str:
+    if not manifest.shards:
+        return "none is committed"
+    numbers = [int(entry.name.removeprefix("shard-")) for entry in manifest.shards]
+    return f"there are {len(numbers)}, numbered {min(numbers)} to {max(numbers)}"
+
+
+def _rows(index: ShardIndex, selection: Selection, source: Storage) -> np.ndarray:
+    chosen = np.ones(len(index.keys), bool)
+    if selection.layers is not None:
+        chosen &= np.isin(_layers(index, source), selection.layers)
+    if selection.share is not None:
+        numbers = share_numbers(index.keys)
+        start, stop = selection.share
+        chosen &= (numbers >= start) & (numbers < stop)
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
+def _whole(entry: ShardEntry) -> Part:
+    return Part(entry, None, {signal: file.bytes for signal, file in entry.files.items()})
+
+
+def _tar_bytes(member: MemberIndex, rows: np.ndarray) -> int:
+    return 2 * BLOCK + sum(member_bytes(member.sizes[row]) for row in rows.tolist())
+
+
+def read_index(source: Storage, manifest: Manifest, entry: ShardEntry) -> ShardIndex:
+    """The checked index of a shard, for reading the signals that ``entry`` lists. Raises CorruptCacheError."""
+    data = source.read(mark_name(entry.name), min(entry.index.bytes, MAX_JSON_BYTES))
+    return check_index(data, entry, manifest, entry.files, source)
+
+
+def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:
+    """Layers of the data mix of a cache's samples, sorted; reads all indexes. Raises UserError when they do not say."""
+
+    def layers(entry: ShardEntry) -> set[str]:
+        return set(_layers(read_index(source, manifest, entry), source))
+
+    return sorted(set().union(*in_parallel(layers, manifest.shards, parallel)))
+
+
+def _layers(index: ShardIndex, source: Storage) -> list[str]:
+    if index.layers is None:
+        raise UserError(
+            f"{source.where(mark_name(index.name))}: it does not say which layer of the data mix its samples are of, "
+            "so they cannot be chosen by layer; cache the teacher again with this version"
+        )
+    return index.layers

@@ -1,0 +1,216 @@
+"""``cache-tools subset``, ``split``, and a selective ``pull``: a part of a cache, as a cache.
+
+Shards that are taken whole are copied as they are; of others the chosen samples are fetched, by range requests, and
+written to shards of the same name. What was written before the process was killed is found again and kept.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeVar
+
+from schemas.derivation import Derivation, Selection
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest, ShardEntry, ShardIndex
+from teacher_cache.shards.marks import (
+    assemble,
+    mark_name,
+    mark_text,
+    read_mark,
+    shard_entry,
+    write_manifest,
+)
+from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
+from teacher_cache.shards.table import listed
+from tools.making.derived import copy_samples, derived_manifest, source_of
+from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, read_index, settings_of
+from tools.sharing.target import Target, opened_target
+from tools.sharing.transfer import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, in_parallel, unseen
+from tools.sharing.whole import (
+    Check,
+    Report,
+    another_cache,
+    checked_source,
+    marks_of,
+    missing_of,
+    objects_of,
+    tars_of,
+    unchecked,
+)
+
+Item = TypeVar("Item")
+_PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of a cache that is not written yet."""
+
+    source: Storage
+    manifest: Manifest
+    derivation: Derivation
+    parts: list[Part]
+
+    @property
+    def identity(self) -> str:
+        """Names this part of this cache, 64 hex digits."""
+        return hashlib.sha256(self.derivation.model_dump_json().encode()).hexdigest()
+
+
+def open_source(
+    url: str, digest: str | None = None, check: Check = unchecked, whole: bool = False
+) -> tuple[Storage, Manifest]:
+    """A cache to take parts of, and its manifest with all lists; of an incomplete one what is committed by now.
+
+    Arguments and errors are those of ``checked_source``.
+    """
+    source, _, manifest = checked_source(url, digest, check, whole)
+    return source, listed(source, manifest if manifest.complete else assemble(source, manifest))
+
+
+def choose(
+    source: Storage, manifest: Manifest, selection: Selection, parallel: int = PARALLEL, advance: Advance = unseen
+) -> Subset:
+    """The part of a cache that is meant; nothing is written. Raises UserError when there is nothing in it."""
+    selection = in_order(selection, manifest, source.url)
+    parts = chosen_parts(source, manifest, selection, parallel, advance)
+    derivation = Derivation(action="subset", sources=[source_of(manifest)], selection=selection)
+    return Subset(source, manifest, derivation, parts)
+
+
+def write_subset(
+    subset: Subset, target_url: str, parallel: int = PARALLEL, dry_run: bool = False, advance: Advance = unseen
+) -> Report:
+    """Write a part of a cache; raises as ``copy_cache`` does.
+
+    The report has the sha256 of the new manifest, or nothing where that is not known yet.
+    """
+    source, selection = subset.source, subset.derivation.selection
+    assert selection is not None
+    settings = settings_of(selection, subset.manifest)
+    whole = [part.entry for part in subset.parts if part.rows is None]
+    in_part = [part for part in subset.parts if part.rows is not None]
+    with opened_target(target_url, subset.identity, dry_run) as target:
+        if target.manifest is not None and target.manifest.derived != subset.derivation:
+            raise another_cache(
+                target, f"and it is not this part of the cache {subset.manifest.digest()} of {source.url}"
+            )
+        report = Report(source.url, target_url, "" if target.manifest is None else target.manifest.sha256, dry_run)
+        beside = objects_of(subset.manifest.model_copy(update={**settings, "shard_table": None}))
+        objects = missing_of(target, [*beside, *tars_of(whole)], parallel, report)
+        marks = missing_of(target, marks_of(whole), parallel, report)
+        kept = in_parallel(lambda part: _kept(subset, target, part), in_part, parallel)
+        for part, entry in zip(in_part, kept, strict=True):
+            for signal, size in part.sizes.items():
+                report.add(signal, size, sent=entry is None)
+        if dry_run:
+            return report
+        target.begin()
+        to_write = [part for part, entry in zip(in_part, kept, strict=True) if entry is None]
+        progress = Progress(bytes_of(objects) + bytes_of(marks) + sum(part.bytes for part in to_write), advance)
+        copy_files(source, target.storage, objects, parallel, progress)
+        written = in_parallel(lambda part: _write(subset, target, part, progress), to_write, parallel)
+        copy_files(source, target.storage, marks, parallel, progress)
+        report.sent(marks_of(written))
+        report.there(marks_of(entry for entry in kept if entry is not None))
+
+        by_name = {entry.name: entry for entry in (*whole, *(entry for entry in kept if entry is not None), *written)}
+        shards = [by_name[part.entry.name] for part in subset.parts]
+        manifest = derived_manifest(subset.manifest, shards, subset.derivation, **settings)
+        if target.manifest is None:
+            target.confirm()
+            manifest = write_manifest(target.storage, manifest, OWNER)
+            report.manifest_sha256 = manifest.digest()
+        elif listed(target.storage, target.manifest).shards != shards:
+            raise UserError(
+                f"{target.storage.where(MANIFEST)}: the shards that were missing came out otherwise than the manifest "
+                "says: another version has written it; remove the cache and run again"
+            )
+        report.add("manifest", len(manifest.to_json().encode()), sent=target.manifest is None)
+        target.finish()
+    return report
+
+
+def _write(subset: Subset, target: Target, part: Part, progress: Progress) -> ShardEntry:
+    """Write a shard of some of another one's samples."""
+    assert part.rows is not None
+    index = read_index(subset.source, subset.manifest, part.entry)
+    signals = tuple(part.entry.files)
+    entry = copy_samples(subset.source, target.storage, index, part.rows.tolist(), signals, part.entry.name, OWNER)
+    progress.add(part.bytes)
+    return entry
+
+
+def _kept(subset: Subset, target: Target, part: Part) -> ShardEntry | None:
+    """The shard of a part, where it is there from before: with the right samples, and its files whole."""
+    name = part.entry.name
+    if mark_name(name) not in target.sizes:
+        return None
+    try:
+        found = read_mark(target.storage, name)
+    except CorruptCacheError:
+        return None
+    if not _is_part(found, read_index(subset.source, subset.manifest, part.entry), part):
+        return None
+    entry = shard_entry(found, file_entry(mark_text(found)))
+    return None if target.missing([*tars_of([entry]), *marks_of([entry])], parallel=1) else entry
+
+
+def _is_part(found: ShardIndex, index: ShardIndex, part: Part) -> bool:
+    """Whether ``found`` has exactly these samples of ``index``, and the same payloads of the chosen signals."""
+    assert part.rows is not None
+    rows, signals = part.rows.tolist(), part.entry.files
+
+    def chosen(values: list[Item]) -> list[Item]:
+        return [values[row] for row in rows]
+
+    return (
+        found.table == index.table
+        and found.keys == chosen(index.keys)
+        and found.num_tokens == chosen(index.num_tokens)
+        and found.layers == (None if index.layers is None else chosen(index.layers))
+        and set(found.signals) == set(signals)
+        and all(found.signals[signal].sizes == chosen(index.signals[signal].sizes) for signal in signals)
+        and all(found.signals[signal].checksums == chosen(index.signals[signal].checksums) for signal in signals)
+    )
+
+
+def by_layer(source: Storage, manifest: Manifest, parallel: int = PARALLEL) -> dict[str, Selection]:
+    """A part for each layer of the data mix, by its name. Raises UserError when a layer cannot name a folder."""
+    return {layer: Selection(layers=[layer]) for layer in layers_of(source, manifest, parallel)}
+
+
+def by_share(shares: Mapping[str, Decimal]) -> dict[str, Selection]:
+    """Parts of these shares of the samples (0 to 1), one after the other. Raises UserError beyond 1."""
+    parts, start = {}, Decimal(0)
+    for name, share in shares.items():
+        parts[name] = Selection(share=(float(start), float(min(start + share, Decimal(1)))))
+        start += share
+    if start > 1:
+        raise UserError(f"the parts are {100 * start:f} % together, at most 100 % can be")
+    return parts
+
+
+def split(
+    source: Storage,
+    manifest: Manifest,
+    parts: Mapping[str, Selection],
+    out: str,
+    parallel: int = PARALLEL,
+    dry_run: bool = False,
+    advance: Advance = unseen,
+) -> dict[str, Report]:
+    """Write each part to ``OUT/{its name}``. What is in each is known before any is written. Raises UserError."""
+    for name in parts:
+        if not _PART_NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot name a part, which becomes a folder: wanted are at most 100 letters, digits, '.', "
+                "'_' and '-', the first a letter or digit"
+            )
+    subsets = {name: choose(source, manifest, selection, parallel) for name, selection in parts.items()}
+    return {
+        name: write_subset(subset, f"{out.rstrip('/')}/{name}", parallel, dry_run, advance)
+        for name, subset in subsets.items()
+    }

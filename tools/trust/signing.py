@@ -1,0 +1,185 @@
+"""Signatures of caches: who vouches for a manifest, and through its checksums for every file of the cache.
+
+Ed25519, one small file a signer: ``signatures/{public_key}.json``. Which file is read follows from the key that a user
+asks for, never from what lies in the cache.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json, validate
+from schemas.manifest import Manifest
+from schemas.signature import Signature, Statement, signature_file
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import listed
+from tools.trust.trusted_keys import load_public_key, public_file
+
+MAX_SIGNATURE_BYTES = 1 << 16
+MAX_KEY_BYTES = 1 << 16
+PASSPHRASE = "CACHE_TOOLS_PASSPHRASE"  # environment variable
+
+Check = Callable[[Storage, Manifest], None]
+
+
+def generate_key(path: Path, name: str, passphrase: bytes | None = None) -> str:
+    """Write a new private key to ``path`` (mode 0600) and its public half beside it; returns that, 64 hex digits.
+
+    Raises UserError when one of the two files is there already, or cannot be written.
+    """
+    validate(Statement, {"manifest_sha256": "0" * 64, "signer": name, "signed_at": datetime.now(UTC)}, "the name")
+    key = Ed25519PrivateKey.generate()
+    encryption = (
+        serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    public = public_key_of(key)
+    for file in (path, public_file(path)):
+        if os.path.lexists(file):
+            raise UserError(f"{file}: exists already, and keys are never overwritten; choose another file")
+    _write_new(path, pem, 0o600)
+    _write_new(public_file(path), f"{public} {name}\n".encode(), 0o644)
+    return public
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def load_private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
+    """The private key in a PEM file; ``passphrase`` is asked if it is encrypted. Raises UserError."""
+    try:
+        with path.open("rb") as file:
+            pem = file.read(MAX_KEY_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the key: {error.strerror or error}") from None
+    password = passphrase().encode() if b"ENCRYPTED" in pem else None
+    try:
+        key = serialization.load_pem_private_key(pem, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        hint = "wrong passphrase?" if password is not None else "wanted the file that `cache-tools keygen` writes"
+        raise UserError(f"{path}: not a private key that can be read: {error}; {hint}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UserError(f"{path}: a key of another kind, wanted Ed25519; make one with `cache-tools keygen`")
+    return key
+
+
+def public_key_of(key: Ed25519PrivateKey) -> str:
+    """The public half, 64 hex digits."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
+    """Sign the manifest of a complete cache, and write the signature's file beside it. Raises UserError."""
+    manifest = read_manifest(storage)
+    listed(storage, manifest)  # a shard table must be there, and what the manifest says
+    if not manifest.complete:
+        raise UserError(
+            f"{storage.url}: {len(manifest.shards)} of {len(manifest.units) or 'its'} shards are there, and the "
+            "manifest will change; sign the cache when it is complete"
+        )
+    claim = {"manifest_sha256": manifest.sha256, "signer": signer, "signed_at": datetime.now(UTC)}
+    statement = validate(Statement, claim, "the statement to be signed")
+    public = public_key_of(key)
+    signature = Signature(statement=statement, public_key=public, signature=key.sign(statement.message()).hex())
+    storage.write(signature_file(public), _content(signature))
+    return signature
+
+
+def _content(signature: Signature) -> bytes:
+    return signature.model_dump_json().encode() + b"\n"
+
+
+def read_statement(storage: Storage, public_key: str) -> Statement:
+    """What the owner of ``public_key`` says about a cache; the signature is checked, not whether it is still true.
+
+    Raises CorruptCacheError naming the file when it is missing, or anything in it is not as it was signed.
+    """
+    name = signature_file(public_key)
+    where = storage.where(name)
+    data = storage.read(name, MAX_SIGNATURE_BYTES)
+    try:
+        signature = parse_json(Signature, data, where)
+    except UserError as error:
+        raise CorruptCacheError(str(error)) from None
+    if signature.public_key != public_key:
+        raise CorruptCacheError(f"{where}: it is a signature by {signature.public_key}, wanted one by {public_key}")
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        key.verify(bytes.fromhex(signature.signature), signature.statement.message())
+    except (InvalidSignature, ValueError):
+        raise CorruptCacheError(
+            f"{where}: the signature is not one of its statement by {public_key}: it was forged or changed"
+        ) from None
+    if data != _content(signature):
+        raise CorruptCacheError(f"{where}: not written as signatures are: one line of JSON without spaces")
+    return signature.statement
+
+
+def check_trust(
+    storage: Storage, manifest: Manifest, required: Sequence[str], trusted_keys: Path | None = None
+) -> list[Statement]:
+    """Raise unless ``manifest``, as ``read_manifest`` gave it, is signed by each of ``required``; what they state.
+
+    Args:
+        storage: the cache.
+        manifest: its manifest.
+        required: keys as users give them, see ``load_public_key``.
+        trusted_keys: the file with trusted keys; None: the default one.
+
+    Raises:
+        CorruptCacheError: a signature is missing, wrong, or of another manifest; names the file.
+        UserError: a key of ``required`` is not known.
+    """
+    keys = [load_public_key(key, trusted_keys) for key in required]
+    return [_signed(storage, manifest, public) for public in keys]
+
+
+def _signed(storage: Storage, manifest: Manifest, public: str) -> Statement:
+    statement = read_statement(storage, public)
+    if statement.manifest_sha256 != manifest.sha256:
+        raise CorruptCacheError(
+            f"{storage.where(signature_file(public))}: {statement.signer} signed manifest "
+            f"{statement.manifest_sha256}, this cache's is {manifest.sha256}: the cache was changed since, or the "
+            "signature is another's"
+        )
+    return statement
+
+
+def check_not_older(found: Statement, known: Statement) -> None:
+    """Raise UserError when ``found`` says less than ``known`` did: a state that its signer has replaced since."""
+    if found.manifest_sha256 != known.manifest_sha256 and found.signed_at <= known.signed_at:
+        raise UserError(
+            f"the manifest {found.manifest_sha256} was signed by {found.signer} at {found.signed_at.isoformat()}, "
+            f"before {known.manifest_sha256} of {known.signed_at.isoformat()}, which is here already: an older state "
+            "of the cache was put back; ask its owner, or use another folder to have it nevertheless"
+        )
+
+
+def trust_check(required: Sequence[str], trusted_keys: Path | None = None, target: Storage | None = None) -> Check:
+    """What is to be called with a source and its manifest before anything is fetched; raises as ``check_trust``.
+
+    ``target``: where the cache is fetched to. A source that was signed before what is there is refused.
+    """
+
+    def check(source: Storage, manifest: Manifest) -> None:
+        keys = [load_public_key(key, trusted_keys) for key in required]
+        for public in keys:
+            statement = _signed(source, manifest, public)
+            if target is not None and target.exists(signature_file(public)):
+                check_not_older(statement, read_statement(target, public))
+
+    return check
