@@ -228,6 +228,7 @@ class Storage:
             return
         final = self._path(name)
         if self._urls.put(final, data, PATIENCE):
+            self._fs.invalidate_cache(final)  # of listings, by which its client would not see the file
             return
         with self._writing(name):
             self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, bytes(data)))

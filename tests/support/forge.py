@@ -92,7 +92,10 @@ def follow_totals(manifest: Tree) -> None:
     manifest["totals"] = {
         "samples": sum(shard["samples"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
-        "bytes": {name: sum(shard["files"][name]["bytes"] for shard in shards) for name in shards[0]["files"]},
+        "bytes": {
+            name: sum(shard["files"][name]["bytes"] for shard in shards if name in shard["files"])
+            for name in shards[0]["files"]
+        },
         "index_bytes": sum(shard["index"]["bytes"] for shard in shards),
     }
 

@@ -34,5 +34,8 @@ def sign(url: str, number: int = 1, signer: str = "somebody", /, **changes: Any)
     tree = json.loads(signature.model_dump_json())
     for name, value in changes.items():
         (tree["statement"] if name in tree["statement"] else tree)[name] = value
-    storage.write(signature_file(public_key(number)), json.dumps(tree).encode())
+    storage.write(
+        signature_file(public_key(number)),
+        (json.dumps(tree, separators=(",", ":"), ensure_ascii=False) + "\n").encode(),
+    )
     return public_key(number)

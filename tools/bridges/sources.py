@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
+from schemas.load import validate
 from schemas.manifest import Manifest
 from teacher_cache.plan import NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
@@ -60,22 +61,23 @@ class ParquetSource(Source):
                 raise UserError(f"{file}: was exported from another cache than {files[0]}; import one export at a time")
 
     def plan(self) -> Manifest:
-        """As the exported cache's manifest, with its logits alone."""
+        """As the exported cache's manifest, with its logits alone. Raises UserError when that cannot be one."""
         facts = self._facts
-        return Manifest(
-            teacher=facts.teacher,
-            tokenizer=facts.tokenizer,
-            corpus=facts.corpus,
-            capture=CaptureConfig(logits=facts.logits),
-            codec=facts.codec,
-            provenance=facts.provenance,
-            tokens_per_shard=self._tokens_per_shard,
-            units=[],
-            complete=False,
-            shards=[],
-            tables={},
-            totals=NO_TOTALS,
-        )
+        tree = {
+            "teacher": facts.teacher,
+            "tokenizer": facts.tokenizer,
+            "corpus": facts.corpus,
+            "capture": CaptureConfig(logits=facts.logits),
+            "codec": facts.codec,
+            "provenance": facts.provenance,
+            "tokens_per_shard": self._tokens_per_shard,
+            "units": [],
+            "complete": False,
+            "shards": [],
+            "tables": {},
+            "totals": NO_TOTALS,
+        }
+        return validate(Manifest, tree, str(self.files[0]))
 
     def samples(self) -> Iterator[Found]:
         """One a row."""

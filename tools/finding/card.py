@@ -8,13 +8,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from schemas.derivation import Derivation
 from schemas.manifest import Manifest
-from schemas.signature import Signature
+from schemas.signature import Statement
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.text import code_block, code_span, front_matter, one_line
 from tools.finding.catalog import capture_in_words, pull_command, total_bytes
-from tools.finding.signatures import valid_signatures
+from tools.trust.signatures import valid_signatures
 
 CARD = "CACHE_CARD.md"
 MAX_SOURCES = 50  # of the data, and caches of a history
@@ -44,12 +44,13 @@ def write_card(url: str, text: str) -> str:
 def cache_card(
     manifest: Manifest,
     url: str,
-    signatures: Sequence[Signature] = (),
+    signatures: Sequence[tuple[str, Statement]] = (),
     quality: Mapping[str, float] | None = None,
 ) -> str:
     """The text of ``CACHE_CARD.md``.
 
-    manifest: with its lists of shards; signatures: valid ones; quality: figures by name, measured on the cache.
+    manifest: with its lists of shards; signatures: key and statement of valid ones; quality: figures by name,
+    measured on the cache.
     """
     lines = [
         *_header(manifest),
@@ -188,15 +189,14 @@ def _use(manifest: Manifest, url: str) -> list[str]:
     ]
 
 
-def _provenance(manifest: Manifest, signatures: Sequence[Signature]) -> list[str]:
+def _provenance(manifest: Manifest, signatures: Sequence[tuple[str, Statement]]) -> list[str]:
     provenance = manifest.provenance
     stated = {"licence": provenance.licence, "owner": provenance.owner}
     lines = ["## Provenance", ""]
     lines += [f"- {name}: {code_span(text) if text.strip() else 'not stated'}" for name, text in stated.items()]
-    for signature in signatures[:MAX_SOURCES]:
-        statement = signature.statement
+    for public_key, statement in signatures[:MAX_SOURCES]:
         lines.append(
-            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{signature.public_key}` by somebody who gives "
+            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{public_key}` by somebody who gives "
             f"the name {code_span(statement.signer)}"
         )
     lines += ["- signed by nobody"] if not signatures else []

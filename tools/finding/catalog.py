@@ -27,7 +27,7 @@ from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.text import one_line
 from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
-from tools.finding.signatures import valid_signatures
+from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
 MAX_MANIFEST_BYTES = 1 << 25  # 4,096 shards of all signals take a fifth of it
@@ -131,11 +131,11 @@ def catalog_entry(storage: Storage, found: Found) -> CatalogEntry:
         "derived": None if manifest.derived is None else manifest.derived.action,
         "signatures": [
             CatalogSignature(
-                public_key=signature.public_key,
-                signer=one_line(signature.statement.signer),
-                signed_at=signature.statement.signed_at,
+                public_key=public_key,
+                signer=one_line(statement.signer),
+                signed_at=statement.signed_at,
             )
-            for signature in valid_signatures(storage, manifest)[:MAX_SIGNATURES]
+            for public_key, statement in valid_signatures(storage, manifest)[:MAX_SIGNATURES]
         ],
     }
     return validate(CatalogEntry, tree, storage.where("manifest.json"))

@@ -30,8 +30,8 @@ from tools.looking.sampling import choose, choose_samples, find_samples, read_ea
 from tools.looking.stats import POSITION_BINS, Figures, Stats
 from tools.report import plots
 from tools.report.samples import viewer_sample
-from tools.report.signatures import Signed, signatures
 from tools.report.spelling import Spelling, load_tokenizer
+from tools.trust.signatures import Signed, signatures
 
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000  # of the file
@@ -84,7 +84,7 @@ def report(
     shown = list(dict.fromkeys([*wanted, *spread(by_layer, samples)]))
     found, left_out = _viewer_samples(reader, shown, spelling)
     data = {"samples": found, "steps": STEPS, "exact": stats.entropy_is_exact}
-    page = _render(url, storage, stats, signatures(url, manifest.digest()), data, left_out)
+    page = _render(url, storage, stats, signatures(storage, manifest), data, left_out)
     if len(page) > MOST_BYTES:
         raise UserError(
             f"{url}: its report would take {len(page):,} bytes, more than {MOST_BYTES:,}; use fewer --samples"
@@ -271,9 +271,10 @@ def _facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Sign
 
 
 def _signature(signed: Signed) -> str:
-    if signed.problem:
-        return f"not valid, {signed.problem}: key {signed.public_key}"
-    return f"“{signed.signer}”, as it says itself, {signed.signed_at}; the signature holds, of key {signed.public_key}"
+    if signed.statement is None:
+        return f"not valid, by key {signed.public_key}: {signed.problem}"
+    signer, signed_at = signed.statement.signer, signed.statement.signed_at.isoformat(timespec="seconds")
+    return f"“{signer}”, as it says itself, {signed_at}; the signature holds, of key {signed.public_key}"
 
 
 def _derived(derived: Derivation | None) -> list[Fact]:

@@ -145,10 +145,11 @@ def check_trust(
         UserError: a key of ``required`` is not known.
     """
     keys = [load_public_key(key, trusted_keys) for key in required]
-    return [_signed(storage, manifest, public) for public in keys]
+    return [check_signature(storage, manifest, public) for public in keys]
 
 
-def _signed(storage: Storage, manifest: Manifest, public: str) -> Statement:
+def check_signature(storage: Storage, manifest: Manifest, public: str) -> Statement:
+    """What the owner of a key says about this manifest. Raises as ``check_trust``."""
     statement = read_statement(storage, public)
     if statement.manifest_sha256 != manifest.sha256:
         raise CorruptCacheError(
@@ -178,7 +179,7 @@ def trust_check(required: Sequence[str], trusted_keys: Path | None = None, targe
     def check(source: Storage, manifest: Manifest) -> None:
         keys = [load_public_key(key, trusted_keys) for key in required]
         for public in keys:
-            statement = _signed(source, manifest, public)
+            statement = check_signature(source, manifest, public)
             if target is not None and target.exists(signature_file(public)):
                 check_not_older(statement, read_statement(target, public))
 

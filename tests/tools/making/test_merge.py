@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
-from support.forge import change_index, change_manifest
+from support.forge import change_index, change_manifest, follow_totals
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.shards import table
 from teacher_cache.shards.marks import mark_name, read_manifest, tar_name
@@ -291,7 +291,7 @@ def test_signals_that_a_source_no_longer_has_are_left_out_of_indexes(two: list[s
 
     for url in two:
         change_index(url, name_more)
-        change_manifest(url, lambda tree: tree["shards"][0]["files"].pop("hidden"))
+        change_manifest(url, lambda tree: (tree["shards"][0]["files"].pop("hidden"), follow_totals(tree)))
     merge(two, str(tmp_path / "all"))
     assert verify(str(tmp_path / "all")).problems == []
     assert "hidden" not in json.loads((tmp_path / "all" / "shard-000000.json").read_bytes())["signals"]

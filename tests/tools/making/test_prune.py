@@ -21,7 +21,7 @@ LEFT = {
     "shard-000001.json": b"x",
     "tables/" + "0" * 64 + ".zst": b"xxxx",
 }
-OTHERS = ["README.md", "signatures/" + "0" * 64 + ".json", "shard-1.json", "notes.tar", "more.txt"]
+OTHERS = ["README.md", "signatures/" + "0" * 64 + ".json", "shard-1.json", "notes.zip", "more.txt"]
 
 
 def litter(url: str) -> Storage:

@@ -8,8 +8,8 @@ from support.signed import SIGNED_AT, key_of, public_key, sign
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
-from tools.finding import signatures as catalog_signatures
-from tools.finding.signatures import valid_signatures
+from tools.trust import signatures as signatures_module
+from tools.trust.signatures import signatures, valid_signatures
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def url(tmp_path: Path) -> str:
 
 def signers(url: str) -> list[str]:
     storage = Storage(url)
-    return sorted(one.statement.signer for one in valid_signatures(storage, read_manifest(storage)))
+    return sorted(statement.signer for _, statement in valid_signatures(storage, read_manifest(storage)))
 
 
 def test_a_cache_without_signatures(url: str) -> None:
@@ -33,8 +33,8 @@ def test_all_valid_signatures_are_found(url: str) -> None:
     assert signers(url) == ["Ann", "Bob"]
     storage = Storage(url)
     found = valid_signatures(storage, read_manifest(storage))
-    assert [one.public_key for one in found] == sorted([public_key(1), public_key(2)])
-    assert {one.statement.signed_at for one in found} == {SIGNED_AT}
+    assert [key for key, _ in found] == sorted([public_key(1), public_key(2)])
+    assert {statement.signed_at for _, statement in found} == {SIGNED_AT}
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,20 @@ def test_a_signature_counts_under_the_name_of_its_key_only(url: str) -> None:
 def test_only_so_many_files_are_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 6):
         sign(url, number, f"{number}")
-    monkeypatch.setattr(catalog_signatures, "MAX_FILES", 3)
+    monkeypatch.setattr(signatures_module, "MAX_SIGNATURES", 3)
     assert len(signers(url)) == 3
-    monkeypatch.setattr(catalog_signatures, "MAX_BYTES", 10)
-    assert signers(url) == []
 
 
 def test_the_statement_is_what_is_signed(url: str) -> None:
     sign(url, 1, "Ann", signature=key_of(1).sign(b"something else").hex())
     assert signers(url) == []
+
+
+def test_why_a_signature_does_not_count_is_said(url: str) -> None:
+    sign(url, 1, "Ann", manifest_sha256="0" * 64)
+    sign(url, 2, "Bob")
+    (Path(url) / f"signatures/{public_key(3)}.json").write_bytes(b"nonsense")
+    problems = {key: problem for key, _, problem in signatures(Storage(url), read_manifest(Storage(url)))}
+    assert "forged or changed" in problems[public_key(1)]
+    assert problems[public_key(2)] == ""
+    assert "JSON" in problems[public_key(3)]

@@ -1,0 +1,40 @@
+"""The signatures beside a cache, for people to see. Whose key to trust is not decided here."""
+
+import re
+from typing import NamedTuple
+
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.signature import Statement, signature_file
+from teacher_cache.shards.storage import Storage
+from tools.trust.signing import check_signature
+
+MAX_SIGNATURES = 20  # that are looked at
+
+
+class Signed(NamedTuple):
+    """A signature that is there: what its key's owner states, or, where it does not count, why."""
+
+    public_key: str
+    statement: Statement | None
+    problem: str
+
+
+def signatures(storage: Storage, manifest: Manifest) -> list[Signed]:
+    """The first signatures of a cache by key, whether they count or not; no other file is listed or read."""
+    folder, _, _ = signature_file("").partition("/")
+    names = Storage(f"{storage.url.rstrip('/')}/{folder}").names()
+    keys = [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{64}\.json", name)]
+    return [_signed(storage, manifest, key) for key in keys[:MAX_SIGNATURES]]
+
+
+def valid_signatures(storage: Storage, manifest: Manifest) -> list[tuple[str, Statement]]:
+    """Key and statement of those that count."""
+    return [(key, statement) for key, statement, _ in signatures(storage, manifest) if statement is not None]
+
+
+def _signed(storage: Storage, manifest: Manifest, public_key: str) -> Signed:
+    try:
+        return Signed(public_key, check_signature(storage, manifest, public_key), "")
+    except UserError as error:
+        return Signed(public_key, None, str(error).removeprefix(f"{storage.where(signature_file(public_key))}: "))
