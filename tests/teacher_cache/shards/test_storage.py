@@ -46,6 +46,12 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     assert storage.read(TABLE) == b"table"
 
 
+def test_what_is_written_after_a_listing_is_seen(storage: Storage) -> None:
+    assert storage.names() == []
+    storage.write("a.json", b"x")
+    assert storage.read("a.json") == b"x"
+
+
 def test_ranges(storage: Storage) -> None:
     storage.write("a.tar", b"0123456789")
     assert storage.read_range("a.tar", 0, 10) == b"0123456789"
