@@ -220,14 +220,17 @@ class Storage:
         self.put(name, data, owner)
         return file_entry(data)
 
-    def put(self, name: str, data: bytes | bytearray, owner: str = "") -> None:
-        """Write a file atomically: locally by way of a temporary one, to a store in one request."""
+    def put(self, name: str, data: bytes | bytearray, owner: str = "", sha256: str = "") -> None:
+        """Write a file atomically: locally by way of a temporary one, to a store in one request.
+
+        ``sha256``: of ``data``, where it is known.
+        """
         if self.is_local:
             with self.staged(name, owner) as path:
                 path.write_bytes(data)
             return
         final = self._path(name)
-        if self._urls.put(final, data, PATIENCE):
+        if self._urls.put(final, data, sha256 or hashlib.sha256(data).hexdigest(), PATIENCE):
             self._fs.invalidate_cache(final)  # of listings, by which its client would not see the file
             return
         with self._writing(name):

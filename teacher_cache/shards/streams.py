@@ -4,7 +4,6 @@ What is read comes in small parts, which all take the same few pages of memory. 
 a stream ends, an upload says so, and the rest is done in the client's way, which also knows how to try again.
 """
 
-import hashlib
 import logging
 import time
 from base64 import b64encode
@@ -52,35 +51,28 @@ class SignedUrls:
                 yield buffer[:n_bytes]
                 size -= n_bytes
 
-    def put(self, path: str, data: bytes | bytearray, patience: float) -> bool:
+    def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float) -> bool:
         """Write an object; False when it was not, or one does not know.
 
-        ``patience``: seconds to wait for the answer, and for the store to take a piece.
+        ``sha256`` (hex) is that of ``data``: S3 compares what arrives. ``patience``: seconds to wait for the answer,
+        and for the store to take a piece.
         """
         if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # encryption, say, which is not in a URL
             return False
-        digest = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()  # the store compares it
-        headers = {"Content-MD5": digest, "Content-Type": "application/octet-stream"}
-        response = self._open(path, patience, data, headers, client_method="put_object")
+        checksum = b64encode(bytes.fromhex(sha256)).decode()
+        response = self._open(path, patience, data, client_method="put_object", ChecksumSHA256=checksum)
         if response is None:
             return False
         response.close()
         return True
 
-    def _open(
-        self,
-        path: str,
-        patience: float,
-        data: bytes | bytearray | None = None,
-        headers: dict[str, str] | None = None,
-        **how: str,
-    ) -> Any:
+    def _open(self, path: str, patience: float, data: bytes | bytearray | None = None, **how: str) -> Any:
         try:
             url = self._fs.sign(path, expiration=URL_SECONDS, **how)
             if not url.startswith(("http://", "https://")):
                 raise ValueError("the signed URL is none of HTTP")
-            method = "GET" if data is None else "PUT"
-            return urlopen(Request(url, data, headers or {}, method=method), timeout=patience)
+            headers = {"Content-Type": "application/octet-stream"} if data is not None else {}
+            return urlopen(Request(url, data, headers, method="GET" if data is None else "PUT"), timeout=patience)
         except HTTPError as error:
             self._work = self._work and (error.code == 404 or error.code >= 500)
             problem = f"HTTP {error.code}"

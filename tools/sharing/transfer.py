@@ -107,7 +107,7 @@ def _send(source: Storage, target: Storage, name: str, entry: FileEntry, progres
     for part in checked(source.stream(name, entry.bytes), entry, where, progress):
         data[end : end + len(part)] = part
         end += len(part)
-    target.put(name, data)
+    target.put(name, data, sha256=entry.sha256)
 
 
 def _write_all(file: RawIOBase, part: bytes | memoryview) -> None:

@@ -1,6 +1,8 @@
 """Streams of whole files: by a signed URL as far as it goes, the rest in the client's own way."""
 
-from pathlib import Path
+from pathlib from base64 import b64decode
+from hashlib import sha256
+import Path
 
 import numpy as np
 import pytest
@@ -92,3 +94,11 @@ def test_a_store_whose_urls_do_not_work_is_asked_in_its_own_way(s3_url: str, s3_
             assert joined(storage, len(DATA)) == DATA
         assert len(asked) == 1, "it is not tried for every file"
         assert {method for method, _ in proxy.requests} <= {"GET", "HEAD"}
+
+
+def test_the_store_is_told_the_sha256(s3_url: str, monkeypatch) -> None:
+    storage, signed = Storage(s3_url), []
+    sign = storage._fs.sign
+    monkeypatch.setattr(storage._fs, "sign", lambda path, **how: signed.append(how) or sign(path, **how))
+    storage.put("a.tar", DATA)
+    assert b64decode(signed[0]["ChecksumSHA256"]) == sha256(DATA).digest()
