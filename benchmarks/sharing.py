@@ -78,22 +78,22 @@ def ways(server: Server) -> tuple[dict[str, Copy], dict[str, Copy]]:
     if s5cmd_version() is not None:
         pushes[S5CMD] = lambda folder, url: s5cmd(server, f"{folder}/", f"{url}/")
         pulls[S5CMD] = lambda url, folder: s5cmd(server, f"{url}/*", f"{folder}/")
-        pushes[CHECKED] = lambda folder, url: (sha256sum(folder), pushes[S5CMD](folder, url))
-        pulls[CHECKED] = lambda url, folder: (pulls[S5CMD](url, folder), sha256sum(folder))
+        pushes[CHECKED] = lambda folder, url: [sha256sum(folder), s5cmd(server, f"{folder}/", f"{url}/")]
+        pulls[CHECKED] = lambda url, folder: [s5cmd(server, f"{url}/*", f"{folder}/"), sha256sum(folder)]
     return pushes, pulls
 
 
-def s5cmd(server: Server, source: str, target: str) -> None:
-    """Copy with s5cmd, with its own concurrency."""
+def s5cmd(server: Server, source: str, target: str) -> int:
+    """Copy with s5cmd, with its own concurrency; returns the exit status, 0."""
     command = ["s5cmd", "--log", "error", "--endpoint-url", server.endpoint, "cp", source, target]
-    subprocess.run(command, check=True)
+    return subprocess.run(command, check=True).returncode
 
 
-def sha256sum(folder: str) -> None:
-    """The sha256 of every file, several at a time."""
+def sha256sum(folder: str) -> int:
+    """Read every file for its sha256, several at a time; returns the exit status, 0."""
     files = b"\0".join(os.fsencode(path) for path in Path(folder).rglob("*") if path.is_file())
     command = ["xargs", "-0", "-n", "4", "-P", str(os.cpu_count()), "sha256sum"]
-    subprocess.run(command, input=files, check=True, stdout=subprocess.DEVNULL)
+    return subprocess.run(command, input=files, check=True, stdout=subprocess.DEVNULL).returncode
 
 
 def s5cmd_version() -> str | None:

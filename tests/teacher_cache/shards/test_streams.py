@@ -1,8 +1,8 @@
 """Streams of whole files: by a signed URL as far as it goes, the rest in the client's own way."""
 
-from pathlib from base64 import b64decode
+from base64 import b64decode
 from hashlib import sha256
-import Path
+from pathlib import Path
 
 import numpy as np
 import pytest
