@@ -14,6 +14,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.text import code_block, code_span, front_matter, one_line
 from tools.finding.catalog import capture_in_words, pull_command, total_bytes
+from tools.looking.stats import Stats, stats
 from tools.trust.signatures import valid_signatures
 
 CARD = "CACHE_CARD.md"
@@ -26,12 +27,24 @@ def describe(url: str, samples: int = 0, advance: Callable[[int, int], None] = l
 
     Raises UserError when there is no cache, CorruptCacheError when a sample that is read is damaged.
     """
-    from tools.finding.card_figures import figures
-
     storage = Storage(url)
     manifest = listed(storage, up_to_date_manifest(storage))
-    quality = figures(url, manifest, samples, advance) if samples and manifest.totals.samples else None
+    quality = _figures(stats(url, samples, advance)) if samples and manifest.totals.samples else None
     return cache_card(manifest, url, valid_signatures(storage, manifest), quality)
+
+
+def _figures(found: Stats) -> dict[str, float]:
+    """What a card says of ``cache-tools stats``: means over the rows read."""
+    figures = found.overall.summary()
+    entropy = "entropy in nats" if found.entropy_is_exact else "entropy in nats, at least"
+    return {
+        "samples read": figures["samples"],
+        "rows read": figures["rows"],
+        entropy: figures["entropy"]["mean"],
+        "probability of the best token": figures["top1_mass"]["mean"],
+        "probability of a row's stored tokens": figures["coverage"]["mean"],
+        "perplexity of the text to the teacher": figures["perplexity"],
+    }
 
 
 def write_card(url: str, text: str) -> str:

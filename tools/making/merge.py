@@ -23,9 +23,9 @@ from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
 from tools.making.files import share_file
 from tools.making.new_cache import check_free, new_cache
-from tools.making.side_by_side import side_by_side
 from tools.making.source import Source, open_complete, read_index
 from tools.making.union import check_fits, union_manifest
+from tools.side_by_side import side_by_side
 
 Duplicates = Literal["drop", "refuse", "keep"]
 

@@ -14,7 +14,8 @@ from teacher_cache.shards.marks import check_index, mark_name
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import signals_of
 from teacher_cache.shards.tar import BLOCK, member_bytes
-from tools.sharing.transfer import Advance, Progress, in_parallel, unseen
+from tools.sharing.transfer import Advance, Progress, unseen
+from tools.side_by_side import side_by_side
 
 SHARE_SEED = 1  # not 0, by which the trainer chooses samples for validation: a share is to have some of both
 
@@ -115,7 +116,7 @@ def chosen_parts(
         sizes = {signal: _tar_bytes(index.signals[signal], rows) for signal in entry.files}
         return Part(entry, rows, sizes) if len(rows) else None
 
-    found = in_parallel(choose, narrowed, parallel)
+    found = list(side_by_side(choose, narrowed, parallel))
     unknown = [layer for layer in selection.layers or () if layer not in layers]
     if unknown:
         raise UserError(f"{source.url}: no sample of layer {', '.join(unknown)}; there are {', '.join(sorted(layers))}")
@@ -178,7 +179,7 @@ def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:
     def layers(entry: ShardEntry) -> set[str]:
         return set(_layers(read_index(source, manifest, entry), source))
 
-    return sorted(set().union(*in_parallel(layers, manifest.shards, parallel)))
+    return sorted(set().union(*side_by_side(layers, manifest.shards, parallel)))
 
 
 def _layers(index: ShardIndex, source: Storage) -> list[str]:

@@ -27,7 +27,7 @@ from teacher_cache.shards.table import listed
 from tools.making.derived import copy_samples, derived_manifest, source_of
 from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, read_index, settings_of
 from tools.sharing.target import Target, opened_target
-from tools.sharing.transfer import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, in_parallel, unseen
+from tools.sharing.transfer import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, unseen
 from tools.sharing.whole import (
     Check,
     Report,
@@ -39,6 +39,7 @@ from tools.sharing.whole import (
     tars_of,
     unchecked,
 )
+from tools.side_by_side import side_by_side
 
 Item = TypeVar("Item")
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -101,7 +102,7 @@ def write_subset(
         beside = objects_of(subset.manifest.model_copy(update={**settings, "shard_table": None}))
         objects = missing_of(target, [*beside, *tars_of(whole)], parallel, report)
         marks = missing_of(target, marks_of(whole), parallel, report)
-        kept = in_parallel(lambda part: _kept(subset, target, part), in_part, parallel)
+        kept = list(side_by_side(lambda part: _kept(subset, target, part), in_part, parallel))
         for part, entry in zip(in_part, kept, strict=True):
             for signal, size in part.sizes.items():
                 report.add(signal, size, sent=entry is None)
@@ -111,7 +112,7 @@ def write_subset(
         to_write = [part for part, entry in zip(in_part, kept, strict=True) if entry is None]
         progress = Progress(bytes_of(objects) + bytes_of(marks) + sum(part.bytes for part in to_write), advance)
         copy_files(source, target.storage, objects, parallel, progress)
-        written = in_parallel(lambda part: _write(subset, target, part, progress), to_write, parallel)
+        written = list(side_by_side(lambda part: _write(subset, target, part, progress), to_write, parallel))
         copy_files(source, target.storage, marks, parallel, progress)
         report.sent(marks_of(written))
         report.there(marks_of(entry for entry in kept if entry is not None))

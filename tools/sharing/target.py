@@ -17,7 +17,8 @@ from schemas.manifest import Manifest
 from teacher_cache.shards.marks import read_manifest, remove_garbage
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
 from teacher_cache.shards.table import listed
-from tools.sharing.transfer import OWNER, PARALLEL, File, has_content, in_parallel
+from tools.sharing.transfer import OWNER, PARALLEL, File, has_content
+from tools.side_by_side import side_by_side
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")
 MARKER_TEXT = b'{"note": "a transfer to this place is not finished; the same command goes on with it"}\n'
@@ -35,7 +36,7 @@ class Target:
 
     def missing(self, files: Sequence[File], parallel: int = PARALLEL) -> list[File]:
         """Those of the files that are not there with the right content; a folder's are read."""
-        there = in_parallel(self._has, files, parallel)
+        there = list(side_by_side(self._has, files, parallel))
         return [file for file, is_there in zip(files, there, strict=True) if not is_there]
 
     def _has(self, file: File) -> bool:

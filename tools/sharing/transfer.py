@@ -7,13 +7,13 @@ target. Small files are sent in one request; of larger ones a part or two are in
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from typing import TypeVar
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
+from tools.side_by_side import side_by_side
 
 PARALLEL = 8
 ONE_REQUEST = 1 << 25  # bytes of the largest file that is sent in one request
@@ -21,8 +21,6 @@ OWNER = "transfer-"  # of temporary files
 File = tuple[str, FileEntry]
 Advance = Callable[[int, int], None]
 Data = TypeVar("Data", bytes, bytes | memoryview)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def unseen(done: int, total: int) -> None:
@@ -47,38 +45,14 @@ def bytes_of(files: Sequence[File]) -> int:
     return sum(entry.bytes for _, entry in files)
 
 
-def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], parallel: int) -> list[Result]:
-    """``work`` of each item, on threads. After a failure nothing more is begun, and it is raised."""
-    todo, lock, found, over = iter(enumerate(items)), threading.Lock(), {}, threading.Event()
-
-    def worker() -> None:
-        while not over.is_set():
-            with lock:
-                number, item = next(todo, (None, None))
-            if number is None:
-                return
-            try:
-                found[number] = work(item)  # type: ignore[arg-type]
-            except BaseException:
-                over.set()
-                raise
-
-    with ThreadPoolExecutor(max(1, min(parallel, len(items))), "transfer") as pool:
-        try:
-            for future in [pool.submit(worker) for _ in range(parallel)]:
-                future.result()
-        finally:
-            over.set()
-    return [found[number] for number in range(len(items))]
-
-
 def copy_files(source: Storage, target: Storage, files: Sequence[File], parallel: int, progress: Progress) -> None:
     """Copy these files, ``parallel`` at a time; each appears whole or not at all.
 
     Raises CorruptCacheError naming a source file that is missing or whose content is not what its entry says, UserError
     when it cannot be read or written.
     """
-    in_parallel(lambda file: _copy_file(source, target, *file, progress), files, parallel)
+    for _ in side_by_side(lambda file: _copy_file(source, target, *file, progress), files, parallel):
+        pass
 
 
 def _copy_file(source: Storage, target: Storage, name: str, entry: FileEntry, progress: Progress) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from schemas.cache_config import LogitsCapture
 from schemas.errors import UserError
-from support.models import VOCAB_SIZE, tiny_config, tiny_tokenizer
+from support.models import VOCAB_SIZE, tiny_tokenizer
 from support.synthetic import logits_sample, random_shards, token_sample, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
@@ -34,15 +34,6 @@ CAPTURES = {
 
 def silent(done: int, total: int) -> None:
     assert 0 < done <= total
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher's folder without weights."""
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_config().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def exported(folder: Path, capture: LogitsCapture) -> tuple[str, Path]:

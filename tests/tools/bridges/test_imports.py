@@ -14,7 +14,7 @@ import yaml
 
 from schemas.cache_config import LogitsCapture, TeacherConfig
 from schemas.errors import UserError
-from support.models import VOCAB_SIZE, tiny_config, tiny_tokenizer, write_random_teacher
+from support.models import VOCAB_SIZE, write_random_teacher
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
@@ -28,14 +28,6 @@ from tools.checking.verify import verify
 
 Tree = dict[str, Any]
 K = 8
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_config().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

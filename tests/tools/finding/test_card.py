@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -25,7 +24,7 @@ from tools.checking.verify import verify
 from tools.cli import main
 from tools.finding import card as module
 from tools.finding.card import CARD, cache_card, describe, shown_url, write_card
-from tools.finding.card_figures import figures
+from tools.looking.stats import stats
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
@@ -159,29 +158,12 @@ def test_an_incomplete_cache_has_no_digest(tmp_path: Path) -> None:
     assert "manifest_sha256" not in header(text)
 
 
-def test_figures_are_those_of_the_samples(url: str) -> None:
-    reader = CacheReader(url)
-    steps: list[tuple[int, int]] = []
-    found = figures(url, reader.manifest, 99, lambda done, total: steps.append((done, total)))
-    assert steps == [(1, 3), (2, 3), (3, 3)]
-    probabilities, best_came, likelihoods = [], [], []
-    for position in range(3):
-        logits, ids = reader.read_logits(position), reader.read_tokens(position).input_ids
-        for p, t in enumerate(logits.positions.tolist()):
-            probabilities.append(np.exp(logits.logprobs[p, : logits.counts[p]]))
-            if t + 1 < len(ids):
-                best_came.append(int(logits.ids[p, 0]) == int(ids[t + 1]))
-                likelihoods.append(logits.next_logprob[p])
-    assert found["samples read"] == 3
-    assert found["rows read"] == len(probabilities)
-    assert found["entries a row"] == np.mean([len(row) for row in probabilities])
-    assert found["probability of a row's entries together"] == pytest.approx(
-        np.mean([row.sum() for row in probabilities])
-    )
-    assert found["probability of the best entry"] == pytest.approx(np.mean([row[0] for row in probabilities]))
-    assert found["share of rows whose best entry came next"] == np.mean(best_came)
-    assert found["perplexity of the text to the teacher"] == pytest.approx(np.exp(-np.mean(likelihoods)))
-    assert figures(url, reader.manifest, 1)["samples read"] == 1
+def test_figures_are_those_of_stats(url: str) -> None:
+    figures = stats(url, 2).overall.summary()
+    text = describe(url, samples=2)
+    assert "| `samples read` | 2 |" in text
+    assert f"| `entropy in nats, at least` | {figures['entropy']['mean']:.6g} |" in text
+    assert f"| `perplexity of the text to the teacher` | {figures['perplexity']:.6g} |" in text
 
 
 def test_figures_of_quality_are_shown(url: str) -> None:

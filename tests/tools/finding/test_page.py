@@ -1,15 +1,14 @@
 """The catalogue's page in a browser: what caches say stays text, and the table can be used without a mouse."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from support.chromium import started_browser
 from support.forge import change_manifest
 from support.hostile import ALL, write_hostile_cache
 from support.signed import sign
@@ -17,14 +16,6 @@ from support.synthetic import random_shards, write_cache
 from tools.finding.catalog import scan, write
 from tools.finding.page import page, size
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 CONTRAST = """() => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const luminance = (colour) => channels(colour).slice(0, 3)
@@ -54,13 +45,8 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None and not os.environ.get("CI"):
-        pytest.skip("there is no chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield browser
-        browser.close()
+    with started_browser() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from support.synthetic import file_entry
 from teacher_cache.shards import storage as storage_module
 from teacher_cache.shards.storage import Storage
 from tools.sharing import transfer
-from tools.sharing.transfer import Progress, copy_files, in_parallel
+from tools.sharing.transfer import Progress, copy_files
 
 FILES = {"a.tar": 700_001, "b.tar": 0, "c.json": 10, f"tables/{'a' * 64}.zst": 5}
 PLACES = ("folder", "s3", "memory")
@@ -161,18 +161,3 @@ def test_an_upload_that_never_ends_is_given_up(place, monkeypatch) -> None:
     monkeypatch.setattr(type(storage._fs), "pipe_file", lambda *_, **__: time.sleep(5))
     with pytest.raises(UserError, match=r"a\.json: cannot be written: no answer in time"):
         storage.put("a.json", b"a")
-
-
-def test_results_are_in_order_and_a_failure_ends_the_rest() -> None:
-    assert in_parallel(lambda x: x * x, list(range(50)), 7) == [x * x for x in range(50)]
-    assert in_parallel(lambda x: x, [], 7) == []
-    begun = []
-
-    def work(x: int) -> None:
-        begun.append(x)
-        if x == 3:
-            raise ValueError("three")
-
-    with pytest.raises(ValueError, match="three"):
-        in_parallel(work, list(range(100)), 1)
-    assert begun == [0, 1, 2, 3]
