@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 
 from schemas.arrow import SIGNAL_SCHEMA, shard_table_schema
+from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MemberIndex
 from schemas.signature import signature_file
@@ -39,6 +40,8 @@ from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.tar import checksum
 from tools.checking.verify import verify
 from tools.making.derived import copy_samples
+from tools.sharing.subset import choose, open_source, write_subset
+from tools.sharing.whole import copy_cache
 from tools.trust.signing import generate_key, load_private_key, sign, trust_check
 
 BYTE_CHANGES = 300
@@ -178,6 +181,9 @@ def test_an_old_state_put_back(tmp_path: Path) -> None:
     assert verify(cache.url, checks=[trust_check([public])]).problems == []
     with pytest.raises(UserError, match="older state of the cache was put back"):
         verify(cache.url, checks=[trust_check([public], target=Storage(str(known)))])
+    done = run("cache-tools", "pull", cache.url, known, "--require-signature", public)
+    assert done.returncode == 2
+    assert "older state of the cache was put back" in done.stderr
     cache.write(signature_file(public), new_signature)
     (problem,) = verify(cache.url, checks=[trust_check([public])]).problems
     assert signature_file(public) in problem
@@ -254,8 +260,14 @@ def copied(source: str, target: str) -> None:
     copy_samples(storage, Storage(target), index, range(len(index.keys)), ("tokens", "logits"), SHARD)
 
 
+def pulled_in_part(source: str, target: str) -> None:
+    """Half of the samples: no shard is taken whole."""
+    write_subset(choose(*open_source(source), Selection(share=(0.0, 0.5))), target)
+
+
 READERS: dict[str, Callable[[str, str], object]] = {  # what takes a cache (URL) into a folder
     "copy_samples": copied,
+    "pull --sample": pulled_in_part,
 }
 
 
@@ -280,6 +292,13 @@ def test_tars_that_would_show_or_write_something_else(signed: Signed, tmp_path: 
             with tarfile.open(path) as tar:
                 assert all(member.isreg() and "/" not in member.name for member in tar)
         shutil.rmtree(target)
+    with pytest.raises(CorruptCacheError, match=rf"{SHARD}\.logits\.tar: "):
+        copy_cache(signed.url, str(tmp_path / "deep/pull"))
+    assert not (tmp_path / "deep/pull" / MANIFEST).exists()
+    with pytest.raises(CorruptCacheError, match="owner signed manifest"):
+        copy_cache(signed.url, str(tmp_path / "deep/required"), check=trust_check([signed.public]))
+    assert files_of(tmp_path / "deep/required") == []
+    assert all(path.is_relative_to(tmp_path / "deep/pull") for path in files_of(tmp_path) if path not in before)
 
 
 def test_tars_that_nobody_lists(signed: Signed) -> None:

@@ -6,6 +6,7 @@ something else than ours, or write outside the folder it is unpacked to.
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,21 @@ def check_tar(storage: Storage, name: str, signal: str, keys: list[str], member:
             names = [member_name(key, signal) for key in keys[first:last]]
             problem = _header_problem(blocks_NB, names, sizes_N[first:last])
         if problem is None and data[max(0, end - start) :].any():
+            problem = "something stands after its last member"
+    if problem is not None:
+        raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")
+
+
+def check_headers(path: Path, where: str, signal: str, keys: list[str], member: MemberIndex) -> None:
+    """The same of a local file whose sha256 is known to be right: reads its headers and its end, no payload."""
+    problem = _layout_problem(keys, member)
+    if problem is None:
+        data = np.memmap(path, np.uint8, "r")
+        blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
+        headers_N = np.array(member.offsets, np.int64) // BLOCK - 1
+        names = [member_name(key, signal) for key in keys]
+        problem = _header_problem(blocks_NB[headers_N], names, np.array(member.sizes, np.int64))
+        if problem is None and data[member.offsets[-1] + _padded(member.sizes[-1]) :].any():
             problem = "something stands after its last member"
     if problem is not None:
         raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")

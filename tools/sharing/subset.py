@@ -32,6 +32,7 @@ from tools.sharing.whole import (
     Check,
     Report,
     another_cache,
+    check_tars,
     checked_source,
     marks_of,
     missing_of,
@@ -114,6 +115,7 @@ def write_subset(
         copy_files(source, target.storage, objects, parallel, progress)
         written = list(side_by_side(lambda part: _write(subset, target, part, progress), to_write, parallel))
         copy_files(source, target.storage, marks, parallel, progress)
+        check_tars(source, target.storage, subset.manifest, whole)
         report.sent(marks_of(written))
         report.there(marks_of(entry for entry in kept if entry is not None))
 

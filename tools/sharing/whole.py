@@ -15,6 +15,8 @@ from teacher_cache.codec.permutation import table_path
 from teacher_cache.shards.marks import mark_name, parse_manifest, read_manifest_text, tar_name
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.table import listed, table_file
+from tools.checking.tars import check_headers
+from tools.sharing.selecting import read_index
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
 
@@ -134,7 +136,8 @@ def copy_cache(
 
     Raises:
         UserError: there is no complete cache at the source, another cache at the target, or a store fails.
-        CorruptCacheError: a file of the source is not what the manifest says. It does not appear at the target.
+        CorruptCacheError: a file of the source is not what the manifest says: it does not appear at the target; or a
+            tar is not what its index says: the manifest does not.
     """
     source, text, manifest = checked_source(source_url, digest, check)
     with opened_target(target_url, manifest.sha256, dry_run) as target:
@@ -155,6 +158,7 @@ def copy_cache(
         last = {name for name, _ in marks}
         copy_files(source, target.storage, [file for file in missing if file[0] not in last], parallel, progress)
         copy_files(source, target.storage, [file for file in missing if file[0] in last], parallel, progress)
+        check_tars(source, target.storage, manifest, shards)
         if target.manifest is None:
             target.confirm()
             target.storage.put(MANIFEST, text, OWNER)
@@ -162,6 +166,21 @@ def copy_cache(
             target.storage.put(name, content, OWNER)
         target.finish()
     return report
+
+
+def check_tars(source: Storage, target: Storage, manifest: Manifest, shards: Iterable[ShardEntry]) -> None:
+    """Refuse tars, copied from ``source`` to a folder, that hold something else than their indexes say.
+
+    Unpacked, they could write anywhere. Raises CorruptCacheError naming the source's file.
+    """
+    if not target.is_local:
+        return
+    for shard in shards:
+        index = read_index(target, manifest, shard)
+        for signal in shard.files:
+            name = tar_name(shard.name, signal)
+            path = target.local_path(name)
+            check_headers(path, source.where(name), signal, index.keys, index.signals[signal])
 
 
 def missing_of(target: Target, files: Sequence[File], parallel: int, report: Report) -> list[File]:

@@ -14,12 +14,13 @@ from support.synthetic import file_entry
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
 from tools.checking import tars
-from tools.checking.tars import check_tar
+from tools.checking.tars import check_headers, check_tar
 
 KEYS = ["a0", "b1", "c2", "d3"]
 PAYLOADS = [b"", bytes(range(256)) * 5, b"x" * 512, b"y" * 7]
 Member = tuple[tarfile.TarInfo, bytes]
 Change = Callable[[list[Member]], object]
+Check = Callable[[Path, bytes, MemberIndex], None]
 
 
 def members() -> list[Member]:
@@ -60,10 +61,20 @@ def check(folder: Path, data: bytes, index: MemberIndex) -> None:
     check_tar(storage, "shard-000000.logits.tar", "logits", KEYS, index)
 
 
+def check_by_headers(folder: Path, data: bytes, index: MemberIndex) -> None:
+    path = folder / "shard-000000.logits.tar"
+    path.write_bytes(data)
+    check_headers(path, str(path), "logits", KEYS, index)
+
+
+both_ways = pytest.mark.parametrize("check", [check, check_by_headers])
+
+
+@both_ways
 @pytest.mark.parametrize("read_bytes", [512, 1024, 1 << 24])
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
 def test_tars_of_any_writer_are_fine(
-    tmp_path: Path, form: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+    check: Check, tmp_path: Path, form: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tars, "READ_BYTES", read_bytes)
 
@@ -118,20 +129,23 @@ FORGED: dict[str, tuple[Change, str]] = {
 }
 
 
+@both_ways
 @pytest.mark.parametrize("name", FORGED)
-def test_what_other_readers_would_see_differently_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_other_readers_would_see_differently_is_refused(check: Check, tmp_path: Path, name: str) -> None:
     change, problem = FORGED[name]
     with pytest.raises(CorruptCacheError, match=rf"shard-000000\.logits\.tar: .*{problem}"):
         check(tmp_path, *build(change))
 
 
-def test_long_names_and_pax_headers_are_refused(tmp_path: Path) -> None:
+@both_ways
+def test_long_names_and_pax_headers_are_refused(check: Check, tmp_path: Path) -> None:
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with pytest.raises(CorruptCacheError, match="begin where"):
             check(tmp_path, *build(rename("n" * 120), form))
 
 
-def test_every_byte_of_a_header_that_readers_look_at_is_checked(tmp_path: Path) -> None:
+@both_ways
+def test_every_byte_of_a_header_that_readers_look_at_is_checked(check: Check, tmp_path: Path) -> None:
     """Sizes that lie, checksums that do not hold, and a tar that does not end."""
     data, index = build()
     rng = np.random.default_rng(0)
@@ -149,7 +163,8 @@ def test_every_byte_of_a_header_that_readers_look_at_is_checked(tmp_path: Path) 
     check(tmp_path, data[: end + 1024], index_of(data[: end + 1024], index.offsets))
 
 
-def test_offsets_that_overlap_are_refused(tmp_path: Path) -> None:
+@both_ways
+def test_offsets_that_overlap_are_refused(check: Check, tmp_path: Path) -> None:
     data, index = build()
     with pytest.raises(CorruptCacheError, match="sample c2 does not begin where"):
         check(tmp_path, data, index_of(data, [*index.offsets[:2], index.offsets[1], index.offsets[3]]))
