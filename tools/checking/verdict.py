@@ -1,0 +1,233 @@
+"""What scores of a teacher say about a cache: whether its values are this teacher's, and if not, whose they look like.
+
+A stored value may be off by the codec's rounding, and by what two runs of a model in its data type differ by. Medians
+over a sample's rows are held against that: single rows of a sound cache may be further off, and rows of another
+teacher, of a neighbour or of another temperature are off nearly all.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.manifest import Manifest
+from tools.checking.agreement import INVERSE_B, SHIFTS, UNIT, Rows, distances, divergence, entries, nearest_temperature
+from tools.checking.verify import logprob_error
+
+# Mean |Δ log p| of two runs in a data type, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in
+# float32, 0.077 in bfloat16. Allowed is a multiple, as teachers differ.
+NOISE = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.2}
+# Relative error of a hidden state: of its rounding, and of two runs.
+ROUNDING = {"int8": 0.02, "int4": 0.25, "float8_e4m3": 0.06, "bfloat16": 0.006, "float16": 0.001}
+HIDDEN_NOISE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.1}
+TEMPERATURE_NOISE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}  # |log T| that a fit may be off by
+BETTER = 0.4  # times the distance as stored: so near must an explanation come, …
+NEAR = 0.25  # … and within so many nats of what is allowed, as temperatures are tried in steps
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What was compared, and what came out."""
+
+    samples: int
+    rows: int
+    dtype: str  # that the teacher computed in
+    same_fingerprint: bool
+    problems: list[str]
+    verdict: str
+    figures: dict[str, dict[str, float]]  # of what is stored, by what: nats, or shares, or relative errors
+    distances: dict[str, float]  # median distance of the rows as they are stored, and as they would be explained
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sample, stored and scored anew."""
+
+    rows: Rows
+    hidden: dict[str, dict[int, np.ndarray]]  # relative errors by layer, and by how many rows later the teacher's are
+
+
+def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> Rescored:
+    """Figures of all samples, and whether they are those of this teacher."""
+    dtypes = [name for name in (dtype, manifest.teacher.dtype) if name in NOISE]
+    noisiest = max(dtypes, key=lambda name: NOISE[name])
+    rounding = max(logprob_error(item.rows.stored, manifest.codec) for item in scored)
+    by_shift = {shift: [distances(item.rows, shift) for item in scored] for shift in SHIFTS}
+    medians = [float(np.median(found_PB[:, UNIT])) for found_PB in by_shift[0]]
+    limits = [rounding + _allowed(NOISE[noisiest], len(found_PB)) for found_PB in by_shift[0]]
+    bad = [number for number, (found, limit) in enumerate(zip(medians, limits, strict=True)) if found > limit]
+    verdict, alternatives = _explain(by_shift, bad or list(range(len(scored))), bool(bad), noisiest, rounding)
+    problems = []
+    if verdict:
+        share = f"{len(bad)} of {len(scored)} samples" if bad else f"all {len(scored)} samples"
+        as_stored = alternatives["as stored"]
+        problems.append(f"{share}: log-probabilities are {as_stored:.3g} nat off in a median row: {verdict}")
+    else:
+        problems += _scalar_problems(scored, manifest, NOISE[noisiest])
+    problems += _hidden_problems(scored, manifest, HIDDEN_NOISE[noisiest])
+    return Rescored(
+        samples=len(scored),
+        rows=sum(len(item.rows.stored.positions) for item in scored),
+        dtype=dtype,
+        same_fingerprint=same,
+        problems=problems,
+        verdict=verdict or ("other values than this teacher's" if problems else "this teacher"),
+        figures=_figures(scored, manifest),
+        distances=alternatives,
+    )
+
+
+def _allowed(noise: float, n_rows: int) -> float:
+    """Noise of a median of so many rows: a few may be off further together."""
+    return noise * (1 + 3 / math.sqrt(n_rows))
+
+
+def _explain(
+    by_shift: dict[int, list[np.ndarray]], numbers: list[int], is_bad: bool, dtype: str, rounding: float
+) -> tuple[str, dict[str, float]]:
+    """What these samples' rows look like ('' if like the teacher's), and the median distances of the explanations."""
+    curves = {}
+    for shift, found in by_shift.items():
+        rows_NB = np.concatenate([found[number] for number in numbers])
+        curves[shift] = np.median(rows_NB, axis=0) if len(rows_NB) else np.full(len(INVERSE_B), np.inf)
+    as_stored = float(curves[0][UNIT])
+    best = {shift: int(curve.argmin()) for shift, curve in curves.items()}
+    alternatives = {"as stored": as_stored}
+    for shift in SHIFTS:
+        if shift and np.isfinite(curves[shift][UNIT]):
+            alternatives[f"rows {shift:+d}"] = float(curves[shift][UNIT])
+    temperature = 1 / INVERSE_B[best[0]]
+    if best[0] != UNIT:
+        alternatives[f"temperature {temperature:.2f}"] = float(curves[0][best[0]])
+    shift = min(SHIFTS, key=lambda candidate: curves[candidate][best[candidate]])
+    nearest, temperature = float(curves[shift][best[shift]]), 1 / INVERSE_B[best[shift]]
+    is_warm = abs(math.log(temperature)) > TEMPERATURE_NOISE[dtype]
+    if not is_bad:
+        is_warm = is_warm and shift == 0 and nearest < as_stored - 0.1 * (rounding + NOISE[dtype]) - 0.1 * as_stored
+        return (_named(0, temperature, True) if is_warm else ""), alternatives
+    limit = rounding + NOISE[dtype]
+    is_warm = is_warm or (not shift and best[0] != UNIT)
+    if (shift or is_warm) and (nearest <= limit or nearest < min(BETTER * as_stored, limit + NEAR)):
+        return _named(shift, temperature, is_warm), alternatives
+    return "another teacher, as far as can be seen", alternatives
+
+
+def _named(shift: int, temperature: float, is_warm: bool) -> str:
+    parts = []
+    if shift:
+        parts.append(f"each row is the teacher's of one token {'later' if shift > 0 else 'before'}: rows are shifted")
+    if is_warm:
+        near = f"{temperature:.2f}" if abs(math.log(temperature)) < 0.2 else f"{temperature:.2g}"
+        parts.append(f"the logits were divided by a temperature of about {near} before the softmax")
+    return ", and ".join(parts)
+
+
+def _scalar_problems(scored: list[Scored], manifest: Manifest, noise: float) -> list[str]:
+    """The realised tokens' log-probabilities and the log-partitions."""
+    rounding, problems = 0.5 / manifest.codec.scalar_steps_per_nat, []
+    for name, differences in _scalar_differences(scored, manifest).items():
+        temperature = name if isinstance(name, float) else 1.0
+        sharper = noise * max(1, 1 / temperature)
+        wrong = [
+            number
+            for number, found in enumerate(differences)
+            if len(found) and np.median(found) > rounding + _allowed(sharper, len(found))
+        ]
+        if not wrong:
+            continue
+        off = float(np.median(np.concatenate([differences[number] for number in wrong])))
+        share = f"{len(wrong)} of {len(scored)} samples"
+        if not isinstance(name, float):
+            problems.append(f"{share}: the realised token's log-probability is {off:.3g} nat off in a median row")
+            continue
+        column = manifest.capture.logits.temperatures.index(name)
+        like = np.concatenate(
+            [
+                nearest_temperature(scored[n].rows, scored[n].rows.stored.log_partition[:, column].astype(float))
+                for n in wrong
+            ]
+        )
+        problems.append(
+            f"{share}: the log-partition of temperature {name:g} is {off:.3g} nat off in a median row: it is that of "
+            f"about {np.median(like):.2g}"
+        )
+    return problems
+
+
+def _scalar_differences(scored: list[Scored], manifest: Manifest) -> dict[str | float, list[np.ndarray]]:
+    """|Δ| in nats of each sample's rows: of ``next``, and of the log-partition of each temperature but 1."""
+    found: dict[str | float, list[np.ndarray]] = {"next": []}
+    for item in scored:
+        here_P, there_P = item.rows.aligned(0)
+        stored, again = item.rows.stored, item.rows.again
+        next_P = np.abs(stored.next_logprob[here_P].astype(np.float64) - again.next_logprob[there_P])
+        found["next"].append(next_P[np.isfinite(next_P)])
+        for column, temperature in enumerate(manifest.capture.logits.temperatures):
+            if temperature != 1:
+                at = item.rows.temperatures.index(temperature)
+                wanted_P = again.log_partition[there_P, at].astype(np.float64)
+                found.setdefault(float(temperature), []).append(np.abs(stored.log_partition[here_P, column] - wanted_P))
+    return found
+
+
+def _hidden_problems(scored: list[Scored], manifest: Manifest, noise: float) -> list[str]:
+    problems = []
+    for label in dict.fromkeys(label for item in scored for label in item.hidden):
+        capture = manifest.capture.final if label.startswith("final") else manifest.capture.hidden
+        assert capture is not None
+        limit = ROUNDING[capture.dtype] + noise
+        every = [item.hidden[label] for item in scored if label in item.hidden and len(item.hidden[label][0])]
+        wrong = [
+            errors for errors in every if np.median(errors[0]) > limit * (1 + 3 / math.sqrt(max(1, len(errors[0]))))
+        ]
+        if not wrong:
+            continue
+        medians = {
+            shift: float(np.median(np.concatenate([errors[shift] for errors in wrong])))
+            for shift in SHIFTS
+            if any(len(errors[shift]) for errors in wrong)
+        }
+        best = min(medians, key=lambda shift: medians[shift])
+        like = f": {_named(best, 1.0, False)}" if best and medians[best] < BETTER * medians[0] else ""
+        problems.append(
+            f"{len(wrong)} of {len(scored)} samples: the {label} is {medians[0]:.1%} off in a median row, at most "
+            f"{limit:.1%} is noise{like}"
+        )
+    return problems
+
+
+def _figures(scored: list[Scored], manifest: Manifest) -> dict[str, dict[str, float]]:
+    compared = [entries(item.rows) for item in scored]
+    differences = np.concatenate([np.abs(stored - again)[found] for _, _, stored, again, found in compared])
+    n_entries = sum(int((~np.isnan(stored)).sum()) for _, _, stored, _, _ in compared)
+    best = np.concatenate(
+        [
+            item.rows.stored.ids[h, 0] == item.rows.again.ids[t, 0]
+            for item, (h, t, *_) in zip(scored, compared, strict=True)
+        ]
+    )
+    figures: dict[str, dict[str, float]] = {
+        "log-probabilities, |Δ| in nat": _quantiles(differences),
+        "KL(scored anew ‖ stored), nat": _quantiles(np.concatenate([divergence(item.rows) for item in scored])),
+        "shares": {
+            "stored entries found again": len(differences) / max(1, n_entries),
+            "same best token": float(best.mean()),
+        },
+    }
+    for name, found in _scalar_differences(scored, manifest).items():
+        what = (
+            f"log-partition at temperature {name:g}" if isinstance(name, float) else "realised token's log-probability"
+        )
+        figures[f"{what}, |Δ| in nat"] = _quantiles(np.concatenate(found))
+    for label in dict.fromkeys(label for item in scored for label in item.hidden):
+        errors = np.concatenate([item.hidden[label][0] for item in scored if label in item.hidden])
+        figures[f"{label}, relative error"] = _quantiles(errors)
+    return figures
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    median, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
+    mean, most = float(values.mean()), float(values.max())
+    return {"mean": mean, "median": median, "p90": p90, "p99": p99, "max": most}

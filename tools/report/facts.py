@@ -1,0 +1,128 @@
+"""What a cache's manifest says, in words for the page."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from schemas.derivation import Derivation
+from schemas.manifest import Manifest
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.table import ShardTable
+from tools.trust.signatures import Signed
+
+MOST_CHARACTERS = 2000  # of a text of the manifest
+
+
+class Fact(NamedTuple):
+    """A line of the summary."""
+
+    term: str
+    value: str
+    code: bool = False
+
+
+def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signed]) -> list[dict[str, Any]]:
+    """What the manifest says, in groups."""
+    teacher, counts, capture = manifest.teacher, manifest.corpus.counts, manifest.capture
+    logits = capture.logits
+    stored = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"
+    signals = [Fact("logits", f"{stored}; temperatures {', '.join(f'{t:g}' for t in logits.temperatures)}")]
+    if capture.draws is not None:
+        temperatures = ", ".join(f"{t:g}" for t in capture.draws.temperatures)
+        signals.append(
+            Fact("draws", f"{capture.draws.n} a row, from {capture.draws.region}; temperatures {temperatures}")
+        )
+    if capture.final is not None:
+        signals.append(Fact("final", f"final hidden states and output head, {capture.final.dtype}"))
+    if capture.hidden is not None:
+        layers = ", ".join(map(str, capture.hidden.layer_numbers(teacher.num_layers)))
+        signals.append(Fact("hidden", f"layers {layers}; {capture.hidden.dtype}"))
+    if capture.attention is not None:
+        attention = capture.attention
+        signals.append(Fact("attention", f"{attention.n_heads} heads, {attention.keys} keys a row"))
+    provenance = [
+        Fact(term, cut(value) or "not given")
+        for term, value in (
+            ("licence", manifest.provenance.licence),
+            ("owner", manifest.provenance.owner),
+            ("notes", manifest.provenance.notes),
+        )
+    ]
+    shards = f"{len(ShardTable(manifest, storage)):,}" + ("" if manifest.complete else "; the run is not finished")
+    groups = {
+        "Teacher": [
+            Fact("name", cut(teacher.name)),
+            Fact("architecture", cut(teacher.architecture)),
+            Fact("size", f"{teacher.num_layers} layers of {teacher.hidden_size:,}"),
+            Fact("vocabulary", f"{teacher.vocab_size:,}"),
+            Fact("computed in", cut(teacher.dtype)),
+            Fact("revision", cut(teacher.revision or "not given")),
+            Fact("weights", teacher.fingerprint, code=True),
+            Fact("tokenizer", manifest.tokenizer.fingerprint, code=True),
+        ],
+        "Corpus": [
+            Fact("documents", f"{counts.documents:,}"),
+            Fact("samples", f"{counts.samples:,}, at most {manifest.corpus.settings.max_tokens:,} tokens each"),
+            Fact("tokens", f"{counts.tokens:,}; {counts.loss_tokens:,} to be learned"),
+            Fact(
+                "left out", f"{counts.duplicates:,} duplicates, {counts.too_short:,} too short, {counts.empty:,} empty"
+            ),
+            Fact("content", manifest.corpus.fingerprint, code=True),
+        ],
+        "Signals": [*signals, Fact("format", f"version {manifest.format_version}"), Fact("shards", shards)],
+        "Provenance": [
+            *provenance,
+            *_derived(manifest.derived),
+            Fact("signed", "by nobody") if not signed else Fact("signed", "\n".join(map(_signature, signed))),
+            Fact("manifest", manifest.digest(), code=True),
+            Fact("read from", cut(url)),
+        ],
+    }
+    return [{"title": title, "facts": facts} for title, facts in groups.items()]
+
+
+def _signature(signed: Signed) -> str:
+    if signed.statement is None:
+        return f"not valid, by key {signed.public_key}: {signed.problem}"
+    signer, signed_at = signed.statement.signer, signed.statement.signed_at.isoformat(timespec="seconds")
+    return f"“{signer}”, as it says itself, {signed_at}; the signature holds, of key {signed.public_key}"
+
+
+def _derived(derived: Derivation | None) -> list[Fact]:
+    if derived is None:
+        return []
+    sources = [f"{each.manifest_sha256} ({each.samples:,} samples)" for each in derived.sources[:10]]
+    more = len(derived.sources) - len(sources)
+    facts = [
+        Fact("made by", derived.action),
+        Fact("made of", "\n".join(sources) + (f"\nand {more} more" if more else "")),
+    ]
+    if derived.notes:
+        facts.append(Fact("how", cut(derived.notes)))
+    return facts
+
+
+def lead(manifest: Manifest) -> str:
+    """The first sentence of the page."""
+    signals = {
+        "draws": "draws",
+        "final": "final hidden states",
+        "hidden": "hidden states",
+        "attention": "attention rows",
+    }
+    stored = ["the likeliest next tokens", *(signals[name] for name in manifest.capture.signals if name in signals)]
+    listed = stored[0] if len(stored) == 1 else f"{', '.join(stored[:-1])} and {stored[-1]}"
+    return f"What this teacher expects after each token of a corpus: {listed}."
+
+
+def cut(text: str) -> str:
+    """A text of the manifest, shortened if it is long."""
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"

@@ -1,0 +1,127 @@
+"""What was measured of a cache, as figures, plots and a table for the page."""
+
+import math
+from typing import Any
+
+from tools.looking.figures import perplexity
+from tools.looking.stats import POSITION_BINS, Figures, Stats
+from tools.report import plots
+from tools.report.facts import in_bytes
+
+SHOWN_GROUPS = 20
+
+
+def key_figures(stats: Stats) -> list[dict[str, str]]:
+    """The largest figures of the page, and what they are."""
+    totals, overall = stats.manifest.totals, stats.overall
+    size = sum(totals.bytes.values()) + totals.index_bytes
+    about = "mean entropy, nats" if stats.entropy_is_exact else "mean entropy, nats, at least"
+    pairs = [
+        (f"{totals.samples:,}", "samples"),
+        (f"{totals.tokens:,}", "tokens"),
+        (in_bytes(size), "stored"),
+        (f"{size / max(1, totals.tokens):,.0f}", "bytes a token"),
+        (f"{overall.rows['entropy'].mean:.2f}", about),
+        (f"{perplexity(overall.rows['surprise'].mean):,.2f}", "perplexity of the text"),
+    ]
+    return [{"value": value, "what": what} for value, what in pairs]
+
+
+def reading(stats: Stats) -> str:
+    """What was measured, and what the words mean."""
+    n, total = stats.overall.samples, stats.samples_in_cache
+    part = f"All {total:,} samples" if n == total else f"{n:,} of {total:,} samples, spread evenly over the cache"
+    kind = (
+        "exact, as stored with the draws"
+        if stats.entropy_is_exact
+        else "of the stored entries and one bucket for all other tokens, a lower bound of the whole distribution’s"
+    )
+    return (
+        f"{part}; rows of the loss mask only. Entropy is in nats at temperature 1, {kind}. Support is exp(entropy): "
+        "as many equally likely tokens have the same. Stored is the probability of the entries in the cache. "
+        "Decorative tokens are Markdown’s marks, emoji and the like."
+    )
+
+
+def figures(stats: Stats) -> list[plots.Figure]:
+    """The plots."""
+    entropy, coverage, totals = stats.overall.rows["entropy"], stats.overall.rows["coverage"], stats.manifest.totals
+    high = max(0.5, math.ceil(2 * entropy.quantile(0.995)) / 2)
+    low = min(0.9, math.floor(10 * coverage.quantile(0.02)) / 10)
+    spread_of = "mean {:.2f}, median {:.2f}, 95 % of rows below {:.2f}".format
+    stored = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
+    sizes: list[tuple[str, float]] = [(name, size / max(1, totals.tokens)) for name, size in totals.bytes.items()]
+    sizes = sorted([*sizes, ("index", totals.index_bytes / max(1, totals.tokens))], key=lambda item: -item[1])
+    drawn = [
+        plots.Figure(
+            "Entropy of rows",
+            plots.histogram(
+                "Histogram of entropy", plots.rebinned(entropy.counts, entropy.high, 0, high, 36), 0, high, "nats"
+            ),
+            spread_of(entropy.mean, entropy.quantile(0.5), entropy.quantile(0.95)),
+        ),
+        plots.Figure(
+            "Probability that is stored",
+            plots.histogram(
+                "Histogram of the stored mass",
+                plots.rebinned(coverage.counts, 1, low, 1, 36),
+                low,
+                1,
+                "of a row’s mass",
+            ),
+            stored(coverage.mean, coverage.quantile(0.5), coverage.quantile(0.05)),
+        ),
+    ]
+    rows, sums = stats.entropy_by_position
+    longest = stats.manifest.corpus.settings.max_tokens
+    there = rows > 0
+    middles = (there.nonzero()[0] + 0.5) * longest / POSITION_BINS
+    if there.sum() > 1:
+        used = float((there.nonzero()[0][-1] + 1) * longest / POSITION_BINS)
+        means = sums[there] / rows[there]
+        drawn.append(
+            plots.Figure(
+                "Entropy along the sequence",
+                plots.line("Mean entropy by position", middles, means, used, "position, tokens", "mean, nats"),
+                f"{means[0]:.2f} nats at the start, {means[-1]:.2f} at the end",
+            )
+        )
+    drawn.append(
+        plots.Figure(
+            "Size by signal",
+            plots.bars("Bytes a token by signal", sizes, "B"),
+            f"{sum(size for _, size in sizes):,.1f} bytes a token in all",
+        )
+    )
+    return drawn
+
+
+def groups(stats: Stats) -> list[list[dict[str, Any]]]:
+    """The rows of the table: all, the layers, the sources."""
+    layers = sorted(stats.layers.by_name.items(), key=lambda item: (-item[1].rows["entropy"].n, item[0]))[:SHOWN_GROUPS]
+    high = max(0.5, stats.overall.rows["entropy"].quantile(0.99))
+    return [
+        [_group("", "all", stats.overall, high)],
+        [_group("layer", name, figures, high) for name, figures in layers],
+        [_group("source", name, figures, high) for name, figures in stats.largest_sources(SHOWN_GROUPS).items()],
+    ]
+
+
+def _group(kind: str, name: str, figures: Figures, high: float) -> dict[str, Any]:
+    found = figures.summary()
+    entropy = found["entropy"]
+    named = ", ".join(f"{key[1:]} %: {entropy[key]:.2f}" for key in ("p05", "p25", "p50", "p75", "p95"))
+    return {
+        "kind": kind,
+        "name": name,
+        "strip": plots.strip(f"Entropy, {named}", entropy, high),
+        "before": [f"{found['samples']:,}", f"{found['rows']:,}", f"{entropy['mean']:.3f}"],
+        "after": [
+            f"{found['effective_support']['mean']:,.1f}",
+            f"{found['top1_mass']['mean']:.3f}",
+            f"{found['coverage']['mean']:.3f}",
+            f"{found['response_length']['mean']:,.1f}",
+            f"{found['perplexity']:,.2f}",
+            f"{100 * found['decorative_share']:.2f} %",
+        ],
+    }
