@@ -67,21 +67,24 @@ def pull(
 
     Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
     """
+    from schemas.derivation import Selection
     from teacher_cache.shards.storage import Storage
+    from tools.sharing.selecting import in_order
+    from tools.sharing.subset import choose, open_source, write_subset
     from tools.sharing.whole import copy_cache
     from tools.trust.signing import trust_check
 
-    selection = parse_selection(signals, shards, layers, sample)
+    everything = Selection()
+    selection = parse_selection(signals, shards, layers, sample) or everything
     check = trust_check(required, trusted_keys, Storage(folder))
     with progress("fetching") as advance:
-        if selection is None:
+        if selection != everything:
+            source, manifest = open_source(url, digest, check, whole=True)
+            selection = in_order(selection, manifest, url)
+        if selection == everything:  # also all signals by name: as it is, with its signatures
             report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:
-            from tools.sharing.subset import choose, open_source, write_subset
-
-            source, manifest = open_source(url, digest, check, whole=True)
-            chosen = choose(source, manifest, selection, parallel)
-            report = write_subset(chosen, folder, parallel, dry_run, advance)
+            report = write_subset(choose(source, manifest, selection, parallel), folder, parallel, dry_run, advance)
     show_report(report, as_json)
 
 

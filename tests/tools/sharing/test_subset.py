@@ -321,6 +321,14 @@ def test_commands(source: Storage, tmp_path: Path) -> None:
     assert (result.exit_code, "--by layer, or --parts" in result.stderr) == (2, True)
 
 
+def test_a_part_that_is_everything_is_the_cache_itself(source: Storage, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["pull", source.url, f"{tmp_path}/all", "--signals", "logits", "--sample", "100%"]
+    )
+    assert result.exit_code == 0, result.output
+    assert read_manifest(Storage(f"{tmp_path}/all")) == read_manifest(source)
+
+
 def test_pull_of_a_part_of_an_unfinished_cache_is_refused(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "source"), make_shards(), commit=2)
     result = CliRunner().invoke(main, ["pull", f"{tmp_path}/source", f"{tmp_path}/target", "--layer", "code"])
