@@ -12,7 +12,7 @@ from schemas.cache_config import LogitsCapture
 from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from support.proxy import proxied
-from support.synthetic import logits_sample, token_sample, write_cache
+from support.synthetic import logits_sample, token_sample, write_cache, write_tar
 from teacher_cache.shards import table
 from teacher_cache.shards.marks import mark_name, read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.reader import CacheReader
@@ -110,7 +110,7 @@ def test_signals_are_left_out_with_their_settings(tmp_path: Path, target: str) -
     source = Storage(str(tmp_path / "source"))
     base = write_cache(source.url, make_shards())
     from schemas.cache_config import FinalCapture, HiddenCapture
-    from schemas.manifest import HeadInfo, MemberIndex
+    from schemas.manifest import HeadInfo
     from teacher_cache.shards.marks import totals_of, write_mark
 
     entries = []
@@ -118,9 +118,7 @@ def test_signals_are_left_out_with_their_settings(tmp_path: Path, target: str) -
         index = read_mark(source, entry.name)
         members = {}
         for signal in ("hidden", "final"):
-            file = source.write(tar_name(entry.name, signal), signal.encode())
-            n = len(index.keys)
-            members[signal] = MemberIndex(file=file, offsets=[0] * n, sizes=[1] * n, checksums=["0" * 16] * n)
+            members[signal] = write_tar(source, entry.name, signal, [(key, signal.encode()) for key in index.keys])
         entries.append(write_mark(source, index.model_copy(update={"signals": {**index.signals, **members}})))
     head = HeadInfo(file=source.write("head.safetensors", b"head"), scale=1.0, softcap=None)
     capture = base.capture.model_copy(update={"hidden": HiddenCapture(layers=[1]), "final": FinalCapture()})
