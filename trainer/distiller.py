@@ -6,6 +6,7 @@ No teacher is loaded and no engine is imported: what the teacher knew is in the 
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,9 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # of torch, which raises once more when it hears of the worker's end
         raise UserError(
             f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "
             "checkpoint; with data.num_workers = 0 the main process decodes"
