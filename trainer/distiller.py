@@ -207,9 +207,8 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # of torch, which raises once more when it hears of the worker's end
+        # torch's handler would raise once more, at any place, when it hears of the worker's end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise UserError(
             f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "
             "checkpoint; with data.num_workers = 0 the main process decodes"
