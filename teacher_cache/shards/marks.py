@@ -11,7 +11,15 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
-from teacher_cache.shards.storage import HEAD, MANIFEST, TEMPORARY_PREFIX, Storage, check_content, file_entry
+from teacher_cache.shards.storage import (
+    HEAD,
+    MANIFEST,
+    MAX_JSON_BYTES,
+    TEMPORARY_PREFIX,
+    Storage,
+    check_content,
+    file_entry,
+)
 from teacher_cache.shards.table import listed, store_lists, table_file
 
 _OWN_NAME = re.compile(
@@ -97,6 +105,17 @@ def _parse_mark(data: bytes, shard: str, where: str) -> ShardIndex:
     if index.name != shard:
         raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
     return index
+
+
+def read_index(
+    storage: Storage, manifest: Manifest, entry: ShardEntry, signals: Iterable[Signal] | None = None
+) -> ShardIndex:
+    """The checked index of a shard, for reading ``signals`` (None: those that ``entry`` lists).
+
+    Raises CorruptCacheError.
+    """
+    data = storage.read(mark_name(entry.name), min(entry.index.bytes, MAX_JSON_BYTES))
+    return check_index(data, entry, manifest, entry.files if signals is None else signals, storage)
 
 
 def check_index(
@@ -252,8 +271,14 @@ def garbage(names: Iterable[str], manifest: Manifest | None, owner: str = "") ->
 
 def _expected_names(manifest: Manifest) -> set[str]:
     names = {tar_name(unit.name, "tokens") for unit in manifest.units}
-    names |= set() if manifest.shard_table is None else {table_file(manifest.shard_table)}
-    names |= {HEAD} if manifest.head is not None else set()
     for entry in manifest.shards:
         names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
-    return names | {table_path(digest) for digest in manifest.tables}
+    return names | {name for name, _ in files_beside_shards(manifest)}
+
+
+def files_beside_shards(manifest: Manifest) -> list[tuple[str, FileEntry]]:
+    """The files that a manifest lists beside those of its shards: code tables, shard table, output head."""
+    files = [(table_path(digest), entry) for digest, entry in sorted(manifest.tables.items())]
+    files += [] if manifest.shard_table is None else [(table_file(manifest.shard_table), manifest.shard_table)]
+    files += [] if manifest.head is None else [(HEAD, manifest.head.file)]
+    return files

@@ -16,14 +16,13 @@ import numpy as np
 
 from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
-from schemas.manifest import Manifest, ShardEntry, ShardIndex
+from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import (
-    check_index,
     check_sizes,
-    mark_name,
+    read_index,
     read_table,
     tar_name,
     totals_of,
@@ -77,7 +76,7 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Marks, indexes and sizes of each shard, the code tables, and tars that belong to no shard."""
     sizes = storage.sizes()
     for entry in manifest.shards:
-        yield from _problem(partial(_read_index, storage, manifest, entry))
+        yield from _problem(partial(read_index, storage, manifest, entry))
         for signal in entry.files:
             yield from _problem(partial(check_sizes, storage, entry, (signal,), sizes))
     for digest in manifest.tables:
@@ -93,15 +92,11 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
                 yield f"{storage.where(name)}: the manifest does not list it, and readers of plain tars may take it"
 
 
-def _read_index(storage: Storage, manifest: Manifest, entry: ShardEntry) -> ShardIndex:
-    return check_index(storage.read(mark_name(entry.name)), entry, manifest, entry.files, storage)
-
-
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """The sha256 and headers of every tar, the sha256 of every table. (Those of the marks are checked when read.)"""
     for entry in manifest.shards:
         try:
-            index = _read_index(storage, manifest, entry)
+            index = read_index(storage, manifest, entry)
         except CorruptCacheError:
             index = None  # reported before; the files are looked at nevertheless
         for signal, file in entry.files.items():

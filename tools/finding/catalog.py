@@ -23,7 +23,7 @@ from schemas.catalog import (
 from schemas.errors import UserError
 from schemas.load import parse_json, validate
 from schemas.manifest import Manifest
-from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.marks import files_beside_shards, read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.text import one_line
 from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
@@ -148,9 +148,8 @@ def pull_command(url: str, digest: str | None) -> str:
 
 def total_bytes(manifest: Manifest) -> int:
     """Bytes of a cache's files: signals, indexes, tables, head; not of the manifest itself."""
-    more = [*manifest.tables.values(), *([] if manifest.head is None else [manifest.head.file])]
-    more += [] if manifest.shard_table is None else [manifest.shard_table]
-    return sum(manifest.totals.bytes.values()) + manifest.totals.index_bytes + sum(file.bytes for file in more)
+    beside = sum(file.bytes for _, file in files_beside_shards(manifest))
+    return sum(manifest.totals.bytes.values()) + manifest.totals.index_bytes + beside
 
 
 def capture_in_words(manifest: Manifest) -> dict[str, str]:

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex
-from teacher_cache.codec.permutation import table_path
-from teacher_cache.shards.marks import check_index, check_sizes, mark_name, up_to_date_manifest
-from teacher_cache.shards.storage import HEAD, Storage
+from teacher_cache.shards import marks
+from teacher_cache.shards.marks import check_sizes, files_beside_shards, up_to_date_manifest
+from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed, signals_of
 
 
@@ -29,9 +29,7 @@ def open_complete(url: str) -> Source:
     sizes = storage.sizes()
     for entry in manifest.shards:
         check_sizes(storage, entry, signals_of(manifest), sizes)
-    files = {table_path(digest): entry for digest, entry in manifest.tables.items()}
-    files |= {HEAD: manifest.head.file} if manifest.head is not None else {}
-    for name, file in files.items():
+    for name, file in files_beside_shards(manifest):
         if sizes.get(name) != file.bytes:
             seen = f"{sizes[name]} bytes" if name in sizes else "the file is missing"
             raise CorruptCacheError(f"{storage.where(name)}: {seen}, the manifest says {file.bytes} bytes")
@@ -42,5 +40,5 @@ def read_index(source: Source, entry: ShardEntry) -> ShardIndex:
     """A shard's index, checked, of the signals that the cache has: it may name others. Raises CorruptCacheError."""
     storage, manifest = source
     signals = signals_of(manifest)
-    index = check_index(storage.read(mark_name(entry.name)), entry, manifest, signals, storage)
+    index = marks.read_index(storage, manifest, entry, signals)
     return index.model_copy(update={"signals": {signal: index.signals[signal] for signal in signals}})

@@ -5,8 +5,6 @@ puts in as text. A content security policy allows this style and this script by 
 request at all.
 """
 
-import base64
-import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +22,7 @@ from teacher_cache.shards.storage import Storage
 from tools.looking.figures import exact_column, measure
 from tools.looking.sampling import choose, choose_samples, find_samples, read_each
 from tools.looking.stats import Stats
+from tools.page_policy import page_policy
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading
 from tools.report.samples import viewer_sample
@@ -132,10 +131,7 @@ def _render(
     style, script = (HERE / "page.css").read_text("utf-8"), (HERE / "page.js").read_text("utf-8")
     manifest = stats.manifest
     text = environment.get_template("page.html.jinja").render(
-        policy=Markup(
-            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-            "base-uri 'none'; form-action 'none'"
-        ),
+        policy=Markup(page_policy(style, script, "img-src data:")),
         style=Markup(style),
         script=Markup(script),
         data=Markup(_json(data)),
@@ -152,10 +148,6 @@ def _render(
         footer=f"Written by cache-tools report from the cache whose manifest is {manifest.digest()}.",
     )
     return text.encode("utf-8", "replace")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _write(out: Path, page: bytes) -> None:

@@ -10,8 +10,8 @@ import xxhash
 from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal
-from teacher_cache.shards.marks import check_index, mark_name
-from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
+from teacher_cache.shards.marks import mark_name, read_index
+from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import signals_of
 from teacher_cache.shards.tar import BLOCK, member_bytes
 from tools.sharing.transfer import Advance, Progress, unseen
@@ -165,12 +165,6 @@ def _whole(entry: ShardEntry) -> Part:
 
 def _tar_bytes(member: MemberIndex, rows: np.ndarray) -> int:
     return 2 * BLOCK + sum(member_bytes(member.sizes[row]) for row in rows.tolist())
-
-
-def read_index(source: Storage, manifest: Manifest, entry: ShardEntry) -> ShardIndex:
-    """The checked index of a shard, for reading the signals that ``entry`` lists. Raises CorruptCacheError."""
-    data = source.read(mark_name(entry.name), min(entry.index.bytes, MAX_JSON_BYTES))
-    return check_index(data, entry, manifest, entry.files, source)
 
 
 def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:

@@ -16,8 +16,10 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex
 from teacher_cache.shards.marks import (
     assemble,
+    files_beside_shards,
     mark_name,
     mark_text,
+    read_index,
     read_mark,
     shard_entry,
     write_manifest,
@@ -25,7 +27,7 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed
 from tools.making.derived import copy_samples, derived_manifest, source_of
-from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, read_index, settings_of
+from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, settings_of
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, unseen
 from tools.sharing.whole import (
@@ -36,7 +38,6 @@ from tools.sharing.whole import (
     checked_source,
     marks_of,
     missing_of,
-    objects_of,
     tars_of,
     unchecked,
 )
@@ -100,7 +101,7 @@ def write_subset(
                 target, f"and it is not this part of the cache {subset.manifest.digest()} of {source.url}"
             )
         report = Report(source.url, target_url, "" if target.manifest is None else target.manifest.sha256, dry_run)
-        beside = objects_of(subset.manifest.model_copy(update={**settings, "shard_table": None}))
+        beside = files_beside_shards(subset.manifest.model_copy(update={**settings, "shard_table": None}))
         objects = missing_of(target, [*beside, *tars_of(whole)], parallel, report)
         marks = missing_of(target, marks_of(whole), parallel, report)
         kept = list(side_by_side(lambda part: _kept(subset, target, part), in_part, parallel))

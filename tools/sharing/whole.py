@@ -11,12 +11,17 @@ from typing import Any
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry
-from teacher_cache.codec.permutation import table_path
-from teacher_cache.shards.marks import mark_name, parse_manifest, read_manifest_text, tar_name
+from teacher_cache.shards.marks import (
+    files_beside_shards,
+    mark_name,
+    parse_manifest,
+    read_index,
+    read_manifest_text,
+    tar_name,
+)
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
-from teacher_cache.shards.table import listed, table_file
+from teacher_cache.shards.table import listed
 from tools.checking.tars import check_headers
-from tools.sharing.selecting import read_index
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
 
@@ -79,14 +84,6 @@ def kind_of(name: str) -> str:
     return "tables" if name.startswith("tables/") else "head" if name == HEAD else "index"
 
 
-def objects_of(manifest: Manifest) -> list[File]:
-    """The files of a cache beside those of its shards."""
-    files = [(table_path(digest), entry) for digest, entry in sorted(manifest.tables.items())]
-    files += [] if manifest.shard_table is None else [(table_file(manifest.shard_table), manifest.shard_table)]
-    files += [] if manifest.head is None else [(HEAD, manifest.head.file)]
-    return files
-
-
 def tars_of(shards: Iterable[ShardEntry]) -> list[File]:
     """The tars of shards."""
     return [(tar_name(shard.name, signal), entry) for shard in shards for signal, entry in shard.files.items()]
@@ -144,7 +141,7 @@ def copy_cache(
         if target.manifest is not None and target.manifest.sha256 != manifest.sha256:
             raise another_cache(target, f"that of {source_url} is {manifest.sha256}")
         shards = listed(source, manifest).shards
-        objects, marks = [*objects_of(manifest), *tars_of(shards)], marks_of(shards)
+        objects, marks = [*files_beside_shards(manifest), *tars_of(shards)], marks_of(shards)
         report = Report(source_url, target_url, manifest.sha256, dry_run)
         missing = missing_of(target, [*objects, *marks], parallel, report)
         signatures = new_signatures(source, target)

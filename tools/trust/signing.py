@@ -178,8 +178,7 @@ def trust_check(required: Sequence[str], trusted_keys: Path | None = None, targe
 
     def check(source: Storage, manifest: Manifest) -> None:
         keys = [load_public_key(key, trusted_keys) for key in required]
-        for public in keys:
-            statement = check_signature(source, manifest, public)
+        for public, statement in zip(keys, check_trust(source, manifest, keys), strict=True):
             if target is not None and target.exists(signature_file(public)):
                 check_not_older(statement, read_statement(target, public))
 

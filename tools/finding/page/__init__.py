@@ -4,12 +4,11 @@ Everything that caches say is text to the template, which escapes it; the conten
 style and the script beside this file, by their hashes.
 """
 
-import base64
-import hashlib
 from importlib.resources import files
 
 from schemas.catalog import Catalog
 from tools.finding.catalog import pull_command
+from tools.page_policy import page_policy
 
 
 def page(catalog: Catalog) -> str:
@@ -25,10 +24,7 @@ def page(catalog: Catalog) -> str:
         pull_command=pull_command,
         style=Markup(style),
         script=Markup(script),
-        policy=(
-            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
-        ),
+        policy=page_policy(style, script),
     )
 
 
@@ -44,7 +40,3 @@ def size(n_bytes: int) -> str:
 
 def _text(name: str) -> str:
     return files("tools.finding.page").joinpath(name).read_text(encoding="utf-8").strip()
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
