@@ -19,7 +19,8 @@ def rows_of(logits_PV: np.ndarray, k: int) -> LogitsSample:
     n_rows = len(logits_PV)
     padded_SV = np.concatenate([logits_PV, logits_PV[:1]])
     sample = logits_sample(padded_SV, np.zeros(n_rows + 1, np.uint32), LogitsCapture(k=k))
-    exact_PK = np.take_along_axis(np.log(probabilities(logits_PV)), sample.ids.astype(np.int64), axis=1)
+    logprobs_PV = logits_PV - np.logaddexp.reduce(logits_PV, axis=1, keepdims=True)
+    exact_PK = np.take_along_axis(logprobs_PV, sample.ids.astype(np.int64), axis=1)
     return replace(sample, logprobs=np.where(np.isfinite(sample.logprobs), exact_PK, -np.inf))
 
 
