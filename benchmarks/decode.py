@@ -1,6 +1,6 @@
 """How fast does a cache decode into padded batch arrays, in random order and in order, in one process?
 
-``CacheReader.read_rows`` reads, checks and decodes tokens and logits; the other layouts (see ``benchmarks.layouts``)
+``CacheReader.read_batches`` reads, checks and decodes tokens and logits; the other layouts (see ``benchmarks.layouts``)
 hold the same rows, verify nothing, and read no tokens. All read from the page cache into arrays of the same shapes.
 Rounds of all alternate and every round reads every sample ``PASSES`` times, after one time that does not count: it
 undoes what the round of another left in the processor's caches and in the heap. The best round of each counts, because
@@ -88,8 +88,8 @@ def ours(reader: CacheReader, rng: np.random.Generator) -> tuple[Way, Way]:
     """Every sample once, in random order and in order."""
 
     def read(order: np.ndarray) -> None:
-        for batch in batches(order):
-            reader.read_rows([[position] for position in batch])
+        for _ in reader.read_batches([[position] for position in batch] for batch in batches(order)):
+            pass
 
     return lambda: read(rng.permutation(len(reader))), lambda: read(np.arange(len(reader)))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.streaming_rows import Columns, Reference, own_columns
+from benchmarks.streaming_rows import Columns, Reference, delivered
 from benchmarks.streaming_storage import BATCH, Remote, Streamer
 from teacher_cache.shards import reader as cache_reader
 from trainer.data import SAMPLES_AHEAD
@@ -14,7 +14,7 @@ COPIES_BYTES = 1 << 30  # local copies may take: all of the cache
 
 
 class Ours(Streamer):
-    """``CacheReader.read_rows``: any order costs the same, so the order is a random permutation of all samples.
+    """``CacheReader.read_batches``: any order costs the same, so the order is a random permutation of all samples.
 
     From a store it reads local copies of shards, which it fetches ahead as the trainer does.
     """
@@ -42,10 +42,14 @@ class Ours(Streamer):
 
     def epoch(self, number: int) -> Iterator[Columns]:
         """A permutation."""
-        order = self.order(number)
+        for batch in self._reader.read_batches(self.batches(self.order(number))):
+            yield delivered(batch)
+
+    def batches(self, order: np.ndarray) -> Iterator[list[list[int]]]:
+        """A sample in each row."""
         for start in range(0, len(order), BATCH):
             self._reader.fetch_ahead(order[start : start + SAMPLES_AHEAD])
-            yield own_columns(self._reader, order[start : start + BATCH].tolist())
+            yield order[start : start + BATCH, None].tolist()
 
     def order(self, number: int) -> np.ndarray:
         """Of an epoch."""
@@ -57,9 +61,14 @@ class Ours(Streamer):
 
 
 class OursOneThread(Ours):
-    """The same, decoding in the calling thread only."""
+    """The same, decoded one batch after the other in the calling thread."""
 
     threads = 1
+
+    def epoch(self, number: int) -> Iterator[Columns]:
+        """A permutation."""
+        for rows in self.batches(self.order(number)):
+            yield delivered(self._reader.read_rows(rows))
 
 
 class OursMixed(Ours):

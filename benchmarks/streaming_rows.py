@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import CacheReader
 
 Columns = Mapping[str, np.ndarray]  # of a sample [S, …], or of a padded batch [R, L, …]
@@ -42,7 +43,7 @@ class Reference:
     def save(folder: Path, reader: CacheReader) -> None:
         """Write the rows of a whole cache."""
         folder.mkdir(parents=True, exist_ok=True)
-        samples = [own_columns(reader, [position]) for position in range(len(reader))]
+        samples = [delivered(reader.read_rows([[position]])) for position in range(len(reader))]
         for name in DELIVERED:
             np.save(folder / f"{name}.npy", np.concatenate([sample[name][0] for sample in samples]))
         np.save(folder / "first.npy", np.cumsum([0, *reader.num_tokens.tolist()]))
@@ -96,9 +97,8 @@ def digest(input_ids: np.ndarray) -> bytes:
     return hashlib.sha256(input_ids.astype("<i8").tobytes()).digest()
 
 
-def own_columns(reader: CacheReader, positions: Sequence[int]) -> Columns:
-    """A batch of the cache, a sample in each row."""
-    batch = reader.read_rows([[position] for position in positions])
+def delivered(batch: RowBatch) -> Columns:
+    """What is compared of this cache's batches."""
     return {name: getattr(batch, name) for name in DELIVERED}
 
 

@@ -27,7 +27,7 @@ Shape letters: S tokens of a sequence, P stored rows, K entries a row, T tempera
 of a batch, L their padded length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -39,8 +39,9 @@ from schemas.cache_config import Quantised
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
+from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.marks import up_to_date_manifest
-from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 from teacher_cache.shards.storage import Storage
 
 if TYPE_CHECKING:
@@ -148,10 +149,27 @@ class Cache:
 
         Raises UserError for a temperature that is not stored, ValueError when a sample does not fit into ``length``.
         """
+        return self._batch(samples, temperature, length, DECODE_THREADS)
+
+    def batches(
+        self, batches: Iterable[Sequence[int | str]], temperature: float | None = None, length: int | None = None
+    ) -> "Iterator[dict[str, torch.Tensor]]":
+        """``batch`` of each, in order; a few threads decode the next ones while one is being used.
+
+        >>> from teacher_cache.api import open_cache
+        >>> cache = open_cache(url, signals=["logits"])
+        >>> [len(batch["input_ids"]) for batch in cache.batches([[4, 0], [1, 3], [2]])]
+        [2, 2, 1]
+        """
+        return map_ahead(lambda samples: self._batch(samples, temperature, length, 1), batches, DECODE_THREADS)
+
+    def _batch(
+        self, samples: Sequence[int | str], temperature: float | None, length: int | None, threads: int
+    ) -> "dict[str, torch.Tensor]":
         positions = [self.position(at) if isinstance(at, str) else range(len(self))[at] for at in samples]
         if temperature is not None:
             _need(self._reader, "logits")
-        rows = self._reader.read_rows([[position] for position in positions], length)
+        rows = self._reader.read_rows([[position] for position in positions], length, threads)
         batch = _by_token(rows, self._reader)
         if temperature is not None:
             batch["probabilities"] = _softened(rows.logprobs, rows.log_partition, temperature, self.manifest)

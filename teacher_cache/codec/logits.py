@@ -14,14 +14,13 @@ Integers are split into byte planes (``planes``).
 import numpy as np
 
 from schemas.cache_config import CodecConfig, LogitsCapture
-from schemas.errors import CorruptCacheError
 from teacher_cache.codec import ids, logprobs, positions
 from teacher_cache.codec.compiled import refused_as_corrupt
-from teacher_cache.codec.logprobs import FLOAT_BYTES, from_bits, quantise
+from teacher_cache.codec.logprobs import FLOATS, quantise
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
-from teacher_cache.codec.rows import COUNT_BYTES, LOGPROBS, N_SECTIONS, SCALAR_BYTES, SCALARS, Rows, fill_rows
-from teacher_cache.codec.sections import Sections, payload_frame, write_payload
+from teacher_cache.codec.rows import COUNT_BYTES, N_SECTIONS, SCALAR_BYTES, Layout, Rows, fill_rows
+from teacher_cache.codec.sections import Frame, Sections, payload_frame, write_payload
 from teacher_cache.records import LogitsSample
 
 MAX_SCALAR_STEPS = (1 << 23) - 1  # scalars beyond ± that many steps, infinite ones too, are clipped to it
@@ -34,9 +33,17 @@ class LogitsCodec:
         self._k = capture.k
         self._codec = codec
         self._table = table
-        self._steps_per_nat = codec.logprob_steps_per_nat if codec.logprobs == "steps" else 0
-        self._n_temperatures, self._unit_column = len(capture.temperatures), capture.temperatures.index(1.0)
-        self._stored_temperatures = np.arange(self._n_temperatures) != self._unit_column
+        self._n_temperatures, unit_column = len(capture.temperatures), capture.temperatures.index(1.0)
+        self._stored_temperatures = np.arange(self._n_temperatures) != unit_column
+        steps = codec.logprobs == "steps"
+        self.layout = Layout(
+            id_of_code=table.id_of_code,
+            code_bytes=table.code_bytes,
+            unit_column=unit_column,
+            steps_per_nat=codec.logprob_steps_per_nat if steps else 0,
+            float_form=0 if steps else FLOATS.index(codec.logprobs),
+            nats_per_scalar_step=np.float32(1 / codec.scalar_steps_per_nat),
+        )
         self._row_bytes = (
             COUNT_BYTES
             + ids.most_bytes(self._k, table)
@@ -88,27 +95,14 @@ class LogitsCodec:
 
         Nothing is decompressed before its size is known to be one that rows of this shape can have.
         """
-        num_tokens = len(rows.counts)
-        limit = positions.most_bytes(num_tokens) + num_tokens * self._row_bytes
-        sections = Sections(payload_frame(payload), N_SECTIONS, limit)
+        sections = Sections(payload_frame(payload), N_SECTIONS, self.most_bytes(len(rows.counts)))
         with refused_as_corrupt():
-            fill_rows(
-                sections.content,
-                sections.starts,
-                self._table.id_of_code,
-                self._table.code_bytes,
-                self._unit_column,
-                self._steps_per_nat,
-                np.float32(1 / self._codec.scalar_steps_per_nat),
-                rows,
-            )
-        if self._codec.logprobs != "steps":
-            bits_E = sections.integers(LOGPROBS, (int(rows.counts.sum()),), FLOAT_BYTES[self._codec.logprobs])
-            values_E = from_bits(bits_E, self._codec.logprobs)
-            for empty in range(LOGPROBS + 1, SCALARS):
-                sections.integers(empty, (0,), 1)
-            if not (values_E <= 0).all():
-                raise CorruptCacheError("a log-probability is above 0 or not a number")
-            stored_SK = np.arange(self._k) < rows.counts[:, None]
-            rows.logprobs[stored_SK] = values_E
-            rows.logprobs[~stored_SK] = -np.inf
+            fill_rows(sections.content, sections.starts, self.layout, rows)
+
+    def frame(self, payload: bytes, num_tokens: int) -> Frame:
+        """The frame of a payload of so many tokens. Raises CorruptCacheError."""
+        return Frame.of(payload_frame(payload), N_SECTIONS, self.most_bytes(num_tokens))
+
+    def most_bytes(self, num_tokens: int) -> int:
+        """What the sections of a sequence may take, at most."""
+        return positions.most_bytes(num_tokens) + num_tokens * self._row_bytes

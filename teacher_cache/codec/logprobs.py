@@ -35,6 +35,8 @@ _BYTE = np.arange(256, dtype=np.uint64)
 UNPACKED = np.sum([(_BYTE >> index(2 * n) & index(LARGE)) << index(16 * n) for n in range(PACKED)], axis=0)
 BLOCK = 16  # rows
 FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+FLOATS = tuple(FLOAT_BYTES)
+BFLOAT16, FLOAT16, FLOAT32 = range(3)  # places in it
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -193,6 +195,55 @@ def fill_logprobs(
     if at_0 != index(starts[1]) or at_1 != index(starts[2]) or at_2 != index(starts[3]):
         n_differences = np.int64(((counts_P + (PACKED - 1)) // PACKED).sum())
         raise ValueError("bytes of differences", starts[3] - starts[0], n_differences)
+
+
+@compiled
+def fill_float_logprobs(
+    content: np.ndarray,
+    starts: np.ndarray,
+    form: int,
+    rows_P: np.ndarray,
+    counts_P: np.ndarray,
+    logprobs_SK: np.ndarray,
+) -> None:
+    """The same of floats of the dtype ``FLOATS[form]``."""
+    k_max, n = logprobs_SK.shape[1], counts_P.sum()
+    width = 4 if form == FLOAT32 else 2
+    planes = content[starts[0] : starts[1]]
+    if len(planes) != width * n:
+        raise ValueError("bytes of log-probabilities", len(planes), width * n)
+    if starts[4] > starts[1]:
+        raise ValueError("bytes of differences beside log-probabilities", starts[4] - starts[1], 0)
+    bits_E = np.zeros(n, np.uint32)
+    for plane in range(width):
+        for e in range(n):
+            bits_E[e] |= np.uint32(planes[plane * n + e]) << np.uint32(8 * plane)
+    if form == BFLOAT16:
+        bits_E <<= np.uint32(16)
+    elif form == FLOAT16:
+        _widen_halves(bits_E)
+    values_E = bits_E.view(np.float32)
+    e = 0
+    for p in range(len(counts_P)):
+        for k in range(counts_P[p]):
+            if not values_E[e] <= 0:
+                raise ValueError("log-probabilities above 0 or not a number", 1, 0)
+            logprobs_SK[rows_P[p], k] = values_E[e]
+            e += 1
+        for k in range(counts_P[p], k_max):
+            logprobs_SK[rows_P[p], k] = -np.inf
+
+
+@compiled
+def _widen_halves(bits_E: np.ndarray) -> None:
+    """Make bits of float32 of those of float16, in place: 2^112 is what their exponents differ by."""
+    values_E = bits_E.view(np.float32)
+    for e in range(len(bits_E)):
+        half = bits_E[e]
+        bits_E[e] = (half & np.uint32(0x8000)) << np.uint32(16) | (half & np.uint32(0x7FFF)) << np.uint32(13)
+        values_E[e] *= np.float32(2.0**112)
+        if half & np.uint32(0x7C00) == np.uint32(0x7C00):
+            bits_E[e] |= np.uint32(0x7F800000)
 
 
 @compiled

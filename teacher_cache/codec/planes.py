@@ -44,19 +44,28 @@ def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
 
 
 def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
-    """A frame's content, read-only uint8, of ``least`` to ``most`` bytes.
+    """A frame's content, read-only uint8, of ``least`` to ``most`` bytes. Raises as ``content_size``, or if broken."""
+    content_size(frame, most, least)
+    try:
+        return np.frombuffer(_decompressor().decompress(frame), np.uint8)
+    except zstandard.ZstdError as error:
+        raise CorruptCacheError(f"broken zstd frame: {error}") from None
 
-    Raises CorruptCacheError when it is broken, declares another size, or one out of all proportion to its own: before
-    anything is allocated.
+
+def content_size(frame: bytes | memoryview, most: int, least: int) -> int:
+    """Bytes that a frame decompresses to, from its header: before anything is allocated.
+
+    Raises CorruptCacheError when it is broken, declares less than ``least`` bytes or more than ``most``, or a size out
+    of all proportion to its own.
     """
     most = min(most, max(MOST_BYTES, MOST_RATIO * len(frame)))
     try:
         declared = zstandard.frame_content_size(frame)
-        if not least <= declared <= most:
-            raise CorruptCacheError(f"a zstd frame declares {declared} bytes, wanted {least} to {most}")
-        return np.frombuffer(_decompressor().decompress(frame), np.uint8)
     except zstandard.ZstdError as error:
         raise CorruptCacheError(f"broken zstd frame: {error}") from None
+    if not least <= declared <= most:
+        raise CorruptCacheError(f"a zstd frame declares {declared} bytes, wanted {least} to {most}")
+    return declared
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

@@ -5,7 +5,7 @@ Tokens beyond the section's end have no bit set.
 
 import numpy as np
 
-from schemas.errors import CorruptCacheError
+from teacher_cache.codec.compiled import compiled, refused_as_corrupt
 
 
 def encode_positions(positions_P: np.ndarray) -> np.ndarray:
@@ -17,19 +17,24 @@ def encode_positions(positions_P: np.ndarray) -> np.ndarray:
 
 def decode_positions(section: np.ndarray, num_tokens: int) -> np.ndarray:
     """Row numbers int32 [P], rising. Raises CorruptCacheError unless they are of a sequence of ``num_tokens``."""
-    return np.flatnonzero(decode_bits(section, num_tokens)).astype(np.int32)
+    with refused_as_corrupt():
+        return row_numbers(section, num_tokens)
 
 
-def decode_bits(section: np.ndarray, num_tokens: int) -> np.ndarray:
-    """The same as a bool for each token, [S]."""
-    if len(section) > most_bytes(num_tokens):
-        raise CorruptCacheError(f"{len(section)} bytes of positions, wanted at most {most_bytes(num_tokens)}")
-    if len(section) == 0:  # of which numpy makes any number of undefined bits
-        return np.zeros(num_tokens, np.bool_)
-    end = 8 * (len(section) - 1) + int(section[-1]).bit_length()
-    if end > num_tokens:
-        raise CorruptCacheError(f"position {end - 1}, wanted one below {num_tokens}")
-    return np.unpackbits(section, count=num_tokens, bitorder="little").view(np.bool_)
+@compiled
+def row_numbers(section: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The same for compiled loops. Raises ValueError(what, value seen, value wanted)."""
+    if len(section) > (num_tokens + 7) // 8:
+        raise ValueError("bytes of positions", len(section), (num_tokens + 7) // 8)
+    positions_P = np.empty(num_tokens, np.int32)
+    n = 0
+    for s in range(8 * len(section)):
+        if (section[s >> 3] >> (s & 7)) & 1:
+            if s >= num_tokens:
+                raise ValueError("a position", s, num_tokens - 1)
+            positions_P[n] = s
+            n += 1
+    return positions_P[:n]
 
 
 def most_bytes(num_tokens: int) -> int:

@@ -8,13 +8,25 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.codec.ids import N_SECTIONS as ID_SECTIONS
 from teacher_cache.codec.ids import fill_ids
 from teacher_cache.codec.logprobs import N_SECTIONS as LOGPROB_SECTIONS
-from teacher_cache.codec.logprobs import fill_logprobs
+from teacher_cache.codec.logprobs import fill_float_logprobs, fill_logprobs
+from teacher_cache.codec.positions import row_numbers
 
 COUNT_BYTES, SCALAR_BYTES = 2, 3
 IDS = 2  # number of the first of their sections
 LOGPROBS = IDS + ID_SECTIONS
 SCALARS = LOGPROBS + LOGPROB_SECTIONS
 N_SECTIONS = SCALARS + 1
+
+
+class Layout(NamedTuple):
+    """What does not change from sequence to sequence."""
+
+    id_of_code: np.ndarray  # int32 [V]
+    code_bytes: int
+    unit_column: int  # the log-partition's column of temperature 1, which is not stored
+    steps_per_nat: int  # of log-probabilities; 0: floats
+    float_form: int  # then their dtype, as a place in FLOATS
+    nats_per_scalar_step: np.float32
 
 
 class Rows(NamedTuple):
@@ -31,46 +43,27 @@ class Rows(NamedTuple):
 
 
 @compiled
-def fill_rows(
-    content: np.ndarray,
-    starts: np.ndarray,
-    id_of_code: np.ndarray,
-    code_bytes: int,
-    unit_column: int,
-    steps_per_nat: int,
-    nats_per_scalar_step: np.float32,
-    rows: Rows,
-) -> None:
+def fill_rows(content: np.ndarray, starts: np.ndarray, layout: Layout, rows: Rows) -> None:
     """Decode the sections of ``content`` (see ``fill_ids``) into ``rows``.
 
-    ``unit_column`` is the log-partition's column of temperature 1, which is not stored. If ``steps_per_nat`` is 0,
-    the log-probabilities are floats and left out. Raises ValueError(what, value seen, value wanted) when the sections
-    do not fit together. Nothing outside the arrays is read or written, whatever the sections hold.
+    Raises ValueError(what, value seen, value wanted) when the sections do not fit together. Nothing outside the arrays
+    is read or written, whatever the sections hold.
     """
-    rows_P = _positions(content[starts[0] : starts[1]], len(rows.counts))
+    rows_P = row_numbers(content[starts[0] : starts[1]], len(rows.counts))
     counts_P = _counts(content[starts[1] : starts[2]], len(rows_P), rows.ids.shape[1])
-    _clear_rows(rows_P, rows)
+    clear_rows(rows_P, rows)
     for p in range(len(rows_P)):
         rows.counts[rows_P[p]] = counts_P[p]
-    fill_ids(content, starts[IDS : LOGPROBS + 1], id_of_code, code_bytes, rows_P, counts_P, rows.ids)
-    if steps_per_nat > 0:
-        fill_logprobs(content, starts[LOGPROBS : SCALARS + 1], steps_per_nat, rows_P, counts_P, rows.logprobs)
+    fill_ids(content, starts[IDS : LOGPROBS + 1], layout.id_of_code, layout.code_bytes, rows_P, counts_P, rows.ids)
+    logprob_starts = starts[LOGPROBS : SCALARS + 1]
+    if layout.steps_per_nat > 0:
+        fill_logprobs(content, logprob_starts, layout.steps_per_nat, rows_P, counts_P, rows.logprobs)
+    else:
+        fill_float_logprobs(content, logprob_starts, layout.float_form, rows_P, counts_P, rows.logprobs)
     planes = content[starts[SCALARS] : starts[SCALARS + 1]]
-    _fill_scalars(planes, nats_per_scalar_step, rows_P, unit_column, rows.next_logprob, rows.log_partition)
-
-
-@compiled
-def _positions(bits: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Row numbers int32 [P], see ``positions``."""
-    rows_S = np.empty(n_tokens, np.int32)
-    n = 0
-    for s in range(8 * len(bits)):
-        if (bits[s >> 3] >> (s & 7)) & 1:
-            if s >= n_tokens:
-                raise ValueError("a position", s, n_tokens - 1)
-            rows_S[n] = s
-            n += 1
-    return rows_S[:n]
+    _fill_scalars(
+        planes, layout.nats_per_scalar_step, rows_P, layout.unit_column, rows.next_logprob, rows.log_partition
+    )
 
 
 @compiled
@@ -89,7 +82,7 @@ def _counts(planes: np.ndarray, n_rows: int, k_max: int) -> np.ndarray:
 
 
 @compiled
-def _clear_rows(rows_P: np.ndarray, rows: Rows) -> None:
+def clear_rows(rows_P: np.ndarray, rows: Rows) -> None:
     """Write what stands in rows that are not stored."""
     n_tokens = len(rows.counts)
     p = 0

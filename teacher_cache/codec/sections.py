@@ -9,6 +9,7 @@ import itertools
 import math
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
@@ -16,7 +17,7 @@ import zstandard
 from schemas.arrow import SIGNAL_SCHEMA
 from schemas.errors import CorruptCacheError
 from teacher_cache.codec.message import RowReader, write_row
-from teacher_cache.codec.planes import compress_planes, decompress, join_planes
+from teacher_cache.codec.planes import compress_planes, content_size, decompress, join_planes
 
 SIZE_BYTES = 4
 _READER = RowReader(SIGNAL_SCHEMA)
@@ -37,6 +38,22 @@ def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
 def payload_frame(payload: bytes) -> memoryview:
     """The frame of a captured signal's payload. Raises CorruptCacheError."""
     return _READER.read(payload).binary("frame")
+
+
+class Frame(NamedTuple):
+    """A zstd frame, and how many bytes it says it holds."""
+
+    data: memoryview
+    content_bytes: int
+
+    @staticmethod
+    def of(data: memoryview, n_sections: int, limit: int) -> "Frame":
+        """Of ``n_sections`` that take at most ``limit`` bytes; raises CorruptCacheError if it says otherwise."""
+        header = SIZE_BYTES * n_sections
+        return Frame(data, content_size(data, most=header + limit, least=header))
+
+
+NO_FRAME = Frame(memoryview(b""), 0)
 
 
 class Sections:

@@ -19,13 +19,15 @@ import numpy as np
 from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS
-from teacher_cache.codec.message import Row, RowReader, write_row
-from teacher_cache.codec.planes import join_planes, split_planes
-from teacher_cache.codec.positions import decode_bits, encode_positions, most_bytes
-from teacher_cache.codec.sections import Sections, compress_sections
+from teacher_cache.codec.compiled import compiled, refused_as_corrupt
+from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.planes import split_planes
+from teacher_cache.codec.positions import encode_positions, most_bytes, row_numbers
+from teacher_cache.codec.sections import Frame, Sections, compress_sections
 from teacher_cache.records import TokenSample
 
 ID_BYTES, SPAN_BYTES = 3, 4
+N_SECTIONS = 2  # of what training reads
 LEVEL = 3  # of zstd, for the text
 MAX_TOKEN_BYTES, SLACK_BYTES = 1 << 10, 1 << 16  # of text, a token and a sequence: bounds what is decompressed
 
@@ -66,7 +68,11 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
     Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
     """
     row = _READER.read(payload)
-    input_ids, loss_mask = _training_columns(row, num_tokens, vocab_size)
+    sections = Sections(row.binary("frame"), N_SECTIONS, training_bytes(num_tokens or MAX_SEQUENCE_TOKENS))
+    n = len(sections[0]) // ID_BYTES if num_tokens is None else num_tokens
+    input_ids, loss_mask = np.empty(n, np.uint32), np.empty(n, np.bool_)
+    with refused_as_corrupt():
+        fill_columns(sections.content, sections.starts, vocab_size, input_ids, loss_mask)
     limit = SLACK_BYTES + len(input_ids) * (2 * SPAN_BYTES + MAX_TOKEN_BYTES)
     sections = Sections(row.binary("text_frame"), 3, limit)
     gaps = sections.integers(0, input_ids.shape, SPAN_BYTES).view(np.int32).astype(np.int64)
@@ -88,25 +94,40 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
     )
 
 
-def decode_training_columns(payload: bytes, num_tokens: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Only ``input_ids`` uint32 [S] and ``loss_mask`` bool [S]: what a training batch needs. Raises as above."""
-    return _training_columns(_READER.read(payload), num_tokens, vocab_size)
+def training_frame(payload: bytes, num_tokens: int) -> Frame:
+    """The frame of a payload that training reads. Raises CorruptCacheError."""
+    return Frame.of(_READER.read(payload).binary("frame"), N_SECTIONS, training_bytes(num_tokens))
 
 
-def _training_columns(row: Row, num_tokens: int | None, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    most = MAX_SEQUENCE_TOKENS if num_tokens is None else num_tokens
-    sections = Sections(row.binary("frame"), 2, limit=most * ID_BYTES + most_bytes(most))
-    planes = sections[0]
-    n = len(planes) // ID_BYTES
-    if len(planes) != n * ID_BYTES or n == 0 or n != (num_tokens or n):
-        raise CorruptCacheError(f"{len(planes)} bytes of token ids, wanted {ID_BYTES} for each of {num_tokens} tokens")
-    input_ids = join_planes(planes, ID_BYTES)
-    if input_ids.max() >= vocab_size:
-        raise CorruptCacheError(f"token id {input_ids.max()} is outside the vocabulary of {vocab_size}")
-    loss_mask = decode_bits(sections[1], n)
-    if loss_mask[-1]:
-        raise CorruptCacheError("the last row is in the loss mask, though no token follows it")
-    return input_ids, loss_mask
+def training_bytes(num_tokens: int) -> int:
+    """What its sections may take, at most."""
+    return ID_BYTES * num_tokens + most_bytes(num_tokens)
+
+
+@compiled
+def fill_columns(
+    content: np.ndarray, starts: np.ndarray, vocab_size: int, input_ids_S: np.ndarray, loss_mask_S: np.ndarray
+) -> None:
+    """Decode the sections of that frame (see ``fill_ids``) into arrays of integers and of bool.
+
+    Raises ValueError(what, value seen, value wanted) when they do not fit.
+    """
+    n = len(input_ids_S)
+    planes = content[starts[0] : starts[1]]
+    if len(planes) != ID_BYTES * n or n == 0:
+        raise ValueError("bytes of token ids", len(planes), ID_BYTES * max(n, 1))
+    largest = np.uint32(0)
+    for s in range(n):
+        token = np.uint32(planes[s]) | np.uint32(planes[n + s]) << 8 | np.uint32(planes[2 * n + s]) << 16
+        largest = max(largest, token)
+        input_ids_S[s] = token
+    if largest >= vocab_size:
+        raise ValueError("largest token id", np.int64(largest), vocab_size - 1)
+    loss_mask_S[:] = False
+    for s in row_numbers(content[starts[1] : starts[2]], n):
+        loss_mask_S[s] = True
+    if loss_mask_S[n - 1]:
+        raise ValueError("last row in the loss mask, though no token follows it", n - 1, n - 2)
 
 
 def _utf8(text: np.ndarray) -> str:

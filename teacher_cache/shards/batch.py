@@ -20,9 +20,18 @@ from teacher_cache.records import (
     HiddenSample,
     RowBatch,
 )
+from teacher_cache.shards.memory import borrow
 
-Place = tuple[int, int, slice]  # sample, row of the batch, tokens of that row
+PADDING = -1  # in place of a sample
 Stored = HiddenSample | AttentionSample | DrawsSample
+
+
+class Place(NamedTuple):
+    """Where a sample goes, or padding."""
+
+    sample: int
+    row: int  # of the batch
+    span: slice  # of that row's tokens
 
 
 def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> RowBatch:
@@ -39,7 +48,7 @@ def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> Ro
         "loss_mask": (rows, np.bool_),
     }
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values()]
-    block = np.empty(sum(sizes), np.uint8)
+    block = borrow(sum(sizes))
     parts = np.split(block, np.cumsum(sizes)[:-1])
     arrays: dict[str, Any] = {
         name: part.view(dtype).reshape(shape)
@@ -48,21 +57,9 @@ def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> Ro
     return RowBatch(**arrays)
 
 
-def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
-    """Write the padding values to these tokens of a row."""
-    batch.input_ids[row, span] = 0
-    batch.position_ids[row, span] = 0
-    batch.attention_mask[row, span] = False
-    batch.loss_mask[row, span] = False
-    batch.ids[row, span] = 0
-    batch.logprobs[row, span] = -np.inf
-    batch.next_logprob[row, span] = np.nan
-    batch.log_partition[row, span] = 0
-
-
 def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) -> HiddenBatch:
     """The hidden states (or final ones) of the samples at ``places``, one after the other."""
-    samples = [read(position) for position, _, _ in places]
+    samples = [read(place.sample) for place in places]
     entries = _entries(places, samples)
     arrays = _concatenated(samples, "values", "scales", "outlier_index", "outliers")
     return HiddenBatch(entries.batch_row, entries.column, **arrays)
@@ -70,14 +67,14 @@ def join_hidden(places: Sequence[Place], read: Callable[[int], HiddenSample]) ->
 
 def join_draws(places: Sequence[Place], read: Callable[[int], DrawsSample]) -> DrawsBatch:
     """The draws of the samples at ``places``, one after the other."""
-    samples = [read(position) for position, _, _ in places]
+    samples = [read(place.sample) for place in places]
     entries = _entries(places, samples)
     return DrawsBatch(entries.batch_row, entries.column, **_concatenated(samples, "ids", "entropy"))
 
 
 def join_attention(places: Sequence[Place], read: Callable[[int], AttentionSample]) -> AttentionBatch:
     """The attention rows of the samples at ``places``, one after the other."""
-    samples = [read(position) for position, _, _ in places]
+    samples = [read(place.sample) for place in places]
     entries = _entries(places, samples)
     arrays = _concatenated(samples, "weights", "keys")
     arrays["keys"] = entries.first_column[:, None, None] + arrays["keys"]
@@ -95,8 +92,8 @@ class _Entries(NamedTuple):
 
 def _entries(places: Sequence[Place], samples: Sequence[Stored]) -> _Entries:
     sample = np.repeat(np.arange(len(samples)), [len(stored.positions) for stored in samples])
-    batch_row = np.array([r for _, r, _ in places])[sample]
-    first_column = np.array([span.start for _, _, span in places])[sample]
+    batch_row = np.array([place.row for place in places])[sample]
+    first_column = np.array([place.span.start for place in places])[sample]
     column = first_column + np.concatenate([stored.positions for stored in samples])
     return _Entries(batch_row, column, first_column, sample)
 
@@ -104,6 +101,18 @@ def _entries(places: Sequence[Place], samples: Sequence[Stored]) -> _Entries:
 def _concatenated(samples: Sequence[Stored], *names: str) -> dict[str, np.ndarray]:
     """These arrays of all samples, one after the other, by name."""
     return {name: np.concatenate([getattr(sample, name) for sample in samples]) for name in names}
+
+
+def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
+    """Write the padding values to these tokens of a row."""
+    batch.input_ids[row, span] = 0
+    batch.position_ids[row, span] = 0
+    batch.attention_mask[row, span] = False
+    batch.loss_mask[row, span] = False
+    batch.ids[row, span] = 0
+    batch.logprobs[row, span] = -np.inf
+    batch.next_logprob[row, span] = np.nan
+    batch.log_partition[row, span] = 0
 
 
 def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:

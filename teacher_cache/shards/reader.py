@@ -10,10 +10,10 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -25,10 +25,13 @@ from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
-from teacher_cache.codec.rows import Rows
-from teacher_cache.codec.tokens import decode_tokens, decode_training_columns
+from teacher_cache.codec.samples import Columns
+from teacher_cache.codec.sections import NO_FRAME, Frame
+from teacher_cache.codec.tokens import decode_tokens, training_frame
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.batch import Place, allocate_rows, fill_padding, join_attention, join_draws, join_hidden
+from teacher_cache.shards.ahead import map_ahead
+from teacher_cache.shards.batch import PADDING, Place, allocate_rows, join_attention, join_draws, join_hidden
+from teacher_cache.shards.filling import NO_LAYOUT, FillError, fill, share_out
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.ranges import FileRanges
 from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from teacher_cache.signals.head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
-TASKS_PER_THREAD = 2  # of a batch: handing over a task costs as much as decoding a few kilobytes
 INDEX_THREADS = 16  # requests for indexes at a time
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
@@ -262,11 +264,14 @@ class CacheReader:
     def _not_stored(self, signal: str) -> UserError:
         return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
 
-    def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
+    def read_rows(
+        self, rows: Sequence[Sequence[int]], length: int | None = None, threads: int | None = None
+    ) -> RowBatch:
         """Decode samples into batch arrays; ``rows[r]`` lists the samples that are laid one after the other in row r.
 
         Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
-        reader's other signals. Raises ValueError when a row does not fit.
+        reader's other signals. ``threads`` share the work, DECODE_THREADS if None. Raises ValueError when a row does
+        not fit.
         """
         self.load_indexes(bisect_right(self._first, position) - 1 for row in rows for position in row)
         lengths = [[self._length(position) for position in row] for row in rows]
@@ -278,11 +283,9 @@ class CacheReader:
         capture = self.manifest.capture.logits
         k, n_temperatures = (capture.k, len(capture.temperatures)) if "logits" in self.signals else (0, 0)
         batch = allocate_rows(len(rows), n_tokens, k, n_temperatures)
-        for r, stop in enumerate(used):
-            if stop < n_tokens:
-                fill_padding(batch, r, slice(stop, n_tokens))
         places = _places(rows, lengths)
-        self._run(batch, places)
+        padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(used) if stop < n_tokens]
+        self._fill(batch, places, padding, DECODE_THREADS if threads is None else threads)
         return replace(
             batch,
             hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
@@ -291,48 +294,44 @@ class CacheReader:
             final=join_hidden(places, self.read_final) if "final" in self.signals else None,
         )
 
-    def _run(self, batch: RowBatch, places: list[Place]) -> None:
-        per_task = -(-len(places) // (TASKS_PER_THREAD * DECODE_THREADS))
-        tasks = [places[i : i + per_task] for i in range(0, len(places), per_task)] if places else []
-        if len(tasks) <= 1 or DECODE_THREADS == 1:
-            self._fill_all(batch, places)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
-        list(self._pool.map(partial(self._fill_all, batch), tasks))
+    def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:
+        """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""
+        return map_ahead(lambda rows: self.read_rows(rows, threads=1), batches, DECODE_THREADS)
 
-    def _fill_all(self, batch: RowBatch, places: list[Place]) -> None:
+    def _fill(self, batch: RowBatch, places: list[Place], padding: list[Place], threads: int) -> None:
+        """Decode tokens and logits; samples of shards with the same code table together."""
+        columns = Columns(*(getattr(batch, name) for name in Columns._fields))
+        of_codec: dict[LogitsCodec | None, list[Place]] = {}
         for place in places:
-            self._fill(batch, place)
+            codec = self._logits_codec(place.sample) if "logits" in self.signals else None
+            of_codec.setdefault(codec, []).append(place)
+        of_codec.setdefault(next(iter(of_codec), None), []).extend(padding)
+        for codec, group in of_codec.items():
+            own, *others = share_out(group, threads)
+            if others and self._pool is None:
+                self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
+            futures = [self._pool.submit(self._fill_share, columns, codec, share) for share in others if self._pool]
+            try:
+                self._fill_share(columns, codec, own)
+            finally:
+                wait(futures)
+            for future in futures:
+                future.result()
 
-    def _fill(self, batch: RowBatch, place: Place) -> None:
-        """Decode a sample into its place."""
-        position, r, span = place
-        self._fill_tokens(batch, position, r, span)
-        if "logits" not in self.signals:
-            batch.next_logprob[r, span] = np.nan
-            return
-        rows = Rows(
-            counts=np.empty(span.stop - span.start, np.int32),
-            ids=batch.ids[r, span],
-            logprobs=batch.logprobs[r, span],
-            next_logprob=batch.next_logprob[r, span],
-            log_partition=batch.log_partition[r, span],
-        )
-        payload = self.payload(position, "logits")
-        codec = self._logits_codec(position)
-        self._named(position, "logits", lambda: codec.decode_into(payload, rows))
+    def _fill_share(self, columns: Columns, codec: LogitsCodec | None, places: list[Place]) -> None:
+        frames = [self._frames(place, codec) for place in places]
+        layout = NO_LAYOUT if codec is None else codec.layout
+        try:
+            fill(columns, places, frames, layout, self.manifest.teacher.vocab_size)
+        except FillError as error:
+            raise CorruptCacheError(f"{self.where(error.sample, error.signal)}: {error}") from None
 
-    def _fill_tokens(self, batch: RowBatch, position: int, r: int, span: slice) -> None:
-        num_tokens = span.stop - span.start
-        tokens = self.payload(position, "tokens")
-        batch.input_ids[r, span], batch.loss_mask[r, span] = self._named(
-            position,
-            "tokens",
-            lambda: decode_training_columns(tokens, num_tokens, self.manifest.teacher.vocab_size),
-        )
-        batch.position_ids[r, span] = np.arange(num_tokens)
-        batch.attention_mask[r, span] = True
+    def _frames(self, place: Place, codec: LogitsCodec | None) -> tuple[Frame, Frame]:
+        """Of tokens and of logits: verified bytes."""
+        if place.sample == PADDING:
+            return NO_FRAME, NO_FRAME
+        tokens = self._decoded(place.sample, "tokens", training_frame)
+        return tokens, NO_FRAME if codec is None else self._decoded(place.sample, "logits", codec.frame)
 
     def _locate(self, position: int) -> tuple[ShardIndex, int]:
         if not 0 <= position < len(self):
@@ -376,8 +375,8 @@ class CacheReader:
 
 
 def _places(rows: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]) -> list[Place]:
-    places = []
+    places: list[Place] = []
     for r, (row, row_lengths) in enumerate(zip(rows, lengths, strict=True)):
         spans = itertools.pairwise(itertools.accumulate(row_lengths, initial=0))
-        places += [(position, r, slice(*span)) for position, span in zip(row, spans, strict=True)]
+        places += [Place(position, r, slice(*span)) for position, span in zip(row, spans, strict=True)]
     return places

@@ -12,7 +12,7 @@ from benchmarks.streaming_arms import Arm, Prepared, Round
 from benchmarks.streaming_cache import longer_cache
 from benchmarks.streaming_ours import Ours
 from benchmarks.streaming_readers import OURS, OURS_MIXED, OURS_ONE_THREAD, STREAMERS
-from benchmarks.streaming_rows import DELIVERED, Columns, Reference, WrongRowsError, collate, own_columns
+from benchmarks.streaming_rows import DELIVERED, Columns, Reference, WrongRowsError, collate, delivered
 from benchmarks.streaming_storage import Remote, packed, stored, unpacked
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import reader as cache_reader
@@ -49,9 +49,9 @@ def test_a_longer_cache_holds_beginnings_of_the_source(folder) -> None:
     assert made.manifest.complete
     assert len(made) == PER_SEQUENCE * len(source) == len(set(made.keys))
     assert 20 <= made.num_tokens.min() < made.num_tokens.max()
-    whole = own_columns(source, range(len(source)))
+    whole = delivered(source.read_rows([[position] for position in range(len(source))]))
     for position in range(len(made)):
-        cut, n = own_columns(made, [position]), int(made.num_tokens[position])
+        cut, n = delivered(made.read_rows([[position]])), int(made.num_tokens[position])
         (row,) = (r for r in range(len(source)) if np.array_equal(whole["input_ids"][r, :n], cut["input_ids"][0]))
         assert np.array_equal(whole["ids"][row, :n], cut["ids"][0])
         assert np.abs(whole["logprobs"][row, :n] - cut["logprobs"][0]).max() < 1e-6
@@ -68,7 +68,7 @@ def test_a_longer_cache_is_made_once(folder) -> None:
 
 def test_others_batches_are_those_of_the_cache(folder, reference) -> None:
     ours, theirs = (
-        own_columns(CacheReader(str(folder / "cache")), [2, 0]),
+        delivered(CacheReader(str(folder / "cache")).read_rows([[2], [0]])),
         collate([reference.sample(i) for i in (2, 0)]),
     )
     for name in DELIVERED:

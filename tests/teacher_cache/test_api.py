@@ -106,6 +106,18 @@ def test_a_batch_holds_the_samples_padded(url: str, by_key: bool) -> None:
         cache.batch([0], length=8)
 
 
+def test_batches_are_made_ahead(url: str) -> None:
+    cache = open_cache(url)
+    wanted = [[4, 0], [cache.keys()[1], 3], [2]]
+    for found, samples in zip(cache.batches(wanted, temperature=3.0, length=12), wanted, strict=True):
+        expected = cache.batch(samples, temperature=3.0, length=12)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(KeyError, match="no sample 'x'"):
+        list(cache.batches([[0], ["x"]]))
+
+
 def test_probabilities_are_softened_ones(url: str) -> None:
     """By hand, from the definition of the log-partition."""
     logits = open_cache(url)[0].logits

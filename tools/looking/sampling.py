@@ -1,16 +1,16 @@
 """Which samples of a cache are looked at, and reading them one after the other."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import xxhash
 
 from schemas.errors import UserError
+from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
-BLOCK = 32  # samples that are read ahead, side by side
+BLOCK = 32  # shards whose indexes are fetched side by side
 Read = TypeVar("Read")
 
 
@@ -60,14 +60,10 @@ def _key_hashes(reader: CacheReader) -> np.ndarray:
 def read_each(
     places: Sequence[int], read: Callable[[int], Read], advance: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Read]:
-    """``read`` of each place, in order; a few threads read ahead, BLOCK places at a time."""
-    with ThreadPoolExecutor(DECODE_THREADS, "read") as pool:
-        done = 0
-        for start in range(0, len(places), BLOCK):
-            for found in pool.map(read, places[start : start + BLOCK]):
-                done += 1
-                yield found
-                advance(done, len(places))
+    """``read`` of each place, in order; a few threads read ahead."""
+    for done, found in enumerate(map_ahead(read, places, DECODE_THREADS), 1):
+        yield found
+        advance(done, len(places))
 
 
 def find_samples(reader: CacheReader, keys: Sequence[str]) -> list[int]:

@@ -69,7 +69,7 @@ PAYLOAD = CODEC.encode(SAMPLE)
 N = 3 * 2 * 3
 KEYS = sections(PAYLOAD)[3]
 WRONG = {
-    "a row beyond the sequence": ({0: bytes([0b10010, 0b10])}, "position 9, wanted one below 9"),
+    "a row beyond the sequence": ({0: bytes([0b10010, 0b10])}, "a position: 9, wanted 8"),
     "more rows": ({0: bytes([0b10011, 1])}, "section 2: 36 bytes, wanted 2 "),
     "fewer rows": ({0: bytes([0b10010])}, "section 2: 36 bytes, wanted 2 "),
     "one head": ({1: bytes(2)}, "section 1: 2 bytes, wanted 2 "),

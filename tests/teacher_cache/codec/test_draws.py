@@ -83,7 +83,7 @@ IDS = np.array([[[1, 2, 3], [4, 4, 4]], [[1, 1, 2], [5, 6, 7]], [[8, 8, 8], [9, 
 SAMPLE = DrawsSample(np.array([1, 4, 8], np.int32), IDS, np.ones((3, 2), np.float32))
 PAYLOAD = CODEC.encode(SAMPLE)
 WRONG = {
-    "a row beyond the sequence": ({POSITIONS: bytes([0b10010, 0b10])}, "position 9, wanted one below 9"),
+    "a row beyond the sequence": ({POSITIONS: bytes([0b10010, 0b10])}, "a position: 9, wanted 8"),
     "more rows": ({POSITIONS: bytes([0b10011, 1])}, "rows with repeats: 6, wanted 8"),
     "fewer rows": ({POSITIONS: bytes([0b10010])}, "repeats: 8, wanted 5"),
     "no repeats": ({REPEATS: b""}, "rows with repeats: 0, wanted 6"),

@@ -49,7 +49,7 @@ CODEC = HiddenCodec(CAPTURE, CodecConfig(), len(CAPTURE.layers), 64)
 PAYLOAD = CODEC.encode(random_sample([0, 3, 8], CAPTURE, 64))
 SIZES = [2, 3 * 2 * 64, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2 * 2]
 WRONG = {
-    "a row beyond the sequence": ({0: bytes([0b1001, 0b10])}, "position 9, wanted one below 9"),
+    "a row beyond the sequence": ({0: bytes([0b1001, 0b10])}, "a position: 9, wanted 8"),
     "fewer rows": ({0: bytes([0b1001])}, "section 1: 384 bytes, wanted 1 "),
     "more rows": ({0: bytes([0b1011, 1])}, "section 1: 384 bytes, wanted 1 "),
     "no rows": ({0: b""}, "section 1: 384 bytes, wanted 1 "),

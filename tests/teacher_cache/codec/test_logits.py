@@ -257,7 +257,7 @@ def put(part: bytes) -> Change:
 
 WRONG: dict[str, tuple[dict[int, Change], str]] = {
     "a row beyond the sequence": ({POSITIONS: put(bytes([0b10111]))}, "a position: 4, wanted 3"),
-    "a row far beyond it": ({POSITIONS: put(bytes([0b111, 1]))}, "a position: 8, wanted 3"),
+    "a row far beyond it": ({POSITIONS: put(bytes([0b111, 1]))}, "bytes of positions: 2, wanted 1"),
     "fewer rows": ({POSITIONS: put(bytes([0b111]))}, "bytes of distances: 8, wanted 6"),
     "no rows": ({POSITIONS: put(b"")}, "bytes of distances: 8, wanted 0"),
     "count of 0": ({COUNTS: put(bytes([1, 0, 1, 1]) + ZERO)}, "one of the counts: 0, wanted 3"),
@@ -328,13 +328,13 @@ def planes(floats: np.ndarray) -> bytes:
 
 
 WRONG_FLOATS = {
-    "above 0": ({DIFFERENCES: planes(FLOATS + 1)}, "a log-probability is above 0 or not a number"),
-    "not a number": ({DIFFERENCES: planes(FLOATS * np.float32("nan"))}, "a log-probability is above 0 or not a number"),
-    "too few": ({DIFFERENCES: bytes(44)}, "section 8: 44 bytes, wanted 4 "),
-    "too many": ({DIFFERENCES: bytes(52)}, "section 8: 52 bytes, wanted 4 "),
-    "halves of floats": ({DIFFERENCES: bytes(24)}, "section 8: 24 bytes, wanted 4 "),
-    "differences": ({DIFFERENCES + 1: b"\0"}, "section 9"),
-    "excesses": ({EXCESSES: b"\0"}, "section 11"),
+    "above 0": ({DIFFERENCES: planes(FLOATS + 1)}, "log-probabilities above 0 or not a number"),
+    "not a number": ({DIFFERENCES: planes(FLOATS * np.float32("nan"))}, "log-probabilities above 0 or not a number"),
+    "too few": ({DIFFERENCES: bytes(44)}, "bytes of log-probabilities: 44, wanted 48"),
+    "too many": ({DIFFERENCES: bytes(52)}, "bytes of log-probabilities: 52, wanted 48"),
+    "halves of floats": ({DIFFERENCES: bytes(24)}, "bytes of log-probabilities: 24, wanted 48"),
+    "differences": ({DIFFERENCES + 1: b"\0"}, "bytes of differences beside log-probabilities: 1, wanted 0"),
+    "excesses": ({EXCESSES: b"\0"}, "bytes of differences beside log-probabilities: 1, wanted 0"),
     "fewer entries": ({COUNTS: bytes([3, 3, 3, 2]) + ZERO}, "symbols: 12, wanted 11"),
     "more than rows of this shape can have": ({DIFFERENCES: bytes(500)}, "a zstd frame declares"),
 }

@@ -10,7 +10,8 @@ from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError, UserError
 from support.forge import arrow_stream, claiming_frame, columns, sections, with_sections
 from support.synthetic import token_sample
-from teacher_cache.codec.tokens import decode_tokens, decode_training_columns, encode_tokens
+from teacher_cache.codec.sections import Sections
+from teacher_cache.codec.tokens import N_SECTIONS, decode_tokens, encode_tokens, fill_columns, training_frame
 from teacher_cache.records import TokenSample
 
 
@@ -62,13 +63,16 @@ PAYLOAD = encode_tokens(SAMPLE)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_mask": np.array([True, True, True])}, "the last row is in the loss mask"),
+        (
+            {"loss_mask": np.array([True, True, True])},
+            "last row in the loss mask, though no token follows it: 2, wanted 1",
+        ),
         ({"byte_end": np.array([7, 14, 22], np.uint32)}, "a token's byte span begins before or ends beyond"),
         ({"byte_start": np.array([0, 15, 14], np.uint32)}, "a token's byte span begins before or ends beyond"),
-        ({"input_ids": np.array([5, 6, 300], np.uint32)}, "token id 300 is outside the vocabulary of 300"),
+        ({"input_ids": np.array([5, 6, 300], np.uint32)}, "largest token id: 300, wanted 299"),
         (
             {name: getattr(SAMPLE, name)[:0] for name in ("input_ids", "loss_mask", "byte_start", "byte_end")},
-            "0 bytes of token ids",
+            "bytes of token ids: 0",
         ),
     ],
 )
@@ -81,10 +85,10 @@ def test_what_cannot_be_true_is_refused(changes: dict[str, np.ndarray], message:
 
 MINUS_ONE = bytes([255, 0, 0] * 4)
 WRONG = {
-    "ids of two tokens": ("frame", {0: bytes(6)}, "6 bytes of token ids|the last row is in the loss mask"),
-    "part of an id": ("frame", {0: bytes(8)}, "8 bytes of token ids"),
-    "no ids": ("frame", {0: b"", 1: b""}, "0 bytes of token ids"),
-    "a mask beyond the sequence": ("frame", {1: bytes([0b1001])}, "position 3, wanted one below 3"),
+    "ids of two tokens": ("frame", {0: bytes(6)}, "bytes of token ids: 6|last row in the loss mask"),
+    "part of an id": ("frame", {0: bytes(8)}, "bytes of token ids: 8"),
+    "no ids": ("frame", {0: b"", 1: b""}, "bytes of token ids: 0"),
+    "a mask beyond the sequence": ("frame", {1: bytes([0b1001])}, "a position: 3, wanted 2"),
     "a mask far beyond it": ("frame", {1: bytes([1, 1])}, "position|a zstd frame declares"),
     "gaps of two tokens": ("text_frame", {0: bytes(8)}, "section 0: 8 bytes, wanted 4 "),
     "lengths of four tokens": ("text_frame", {1: bytes(16)}, "section 1: 16 bytes, wanted 4 "),
@@ -122,18 +126,21 @@ def test_a_frame_that_claims_too_much_is_refused_without_allocating(frame: str, 
 
 @pytest.mark.parametrize("num_tokens", [0, 2, 4, 10**9])
 def test_another_number_of_tokens_is_refused(num_tokens: int) -> None:
-    for decode in (decode_tokens, decode_training_columns):
-        decode(PAYLOAD, 3, 300)
-        with pytest.raises(CorruptCacheError, match=r"bytes of token ids|a zstd frame declares"):
-            decode(PAYLOAD, num_tokens, 300)
+    with pytest.raises(CorruptCacheError, match=r"bytes of token ids|a zstd frame declares"):
+        decode_tokens(PAYLOAD, num_tokens, 300)
 
 
 def test_training_reads_nothing_of_the_text() -> None:
     payload = arrow_stream(TOKENS_SCHEMA, [columns(PAYLOAD) | {"text_frame": b"not zstd"}])
-    input_ids, loss_mask = decode_training_columns(payload, 3, 300)
+    frame = training_frame(payload, 3)
+    sections = Sections(frame.data, N_SECTIONS, frame.content_bytes)
+    input_ids, loss_mask = np.empty(3, np.int64), np.empty(3, np.bool_)
+    fill_columns(sections.content, sections.starts, 300, input_ids, loss_mask)
     np.testing.assert_array_equal(input_ids, SAMPLE.input_ids)
     np.testing.assert_array_equal(loss_mask, SAMPLE.loss_mask)
-    assert (input_ids.dtype, loss_mask.dtype) == (np.uint32, np.bool_)
+    for num_tokens in (0, 1):
+        with pytest.raises(CorruptCacheError, match="a zstd frame declares"):
+            training_frame(payload, num_tokens)
     with pytest.raises(CorruptCacheError, match="broken zstd frame"):
         decode_tokens(payload, 3, 300)
 

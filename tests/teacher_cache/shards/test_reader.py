@@ -145,11 +145,25 @@ def test_threads_see_the_same_arrays(written: Written) -> None:
             assert_equal(found, expected)
 
 
+def test_batches_read_ahead_are_the_same(written: Written) -> None:
+    reader = CacheReader(written[0])
+    requests = [[[i % 6], [(i * 5 + 1) % 6, i % 3]] for i in range(40)]
+    for found, rows in zip(reader.read_batches(iter(requests)), requests, strict=True):
+        assert_equal(found, CacheReader(written[0]).read_rows(rows))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_however_many_threads_share_the_work(written: Written, threads: int) -> None:
+    reader, rows = CacheReader(written[0]), [[4], [0, 1], [5, 3, 2], []]
+    assert_equal(reader.read_rows(rows, threads=threads), check_rows(reader, rows))
+
+
 def test_batches_do_not_share_memory(written: Written) -> None:
     reader = CacheReader(written[0])
     first = reader.read_rows([[0], [2]])
     before = {name: array.copy() for name, array in arrays(first).items()}
-    reader.read_rows([[4], [5]])
+    for rows in ([[4], [5]], [[0], [1]], [[2], [2]]):  # memory of those that are gone is used again
+        reader.read_rows(rows)
     assert_equal(first, RowBatch(**before))
 
 

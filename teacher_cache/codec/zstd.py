@@ -1,0 +1,65 @@
+"""zstd inside of compiled loops.
+
+Python's package ``zstandard`` binds the whole library in its cffi part; what is taken of it are functions' addresses.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from zstandard.backend_cffi import ffi, lib
+
+_THREAD = threading.local()
+
+
+class Decompressor(NamedTuple):
+    """Of one thread."""
+
+    function: int  # address of ZSTD_decompressDCtx
+    context: int  # address of its context
+
+
+def decompressor() -> Decompressor:
+    """This thread's: it lasts as long as the thread."""
+    if not hasattr(_THREAD, "context"):
+        _THREAD.context = ffi.gc(lib.ZSTD_createDCtx(), lib.ZSTD_freeDCtx)
+    return Decompressor(_address(ffi.addressof(lib, "ZSTD_decompressDCtx")), _address(_THREAD.context))
+
+
+def addresses(frames: Sequence[memoryview]) -> np.ndarray:
+    """Where these bytes are, int64 [N]: valid while they are referred to."""
+    return np.array([_address(ffi.from_buffer(frame)) for frame in frames], np.int64)
+
+
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("intptr_t", pointer))
+
+
+@intrinsic
+def decompress_into(typing: Any, function: Any, context: Any, source: Any, n_bytes: Any, target: Any) -> Any:
+    """Decompress a frame of ``n_bytes`` at the address ``source`` into ``target``, uint8, though it be read-only.
+
+    Returns the number of bytes written, or minus the number of zstd's error. Never writes beyond the array.
+    """
+    number, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(number, [pointer, pointer, number, pointer, number])
+
+    def generate(generator: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        call, state, start, size, array = arguments
+        into = generator.make_array(signature.args[4])(generator, builder, array)
+        return builder.call(
+            builder.inttoptr(call, kind.as_pointer()),
+            [
+                builder.inttoptr(state, pointer),
+                builder.bitcast(into.data, pointer),
+                builder.extract_value(into.shape, 0),
+                builder.inttoptr(start, pointer),
+                size,
+            ],
+        )
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64, target), generate
