@@ -3,6 +3,7 @@
 #   ARGS="..."            passed on to the command behind the target
 #   LOCK=cpu|gpu          which lock file to install; default: gpu where nvidia-smi answers
 #   TORCH_INDEX=url       extra package index with CPU builds of PyTorch, where the default one only has CUDA builds
+#   JOBS=2                processes that run the tests, a file at a time
 #   PYTHON=path           interpreter of the virtual environment; 3.11 or newer
 ifndef LOCK
 LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -10,6 +11,7 @@ endif
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 ARGS ?=
+JOBS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(LOCK)
@@ -52,7 +54,7 @@ train-student: setup ## train a student from a cache (CONFIG=file.yaml, ARGS="--
 	$(BIN)/train-student run $(CONFIG) $(ARGS)
 
 test: setup ## run the tests (ARGS="-k name" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check style, formatting, types and that schemas/json is up to date
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
 """Memory of batches, which is used again when nothing refers to a batch any more.
 
-Fresh memory comes from the system page by page, each filled with zeros: that takes a third of the time in which a batch
-is decoded into it.
+Fresh memory comes from the system page by page, each filled with zeros: that takes a quarter of the time in which a
+batch is decoded into it.
 """
 
 import numpy as np

@@ -13,8 +13,10 @@ from schemas.errors import CorruptCacheError
 from support.forge import frame_of, with_changed_bytes
 from teacher_cache.codec.compiled import refused_as_corrupt
 from teacher_cache.codec.logprobs import (
+    FLOATS,
     FloatDtype,
     encode_logprobs,
+    fill_float_logprobs,
     fill_logprobs,
     from_bits,
     most_bytes,
@@ -163,9 +165,38 @@ def test_floats_of_all_rows_are_planes_in_the_first_section(dtype: FloatDtype, w
     codec, (logprobs, counts) = CodecConfig(logprobs=dtype), falling(0, 5, 30, ragged=True)
     parts = encode_logprobs(logprobs, counts, codec)
     bits = to_bits(logprobs[~np.isnan(logprobs)], dtype)
-    assert parts[0].tobytes() == bits.view(np.uint8).reshape(-1, width).T.tobytes()
+    assert parts[0].tobytes() == planes_of(bits)
     assert [part.size for part in parts] == [counts.sum() * width, 0, 0, 0]
     assert most_bytes(30, codec) == 30 * width
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_float_that_can_be_stored_is_read(dtype: FloatDtype) -> None:
+    """All of 16 bits that are 0 or below; zeros, subnormal ones and minus infinity too. In rows of two and of one."""
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    bits = halves.astype(np.uint32) << 16 if dtype == "float32" else halves
+    bits = bits[from_bits(bits, dtype) <= 0]
+    counts = np.full(-(-len(bits) // 2), 2, np.int32)
+    counts[-1] -= len(bits) % 2
+    content, starts = np.frombuffer(planes_of(bits), np.uint8), np.array([0] + [bits.nbytes] * 4)
+    rows = np.arange(len(counts), dtype=np.int32)
+    found = np.full((len(counts), 2), 7, np.float32)
+    fill_float_logprobs(content, starts, FLOATS.index(dtype), rows, counts, found)
+    stored = np.arange(2) < counts[:, None]
+    assert found[stored].tobytes() == from_bits(bits, dtype).tobytes()
+    assert (found[~stored] == -np.inf).all()
+
+
+@pytest.mark.parametrize("bits", [0x0001, 0x3C00, 0x7C00, 0x7E00, 0xFE00])
+def test_halves_above_0_or_not_numbers_are_refused(bits: int) -> None:
+    content, starts = np.frombuffer(planes_of(np.array([bits], np.uint16)), np.uint8), np.array([0, 2, 2, 2, 2])
+    one, found = np.ones(1, np.int32), np.empty((1, 1), np.float32)
+    with pytest.raises(ValueError, match="log-probabilities above 0 or not a number"):
+        fill_float_logprobs(content, starts, FLOATS.index("float16"), one - 1, one, found)
+
+
+def planes_of(bits: np.ndarray) -> bytes:
+    return bits.view(np.uint8).reshape(-1, bits.itemsize).T.tobytes()
 
 
 LARGE = bytes([0b00_11_11_11] * 4)
