@@ -1,14 +1,12 @@
 """``cache-tools import``: other systems' files as a new cache.
 
-A shard's samples are in memory at a time. The manifest is written last: until then there is no cache at the target, and
-what was written is removed when an import fails.
+A shard's samples are in memory at a time. The manifest is written last: until then there is no cache at the target.
+What was written is removed when an import fails, and by the next one when it was killed.
 """
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Unit
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import Captured, LogitsSample, TokenSample
-from teacher_cache.shards.marks import assemble, remove_garbage, tar_name, write_manifest
+from teacher_cache.shards.marks import assemble, tar_name, write_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import shard_name
 from teacher_cache.shards.tar import TarWriter
@@ -25,6 +23,7 @@ from tools.bridges.captured import DistillKitOptions, DistillKitSource
 from tools.bridges.files import parquet_files
 from tools.bridges.sources import Found, ParquetSource, Source
 from tools.checking.verify import check_sample
+from tools.making.new_cache import check_free, new_cache
 
 MAX_SHARD_ENTRIES = 1 << 25  # of the logits, in memory
 _KEY = re.compile(r"[0-9a-z]{1,64}")
@@ -52,41 +51,28 @@ def import_files(
     tokens_per_shard: int,
     advance: Callable[[int, int], None],
 ) -> Imported:
-    """Make a cache at ``url``, where nothing may be yet; ``advance`` is told (rows of the files done, of how many).
+    """Make a cache at ``url``; ``advance`` is told (rows of the files done, of how many).
 
-    Raises UserError naming file and row when a value cannot be right, and leaves nothing at ``url`` then.
+    Nothing may be at ``url`` but what a killed import left. Raises UserError naming file and row when a value cannot be
+    right, and leaves nothing there then.
     """
     files = parquet_files(path)
-    storage = Storage(url)
-    if names := storage.names():
-        raise UserError(f"{url}: is not empty ({names[0]}, …); give a new folder or prefix")
+    check_free(url)
     source: Source
     if layout == "parquet":
         source = ParquetSource(files, tokens_per_shard)
     else:
         source = DistillKitSource(files, options, tokens_per_shard)
     plan = source.plan()
-    try:
+    with new_cache(url) as storage:
         units, longest, rows = _write_shards(storage, plan, source, advance)
         if not units:
             raise UserError(f"{path}: no sample to be learned from in any file")
         manifest = assemble(storage, plan.model_copy(update={"units": units}))
         manifest = write_manifest(storage, source.finished(manifest, longest))
-    except BaseException:
-        with suppress(UserError):
-            remove_garbage(storage, None)
-        if storage.is_local:
-            _remove_empty(Path(storage.local_path("x")).parent)
-        raise
     assert manifest.derived is not None
     totals = manifest.totals
     return Imported(url, manifest.digest(), len(units), totals.samples, totals.tokens, rows, manifest.derived.notes)
-
-
-def _remove_empty(folder: Path) -> None:
-    for path in (folder / "tables", folder):
-        with suppress(OSError):
-            path.rmdir()
 
 
 def _write_shards(

@@ -1,7 +1,8 @@
 """The place of a cache that is being made: nothing is there that somebody needs, and failures leave nothing there."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from schemas.errors import UserError
 from teacher_cache.shards.marks import garbage
@@ -26,6 +27,7 @@ def new_cache(url: str) -> Iterator[Storage]:
         if not storage.exists(MANIFEST):
             _clear(storage)
             storage.delete(UNDER_WAY)
+            _remove_empty_folders(storage)
         raise
     storage.delete(UNDER_WAY)
 
@@ -46,3 +48,11 @@ def _clear(storage: Storage) -> None:
     for name in garbage(storage.names(), None):
         if name != UNDER_WAY:
             storage.delete(name)
+
+
+def _remove_empty_folders(storage: Storage) -> None:
+    if storage.is_local:
+        folder = Path(storage.local_path("x")).parent
+        for path in (folder / "tables", folder):
+            with suppress(OSError):
+                path.rmdir()

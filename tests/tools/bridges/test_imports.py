@@ -18,13 +18,14 @@ from support.models import VOCAB_SIZE, write_random_teacher
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.teacher import describe_teacher
 from tools.bridges import files, imports
 from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
+from tools.making.new_cache import UNDER_WAY
 
 Tree = dict[str, Any]
 K = 8
@@ -241,9 +242,25 @@ def test_rows_too_large_and_files_of_other_kinds_are_refused(
 def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match=r"out: 1 files are there \(notes.txt, …\)"):
         import_files(str(originals / "parquet"), str(tmp_path / "out"), "parquet", DistillKitOptions(), 12, print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_what_a_killed_import_left_is_written_over(originals: Path, tmp_path: Path) -> None:
+    made = [
+        import_files(str(originals / "parquet"), str(tmp_path / name), "parquet", DistillKitOptions(), 12, print)
+        for name in ("whole", "killed")
+    ]
+    left = Storage(str(tmp_path / "killed"))
+    left.delete(MANIFEST)
+    left.write(UNDER_WAY, b"")
+    left.write("shard-000099.json", b"half")
+    again = import_files(
+        str(originals / "parquet"), str(tmp_path / "killed"), "parquet", DistillKitOptions(), 12, print
+    )
+    assert again.manifest_digest == made[0].manifest_digest
+    assert left.names() == Storage(str(tmp_path / "whole")).names()
 
 
 def test_a_failure_late_leaves_nothing(
