@@ -47,7 +47,7 @@ def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
     """A frame's content, read-only uint8, of ``least`` to ``most`` bytes. Raises as ``content_size``, or if broken."""
     content_size(frame, most, least)
     try:
-        return np.frombuffer(_decompressor().decompress(frame), np.uint8)
+        return np.frombuffer(_decompressor().decompress(frame, allow_extra_data=False), np.uint8)
     except zstandard.ZstdError as error:
         raise CorruptCacheError(f"broken zstd frame: {error}") from None
 

@@ -24,9 +24,12 @@ class Decompressor(NamedTuple):
 
 
 def decompressor() -> Decompressor:
-    """This thread's: it lasts as long as the thread."""
+    """This thread's: it lasts as long as the thread. Raises MemoryError."""
     if not hasattr(_THREAD, "context"):
-        _THREAD.context = ffi.gc(lib.ZSTD_createDCtx(), lib.ZSTD_freeDCtx)
+        context = lib.ZSTD_createDCtx()
+        if context == ffi.NULL:
+            raise MemoryError("no room for a decompressor")
+        _THREAD.context = ffi.gc(context, lib.ZSTD_freeDCtx)
     return Decompressor(_address(ffi.addressof(lib, "ZSTD_decompressDCtx")), _address(_THREAD.context))
 
 

@@ -8,11 +8,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 
 from schemas.arrow import SIGNAL_SCHEMA, TOKENS_SCHEMA
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
-from support.forge import SHARD, arrow_stream, change_payload, claiming_frame, columns, sections, with_sections
+from support.forge import (
+    SHARD,
+    arrow_stream,
+    change_payload,
+    claiming_frame,
+    columns,
+    frame_of,
+    sections,
+    with_sections,
+)
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.marks import tar_name
@@ -267,6 +277,23 @@ HOSTILE = {  # of a sample of 9 tokens, whose first 8 rows are stored
     "compressed logits": ("logits", lambda payload: _compressed(SIGNAL_SCHEMA, payload)),
     "compressed tokens": ("tokens", lambda payload: _compressed(TOKENS_SCHEMA, payload)),
     "claims 2^40": ("logits", lambda payload: arrow_stream(SIGNAL_SCHEMA, [{"frame": claiming_frame(1 << 40)}])),
+    "no frame of logits": ("logits", lambda payload: arrow_stream(SIGNAL_SCHEMA, [{"frame": b""}])),
+    "no frame of tokens": (
+        "tokens",
+        lambda payload: arrow_stream(TOKENS_SCHEMA, [columns(payload) | {"frame": b""}]),
+    ),
+    "a frame too many": (
+        "logits",
+        lambda payload: arrow_stream(SIGNAL_SCHEMA, [{"frame": columns(payload)["frame"] + frame_of([b"more"])}]),
+    ),
+    "a frame cut short": (
+        "logits",
+        lambda payload: arrow_stream(SIGNAL_SCHEMA, [{"frame": columns(payload)["frame"][:-3]}]),
+    ),
+    "sections that end elsewhere": (
+        "logits",
+        lambda payload: arrow_stream(SIGNAL_SCHEMA, [{"frame": zstandard.compress(b"\xff" * 60)}]),
+    ),
     "row outside": ("logits", lambda payload: with_sections(payload, {0: b"\x7f\x02"})),
     "code outside": ("logits", lambda payload: _filled(payload, 7, b"\xff")),
     "place outside": ("logits", lambda payload: _filled(payload, 3, b"\x7f")),
