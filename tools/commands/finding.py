@@ -156,9 +156,8 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
 
 def _table(found: Catalog) -> None:
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
-
-    from tools.finding.page import size
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed"):
@@ -170,7 +169,7 @@ def _table(found: Catalog) -> None:
             entry.teacher.name,
             entry.tokenizer.fingerprint[:8],
             f"{entry.tokens:,}",
-            size(entry.bytes),
+            decimal(entry.bytes),
             ", ".join(entry.capture),
             entry.licence,
             signers,

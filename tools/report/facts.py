@@ -117,12 +117,3 @@ def lead(manifest: Manifest) -> str:
 def cut(text: str) -> str:
     """A text of the manifest, shortened if it is long."""
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes, in the unit that suits it."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"

@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
+from rich.filesize import decimal
+
 from tools.looking.figures import perplexity
 from tools.looking.stats import POSITION_BINS, Figures, Stats
 from tools.report import plots
-from tools.report.facts import in_bytes
 
 SHOWN_GROUPS = 20
 
@@ -19,7 +20,7 @@ def key_figures(stats: Stats) -> list[dict[str, str]]:
     pairs = [
         (f"{totals.samples:,}", "samples"),
         (f"{totals.tokens:,}", "tokens"),
-        (in_bytes(size), "stored"),
+        (decimal(size), "stored"),
         (f"{size / max(1, totals.tokens):,.0f}", "bytes a token"),
         (f"{overall.rows['entropy'].mean:.2f}", about),
         (f"{perplexity(overall.rows['surprise'].mean):,.2f}", "perplexity of the text"),

@@ -14,7 +14,7 @@ from support.hostile import ALL, write_hostile_cache
 from support.signed import sign
 from support.synthetic import random_shards, write_cache
 from tools.finding.catalog import scan, write
-from tools.finding.page import page, size
+from tools.finding.page import page
 
 CONTRAST = """() => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
@@ -231,16 +231,3 @@ def test_the_page_names_nothing_outside(root: Path) -> None:
     assert "innerHTML" not in text
     assert ALL not in text
     assert "<b>" not in text
-
-
-def test_sizes_are_short() -> None:
-    sizes = {
-        0: "0 B",
-        999: "999 B",
-        1500: "1.5 kB",
-        15_393: "15.4 kB",
-        2**40: "1.1 TB",
-        10**15: "1 PB",
-        10**18: "1,000 PB",
-    }
-    assert {number: size(number) for number in sizes} == sizes

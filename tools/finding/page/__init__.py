@@ -15,10 +15,11 @@ def page(catalog: Catalog) -> str:
     """The HTML."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
+    from rich.filesize import decimal
 
     template, style, script = (_text(f"page.{kind}") for kind in ("html.j2", "css", "js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["size"] = size
+    environment.filters["size"] = decimal
     return environment.from_string(template).render(
         catalog=catalog,
         pull_command=pull_command,
@@ -26,16 +27,6 @@ def page(catalog: Catalog) -> str:
         script=Markup(script),
         policy=page_policy(style, script),
     )
-
-
-def size(n_bytes: int) -> str:
-    """Bytes in the unit that suits them."""
-    value, unit = float(n_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
 def _text(name: str) -> str:
