@@ -88,8 +88,9 @@ def search(
 
     Example: cache-tools search s3://bucket/caches --tokenizer runs/demo/teacher --signal hidden
     """
-    from tools.finding.catalog import pull_command, read, scan
+    from tools.finding.catalog import read, scan
     from tools.finding.search import Wanted, summary, tokenizer_fingerprint
+    from tools.finding.words import pull_command
 
     if signed_by is not None and not re.fullmatch("[0-9a-f]{64}", signed_by):
         raise UserError(f"--signed-by {signed_by}: expected a public key: 64 hex digits, lower case")

@@ -13,7 +13,7 @@ from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.text import code_block, code_span, front_matter, one_line
-from tools.finding.catalog import capture_in_words, pull_command, total_bytes
+from tools.finding.words import capture_in_words, pull_command, total_bytes
 from tools.looking.stats import Stats, stats
 from tools.trust.signatures import valid_signatures
 

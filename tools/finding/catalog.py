@@ -1,16 +1,12 @@
 """``cache-tools catalog``: an index of the caches in a folder, as data and as a page."""
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
-from schemas.cache_config import layer_number
 from schemas.catalog import (
     CATALOG_VERSION,
-    MAX_LINE,
     MAX_NOTES,
     MAX_PROBLEMS,
     MAX_SIGNATURES,
@@ -22,11 +18,11 @@ from schemas.catalog import (
 )
 from schemas.errors import UserError
 from schemas.load import parse_json, validate
-from schemas.manifest import Manifest
-from teacher_cache.shards.marks import files_beside_shards, read_manifest
+from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.text import one_line
 from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
+from tools.finding.words import capture_in_words, total_bytes
 from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
@@ -139,45 +135,3 @@ def catalog_entry(storage: Storage, found: Found) -> CatalogEntry:
         ],
     }
     return validate(CatalogEntry, tree, storage.where("manifest.json"))
-
-
-def pull_command(url: str, digest: str | None) -> str:
-    """How the cache at ``url`` is fetched, so that it is this one; without a digest, whatever is there then."""
-    return f"cache-tools pull {shlex.quote(url)} FOLDER" + (f" --digest {digest}" if digest else "")
-
-
-def total_bytes(manifest: Manifest) -> int:
-    """Bytes of a cache's files: signals, indexes, tables, head; not of the manifest itself."""
-    beside = sum(file.bytes for _, file in files_beside_shards(manifest))
-    return sum(manifest.totals.bytes.values()) + manifest.totals.index_bytes + beside
-
-
-def capture_in_words(manifest: Manifest) -> dict[str, str]:
-    """What is stored of each signal, on a line each."""
-    capture, layers = manifest.capture, manifest.teacher.num_layers
-    logits = capture.logits
-    best = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"
-    words = {"logits": f"{best}; temperatures {_list(logits.temperatures)}; rows: {logits.positions}"}
-    if (draws := capture.draws) is not None:
-        where = "the tail" if draws.region == "tail" else "the whole distribution"
-        words["draws"] = f"{draws.n} from {where}; temperatures {_list(draws.temperatures)}"
-    if capture.final is not None:
-        words["final"] = f"{capture.final.dtype}; rows: {capture.final.positions}"
-    if (hidden := capture.hidden) is not None:
-        words["hidden"] = (
-            f"layers {_list(hidden.layer_numbers(layers))}; {hidden.dtype}; rows: {_rows(hidden.positions)}"
-        )
-    if (attention := capture.attention) is not None:
-        words["attention"] = (
-            f"layer {layer_number(attention.layer, layers)}; {attention.n_heads} heads; {attention.keys} keys; "
-            f"rows: {_rows(attention.positions)}"
-        )
-    return {signal: one_line(line, MAX_LINE) for signal, line in words.items()}
-
-
-def _list(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values[:50])
-
-
-def _rows(positions: Any) -> str:
-    return positions if isinstance(positions, str) else f"every {positions.every}"

@@ -3,13 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
 from click.testing import CliRunner
 
-from schemas.cache_config import CaptureConfig, LogitsCapture
+from schemas.cache_config import LogitsCapture
 from schemas.catalog import Catalog
 from schemas.derivation import Derivation
 from schemas.errors import UserError
@@ -21,7 +20,7 @@ from teacher_cache.shards.marks import read_manifest, write_manifest
 from teacher_cache.shards.storage import Storage
 from tools.cli import main
 from tools.finding import catalog as module
-from tools.finding.catalog import capture_in_words, read, scan, total_bytes, write
+from tools.finding.catalog import read, scan, write
 
 
 @pytest.fixture
@@ -82,31 +81,6 @@ def test_signatures_and_history(root: Path) -> None:
         ("Ann", public_key(1), SIGNED_AT)
     ]
     assert (small.derived, large.derived, large.signatures) == (None, "repack", [])
-
-
-def test_every_signal_in_words(root: Path) -> None:
-    manifest = read_manifest(Storage(str(root / "small")))
-    tree: dict[str, Any] = {
-        "logits": {"k": 64},
-        "draws": {"n": 7, "temperatures": [1.0, 3.0]},
-        "final": {"dtype": "bfloat16"},
-        "hidden": {"layers": [0.5, 1.0], "positions": {"every": 4}},
-        "attention": {"heads": [1, 5]},
-    }
-    words = capture_in_words(manifest.model_copy(update={"capture": CaptureConfig.model_validate(tree)}))
-    assert words == {
-        "logits": "top 64; temperatures 1, 3; rows: loss_mask",
-        "draws": "7 from the tail; temperatures 1, 3",
-        "final": "bfloat16; rows: loss_mask",
-        "hidden": "layers 1, 2; int8; rows: every 4",
-        "attention": "layer 2; 2 heads; 32 keys; rows: keywords",
-    }
-
-
-def test_bytes_are_of_all_files_that_the_manifest_lists(root: Path) -> None:
-    storage = Storage(str(root / "small"))
-    manifest = read_manifest(storage)
-    assert total_bytes(manifest) == sum(storage.sizes().values()) - storage.size("manifest.json")
 
 
 def test_what_is_written_is_read(root: Path) -> None:

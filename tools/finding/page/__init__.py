@@ -7,7 +7,7 @@ style and the script beside this file, by their hashes.
 from importlib.resources import files
 
 from schemas.catalog import Catalog
-from tools.finding.catalog import pull_command
+from tools.finding.words import pull_command
 from tools.page_policy import page_policy
 
 
