@@ -6,21 +6,25 @@ batch is decoded into it.
 
 import numpy as np
 
+SMALLEST = 1 << 20  # bytes; less is not worth keeping
+LARGEST_RATIO = 4  # of a block's size to what is asked for
 KEPT = 4  # blocks that nobody uses
-GRAIN = 1 << 20  # bytes; sizes of blocks are multiples of it, so that batches of about the same size can share one
 
-_unused: dict[int, np.ndarray] = {}  # by id; changed by single operations only: blocks come back at any time
+_unused: dict[int, np.ndarray] = {}  # by id, oldest first; changed by single operations: blocks come back at any time
 
 
 def borrow(n_bytes: int) -> np.ndarray:
     """An array uint8 [n_bytes], not initialised. It is given back when nothing refers to it any more."""
-    fitting = [(memory.nbytes, key) for key, memory in list(_unused.items()) if memory.nbytes >= n_bytes]
-    for _, key in sorted(fitting):
-        memory = _unused.pop(key, None)
-        if memory is not None:
-            break
+    if n_bytes < SMALLEST:
+        return np.empty(n_bytes, np.uint8)
+    sizes = [(memory.nbytes, key) for key, memory in list(_unused.items())]
+    for size, key in sorted(sizes):
+        if n_bytes <= size <= LARGEST_RATIO * n_bytes:
+            memory = _unused.pop(key, None)
+            if memory is not None:
+                break
     else:
-        memory = np.empty(-(-n_bytes // GRAIN) * GRAIN, np.uint8)
+        memory = np.empty(-(-n_bytes // SMALLEST) * SMALLEST, np.uint8)  # so that others of about the size can have it
     return np.asarray(_Loan(memory))[:n_bytes]
 
 
@@ -33,6 +37,5 @@ class _Loan:
 
     def __del__(self) -> None:
         _unused[id(self._memory)] = self._memory
-        while len(_unused) > KEPT:
-            smallest = min(list(_unused.items()), key=lambda item: item[1].nbytes)
-            _unused.pop(smallest[0], None)
+        for oldest in list(_unused)[:-KEPT]:
+            _unused.pop(oldest, None)

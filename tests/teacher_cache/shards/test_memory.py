@@ -1,13 +1,15 @@
 """Borrowed memory is used again, but never while something refers to it."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from teacher_cache.shards import memory
-from teacher_cache.shards.memory import GRAIN, KEPT, borrow
+from teacher_cache.shards.memory import KEPT, LARGEST_RATIO, SMALLEST, borrow
 
 
 @pytest.fixture(autouse=True)
@@ -16,56 +18,77 @@ def nothing_unused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    return int(array.__array_interface__["data"][0])
+
+
+def unused() -> list[int]:
+    """Sizes of unused blocks, the one that came back last at the end."""
+    return [block.nbytes // SMALLEST for block in memory._unused.values()]
 
 
 def test_memory_is_used_again_once_it_is_free() -> None:
-    block = borrow(1000)
+    block = borrow(SMALLEST + 1000)
     first = address(block)
-    assert (block.shape, block.dtype) == ((1000,), np.uint8)
+    assert (block.shape, block.dtype) == ((SMALLEST + 1000,), np.uint8)
     del block
-    again = borrow(GRAIN)  # a block is larger than what was asked for
+    again = borrow(2 * SMALLEST)  # a block is larger than what was asked for
     assert address(again) == first
-    assert address(borrow(10)) != first
+    assert address(borrow(2 * SMALLEST)) != first
 
 
-@pytest.mark.parametrize("refer", [lambda a: a[3:7], lambda a: a.view(np.int64).reshape(5, -1), torch.from_numpy])
-def test_memory_is_not_used_again_while_something_refers_to_it(refer) -> None:
-    block = borrow(1000)
+REFER: list[Callable[[np.ndarray], Any]] = [
+    lambda block: block[24:80],
+    lambda block: block.view(np.int64).reshape(5, -1),
+    torch.from_numpy,
+]
+
+
+@pytest.mark.parametrize("refer", REFER)
+def test_memory_is_not_used_again_while_something_refers_to_it(refer: Callable[[np.ndarray], Any]) -> None:
+    block = borrow(5 * SMALLEST)
     block[:] = 7
     kept = refer(block)
     del block
     for _ in range(3):
-        borrow(1000)[:] = 9
-    assert memory._unused
-    kept = np.asarray(kept)
-    assert (kept.view(np.uint8) == 7).all()
+        borrow(5 * SMALLEST)[:] = 9
+    assert unused() == [5]
+    assert (np.asarray(kept).view(np.uint8) == 7).all()
 
 
-def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
-    blocks = [borrow(n * GRAIN) for n in (3, 1, 2)]
+def test_the_smallest_block_that_is_large_enough_is_taken_but_none_far_too_large() -> None:
+    blocks = [borrow(n * SMALLEST) for n in (3, 1, 2)]
     places = [address(block) for block in blocks]
     blocks.clear()
-    assert address(borrow(GRAIN + 1)) == places[2]
-    assert sorted(block.nbytes for block in memory._unused.values()) == [GRAIN, 2 * GRAIN, 3 * GRAIN]
+    assert address(borrow(SMALLEST + 1)) == places[2]
+    memory._unused.clear()
+    del blocks[:]
+    large = borrow((LARGEST_RATIO + 1) * SMALLEST)
+    del large
+    borrow(SMALLEST)
+    assert unused() == [LARGEST_RATIO + 1, 1]
 
 
-def test_few_blocks_are_kept_the_largest() -> None:
-    blocks = [borrow(n * GRAIN) for n in range(1, KEPT + 3)]
-    blocks.clear()
-    assert sorted(block.nbytes // GRAIN for block in memory._unused.values()) == list(range(3, KEPT + 3))
+def test_few_blocks_are_kept_the_last_ones() -> None:
+    for n in range(1, KEPT + 3):
+        blocks = [borrow((i + 1) * SMALLEST) for i in range(n)]
+        while blocks:
+            blocks.pop()
+        assert unused() == [i + 1 for i in reversed(range(n))][-KEPT:]
+        memory._unused.clear()
 
 
-def test_nothing_at_all_is_borrowed() -> None:
-    assert borrow(0).shape == (0,)
+@pytest.mark.parametrize("n_bytes", [0, 1, SMALLEST - 1])
+def test_little_memory_is_not_kept(n_bytes: int) -> None:
+    assert borrow(n_bytes).shape == (n_bytes,)
+    assert unused() == []
 
 
 def test_threads_never_share_a_block() -> None:
     wrong = []
 
     def work(number: int) -> None:
-        for _ in range(300):
-            block = borrow(20_000)
+        for _ in range(50):
+            block = borrow(SMALLEST + number)
             block[:] = number
             if not (block == number).all():
                 wrong.append(number)
@@ -76,4 +99,4 @@ def test_threads_never_share_a_block() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(memory._unused) <= KEPT
+    assert 1 <= len(unused()) <= KEPT
