@@ -7,7 +7,7 @@ import signal
 import click
 
 from schemas.load import load_config
-from schemas.train_config import TrainConfig
+from schemas.train_config import DataConfig, TrainConfig
 from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
 
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
@@ -72,6 +72,7 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     """
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
+    _read_manifests(settings.data)
     from trainer.distiller import distill
     from trainer.interrupts import stop_on_signals
     from trainer.parallel import leave_together
@@ -91,6 +92,16 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
                 err=True,
             )
     leave_together(128 + (stop.signal_number or signal.SIGTERM) if interrupted else 0)
+
+
+def _read_manifests(data: DataConfig) -> None:
+    """Raise UserError when a cache is not there: to be said at once, before torch and transformers are loaded."""
+    from teacher_cache.shards.marks import read_manifest
+    from teacher_cache.shards.storage import Storage
+
+    for url in [share.url for share in data.shares] + [data.validation_cache]:
+        if url is not None:
+            read_manifest(Storage(url))
 
 
 @main.command()

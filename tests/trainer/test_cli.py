@@ -90,6 +90,19 @@ def test_help_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("key", ["cache", "validation_cache"])
+def test_a_cache_that_is_not_there_is_said_before_torch_is_loaded(config_file, tmp_path: Path, key: str) -> None:
+    path, _ = config_file(data={key: str(tmp_path / "nowhere")})
+    code = (
+        "import sys; from click.testing import CliRunner; from trainer.cli import main; "
+        f"run = CliRunner().invoke(main, ['run', {path!r}]); print(run.stderr); "
+        "sys.exit('torch' in sys.modules or 10 * run.exit_code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 20, done.stderr
+    assert done.stdout.startswith(f"error: {tmp_path}/nowhere/manifest.json: not found, so this is not a cache; ")
+
+
 def test_training_never_imports_vllm(config_file) -> None:
     path, _ = config_file(loop={"max_steps": 1})
     code = (
