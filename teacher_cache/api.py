@@ -149,7 +149,7 @@ class Cache:
 
         Raises UserError for a temperature that is not stored, ValueError when a sample does not fit into ``length``.
         """
-        return self._batch(samples, temperature, length, DECODE_THREADS)
+        return self._batch(samples, temperature, length)
 
     def batches(
         self, batches: Iterable[Sequence[int | str]], temperature: float | None = None, length: int | None = None
@@ -164,7 +164,7 @@ class Cache:
         return map_ahead(lambda samples: self._batch(samples, temperature, length, 1), batches, DECODE_THREADS)
 
     def _batch(
-        self, samples: Sequence[int | str], temperature: float | None, length: int | None, threads: int
+        self, samples: Sequence[int | str], temperature: float | None, length: int | None, threads: int | None = None
     ) -> "dict[str, torch.Tensor]":
         positions = [self.position(at) if isinstance(at, str) else range(len(self))[at] for at in samples]
         if temperature is not None:

@@ -14,6 +14,7 @@ from teacher_cache.codec.rows import Layout, Rows, clear_rows, fill_rows
 from teacher_cache.codec.sections import SIZE_BYTES
 from teacher_cache.codec.tokens import fill_columns
 from teacher_cache.codec.zstd import Decompressor, decompress_into
+from teacher_cache.records import RowBatch
 
 ADDRESS, BYTES, CONTENT_BYTES = range(3)  # of a frame: where it is, its size, and the size of what it holds
 TOKENS, LOGITS = range(2)  # frames of a sample
@@ -30,6 +31,11 @@ class Columns(NamedTuple):
     logprobs: np.ndarray
     next_logprob: np.ndarray
     log_partition: np.ndarray
+
+    @staticmethod
+    def of(batch: RowBatch) -> "Columns":
+        """Of this batch, not copied."""
+        return Columns(*(getattr(batch, name) for name in Columns._fields))
 
 
 @compiled
@@ -56,16 +62,18 @@ def fill_samples(
     for i in range(len(places_N3)):
         at[0] = i
         row, start, stop = places_N3[i]
+        if frames_N23[i, TOKENS, BYTES] == 0:
+            fill_padding(columns, row, start, stop)
+            continue
         at[1] = TOKENS
-        _fill_tokens(frames_N23[i, TOKENS], zstd, content, vocab_size, columns, row, start, stop)
+        part = _decompressed(frames_N23[i, TOKENS], zstd, content)
+        input_ids, loss_mask = columns.input_ids[row, start:stop], columns.loss_mask[row, start:stop]
+        fill_columns(part, _starts(part, tokens.N_SECTIONS), vocab_size, input_ids, loss_mask)
+        columns.attention_mask[row, start:stop] = True
+        for s in range(stop - start):
+            columns.position_ids[row, start + s] = s
         at[1] = LOGITS
-        rows = Rows(
-            np.empty(stop - start, np.int32),
-            columns.ids[row, start:stop],
-            columns.logprobs[row, start:stop],
-            columns.next_logprob[row, start:stop],
-            columns.log_partition[row, start:stop],
-        )
+        rows = _rows(columns, row, start, stop)
         if frames_N23[i, LOGITS, BYTES] > 0:
             part = _decompressed(frames_N23[i, LOGITS], zstd, content)
             fill_rows(part, _starts(part, logits.N_SECTIONS), layout, rows)
@@ -74,29 +82,24 @@ def fill_samples(
 
 
 @compiled
-def _fill_tokens(
-    frame: np.ndarray,
-    zstd: Decompressor,
-    content: np.ndarray,
-    vocab_size: int,
-    columns: Columns,
-    row: int,
-    start: int,
-    stop: int,
-) -> None:
-    input_ids, loss_mask = columns.input_ids[row, start:stop], columns.loss_mask[row, start:stop]
-    position_ids, attention_mask = columns.position_ids[row, start:stop], columns.attention_mask[row, start:stop]
-    if frame[BYTES] > 0:
-        part = _decompressed(frame, zstd, content)
-        fill_columns(part, _starts(part, tokens.N_SECTIONS), vocab_size, input_ids, loss_mask)
-        for s in range(stop - start):
-            position_ids[s] = s
-        attention_mask[:] = True
-    else:
-        input_ids[:] = 0
-        loss_mask[:] = False
-        position_ids[:] = 0
-        attention_mask[:] = False
+def fill_padding(columns: Columns, row: int, start: int, stop: int) -> None:
+    """Write the padding values to these tokens of a row."""
+    columns.input_ids[row, start:stop] = 0
+    columns.position_ids[row, start:stop] = 0
+    columns.attention_mask[row, start:stop] = False
+    columns.loss_mask[row, start:stop] = False
+    clear_rows(np.empty(0, np.int32), _rows(columns, row, start, stop))
+
+
+@compiled
+def _rows(columns: Columns, row: int, start: int, stop: int) -> Rows:
+    return Rows(
+        np.empty(stop - start, np.int32),
+        columns.ids[row, start:stop],
+        columns.logprobs[row, start:stop],
+        columns.next_logprob[row, start:stop],
+        columns.log_partition[row, start:stop],
+    )
 
 
 @compiled

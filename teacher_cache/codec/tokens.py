@@ -68,7 +68,8 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
     Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
     """
     row = _READER.read(payload)
-    sections = Sections(row.binary("frame"), N_SECTIONS, training_bytes(num_tokens or MAX_SEQUENCE_TOKENS))
+    most_tokens = MAX_SEQUENCE_TOKENS if num_tokens is None else num_tokens
+    sections = Sections(row.binary("frame"), N_SECTIONS, training_bytes(most_tokens))
     n = len(sections[0]) // ID_BYTES if num_tokens is None else num_tokens
     input_ids, loss_mask = np.empty(n, np.uint32), np.empty(n, np.bool_)
     with refused_as_corrupt():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.records import (
     AttentionBatch,
     AttentionSample,
@@ -103,18 +104,6 @@ def _concatenated(samples: Sequence[Stored], *names: str) -> dict[str, np.ndarra
     return {name: np.concatenate([getattr(sample, name) for sample in samples]) for name in names}
 
 
-def fill_padding(batch: RowBatch, row: int, span: slice) -> None:
-    """Write the padding values to these tokens of a row."""
-    batch.input_ids[row, span] = 0
-    batch.position_ids[row, span] = 0
-    batch.attention_mask[row, span] = False
-    batch.loss_mask[row, span] = False
-    batch.ids[row, span] = 0
-    batch.logprobs[row, span] = -np.inf
-    batch.next_logprob[row, span] = np.nan
-    batch.log_partition[row, span] = 0
-
-
 def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:
     """One batch of ``n_rows`` rows: row ``i`` of ``parts[p]`` becomes row ``places[p][i]``; all other rows are padding.
 
@@ -130,7 +119,7 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
         for name in arrays:
             getattr(joined, name)[place, : part.input_ids.shape[1]] = getattr(part, name)
     for r, start in enumerate(used.tolist()):
-        fill_padding(joined, r, slice(start, length))
+        fill_padding(Columns.of(joined), r, start, length)
     signals: dict[str, Any] = {}
     for name in ("hidden", "attention", "draws", "final"):
         stored = [getattr(part, name) for part in parts]

@@ -300,7 +300,7 @@ class CacheReader:
 
     def _fill(self, batch: RowBatch, places: list[Place], padding: list[Place], threads: int) -> None:
         """Decode tokens and logits; samples of shards with the same code table together."""
-        columns = Columns(*(getattr(batch, name) for name in Columns._fields))
+        columns = Columns.of(batch)
         of_codec: dict[LogitsCodec | None, list[Place]] = {}
         for place in places:
             codec = self._logits_codec(place.sample) if "logits" in self.signals else None
@@ -308,15 +308,18 @@ class CacheReader:
         of_codec.setdefault(next(iter(of_codec), None), []).extend(padding)
         for codec, group in of_codec.items():
             own, *others = share_out(group, threads)
-            if others and self._pool is None:
-                self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
-            futures = [self._pool.submit(self._fill_share, columns, codec, share) for share in others if self._pool]
+            futures = [self._decoders().submit(self._fill_share, columns, codec, share) for share in others]
             try:
                 self._fill_share(columns, codec, own)
             finally:
                 wait(futures)
             for future in futures:
                 future.result()
+
+    def _decoders(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
+        return self._pool
 
     def _fill_share(self, columns: Columns, codec: LogitsCodec | None, places: list[Place]) -> None:
         frames = [self._frames(place, codec) for place in places]

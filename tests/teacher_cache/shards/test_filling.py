@@ -32,7 +32,7 @@ def test_every_place_is_in_one_share_and_none_has_too_much(work: list[Place], n:
 
 def test_padding_alone_takes_no_frame() -> None:
     batch = allocate_rows(2, 5, 3, 1)
-    columns = Columns(*(getattr(batch, name) for name in Columns._fields))
+    columns = Columns.of(batch)
     work = [Place(PADDING, 0, slice(0, 5)), Place(PADDING, 1, slice(0, 5))]
     fill(columns, work, [(NO_FRAME, NO_FRAME)] * 2, NO_LAYOUT, 10)
     assert not batch.attention_mask.any()
@@ -44,7 +44,7 @@ def test_an_error_says_which_signal_of_which_sample(tmp_path) -> None:
     write_cache(str(tmp_path), random_shards([[6, 9, 4]]))
     reader = CacheReader(str(tmp_path))
     batch = reader.read_rows([[0], [1], [2]])
-    columns = Columns(*(getattr(batch, name) for name in Columns._fields))
+    columns = Columns.of(batch)
     work = [Place(position, position, slice(0, n)) for position, n in enumerate([6, 9, 4])]
     codec = reader._logits_codec(0)
     frames = [reader._frames(place, codec) for place in work]
