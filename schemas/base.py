@@ -1,8 +1,8 @@
 """What every model of the contract has in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 FORMAT_VERSION = 1
 """Version of the cache format that this code writes, and the newest it reads."""
@@ -14,3 +14,28 @@ class Strict(BaseModel):
     """A pydantic model that refuses unknown keys and cannot be changed after it was validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def added(default: Any, description: str, **constraints: Any) -> Any:
+    """A field of an ``Extended`` model that its first released form lacked; ``constraints`` as those of ``Field``."""
+    return Field(default, description=description, json_schema_extra={"added": True}, **constraints)
+
+
+class Extended(Strict):
+    """A model that gained fields: those of ``added`` are written only where they differ from their default.
+
+    So what was written before stays as it is, byte for byte: digests and fingerprints of old caches hold, and a run
+    planned before continues.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = serialize(self)
+        for name, field in type(self).model_fields.items():
+            if _was_added(field.json_schema_extra) and getattr(self, name) == field.default:
+                written.pop(name, None)
+        return written
+
+
+def _was_added(extra: Any) -> bool:
+    return isinstance(extra, dict) and bool(extra.get("added"))
