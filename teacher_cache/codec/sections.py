@@ -16,7 +16,7 @@ import zstandard
 
 from schemas.arrow import SIGNAL_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.message import RowReader, is_arrow, write_row
 from teacher_cache.codec.planes import compress_planes, content_size, decompress, join_planes
 
 SIZE_BYTES = 4
@@ -36,8 +36,8 @@ def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
 
 
 def payload_frame(payload: bytes) -> memoryview:
-    """The frame of a captured signal's payload. Raises CorruptCacheError."""
-    return _READER.read(payload).binary("frame")
+    """The frame of a captured signal's payload: of a member of its own, or of a bundle. Raises CorruptCacheError."""
+    return _READER.read(payload).binary("frame") if is_arrow(payload) else memoryview(payload)
 
 
 class Frame(NamedTuple):

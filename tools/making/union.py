@@ -35,6 +35,7 @@ def union_manifest(
         sources[0],
         shards,
         derived,
+        format_minor=max(source.format_minor for source in sources),
         corpus=join_corpora([source.corpus for source in sources]),
         provenance=join_provenance([source.provenance for source in sources]),
         tokens_per_shard=max(source.tokens_per_shard for source in sources),
