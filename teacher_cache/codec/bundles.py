@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from schemas.arrow import SIGNAL_SCHEMA
 from teacher_cache.codec import token_records
-from teacher_cache.codec.message import column_of, is_arrow, schema_of, write_batch, write_row
+from teacher_cache.codec.message import column_of, is_arrow, schema_of, write_batch
 from teacher_cache.codec.sections import payload_frame
 
 LEAST_SAMPLES, MOST_MEAN_TOKENS = 64, 128  # of a shard whose samples are bundled
@@ -81,10 +81,3 @@ def as_record(signal: str, payload: bytes) -> bytes:
     if not is_arrow(payload):
         return payload
     return token_records.to_record(payload) if signal == "tokens" else bytes(payload_frame(payload))
-
-
-def as_member(signal: str, payload: bytes) -> bytes:
-    """A sample's payload, whatever its form, as the content of a member of its own. Raises CorruptCacheError."""
-    if is_arrow(payload):
-        return payload
-    return token_records.to_row(payload) if signal == "tokens" else write_row(SIGNAL_SCHEMA, {"frame": payload})

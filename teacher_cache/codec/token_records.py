@@ -12,9 +12,9 @@ import zstandard
 
 from schemas.arrow import TOKENS_SCHEMA
 from teacher_cache.codec.compiled import compiled
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.message import RowReader
 from teacher_cache.codec.planes import MOST_BYTES
-from teacher_cache.codec.sections import SIZE_BYTES, Sections, compress_sections
+from teacher_cache.codec.sections import SIZE_BYTES, Sections
 from teacher_cache.codec.tokens import (
     ID_BYTES,
     LEVEL,
@@ -25,8 +25,6 @@ from teacher_cache.codec.tokens import (
     STRINGS,
     TEXT_SECTIONS,
     check_text,
-    record_frames,
-    text_sections,
 )
 from teacher_cache.records import TokenSample
 
@@ -66,14 +64,6 @@ def to_record(payload: bytes) -> bytes:
     content = [struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings]
     frame = row.binary("frame")
     return b"".join((struct.pack("<I", len(frame)), frame, _compressor().compress(b"".join(content))))
-
-
-def to_row(record: bytes) -> bytes:
-    """A record as a member's payload. Raises CorruptCacheError."""
-    sections, strings = text_sections(record, MOST_BYTES)
-    planes = [sections[i][None] for i in range(TEXT_SECTIONS)]
-    frame = bytes(record_frames(record)[0])
-    return write_row(TOKENS_SCHEMA, {**strings, "frame": frame, "text_frame": compress_sections(planes, LEVEL)})
 
 
 def _compressor() -> zstandard.ZstdCompressor:

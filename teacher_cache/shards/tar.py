@@ -10,7 +10,7 @@ from types import TracebackType
 import xxhash
 
 from schemas.manifest import Bundles, FileEntry, MemberIndex
-from teacher_cache.codec.bundles import as_member, as_record, bundle_bytes, write_bundle
+from teacher_cache.codec.bundles import as_record, bundle_bytes, write_bundle
 
 BLOCK = 512
 
@@ -56,9 +56,8 @@ class TarWriter:
         self._checksums: list[str] = []
 
     def add(self, key: str, payload: bytes) -> None:
-        """Append one sample's payload, in either form. Raises OSError when the disk is full."""
+        """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
         if self._bundles is None:
-            payload = as_member(self._signal, payload)
             self._note(self._member(key, payload), payload)
             return
         self._waiting.append((key, as_record(self._signal, payload)))

@@ -49,9 +49,7 @@ def committed_shards(folder: Path, manifest: Tree) -> list[Tree]:
 def rows(folder: Path, shard: str, signal: str) -> list[Tree]:
     """The samples of one tar: the columns of the Arrow rows that its members hold, one each or, in bundles, several."""
     dataset = wds.WebDataset(str(folder / f"{shard}.{signal}.tar"), shardshuffle=False, empty_check=False)
-    return [
-        row for member in dataset for row in pa.ipc.open_stream(member[f"{signal}.arrow"]).read_all().to_pylist()
-    ]
+    return [row for member in dataset for row in pa.ipc.open_stream(member[f"{signal}.arrow"]).read_all().to_pylist()]
 
 
 def split_record(record: bytes) -> Tree:
