@@ -59,11 +59,14 @@ class ChatTemplate:
         return frozenset(name.name for name in self._plain.environment.parse(self.source).find_all(nodes.Name))
 
     @cached_property
-    def _marked(self) -> Any:
+    def _marked(self) -> list[Any]:
+        """The template with marks: in all of it, and in what it writes directly."""
         environment = self._plain.environment
-        tree = _Marker().visit(environment.parse(self.source))
-        code = environment.compile(tree)
-        return environment.template_class.from_code(environment, code, environment.make_globals(None))
+        copies = []
+        for marker in (_Marker(), _DirectMarker()):
+            code = environment.compile(marker.visit(environment.parse(self.source)))
+            copies.append(environment.template_class.from_code(environment, code, environment.make_globals(None)))
+        return copies
 
     def text(self, messages: Sequence[Message], **variables: Any) -> str:
         """The chat as text. A template is a program: it may raise anything."""
@@ -74,14 +77,26 @@ class ChatTemplate:
         messages = list(messages)
         numbers = {id(message): number for number, message in enumerate(messages)}
 
+        over_messages: set[int] = set()  # loops
+
         def mark(loop: int, item: object) -> str:
             number = numbers.get(id(item))
-            return "" if number is None else f"{_LEFT}b{loop}:{number}{_RIGHT}"
+            if number is None:  # a message that the template made itself, perhaps
+                return f"{_LEFT}e{loop}{_RIGHT}" if loop in over_messages else ""
+            over_messages.add(loop)
+            return f"{_LEFT}b{loop}:{number}{_RIGHT}"
 
+        text = self.text(messages, **variables)
         context = self._with_defaults(variables)
-        marked = str(self._marked.render(messages=messages, **context, **{_HELPER: mark}))
-        rendered = _read_marks(marked)
-        return rendered if rendered.text == self.text(messages, **variables) else None
+        for template in self._marked:
+            over_messages.clear()
+            try:
+                rendered = _read_marks(str(template.render(messages=messages, **context, **{_HELPER: mark})))
+            except Exception:  # the marks came where a number was wanted, say
+                continue
+            if rendered.text == text:
+                return rendered
+        return None
 
     def _with_defaults(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         return {"tools": None, "documents": None, GENERATION: False, **self._constants, **variables}
@@ -118,14 +133,26 @@ class _Marker(NodeTransformer):
         return node
 
 
+class _DirectMarker(_Marker):
+    """Leaves alone what the template makes first and perhaps looks at: macros and blocks that are assigned."""
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
+        return node
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:
+        return node
+
+
 def _looped_item(node: nodes.For) -> nodes.Expr | None:
-    """What is looked at in one pass of a loop: its variable, or ``messages[variable]`` where it is a number."""
+    """What is looked at in one pass of a loop: its variable, or ``list[variable]`` where that is a number."""
     if not isinstance(node.target, nodes.Name):
         return None
+    item = nodes.Name(node.target.name, "load")
+    stored = {name.name for part in node.body for name in part.find_all(nodes.Name) if name.ctx == "store"}
     for taken in node.find_all(nodes.Getitem):
-        if taken.node == nodes.Name("messages", "load") and taken.arg == nodes.Name(node.target.name, "load"):
+        if taken.arg == item and isinstance(taken.node, nodes.Name) and taken.node.name not in stored:
             return taken
-    return nodes.Name(node.target.name, "load")
+    return item
 
 
 def _output(mark: str) -> nodes.Output:

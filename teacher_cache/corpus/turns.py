@@ -38,8 +38,12 @@ class Turns:
     def spans(self, number: int, prompted: bool) -> list[Span]:
         """The character spans of what message ``number`` says; ``prompted``: after a generation prompt."""
         owned = self.rendered.owned.get(number, [])
-        if not owned or (marked := _common(owned, self.rendered.generated)):
-            return marked if owned else []
+        if not owned:
+            return []
+        is_last = number == len(self.messages) - 1
+        after = [(owned[-1][1], len(self.text))] if is_last else []
+        if marked := _common([*owned, *after], self.rendered.generated):
+            return marked
         begin = owned[0][0]
         start = self._prompt_end(number, owned) if prompted else None
         if start is None:
@@ -55,17 +59,17 @@ class Turns:
         """Where the generation prompt of a reply ends; None where the template has none."""
         if GENERATION not in self._template.names:
             return None
-        begin = owned[0][0]
+        begin, end = owned[0][0], owned[-1][1]
         prompt = self._render(self.messages[:number], **{GENERATION: True})
-        if prompt is not None and self.text.startswith(prompt.text):
-            return max(begin, len(prompt.text))
         prompt = prompt or self._render([{"role": "user", "content": PROBE}], **{GENERATION: True})
-        if prompt is None:
+        asked = "" if prompt is None else prompt.text[prompt.prompt :]
+        if prompt is None or not asked.strip():
             return None
-        asked = prompt.text[prompt.prompt :]
-        shared = _shared(asked, self.text[begin : owned[-1][1]])
-        if shared < len(asked):  # of a prompt that begins the reply as well (`<think>`) the header only
-            shared = min(shared, _shared(asked, self._plain_turn(number) or asked))
+        if self.text.startswith(prompt.text):
+            return max(begin, len(prompt.text))
+        shared, whole = _shared(asked, self.text[begin:end])
+        if not whole:  # of a prompt that begins the reply as well (`<think>`) the header only
+            shared = min(shared, _shared(asked, self._plain_turn(number) or asked)[0])
         return begin + shared
 
     def _plain_turn(self, number: int) -> str:
@@ -94,8 +98,19 @@ class Turns:
         if rendered is None:
             return end
         closing = rendered.text[rendered.end() :].rstrip()
-        is_next_header = closing.strip() == header.strip()  # some templates write it after every chat
-        return end if is_next_header or not self.text.startswith(closing, end) else end + len(closing)
+        if not self.text.startswith(closing, end):
+            return end
+        is_header = closing.strip() and header.strip().startswith(closing.strip())
+        if is_header and not self._closes(number, closing):  # some templates write a header after every chat
+            return end
+        return end + len(closing)
+
+    def _closes(self, number: int, closing: str) -> bool:
+        """Whether ``closing`` is written after a turn whatever comes next."""
+        followed = self._render([*self.messages[: number + 1], {"role": "user", "content": PROBE}])
+        if followed is None or number not in followed.owned:
+            return False
+        return followed.text.startswith(closing, followed.owned[number][-1][1])
 
     def _without_blanks(self, number: int, start: int, stop: int) -> int:
         """The end of a turn without the white space after it, unless that is the reply's own."""
@@ -127,14 +142,18 @@ class Turns:
         return Rendered(text, owned, [], end)
 
 
-def _shared(prompt: str, text: str) -> int:
-    """How many characters ``text`` begins with of ``prompt``."""
+def _shared(prompt: str, text: str) -> tuple[int, bool]:
+    """How many characters ``text`` begins with of ``prompt``, and whether that is all of it; blanks may differ."""
     length = 0
     for atom in _ATOM.findall(prompt):
-        if not text.startswith(atom, length):
-            break
-        length += len(atom)
-    return length
+        if text.startswith(atom, length):
+            length += len(atom)
+        elif not atom.isspace():
+            indented = length + len(text[length:]) - len(text[length:].lstrip())
+            if not text.startswith(atom, indented):
+                return length, False
+            length = indented + len(atom)
+    return length, True
 
 
 def _common(spans: list[Span], others: list[Span]) -> list[Span]:
