@@ -1,10 +1,10 @@
 """The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Strict
+from schemas.base import Extended, Strict, added
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -45,7 +45,11 @@ class SourceConfig(Strict):
     limit: int | None = Field(None, ge=1, description="Read at most this many documents.")
 
 
-class CorpusConfig(Strict):
+RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt"})
+"""Variables of a chat template that are not to be set by a configuration or a record's arguments."""
+
+
+class CorpusConfig(Extended):
     """Which documents are read and how they become sequences of tokens."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
@@ -59,6 +63,28 @@ class CorpusConfig(Strict):
     )
     clean: bool = Field(True, description="Strip zero-width and control characters and normalise Unicode to NFC.")
     deduplicate: bool = Field(True, description="Drop documents equal to an earlier one after cleaning; counted.")
+    chat_template: str | None = added(
+        None,
+        "Chats: a Jinja file, or the name of one of the tokenizer's templates; default: the tokenizer's own.",
+        min_length=1,
+    )
+    chat_template_kwargs: dict[str, Any] = added(
+        {}, "Chats: variables for the template (`enable_thinking: false`); a record's chat_template_kwargs win."
+    )
+    roles_to_train: Annotated[list[str], Field(min_length=1)] = added(
+        ["assistant"],
+        "Chats: roles whose messages are learned; a message's own `train: true|false` or `weight: 0` wins.",
+    )
+    on_bad_record: Literal["stop", "drop"] = added(
+        "stop", "What becomes of a record that cannot be read or rendered; dropped ones are counted by reason."
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(value.keys() & RESERVED_VARIABLES):
+            raise ValueError(f"{reserved[0]}: is given by each record, not by the configuration")
+        return value
 
 
 class LogitsCapture(Strict):

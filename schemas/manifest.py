@@ -36,15 +36,27 @@ class TeacherInfo(Strict):
     fingerprint: Sha256
 
 
-class TokenizerInfo(Strict):
-    """The tokenizer; two caches (or a cache and a student) agree on token ids when the fingerprints are equal."""
+class TokenizerInfo(Extended):
+    """The tokenizer; two caches (or a cache and a student) agree on token ids when the fingerprints are equal.
+
+    What was added later says how texts became tokens; caches of the first version lack it.
+    """
 
     fingerprint: Sha256
     vocab_size: Annotated[int, Field(ge=2, lt=2**24)]
+    pipeline: Sha256 | None = added(
+        None, "sha256 of the whole tokenizer: merges, normaliser, pre-tokeniser, special tokens and their flags."
+    )
+    files: dict[str, Sha256] = added({}, "sha256 of each file of the tokenizer, by name.")
+    chat_template: Sha256 | None = added(None, "sha256 of the chat templates in effect.")
 
 
-class CorpusCounts(Strict):
-    """What became of the documents that were read."""
+class CorpusCounts(Extended):
+    """What became of the documents that were read.
+
+    Every document gives samples or is in one of the counts of what gave none; `split` and `truncated` say what was
+    cut on the way, and pieces of a document can be duplicates or too short as well.
+    """
 
     documents: Count
     empty: Count
@@ -56,6 +68,12 @@ class CorpusCounts(Strict):
     samples: Count
     tokens: Count
     loss_tokens: Count
+    no_reply: Count = added(0, "Chats without a message that is to be learned.")
+    malformed: Count = added(0, "Dropped: records that are not what their format asks for.")
+    refused: Count = added(0, "Dropped: chats that the chat template refuses.")
+    reply_lost: Count = added(0, "Dropped: chats of which the chat template leaves out a whole reply.")
+    not_located: Count = added(0, "Dropped: chats in whose text a reply cannot be told from other messages.")
+    cut_replies: Count = added(0, "Replies of which the chat template leaves something out (reasoning, for example).")
 
 
 class CorpusInfo(Strict):

@@ -11,6 +11,7 @@ million characters is tokenized in segments cut at line ends, so that one huge f
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,14 +24,19 @@ import xxhash
 from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
-from teacher_cache.corpus.chat import ChatRenderer, Span
+from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.clean import clean_text
+from teacher_cache.corpus.mask import ReplyMask, in_bytes
+from teacher_cache.corpus.messages import BadRecordError, cleaned, is_blank, trained
 from teacher_cache.corpus.sources import Document, read_documents
+from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 22
@@ -47,6 +53,7 @@ class _Item:
     first: bool = True  # segment of its document
     last: bool = True
     replies: list[Span] | None = None  # of a chat, in bytes
+    whole: str = ""  # the document's text, of its first segment
 
 
 class Corpus:
@@ -61,7 +68,9 @@ class Corpus:
             )
         self._config = config
         self._tokenizer = ByteTokenizer(tokenizer)
-        self._renderer = ChatRenderer(tokenizer)
+        self._renderer = ChatRenderer(tokenizer, config)
+        self._reply_mask = ReplyMask(tokenizer)
+        self._bos = str(tokenizer.bos_token or "")
         before, after = added_around(tokenizer)
         self._before = np.array(before, dtype=np.uint32)
         self._after = np.array(after, dtype=np.uint32)
@@ -94,45 +103,77 @@ class Corpus:
                     yield unique
         counts = CorpusCounts(**{name: tally[name] for name in CorpusCounts.model_fields})
         if not counts.samples:
+            dropped = counts.malformed + counts.refused + counts.reply_lost + counts.not_located
             raise UserError(
                 f"corpus is empty: {counts.documents} documents read, of which {counts.empty} empty, "
                 f"{counts.duplicates} duplicates, {counts.too_short} too short or without a reply, "
-                f"{counts.dropped_over_long} dropped as over-long; check corpus.sources, min_tokens and max_tokens"
+                f"{counts.no_reply} without a message of {', '.join(self._config.roles_to_train)}, "
+                f"{counts.dropped_over_long} dropped as over-long, {dropped} as bad records; check corpus.sources, "
+                "min_tokens, max_tokens and roles_to_train"
             )
         self._counts = counts
 
     def _items(self, tally: Counter[str]) -> Iterator[_Item]:
         """Documents, cleaned, without empties and duplicates, as texts to be tokenized."""
         seen: set[bytes] = set()
+
+        def on_bad_record(error: UserError) -> None:
+            tally["documents"] += 1
+            self._drop(error, "malformed", tally)
+
+        take = on_bad_record if self._config.on_bad_record == "drop" else None
         for index, source in enumerate(self._config.sources):
-            for raw in read_documents(source, f"corpus.sources.{index}"):
+            for raw in read_documents(source, f"corpus.sources.{index}", take):
                 tally["documents"] += 1
                 document = _cleaned(raw) if self._config.clean else raw
-                if _is_empty(document):
-                    tally["empty"] += 1
-                    continue
-                if self._config.deduplicate:
-                    digest = _digest(document)
-                    if digest in seen:
-                        tally["duplicates"] += 1
+                try:
+                    if fate := self._fate(document):
+                        tally[fate] += 1
                         continue
-                    seen.add(digest)
-                yield from self._document_items(document)
+                    if self._config.deduplicate:
+                        digest = _digest(document)
+                        if digest in seen:
+                            tally["duplicates"] += 1
+                            continue
+                        seen.add(digest)
+                    yield from self._document_items(document, tally)
+                except BadRecordError as error:
+                    if self._config.on_bad_record == "stop":
+                        raise
+                    self._drop(error, error.reason, tally)
 
-    def _document_items(self, document: Document) -> Iterator[_Item]:
+    def _drop(self, error: UserError, reason: str, tally: Counter[str]) -> None:
+        """Count a record that is dropped; the first of each reason is shown."""
+        if not tally[reason]:
+            logger.warning("dropped as %s, and others like it are only counted: %s", reason, error)
+        tally[reason] += 1
+
+    def _fate(self, document: Document) -> str | None:
+        """The count of a document that gives nothing; None if it may. Raises BadRecordError."""
+        if document.messages is None:
+            return None if document.text.strip() else "empty"
+        replies = trained(document.messages, self._config.roles_to_train, document.where)
+        if all(is_blank(document.messages[number]) for number in replies or range(len(document.messages))):
+            return "empty"
+        return None if replies else "no_reply"
+
+    def _document_items(self, document: Document, tally: Counter[str]) -> Iterator[_Item]:
         if document.messages is not None:
-            text, replies = self._renderer.render(document.messages, document.where)
-            _check_encodable(text, document.where)
-            yield _Item(document, text, count(1), replies=[_in_bytes(text, span) for span in replies])
+            chat = self._renderer.render(document)
+            _check_encodable(chat.text, document.where)
+            tally["cut_replies"] += chat.cut_replies
+            yield _Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans))
             return
         text = document.text
+        if self._bos and len(self._before):  # is put before every sequence below
+            text = text.removeprefix(self._bos)
         _check_encodable(text, document.where)
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
         if self._config.over_long != "split":  # no more of it is needed than fills one sequence
             segments = segments[:1]
         for begin, stop in segments:
-            yield _Item(document, text[begin:stop], numbers, first=begin == 0, last=stop == len(text))
+            yield _Item(document, text[begin:stop], numbers, begin == 0, stop == len(text), whole=text)
 
     def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
         batch: list[_Item] = []
@@ -152,7 +193,7 @@ class Corpus:
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
         if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
-            item = replace(item, text=item.document.text, last=True)
+            item = replace(item, text=item.whole, last=True)
             spans = self._tokenizer.encode([item.text])[0]
         if item.last and not chat:
             spans = _with_closing(spans, self._after)
@@ -160,11 +201,14 @@ class Corpus:
         over_long = len(pieces) > 1 or not (item.first and item.last)
         if over_long and item.first:
             tally[{"split": "split", "truncate": "truncated", "drop": "dropped_over_long"}[policy]] += 1
+        if not pieces:  # a text that the tokenizer makes nothing of
+            tally["empty"] += item.first and item.last
         if over_long and policy != "split":
             pieces = pieces[:1] if policy == "truncate" else []
+        counts = None if item.replies is None else self._reply_mask(spans, item.replies)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
-            sample = _piece(item, spans, begin, stop, before, item.document.source_id + number)
+            sample = _piece(item, spans, counts, begin, stop, before, item.document.source_id + number)
             length = len(sample.input_ids)
             fits = self._config.min_tokens <= length <= self._config.max_tokens
             if fits and sample.text and sample.loss_mask.any():
@@ -187,15 +231,26 @@ class Corpus:
         return replace(sample, key=content.hexdigest())
 
 
-def _piece(item: _Item, spans: TokenSpans, begin: int, stop: int, before: np.ndarray, source_id: str) -> TokenSample:
-    """The sample of tokens ``[begin, stop)``, with the special tokens ``before`` in front; its key is left empty."""
+def _piece(
+    item: _Item,
+    spans: TokenSpans,
+    counts: np.ndarray | None,
+    begin: int,
+    stop: int,
+    before: np.ndarray,
+    source_id: str,
+) -> TokenSample:
+    """The sample of tokens ``[begin, stop)``, with the special tokens ``before`` in front; its key is left empty.
+
+    ``counts``, bool [S]: the tokens that are learned; None: all.
+    """
     first_byte = int(spans.start[begin]) if begin else 0
     last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
     none = np.zeros(len(before), dtype=np.uint32)
     start, end = spans.start[begin:stop], spans.end[begin:stop]
     loss_mask = np.ones(len(before) + stop - begin, dtype=bool)
-    if item.replies is not None:
-        loss_mask[:-1] = _in_replies(start, end, item.replies)[1:]
+    if counts is not None:
+        loss_mask[:-1] = counts[begin + 1 : stop]
     loss_mask[-1:] = False
     return TokenSample(
         key="",
@@ -207,14 +262,6 @@ def _piece(item: _Item, spans: TokenSpans, begin: int, stop: int, before: np.nda
         byte_start=np.concatenate([none, (start - first_byte).astype(np.uint32)]),
         byte_end=np.concatenate([none, (end - first_byte).astype(np.uint32)]),
     )
-
-
-def _in_replies(start: np.ndarray, end: np.ndarray, replies: list[Span]) -> np.ndarray:
-    """bool [S]: the token's bytes overlap a reply."""
-    inside = np.zeros(len(start), dtype=bool)
-    for first, last in replies:
-        inside |= (start < last) & (end > first)
-    return inside
 
 
 def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
@@ -239,22 +286,22 @@ def _segments(text: str, size: int) -> list[Span]:
 def _cleaned(document: Document) -> Document:
     if document.messages is None:
         return replace(document, text=clean_text(document.text))
-    messages = [{**message, "content": clean_text(message["content"])} for message in document.messages]
-    return replace(document, messages=messages)
-
-
-def _is_empty(document: Document) -> bool:
-    """No text; for a chat: nothing said at all, or only empty replies."""
-    if document.messages is None:
-        return not document.text.strip()
-    replies = [message for message in document.messages if message["role"] == "assistant"]
-    return not any(message["content"].strip() for message in replies or document.messages)
+    return replace(
+        document,
+        messages=cleaned(document.messages),
+        tools=cleaned(document.tools),
+        documents=cleaned(document.documents),
+        template_kwargs=cleaned(document.template_kwargs),
+    )
 
 
 def _digest(document: Document) -> bytes:
     """128-bit content hash; a chat never equals a plain text."""
-    messages = document.messages
-    text = "t" + document.text if messages is None else "c" + json.dumps(messages, sort_keys=True, default=str)
+    if document.messages is None:
+        text = "t" + document.text
+    else:
+        extras = [extra for extra in (document.tools, document.documents, document.template_kwargs) if extra]
+        text = "c" + json.dumps([document.messages, *extras], sort_keys=True, default=str)
     return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
 
 
@@ -262,12 +309,8 @@ def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
+        raise BadRecordError(
             f"{where}: the text holds a lone surrogate, \\u{ord(text[error.start]):04x}, that UTF-8 cannot express; "
-            "set corpus.clean to true to have it removed"
+            "set corpus.clean to true to have it removed",
+            "malformed",
         ) from None
-
-
-def _in_bytes(text: str, span: Span) -> Span:
-    start = len(text[: span[0]].encode("utf-8"))
-    return start, start + len(text[span[0] : span[1]].encode("utf-8"))

@@ -6,8 +6,8 @@ stops the run with the place named. Only a field that is there and null counts a
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ _READ_ERRORS = (OSError, EOFError, zlib.error)
 Record = tuple[str, str, Mapping[str, Any]]  # source id, place for error messages, fields
 
 Messages = list[dict[str, Any]]
+OnBadRecord = Callable[[UserError], None] | None
 
 
 @dataclass(frozen=True)
@@ -34,34 +35,49 @@ class Document:
     layer: str
     text: str
     messages: Messages | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_documents(source: SourceConfig, where: str) -> Iterator[Document]:
+def read_documents(source: SourceConfig, where: str, on_bad_record: OnBadRecord = None) -> Iterator[Document]:
     """Yield the documents of ``source`` in a fixed order, at most ``source.limit``; ``where`` is its config key.
 
-    Raises UserError for missing files, unreadable or undecodable ones, broken lines, and records without text.
+    Raises UserError for missing files, unreadable or undecodable ones, and broken lines; for records of a wrong shape
+    too, unless ``on_bad_record`` takes the error, and reading goes on.
     """
-    return islice(_documents(source, where), source.limit)
+    return islice(_documents(source, where, on_bad_record), source.limit)
 
 
-def _documents(source: SourceConfig, where: str) -> Iterator[Document]:
+def _documents(source: SourceConfig, where: str, on_bad_record: OnBadRecord) -> Iterator[Document]:
     files = list_files(source, where)
     for source_id, place, fields in _records(source, files, where):
-        messages = fields.get(source.messages_field)
-        text = fields.get(source.text_field)
-        if messages is not None:
-            yield Document(source_id, place, source.layer, "", _checked(messages, place, source.messages_field))
-        elif text is not None:
-            if not isinstance(text, str):
-                raise UserError(f"{place}: {source.text_field} is {_brief(text)}, expected a string")
-            yield Document(source_id, place, source.layer, text)
-        elif source.messages_field in fields or source.text_field in fields:
-            yield Document(source_id, place, source.layer, "")
+        try:
+            document = _document(source, source_id, place, fields, where)
+        except UserError as error:
+            if on_bad_record is None:
+                raise
+            on_bad_record(error)
         else:
-            raise UserError(
-                f"{place}: the record has neither {source.messages_field!r} nor {source.text_field!r}, only "
-                f"{sorted(map(str, fields))}; set `messages_field` or `text_field` of {where}"
-            )
+            yield document
+
+
+def _document(source: SourceConfig, source_id: str, place: str, fields: Mapping[str, Any], where: str) -> Document:
+    messages = fields.get(source.messages_field)
+    text = fields.get(source.text_field)
+    document = Document(source_id, place, source.layer, "")
+    if messages is not None:
+        return replace(document, **_chat(messages, fields, place, source.messages_field))
+    if text is not None:
+        if not isinstance(text, str):
+            raise UserError(f"{place}: {source.text_field} is {_brief(text)}, expected a string")
+        return replace(document, text=text)
+    if source.messages_field in fields or source.text_field in fields:
+        return document
+    raise UserError(
+        f"{place}: the record has neither {source.messages_field!r} nor {source.text_field!r}, only "
+        f"{sorted(map(str, fields))}; set `messages_field` or `text_field` of {where}"
+    )
 
 
 def _records(source: SourceConfig, files: list[SourceFile], where: str) -> Iterator[Record]:
@@ -139,19 +155,32 @@ def _hf_records(source: SourceConfig, where: str) -> Iterator[Record]:
         yield f"{name}#{number}", f"{source.path}: record {number}", fields
 
 
-def _checked(messages: Any, place: str, field: str) -> Messages:
-    """The messages without null entries (columnar formats fill absent keys with null); UserError for wrong types."""
+def _chat(messages: Any, fields: Mapping[str, Any], place: str, name: str) -> dict[str, Any]:
+    """The parts of a ``Document`` that are a chat's, without nulls at any depth: columnar formats add them."""
+    messages = _without_nulls(messages)
     if not isinstance(messages, list):
-        raise UserError(f"{place}: {field} is {_brief(messages)}, expected a list of {{role, content}}")
-    checked = []
+        raise UserError(f"{place}: {name} is {_brief(messages)}, expected a list of {{role, content}}")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise UserError(f"{place}: {field}[{index}] is {_brief(message)}, expected {{role, content}}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise UserError(f"{place}: {field}[{index}].{key} is {_brief(message.get(key))}, expected a string")
-        checked.append({key: value for key, value in message.items() if value is not None})
-    return checked
+            raise UserError(f"{place}: {name}[{index}] is {_brief(message)}, expected {{role, content}}")
+        if not isinstance(message.get("role"), str):
+            raise UserError(f"{place}: {name}[{index}].role is {_brief(message.get('role'))}, expected a string")
+        if not isinstance(message.get("content"), str | list) and not (
+            "tool_calls" in message and "content" not in message
+        ):
+            raise UserError(f"{place}: {name}[{index}].content is {_brief(message.get('content'))}, expected a string")
+    return {
+        "messages": messages,
+        "tools": _without_nulls(fields.get("tools")),
+        "documents": _without_nulls(fields.get("documents")),
+        "template_kwargs": _without_nulls(fields.get("chat_template_kwargs")) or {},
+    }
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _brief(value: Any) -> str:

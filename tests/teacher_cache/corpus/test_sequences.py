@@ -282,7 +282,7 @@ def test_over_long_chat_is_dropped(make_corpus):
 def test_chat_without_a_reply_left_is_too_short(make_corpus):
     corpus = make_corpus([chat(LONG, "reply"), chat("question only"), "text"], max_tokens=60)
     assert [sample.text for sample in corpus] == ["text"]
-    assert (corpus.counts.too_short, corpus.counts.truncated) == (2, 1)
+    assert (corpus.counts.too_short, corpus.counts.truncated, corpus.counts.no_reply) == (1, 1, 1)
 
 
 def test_chat_without_template(make_corpus, sentencepiece):
