@@ -30,13 +30,15 @@ from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
+from teacher_cache.lengths import check_length
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import TarWriter, checksum
-from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer
+from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
 from teacher_cache.tokenizer import describe_tokenizer
+from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     wanted = empty_plan(config, tokenizer)
     if storage.exists(MANIFEST):
         present = read_manifest(storage)
-        _check_same(present, wanted, storage)
+        _check_same(present, _in_older_terms(wanted, present, config), storage)
         return listed(storage, present)
     if marks := mark_names(storage):
         raise UserError(
@@ -64,7 +66,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        units = _write_units(corpus, storage, config.output.tokens_per_shard)
+        samples = within_vocabulary(corpus, wanted, tokenizer, config.teacher.path)
+        units = _write_units(samples, storage, config.output.tokens_per_shard)
     except UserError:
         remove_garbage(storage, None)
         raise
@@ -78,9 +81,11 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
+    text_config = load_model_config(config.teacher).get_text_config()
+    check_length(config, text_config)
+    check_layers(config.capture, text_config, config.corpus.max_tokens)
     teacher = describe_teacher(config.teacher)
     _check_k(config, teacher)
-    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
     return Manifest(
         teacher=teacher,
         tokenizer=describe_tokenizer(tokenizer),
@@ -146,6 +151,14 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
         )
 
 
+def _in_older_terms(wanted: Manifest, present: Manifest, config: CacheConfig) -> Manifest:
+    """``wanted`` with the teacher's fingerprint as ``present`` has it, if it is that of the same teacher."""
+    found = present.teacher.fingerprint
+    if found == wanted.teacher.fingerprint or found != older_fingerprint(config.teacher):
+        return wanted
+    return wanted.model_copy(update={"teacher": wanted.teacher.model_copy(update={"fingerprint": found})})
+
+
 def _lookup(tree: dict, path: str) -> object:
     node: object = tree
     for key in path.split("."):
@@ -153,9 +166,9 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:
+def _write_units(samples: Iterable[TokenSample], storage: Storage, tokens_per_shard: int) -> list[Unit]:
     units: list[Unit] = []
-    for number, group in itertools.groupby(numbered_parts(corpus, tokens_per_shard), key=operator.itemgetter(0)):
+    for number, group in itertools.groupby(numbered_parts(samples, tokens_per_shard), key=operator.itemgetter(0)):
         name = shard_name(number)
         n_samples = n_tokens = 0
         with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:

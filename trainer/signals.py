@@ -120,7 +120,7 @@ class StudentSignals:
         sizes = counts.tolist()
         query_NHD = attention.query_RHLD[row_N, :, column_N]
         parts = (part.split(sizes) for part in (query_NHD, position_N, weights_NRM, keys_NRM))
-        keys = _sample_keys(attention, row_N, first_N, torch.maximum(position_N, keys_NRM.amax(dim=(1, 2))), sizes)
+        keys = _sample_keys(attention, row_N, first_N, column_N, sizes)
         return torch.stack(
             [
                 apc_of_sequence(attention, query_nHD, key_GSD, position_n, weights_nRM, keys_nRM, config.student_heads)
@@ -146,15 +146,15 @@ class StudentSignals:
 
 
 def _sample_keys(
-    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, last_N: torch.Tensor, sizes: list[int]
+    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, column_N: torch.Tensor, sizes: list[int]
 ) -> list[torch.Tensor]:
-    """The keys [G, S, D] that the rows of each sample look at: from its first to the last one, counted from there.
+    """The keys [G, S, D] of each sample, from its first token to its last stored row.
 
     sizes: how many of the N rows each sample has, one after the other. Cut by ``split``, whose gradient is one array.
     """
     spans = [
-        (int(row[0]), int(first[0]), int(first[0] + last.max()) + 1)
-        for row, first, last in zip(*(part.cpu().split(sizes) for part in (row_N, first_N, last_N)), strict=True)
+        (int(row[0]), int(first[0]), int(column.max()) + 1)
+        for row, first, column in zip(*(part.cpu().split(sizes) for part in (row_N, first_N, column_N)), strict=True)
     ]
     rows = attention.key_RGLD.unbind(0)
     keys: list[torch.Tensor] = []
