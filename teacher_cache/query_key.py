@@ -35,10 +35,10 @@ def tap_query_key(attention: Any, keep: Callable[[QueryKey], None], whose: str) 
     whose: "student" or "teacher", for the UserError that is raised, here or in a pass, when rows do not follow from q
     and k.
     """
-    config, kind = attention.config, type(attention)
+    config, kind = getattr(attention, "config", None), type(attention)
     files = [sys.modules[base.__module__] for base in kind.__mro__]
     modelling: Any = next((file for file in files if hasattr(file, "ALL_ATTENTION_FUNCTIONS")), None)
-    if modelling is None:
+    if modelling is None or config is None:
         raise UserError(
             f"{whose}: a {kind.__name__} does not call its attention through transformers' AttentionInterface, so its "
             "q and k cannot be read; leave its attention rows out or use a model class of transformers"
