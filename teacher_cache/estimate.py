@@ -20,6 +20,7 @@ from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import member_bytes
 from teacher_cache.signals.positions import to_request
 from teacher_cache.teacher import load_tokenizer
+from teacher_cache.vocabulary import within_vocabulary
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
     corpus = Corpus(config.corpus, tokenizer)
     kept: list[TokenSample] = []
     units, every = 0, 1
-    for number, (unit, sample) in enumerate(numbered_parts(corpus, config.output.tokens_per_shard)):
+    samples = within_vocabulary(corpus, plan, tokenizer, config.teacher.path)
+    for number, (unit, sample) in enumerate(numbered_parts(samples, config.output.tokens_per_shard)):
         units = unit + 1
         if number % every == 0:
             kept.append(sample)

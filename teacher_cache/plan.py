@@ -32,14 +32,16 @@ from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
+from teacher_cache.lengths import check_length
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
-from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer
+from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
 from teacher_cache.tokenizer import describe_tokenizer
+from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     wanted = empty_plan(config, tokenizer)
     if storage.exists(MANIFEST):
         present = read_manifest(storage)
-        _check_same(present, wanted, storage)
+        _check_same(present, _in_older_terms(wanted, present, config), storage)
         return listed(storage, present)
     if marks := mark_names(storage):
         raise UserError(
@@ -67,7 +69,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        units, minor = _write_units(corpus, storage, config.output)
+        samples = within_vocabulary(corpus, wanted, tokenizer, config.teacher.path)
+        units, minor = _write_units(samples, storage, config.output)
     except UserError:
         remove_garbage(storage, None)
         raise
@@ -86,9 +89,11 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
+    text_config = load_model_config(config.teacher).get_text_config()
+    check_length(config, text_config)
+    check_layers(config.capture, text_config, config.corpus.max_tokens)
     teacher = describe_teacher(config.teacher)
     _check_k(config, teacher)
-    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
     return Manifest(
         teacher=teacher,
         tokenizer=describe_tokenizer(tokenizer),
@@ -154,6 +159,14 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
         )
 
 
+def _in_older_terms(wanted: Manifest, present: Manifest, config: CacheConfig) -> Manifest:
+    """``wanted`` with the teacher's fingerprint as ``present`` has it, if it is that of the same teacher."""
+    found = present.teacher.fingerprint
+    if found == wanted.teacher.fingerprint or found != older_fingerprint(config.teacher):
+        return wanted
+    return wanted.model_copy(update={"teacher": wanted.teacher.model_copy(update={"fingerprint": found})})
+
+
 def _lookup(tree: dict, path: str) -> object:
     node: object = tree
     for key in path.split("."):
@@ -161,11 +174,11 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(corpus: Corpus, storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
+def _write_units(sequences: Iterable[TokenSample], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
     """The units, and the minor version of the format that their shards need."""
     units: list[Unit] = []
     minor = 0
-    parts = numbered_parts(corpus, output.tokens_per_shard)
+    parts = numbered_parts(sequences, output.tokens_per_shard)
     for number, group in itertools.groupby(parts, key=operator.itemgetter(0)):
         samples = [sample for _, sample in group]
         index = write_tokens(storage, shard_name(number), samples, output.bundle_short_samples)
