@@ -5,7 +5,7 @@ import pytest
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
-from teacher_cache.teacher import describe_teacher
+from teacher_cache.teacher import describe_teacher, load_model_config
 
 
 @pytest.fixture
@@ -60,3 +60,14 @@ def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher\.path: .*cannot load a model configuration"):
         describe(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])
+def test_what_is_no_folder_is_said_to_be_none(path: str) -> None:
+    """Not that its name has a form that names of models on the hub do not have."""
+    with pytest.raises(UserError) as refused:
+        load_model_config(TeacherConfig(path=path))
+    assert str(refused.value) == (
+        f"teacher.path: {path} (no such folder here): cannot load a model configuration; give the folder of a Hugging "
+        "Face model with its tokenizer"
+    )
