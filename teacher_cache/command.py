@@ -1,4 +1,4 @@
-"""What every command line of the project shares: how errors reach the user, overrides, and logging."""
+"""What every command line of the project shares: how errors reach the user, overrides, tables and logging."""
 
 import functools
 import json
@@ -6,13 +6,17 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from schemas.errors import UserError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+PIPED_WIDTH = 1 << 16  # characters: nothing is wrapped or cut for a program that reads
 
 
 def user_errors(command: Command) -> Command:
@@ -66,13 +70,36 @@ def show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, indent=1))
         return
-    from rich.console import Console
+    table = new_table("what", "value")
+    for name, value in _flat(values):
+        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else printable(str(value)))
+    print_table(table)
+
+
+def new_table(*titles: str, numbers_from: int | None = None, **options: Any) -> "Table":
+    """A table for ``print_table``; columns from number ``numbers_from`` on are aligned right."""
     from rich.table import Table
 
-    table = Table("what", "value")
-    for name, value in _flat(values):
-        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    table = Table(**options)
+    for place, title in enumerate(titles):
+        is_number = numbers_from is not None and place >= numbers_from
+        table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+    return table
+
+
+def print_table(table: "Table") -> None:
+    """Print cells as they are, never as markup: wrapped on a terminal, one line a row and whole where it is piped."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey rather than show written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

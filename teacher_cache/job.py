@@ -56,7 +56,7 @@ class Summary:
     engine_load_seconds: float
     tokens_per_second: float
     engine_idle_share: float | None  # of the time from the first unit to the last
-    mean_entropy: float | None  # nats, of the stored entries and one bucket for the rest: a lower bound
+    mean_entropy: float | None  # nats, of the teacher's whole distributions at temperature 1; None: not known
     peak_memory_bytes: int
     cache_samples: int  # of the cache, as are the next lines
     cache_tokens: int
@@ -114,7 +114,7 @@ def _score_units(
 
         def on_commit(unit: Unit, rows: int, entropy: float) -> None:
             tally.add(unit, rows, entropy)
-            progress.advance(unit.tokens, tally.tokens_per_second, tally.mean_entropy)
+            progress.committed(tally.mean_entropy)
 
         with (
             ThreadPoolExecutor(1, "read") as reading,
@@ -132,6 +132,7 @@ def _score_units(
                 for part in parts:
                     with tally.engine_at_work():
                         captured = engine.score([request for _, request in part])
+                    progress.scored(sum(len(sample.input_ids) for sample, _ in part))
                     writer.add([sample for sample, _ in part], captured)
                 writer.commit()
     tally.stop()

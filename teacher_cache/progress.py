@@ -1,12 +1,19 @@
 """The one progress bar of a caching run, on stderr."""
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+SECONDS_BETWEEN_LINES = 10.0  # where there is no bar, while a unit is under way
+
 
 class Progress:
-    """Tokens done, tokens/s, mean entropy and the time left. Prints plain lines where stderr is no terminal."""
+    """Tokens scored, tokens/s, mean entropy and the time left. Prints plain lines where stderr is no terminal.
+
+    The engine's thread and the writer's may call it at once.
+    """
 
     def __init__(self, total_tokens: int) -> None:
         self._console = Console(stderr=True)
@@ -14,30 +21,43 @@ class Progress:
             TextColumn("caching"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed:,} of {task.total:,} tokens · {task.fields[rate]} · {task.fields[entropy]}"),
+            TextColumn("{task.completed:,} of {task.total:,} tokens{task.fields[more]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._total = total_tokens
-        self._done = 0
-        self._task = self._bar.add_task("", total=total_tokens, rate="", entropy="")
+        self._scored = 0
+        self._entropy = ""
+        self._started = self._last_line = time.monotonic()
+        self._task = self._bar.add_task("", total=total_tokens, more="")
 
-    def advance(self, tokens: int, tokens_per_second: float, mean_entropy: float | None) -> None:
-        """Note that a unit of ``tokens`` tokens was committed."""
-        rate = f"{tokens_per_second:,.0f} tok/s"
-        entropy = "" if mean_entropy is None else f"entropy {mean_entropy:.2f} nats"
-        self._done += tokens
+    def scored(self, tokens: int) -> None:
+        """Note that the engine has scored ``tokens`` more tokens."""
+        self._scored += tokens
+        self._show(is_due=time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES)
+
+    def committed(self, mean_entropy: float | None) -> None:
+        """Note that a unit was committed; ``mean_entropy`` is that of all rows so far, None if it is not known."""
+        self._entropy = "" if mean_entropy is None else f" · entropy {mean_entropy:.2f} nats"
+        self._show(is_due=True)
+
+    def _show(self, is_due: bool) -> None:
+        rate = self._scored / max(1e-9, time.monotonic() - self._started)
+        more = f" · {rate:,.0f} tok/s{self._entropy}"
         if self._console.is_terminal:
-            self._bar.update(self._task, advance=tokens, rate=rate, entropy=entropy)
-        else:
-            left = (self._total - self._done) / tokens_per_second if tokens_per_second else 0
+            self._bar.update(self._task, completed=self._scored, more=more)
+        elif is_due:
+            self._last_line = time.monotonic()
+            left = (self._total - self._scored) / max(1e-9, rate)
             self._console.print(
-                f"caching: {self._done:,} of {self._total:,} tokens · {rate} · {entropy} · {left:.0f} s left",
+                f"caching: {self._scored:,} of {self._total:,} tokens{more} · {left:.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def __enter__(self) -> "Progress":
+        self._started = self._last_line = time.monotonic()
         self._bar.start()
         return self
 

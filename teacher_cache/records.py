@@ -93,6 +93,7 @@ class Captured:
     attention: AttentionSample | None = None
     draws: DrawsSample | None = None
     final: HiddenSample | None = None  # the final hidden state as the only layer
+    entropy: np.ndarray | None = None  # float32 [P], nats; of each logits row's whole distribution; for figures alone
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import TeacherInfo
+from teacher_cache.text import reason_of
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of config.json, at any depth
@@ -34,11 +35,10 @@ def _load(load: Any, config: TeacherConfig, what: str) -> Any:
     try:
         return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
         exists = "exists" if Path(config.path).is_dir() else "no such folder here"
         raise UserError(
-            f"teacher.path: {config.path} ({exists}): cannot load a {what}: {reason}; give the folder of a Hugging "
-            "Face model with its tokenizer"
+            f"teacher.path: {config.path} ({exists}): cannot load a {what}{reason_of(error)}; give the folder of a "
+            "Hugging Face model with its tokenizer"
         ) from None
 
 

@@ -51,6 +51,15 @@ def front_matter(values: Mapping[str, Any]) -> list[str]:
     return ["---", *text.splitlines(), "---"]
 
 
+def reason_of(error: Exception) -> str:
+    """``: REASON`` of a model that could not be loaded, to put behind its path; '' if the path is no name of one.
+
+    The hub's client takes what is no folder for the name of a model, and complains about its form.
+    """
+    line = one_line(str(error).strip().partition("\n")[0], 300)
+    return "" if line.startswith("Repo id must") else f": {line}"
+
+
 def _word(value: Any) -> Any:
     return re.sub(r"([^\w./+ -]|-)+", "-", one_line(value)) if isinstance(value, str) else value
 

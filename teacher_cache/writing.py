@@ -17,7 +17,6 @@ from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import committed, read_mark, read_table, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import ShardWriter
-from teacher_cache.signals.entropy import bucket_entropy
 
 MAX_PENDING = 2  # parts that wait to be written: bounds the signals held in memory
 
@@ -32,7 +31,7 @@ class _Open:
     keys: list[str] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
-    rows: int = 0  # of the logits
+    rows: int = 0  # of the logits whose entropy is known
     entropy: float = 0.0  # nats, sum over these rows
     waiting: list[tuple[str, Captured]] = field(default_factory=list)  # for the code table
 
@@ -114,8 +113,9 @@ class UnitWriter:
             is_open.keys.append(sample.key)
             is_open.num_tokens.append(len(sample.input_ids))
             is_open.layers.append(sample.layer)
-            is_open.rows += len(signals.logits.positions)
-            is_open.entropy += float(bucket_entropy(signals.logits).sum())
+            if signals.entropy is not None:
+                is_open.rows += len(signals.entropy)
+                is_open.entropy += float(signals.entropy.sum(dtype=np.float64))
             is_open.waiting.append((sample.key, Captured(signals.logits, draws=signals.draws)))
             for signal, payload in self._encoders.encode_others(signals):
                 is_open.shard.add(signal, sample.key, payload)

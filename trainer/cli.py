@@ -18,7 +18,7 @@ def is_other_rank() -> bool:
     return int(os.environ.get("RANK", "0")) > 0
 
 
-@click.group(context_settings={"show_default": True})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def main() -> None:
     """Train a student from a cache of a teacher's signals. No teacher is needed."""
 

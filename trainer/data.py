@@ -71,9 +71,9 @@ def open_cache(
     url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), copies: LocalCopiesConfig | None = None
 ) -> Cache:
     """Open the cache at ``url`` for these signals; raises UserError, also when it does not store one of them."""
-    from teacher_cache.shards.reader import CacheReader
+    from trainer.checked import CheckedReader
 
-    cache = CacheReader(url, signals=signals, copies=None if copies is None else (copies.folder, copies.max_bytes))
+    cache = CheckedReader(url, signals=signals, copies=None if copies is None else (copies.folder, copies.max_bytes))
     if not cache.shard_sizes.sum():
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
     if not cache.manifest.complete:

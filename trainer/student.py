@@ -18,6 +18,7 @@ from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.attention import check_attention, exact_attention
+from teacher_cache.text import reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +182,7 @@ def load_model_config(path: str, key: str) -> "PreTrainedConfig":
     except (OSError, ValueError, KeyError) as error:
         exists = "exists" if Path(path).exists() else "no such folder here"
         raise UserError(
-            f"{key}: {path} ({exists}): cannot read a model configuration: {_first_line(error)}; "
+            f"{key}: {path} ({exists}): cannot read a model configuration{reason_of(error)}; "
             "give the folder of a Hugging Face model"
         ) from None
 

@@ -143,6 +143,7 @@ class TransformersEngine(Engine):
                     self._attention(row, request),
                     self._draws(logits_PV, rows, request),
                     self._final(row, request),
+                    rows.entropy_N.cpu().numpy(),
                 )
             )
         return captured

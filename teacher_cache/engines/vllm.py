@@ -90,7 +90,9 @@ class VllmEngine(Engine):
             draws = to_draws_sample(request.logits_positions, with_logits.draws)
         if self._capture.final is not None and kept[0].final is not None:
             final = to_hidden_sample(request.final_positions, [kept[0].final])
-        return Captured(to_sample(with_logits.logits, request, self._capture.logits), hidden, attention, draws, final)
+        logits = to_sample(with_logits.logits, request, self._capture.logits)
+        entropy = with_logits.logits.entropy_N.numpy()
+        return Captured(logits, hidden, attention, draws, final, entropy)
 
     def close(self) -> None:
         """See Engine."""

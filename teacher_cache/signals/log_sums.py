@@ -1,8 +1,9 @@
-"""log Σ exp over the vocabulary at several temperatures, in one pass over the logits. Runs on any torch device.
+"""log Σ exp over the vocabulary at several temperatures, and the entropy at 1, in one pass over the logits.
 
-PyTorch's own operations make a pass and a float32 copy for every step; ``torch.compile`` fuses them. Measured on 512
-rows of 49,152 float32 logits and two temperatures, on a CPU: 10 ms against 43 ms, where the head's matrix product takes
-217 ms. Where nothing can be compiled (no C++ compiler, no Triton) the plain function runs.
+Runs on any torch device. PyTorch's own operations make a pass and a float32 copy for every step; ``torch.compile``
+fuses them. Measured on 512 rows of 49,152 float32 logits and two temperatures, on a CPU: 10 ms against 43 ms (without
+the entropy), where the head's matrix product takes 217 ms. Where nothing can be compiled (no C++ compiler, no Triton)
+the plain function runs.
 """
 
 import logging
@@ -14,12 +15,15 @@ import torch
 COMPILE_FROM = 8192  # tokens of the vocabulary: compiling takes a few seconds
 
 logger = logging.getLogger(__name__)
-LogSums = Callable[[torch.Tensor, torch.Tensor, list[float]], torch.Tensor]
+LEAST = -128.0  # nats below the largest logit: exp of it is 0 in float32, and its product with 0 is not NaN
+LogSums = Callable[[torch.Tensor, torch.Tensor, list[float]], tuple[torch.Tensor, torch.Tensor]]
 _cannot_compile = False
 
 
-def log_sums(logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
-    """log Σ_v exp((logits_v - max) / T), float32 [N, T].
+def log_sums(
+    logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log Σ_v exp((logits_v - max) / T), float32 [N, T], and the entropy at temperature 1 in nats, float32 [N].
 
     Args:
         logits_NV: any floating dtype; summed in float32.
@@ -38,10 +42,17 @@ def log_sums(logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[fl
     return plain_log_sums(logits_NV, max_N, temperatures)
 
 
-def plain_log_sums(logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
-    """What ``log_sums`` compiles."""
+def plain_log_sums(
+    logits_NV: torch.Tensor, max_N: torch.Tensor, temperatures: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``log_sums`` compiles. The entropy is log Σ exp(s) - Σ s exp(s) / Σ exp(s), s: logits less the largest."""
     shifted_NV = logits_NV.float() - max_N.float()[:, None]
-    return torch.stack([(shifted_NV if t == 1 else shifted_NV / t).exp().sum(dim=1).log() for t in temperatures], dim=1)
+    log_sum_NT = torch.stack(
+        [(shifted_NV if t == 1 else shifted_NV / t).exp().sum(dim=1).log() for t in temperatures], dim=1
+    )
+    weights_NV = shifted_NV.exp()
+    sum_N = weights_NV.sum(dim=1)
+    return log_sum_NT, sum_N.log() - (weights_NV * shifted_NV.clamp(min=LEAST)).sum(dim=1) / sum_N
 
 
 @cache

@@ -1,7 +1,7 @@
 """The ``logits`` signal: from rows of logits to what is kept of them. Runs on the engine's device, in row chunks.
 
-Only the small result ever leaves the device: k ids and log-probabilities, the realised token's log-probability and
-one log-partition for each temperature.
+Only the small result ever leaves the device: k ids and log-probabilities, the realised token's log-probability, one
+log-partition for each temperature, and the entropy.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,11 @@ class LogitsRows(NamedTuple):
     logprobs_NK: torch.Tensor  # float32, nats, temperature 1
     next_logprob_N: torch.Tensor  # float32, nats, temperature 1
     log_partition_NT: torch.Tensor  # float32, nats; log Σ_v p(v)^(1/T)
+    entropy_N: torch.Tensor  # float32, nats; of the whole distribution at temperature 1; for figures, not stored
 
 
 def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]) -> LogitsRows:
-    """Reduce rows of logits to their top ``k`` log-probabilities, the next token's, and log-partitions.
+    """Reduce rows of logits to their top ``k`` log-probabilities, the next token's, log-partitions and entropy.
 
     Args:
         logits_NV: [N, V] raw logits, any floating dtype; reduced in float32.
@@ -56,11 +57,11 @@ def _reduce_chunk(
     top_NK = top_NK.float()
     next_logit_N = logits_NV.gather(1, next_ids_N[:, None].long()).squeeze(1).float()
     max_N = top_NK[:, 0]
-    log_sum_NT = log_sums(logits_NV, max_N, temperatures)
+    log_sum_NT, entropy_N = log_sums(logits_NV, max_N, temperatures)
     log_sum_N = log_sum_NT[:, temperatures.index(1.0)]
     log_z_N = max_N + log_sum_N
     partition_NT = log_sum_NT - log_sum_N[:, None] / torch.tensor(temperatures, device=log_sum_N.device)
-    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, partition_NT
+    return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, partition_NT, entropy_N
 
 
 def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> LogitsSample:

@@ -90,17 +90,22 @@ def _logsumexp(logits: np.ndarray) -> np.ndarray:
 
 
 def random_pair(
-    rng: np.random.Generator, num_tokens: int, vocab_size: int, capture: LogitsCapture, counting: float = 1.0
+    rng: np.random.Generator,
+    num_tokens: int,
+    vocab_size: int,
+    capture: LogitsCapture,
+    counting: float = 1.0,
+    scale: float = 1.0,
 ) -> Pair:
     """Random ids, and logits that favour low ids, so that the code table has something to order.
 
-    Of the rows that could count, each does with probability ``counting``.
+    Of the rows that could count, each does with probability ``counting``. ``scale``: of the logits; 0: all are alike.
     """
     ids = np.minimum(rng.geometric(min(1.0, 20 / vocab_size), num_tokens) - 1, vocab_size - 1)
     sample = token_sample(ids.tolist())
     sample = replace(sample, loss_mask=sample.loss_mask & (rng.random(num_tokens) < counting))
     logits_SV = rng.normal(0, 2, (num_tokens, vocab_size)) - 0.5 * np.log1p(np.arange(vocab_size))
-    return sample, logits_sample(logits_SV, sample.input_ids, capture, sample.loss_mask)
+    return sample, logits_sample(scale * logits_SV, sample.input_ids, capture, sample.loss_mask)
 
 
 def random_shards(
@@ -109,11 +114,12 @@ def random_shards(
     capture: LogitsCapture | None = None,
     seed: int = 0,
     counting: float = 1.0,
+    scale: float = 1.0,
 ) -> list[list[Pair]]:
     """For each shard the samples with these numbers of tokens."""
     rng = np.random.default_rng(seed)
     capture = capture or LogitsCapture(k=8)
-    return [[random_pair(rng, n, vocab_size, capture, counting) for n in shard] for shard in lengths]
+    return [[random_pair(rng, n, vocab_size, capture, counting, scale) for n in shard] for shard in lengths]
 
 
 def write_cache(

@@ -1,8 +1,11 @@
+import re
+
 import click
+import pytest
 from click.testing import CliRunner
 
 from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.command import set_option, user_errors
+from teacher_cache.command import set_option, show, user_errors
 
 
 @click.command()
@@ -29,3 +32,26 @@ def test_a_corrupt_cache_is_a_user_error() -> None:
 def test_overrides_come_in_order() -> None:
     result = CliRunner().invoke(command, ["fine", "--set", "a=1", "--set", "b.c=2"])
     assert (result.exit_code, result.stdout) == (0, "a=1,b.c=2\n")
+
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def test_a_table_that_is_piped_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is cut at 80 columns, and nothing in it is taken for markup or obeyed by a terminal."""
+    show({"digests": [DIGEST] * 5, "licence": "[/] [red]all rights\n\x1b[2J", "share": 0.25}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert str([DIGEST] * 5) in lines[3]
+    assert "[/] [red]all rights\\n\\x1b[2J" in lines[4]
+    assert "0.25" in lines[5]
+
+
+def test_a_table_on_a_terminal_wraps_and_loses_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    show({"digest": DIGEST}, as_json=False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert DIGEST in "".join(re.findall(r"[0-9a-f]{4,}", " ".join(lines)))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
 from schemas.errors import CorruptCacheError, UserError
@@ -43,8 +44,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, positions: str) -> None:
     folder, logprobs_VV = write_successor_teacher(tmp_path / "teacher")
     capture = {"logits": {"k": 16, "positions": positions}}
-    job.run(make_config(folder, corpus, tmp_path / "cache", capture=capture))
+    summary = job.run(make_config(folder, corpus, tmp_path / "cache", capture=capture))
     reader = CacheReader(str(tmp_path / "cache"))
+    entropies_V, read = -(np.exp(logprobs_VV) * logprobs_VV).sum(axis=1), []
     for position in range(len(reader)):
         ids = reader.read_tokens(position).input_ids.astype(int)
         logits = reader.read_logits(position)
@@ -59,6 +61,22 @@ def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, p
         softened = np.log(np.exp(logprobs_VV[ids[:n_rows]] / 3).sum(axis=1))
         assert np.abs(logits.log_partition[:, 1] - softened).max() <= 1 / 2048 + 1e-5
         assert not logits.log_partition[:, 0].any()
+        read.append(ids[:n_rows])
+    assert summary.mean_entropy == pytest.approx(entropies_V[np.concatenate(read)].mean(), abs=1e-5), "not a bound"
+
+
+def test_a_teacher_that_knows_nothing_has_the_entropy_of_its_vocabulary(
+    tmp_path: Path, teacher: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 16 entries a row and one bucket for the rest, the entropy would be 0.2 nats."""
+    folder = write_random_teacher(tmp_path / "uniform")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 1e-4
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    summary = job.run(make_config(folder, corpus, tmp_path / "cache"))
+    assert summary.mean_entropy == pytest.approx(np.log(VOCAB_SIZE), abs=1e-4)
+    assert f"entropy {np.log(VOCAB_SIZE):.2f} nats" in capfd.readouterr().err
+    assert job.run(make_config(folder, corpus, tmp_path / "cache")).mean_entropy is None, "nothing was scored"
 
 
 def test_of_a_chat_only_what_the_assistant_writes_is_stored(tmp_path: Path, teacher: Path) -> None:

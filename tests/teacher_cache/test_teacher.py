@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
-from teacher_cache.teacher import describe_teacher, older_fingerprint
+from teacher_cache.teacher import describe_teacher, load_model_config, older_fingerprint
 
 
 @pytest.fixture
@@ -116,3 +116,14 @@ def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: 
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.1}))
     assert describe_teacher(config).fingerprint != before
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])
+def test_what_is_no_folder_is_said_to_be_none(path: str) -> None:
+    """Not that its name has a form that names of models on the hub do not have."""
+    with pytest.raises(UserError) as refused:
+        load_model_config(TeacherConfig(path=path))
+    assert str(refused.value) == (
+        f"teacher.path: {path} (no such folder here): cannot load a model configuration; give the folder of a Hugging "
+        "Face model with its tokenizer"
+    )

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from teacher_cache.text import code_block, code_span, front_matter, one_line
+from teacher_cache.text import code_block, code_span, front_matter, one_line, reason_of
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 hostile = st.text(st.sampled_from("`|<>[]()!#*_-\n\r\t\x1b\u2028\u202e\\ab:/.&~ ")) | st.text()
@@ -52,3 +52,8 @@ def test_front_matter_is_yaml_and_harmless_markdown(values: dict[str, object]) -
     assert yaml.safe_load("\n".join(lines[1:-1])).keys() == values.keys()
     inline = [child.type for token in MARKDOWN.parse("\n".join(lines)) for child in token.children or []]
     assert not {"html_inline", "link_open", "image"} & {*inline}
+
+
+def test_the_hub_does_not_complain_about_the_form_of_a_path() -> None:
+    assert reason_of(OSError("Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/a/b/c'.")) == ""
+    assert reason_of(OSError("no file named config.json\nsecond line")) == ": no file named config.json"

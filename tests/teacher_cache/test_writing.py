@@ -31,22 +31,24 @@ def planned(tmp_path: Path) -> tuple[Storage, Manifest]:
     return storage, read_manifest(storage)
 
 
-def write(writer: UnitWriter, storage: Storage, unit: Unit, pairs: list[Pair]) -> None:
+def write(writer: UnitWriter, storage: Storage, unit: Unit, pairs: list[Pair], entropy: float | None = None) -> None:
     sequences, tokens_index = read_unit(storage, unit, VOCABULARY)
     writer.begin(unit, tokens_index)
     for sample, (_, logits) in zip(sequences, pairs, strict=True):
-        writer.add([sample], [Captured(logits)])
+        known = None if entropy is None else np.full(len(logits.positions), entropy, np.float32)
+        writer.add([sample], [Captured(logits, entropy=known)])
     writer.commit()
 
 
 def test_units_are_committed_in_order_and_read_back(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
     storage, plan = planned
-    reported: list[tuple[str, int]] = []
-    with UnitWriter(storage, plan, "w0-", lambda unit, rows, _: reported.append((unit.name, rows))) as writer:
-        for unit, pairs in zip(plan.units, SHARDS, strict=True):
-            write(writer, storage, unit, pairs)
+    reported: list[tuple[str, int, float]] = []
+    with UnitWriter(storage, plan, "w0-", lambda unit, *sums: reported.append((unit.name, *sums))) as writer:
+        for unit, pairs, entropy in zip(plan.units, SHARDS, (0.5, None, 2.0), strict=True):
+            write(writer, storage, unit, pairs, entropy)
     rows = [sum(len(logits.positions) for _, logits in pairs) for pairs in SHARDS]
-    assert reported == list(zip([unit.name for unit in plan.units], rows, strict=True))
+    sums = [(rows[0], 0.5 * rows[0]), (0, 0.0), (rows[2], 2.0 * rows[2])]  # of rows whose entropy is known
+    assert reported == [(unit.name, *known) for unit, known in zip(plan.units, sums, strict=True)]
     reader = CacheReader(str(tmp_path))
     for position, (tokens, logits) in enumerate(pair for pairs in SHARDS for pair in pairs):
         assert reader.keys[position] == tokens.key

@@ -147,7 +147,7 @@ def test_resume_reads_nothing_again(make_config, monkeypatch) -> None:
     read: list[list[int]] = []
     original = CacheReader.read_rows
     monkeypatch.setattr(
-        CacheReader, "read_rows", lambda self, rows, length=None: read.extend(rows) or original(self, rows, length)
+        CacheReader, "read_rows", lambda self, rows, *more: read.extend(rows) or original(self, rows, *more)
     )
     stop = StopRequest()
     config = make_config()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.manifest import Manifest
+from teacher_cache.consistency import logprob_errors
 from tools.checking.agreement import INVERSE_B, SHIFTS, UNIT, Rows, distances, divergence, entries, nearest_temperature
-from tools.checking.verify import logprob_error
 
 # Mean |Δ log p| of two runs in a data type, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in
 # float32, 0.077 in bfloat16. Allowed is a multiple, as teachers differ.
@@ -51,7 +51,7 @@ def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> R
     """Figures of all samples, and whether they are those of this teacher."""
     dtypes = [name for name in (dtype, manifest.teacher.dtype) if name in NOISE]
     noisiest = max(dtypes, key=lambda name: NOISE[name])
-    rounding = max(logprob_error(item.rows.stored, manifest.codec) for item in scored)
+    rounding = max(logprob_errors(item.rows.stored.logprobs, manifest.codec).max(initial=0.0) for item in scored)
     by_shift = {shift: [distances(item.rows, shift) for item in scored] for shift in SHIFTS}
     medians = [float(np.median(found_PB[:, UNIT])) for found_PB in by_shift[0]]
     limits = [rounding + _allowed(NOISE[noisiest], len(found_PB)) for found_PB in by_shift[0]]

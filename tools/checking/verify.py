@@ -5,16 +5,14 @@ checksum of every sample, whether tars hold what the indexes say and nothing els
 distribution. Memory is bounded by one sample and one block of a file.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
-
-from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import table_path
@@ -31,9 +29,9 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
+from tools.checking.misplaced import Doubts, problems_of, said_of_rows
 from tools.checking.tars import check_file, check_tar
 
-ROUNDING = 1e-4  # nats, of float32 arithmetic before quantisation
 NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not
 
 
@@ -119,28 +117,37 @@ def _problem(check: Callable[[], object]) -> Iterator[str]:
 def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) -> Iterator[str]:
     """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
-    for position in range(len(reader)):
-        try:
-            tokens, logits = reader.read_tokens(position), reader.read_logits(position)
-            where = reader.where(position, "logits")
-            yield from (f"{where}: {problem}" for problem in check_sample(tokens, _filled(logits), manifest))
-        except CorruptCacheError as error:
-            yield str(error)
-        if manifest.capture.hidden is not None:
-            yield from _problem(partial(check_hidden, reader, position, "hidden"))
-        if manifest.capture.final is not None:
-            yield from _problem(partial(check_hidden, reader, position, "final"))
-        if manifest.capture.attention is not None:
-            yield from _problem(partial(reader.read_attention, position))  # decoding checks all there is to check
-        if manifest.capture.draws is not None:
-            yield from _problem(partial(check_draws, reader, position))
-        advance(position + 1, len(reader))
+    positions = itertools.count()
+    for size in reader.shard_sizes.tolist():
+        own = list(itertools.islice(positions, size))
+        if not own:
+            continue
+        doubts = Doubts(reader.where(own[0], "logits").partition(": sample ")[0], manifest)
+        for position in own:
+            yield from _sample(reader, position, doubts)
+            advance(position + 1, len(reader))
+        yield from doubts.said()
 
 
-def _filled(logits: LogitsSample) -> LogitsSample:
-    """The same without the columns that no row has an entry in: what follows takes many times their memory."""
-    most = int(logits.counts.max(initial=1))
-    return replace(logits, ids=logits.ids[:, :most], logprobs=logits.logprobs[:, :most])
+def _sample(reader: CacheReader, position: int, doubts: Doubts) -> Iterator[str]:
+    """What is wrong with a sample by itself; what contradicts its tokens goes to ``doubts``."""
+    tokens = None
+    try:
+        tokens = reader.read_tokens(position)
+        doubts.look_at(tokens, reader.read_logits(position))
+    except CorruptCacheError as error:
+        yield str(error)
+        if tokens is not None:
+            doubts.not_read(tokens)
+    capture = reader.manifest.capture
+    if capture.hidden is not None:
+        yield from _problem(partial(check_hidden, reader, position, "hidden"))
+    if capture.final is not None:
+        yield from _problem(partial(check_hidden, reader, position, "final"))
+    if capture.attention is not None:
+        yield from _problem(partial(reader.read_attention, position))  # decoding checks all there is to check
+    if capture.draws is not None:
+        yield from _problem(partial(check_draws, reader, position))
 
 
 def check_draws(reader: CacheReader, position: int) -> None:
@@ -167,58 +174,6 @@ def check_hidden(reader: CacheReader, position: int, signal: Literal["hidden", "
 
 
 def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> Iterator[str]:
-    """What cannot be true of a teacher's distributions, one line a kind of problem, naming the first row.
-
-    Every stored log-probability is off by half a step at most, so sums of probabilities may exceed 1 by that factor.
-    """
-    step = logprob_error(logits, manifest.codec) + ROUNDING
-    scalar = 0.5 / manifest.codec.scalar_steps_per_nat + ROUNDING
-    rows = partial(_rows, logits.positions)
-    stored_PK = np.isfinite(logits.logprobs)
-    logprobs_PK = logits.logprobs.astype(np.float64)
-    last_P = logprobs_PK[np.arange(len(logprobs_PK)), logits.counts - 1]
-
-    ordered_PK = np.sort(np.where(stored_PK, logits.ids, -1 - np.arange(logits.ids.shape[1])), axis=1)
-    yield from rows("a token id stands twice", (np.diff(ordered_PK, axis=1) == 0).any(axis=1))
-    with np.errstate(invalid="ignore"):
-        rising_PK = (np.diff(logprobs_PK, axis=1) > 0) & stored_PK[:, 1:]
-    yield from rows("log-probabilities do not fall", rising_PK.any(axis=1))
-    yield from rows("probabilities sum to more than 1", np.exp(logprobs_PK).sum(axis=1) > np.exp(step))
-
-    counting = np.flatnonzero(tokens.loss_mask)
-    yield from _rows(counting, "it counts, and is not stored", ~np.isin(counting, logits.positions))
-
-    has_next_P = logits.positions < logits.num_tokens - 1
-    realised_P = np.where(has_next_P, logits.next_logprob, -np.inf).astype(np.float64)
-    yield from rows("the realised token has a probability above 1", realised_P > scalar)
-    next_P = tokens.input_ids[np.minimum(logits.positions + 1, logits.num_tokens - 1)].astype(np.int64)
-    found_PK = (logits.ids == next_P[:, None]) & stored_PK & has_next_P[:, None]
-    found_P = found_PK.any(axis=1)
-    entry_P = np.where(found_PK, logprobs_PK, 0).sum(axis=1)
-    differs_P = found_P & (np.abs(realised_P - entry_P) > step + scalar)
-    yield from rows("the realised token's log-probability is not that of its entry", differs_P)
-    missed_P = ~found_P & (realised_P > last_P + step + scalar)
-    yield from rows("the realised token is not stored though it is likelier than stored ones", missed_P)
-
-    outside_P = manifest.teacher.vocab_size - logits.counts
-    for column, temperature in enumerate(manifest.capture.logits.temperatures):
-        scaled_PK = np.exp(logprobs_PK / temperature - logits.log_partition[:, [column]])
-        slack = np.exp(step / temperature + scalar)
-        least_P = scaled_PK.sum(axis=1)
-        most_P = least_P + outside_P * np.take_along_axis(scaled_PK, logits.counts[:, None] - 1, axis=1)[:, 0]
-        wrong_P = (least_P > slack) | (most_P < 1 / slack)
-        yield from rows(f"the log-partition at temperature {temperature:g} contradicts the stored entries", wrong_P)
-
-
-def logprob_error(logits: LogitsSample, codec: CodecConfig) -> float:
-    """By how many nats a stored log-probability may be off."""
-    if codec.logprobs == "steps":
-        return 0.5 / codec.logprob_steps_per_nat
-    lowest = float(-logits.logprobs.min(initial=0, where=np.isfinite(logits.logprobs)))
-    return lowest * {"bfloat16": 2**-8, "float16": 2**-11, "float32": 0.0}[codec.logprobs]
-
-
-def _rows(positions_P: np.ndarray, what: str, wrong_P: np.ndarray) -> Iterator[str]:
-    wrong = positions_P[wrong_P]
-    if len(wrong):
-        yield f"row {wrong[0]}: {what}" + (f" ({len(wrong)} rows)" if len(wrong) > 1 else "")
+    """What cannot be true of a teacher's distributions, one line a kind of problem, naming the first row."""
+    for what, rows in problems_of(tokens, logits, manifest).items():
+        yield said_of_rows(what, rows)

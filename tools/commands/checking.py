@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from teacher_cache.command import json_option, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
 from tools.commands.trust import trust_options
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ def _print_report(report: "Report", quick: bool) -> None:
 
 def _print_rescored(found: "Rescored") -> None:
     columns = ("mean", "median", "p90", "p99", "max")
-    table = Table("scored anew", *columns)
+    table = new_table("scored anew", *columns)
     for name, values in found.figures.items():
         if "mean" in values:
             table.add_row(name, *(f"{values[column]:.4g}" for column in columns))
@@ -97,7 +95,7 @@ def _print_rescored(found: "Rescored") -> None:
             for what, value in values.items():
                 table.add_row(what, f"{value:.2%}")
     if found.figures:
-        Console(markup=False).print(table)
+        print_table(table)
     if not found.same_fingerprint:
         click.echo("the teacher's fingerprint is not the manifest's: other weights, other settings, or other files")
     for problem in found.problems:

@@ -9,7 +9,7 @@ import click
 from schemas.cache_config import CapturedSignal
 from schemas.catalog import Catalog
 from schemas.errors import UserError
-from teacher_cache.command import json_option, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
 
 depth_option = click.option(
     "--depth", type=click.IntRange(1, 8), default=3, help="How many folders below URL a cache may be."
@@ -156,13 +156,10 @@ def card(url: str, put: bool, samples: int, as_json: bool) -> None:
 
 
 def _table(found: Catalog) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed"):
-        table.add_column(title, overflow="fold")
+    titles = ("cache", "teacher", "tokenizer", "tokens", "size", "signals", "licence", "signed")
+    table = new_table(*titles, box=None, padding=(0, 2, 0, 0))
     for entry in found.caches:
         signers = ", ".join(f"{one.signer} ({one.public_key[:8]}…)" for one in entry.signatures)
         table.add_row(
@@ -175,4 +172,4 @@ def _table(found: Catalog) -> None:
             entry.licence,
             signers,
         )
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    print_table(table)

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from teacher_cache.command import json_option, progress, show, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress, show, user_errors
 from tools.looking.plain import plain
+
+AT_LEAST = "≥ "  # before a lower bound
 
 
 @click.command()
 @click.argument("url")
 @click.option("--sample", metavar="KEY", help="Show this sample token by token instead.")
-@click.option("--rows", type=click.IntRange(min=1), default=40, help="Rows of the sample to show.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), default=40, help="Rows of the sample to show, from the first that counts on."
+)
 @json_option
 @user_errors
 def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
@@ -42,14 +44,16 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     }
     others = [name for name in names if name in found[0]]
     titles = ("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
-    table = Table(*titles, *(names[name] for name in others))
+    table = new_table(*titles, *(names[name] for name in others))
     for row in found:
         guesses = zip(row["best_ids"] or [], row["best_probabilities"] or [], strict=True)
         best = ", ".join(f"{i} {p:.2f}" for i, p in guesses)
         realised = "" if row["next_probability"] is None else f"{row['next_probability']:.4f}"
         cells = ["" if row[name] is None else _cell(name, row[name]) for name in others]
         table.add_row(str(row["row"]), repr(row["token"]), "yes" if row["counts"] else "", best, realised, *cells)
-    Console(markup=False).print(table)
+    print_table(table)
+    if found[0]["row"]:
+        click.echo(f"rows before {found[0]['row']} do not count, and are not shown")
 
 
 @click.command()
@@ -71,9 +75,8 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     titles = ("", "samples", "rows", "entropy: mean", "median", "95 %", "support", "top-1", "stored", "length")
-    table = Table(*titles, "perplexity", "decorative")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = new_table(*titles, "perplexity", "decorative", numbers_from=1)
+    at_least = "" if found["entropy_is_exact"] else AT_LEAST
     groups = {"all": found["overall"]}
     groups |= {f"layer {name}": values for name, values in found["layers"].items()}
     groups |= {f"source {name}": values for name, values in found["sources"].items()}
@@ -83,15 +86,15 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
             plain(name),
             f"{values['samples']:,}",
             f"{values['rows']:,}",
-            *(f"{entropy[column]:.3f}" for column in ("mean", "p50", "p95")),
-            f"{values['effective_support']['mean']:,.1f}",
+            *(f"{at_least}{entropy[column]:.3f}" for column in ("mean", "p50", "p95")),
+            f"{at_least}{values['effective_support']['mean']:,.1f}",
             f"{values['top1_mass']['mean']:.3f}",
             f"{values['coverage']['mean']:.3f}",
             f"{values['response_length']['mean']:,.1f}",
             f"{values['perplexity']:,.2f}",
             f"{values['decorative_share']:.2%}",
         )
-    Console(markup=False).print(table)
+    print_table(table)
     hidden = found["sources_not_shown"]
     click.echo(
         f"{plain(found['teacher'])}, {found['overall']['samples']:,} of {found['samples_in_cache']:,} samples; entropy "
@@ -119,13 +122,11 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     groups = {"all": found["overall"], **found["layers"]}
-    table = Table("", "", *(plain(name) for name in groups))
+    table = new_table("", "", *(plain(name) for name in groups), numbers_from=2)
     table.columns[0].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for title, teacher, cell in _comparison():
+    for title, teacher, cell in _comparison("" if found["entropy_is_exact"] else AT_LEAST):
         table.add_row(title, teacher, *(cell(values) for values in groups.values()))
-    Console(markup=False).print(table)
+    print_table(table)
     click.echo(
         f"A: {plain(found['a']['teacher'])}, B: {plain(found['b']['teacher'])}; {found['overall']['samples']:,} of "
         f"{found['common_samples']:,} samples in both; entropy in nats at temperature 1, "
@@ -133,17 +134,17 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
     )
 
 
-def _comparison() -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
-    """The rows of the table: what, of whom, and the cell of a group."""
+def _comparison(at_least: str) -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
+    """The rows of the table: what, of whom, and the cell of a group; ``at_least`` stands before a bound."""
     rows: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
         ("samples", "", lambda found: f"{found['samples']:,}"),
         ("rows", "", lambda found: f"{found['rows']:,}"),
     ]
     both: dict[str, Callable[[dict[str, Any]], str]] = {
-        "entropy": lambda teacher: f"{teacher['entropy']['mean']:.4f}",
+        "entropy": lambda teacher: f"{at_least}{teacher['entropy']['mean']:.4f}",
         "entropy, at most": lambda teacher: f"{teacher['entropy_at_most']:.4f}",
-        "entropy, median": lambda teacher: f"{teacher['entropy']['p50']:.4f}",
-        "effective support": lambda teacher: f"{teacher['effective_support']:,.1f}",
+        "entropy, median": lambda teacher: f"{at_least}{teacher['entropy']['p50']:.4f}",
+        "effective support": lambda teacher: f"{at_least}{teacher['effective_support']:,.1f}",
         "top-1 mass": lambda teacher: f"{teacher['top1_mass']:.4f}",
         "stored mass": lambda teacher: f"{teacher['coverage']:.4f}",
         "perplexity of text": lambda teacher: f"{teacher['perplexity']:,.3f}",
@@ -153,12 +154,13 @@ def _comparison() -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
         rows.append((title, "A", partial(_of, "a", cell)))
         rows.append(("", "B", partial(_of, "b", cell)))
         if title == "entropy":
-            rows.append(("", "B − A", lambda found: _with_error(found["entropy_b_minus_a"])))
+            what = "B − A" if not at_least else "B − A of the bounds"
+            rows.append(("", what, lambda found: _with_error(found["entropy_b_minus_a"])))
     return [
         *rows,
         ("top-1 agreement", "", lambda found: f"{found['top1_agreement']:.2%}"),
-        ("KL(A ‖ B)", "", lambda found: f"{found['kl_a_b']['mean']:.4f}"),
-        ("KL(B ‖ A)", "", lambda found: f"{found['kl_b_a']['mean']:.4f}"),
+        ("KL(A ‖ B)", "", lambda found: f"{AT_LEAST}{found['kl_a_b']['mean']:.4f}"),
+        ("KL(B ‖ A)", "", lambda found: f"{AT_LEAST}{found['kl_b_a']['mean']:.4f}"),
         ("response length", "text", lambda found: f"{found['response_length']['mean']:,.1f}"),
         ("decorative tokens", "text", lambda found: f"{found['decorative_share']:.2%}"),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from schemas.errors import UserError
-from teacher_cache.command import json_option, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
 from tools.commands.selection import parse_parts, parse_selection, selection_options
 from tools.commands.trust import trust_options
 
@@ -162,14 +162,12 @@ def show_report(report: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
 
-    table = Table("what", "would be sent" if report.dry_run else "sent", "already there")
+    table = new_table("what", "would be sent" if report.dry_run else "sent", "already there")
     for kind, sizes in found["by_kind"].items():
         table.add_row(kind, *(decimal(sizes[side]) if sizes[side] else "" for side in ("sent", "skipped")))
-    Console().print(table)
+    print_table(table)
     sent, skipped = (f"{found[side]['files']} files ({decimal(found[side]['bytes'])})" for side in ("sent", "skipped"))
     verb = "would be sent" if report.dry_run else "sent"
     manifest = f"; manifest {report.manifest_sha256}" if report.manifest_sha256 else ""

@@ -46,7 +46,8 @@ def describe(url: str) -> dict[str, Any]:
 
 
 def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[dict[str, Any]]:
-    """The first ``limit`` rows of the sample ``key``: the token read, the teacher's best guesses, what came next.
+    """``limit`` rows of the sample ``key``, from the first that counts on: the token read, the teacher's best guesses,
+    what came next.
 
     And what other signals hold at a row: the norms of its hidden states layer by layer and of the final one, the
     strongest weight of each attention head, the tokens drawn at each temperature. Of what is not stored at a row, None.
@@ -62,8 +63,9 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
     tokens = reader.read_tokens(position)
     by_name = _figures(reader, position, alternatives)
     text = tokens.text.encode()
+    first = int(tokens.loss_mask.argmax())  # 0 where none counts
     rows = []
-    for t in range(min(limit, len(tokens.input_ids))):
+    for t in range(first, min(first + limit, len(tokens.input_ids))):
         rows.append(
             {
                 "row": t,

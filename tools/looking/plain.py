@@ -1,7 +1,9 @@
 """Text from a cache on a terminal."""
 
+from teacher_cache.command import printable
+
 
 def plain(text: str, most: int = 80) -> str:
     """``text`` on one line of at most ``most`` characters; what a terminal would obey rather than print is escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    shown = printable(text[: most + 1])
     return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -1,6 +1,7 @@
 """What was measured of a cache, as figures, plots and a table for the page."""
 
 import math
+from functools import partial
 from typing import Any
 
 from rich.filesize import decimal
@@ -49,13 +50,14 @@ def figures(stats: Stats) -> list[plots.Figure]:
     entropy, coverage, totals = stats.overall.rows["entropy"], stats.overall.rows["coverage"], stats.manifest.totals
     high = max(0.5, math.ceil(2 * entropy.quantile(0.995)) / 2)
     low = min(0.9, math.floor(10 * coverage.quantile(0.02)) / 10)
-    spread_of = "mean {:.2f}, median {:.2f}, 95 % of rows below {:.2f}".format
+    bound = "" if stats.entropy_is_exact else ", at least"
+    spread_of = f"mean {{:.2f}}, median {{:.2f}}, 95 % of rows below {{:.2f}}{bound and ': lower bounds'}".format
     stored = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
     sizes: list[tuple[str, float]] = [(name, size / max(1, totals.tokens)) for name, size in totals.bytes.items()]
     sizes = sorted([*sizes, ("index", totals.index_bytes / max(1, totals.tokens))], key=lambda item: -item[1])
     drawn = [
         plots.Figure(
-            "Entropy of rows",
+            f"Entropy of rows{bound}",
             plots.histogram(
                 "Histogram of entropy", plots.rebinned(entropy.counts, entropy.high, 0, high, 36), 0, high, "nats"
             ),
@@ -82,7 +84,7 @@ def figures(stats: Stats) -> list[plots.Figure]:
         means = sums[there] / rows[there]
         drawn.append(
             plots.Figure(
-                "Entropy along the sequence",
+                f"Entropy along the sequence{bound}",
                 plots.line("Mean entropy by position", middles, means, used, "position, tokens", "mean, nats"),
                 f"{means[0]:.2f} nats at the start, {means[-1]:.2f} at the end",
             )
@@ -101,14 +103,15 @@ def groups(stats: Stats) -> list[list[dict[str, Any]]]:
     """The rows of the table: all, the layers, the sources."""
     layers = sorted(stats.layers.by_name.items(), key=lambda item: (-item[1].rows["entropy"].n, item[0]))[:SHOWN_GROUPS]
     high = max(0.5, stats.overall.rows["entropy"].quantile(0.99))
+    group = partial(_group, high=high, at_least="" if stats.entropy_is_exact else "≥ ")
     return [
-        [_group("", "all", stats.overall, high)],
-        [_group("layer", name, figures, high) for name, figures in layers],
-        [_group("source", name, figures, high) for name, figures in stats.largest_sources(SHOWN_GROUPS).items()],
+        [group("", "all", stats.overall)],
+        [group("layer", name, figures) for name, figures in layers],
+        [group("source", name, figures) for name, figures in stats.largest_sources(SHOWN_GROUPS).items()],
     ]
 
 
-def _group(kind: str, name: str, figures: Figures, high: float) -> dict[str, Any]:
+def _group(kind: str, name: str, figures: Figures, high: float, at_least: str) -> dict[str, Any]:
     found = figures.summary()
     entropy = found["entropy"]
     named = ", ".join(f"{key[1:]} %: {entropy[key]:.2f}" for key in ("p05", "p25", "p50", "p75", "p95"))
@@ -116,9 +119,9 @@ def _group(kind: str, name: str, figures: Figures, high: float) -> dict[str, Any
         "kind": kind,
         "name": name,
         "strip": plots.strip(f"Entropy, {named}", entropy, high),
-        "before": [f"{found['samples']:,}", f"{found['rows']:,}", f"{entropy['mean']:.3f}"],
+        "before": [f"{found['samples']:,}", f"{found['rows']:,}", f"{at_least}{entropy['mean']:.3f}"],
         "after": [
-            f"{found['effective_support']['mean']:,.1f}",
+            f"{at_least}{found['effective_support']['mean']:,.1f}",
             f"{found['top1_mass']['mean']:.3f}",
             f"{found['coverage']['mean']:.3f}",
             f"{found['response_length']['mean']:,.1f}",

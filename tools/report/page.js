@@ -16,6 +16,7 @@
     return element;
   };
   const nats = (hundredths) => (hundredths / 100).toFixed(2);
+  const atLeast = data.exact ? "" : "≥ ";  // before a lower bound
   const share = (tenThousandths) =>
     tenThousandths === 0 ? "< 0.01 %" : `${(tenThousandths / 100).toFixed(tenThousandths < 1000 ? 2 : 1)} %`;
   const visible = (token) =>
@@ -42,7 +43,7 @@
     head = 0;
     const from = sample.first;
     const part = sample.text.length < sample.tokens ? `, shown from ${from} to ${from + sample.text.length - 1}` : "";
-    const mean = sample.mean_entropy === null ? "" : ` · mean entropy ${sample.mean_entropy.toFixed(2)} nats`;
+    const mean = sample.mean_entropy === null ? "" : ` · mean entropy ${atLeast}${sample.mean_entropy.toFixed(2)} nats`;
     byId("about").replaceChildren(
       make("bdi", "", sample.source), ` · layer `, make("bdi", "", sample.layer),
       ` · ${sample.tokens} tokens${part}${mean} · key ${sample.key}`);
@@ -55,7 +56,7 @@
       const entropy = sample.entropy[place];
       const bytes = sample.raw[from + place];
       const spoken = bytes ? `bytes ${bytes}` : token === "" ? "nothing" : visible(token);
-      option.setAttribute("aria-label", `${spoken}, ${entropy === null ? "not stored" : `${nats(entropy)} nats`}`);
+      option.setAttribute("aria-label", `${spoken}, ${entropy === null ? "not stored" : `${atLeast}${nats(entropy)} nats`}`);
       if (entropy === null) option.classList.add("unstored");
       else option.classList.add(`e${level(entropy)}`);
       if (token.includes("\n")) option.classList.add("break");
@@ -139,8 +140,8 @@
   function measures(entropy) {
     const group = make("dl", "measures");
     const values = [
-      [nats(entropy), data.exact ? "nats of entropy" : "nats, at least"],
-      [Math.exp(entropy / 100).toPrecision(3), "support"],
+      [atLeast + nats(entropy), "nats of entropy"],
+      [atLeast + Math.exp(entropy / 100).toPrecision(3), "support"],
       [share(sample.stored[current]), "stored"],
     ];
     for (const [value, what] of values) {
@@ -234,7 +235,7 @@
   }
 
   samples.forEach((each, number) => {
-    const mean = each.mean_entropy === null ? "" : ` · ${each.mean_entropy.toFixed(2)} nats`;
+    const mean = each.mean_entropy === null ? "" : ` · ${atLeast}${each.mean_entropy.toFixed(2)} nats`;
     const option = make("option", "", `${number + 1} · ${each.layer} · ${each.source}${mean}`);
     option.value = String(number);
     which.append(option);

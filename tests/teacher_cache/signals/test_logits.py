@@ -32,7 +32,9 @@ def check_against_float64(logits: torch.Tensor, next_ids: torch.Tensor, k: int, 
         expected = torch.logsumexp(logprobs / temperature, dim=1)
         torch.testing.assert_close(rows.log_partition_NT[:, column].double(), expected, rtol=1e-6, atol=1e-5)
     assert not rows.log_partition_NT[:, temperatures.index(1.0)].any(), "exactly 0 at temperature 1"
-    assert [part.dtype for part in rows] == [torch.int32, torch.float32, torch.float32, torch.float32]
+    expected = -(logprobs.exp() * logprobs).sum(dim=1)
+    torch.testing.assert_close(rows.entropy_N.double(), expected, rtol=1e-5, atol=1e-5)
+    assert [part.dtype for part in rows] == [torch.int32, *[torch.float32] * 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -110,6 +112,7 @@ def test_a_sample_follows_the_documented_conventions() -> None:
         logprobs_NK=torch.log(torch.tensor([[0.5, 0.25, 0.125], [0.9, 0.05, 0.01]])),
         next_logprob_N=torch.tensor([-1.0, -2.0]),
         log_partition_NT=torch.tensor([[0.0, 2.0], [0.0, 4.0]]),
+        entropy_N=torch.tensor([1.0, 0.5]),
     )
     sample = to_sample(rows, request(5, [1, 4]), LogitsCapture(policy="nucleus", k=3, mass=0.7))
     assert (sample.num_tokens, sample.positions.tolist()) == (5, [1, 4])

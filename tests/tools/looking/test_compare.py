@@ -171,8 +171,13 @@ def test_the_command(tmp_path: Path) -> None:
     change(b, teacher=read_manifest(Storage(b)).teacher.model_copy(update={"name": "light\x1b[31m"}))
     result = CliRunner().invoke(main, ["compare", a, b], env={"COLUMNS": "150"})
     assert result.exit_code == 0, result.output
-    for expected in ("B − A", "KL(A ‖ B)", "100.00%", r"B: light\x1b[31m", "3 of 3 samples in both"):
+    for expected in ("B − A of the bounds", "KL(A ‖ B)", "100.00%", r"B: light\x1b[31m", "3 of 3 samples in both"):
         assert expected in result.output
+    bound = compare(a, b).summary()["overall"]["a"]["entropy"]["mean"]
+    assert f"≥ {bound:.4f}" in result.output
+    exact = CliRunner().invoke(main, ["compare", str(GOLDEN), str(GOLDEN)]).output
+    assert "B − A " in exact
+    assert not [line for line in exact.splitlines() if "≥" in line and "KL(" not in line]
     as_json = CliRunner().invoke(main, ["compare", a, b, "--json", "--samples", "1"])
     assert json.loads(as_json.stdout)["overall"]["samples"] == 1
     assert json.loads(as_json.stdout)["b"]["teacher"] == "light\x1b[31m"

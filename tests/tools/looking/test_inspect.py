@@ -1,6 +1,7 @@
 """What `inspect` shows of every signal, against the reader."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,17 @@ def test_the_table_has_a_column_for_each_signal(write) -> None:
 def test_a_key_that_is_not_there(write) -> None:
     with pytest.raises(UserError, match="no sample 'abc' among"):
         sample_rows(write("logits", {}), "abc", 3)
+
+
+def test_a_sample_is_shown_from_the_first_row_that_counts_on(tmp_path: Path) -> None:
+    """Not the prompt, of which nothing is stored."""
+    (pairs,) = random_shards([[60]])
+    tokens, logits = pairs[0]
+    mask = tokens.loss_mask & (np.arange(60) >= 45)
+    kept = {name: array[45:] for name, array in vars(logits).items() if name != "num_tokens"}
+    write_cache(str(tmp_path), [[(replace(tokens, loss_mask=mask), replace(logits, **kept))]])
+    rows = sample_rows(str(tmp_path), tokens.key, limit=10)
+    assert [row["row"] for row in rows] == list(range(45, 55))
+    assert all(row["counts"] and row["best_ids"] for row in rows)
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path), "--sample", tokens.key]).stdout
+    assert "rows before 45 do not count" in shown

@@ -174,6 +174,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert "layer prose" in table.output
     assert "source a#b.py" in table.output
     assert "3 of 3 samples; entropy in nats at temperature 1, a lower bound" in table.output
+    overall = stats(url).summary()["overall"]
+    (line,) = [line for line in table.output.splitlines() if line.startswith("│ all ")]
+    assert f" ≥ {overall['entropy']['mean']:.3f} │ ≥ {overall['entropy']['p50']:.3f} │" in line, "bounds are said to be"
+    assert f"≥ {overall['effective_support']['mean']:,.1f} │" in line
+    exact = shown("stats", str(GOLDEN)).output
+    assert "at temperature 1, exact" in exact
+    assert "≥" not in exact
     as_json = shown("stats", url, "--json", "--samples", "2")
     assert json.loads(as_json.stdout)["overall"]["samples"] == 2
     assert json.loads(shown("stats", url, "--json", "--all", "--samples", "2").stdout)["overall"]["samples"] == 3

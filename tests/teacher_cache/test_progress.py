@@ -1,0 +1,34 @@
+"""What a caching run says of itself while it goes on."""
+
+import pytest
+from rich.console import Console
+
+from teacher_cache import progress as module
+from teacher_cache.progress import Progress
+
+
+def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1_000_000) as progress:
+        progress.scored(250_000)
+        assert capsys.readouterr().err == "", "a line every ten seconds is enough"
+        progress.committed(None)
+        line = capsys.readouterr().err
+        assert line.startswith("caching: 250,000 of 1,000,000 tokens · ")
+        assert "entropy" not in line
+        assert " ·  · " not in line
+        progress.committed(2.5)
+        assert " tok/s · entropy 2.50 nats · " in capsys.readouterr().err
+
+
+def test_a_long_unit_is_seen_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    with Progress(1000) as progress:
+        progress.scored(100)
+    assert capsys.readouterr().err.startswith("caching: 100 of 1,000 tokens")
+
+
+def test_the_bar_moves_while_the_first_unit_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Console", lambda **options: Console(force_terminal=True, **options))
+    with Progress(1000) as progress:
+        progress.scored(300)
+        assert progress._bar.tasks[0].percentage == 30

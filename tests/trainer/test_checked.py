@@ -1,0 +1,105 @@
+"""A cache whose rows stand at wrong tokens is refused in the first batch; a sound one never is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.cache_config import CodecConfig, LogitsCapture
+from schemas.errors import UserError
+from schemas.train_config import TrainConfig
+from support.displaced import DISPLACED, shifted
+from support.synthetic import random_shards, write_cache
+from trainer import checked
+from trainer.checked import CheckedReader
+from trainer.distiller import distill
+
+LENGTHS = [[16] * 6, [16] * 6]
+VOCABULARY = 61
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("on_corrupt", ["stop", "skip"])
+@pytest.mark.parametrize("kind", DISPLACED)
+def test_training_stops_in_its_first_batch_and_names_verify(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, on_corrupt: str, packing: bool
+) -> None:
+    url = str(tmp_path / "cache")
+    write_cache(url, DISPLACED[kind](random_shards(LENGTHS, VOCABULARY, seed=1)), VOCABULARY)
+    data = {"cache": url, "on_corrupt": on_corrupt, "packing": packing, "pack_tokens": 64}
+    with pytest.raises(UserError, match=r"shard-00000\d\.logits\.tar: sample \w+.*`cache-tools verify .*cache`"):
+        distill(make_config(data=data))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert (tmp_path / "out/metrics.jsonl").read_text() == ""
+
+
+def test_later_reads_are_looked_at_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shard of two is wrong, and is not among the first reads."""
+    monkeypatch.setattr(checked, "LATER", 8)
+    shards = random_shards(LENGTHS, VOCABULARY, seed=1)
+    write_cache(str(tmp_path), [shards[0], *shifted(shards[1:])], VOCABULARY)
+    reader = CheckedReader(str(tmp_path))
+    for _ in range(4):
+        reader.read_rows([[0], [1]])
+    for _ in range(4):
+        reader.read_rows([[6], [7]])
+    with pytest.raises(UserError, match=r"shard-000001\.logits\.tar: sample "):
+        reader.read_rows([[6], [7]])
+    reader.close()
+
+
+CODECS = st.builds(
+    CodecConfig,
+    logprobs=st.sampled_from(["steps", "bfloat16", "float16", "float32"]),
+    logprob_steps_per_nat=st.sampled_from([1, 16, 1024]),
+    scalar_steps_per_nat=st.sampled_from([16, 1024]),
+)
+CAPTURES = st.builds(
+    LogitsCapture,
+    policy=st.sampled_from(["top_k", "nucleus"]),
+    k=st.sampled_from([1, 2, 8, VOCABULARY]),
+    mass=st.sampled_from([0.3, 0.95, 1.0]),
+    temperatures=st.sampled_from([[1.0], [1.0, 3.0], [0.25, 1.0, 500.0]]),
+    positions=st.sampled_from(["all", "loss_mask"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(codec=CODECS, capture=CAPTURES, seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e4]))
+def test_sound_caches_never_alarm(
+    tmp_path_factory: pytest.TempPathFactory, codec: CodecConfig, capture: LogitsCapture, seed: int, scale: float
+) -> None:
+    """Whatever codec, policy, K, temperatures and teacher: one that knows nothing, one that is sure of everything."""
+    folder = str(tmp_path_factory.mktemp("sound"))
+    shards = random_shards([[9, 2, 14]], VOCABULARY, capture, seed, counting=0.7, scale=scale)
+    write_cache(folder, shards, VOCABULARY, capture, codec)
+    reader = CheckedReader(folder)
+    reader.read_rows([[0, 1], [2]])
+    reader.close()
+
+
+def test_the_cost_is_small(tmp_path: Path) -> None:
+    """Looking at a row of one batch in LATER costs less than 1 % of the time of reading that many."""
+    import time
+
+    capture = LogitsCapture(k=64)
+    write_cache(str(tmp_path), random_shards([[256] * 16], 4096, capture), 4096, capture)
+    reader = CheckedReader(str(tmp_path))
+    rows = [[number] for number in range(16)]
+    batch = reader.read_rows(rows)
+
+    def least(task: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            task()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    reading = least(lambda: super(CheckedReader, reader).read_rows(rows))
+    looking = least(lambda: reader._check(rows, batch, [3]))
+    assert looking < 0.01 * checked.LATER * reading
+    assert np.isfinite(looking)

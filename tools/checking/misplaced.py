@@ -1,0 +1,149 @@
+"""What the contradictions of a shard's samples come from, said once: rows shifted, swapped between samples, cut off.
+
+Rows that stand at a wrong token contradict it (``teacher_cache.consistency``). If they agree with another token, of the
+same sample or of another, that is where they are from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas.manifest import Manifest
+from teacher_cache.consistency import (
+    NO_TOKEN,
+    OF_ANOTHER_TOKEN,
+    Rows,
+    contradictions,
+    of_another_token,
+    rows_of_sample,
+)
+from teacher_cache.records import LogitsSample, TokenSample
+
+NOT_STORED = "it counts, and is not stored"
+KEPT = 32  # contradictory samples of a shard that are looked at more closely
+TRIED = 8  # of them, whose rows are looked for in other samples
+SHIFTS = (-1, 1, -2, 2)
+EXPLAINED = 0.1  # share of the contradictions that may be left by an explanation
+
+
+@dataclass
+class _Kind:
+    """One kind of problem in a shard: the first sample that has it, and how many have."""
+
+    line: str
+    samples: int = 1
+
+
+@dataclass
+class Doubts:
+    """The contradictions of one shard's samples; ``tar`` names its logits in messages."""
+
+    tar: str
+    manifest: Manifest
+    _kept: list[tuple[TokenSample, LogitsSample]] = field(default_factory=list)
+    _unread: list[TokenSample] = field(default_factory=list)
+    _wrong: int = 0  # samples that contradict their tokens
+    _cut: list[str] = field(default_factory=list)  # keys of samples whose last rows are missing
+    _kinds: dict[str, _Kind] = field(default_factory=dict)
+
+    def look_at(self, tokens: TokenSample, logits: LogitsSample) -> None:
+        """Note what is wrong with a sample."""
+        problems = problems_of(tokens, logits, self.manifest)
+        if not problems.keys().isdisjoint(OF_ANOTHER_TOKEN):
+            self._wrong += 1
+            if len(self._kept) < KEPT:
+                self._kept.append((tokens, logits))
+        if NOT_STORED in problems and problems[NOT_STORED][0] > logits.positions.max(initial=-1):
+            self._cut.append(tokens.key)
+        for what, rows in problems.items():
+            if what in self._kinds:
+                self._kinds[what].samples += 1
+            else:
+                self._kinds[what] = _Kind(f"sample {tokens.key}: {said_of_rows(what, rows)}")
+
+    def not_read(self, tokens: TokenSample) -> None:
+        """A sample whose rows cannot be decoded: perhaps they are another's, and its own are elsewhere."""
+        self._unread.append(tokens)
+
+    def said(self) -> Iterator[str]:
+        """The problems, one line a kind; one line for all that an explanation covers."""
+        kinds = dict(self._kinds)
+        explanation = self._shift() or self._swap()
+        if explanation:
+            yield f"{self.tar}: {explanation} (in {_samples(self._wrong)} {self._kept[0][0].key})"
+            for what in (*OF_ANOTHER_TOKEN, NOT_STORED):
+                kinds.pop(what, None)
+        elif self._cut and self._kinds[NOT_STORED].samples == len(self._cut):
+            samples = f"{_samples(len(self._cut))} {self._cut[0]}"
+            yield f"{self.tar}: rows are truncated: the last that count are not stored (in {samples})"
+            del kinds[NOT_STORED]
+        for kind in kinds.values():
+            more = f", and so in {kind.samples - 1} more samples" if kind.samples > 1 else ""
+            yield f"{self.tar}: {kind.line}{more}"
+
+    def _shift(self) -> str:
+        """How far the rows of nearly all kept samples are shifted; '' if they are not."""
+        all_rows = [rows_of_sample(*pair) for pair in self._kept]
+        for shift in SHIFTS:
+            moved = [_moved(rows, shift) for rows in all_rows]
+            here = [rows._replace(next_ids_N=_inside(rows.next_ids_N, abs(shift))) for rows in all_rows]
+            if _explains(moved, here, self.manifest):
+                by = "one" if abs(shift) == 1 else str(abs(shift))
+                token = "token" if abs(shift) == 1 else "tokens"
+                where = "later" if shift > 0 else "before"
+                return f"rows are shifted by {by}: each is the teacher's of {by} {token} {where}"
+        return ""
+
+    def _swap(self) -> str:
+        """Whose the rows of most kept samples are; '' if they are not another's."""
+        owners = [tokens for tokens, _ in self._kept] + self._unread
+        pairs = []
+        tried = self._kept[:TRIED]
+        for tokens, logits in tried:
+            here = rows_of_sample(tokens, logits)
+            for owner in owners[: 2 * KEPT]:
+                fits = owner is not tokens and logits.positions.max(initial=0) < len(owner.input_ids) - 1
+                if fits and _explains([rows_of_sample(owner, logits)], [here], self.manifest):
+                    pairs.append((tokens.key, owner.key))
+                    break
+        if 2 * len(pairs) <= len(tried):
+            return ""
+        return f"rows are swapped between samples: those of sample {pairs[0][0]} are of sample {pairs[0][1]}"
+
+
+def problems_of(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> dict[str, np.ndarray]:
+    """What cannot be true of a sample, and the rows of the sequence it is wrong at."""
+    counting = np.flatnonzero(tokens.loss_mask)
+    missing = counting[~np.isin(counting, logits.positions)]
+    problems = {NOT_STORED: missing} if len(missing) else {}
+    found = contradictions(rows_of_sample(tokens, logits), manifest)
+    return problems | {what: logits.positions[wrong_P] for what, wrong_P in found}
+
+
+def said_of_rows(what: str, rows: np.ndarray) -> str:
+    """A kind of problem, its first row and at how many there are."""
+    return f"row {rows[0]}: {what}" + (f" ({len(rows)} rows)" if len(rows) > 1 else "")
+
+
+def _samples(n: int) -> str:
+    return f"{n} samples, first" if n > 1 else "sample"
+
+
+def _moved(rows: Rows, shift: int) -> Rows:
+    """The rows with the tokens that follow them ``shift`` rows later."""
+    return rows._replace(next_ids_N=_inside(np.roll(rows.next_ids_N, -shift), abs(shift)))
+
+
+def _inside(next_ids_N: np.ndarray, edge: int) -> np.ndarray:
+    """The same but for ``edge`` rows at either end, about which nothing is said."""
+    n = np.arange(len(next_ids_N))
+    return np.where((n >= edge) & (n < len(next_ids_N) - edge), next_ids_N, NO_TOKEN)
+
+
+def _explains(moved: list[Rows], here: list[Rows], manifest: Manifest) -> bool:
+    """Whether rows contradict their tokens no more when they are taken for others'."""
+    before = sum(int(of_another_token(rows, manifest).sum()) for rows in here)
+    after = sum(int(of_another_token(rows, manifest).sum()) for rows in moved)
+    found = sum(int((rows.ids_NK == rows.next_ids_N[:, None]).any(axis=1).sum()) for rows in moved)
+    return found > 0 and after <= EXPLAINED * before and before > 0
