@@ -14,9 +14,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -43,8 +43,7 @@ _BATCH_CHARACTERS = 1 << 22
 _SEGMENT_CHARACTERS = 1 << 20
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """What is tokenized at once: a document, a segment of a huge one, or the beginning of one to be truncated."""
 
     document: Document
@@ -94,13 +93,11 @@ class Corpus:
         tally: Counter[str] = Counter()
         seen: Counter[bytes] = Counter()
         for item, spans in self._tokenized(self._items(tally)):
-            for sample in self._samples(item, spans, tally):
-                unique = self._with_key(sample, seen, tally)
-                if unique is not None:
-                    tally["samples"] += 1
-                    tally["tokens"] += len(unique.input_ids)
-                    tally["loss_tokens"] += int(unique.loss_mask.sum())
-                    yield unique
+            for sample in self._samples(item, spans, seen, tally):
+                tally["samples"] += 1
+                tally["tokens"] += len(sample.input_ids)
+                tally["loss_tokens"] += int(np.count_nonzero(sample.loss_mask))
+                yield sample
         counts = CorpusCounts(**{name: tally[name] for name in CorpusCounts.model_fields})
         if not counts.samples:
             dropped = counts.malformed + counts.refused + counts.reply_lost + counts.not_located
@@ -186,18 +183,20 @@ class Corpus:
                 batch, characters = [], 0
         yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
 
-    def _samples(self, item: _Item, spans: TokenSpans, tally: Counter[str]) -> Iterator[TokenSample]:
-        """Apply the over-long policy to one tokenized text and build its samples, keys still missing."""
+    def _samples(
+        self, item: _Item, spans: TokenSpans, seen: Counter[bytes], tally: Counter[str]
+    ) -> Iterator[TokenSample]:
+        """Apply the over-long policy to one tokenized text and build its samples."""
         chat = item.replies is not None
         policy = self._config.over_long_chat if chat else self._config.over_long
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
         if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
-            item = replace(item, text=item.whole, last=True)
+            item = item._replace(text=item.whole, last=True)
             spans = self._tokenizer.encode([item.text])[0]
         if item.last and not chat:
             spans = _with_closing(spans, self._after)
-        pieces = cut(spans, room)
+        pieces = [(0, len(spans.ids))] if 0 < len(spans.ids) <= room else cut(spans, room)
         over_long = len(pieces) > 1 or not (item.first and item.last)
         if over_long and item.first:
             tally[{"split": "split", "truncate": "truncated", "drop": "dropped_over_long"}[policy]] += 1
@@ -208,63 +207,60 @@ class Corpus:
         counts = None if item.replies is None else self._reply_mask(spans, item.replies)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
-            sample = _piece(item, spans, counts, begin, stop, before, item.document.source_id + number)
-            length = len(sample.input_ids)
-            fits = self._config.min_tokens <= length <= self._config.max_tokens
-            if fits and sample.text and sample.loss_mask.any():
-                yield sample
-            else:
+            input_ids = _after(before, spans.ids[begin:stop])
+            loss_mask = np.ones(len(input_ids), dtype=bool)
+            if counts is not None:
+                loss_mask[:-1] = counts[begin + 1 : stop]
+            loss_mask[-1:] = False
+            text = _text_of(spans, begin, stop)
+            fits = self._config.min_tokens <= len(input_ids) <= self._config.max_tokens
+            if not (fits and text and (counts is None or loss_mask.any())):
                 tally["too_short"] += 1
+                continue
+            key = self._key(input_ids, loss_mask, seen)
+            if key is None:
+                tally["duplicates"] += 1
+                continue
+            first_byte = int(spans.start[begin]) if begin else 0
+            none = np.zeros(len(before), dtype=np.uint32)
+            yield TokenSample(
+                key=key,
+                source_id=item.document.source_id + number,
+                layer=item.document.layer,
+                text=text,
+                input_ids=input_ids,
+                loss_mask=loss_mask,
+                byte_start=_after(none, (spans.start[begin:stop] - first_byte).astype(np.uint32)),
+                byte_end=_after(none, (spans.end[begin:stop] - first_byte).astype(np.uint32)),
+            )
 
-    def _with_key(self, sample: TokenSample, seen: Counter[bytes], tally: Counter[str]) -> TokenSample | None:
-        """The sample with its content hash; None for a repeated sequence when duplicates are dropped."""
-        content = xxhash.xxh3_128(sample.input_ids.astype("<u4").tobytes() + sample.loss_mask.tobytes())
+    def _key(self, input_ids: np.ndarray, loss_mask: np.ndarray, seen: Counter[bytes]) -> str | None:
+        """The sample's content hash; None for a repeated sequence when duplicates are dropped."""
+        content = xxhash.xxh3_128(input_ids.astype("<u4", copy=False).tobytes() + loss_mask.tobytes())
         digest = content.digest()
         seen[digest] += 1
         occurrence = seen[digest]
-        if occurrence == 1:
-            return replace(sample, key=content.hexdigest())
-        if self._config.deduplicate:
-            tally["duplicates"] += 1
-            return None
-        content.update(occurrence.to_bytes(8, "little"))
-        return replace(sample, key=content.hexdigest())
+        if occurrence > 1:
+            if self._config.deduplicate:
+                return None
+            content.update(occurrence.to_bytes(8, "little"))
+        return content.hexdigest()
 
 
-def _piece(
-    item: _Item,
-    spans: TokenSpans,
-    counts: np.ndarray | None,
-    begin: int,
-    stop: int,
-    before: np.ndarray,
-    source_id: str,
-) -> TokenSample:
-    """The sample of tokens ``[begin, stop)``, with the special tokens ``before`` in front; its key is left empty.
+def _after(before: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.concatenate([before, values]) if len(before) else values
 
-    ``counts``, bool [S]: the tokens that are learned; None: all.
-    """
+
+def _text_of(spans: TokenSpans, begin: int, stop: int) -> str:
+    """The text of tokens ``[begin, stop)`` and of what stands beside them in no token."""
     first_byte = int(spans.start[begin]) if begin else 0
     last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
-    none = np.zeros(len(before), dtype=np.uint32)
-    start, end = spans.start[begin:stop], spans.end[begin:stop]
-    loss_mask = np.ones(len(before) + stop - begin, dtype=bool)
-    if counts is not None:
-        loss_mask[:-1] = counts[begin + 1 : stop]
-    loss_mask[-1:] = False
-    return TokenSample(
-        key="",
-        source_id=source_id,
-        layer=item.document.layer,
-        text=spans.data[first_byte:last_byte].decode("utf-8"),
-        input_ids=np.concatenate([before, spans.ids[begin:stop]]),
-        loss_mask=loss_mask,
-        byte_start=np.concatenate([none, (start - first_byte).astype(np.uint32)]),
-        byte_end=np.concatenate([none, (end - first_byte).astype(np.uint32)]),
-    )
+    return spans.data[first_byte:last_byte].decode("utf-8")
 
 
 def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
+    if not len(after):
+        return spans
     at_end = np.full(len(after), len(spans.data), dtype=np.int64)
     return TokenSpans(
         spans.data,
@@ -276,6 +272,8 @@ def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
 
 def _segments(text: str, size: int) -> list[Span]:
     """Consecutive character spans of at most ``size``, each ending after a line end where there is one."""
+    if len(text) <= size:
+        return [(0, len(text))]
     bounds = [0]
     while len(text) - bounds[-1] > size:
         line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1
@@ -285,7 +283,8 @@ def _segments(text: str, size: int) -> list[Span]:
 
 def _cleaned(document: Document) -> Document:
     if document.messages is None:
-        return replace(document, text=clean_text(document.text))
+        text = clean_text(document.text)
+        return document if text == document.text else replace(document, text=text)
     return replace(
         document,
         messages=cleaned(document.messages),
