@@ -44,11 +44,8 @@ class TokenizerInfo(Extended):
 
     fingerprint: Sha256
     vocab_size: Annotated[int, Field(ge=2, lt=2**24)]
-    pipeline: Sha256 | None = added(
-        None, "sha256 of the whole tokenizer: merges, normaliser, pre-tokeniser, special tokens and their flags."
-    )
-    files: dict[str, Sha256] = added({}, "sha256 of each file of the tokenizer, by name.")
-    chat_template: Sha256 | None = added(None, "sha256 of the chat templates in effect.")
+    files: dict[str, Sha256] = added({}, "sha256 of each file that says how texts become tokens, by name.")
+    chat_template: Sha256 | None = added(None, "sha256 of the chat template in effect, as JSON.")
 
 
 class CorpusCounts(Extended):

@@ -40,7 +40,7 @@ from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
-from teacher_cache.tokenizer import describe_tokenizer
+from teacher_cache.tokenizer import describe_tokenization
 from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     _check_k(config, teacher)
     return Manifest(
         teacher=teacher,
-        tokenizer=describe_tokenizer(tokenizer),
+        tokenizer=describe_tokenization(tokenizer, config.corpus),
         corpus=CorpusInfo(
             fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
         ),
@@ -129,7 +129,8 @@ def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
 def _public(corpus: CorpusConfig) -> CorpusConfig:
     """The corpus settings without the places where the files happened to lie."""
     sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in corpus.sources]
-    return corpus.model_copy(update={"sources": sources})
+    template = None if corpus.chat_template is None else PurePath(corpus.chat_template).name
+    return corpus.model_copy(update={"sources": sources, "chat_template": template})
 
 
 _IDENTITY = {
@@ -147,6 +148,9 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
     lists = {"units", "shards", "shard_table", "tables"}  # long, and not part of the identity
     before, now = present.model_dump(exclude=lists), wanted.model_dump(exclude=lists)
+    for field in ("files", "chat_template"):  # plans of the first version lack them
+        if field not in before["tokenizer"]:
+            now["tokenizer"].pop(field, None)
     differing = [
         f"{name}: {old!r} in the cache, {new!r} now"
         for path, key in _IDENTITY.items()

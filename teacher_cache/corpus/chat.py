@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError
 
 from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
-from teacher_cache.corpus.messages import (
+from teacher_cache.corpus.message_forms import (
     BadRecordError,
     Message,
     arguments,

@@ -27,7 +27,7 @@ from schemas.manifest import CorpusCounts
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.clean import clean_text
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
-from teacher_cache.corpus.messages import BadRecordError, cleaned, is_blank, trained
+from teacher_cache.corpus.message_forms import BadRecordError, cleaned, is_blank, trained
 from teacher_cache.corpus.sources import Document, read_documents
 from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut

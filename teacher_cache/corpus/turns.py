@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from teacher_cache.corpus.messages import Message, texts
+from teacher_cache.corpus.message_forms import Message, texts
 from teacher_cache.corpus.template import GENERATION, ChatTemplate, Rendered, Span
 
 PROBE = "\U00100000"  # private use: no template gives it a meaning
