@@ -171,6 +171,16 @@ class Manifest(Extended):
             )
         return self
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files that it lists: by signal, then ``index``, ``tables`` and, where there is one, ``head``."""
+        tables = [*self.tables.values(), *([] if self.shard_table is None else [self.shard_table])]
+        sizes = {**self.totals.bytes, "index": self.totals.index_bytes, "tables": sum(file.bytes for file in tables)}
+        return sizes if self.head is None else sizes | {"head": self.head.file.bytes}
+
+    def bytes_per_token(self) -> dict[str, float]:
+        """``sizes`` by the tokens of the committed shards; of an empty cache, by 1."""
+        return {name: size / max(1, self.totals.tokens) for name, size in self.sizes().items()}
+
     def to_json(self) -> str:
         """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
         return self._text(self.digest())

@@ -1,6 +1,6 @@
 """The configuration of one ``train-student`` run: which caches, which student, which losses, which loop."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -113,7 +113,10 @@ Divergence = Literal["forward", "reverse", "jsd"]
 class TlaConfig(Strict):
     """Token-level logits alignment: a divergence of softened distributions, times temperature squared."""
 
-    weight: WeightSchedule = WeightSchedule(start=1.0, end=0.3)
+    weight: WeightSchedule = Field(
+        WeightSchedule(start=1.0, end=1.0),
+        description="Default: 1 throughout; beside `lhsm` or `apc` the recipe's 1 to 0.3, as these take over.",
+    )
     temperature: float = Field(
         1.0, gt=0, description="One of those the cache stores its target at; `final` serves any temperature."
     )
@@ -171,6 +174,14 @@ class AsrConfig(Strict):
     weight: WeightSchedule = WeightSchedule(start=1e-3, end=1e-3)
 
 
+def _is_off(loss: Any) -> bool:
+    """Whether a loss, before or after its validation, is not named, or its weight is always 0."""
+    tree = loss.model_dump() if isinstance(loss, Strict) else loss
+    weight = tree.get("weight", {}) if isinstance(tree, dict) else tree
+    weight = weight.model_dump() if isinstance(weight, Strict) else weight
+    return tree is None or (isinstance(weight, dict) and weight.get("start") == 0 == weight.get("end"))
+
+
 class LossConfig(Strict):
     """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed.
 
@@ -182,6 +193,19 @@ class LossConfig(Strict):
     lhsm: LhsmConfig | None = None
     apc: ApcConfig | None = None
     asr: AsrConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tla_makes_room_for_others(cls, tree: Any) -> Any:
+        """A weight that falls beside nothing would only make the logged loss fall."""
+        if not isinstance(tree, dict) or all(_is_off(tree.get(name)) for name in ("lhsm", "apc")):
+            return tree
+        tla = tree.get("tla", {})
+        if isinstance(tla, TlaConfig):
+            tla = tla.model_dump(exclude_unset=True)
+        if not isinstance(tla, dict) or "weight" in tla:
+            return tree
+        return tree | {"tla": tla | {"weight": {"start": 1.0, "end": 0.3}}}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":

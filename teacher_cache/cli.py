@@ -45,7 +45,8 @@ def plan(config: str, overrides: tuple[str, ...], dry_run: bool, probe: int | No
     """
     settings = load_config(CacheConfig, config, overrides)
     if dry_run or probe is not None:
-        show(_estimate(settings, probe), as_json)
+        found = _estimate(settings, probe)
+        show(found if as_json else _with_units(found), as_json)
         return
     from teacher_cache.plan import load_or_make_plan
     from teacher_cache.shards.storage import Storage
@@ -62,6 +63,25 @@ def _estimate(settings: CacheConfig, probe: int | None) -> dict[str, Any]:
     if probe is None:
         return found
     return found | {"probe": asdict(estimate.probe(settings, survey))}
+
+
+def _with_units(found: dict[str, Any]) -> dict[str, Any]:
+    """The estimate as a table shows it."""
+    if "probe" not in found:
+        return found
+    units = {"bytes_per_token": "bytes/token", "gigabytes": "GB", "other_settings": "bytes/token of {}"}
+    probe = {**found["probe"], "tokens_per_second": f"{found['probe']['tokens_per_second']:,.6g} tokens/s"}
+    probe["hours"] = f"{probe['hours']:,.6g} h"
+    for name, unit in units.items():
+        signals = {setting: _signal_of(setting) for setting in probe[name]}
+        probe[name] = {key: f"{size:,.6g} {unit.format(signals[key])}" for key, size in probe[name].items()}
+    return found | {"probe": probe}
+
+
+def _signal_of(setting: str) -> str:
+    """The signal whose size a setting changes: ``capture.draws.n=6`` that of the draws, codecs that of the logits."""
+    group, _, rest = setting.partition(".")
+    return rest.partition(".")[0] if group == "capture" else "logits"
 
 
 @main.command()

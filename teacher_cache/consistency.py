@@ -16,7 +16,7 @@ from schemas.cache_config import CodecConfig
 from schemas.manifest import Manifest
 from teacher_cache.codec.logits import MAX_SCALAR_STEPS
 from teacher_cache.codec.logprobs import MAX_STEPS
-from teacher_cache.records import LogitsSample, RowBatch, TokenSample
+from teacher_cache.records import DrawsSample, LogitsSample, RowBatch, TokenSample
 
 ARITHMETIC = 1e-4  # nats, of float32 arithmetic before quantisation
 RELATIVE_ERROR = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 0.0}
@@ -120,6 +120,40 @@ def _of_next_token(
 def _twice(rows: Rows, stored_NK: np.ndarray) -> np.ndarray:
     ordered_NK = np.sort(np.where(stored_NK, rows.ids_NK, -1 - np.arange(rows.ids_NK.shape[1])), axis=1)
     return (np.diff(ordered_NK, axis=1) == 0).any(axis=1)
+
+
+def draws_contradictions(
+    draws: DrawsSample, logits: LogitsSample, manifest: Manifest
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What of a sample's draws its stored entries contradict, and at which of their common rows (bool)."""
+    capture = manifest.capture.draws
+    assert capture is not None
+    _, at_draws, at_logits = np.intersect1d(draws.positions, logits.positions, assume_unique=True, return_indices=True)
+    logprobs_PK = logits.logprobs[at_logits].astype(np.float64)
+    error_PK, scalar = _errors(logprobs_PK, manifest)
+    head_PK = np.where(np.isfinite(logprobs_PK), logits.ids[at_logits], NO_TOKEN)
+    for column, temperature in enumerate(capture.temperatures):
+        partition_P1 = logits.log_partition[at_logits][:, [manifest.capture.logits.temperatures.index(temperature)]]
+        slack_P = error_PK.max(axis=1, initial=0.0) / temperature + scalar
+        log_p_PK = logprobs_PK / temperature - partition_P1
+        p_PK = np.exp(log_p_PK)
+        rest_P = np.maximum(1 - p_PK.sum(axis=1), 0)
+        drawn_PM = draws.ids[at_draws, column]
+        if capture.region == "tail":  # where hardly anything is outside, rounding decides what is drawn
+            inside_P = (drawn_PM[:, :, None] == head_PK[:, None, :]).any(axis=(1, 2))
+            yield "a token that is stored was drawn from those that are not", inside_P & (rest_P > slack_P)
+        else:  # one draw in each of n equal slices: so many of a token's, give or take the slices it shares
+            n_best_P = (drawn_PM == head_PK[:, [0]]).sum(axis=1)
+            expected_P = capture.n * p_PK[:, 0]
+            wrong_P = np.abs(n_best_P - expected_P) > 2 + expected_P * np.expm1(slack_P)
+            yield "the best token was drawn too often or too seldom", wrong_P
+        terms_PK = np.where(p_PK > 0, p_PK * np.where(np.isfinite(log_p_PK), log_p_PK, 0), 0)
+        bucket_P = -terms_PK.sum(axis=1) - rest_P * np.log(np.where(rest_P > 0, rest_P, 1))
+        most = np.log(manifest.teacher.vocab_size)
+        slack_P = np.expm1(slack_P) * (most + 2) + scalar  # p changes by that factor, and -p log p with it
+        entropy_P = draws.entropy[at_draws, column].astype(np.float64)
+        wrong_P = (entropy_P < bucket_P - slack_P) | (entropy_P > bucket_P + rest_P * most + slack_P)
+        yield f"the entropy at temperature {temperature:g} contradicts the stored entries", wrong_P
 
 
 def _errors(logprobs_NK: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, float]:

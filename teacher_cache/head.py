@@ -16,7 +16,7 @@ from schemas.manifest import HeadInfo, Manifest
 from teacher_cache.records import Captured
 from teacher_cache.shards.head import FLOATS
 from teacher_cache.shards.storage import HEAD, Storage, file_entry
-from teacher_cache.signals.head import OutputHead, logit_transform
+from teacher_cache.signals.head import OutputHead, logit_transform, rebuilt_error
 from teacher_cache.signals.hidden import to_floats
 from teacher_cache.teacher import load_model_config
 
@@ -110,10 +110,9 @@ def check_rebuilt(captured: Captured, head: OutputHead, manifest: Manifest) -> N
     )
     if len(in_final) == 0:
         return
-    log_p_PV = head.logits(to_floats(captured.final, capture)[in_final, 0]).log_softmax(dim=1)
-    best_P1 = torch.from_numpy(captured.logits.ids[in_logits, :1]).long()
-    rebuilt_P = log_p_PV.gather(1, best_P1).squeeze(1)
-    error = (rebuilt_P - torch.from_numpy(captured.logits.logprobs[in_logits, 0])).abs().mean().item()
+    best_P, logprob_P = captured.logits.ids[in_logits, 0], captured.logits.logprobs[in_logits, 0]
+    final_PD = to_floats(captured.final, capture)[in_final, 0]
+    error = rebuilt_error(head, final_PD, torch.from_numpy(best_P), torch.from_numpy(logprob_P))
     if error > MAX_ERROR:
         raise UserError(
             f"capture.final: the logits of a {manifest.teacher.architecture} cannot be rebuilt from its final hidden "

@@ -60,7 +60,7 @@ class Summary:
     peak_memory_bytes: int
     cache_samples: int  # of the cache, as are the next lines
     cache_tokens: int
-    bytes_per_token: dict[str, float]  # by signal, and the index
+    bytes_per_token: dict[str, float]  # of all files of the cache, by signal, index, tables and head
     complete: bool
     manifest_digest: str
     stopped_by: str | None  # name of the signal that ended the run before its last unit
@@ -221,7 +221,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
         peak_memory_bytes=peak_memory_bytes(),
         cache_samples=manifest.totals.samples,
         cache_tokens=manifest.totals.tokens,
-        bytes_per_token=manifest.totals.bytes_per_token(),
+        bytes_per_token=manifest.bytes_per_token(),
         complete=manifest.complete,
         manifest_digest=manifest.digest(),
         stopped_by=stopped_by,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import UserError
 from schemas.load import parse_json
-from schemas.train_config import TrainConfig
+from schemas.train_config import TargetForm, TrainConfig
 from trainer.files import replace_text
 
 STATE_FILE = "distill_state.json"
@@ -48,6 +48,7 @@ class RunState(BaseModel):
 
     data: DataState = Field(default_factory=DataState, exclude=True)  # a file of its own
     settings: dict[str, Any]  # what must not change between checkpoint and resume, by dotted key
+    target: TargetForm | None = None  # what TLA learns from: the configuration may leave it to the cache
     global_step: int = 0
     window: dict[str, float] = {}  # sums of the loss terms since the last line of metrics …
     window_steps: int = 0  # … and the steps they are over

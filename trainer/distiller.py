@@ -17,10 +17,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
+from trainer.checked import check_first_samples
 from trainer.checkpoint import RunState, find_resume, new_state, remove_unused
 from trainer.data import CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, read_capture
 from trainer.evaluate import head_on
-from trainer.forms import needed_signals
+from trainer.forms import needed_signals, said_of_target
 from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
@@ -60,6 +61,8 @@ def distill(
     url = config.data.shares[0].url
     capture = read_capture(url)
     objective = Objective(losses, capture)
+    if objective.form is not None:
+        logger.info("%s", said_of_target(losses.tla, objective.form))
     data = open_training_data(config.data, needed_signals(losses, capture))
     cache = data.cache
     with arguments.main_process_first(local=False):
@@ -70,6 +73,7 @@ def distill(
     # from where, and in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
     checkpoint, state = find_resume(output, new_state(config, data.digest, rows_per_step), config.loop.resume)
+    state.target = objective.form
     plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
     validation_data = open_validation(config, data.manifest)
@@ -92,6 +96,7 @@ def distill(
             check(student)
         if "final" in cache.signals:
             objective.teacher_head = head_on(arguments.device, cache)
+        check_first_samples(data.caches, plan, state.data.rows_consumed, objective.teacher_head)
         skips = config.data.on_corrupt == "skip"
         validation = evaluation_head = None
         if validation_data is not None:
@@ -152,7 +157,9 @@ def distill(
         "tokens": state.data.tokens,
         "skipped_samples": state.data.skipped_samples,
         "validation": state.best_validation if keeps_best else state.last_validation,
+        "validation_kl_is_exact": validation_data and validation_data[0].manifest.capture.final is not None,
         "cache_digest": data.digest,
+        "target": objective.form,
         "output": str(output),
         **cost(state.data.tokens - tokens_before, clock.seconds),
     }

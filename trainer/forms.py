@@ -36,6 +36,18 @@ def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
     return form
 
 
+def said_of_target(tla: TlaConfig, form: TargetForm) -> str:
+    """What TLA learns from, in words."""
+    chosen = f"as losses.tla.target says: {form}" if tla.target else f"the richest that the cache has: {form}"
+    whole = {
+        "top_k": "the stored entries of each row",
+        "draws": "random draws from each row",
+        "final": "whole distributions, rebuilt with the teacher's output head: about twice as slow as top_k",
+    }
+    faster = ", which losses.tla.target: top_k would take" if form == "final" and not tla.target else ""
+    return f"target of TLA, {chosen}, {whole[form]}{faster}"
+
+
 def needed_signals(losses: LossConfig, capture: CaptureConfig) -> tuple[Signal, ...]:
     """The signals that training with these losses reads; no file of another one is touched."""
     wanted: set[Signal] = {"tokens"}

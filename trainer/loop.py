@@ -23,7 +23,7 @@ from trainer.checkpoint import RunState, keep_newest, write_state
 from trainer.data import Batch, CacheRows, training_loader
 from trainer.evaluate import evaluate
 from trainer.interrupts import StopRequest
-from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
+from trainer.losses.objective import ROWS, TERMS, Objective, row_counts, teacher_rows
 from trainer.parallel import shard_on_cpus
 from trainer.plan import RowPlan
 from trainer.signals import MAPS
@@ -196,7 +196,8 @@ class DistillationTrainer(Trainer):
                 )
             means["data_wait_share"] = means["data_wait"] / means["step_seconds"]
             rest = {name: value for name, value in logs.items() if name != "loss"}
-            logs = {"loss": means.pop("loss"), **means, **rest, "rows": self.run_state.data.rows_consumed}
+            first = {name: means.pop(name) for name in (*TERMS, "loss") if name in means}  # before any weight
+            logs = {**first, **means, **rest, "rows": self.run_state.data.rows_consumed}
             if self.rows.skip_corrupt:
                 logs["skipped_samples"] = int(self.totals[1])
             self.window = {}

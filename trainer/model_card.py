@@ -7,6 +7,12 @@ from schemas.manifest import Manifest, TeacherInfo
 from schemas.train_config import TrainConfig, WeightSchedule
 from teacher_cache.text import code_span
 
+DIVERGENCES = {
+    "forward": "KL(teacher ‖ student)",
+    "reverse": "KL(student ‖ teacher)",
+    "jsd": "the Jensen-Shannon divergence",
+}
+
 
 def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict[str, Any]) -> str:
     """The text of ``README.md`` in Markdown with a YAML header.
@@ -20,7 +26,9 @@ def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict
         start = f"random weights for the configuration `{student.config}`"
     else:
         start = f"layers {student.from_layers} of `{student.teacher}`"
-    terms = [f"- TLA, KL(teacher ‖ student) at temperature {losses.tla.temperature}: {_weight(losses.tla.weight)}"]
+    target = f", from the cache's `{summary['target']}` target" if summary["target"] else ""
+    divergence = DIVERGENCES[losses.tla.divergence]
+    terms = [f"- TLA, {divergence} at temperature {losses.tla.temperature}{target}: {_weight(losses.tla.weight)}"]
     terms.append(f"- cross-entropy with the text: {_weight(losses.cross_entropy.weight)}")
     more = {"LHSM, hidden states": losses.lhsm, "APC, attention rows": losses.apc, "ASR, sparsity": losses.asr}
     terms += [f"- {name}: {_weight(loss.weight)}" for name, loss in more.items() if loss is not None]
@@ -47,7 +55,9 @@ def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict
     ]
     if summary["validation"]:
         lines += ["## Validation", "", "| measure | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.6g} |" for name, value in summary["validation"].items()]
+        is_bound = not summary["validation_kl_is_exact"]
+        names = {"kl": "kl, at least: tokens that are not stored count as one" if is_bound else "kl"}
+        lines += [f"| {names.get(name, name)} | {value:.6g} |" for name, value in summary["validation"].items()]
         lines.append("")
     for licence in dict.fromkeys(manifest.provenance.licence for manifest in manifests):
         lines += [f"Licence of the cache: {code_span(licence)}", ""] if licence else []

@@ -38,6 +38,16 @@ class OutputHead(NamedTuple):
         return logits_NV
 
 
+def rebuilt_error(head: OutputHead, final_PD: torch.Tensor, best_P: torch.Tensor, logprob_P: torch.Tensor) -> float:
+    """Mean |Δ log p|, nats, of each row's best token: as head and final hidden states give it, and as it is stored.
+
+    best_P: its id; logprob_P: its log-probability at temperature 1.
+    """
+    log_p_PV = head.logits(final_PD.to(head.weight_VD.device)).log_softmax(dim=1)
+    rebuilt_P = log_p_PV.gather(1, best_P.to(log_p_PV.device)[:, None].long()).squeeze(1)
+    return (rebuilt_P.cpu() - logprob_P).abs().mean().item()
+
+
 def logit_transform(text_config: Any) -> tuple[float, float | None]:
     """Scale and soft cap of the logits, by the names that transformers' configurations have for them."""
     scale = float(getattr(text_config, "logit_scale", None) or 1.0)

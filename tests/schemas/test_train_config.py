@@ -2,7 +2,7 @@ import pytest
 
 from schemas.errors import UserError
 from schemas.load import validate
-from schemas.train_config import TrainConfig
+from schemas.train_config import LossConfig, TrainConfig
 
 SMALLEST = {"data": {"cache": "runs/cache"}, "student": {"checkpoint": "models/student"}, "output": "runs/student"}
 
@@ -19,8 +19,31 @@ def complaint(changes):
 
 def test_the_smallest_configuration_distils_and_nothing_else():
     losses = read().losses
-    assert (losses.tla.weight.start, losses.tla.weight.end, losses.tla.temperature) == (1.0, 0.3, 1.0)
+    assert (losses.tla.weight.start, losses.tla.weight.end, losses.tla.temperature) == (1.0, 1.0, 1.0)
     assert (losses.cross_entropy.weight.start, losses.cross_entropy.weight.end) == (0.0, 0.0)
+
+
+NOTHING = {"weight": {"start": 0, "end": 0}}
+
+
+@pytest.mark.parametrize(
+    ("losses", "end"),
+    [
+        ({}, 1.0),
+        ({"tla": {"temperature": 3.0}, "cross_entropy": {"weight": {"start": 0.1, "end": 0.1}}}, 1.0),
+        ({"asr": {}}, 1.0),
+        ({"lhsm": NOTHING, "apc": None}, 1.0),
+        ({"lhsm": {}}, 0.3),
+        ({"tla": {"temperature": 3.0}, "apc": {}, "lhsm": NOTHING}, 0.3),
+        ({"tla": {"weight": {"start": 0.5, "end": 0.5}}, "lhsm": {}}, 0.5),
+        ({"tla": {"weight": {"start": 1, "end": 0.25}}}, 0.25),
+    ],
+)
+def test_the_weight_of_tla_falls_by_default_only_beside_what_takes_over(losses, end):
+    read_back = read({"losses": losses}).losses
+    assert read_back.tla.weight.end == end
+    assert LossConfig.model_validate(read_back.model_dump()) == read_back
+    assert LossConfig(**vars(read_back)) == read_back
 
 
 @pytest.mark.parametrize(

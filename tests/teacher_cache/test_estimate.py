@@ -1,6 +1,8 @@
 """An estimate is what a run would write, and writes nothing itself."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,30 @@ def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) 
     manifest = read_manifest(Storage(config.output.path))
     assert (survey.units, survey.counts) == (len(manifest.units), manifest.corpus.counts)
     for signal, size in manifest.totals.bytes.items():
-        assert round(found.bytes_per_token[signal] * manifest.totals.tokens) + 2 * BLOCK == size, signal
+        assert found.bytes_per_token[signal] * manifest.totals.tokens == pytest.approx(size), signal
         assert found.gigabytes[signal] == pytest.approx(found.bytes_per_token[signal] * manifest.totals.tokens / 1e9)
     assert found.hours == pytest.approx(manifest.totals.tokens / found.tokens_per_second / 3600)
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_a_few_chats_give_the_sizes_of_all(tmp_path: Path, n: int) -> None:
+    """Though the probed ones have another share of tokens that count, and other lengths: within 5 %."""
+    rng = random.Random(0)
+
+    def words(least: int) -> str:
+        return " ".join(rng.choice(["def", "f1(x)", "return", "x", "user"]) for _ in range(rng.randint(least, 60)))
+
+    chats = [[("user", words(2)), ("assistant", f"{words(2)} {number}")] for number in range(120)]
+    lines = [json.dumps({"messages": [{"role": role, "content": text} for role, text in chat]}) for chat in chats]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    capture = {"logits": {"k": 16}, "final": {}, "hidden": {"layers": [1]}, "draws": {"n": 12}}
+    tree = cache_tree(write_random_teacher(tmp_path / "teacher"), tmp_path, tmp_path / "cache", capture=capture)
+    tree["corpus"] = {"sources": [{"path": str(tmp_path / "chats.jsonl"), "format": "jsonl"}], "max_tokens": 400}
+    config = validate(CacheConfig, tree, "test")
+    found = estimate.probe(config, estimate.survey(config, n)).bytes_per_token
+    assert found == pytest.approx(
+        {signal: size for signal, size in job.run(config).bytes_per_token.items() if signal in found}, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,6 +113,15 @@ def test_the_command_writes_nothing_and_refuses_what_the_teacher_cannot_give(tre
     path.write_text(json.dumps(tree | {"output": {"path": str(tmp_path / "cache")}}))
     assert json.loads(run_ok("teacher-cache", "plan", path, "--dry-run", "--json"))["tokens"] > 0
     assert json.loads(run_ok("teacher-cache", "plan", path, "--probe", "2", "--json"))["probe"]["sequences"] == 2
+    table = run_ok("teacher-cache", "plan", path, "--probe", "2")
+    for name, unit in (
+        ("bytes_per_token.final", "bytes/token"),
+        ("gigabytes.final", "GB"),
+        ("other_settings.capture.draws.n=6", "bytes/token of draws"),
+        ("other_settings.codec.logprobs=float16", "bytes/token of logits"),
+        ("hours", "h"),
+    ):
+        assert re.search(rf"probe\.{re.escape(name)} +│ [\d.e-]+ {unit} +│", table), name
     assert not (tmp_path / "cache").exists()
     refused = run("teacher-cache", "plan", path, "--dry-run", "--set", "capture.logits.k=385")
     assert refused.returncode == 2

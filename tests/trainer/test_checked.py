@@ -1,18 +1,27 @@
 """A cache whose rows stand at wrong tokens is refused in the first batch; a sound one never is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.cache_config import CodecConfig, LogitsCapture
+from schemas.cache_config import CacheConfig, CodecConfig, LogitsCapture
 from schemas.errors import UserError
+from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.displaced import DISPLACED, shifted
+from support.models import write_random_teacher, write_text_corpus
 from support.synthetic import random_shards, write_cache
+from support.workspace import cache_tree
+from teacher_cache import job, writing
+from teacher_cache.signals.draws import to_draws_sample
+from teacher_cache.signals.hidden import to_hidden_sample
+from tools.checking.verify import verify
 from trainer import checked
 from trainer.checked import CheckedReader
 from trainer.distiller import distill
@@ -34,6 +43,53 @@ def test_training_stops_in_its_first_batch_and_names_verify(
         distill(make_config(data=data))
     assert not list((tmp_path / "out").glob("checkpoint-*"))
     assert (tmp_path / "out/metrics.jsonl").read_text() == ""
+
+
+FORMS = {
+    "draws": {"logits": {"k": 16}, "draws": {"n": 16, "temperatures": [1.0]}},
+    "draws of the tail": {"logits": {"k": 16}, "draws": {"n": 16, "temperatures": [1.0], "region": "tail"}},
+    "final": {"logits": {"k": 16}, "final": {}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws and final hidden states of one row before, beside logits that are right; ``verify`` says so as well."""
+    from teacher_cache.engines import transformers as engine
+
+    teacher, corpus = write_random_teacher(tmp_path / "teacher"), write_text_corpus(tmp_path / "corpus")
+
+    def cached(name: str) -> TrainConfig:
+        tree = cache_tree(teacher, corpus, tmp_path / name, capture=FORMS[form])
+        job.run(validate(CacheConfig, tree, "test"))
+        train = {
+            "data": {"cache": str(tmp_path / name)},
+            "student": {"teacher": str(teacher), "from_layers": [0]},
+            "loop": {"max_steps": 1, "micro_batch_size": 2},
+            "output": str(tmp_path / f"{name}-student"),
+        }
+        return validate(TrainConfig, train, "test")
+
+    assert distill(cached("right"))["steps"] == 1
+    assert verify(str(tmp_path / "right")).problems == []
+    monkeypatch.setattr(engine, "to_draws_sample", lambda *given: rolled(to_draws_sample(*given)))
+    monkeypatch.setattr(engine, "to_hidden_sample", lambda *given: rolled(to_hidden_sample(*given)))
+    monkeypatch.setattr(writing, "check_rebuilt", lambda *_: None)
+    config = cached("wrong")
+    signal = form.partition(" ")[0]
+    with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` says how"):
+        distill(config)
+    problems = verify(str(tmp_path / "wrong")).problems
+    assert problems
+    assert all(f".{signal}.tar: sample" in problem for problem in problems)
+    for path in (tmp_path / "wrong").glob("*.logits.tar"):
+        path.unlink()
+    if form == "final":  # there is nothing to compare with
+        assert distill(config)["steps"] == 1
+
+
+def rolled(sample: Any) -> Any:
+    return replace(sample, **{n: np.roll(v, 1, axis=0) for n, v in vars(sample).items() if n != "positions"})
 
 
 def test_later_reads_are_looked_at_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,12 @@ from trainer.interrupts import StopRequest
 from trainer.order import CacheOrder, Shuffle
 from trainer.subset import Selection, Subset, is_held_out
 
-BOTH = {"losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}}}
+BOTH = {
+    "losses": {
+        "tla": {"weight": {"start": 1.0, "end": 0.3}},
+        "cross_entropy": {"weight": {"start": 0.5, "end": 0.5}},
+    }
+}
 
 
 def losses(output: str | Path) -> list[tuple[int, float, float]]:
@@ -45,6 +50,7 @@ def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_c
     assert [record["step"] for record in records] == list(range(1, 31))
     assert np.mean([r["loss"] for r in records[-5:]]) < 0.8 * np.mean([r["loss"] for r in records[:5]])
     for record in records:
+        assert list(record)[:4] == ["step", "tla", "cross_entropy", "loss"], "terms before their weights come first"
         progress = (record["step"] - 1) / 30
         assert record["tla_weight"] == pytest.approx(1.0 - 0.7 * progress)
         assert record["tla_weighted"] == pytest.approx(record["tla"] * record["tla_weight"], rel=1e-5)

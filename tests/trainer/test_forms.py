@@ -1,5 +1,6 @@
 """Which form of target is learned from, and the runs that learn from each; the reference engine writes the caches."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,11 +137,24 @@ def test_verify_finds_nothing_in_a_good_cache(write: Callable[[str], str], name:
 @pytest.mark.parametrize("name", CAPTURES)
 @pytest.mark.parametrize("packing", [False, True])
 def test_each_form_teaches(
-    write: Callable[[str], str], teacher_folder: Path, tmp_path: Path, name: str, packing: bool
+    write: Callable[[str], str],
+    teacher_folder: Path,
+    tmp_path: Path,
+    name: str,
+    packing: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "trainer")
     data = {"cache": write(name), "validation_fraction": 0.3, "packing": packing, "pack_tokens": 80}
     config = train_config(write(name), teacher_folder, tmp_path / "out", data=data)
     summary = distill(config)
+    form = target_form(config.losses.tla, capture(name))
+    states = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("checkpoint-*/distill_state.json")]
+    assert {state["target"] for state in states} == {summary["target"]} == {form}
+    assert f"from the cache's `{form}` target" in (tmp_path / "out/final/README.md").read_text()
+    (line,) = [text for text in caplog.messages if text.startswith("target of TLA, the richest that the cache has: ")]
+    assert f"has: {form}, " in line
+    assert ("twice as slow as top_k" in line) == (form == "final")
     before = evaluate_folder(str(tmp_path / "out/student-init"), write(name), validation_fraction=0.3)
     assert summary["validation"]["kl"] < 0.9 * before["kl"]
     assert all(np.isfinite(line.get("tla", 0.0)) for line in read_metrics(tmp_path / "out"))

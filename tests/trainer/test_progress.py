@@ -6,7 +6,8 @@ from trainer.progress import LineCallback, batch_progress, describe, progress_ca
 
 
 def test_describe_names_losses_and_validation_metrics() -> None:
-    assert describe({"loss": 1.23456, "tla": 2, "grad_norm": 9}) == "loss 1.235  tla 2"
+    logs = {"loss": 1.23456, "tla": 2, "tla_weighted": 0.6, "lhsm": 0.5, "grad_norm": 9}
+    assert describe(logs) == "tla 2  lhsm 0.5  loss 1.235", "terms before their weights come first"
     assert describe({"eval_kl": 0.5, "eval_tokens": 7}) == "kl 0.5"
 
 

@@ -32,20 +32,37 @@ class _Kind:
     """One kind of problem in a shard: the first sample that has it, and how many have."""
 
     line: str
-    samples: int = 1
+    samples: int = 0
+
+
+@dataclass
+class Kinds:
+    """The kinds of problems of one tar."""
+
+    tar: str
+    by_name: dict[str, _Kind] = field(default_factory=dict)
+
+    def add(self, key: str, what: str, line: str) -> None:
+        """Note that the sample ``key`` has a problem of this kind; ``line`` says it of the first one."""
+        self.by_name.setdefault(what, _Kind(f"sample {key}: {line}")).samples += 1
+
+    def said(self) -> Iterator[str]:
+        """One line a kind."""
+        for kind in self.by_name.values():
+            more = f", and so in {kind.samples - 1} more samples" if kind.samples > 1 else ""
+            yield f"{self.tar}: {kind.line}{more}"
 
 
 @dataclass
 class Doubts:
-    """The contradictions of one shard's samples; ``tar`` names its logits in messages."""
+    """The contradictions of one shard's samples; ``kinds`` names the tar of its logits."""
 
-    tar: str
+    kinds: Kinds
     manifest: Manifest
     _kept: list[tuple[TokenSample, LogitsSample]] = field(default_factory=list)
     _unread: list[TokenSample] = field(default_factory=list)
     _wrong: int = 0  # samples that contradict their tokens
     _cut: list[str] = field(default_factory=list)  # keys of samples whose last rows are missing
-    _kinds: dict[str, _Kind] = field(default_factory=dict)
 
     def look_at(self, tokens: TokenSample, logits: LogitsSample) -> None:
         """Note what is wrong with a sample."""
@@ -57,10 +74,7 @@ class Doubts:
         if NOT_STORED in problems and problems[NOT_STORED][0] > logits.positions.max(initial=-1):
             self._cut.append(tokens.key)
         for what, rows in problems.items():
-            if what in self._kinds:
-                self._kinds[what].samples += 1
-            else:
-                self._kinds[what] = _Kind(f"sample {tokens.key}: {said_of_rows(what, rows)}")
+            self.kinds.add(tokens.key, what, said_of_rows(what, rows))
 
     def not_read(self, tokens: TokenSample) -> None:
         """A sample whose rows cannot be decoded: perhaps they are another's, and its own are elsewhere."""
@@ -68,19 +82,17 @@ class Doubts:
 
     def said(self) -> Iterator[str]:
         """The problems, one line a kind; one line for all that an explanation covers."""
-        kinds = dict(self._kinds)
+        kinds = dict(self.kinds.by_name)
         explanation = self._shift() or self._swap()
         if explanation:
-            yield f"{self.tar}: {explanation} (in {_samples(self._wrong)} {self._kept[0][0].key})"
+            yield f"{self.kinds.tar}: {explanation} (in {_samples(self._wrong)} {self._kept[0][0].key})"
             for what in (*OF_ANOTHER_TOKEN, NOT_STORED):
                 kinds.pop(what, None)
-        elif self._cut and self._kinds[NOT_STORED].samples == len(self._cut):
+        elif self._cut and kinds[NOT_STORED].samples == len(self._cut):
             samples = f"{_samples(len(self._cut))} {self._cut[0]}"
-            yield f"{self.tar}: rows are truncated: the last that count are not stored (in {samples})"
+            yield f"{self.kinds.tar}: rows are truncated: the last that count are not stored (in {samples})"
             del kinds[NOT_STORED]
-        for kind in kinds.values():
-            more = f", and so in {kind.samples - 1} more samples" if kind.samples > 1 else ""
-            yield f"{self.tar}: {kind.line}{more}"
+        yield from Kinds(self.kinds.tar, kinds).said()
 
     def _shift(self) -> str:
         """How far the rows of nearly all kept samples are shifted; '' if they are not."""

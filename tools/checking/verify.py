@@ -9,13 +9,18 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from schemas.cache_config import CapturedSignal
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import table_path
+from teacher_cache.consistency import draws_contradictions
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import (
@@ -29,9 +34,13 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
-from tools.checking.misplaced import Doubts, problems_of, said_of_rows
+from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.tars import check_file, check_tar
 
+if TYPE_CHECKING:
+    from teacher_cache.signals.head import OutputHead
+
+REBUILT = 2  # samples of a shard whose final hidden states are held against their logits
 NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not
 
 
@@ -118,23 +127,34 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
     """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
     positions = itertools.count()
+    head = None
+    if manifest.capture.final is not None:
+        with suppress(CorruptCacheError):  # which is a problem already
+            head = reader.read_head()
     for size in reader.shard_sizes.tolist():
         own = list(itertools.islice(positions, size))
         if not own:
             continue
-        doubts = Doubts(reader.where(own[0], "logits").partition(": sample ")[0], manifest)
+        kinds = {s: Kinds(reader.where(own[0], s).partition(": sample ")[0]) for s in manifest.capture.signals}
+        doubts = Doubts(kinds["logits"], manifest)
         for position in own:
-            yield from _sample(reader, position, doubts)
+            yield from _sample(reader, position, doubts, kinds)
             advance(position + 1, len(reader))
+        for position in own[:REBUILT] if head is not None else []:
+            yield from _problem(partial(check_rebuilt, reader, position, head))
         yield from doubts.said()
+        for signal in manifest.capture.signals:
+            if signal != "logits":
+                yield from kinds[signal].said()
 
 
-def _sample(reader: CacheReader, position: int, doubts: Doubts) -> Iterator[str]:
-    """What is wrong with a sample by itself; what contradicts its tokens goes to ``doubts``."""
-    tokens = None
+def _sample(reader: CacheReader, position: int, doubts: Doubts, kinds: dict[CapturedSignal, Kinds]) -> Iterator[str]:
+    """What is wrong with a sample by itself; what contradicts its tokens or its logits goes to the others."""
+    tokens = logits = None
     try:
         tokens = reader.read_tokens(position)
-        doubts.look_at(tokens, reader.read_logits(position))
+        logits = reader.read_logits(position)
+        doubts.look_at(tokens, logits)
     except CorruptCacheError as error:
         yield str(error)
         if tokens is not None:
@@ -147,16 +167,36 @@ def _sample(reader: CacheReader, position: int, doubts: Doubts) -> Iterator[str]
     if capture.attention is not None:
         yield from _problem(partial(reader.read_attention, position))  # decoding checks all there is to check
     if capture.draws is not None:
-        yield from _problem(partial(check_draws, reader, position))
+        yield from _problem(partial(check_draws, reader, position, logits, kinds["draws"]))
 
 
-def check_draws(reader: CacheReader, position: int) -> None:
-    """Raise CorruptCacheError when a sample's draws cannot be decoded, or an entropy is above log V."""
+def check_draws(reader: CacheReader, position: int, logits: LogitsSample | None, kinds: Kinds) -> None:
+    """Raise CorruptCacheError when a sample's draws cannot be decoded, or an entropy is above log V.
+
+    Note in ``kinds`` what its logits, if there are any, contradict.
+    """
     sample = reader.read_draws(position)
+    if logits is not None:
+        key = reader.where(position, "draws").rpartition(" ")[2]
+        common = np.intersect1d(sample.positions, logits.positions, assume_unique=True)
+        for what, wrong_P in draws_contradictions(sample, logits, reader.manifest):
+            if wrong_P.any():
+                kinds.add(key, what, said_of_rows(what, common[wrong_P]))
     most = math.log(reader.manifest.teacher.vocab_size) + 1 / reader.manifest.codec.scalar_steps_per_nat
     if sample.entropy.max(initial=0) > most:
         where = reader.where(position, "draws")
         raise CorruptCacheError(f"{where}: an entropy of {sample.entropy.max():.4g} nats, at most {most:.4g} can be")
+
+
+def check_rebuilt(reader: CacheReader, position: int, head: "OutputHead") -> None:
+    """Raise CorruptCacheError when a sample's final hidden states are not those of its logits."""
+    from teacher_cache.shards.rebuilding import final_problem
+
+    capture = reader.manifest.capture.final
+    assert capture is not None
+    problem = final_problem(reader.read_final(position), reader.read_logits(position), head, capture)
+    if problem:
+        raise CorruptCacheError(f"{reader.where(position, 'final')}: {problem}: rows stand at wrong tokens")
 
 
 def check_hidden(reader: CacheReader, position: int, signal: Literal["hidden", "final"]) -> None:

@@ -163,8 +163,9 @@ def _data(manifest: Manifest) -> list[str]:
 
 
 def _signals(manifest: Manifest) -> list[str]:
-    words, per_token, codec = capture_in_words(manifest), manifest.totals.bytes_per_token(), manifest.codec
-    sizes = [*manifest.totals.bytes.items(), ("index", manifest.totals.index_bytes)]
+    words, per_token, codec = capture_in_words(manifest), manifest.bytes_per_token(), manifest.codec
+    words |= {"index": "where samples lie, and checksums", "tables": "codes of token ids", "head": "output head, once"}
+    sizes = manifest.sizes().items()
     rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes]
     logprobs = f"as {codec.logprobs}"
     if codec.logprobs == "steps":
@@ -172,7 +173,7 @@ def _signals(manifest: Manifest) -> list[str]:
     return [
         "## Signals",
         "",
-        "| signal | stored | bytes | bytes per token |",
+        "| files | stored | bytes | bytes per token |",
         "|---|---|--:|--:|",
         *rows,
         "",

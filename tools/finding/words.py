@@ -7,7 +7,6 @@ from typing import Any
 from schemas.cache_config import layer_number
 from schemas.catalog import MAX_LINE
 from schemas.manifest import Manifest
-from teacher_cache.shards.marks import files_beside_shards
 from teacher_cache.text import one_line
 
 
@@ -18,8 +17,7 @@ def pull_command(url: str, digest: str | None) -> str:
 
 def total_bytes(manifest: Manifest) -> int:
     """Bytes of a cache's files: signals, indexes, tables, head; not of the manifest itself."""
-    beside = sum(file.bytes for _, file in files_beside_shards(manifest))
-    return sum(manifest.totals.bytes.values()) + manifest.totals.index_bytes + beside
+    return sum(manifest.sizes().values())
 
 
 def capture_in_words(manifest: Manifest) -> dict[str, str]:

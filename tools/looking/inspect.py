@@ -18,13 +18,7 @@ def describe(url: str) -> dict[str, Any]:
     """The facts a user asks of a cache first, as plain data. Raises UserError when there is none at ``url``."""
     storage = Storage(url)
     manifest = listed(storage, up_to_date_manifest(storage))
-    totals, tokens = manifest.totals, max(1, manifest.totals.tokens)
-    sizes = dict(totals.bytes) | {
-        "index": totals.index_bytes,
-        "tables": sum(table.bytes for table in manifest.tables.values()),
-    }
-    if manifest.head is not None:
-        sizes["head"] = manifest.head.file.bytes
+    totals, sizes = manifest.totals, manifest.sizes()
     return {
         "cache": url,
         "manifest_digest": manifest.digest(),
@@ -40,8 +34,8 @@ def describe(url: str) -> dict[str, Any]:
         "planned_shards": len(manifest.units),
         "samples": totals.samples,
         "tokens": totals.tokens,
-        "bytes": sizes,
-        "bytes_per_token": {name: size / tokens for name, size in sizes.items()},
+        "bytes": sizes | {"total": sum(sizes.values())},
+        "bytes_per_token": manifest.bytes_per_token() | {"total": sum(manifest.bytes_per_token().values())},
     }
 
 

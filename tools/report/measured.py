@@ -16,7 +16,7 @@ SHOWN_GROUPS = 20
 def key_figures(stats: Stats) -> list[dict[str, str]]:
     """The largest figures of the page, and what they are."""
     totals, overall = stats.manifest.totals, stats.overall
-    size = sum(totals.bytes.values()) + totals.index_bytes
+    size = sum(stats.manifest.sizes().values())
     about = "mean entropy, nats" if stats.entropy_is_exact else "mean entropy, nats, at least"
     pairs = [
         (f"{totals.samples:,}", "samples"),
@@ -47,14 +47,13 @@ def reading(stats: Stats) -> str:
 
 def figures(stats: Stats) -> list[plots.Figure]:
     """The plots."""
-    entropy, coverage, totals = stats.overall.rows["entropy"], stats.overall.rows["coverage"], stats.manifest.totals
+    entropy, coverage = stats.overall.rows["entropy"], stats.overall.rows["coverage"]
     high = max(0.5, math.ceil(2 * entropy.quantile(0.995)) / 2)
     low = min(0.9, math.floor(10 * coverage.quantile(0.02)) / 10)
     bound = "" if stats.entropy_is_exact else ", at least"
     spread_of = f"mean {{:.2f}}, median {{:.2f}}, 95 % of rows below {{:.2f}}{bound and ': lower bounds'}".format
     stored = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
-    sizes: list[tuple[str, float]] = [(name, size / max(1, totals.tokens)) for name, size in totals.bytes.items()]
-    sizes = sorted([*sizes, ("index", totals.index_bytes / max(1, totals.tokens))], key=lambda item: -item[1])
+    sizes = sorted(stats.manifest.bytes_per_token().items(), key=lambda item: -item[1])
     drawn = [
         plots.Figure(
             f"Entropy of rows{bound}",
@@ -91,7 +90,7 @@ def figures(stats: Stats) -> list[plots.Figure]:
         )
     drawn.append(
         plots.Figure(
-            "Size by signal",
+            "Size by kind of file",
             plots.bars("Bytes a token by signal", sizes, "B"),
             f"{sum(size for _, size in sizes):,.1f} bytes a token in all",
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.cache_config import CaptureConfig
-from schemas.train_config import LossConfig, Tail
+from schemas.train_config import LossConfig, Tail, TargetForm
 from teacher_cache.signals.head import OutputHead
 from teacher_cache.signals.hidden import dequantise
 from trainer.forms import target_form
@@ -82,6 +82,7 @@ class Term:
     rows: str = "loss_mask"
 
 
+TERMS = ("tla", "cross_entropy", "lhsm", "apc", "asr")  # in the order they are logged
 ROWS = ("loss_mask", "attention_mask", "hidden", "attention")
 
 
@@ -125,6 +126,7 @@ class Objective:
         self.signals: StudentSignals | None = None  # for lhsm, apc and asr: set when there is a student
         self.teacher_head: OutputHead | None = None  # for final: set when there is a device
         self.head_losses: list[str] = []
+        self.form: TargetForm | None = None  # of the target of TLA
         if not always_zero(losses.tla.weight):
             self.head_losses.append("tla")
             self.form = target_form(losses.tla, capture)

@@ -1,0 +1,28 @@
+"""Are the final hidden states of a sample those of its stored entries? The head tells, at some rows."""
+
+import numpy as np
+import torch
+
+from schemas.cache_config import FinalCapture
+from teacher_cache.records import HiddenSample, LogitsSample
+from teacher_cache.signals.head import OutputHead, rebuilt_error
+from teacher_cache.signals.hidden import to_floats
+
+ROWS = 16  # of a sample, spread over it: each takes a product with the whole head
+LARGEST = 0.5  # nats, mean over rows: twice what is taken when a cache is made
+
+
+def final_problem(final: HiddenSample, logits: LogitsSample, head: OutputHead, capture: FinalCapture) -> str:
+    """What is wrong, or ''."""
+    common, at_final, at_logits = np.intersect1d(
+        final.positions, logits.positions, assume_unique=True, return_indices=True
+    )
+    some = np.unique(np.linspace(0, len(common) - 1, ROWS).astype(int)) if len(common) else []
+    at_final, at_logits = at_final[some], at_logits[some]
+    if not len(at_final):
+        return ""
+    part = HiddenSample(**{name: values[at_final] for name, values in vars(final).items()})
+    best_P, logprob_P = logits.ids[at_logits, 0], logits.logprobs[at_logits, 0]
+    hidden_PD = to_floats(part, capture)[:, 0]
+    error = rebuilt_error(head, hidden_PD, torch.from_numpy(best_P), torch.from_numpy(logprob_P))
+    return "" if error <= LARGEST else f"log-probabilities rebuilt from it are {error:.2g} nats off on average"
