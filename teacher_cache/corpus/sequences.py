@@ -11,6 +11,7 @@ million characters is tokenized in segments cut at line ends, so that one huge f
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
 from teacher_cache.corpus.chat import ChatRenderer, Span
 from teacher_cache.corpus.clean import clean_text
-from teacher_cache.corpus.sources import Document, read_documents
+from teacher_cache.corpus.sources import BadRecord, Document, read_documents
 from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 22
 _SEGMENT_CHARACTERS = 1 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Corpus:
         seen: set[bytes] = set()
         for index, source in enumerate(self._config.sources):
             for raw in read_documents(source, f"corpus.sources.{index}"):
+                if isinstance(raw, BadRecord):
+                    raise raw
                 tally["documents"] += 1
                 document = _cleaned(raw) if self._config.clean else raw
                 if _is_empty(document):
@@ -129,10 +133,15 @@ class Corpus:
         _check_encodable(text, document.where)
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
-        if self._config.over_long != "split":  # no more of it is needed than fills one sequence
+        if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
             segments = segments[:1]
         for begin, stop in segments:
             yield _Item(document, text[begin:stop], numbers, first=begin == 0, last=stop == len(text))
+
+    def _over_long(self, document: Document) -> str:
+        """The policy for what is longer than ``max_tokens``: a later piece of what has a prompt would lack it."""
+        has_prompt = document.messages is not None or document.prompt_chars
+        return self._config.over_long_chat if has_prompt else self._config.over_long
 
     def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
         batch: list[_Item] = []
@@ -148,7 +157,7 @@ class Corpus:
     def _samples(self, item: _Item, spans: TokenSpans, tally: Counter[str]) -> Iterator[TokenSample]:
         """Apply the over-long policy to one tokenized text and build its samples, keys still missing."""
         chat = item.replies is not None
-        policy = self._config.over_long_chat if chat else self._config.over_long
+        policy = self._over_long(item.document)
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
         if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
@@ -196,6 +205,9 @@ def _piece(item: _Item, spans: TokenSpans, begin: int, stop: int, before: np.nda
     loss_mask = np.ones(len(before) + stop - begin, dtype=bool)
     if item.replies is not None:
         loss_mask[:-1] = _in_replies(start, end, item.replies)[1:]
+    elif item.document.prompt_chars:  # a token that is partly prompt is not learned
+        prompt_bytes = len(item.document.text[: item.document.prompt_chars].encode("utf-8"))
+        loss_mask[:-1] = np.concatenate([none, start >= prompt_bytes])[1:]
     loss_mask[-1:] = False
     return TokenSample(
         key="",
@@ -238,8 +250,13 @@ def _segments(text: str, size: int) -> list[Span]:
 
 def _cleaned(document: Document) -> Document:
     if document.messages is None:
-        return replace(document, text=clean_text(document.text))
-    messages = [{**message, "content": clean_text(message["content"])} for message in document.messages]
+        prompt = clean_text(document.text[: document.prompt_chars])
+        text = prompt + clean_text(document.text[document.prompt_chars :])
+        return document if text == document.text else replace(document, text=text, prompt_chars=len(prompt))
+    messages = [
+        {**message, "content": clean_text(message["content"])} if "content" in message else message
+        for message in document.messages
+    ]
     return replace(document, messages=messages)
 
 
@@ -248,24 +265,29 @@ def _is_empty(document: Document) -> bool:
     if document.messages is None:
         return not document.text.strip()
     replies = [message for message in document.messages if message["role"] == "assistant"]
-    return not any(message["content"].strip() for message in replies or document.messages)
+    return not any(
+        message.get("content", "").strip() or "tool_calls" in message for message in replies or document.messages
+    )
 
 
 def _digest(document: Document) -> bytes:
     """128-bit content hash; a chat never equals a plain text."""
-    messages = document.messages
-    text = "t" + document.text if messages is None else "c" + json.dumps(messages, sort_keys=True, default=str)
-    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+    if document.messages is not None:
+        kind, text = "c", json.dumps(document.messages, sort_keys=True, default=str)
+    else:
+        kind, text = f"p{document.prompt_chars} " if document.prompt_chars else "t", document.text
+    digest = xxhash.xxh3_128(kind.encode())
+    for begin in range(0, len(text), _SEGMENT_CHARACTERS):  # no second copy of a huge text
+        digest.update(text[begin : begin + _SEGMENT_CHARACTERS].encode("utf-8", "surrogatepass"))
+    return digest.digest()
 
 
 def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if lone := None if text.isascii() else _SURROGATE.search(text):
         raise UserError(
-            f"{where}: the text holds a lone surrogate, \\u{ord(text[error.start]):04x}, that UTF-8 cannot express; "
+            f"{where}: the text holds a lone surrogate, \\u{ord(lone[0]):04x}, that UTF-8 cannot express; "
             "set corpus.clean to true to have it removed"
-        ) from None
+        )
 
 
 def _in_bytes(text: str, span: Span) -> Span:
