@@ -17,12 +17,11 @@ from jinja2 import TemplateSyntaxError
 
 from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
+from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
-    BadRecordError,
     Message,
     arguments,
     as_parts,
-    as_string,
     forms,
     texts,
     trained,
@@ -34,7 +33,7 @@ from teacher_cache.corpus.turns import PROBE, Turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from teacher_cache.corpus.sources import Document
+    from teacher_cache.corpus.documents import Document
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +57,14 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._config = config
         self._templates: dict[str, ChatTemplate] = {}
-        self._takes_parts: dict[str, tuple[bool, bool]] = {}
+        self._wants_parts: dict[str, bool] = {}
+        self._known_keys = {"role", "content"}
         self._warned: set[str] = set()
 
     def render(self, document: "Document") -> RenderedChat:
         """The chat as text, and the spans of what is to be learned, each with its end-of-turn text.
 
-        Raises BadRecordError when the template refuses the chat or leaves out a reply, UserError when there is no
+        Raises BadRecord when the template refuses the chat or leaves out a reply, UserError when there is no
         template; both name the place.
         """
         where = document.where
@@ -73,14 +73,18 @@ class ChatRenderer:
         template = self._template(document)
         variables = self._variables(document, template)
         messages = [without_training_keys(message) for message in original]
-        turns = self._turns(template, self._with_content_form(template, messages, where), variables, where)
+        for key in {key for message in messages for key in message} - self._known_keys:
+            self._known_keys.add(key)
+            if key not in template.source:
+                self._warn(key, f"{where}: {key!r} of messages is ignored: the chat template does not ask for it")
+        turns = self._turns(template, self._with_content_form(template, messages), variables, where)
         spans: list[Span] = []
         cut = 0
         for number in chosen:
             found = turns.spans(number, prompted=original[number]["role"] == "assistant")
             missing, said = _left_out(turns.messages[number], "".join(turns.text[a:b] for a, b in found))
             if missing and len(missing) == said:
-                raise BadRecordError(
+                raise BadRecord(
                     f"{where}: message {number}: the chat template does not write this reply into the chat "
                     f"({_brief(missing[0][1])}); use another template (corpus.chat_template), or corpus.on_bad_record: "
                     "drop",
@@ -129,31 +133,19 @@ class ChatRenderer:
                 self._warn(f"variable {name}", f"{whose} {name!r} is ignored: the chat template has no such variable")
         return given
 
-    def _with_content_form(self, template: ChatTemplate, messages: list[Message], where: str) -> list[Message]:
-        """Content as a string, or as a list of parts where the template takes only those or there are several."""
-        strings, parts = self._content_forms(template)
-        if parts and not strings:
-            return [as_parts(message) for message in messages]
-        several = [isinstance(message["content"], list) and len(message["content"]) > 1 for message in messages]
-        if parts:
-            pairs = zip(messages, several, strict=True)
-            return [message if keep else as_string(message, where) for message, keep in pairs]
-        return [as_string(message, where) for message in messages]
-
-    def _content_forms(self, template: ChatTemplate) -> tuple[bool, bool]:
-        """Whether the template writes content that is a string, and content that is a list of parts."""
-        if template.source not in self._takes_parts:
+    def _with_content_form(self, template: ChatTemplate, messages: list[Message]) -> list[Message]:
+        """Content as a string, or as a list of parts where the template writes only that."""
+        if template.source not in self._wants_parts:
 
             def writes(content: Any) -> bool:
                 chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
                 try:
-                    text = template.text(chat)
+                    return template.text(chat).count(PROBE) == len(chat)
                 except Exception:  # a template is a program: it may fail in any way
                     return False
-                return text.count(PROBE) == 2 and "'text'" not in text
 
-            self._takes_parts[template.source] = writes(PROBE), writes([{"type": "text", "text": PROBE}])
-        return self._takes_parts[template.source]
+            self._wants_parts[template.source] = not writes(PROBE) and writes([{"type": "text", "text": PROBE}])
+        return [as_parts(message) for message in messages] if self._wants_parts[template.source] else messages
 
     def _turns(
         self, template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any], where: str
@@ -171,7 +163,7 @@ class ChatRenderer:
                 return turns
             incomplete = incomplete or turns
         if incomplete is None:
-            raise BadRecordError(f"{where}: the chat template refuses this chat: {refusal}", "refused")
+            raise BadRecord(f"{where}: the chat template refuses this chat: {refusal}", "refused")
         return incomplete
 
     def _check(
@@ -194,7 +186,7 @@ class ChatRenderer:
             prompted = turns.messages[number]["role"] == "assistant"
             said = "".join(marked.text[a:b] for a, b in marked.spans(number, prompted))
             if foreign := _foreign(said, number, signs):
-                raise BadRecordError(
+                raise BadRecord(
                     f"{where}: message {number}: cannot locate the reply: the chat template writes message "
                     f"{foreign[0]} into it; use another template (corpus.chat_template), or corpus.on_bad_record: drop",
                     "not_located",
@@ -238,7 +230,7 @@ def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], in
     parts = [(name, text.strip()) for name, text in parts if text.strip()]
     missing = [(name, text) for name, text in parts if _squeezed(text) not in _squeezed(written)]
     for call in message.get("tool_calls", ()):
-        for text in [_called(call), *_leaves(arguments(call))]:
+        for text in [call["function"]["name"], *_leaves(arguments(call))]:
             if text not in written and json.dumps(text)[1:-1] not in written:
                 missing.append(("tool_calls", text))
                 break
@@ -254,14 +246,9 @@ def _calls_are_written(turns: Turns, number: int) -> bool:
     message = turns.messages[number]
     calls = message.get("tool_calls", ())
     written = turns.written(number) if calls else ""
-    return all(_called(call) in written and repr(arguments(call)) not in written for call in calls) and not (
+    return all(call["function"]["name"] in written and repr(arguments(call)) not in written for call in calls) and not (
         calls and message["content"] is None and "None" in written
     )
-
-
-def _called(call: Any) -> str:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
-    return str(function.get("name", "")) if isinstance(function, Mapping) else ""
 
 
 def _leaves(value: Any) -> list[str]:

@@ -10,11 +10,9 @@ out in a document becomes that token, as the tokenizer does by default. A plain 
 million characters is tokenized in segments cut at line ends, so that one huge file does not exhaust memory.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,10 +23,10 @@ from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
 from teacher_cache.corpus.chat import ChatRenderer
-from teacher_cache.corpus.clean import clean_text
+from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
-from teacher_cache.corpus.message_forms import BadRecordError, cleaned, is_blank, trained
-from teacher_cache.corpus.sources import Document, read_documents
+from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
+from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
@@ -52,7 +50,6 @@ class _Item(NamedTuple):
     first: bool = True  # segment of its document
     last: bool = True
     replies: list[Span] | None = None  # of a chat, in bytes
-    whole: str = ""  # the document's text, of its first segment
 
 
 class Corpus:
@@ -69,9 +66,9 @@ class Corpus:
         self._tokenizer = ByteTokenizer(tokenizer)
         self._renderer = ChatRenderer(tokenizer, config)
         self._reply_mask = ReplyMask(tokenizer)
-        self._bos = str(tokenizer.bos_token or "")
         before, after = added_around(tokenizer)
         self._before = np.array(before, dtype=np.uint32)
+        self._bos = str(tokenizer.bos_token or "") if before else ""
         self._after = np.array(after, dtype=np.uint32)
         if len(before) >= config.max_tokens:
             raise UserError(
@@ -113,64 +110,51 @@ class Corpus:
     def _items(self, tally: Counter[str]) -> Iterator[_Item]:
         """Documents, cleaned, without empties and duplicates, as texts to be tokenized."""
         seen: set[bytes] = set()
-
-        def on_bad_record(error: UserError) -> None:
-            tally["documents"] += 1
-            self._drop(error, "malformed", tally)
-
-        take = on_bad_record if self._config.on_bad_record == "drop" else None
         for index, source in enumerate(self._config.sources):
-            for raw in read_documents(source, f"corpus.sources.{index}", take):
+            for read in read_documents(source, f"corpus.sources.{index}"):
                 tally["documents"] += 1
-                document = _cleaned(raw) if self._config.clean else raw
                 try:
-                    if fate := self._fate(document):
-                        tally[fate] += 1
+                    if isinstance(read, BadRecord):
+                        raise read
+                    document = cleaned(read) if self._config.clean else read
+                    if skipped := reason_to_skip(document, self._config.roles_to_train):
+                        tally[skipped] += 1
                         continue
                     if self._config.deduplicate:
-                        digest = _digest(document)
-                        if digest in seen:
+                        content = digest(document)
+                        if content in seen:
                             tally["duplicates"] += 1
                             continue
-                        seen.add(digest)
+                        seen.add(content)
                     yield from self._document_items(document, tally)
-                except BadRecordError as error:
+                except BadRecord as error:
                     if self._config.on_bad_record == "stop":
                         raise
-                    self._drop(error, error.reason, tally)
-
-    def _drop(self, error: UserError, reason: str, tally: Counter[str]) -> None:
-        """Count a record that is dropped; the first of each reason is shown."""
-        if not tally[reason]:
-            logger.warning("dropped as %s, and others like it are only counted: %s", reason, error)
-        tally[reason] += 1
-
-    def _fate(self, document: Document) -> str | None:
-        """The count of a document that gives nothing; None if it may. Raises BadRecordError."""
-        if document.messages is None:
-            return None if document.text.strip() else "empty"
-        replies = trained(document.messages, self._config.roles_to_train, document.where)
-        if all(is_blank(document.messages[number]) for number in replies or range(len(document.messages))):
-            return "empty"
-        return None if replies else "no_reply"
+                    if not tally[error.reason]:
+                        logger.warning("dropped (%s), and more like it without a word: %s", error.reason, error)
+                    tally[error.reason] += 1
 
     def _document_items(self, document: Document, tally: Counter[str]) -> Iterator[_Item]:
         if document.messages is not None:
             chat = self._renderer.render(document)
-            _check_encodable(chat.text, document.where)
+            check_encodable(chat.text, document.where)
             tally["cut_replies"] += chat.cut_replies
             yield _Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans))
             return
+        document = without_prefix(document, self._bos)
         text = document.text
-        if self._bos and len(self._before):  # is put before every sequence below
-            text = text.removeprefix(self._bos)
-        _check_encodable(text, document.where)
+        check_encodable(text, document.where)
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
-        if self._config.over_long != "split":  # no more of it is needed than fills one sequence
+        if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
             segments = segments[:1]
         for begin, stop in segments:
-            yield _Item(document, text[begin:stop], numbers, begin == 0, stop == len(text), whole=text)
+            yield _Item(document, text[begin:stop], numbers, begin == 0, stop == len(text))
+
+    def _over_long(self, document: Document) -> str:
+        """The policy for what is longer than ``max_tokens``: a later piece of what has a prompt would lack it."""
+        has_prompt = document.messages is not None or document.prompt_chars
+        return self._config.over_long_chat if has_prompt else self._config.over_long
 
     def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
         batch: list[_Item] = []
@@ -188,11 +172,11 @@ class Corpus:
     ) -> Iterator[TokenSample]:
         """Apply the over-long policy to one tokenized text and build its samples."""
         chat = item.replies is not None
-        policy = self._config.over_long_chat if chat else self._config.over_long
+        policy = self._over_long(item.document)
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
         if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
-            item = item._replace(text=item.whole, last=True)
+            item = item._replace(text=item.document.text, last=True)
             spans = self._tokenizer.encode([item.text])[0]
         if item.last and not chat:
             spans = _with_closing(spans, self._after)
@@ -204,17 +188,17 @@ class Corpus:
             tally["empty"] += item.first and item.last
         if over_long and policy != "split":
             pieces = pieces[:1] if policy == "truncate" else []
-        counts = None if item.replies is None else self._reply_mask(spans, item.replies)
+        learned = self._learned(item, spans)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
             input_ids = _after(before, spans.ids[begin:stop])
             loss_mask = np.ones(len(input_ids), dtype=bool)
-            if counts is not None:
-                loss_mask[:-1] = counts[begin + 1 : stop]
+            if learned is not None:
+                loss_mask[:-1] = _after(np.zeros(len(before), dtype=bool), learned[begin:stop])[1:]
             loss_mask[-1:] = False
             text = _text_of(spans, begin, stop)
             fits = self._config.min_tokens <= len(input_ids) <= self._config.max_tokens
-            if not (fits and text and (counts is None or loss_mask.any())):
+            if not (fits and text and (learned is None or loss_mask.any())):
                 tally["too_short"] += 1
                 continue
             key = self._key(input_ids, loss_mask, seen)
@@ -233,6 +217,15 @@ class Corpus:
                 byte_start=_after(none, (spans.start[begin:stop] - first_byte).astype(np.uint32)),
                 byte_end=_after(none, (spans.end[begin:stop] - first_byte).astype(np.uint32)),
             )
+
+    def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
+        """The tokens whose prediction is to be learned, bool [S]; None: all of them."""
+        if item.replies is not None:
+            return self._reply_mask(spans, item.replies)
+        if not item.document.prompt_chars:
+            return None
+        prompt = item.document.text[: item.document.prompt_chars].encode("utf-8")
+        return spans.start >= len(prompt)  # a token that is partly prompt is not learned
 
     def _key(self, input_ids: np.ndarray, loss_mask: np.ndarray, seen: Counter[bytes]) -> str | None:
         """The sample's content hash; None for a repeated sequence when duplicates are dropped."""
@@ -279,37 +272,3 @@ def _segments(text: str, size: int) -> list[Span]:
         line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1
         bounds.append(line_end or bounds[-1] + size)
     return list(zip(bounds, [*bounds[1:], len(text)], strict=True))
-
-
-def _cleaned(document: Document) -> Document:
-    if document.messages is None:
-        text = clean_text(document.text)
-        return document if text == document.text else replace(document, text=text)
-    return replace(
-        document,
-        messages=cleaned(document.messages),
-        tools=cleaned(document.tools),
-        documents=cleaned(document.documents),
-        template_kwargs=cleaned(document.template_kwargs),
-    )
-
-
-def _digest(document: Document) -> bytes:
-    """128-bit content hash; a chat never equals a plain text."""
-    if document.messages is None:
-        text = "t" + document.text
-    else:
-        extras = [extra for extra in (document.tools, document.documents, document.template_kwargs) if extra]
-        text = "c" + json.dumps([document.messages, *extras], sort_keys=True, default=str)
-    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-
-
-def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRecordError(
-            f"{where}: the text holds a lone surrogate, \\u{ord(text[error.start]):04x}, that UTF-8 cannot express; "
-            "set corpus.clean to true to have it removed",
-            "malformed",
-        ) from None

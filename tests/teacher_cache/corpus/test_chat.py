@@ -3,7 +3,7 @@ import pytest
 from schemas.cache_config import CorpusConfig, SourceConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.chat import ChatRenderer
-from teacher_cache.corpus.sources import Document
+from teacher_cache.corpus.documents import Document
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
