@@ -60,7 +60,7 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
 
 
 def older_fingerprint(config: TeacherConfig) -> str:
-    """The fingerprint as first releases took it: of the configuration as this version of transformers completes it."""
+    """The fingerprint as it once was taken: of the configuration as the installed transformers completes it."""
     completed = load_model_config(config).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         completed.pop(volatile, None)
