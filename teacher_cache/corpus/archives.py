@@ -20,7 +20,13 @@ from teacher_cache.corpus.expand import Unreadable, check_expansion, expanded
 _MOST_MEMBERS = 1_000_000
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(RuntimeError, ValueError, EOFError, OverflowError),  # a password is wanted, an unknown method, odd numbers
+    *(
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OverflowError,
+        LookupError,
+    ),  # a password is wanted, an unknown method, odd numbers
 )
 _TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

@@ -24,7 +24,7 @@ def read_parquet(part: Part, used: UsedColumns) -> Iterator[Record]:
             for fields in batch.to_pylist():
                 number += 1
                 yield f"{part.name}#{number}", f"{part.path}: record {number}", fields
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, LookupError) as error:  # ValueError: names or texts that are not UTF-8
         raise UserError(f"{part.path}: not a readable Parquet file: {error}") from None
 
 
