@@ -41,5 +41,8 @@ def read_saved(source: SourceConfig, where: str, used: UsedColumns) -> Iterator[
     if isinstance(data, datasets.DatasetDict):
         raise UserError(f"{where}.path: {source.path} holds the splits {sorted(data)}; append one of them to `path`")
     name = source.path.rstrip("/").rsplit("/", 1)[-1]
-    for number, fields in enumerate(data.select_columns(used(data.column_names)), start=1):
-        yield f"{name}#{number}", f"{source.path}: record {number}", fields
+    try:
+        for number, fields in enumerate(data.select_columns(used(data.column_names)), start=1):
+            yield f"{name}#{number}", f"{source.path}: record {number}", fields
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise UserError(f"{where}.path: {source.path}: cannot be read: {error}") from None

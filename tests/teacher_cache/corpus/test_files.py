@@ -106,6 +106,19 @@ def test_a_saved_data_set_is_recognised(tmp_path):
     assert {file.format for file in find_files(source(tmp_path / "ds"), "s").files} == {"hf_dataset"}
 
 
+def test_a_damaged_saved_data_set_is_one_line(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"text": "x" * n} for n in range(5000)]).save_to_disk(tmp_path / "ds")
+    (arrow,) = (tmp_path / "ds").glob("*.arrow")
+    data = bytearray(arrow.read_bytes())
+    for part in (4, 2):
+        damaged = data[:]
+        damaged[len(data) // part :] = bytes(len(data) - len(data) // part)
+        arrow.write_bytes(damaged[: len(data) // part])
+        with pytest.raises(UserError, match=r"corpus\.sources\.0\.path: .*ds: (cannot be read|not a data set)"):
+            read(tmp_path / "ds")
+
+
 def test_choosing_is_by_name():
     names = ["data.jsonl.gz", "DATA.JSONL", "x.tar.gz", "x.zip", "dataset_info.json", "notes.txt"]
     wanted = {"data.jsonl.gz": "jsonl", "DATA.JSONL": "jsonl", "x.tar.gz": "archive", "x.zip": "archive"}
