@@ -49,13 +49,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, gone when it ends; gives the function that is told (done, of how many)."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """A progress bar on stderr if that is a terminal, gone when it ends; gives what is told (done, of how many).
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    Until it is told so, the bar says that something is under way.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, count="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,} of {total:,}")
 
 
 def configure_logging(verbose: bool) -> None:

@@ -30,6 +30,7 @@ from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
+from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
@@ -64,7 +65,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        units = _write_units(corpus, storage, config.output.tokens_per_shard)
+        units = _write_units(reading(corpus), storage, config.output.tokens_per_shard)
     except UserError:
         remove_garbage(storage, None)
         raise
@@ -153,7 +154,7 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(corpus: Corpus, storage: Storage, tokens_per_shard: int) -> list[Unit]:
+def _write_units(corpus: Iterable[TokenSample], storage: Storage, tokens_per_shard: int) -> list[Unit]:
     units: list[Unit] = []
     for number, group in itertools.groupby(numbered_parts(corpus, tokens_per_shard), key=operator.itemgetter(0)):
         name = shard_name(number)

@@ -1,11 +1,12 @@
 import re
+import time
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.command import set_option, show, user_errors
+from teacher_cache.command import progress, set_option, show, user_errors
 
 
 @click.command()
@@ -55,3 +56,19 @@ def test_a_table_on_a_terminal_wraps_and_loses_nothing(
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= 40
     assert DIGEST in "".join(re.findall(r"[0-9a-f]{4,}", " ".join(lines)))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_is_there_before_it_is_told_anything(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a teacher loads, say; where there is no terminal, nothing is printed."""
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("loading the teacher") as advance:
+        time.sleep(0.2)
+        advance(3, 1200)
+        time.sleep(0.2)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert ("loading the teacher" in shown) is is_terminal
+    assert ("3 of 1,200" in shown) is is_terminal
