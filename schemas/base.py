@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 FORMAT_VERSION = 1
 """Version of the cache format that this code writes, and the newest it reads."""
 
+FORMAT_MINOR = 1
+"""Its newest minor version. Caches that need nothing of it are written without one, as version 1.0."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -1,10 +1,11 @@
 """The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
 
-from typing import Annotated, Literal, get_args
+import codecs
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Strict
+from schemas.base import Extended, Strict, added
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -31,21 +32,55 @@ class EngineConfig(Strict):
     device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
 
 
-class SourceConfig(Strict):
-    """One source of documents."""
+class SourceConfig(Extended):
+    """One source of documents; ``docs/corpora.md`` shows what a file of each format looks like."""
 
     path: str = Field(
-        min_length=1, description="File, or folder to be searched with `pattern`; for `hf_dataset`: a saved data set."
+        min_length=1, description="File, archive, or folder to be searched with `pattern`; also a data set of a hub."
     )
-    format: Literal["jsonl", "parquet", "text", "hf_dataset"] = Field(description="How `path` is read.")
-    pattern: str = Field("*", description="Glob below `path` when it is a folder (`**/*.py` searches recursively).")
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset"] = Field(
+        "auto", description="How `path` is read; `auto`: as the names of its files say, `hf_dataset`: `save_to_disk`."
+    )
+    pattern: str = Field(
+        "*",
+        description="Glob below `path` when it is a folder or an archive (`**/*.py` searches recursively). `*`, the "
+        "default, means all files of an archive, and with `auto` all files below a folder.",
+    )
     text_field: str = Field("text", description="Field of a record that holds plain text.")
-    messages_field: str = Field("messages", description="Field that holds chat messages; wins over `text_field`.")
+    messages_field: str = Field("messages", description="Field that holds chat messages; wins over all others.")
     layer: str = Field("base", min_length=1, description="Layer of the data mix: base, code, reasoning, …")
-    limit: int | None = Field(None, ge=1, description="Read at most this many documents.")
+    limit: int | None = Field(None, ge=1, description="Read at most this many records, bad ones included.")
+    shape: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = added(
+        "auto", "What a record holds; `auto`: the first of these, in this order, that has its fields in the record."
+    )
+    encoding: str = added("utf-8", "Encoding of text, JSON and CSV files; a byte order mark wins.")
+    split: Literal["file", "line", "paragraph"] = added(
+        "file", "`text`: one document a file, a line that is not blank, or a paragraph (blank lines between)."
+    )
+    zstd_window_log: int = added(27, "Largest window of zstd files, 2^n bytes (`zstd --long=n`).", ge=10, le=31)
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_a_text_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value)
+            codecs.getincrementaldecoder(value)
+        except LookupError:  # unknown, or one that is not of text (base64)
+            raise ValueError(f"{value!r} is no encoding of text; as in utf-8, utf-16, latin-1, cp1252") from None
+        return value
+
+    @model_validator(mode="after")
+    def _split_goes_with_text(self) -> "SourceConfig":
+        if self.split != "file" and self.format not in ("auto", "text"):
+            raise ValueError(f"split: {self.split} goes with format: text (or auto), not {self.format}")
+        return self
 
 
-class CorpusConfig(Strict):
+RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt"})
+"""Variables of a chat template that are not to be set by a configuration or a record's arguments."""
+
+
+class CorpusConfig(Extended):
     """Which documents are read and how they become sequences of tokens."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
@@ -59,6 +94,28 @@ class CorpusConfig(Strict):
     )
     clean: bool = Field(True, description="Strip zero-width and control characters and normalise Unicode to NFC.")
     deduplicate: bool = Field(True, description="Drop documents equal to an earlier one after cleaning; counted.")
+    chat_template: str | None = added(
+        None,
+        "Chats: a Jinja file, or the name of one of the tokenizer's templates; default: the tokenizer's own.",
+        min_length=1,
+    )
+    chat_template_kwargs: dict[str, Any] = added(
+        {}, "Chats: variables for the template (`enable_thinking: false`); a record's chat_template_kwargs win."
+    )
+    roles_to_train: Annotated[list[str], Field(min_length=1)] = added(
+        ["assistant"],
+        "Chats: roles whose messages are learned; a message's own `train: true|false` or `weight: 0` wins.",
+    )
+    on_bad_record: Literal["stop", "drop"] = added(
+        "stop", "What becomes of a record that cannot be read or rendered; dropped ones are counted by reason."
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(value.keys() & RESERVED_VARIABLES):
+            raise ValueError(f"{reserved[0]}: is given by each record, not by the configuration")
+        return value
 
 
 class LogitsCapture(Strict):
@@ -245,6 +302,11 @@ class OutputConfig(Strict):
     path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the cache.")
     tokens_per_shard: int = Field(
         262_144, ge=1, description="A unit (= shard) is closed when it holds this many tokens."
+    )
+    bundle_short_samples: bool = Field(
+        True,
+        description="Several samples a tar member in shards of at least 64 samples of fewer than 128 tokens on average "
+        "(format 1.1); false: one each (format 1.0), at some 1,200 bytes more a sample and signal.",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import FORMAT_VERSION, Sha256, Strict
+from schemas.base import FORMAT_VERSION, Extended, Sha256, Strict, added
 from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
 from schemas.derivation import Derivation
 
@@ -36,15 +36,24 @@ class TeacherInfo(Strict):
     fingerprint: Sha256
 
 
-class TokenizerInfo(Strict):
-    """The tokenizer; two caches (or a cache and a student) agree on token ids when the fingerprints are equal."""
+class TokenizerInfo(Extended):
+    """The tokenizer; two caches (or a cache and a student) agree on token ids when the fingerprints are equal.
+
+    What was added later says how texts became tokens; caches of the first version lack it.
+    """
 
     fingerprint: Sha256
     vocab_size: Annotated[int, Field(ge=2, lt=2**24)]
+    files: dict[str, Sha256] = added({}, "sha256 of each file that says how texts become tokens, by name.")
+    chat_template: Sha256 | None = added(None, "sha256 of the chat template in effect, as JSON.")
 
 
-class CorpusCounts(Strict):
-    """What became of the documents that were read."""
+class CorpusCounts(Extended):
+    """What became of the documents that were read.
+
+    Every document gives samples or is in one of the counts of what gave none; `split` and `truncated` say what was
+    cut on the way, and pieces of a document can be duplicates or too short as well.
+    """
 
     documents: Count
     empty: Count
@@ -56,6 +65,12 @@ class CorpusCounts(Strict):
     samples: Count
     tokens: Count
     loss_tokens: Count
+    no_reply: Count = added(0, "Chats without a message that is to be learned.")
+    malformed: Count = added(0, "Dropped: records that are not what their format asks for.")
+    refused: Count = added(0, "Dropped: chats that the chat template refuses.")
+    reply_lost: Count = added(0, "Dropped: chats of which the chat template leaves out a whole reply.")
+    not_located: Count = added(0, "Dropped: chats in whose text a reply cannot be told from other messages.")
+    cut_replies: Count = added(0, "Replies of which the chat template leaves something out (reasoning, for example).")
 
 
 class CorpusInfo(Strict):
@@ -118,10 +133,11 @@ class Totals(Strict):
         return {name: size / max(1, self.tokens) for name, size in sizes}
 
 
-class Manifest(Strict):
+class Manifest(Extended):
     """``manifest.json``: everything that is needed to decode, check and trust a cache."""
 
     format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    format_minor: int = added(0, "Minor version that a reader must know: 1 where shards have bundles.", ge=0)
     teacher: TeacherInfo
     tokenizer: TokenizerInfo
     corpus: CorpusInfo
@@ -180,13 +196,30 @@ class Manifest(Strict):
         return self.model_copy(update={"sha256": sha256, **lists}).model_dump_json(indent=1, exclude=left_out) + "\n"
 
 
-class MemberIndex(Strict):
-    """Where the samples lie in one signal's tar: payload offset and size in bytes, xxh3-64 of the payload."""
+class Bundles(Strict):
+    """Tar members that hold several samples each: how many, and offset and size of the member's content in bytes."""
+
+    samples: list[Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)]]
+    offsets: list[Count]
+    sizes: list[Count]
+
+
+class MemberIndex(Extended):
+    """Where the samples lie in one signal's tar: payload offset and size in bytes, xxh3-64 of the payload.
+
+    A payload is a member's content or, with `bundles`, a sample's record inside of one.
+    """
 
     file: FileEntry
     offsets: list[Count]
     sizes: list[Count]
     checksums: list[Xxh3]
+    bundles: Bundles | None = added(None, "Format 1.1: the members, where they hold several samples.")
+
+    @property
+    def format_minor(self) -> int:
+        """The minor version of the format that a reader of the tar must know."""
+        return 0 if self.bundles is None else 1
 
 
 class ShardIndex(Strict):
@@ -212,9 +245,17 @@ class ShardIndex(Strict):
         for signal, member in self.signals.items():
             for field in ("offsets", "sizes", "checksums"):
                 lengths[f"signals.{signal}.{field}"] = len(getattr(member, field))
+            if member.bundles is not None:
+                lengths[f"signals.{signal}.bundles"] = _samples_in(member.bundles)
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
             raise ValueError(f"lists must have one entry per key ({n}), got {wrong}")
         if len(set(self.keys)) != n:
             raise ValueError("keys must be distinct")
         return self
+
+
+def _samples_in(bundles: Bundles) -> int:
+    """Samples of all bundles; -1 where the lists do not fit together."""
+    fit = len(bundles.samples) == len(bundles.offsets) == len(bundles.sizes)
+    return sum(bundles.samples) if fit else -1

@@ -84,7 +84,9 @@ class StudentConfig(Strict):
         None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
     )
     dtype: Dtype = Field("float32", description="Data type of the trained weights.")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
+    )
 
     @model_validator(mode="after")
     def _one_way_to_start(self) -> "StudentConfig":

@@ -1,5 +1,6 @@
 """``teacher-cache``: plan and run a caching job."""
 
+import json
 import signal
 import sys
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Any
 import click
 
 from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
 from schemas.load import load_config
 from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
 
@@ -80,6 +82,29 @@ def _signal_of(setting: str) -> str:
     """The signal whose size a setting changes: ``capture.draws.n=6`` that of the draws, codecs that of the logits."""
     group, _, rest = setting.partition(".")
     return rest.partition(".")[0] if group == "capture" else "logits"
+
+
+@main.command()
+@config_argument
+@set_option
+@click.option("-n", "samples", type=click.IntRange(min=1, max=1000), default=3, help="Sequences that are shown.")
+@click.option("--tokens", type=click.IntRange(min=1), default=512, help="Tokens of each that are shown.")
+@json_option
+@user_errors
+def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, as_json: bool) -> None:
+    """Show what the corpus becomes: tokens, and which of them are learned. Reads the beginning of each source.
+
+    Example: teacher-cache preview configs/demo-cache.yaml -n 5
+    """
+    from teacher_cache import preview as previewing
+
+    found = previewing.preview(load_config(CacheConfig, config, overrides), samples)
+    if as_json:
+        click.echo(json.dumps(previewing.as_dict(found), indent=1))
+    else:
+        previewing.show(found, tokens)
+    if problems := [source.problem for source in found.sources if source.problem is not None]:
+        raise UserError(problems[0])
 
 
 @main.command()

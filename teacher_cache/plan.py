@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from schemas.cache_config import CacheConfig, CorpusConfig
+from schemas.cache_config import CacheConfig, CorpusConfig, OutputConfig
 from schemas.difference import differences
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import (
     MAX_SAMPLE_BYTES,
+    Bundles,
     CorpusCounts,
     CorpusInfo,
     Manifest,
@@ -26,18 +27,22 @@ from schemas.manifest import (
     Totals,
     Unit,
 )
-from teacher_cache.codec.tokens import decode_tokens, encode_tokens
+from teacher_cache.codec.bundles import bundle_places, is_bundle
+from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
+from teacher_cache.lengths import check_length
 from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed, shard_name
-from teacher_cache.shards.tar import TarWriter, checksum
-from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer
-from teacher_cache.tokenizer import describe_tokenizer
+from teacher_cache.shards.tar import checksum
+from teacher_cache.shards.writer import write_tokens
+from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
+from teacher_cache.tokenizer import describe_tokenization
+from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     wanted = empty_plan(config, tokenizer)
     if storage.exists(MANIFEST):
         present = read_manifest(storage)
-        _check_same(present, wanted, storage)
+        _check_same(present, _in_older_terms(wanted, present, config), storage)
         return listed(storage, present)
     if marks := mark_names(storage):
         raise UserError(
@@ -65,12 +70,18 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        units = _write_units(reading(corpus), storage, config.output.tokens_per_shard)
+        samples = within_vocabulary(reading(corpus), wanted, tokenizer, config.teacher.path)
+        units, minor = _write_units(samples, storage, config.output)
     except UserError:
         remove_garbage(storage, None)
         raise
     plan = wanted.model_copy(
-        update={"head": head, "units": units, "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts})}
+        update={
+            "format_minor": minor,
+            "head": head,
+            "units": units,
+            "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts}),
+        }
     )
     plan = write_manifest(storage, plan)
     logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
@@ -79,12 +90,14 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
+    text_config = load_model_config(config.teacher).get_text_config()
+    check_length(config, text_config)
+    check_layers(config.capture, text_config, config.corpus.max_tokens)
     teacher = describe_teacher(config.teacher)
     _check_k(config, teacher)
-    check_layers(config.capture, load_model_config(config.teacher).get_text_config(), config.corpus.max_tokens)
     return Manifest(
         teacher=teacher,
-        tokenizer=describe_tokenizer(tokenizer),
+        tokenizer=describe_tokenization(tokenizer, config.corpus),
         corpus=CorpusInfo(
             fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
         ),
@@ -117,7 +130,8 @@ def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
 def _public(corpus: CorpusConfig) -> CorpusConfig:
     """The corpus settings without the places where the files happened to lie."""
     sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in corpus.sources]
-    return corpus.model_copy(update={"sources": sources})
+    template = None if corpus.chat_template is None else PurePath(corpus.chat_template).name
+    return corpus.model_copy(update={"sources": sources, "chat_template": template})
 
 
 _IDENTITY = {
@@ -135,6 +149,9 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
     lists = {"units", "shards", "shard_table", "tables"}  # long, and not part of the identity
     before, now = present.model_dump(exclude=lists), wanted.model_dump(exclude=lists)
+    for field in ("files", "chat_template"):  # plans of the first version lack them
+        if field not in before["tokenizer"]:
+            now["tokenizer"].pop(field, None)
     differing = [
         f"{name}: {old!r} in the cache, {new!r} now"
         for path, key in _IDENTITY.items()
@@ -147,6 +164,14 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
         )
 
 
+def _in_older_terms(wanted: Manifest, present: Manifest, config: CacheConfig) -> Manifest:
+    """``wanted`` with the teacher's fingerprint as ``present`` has it, if it is that of the same teacher."""
+    found = present.teacher.fingerprint
+    if found == wanted.teacher.fingerprint or found != older_fingerprint(config.teacher):
+        return wanted
+    return wanted.model_copy(update={"teacher": wanted.teacher.model_copy(update={"fingerprint": found})})
+
+
 def _lookup(tree: dict, path: str) -> object:
     node: object = tree
     for key in path.split("."):
@@ -154,18 +179,18 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(corpus: Iterable[TokenSample], storage: Storage, tokens_per_shard: int) -> list[Unit]:
+def _write_units(sequences: Iterable[TokenSample], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
+    """The units, and the minor version of the format that their shards need."""
     units: list[Unit] = []
-    for number, group in itertools.groupby(numbered_parts(corpus, tokens_per_shard), key=operator.itemgetter(0)):
-        name = shard_name(number)
-        n_samples = n_tokens = 0
-        with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
-            for _, sample in group:
-                tar.add(sample.key, encode_tokens(sample))
-                n_samples += 1
-                n_tokens += len(sample.input_ids)
-        units.append(Unit(name=name, samples=n_samples, tokens=n_tokens, tokens_file=tar.index().file))
-    return units
+    minor = 0
+    parts = numbered_parts(sequences, output.tokens_per_shard)
+    for number, group in itertools.groupby(parts, key=operator.itemgetter(0)):
+        samples = [sample for _, sample in group]
+        index = write_tokens(storage, shard_name(number), samples, output.bundle_short_samples)
+        tokens = sum(len(sample.input_ids) for sample in samples)
+        units.append(Unit(name=shard_name(number), samples=len(samples), tokens=tokens, tokens_file=index.file))
+        minor = max(minor, index.format_minor)
+    return units, minor
 
 
 def numbered_parts(samples: Iterable[TokenSample], least_tokens: int) -> Iterator[tuple[int, TokenSample]]:
@@ -188,12 +213,20 @@ def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[Token
             f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the "
             "cache and plan again"
         )
-    samples, offsets, sizes, checksums = [], [], [], []
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            payload = data[member.offset_data : member.offset_data + member.size]
-            samples.append(decode_tokens(payload, None, vocab_size))
-            offsets.append(member.offset_data)
-            sizes.append(member.size)
-            checksums.append(checksum(payload))
-    return samples, MemberIndex(file=entry, offsets=offsets, sizes=sizes, checksums=checksums)
+        members = [(member.offset_data, member.size) for member in tar]
+    places, bundles = members, None
+    if is_bundle(data[members[0][0] : sum(members[0])]):
+        found = [bundle_places(data[offset : offset + size]) for offset, size in members]
+        places = [(offset + at, n) for (offset, _), records in zip(members, found, strict=True) for at, n in records]
+        offsets, sizes = zip(*members, strict=True)
+        bundles = Bundles(samples=[len(records) for records in found], offsets=offsets, sizes=sizes)
+    payloads = [data[offset : offset + size] for offset, size in places]
+    index = MemberIndex(
+        file=entry,
+        offsets=[offset for offset, _ in places],
+        sizes=[size for _, size in places],
+        checksums=[checksum(payload) for payload in payloads],
+        bundles=bundles,
+    )
+    return [decode_tokens(payload, None, vocab_size) for payload in payloads], index

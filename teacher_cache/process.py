@@ -1,10 +1,21 @@
-"""What the operating system knows of a process."""
+"""What the operating system knows of a process, and of the memory that is left for it."""
 
+import re
 import resource
 import sys
+from pathlib import Path
 
 
 def peak_memory_bytes(usage: resource.struct_rusage | None = None) -> int:
     """Largest resident memory so far: of this process, or of the ended one whose ``usage`` is given."""
     usage = usage or resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, others KiB
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be taken without swapping; None where the system does not say (only Linux is asked)."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None

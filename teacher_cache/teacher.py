@@ -12,6 +12,7 @@ from schemas.manifest import TeacherInfo
 from teacher_cache.text import reason_of
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of config.json, at any depth
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 65536
 
@@ -54,20 +55,39 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
         num_layers=text_config.num_hidden_layers,
         hidden_size=text_config.hidden_size,
         vocab_size=text_config.vocab_size,
-        fingerprint=_fingerprint(config, model_config),
+        fingerprint=_fingerprint(config, stored_settings(config)),
     )
 
 
-def _fingerprint(config: TeacherConfig, model_config: Any) -> str:
+def older_fingerprint(config: TeacherConfig) -> str:
+    """The fingerprint as first releases took it: of the configuration as this version of transformers completes it."""
+    completed = load_model_config(config).to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype"):
+        completed.pop(volatile, None)
+    return _fingerprint(config, completed)
+
+
+def stored_settings(config: TeacherConfig) -> Any:
+    """What ``config.json`` says, without what changes when a model is only saved again: no version's defaults."""
+    from transformers.utils import cached_file
+
+    path = cached_file(config.path, "config.json", revision=config.revision)
+    return _lasting(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def _lasting(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _lasting(value) for key, value in tree.items() if key not in VOLATILE}
+    return [_lasting(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _fingerprint(config: TeacherConfig, settings: Any) -> str:
     """sha256 over the configuration and, per weight file, its name, size, head and blocks spread evenly over it.
 
     Sampling keeps it at some megabytes of reading a file, so that a 1 TB teacher is told apart from a fine-tune of it
     within seconds; files that are not local (a hub id) are represented by path and revision.
     """
     digest = hashlib.sha256()
-    settings = model_config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "dtype"):
-        settings.pop(volatile, None)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     folder = Path(config.path)
     if not folder.is_dir():

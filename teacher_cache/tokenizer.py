@@ -1,10 +1,23 @@
-"""What makes two tokenizers the same: shared by the side that writes caches and the side that trains from them."""
+"""What makes two tokenizers the same: shared by the side that writes caches and the side that trains from them.
+
+A cache and a student agree when the ids mean the same tokens. A plan and its continuation must agree in more: in how
+texts become tokens, which merges, normalisers, special tokens and chat templates decide. Those are in files.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from schemas.cache_config import CorpusConfig
 from schemas.manifest import TokenizerInfo
+
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenization_*.py",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
 
 
 def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
@@ -12,3 +25,44 @@ def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
     return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)
+
+
+def describe_tokenization(tokenizer: Any, corpus: CorpusConfig) -> TokenizerInfo:
+    """The same, with what else decides how the corpus becomes tokens: the tokenizer's files and the chat template.
+
+    Raises UserError when the configured chat template cannot be read.
+    """
+    from teacher_cache.corpus.chat import template_source
+
+    template = tokenizer.chat_template
+    files = {name: _sha256(path.read_bytes()) for name, path in _files(tokenizer)}
+    if corpus.chat_template is not None:
+        template = template_source(tokenizer, corpus.chat_template)
+        if not isinstance(tokenizer.chat_template, dict) or corpus.chat_template not in tokenizer.chat_template:
+            files[Path(corpus.chat_template).name] = _sha256(str(template).encode())
+    digest = None if not template else _sha256(json.dumps(template, sort_keys=True).encode())
+    return describe_tokenizer(tokenizer).model_copy(update={"files": files, "chat_template": digest})
+
+
+def _files(tokenizer: Any) -> Iterator[tuple[str, Path]]:
+    """The tokenizer's files, with their names in its folder; of one from a hub: in the hub's local cache."""
+    folder = Path(tokenizer.name_or_path)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        found = cached_file(
+            tokenizer.name_or_path,
+            "tokenizer_config.json",
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            return
+        folder = Path(found).parent
+    paths = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
+    yield from sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

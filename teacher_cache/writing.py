@@ -98,7 +98,8 @@ class UnitWriter:
         self._failed = False
 
     def _begin(self, unit: Unit, tokens_index: MemberIndex) -> None:
-        shard = ShardWriter(self._storage, unit, self._plan.capture.signals, self._owner)
+        bundles = None if tokens_index.bundles is None else tokens_index.bundles.samples
+        shard = ShardWriter(self._storage, unit, self._plan.capture.signals, self._owner, bundles)
         self._open = _Open(unit, tokens_index, shard)
         shard.__enter__()
 

@@ -1,11 +1,9 @@
 """What the extra losses read inside the student in one forward pass: hidden states, one layer's q and k, FFN inputs.
 
 Everything recorded is part of the autograd graph, and the attention kernel in use stays on: no attention weights are
-asked for, no [heads, L, L] array exists. Forward hooks on the decoder layers see the residual stream. q and k pass
-through transformers' ``AttentionInterface``: the *one* attention module that is recorded gets its own copy of the
-config with another attention name, whose function notes q and k and calls the implementation in use. The model's own
-config, hence masks, packing and whatever else looks at its name, does not change. FFN inputs are seen by forward
-pre-hooks on ``down_proj``; fused experts of a Mixture-of-Experts by wrapping ``_apply_gate`` of each instance.
+asked for, no [heads, L, L] array exists. Forward hooks on the decoder layers see the residual stream; q and k are read
+as ``teacher_cache/query_key.py`` says. FFN inputs are seen by forward pre-hooks on ``down_proj``; fused experts of a
+Mixture-of-Experts by wrapping ``_apply_gate`` of each instance.
 
 Trade-off: while a recorder for FFN inputs is installed, their mean is taken in every pass that builds a graph, recorded
 or not. Gradient checkpointing repeats a layer in backward and wants the same operations as in the forward pass, so an
@@ -15,16 +13,15 @@ Shape letters: R rows, L tokens, D hidden size, H heads, G key-value heads, T = 
 """
 
 import contextlib
-import copy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from schemas.errors import UserError
+from teacher_cache.query_key import QueryKey, tap_query_key
 from trainer.losses.asr import mean_abs_per_token
 
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention")  # of config.layer_types
@@ -37,14 +34,8 @@ class Recorded:
 
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     """Layer n -> [R, L, D]: the residual stream after n decoder layers, before the next norm."""
-    query_RHLD: torch.Tensor | None = None
-    """Post-rotary q of the chosen layer, as the attention function gets it, [R, H, L, head size]."""
-    key_RGLD: torch.Tensor | None = None
-    """Post-rotary k, [R, G, L, head size]; head h of q belongs to key-value head h // (H // G)."""
-    scaling: float | None = None
-    """What q·k is multiplied with."""
-    softcap: float | None = None
-    """c where the model defines scores as c · tanh(scaling · q·k / c) (Gemma 2). SDPA in transformers leaves it out."""
+    query_key: QueryKey | None = None
+    """Of the chosen layer."""
     ffn_abs_RL: torch.Tensor | None = None
     """Mean |input of down_proj| over features, then over the FFNs that the token went through in a layer (its experts,
     a shared expert), then over layers; [R, L], float32 (float64 for a float64 model)."""
@@ -88,7 +79,7 @@ class Recorder:
         if hasattr(decoder, "has_recorder"):
             raise RuntimeError("this model has a Recorder already; close it first")
         if attention is not None:
-            self._undo.callback(_redirect(attention, self._keep_query_key))
+            self._undo.callback(tap_query_key(attention, self._keep_query_key, "student"))
         decoder.has_recorder = True
         self._undo.callback(delattr, decoder, "has_recorder")
         self._hook(decoder.register_forward_pre_hook(self._start))
@@ -154,19 +145,9 @@ class Recorder:
 
         return keep
 
-    def _keep_query_key(self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, options: Any) -> None:
-        if (recorded := self._target()) is None:
-            return
-        for name in ("s_aux", "position_bias"):
-            if options.get(name) is not None:
-                raise UserError(
-                    f"student: attention rows of a {type(module).__name__} cannot be recorded: they depend on {name}, "
-                    "not on q and k alone; choose another attention layer or student"
-                )
-        recorded.query_RHLD, recorded.key_RGLD = query, key
-        scaling = options.get("scaling")
-        recorded.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        recorded.softcap = options.get("softcap")
+    def _keep_query_key(self, found: QueryKey) -> None:
+        if (recorded := self._target()) is not None:
+            recorded.query_key = found
 
     def _ffn_hook(self, layer: int) -> Callable[..., None]:
         def measure(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -232,45 +213,6 @@ def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> An
         f"student layer {number}: attention rows can be read off softmax attention only, this layer is {found}; "
         + (f"choose one of {fit}" if fit and "kv_lora_rank" not in found else "leave the attention loss out")
     )
-
-
-def _redirect(attention: Any, keep: Callable[..., None]) -> Callable[[], None]:
-    """Make ``attention`` call ``keep(module, query, key, options)`` before its attention function; returns the undo."""
-    config, kind = attention.config, type(attention)
-    files = [sys.modules[base.__module__] for base in kind.__mro__]
-    modelling: Any = next((file for file in files if hasattr(file, "ALL_ATTENTION_FUNCTIONS")), None)
-    if modelling is None:
-        raise UserError(
-            f"student: a {kind.__name__} does not call its attention through transformers' AttentionInterface, so its "
-            "q and k cannot be read; leave the attention loss out or use a model class of transformers"
-        )
-    name = config._attn_implementation
-    in_use = modelling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modelling, "eager_attention_forward", None))
-
-    def attend(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **options: Any) -> Any:
-        keep(module, query, key, options)
-        module.config = config  # Flash Attention's function looks there for the name of its kernel
-        try:
-            return in_use(module, query, key, *args, **options)
-        finally:
-            module.config = redirected
-
-    attention.query_key_tap = attend
-    redirected = copy.deepcopy(config)
-    redirected._attn_implementation = f"{name}_recorded"  # still starts with "flash" where it did
-    AttentionInterface.register(redirected._attn_implementation, _call_tap)
-    attention.config = redirected
-
-    def undo() -> None:
-        attention.config = config
-        del attention.query_key_tap
-
-    return undo
-
-
-def _call_tap(module: Any, *args: Any, **options: Any) -> Any:
-    """The registered attention function: the same for all, since what is recorded where belongs to the module."""
-    return module.query_key_tap(module, *args, **options)
 
 
 def _find_ffns(layers: torch.nn.ModuleList) -> list[tuple[int, Any]]:

@@ -5,6 +5,8 @@ Every method returns a sum over its rows; the objective divides. The learned map
 while it trains, so that optimiser, checkpoints and resume take them along; they are no part of the final model.
 """
 
+import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +15,9 @@ from schemas.cache_config import HiddenCapture, layer_number
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import LossConfig
-from teacher_cache.signals.attention import attention_scores
+from teacher_cache.query_key import QueryKey
 from teacher_cache.signals.hidden import dequantise
-from trainer.losses.apc import apc_per_row, most_focused, row_entropies
+from trainer.losses.apc import apc_of_sequence
 from trainer.losses.lhsm import HiddenMaps
 from trainer.losses.schedule import always_zero
 from trainer.recorder import Recorded, Recorder
@@ -104,22 +106,27 @@ class StudentSignals:
         """Sum over the stored query rows of the mean over heads."""
         config = self.losses.apc
         assert config is not None
+        attention = recorded.query_key
+        assert attention is not None
         row_N, column_N, shift_N = self._places(batch, "attention")
         if len(row_N) == 0:
-            assert recorded.query_RHLD is not None
-            return recorded.query_RHLD.new_zeros(())
+            return attention.query_RHLD.new_zeros(())
         first_N = batch["attention_first_column"] + shift_N
-        keys_NHM = batch["attention_keys"] + shift_N[:, None, None]
-        log_probs_NHS = attention_rows(recorded, row_N, column_N, first_N)
-        n_heads = keys_NHM.shape[1]
-        if config.student_heads is None:
-            sample_N = batch["attention_sample"]
-            entropy_NH = row_entropies(log_probs_NHS.detach())
-            heads_NR = most_focused(entropy_NH, sample_N, int(sample_N.max()) + 1, n_heads)[sample_N]
-        else:
-            heads_NR = torch.tensor(config.student_heads, device=row_N.device).expand(len(row_N), -1)
-        chosen_NRS = log_probs_NHS.gather(1, heads_NR[:, :, None].expand(-1, -1, log_probs_NHS.shape[2]))
-        return apc_per_row(batch["attention_weights"], keys_NHM, chosen_NRS).sum()
+        weights_NRM = batch["attention_weights"]
+        keys_NRM = batch["attention_keys"] + (shift_N - first_N)[:, None, None]
+        keys_NRM = keys_NRM.masked_fill(weights_NRM == 0, 0)  # in the padding they may be another sample's
+        position_N = column_N - first_N
+        _, counts = batch["attention_sample"].unique_consecutive(return_counts=True)
+        sizes = counts.tolist()
+        query_NHD = attention.query_RHLD[row_N, :, column_N]
+        parts = (part.split(sizes) for part in (query_NHD, position_N, weights_NRM, keys_NRM))
+        keys = _sample_keys(attention, row_N, first_N, column_N, sizes)
+        return torch.stack(
+            [
+                apc_of_sequence(attention, query_nHD, key_GSD, position_n, weights_nRM, keys_nRM, config.student_heads)
+                for key_GSD, query_nHD, position_n, weights_nRM, keys_nRM in zip(keys, *parts, strict=True)
+            ]
+        ).sum()
 
     def asr(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
         """Sum over the real tokens."""
@@ -138,27 +145,24 @@ class StudentSignals:
         return torch.zeros_like(row_N), flat_N, flat_N - column_N
 
 
-def attention_rows(
-    recorded: Recorded, row_N: torch.Tensor, column_N: torch.Tensor, first_N: torch.Tensor
-) -> torch.Tensor:
-    """Log-softmaxed attention rows of the recorded layer, float32 [N, H, L]; -inf at keys that a query cannot see.
+def _sample_keys(
+    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, column_N: torch.Tensor, sizes: list[int]
+) -> list[torch.Tensor]:
+    """The keys [G, S, D] of each sample, from its first token to its last stored row.
 
-    Only these rows are computed, batch row by batch row. ``first_N``: the first column of each query's sample.
+    sizes: how many of the N rows each sample has, one after the other. Cut by ``split``, whose gradient is one array.
     """
-    query_RHLD, key_RGLD = recorded.query_RHLD, recorded.key_RGLD
-    assert query_RHLD is not None
-    assert key_RGLD is not None
-    assert recorded.scaling is not None
-    place_L = torch.arange(key_RGLD.shape[2], device=row_N.device)
-    hidden_NL = (place_L > column_N[:, None]) | (place_L < first_N[:, None])
-    parts, order = [], []
-    for r in row_N.unique().tolist():
-        here = (row_N == r).nonzero().squeeze(1)
-        query_HPD = query_RHLD[r][:, column_N[here]]
-        scores_HPL = attention_scores(query_HPD, key_RGLD[r], recorded.scaling, recorded.softcap)
-        parts.append(scores_HPL.transpose(0, 1).masked_fill(hidden_NL[here, None], -torch.inf).log_softmax(dim=-1))
-        order.append(here)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+    spans = [
+        (int(row[0]), int(first[0]), int(column.max()) + 1)
+        for row, first, column in zip(*(part.cpu().split(sizes) for part in (row_N, first_N, column_N)), strict=True)
+    ]
+    rows = attention.key_RGLD.unbind(0)
+    keys: list[torch.Tensor] = []
+    for r, group in itertools.groupby(spans, key=operator.itemgetter(0)):
+        bounds = [0, *(bound for _, first, stop in group for bound in (first, stop)), rows[r].shape[1]]
+        pieces = rows[r].split([stop - start for start, stop in itertools.pairwise(bounds)], dim=1)
+        keys += pieces[1::2]
+    return keys
 
 
 def _layer_pairs(losses: LossConfig, manifest: Manifest, student_layers: int) -> list[tuple[int, int]]:

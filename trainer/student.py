@@ -17,6 +17,7 @@ from schemas.base import Strict
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import StudentConfig, TrainConfig
+from teacher_cache.attention import check_attention, exact_attention
 from teacher_cache.text import reason_of
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTraine
     assert student.config is not None
     path = Path(student.config)
     model_config = load_model_config(student.config, key="student.config")
+    _attention(model_config, student.attention)
     set_seed(seed)
     try:
         model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
@@ -115,6 +117,7 @@ def _pruned_student(student: StudentConfig) -> tuple[Path, "PreTrainedModel"]:
     assert student.teacher is not None
     assert student.from_layers is not None
     teacher_config = load_model_config(student.teacher, key="student.teacher")
+    _attention(teacher_config, student.attention)
     model_config = pruned_config(teacher_config, student.from_layers)
     teacher = load_model(student.teacher, key="student.teacher", dtype=_dtype(student))
     model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
@@ -184,15 +187,15 @@ def load_model_config(path: str, key: str) -> "PreTrainedConfig":
         ) from None
 
 
-def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "sdpa") -> "PreTrainedModel":
+def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "auto") -> "PreTrainedModel":
     """The causal language model at ``path``; ``key`` names the setting in the UserError."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    load_model_config(path, key)
+    implementation = _attention(load_model_config(path, key), attention)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            path, dtype=dtype, attn_implementation=implementation, output_loading_info=True
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{key}: {path}: cannot load the model: {_first_line(error)}") from None
@@ -201,6 +204,14 @@ def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "sdpa
         first = sorted(report["missing_keys"])[0]
         raise UserError(f"{key}: {path}: {len(report['missing_keys'])} weights are missing, the first is {first}")
     return model
+
+
+def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
+    """The implementation that ``student.attention`` means for this model; UserError if it would drop a feature."""
+    if attention == "auto":
+        return exact_attention(config)
+    check_attention(config, attention, key="student.attention")
+    return attention
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:

@@ -1,8 +1,8 @@
-"""One-row Arrow IPC streams: the payload of every tar member.
+"""Arrow IPC streams of one batch: the content of every tar member. One row, or in a bundle several.
 
 Any Arrow library reads these payloads. Our own reading goes to the bytes directly: pyarrow's objects around a few small
 columns cost as much time as decompressing them, and pyarrow expands a body that declares Arrow's own compression to
-whatever size it claims. Only what ``write_row`` writes is accepted: one batch of one row, no nulls, no Arrow
+whatever size it claims. Only what ``write_row`` and ``write_batch`` write is accepted: one batch, no nulls, no Arrow
 compression. Every offset is checked against the payload's end, so nothing is allocated beyond the payload's size.
 
 Source: Apache Arrow, "Serialization and Interprocess Communication", and its ``Message.fbs``.
@@ -11,8 +11,9 @@ Source: Apache Arrow, "Serialization and Interprocess Communication", and its ``
 import operator
 import struct
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from schemas.errors import CorruptCacheError
@@ -51,6 +52,48 @@ def read_columns(schema: pa.Schema, data: bytes) -> pa.Table:
     if any(column.null_count for column in table.columns):
         raise CorruptCacheError("the Arrow batch holds nulls")
     return table
+
+
+def is_arrow(payload: bytes) -> bool:
+    """Whether this begins as an Arrow IPC stream does, and as no record does."""
+    return payload[:4] == b"\xff\xff\xff\xff"
+
+
+def schema_of(payload: bytes) -> pa.Schema:
+    """The schema of an untrusted stream. Raises CorruptCacheError."""
+    try:
+        _, stop = _metadata(payload, 0)
+        return pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
+    except _NOT_ARROW as error:
+        raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
+
+
+class BinaryColumn(NamedTuple):
+    """The only column of a batch: row i is ``payload[start + offsets[i] : start + offsets[i + 1]]``."""
+
+    start: int
+    offsets: list[int]
+
+
+def column_of(schema: pa.Schema, payload: bytes) -> BinaryColumn:
+    """The column of an untrusted stream of one batch, of binaries. Raises CorruptCacheError."""
+    try:
+        body_length, batch, body = _plain_batch(payload, schema)
+        end = _end_of_body(payload, body_length, body)
+        n_rows = _int64(payload, batch, _BATCH_LENGTH)
+        length, nulls = struct.unpack_from("<2q", payload, _vector(payload, batch, _BATCH_NODES, 1))
+        places = struct.unpack_from("<6q", payload, _vector(payload, batch, _BATCH_BUFFERS, 3))
+    except _NOT_ARROW as error:
+        raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
+    (at, n_bytes), (start, size) = places[2:4], places[4:6]
+    if length != n_rows or nulls or n_rows < 1:
+        raise CorruptCacheError(f"the Arrow batch has {n_rows} rows, {length} entries and {nulls} nulls")
+    if min(places) < 0 or body + max(at + n_bytes, start + size) > end or 4 * (n_rows + 1) > n_bytes:
+        raise CorruptCacheError("an Arrow buffer lies outside the payload")
+    offsets_N = np.frombuffer(payload, "<i4", n_rows + 1, body + at)
+    if offsets_N[0] != 0 or (np.diff(offsets_N) < 0).any() or offsets_N[-1] > size:
+        raise CorruptCacheError("the offsets of an Arrow column do not rise from 0 to its end")
+    return BinaryColumn(body + start, offsets_N.tolist())
 
 
 @dataclass(frozen=True)
@@ -176,11 +219,10 @@ def _metadata(payload: bytes, position: int) -> tuple[int, int]:
 
 def _plain_batch(payload: bytes, schema: pa.Schema) -> tuple[int, int, int]:
     """Where a stream's first message keeps its body's length, its record batch, and its body: not compressed."""
-    start, stop = _metadata(payload, 0)
-    found = pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
+    found = schema_of(payload)
     if not found.equals(schema):
         raise CorruptCacheError(f"the Arrow schema is {found.names}, wanted {schema.names}")
-    start, body = _metadata(payload, stop)
+    start, body = _metadata(payload, _metadata(payload, 0)[1])
     message = start + struct.unpack_from("<I", payload, start)[0]
     header_type = _field(payload, message, _MESSAGE_HEADER_TYPE)
     header = _field(payload, message, _MESSAGE_HEADER)

@@ -16,18 +16,23 @@ import zstandard
 
 from schemas.arrow import SIGNAL_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.message import RowReader, is_arrow, write_row
 from teacher_cache.codec.planes import compress_planes, content_size, decompress, join_planes
 
 SIZE_BYTES = 4
+FEW_BYTES = 4096  # so many may be smaller in one block than in one a plane, each with a header
 _READER = RowReader(SIGNAL_SCHEMA)
 
 
 def compress_sections(sections: Sequence[np.ndarray], level: int) -> bytes:
-    """The frame of sections of uint8 [planes, N] each; every plane is compressed on its own."""
+    """The frame of sections of uint8 [planes, N] each; each plane compressed on its own, or a few bytes together."""
     sizes = np.array([planes.size for planes in sections], "<u4").view(np.uint8)
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
-    return compress_planes([sizes, *itertools.chain.from_iterable(sections)], compressor)
+    planes = [sizes, *itertools.chain.from_iterable(sections)]
+    apart = compress_planes(planes, compressor)
+    if sum(len(plane) for plane in planes) > FEW_BYTES:
+        return apart
+    return min(apart, compressor.compress(b"".join(plane.data for plane in planes)), key=len)
 
 
 def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
@@ -36,8 +41,8 @@ def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
 
 
 def payload_frame(payload: bytes) -> memoryview:
-    """The frame of a captured signal's payload. Raises CorruptCacheError."""
-    return _READER.read(payload).binary("frame")
+    """The frame of a captured signal's payload: of a member of its own, or of a bundle. Raises CorruptCacheError."""
+    return _READER.read(payload).binary("frame") if is_arrow(payload) else memoryview(payload)
 
 
 class Frame(NamedTuple):

@@ -12,6 +12,9 @@
 - ``text``: UTF-8.
 
 Integers are split into byte planes (``planes``).
+
+In a bundle (``bundles``) a sample is a record instead of an Arrow row: the size of ``frame``, u32, then ``frame``, then
+``text_frame`` with three more sections, the strings ``key``, ``source_id`` and ``layer``.
 """
 
 import numpy as np
@@ -20,15 +23,17 @@ from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS
 from teacher_cache.codec.compiled import compiled, refused_as_corrupt
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.message import RowReader, is_arrow, write_row
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.positions import encode_positions, most_bytes, row_numbers
-from teacher_cache.codec.sections import Frame, Sections, compress_sections
+from teacher_cache.codec.sections import SIZE_BYTES, Frame, Sections, compress_sections
 from teacher_cache.records import TokenSample
 
 ID_BYTES, SPAN_BYTES = 3, 4
 N_SECTIONS = 2  # of what training reads
 LEVEL = 3  # of zstd, for the text
+TEXT_SECTIONS = 3  # gaps, lengths, text; in a record the strings follow
+STRINGS = ("key", "source_id", "layer")
 MAX_TOKEN_BYTES, SLACK_BYTES = 1 << 10, 1 << 16  # of text, a token and a sequence: bounds what is decompressed
 
 _READER = RowReader(TOKENS_SCHEMA)
@@ -41,11 +46,7 @@ def encode_tokens(sample: TokenSample) -> bytes:
     """
     text = np.frombuffer(sample.text.encode(), np.uint8)
     start, end = sample.byte_start.astype(np.int64), sample.byte_end.astype(np.int64)
-    if len(text) > SLACK_BYTES + MAX_TOKEN_BYTES * len(start):
-        raise UserError(
-            f"corpus: {sample.source_id}: {len(text)} bytes of text in {len(start)} tokens: the tokenizer does not "
-            "know this text; leave the document out"
-        )
+    check_text(sample, len(text))
     gaps = np.diff(start, prepend=0)
     gaps[1:] -= (end - start)[:-1]
     frame = [split_planes(sample.input_ids, ID_BYTES), encode_positions(np.flatnonzero(sample.loss_mask))]
@@ -53,29 +54,35 @@ def encode_tokens(sample: TokenSample) -> bytes:
     return write_row(
         TOKENS_SCHEMA,
         {
-            "key": sample.key,
-            "source_id": sample.source_id,
-            "layer": sample.layer,
+            **{name: getattr(sample, name) for name in STRINGS},
             "frame": compress_sections(frame, LEVEL),
             "text_frame": compress_sections(text_frame, LEVEL),
         },
     )
 
 
+def check_text(sample: TokenSample, text_bytes: int) -> None:
+    """Raise UserError when a sequence's text is longer than what a reader takes for that many tokens."""
+    if text_bytes > SLACK_BYTES + MAX_TOKEN_BYTES * len(sample.input_ids):
+        raise UserError(
+            f"corpus: {sample.source_id}: {text_bytes} bytes of text in {len(sample.input_ids)} tokens: the tokenizer "
+            "does not know this text; leave the document out"
+        )
+
+
 def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> TokenSample:
-    """Decode a payload of ``num_tokens`` tokens (None: not known).
+    """Decode a payload, or a record, of ``num_tokens`` tokens (None: not known).
 
     Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
     """
-    row = _READER.read(payload)
     most_tokens = MAX_SEQUENCE_TOKENS if num_tokens is None else num_tokens
-    sections = Sections(row.binary("frame"), N_SECTIONS, training_bytes(most_tokens))
+    sections = Sections(_frame(payload), N_SECTIONS, training_bytes(most_tokens))
     n = len(sections[0]) // ID_BYTES if num_tokens is None else num_tokens
     input_ids, loss_mask = np.empty(n, np.uint32), np.empty(n, np.bool_)
     with refused_as_corrupt():
         fill_columns(sections.content, sections.starts, vocab_size, input_ids, loss_mask)
     limit = SLACK_BYTES + len(input_ids) * (2 * SPAN_BYTES + MAX_TOKEN_BYTES)
-    sections = Sections(row.binary("text_frame"), 3, limit)
+    sections, strings = text_sections(payload, limit)
     gaps = sections.integers(0, input_ids.shape, SPAN_BYTES).view(np.int32).astype(np.int64)
     lengths = sections.integers(1, input_ids.shape, SPAN_BYTES).astype(np.int64)
     text = sections[2]
@@ -84,9 +91,7 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
     if start.min() < 0 or end.max() > len(text):
         raise CorruptCacheError(f"a token's byte span begins before or ends beyond the text of {len(text)} bytes")
     return TokenSample(
-        key=row.text("key"),
-        source_id=row.text("source_id"),
-        layer=row.text("layer"),
+        **strings,
         text=_utf8(text),
         input_ids=input_ids,
         loss_mask=loss_mask,
@@ -96,13 +101,35 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
 
 
 def training_frame(payload: bytes, num_tokens: int) -> Frame:
-    """The frame of a payload that training reads. Raises CorruptCacheError."""
-    return Frame.of(_READER.read(payload).binary("frame"), N_SECTIONS, training_bytes(num_tokens))
+    """The frame of a payload, or a record, that training reads. Raises CorruptCacheError."""
+    return Frame.of(_frame(payload), N_SECTIONS, training_bytes(num_tokens))
 
 
 def training_bytes(num_tokens: int) -> int:
     """What its sections may take, at most."""
     return ID_BYTES * num_tokens + most_bytes(num_tokens)
+
+
+def _frame(payload: bytes) -> memoryview:
+    return _READER.read(payload).binary("frame") if is_arrow(payload) else record_frames(payload)[0]
+
+
+def record_frames(record: bytes) -> tuple[memoryview, memoryview]:
+    """Of a record. Raises CorruptCacheError."""
+    size = int.from_bytes(record[:SIZE_BYTES], "little")
+    if len(record) < SIZE_BYTES + size:
+        raise CorruptCacheError(f"a record of {len(record)} bytes, {SIZE_BYTES + size} wanted for its first frame")
+    frames = memoryview(record)[SIZE_BYTES:]
+    return frames[:size], frames[size:]
+
+
+def text_sections(payload: bytes, limit: int) -> tuple[Sections, dict[str, str]]:
+    """The sections of the text, ``limit`` bytes at most, and the sample's strings. Raises CorruptCacheError."""
+    if is_arrow(payload):
+        row = _READER.read(payload)
+        return Sections(row.binary("text_frame"), TEXT_SECTIONS, limit), {name: row.text(name) for name in STRINGS}
+    sections = Sections(record_frames(payload)[1], TEXT_SECTIONS + len(STRINGS), limit)
+    return sections, {name: _utf8(sections[TEXT_SECTIONS + i]) for i, name in enumerate(STRINGS)}
 
 
 @compiled

@@ -1,71 +1,276 @@
-"""Chats through the tokenizer's chat template, and which parts of the rendered text are the assistant's.
+"""Chats through a chat template: the text, which parts of it are to be learned, and what of them is missing in it.
 
-Works for any template, with or without ``{% generation %}`` marks, by rendering the chat again with one reply
-replaced by a placeholder: what stands before and after the placeholder is the template's and bounds the reply. A
-reply's span runs from the end of the generation prompt to the end of its end-of-turn text (``<|im_end|>``), which
-the assistant must produce; white space after that is the template's and does not count. Costs two more renderings a
-reply, little next to scoring it.
+Any template works, with or without ``{% generation %}`` marks: ``template.py`` says what is written for each message,
+``turns.py`` where in it the reply is, ``messages.py`` brings messages into the form that the template takes. A chat
+is refused where the template itself refuses it, or where a reply is not in the rendered text.
 """
 
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateSyntaxError
+
+from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
+from teacher_cache.corpus.documents import BadRecord
+from teacher_cache.corpus.message_forms import (
+    Message,
+    arguments,
+    as_parts,
+    forms,
+    texts,
+    trained,
+    without_training_keys,
+)
+from teacher_cache.corpus.template import ChatTemplate, Span
+from teacher_cache.corpus.turns import PROBE, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PLACEHOLDER = "\ue000\ue001\ue002"  # private-use characters: no template gives them a meaning
-Span = tuple[int, int]
+    from teacher_cache.corpus.documents import Document
+
+logger = logging.getLogger(__name__)
+
+_THINKING = re.compile(r"(?:\s*<think>)?(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL)
+_SENTINELS = 0x100001  # private use, after PROBE: one character a message
+
+
+@dataclass(frozen=True)
+class RenderedChat:
+    """A chat as text, the character spans that count, and in how many replies something is missing."""
+
+    text: str
+    spans: list[Span]
+    cut_replies: int
 
 
 class ChatRenderer:
-    """Renders chats and finds the assistant's replies in the rendered text."""
+    """Renders chats and finds the replies in the rendered text."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: CorpusConfig) -> None:
         self._tokenizer = tokenizer
-        self._end_of_turn: str | None = None
+        self._config = config
+        self._templates: dict[str, ChatTemplate] = {}
+        self._wants_parts: dict[str, bool] = {}
+        self._known_keys = {"role", "content"}
+        self._warned: set[str] = set()
 
-    def render(self, messages: list[dict[str, Any]], where: str) -> tuple[str, list[Span]]:
-        """The chat as text, and the character span of each assistant reply with its end-of-turn text.
+    def render(self, document: "Document") -> RenderedChat:
+        """The chat as text, and the spans of what is to be learned, each with its end-of-turn text.
 
-        Raises UserError, starting with ``where``, when the tokenizer has no chat template, the template refuses the
-        chat, or a reply cannot be located because the template rewrites what surrounds it.
+        Raises BadRecord when the template refuses the chat or leaves out a reply, UserError when there is no
+        template; both name the place.
         """
-        text = self._apply(messages, where)
-        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return text, [self._reply(text, messages, i, where) for i in replies]
+        where = document.where
+        original = document.messages or []
+        chosen = trained(original, self._config.roles_to_train, where)
+        template = self._template(document)
+        variables = self._variables(document, template)
+        messages = [without_training_keys(message) for message in original]
+        for key in {key for message in messages for key in message} - self._known_keys:
+            self._known_keys.add(key)
+            if key not in template.source:
+                self._warn(key, f"{where}: {key!r} of messages is ignored: the chat template does not ask for it")
+        turns = self._turns(template, self._with_content_form(template, messages), variables, where)
+        spans: list[Span] = []
+        cut = 0
+        for number in chosen:
+            found = turns.spans(number, prompted=original[number]["role"] == "assistant")
+            missing, said = _left_out(turns.messages[number], "".join(turns.text[a:b] for a, b in found))
+            if missing and len(missing) == said:
+                raise BadRecord(
+                    f"{where}: message {number}: the chat template does not write this reply into the chat "
+                    f"({_brief(missing[0][1])}); use another template (corpus.chat_template), or corpus.on_bad_record: "
+                    "drop",
+                    "reply_lost",
+                )
+            for name, text in missing:
+                self._warn(
+                    name,
+                    f"{where}: message {number}: the chat template leaves out {name} ({_brief(text)}) and it is not "
+                    "cached; such replies are counted as cut_replies",
+                )
+            cut += bool(missing)
+            spans += found
+        self._check(template, turns, chosen, variables, where)
+        return RenderedChat(turns.text, sorted(spans), cut)
 
-    def _reply(self, text: str, messages: list[dict[str, Any]], i: int, where: str) -> Span:
-        marked = [*messages[:i], {**messages[i], "content": _PLACEHOLDER}, *messages[i + 1 :]]
-        head, found, tail = self._apply(marked, where).partition(_PLACEHOLDER)
-        prompt = self._apply(messages[:i], where, add_generation_prompt=True) if i else head
-        end_of_turn = self._find_end_of_turn(where)
-        start = next((len(part) for part in (prompt, head) if text.startswith(part)), None)
-        stop = len(text) - len(tail)
-        if not (found and start is not None and start <= stop and text.endswith(tail) and tail.startswith(end_of_turn)):
-            raise UserError(
-                f"{where}: cannot locate the reply in message {i} of the rendered chat: the tokenizer's chat template "
-                "is not prefix-consistent; use a template that renders every turn independently of later ones"
-            )
-        return start, stop + len(end_of_turn)
-
-    def _find_end_of_turn(self, where: str) -> str:
-        """What the template puts after a reply, without the white space at its end."""
-        if self._end_of_turn is None:
-            chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
-            self._end_of_turn = self._apply(chat, where).partition(_PLACEHOLDER)[2].rstrip()
-        return self._end_of_turn
-
-    def _apply(self, messages: list[dict[str, Any]], where: str, add_generation_prompt: bool = False) -> str:
-        if not self._tokenizer.chat_template:
-            raise UserError(
-                f"{where}: the record is a chat and the teacher's tokenizer has no chat template; "
-                "use a teacher with one, or render the chats to plain text"
-            )
+    def _template(self, document: "Document") -> ChatTemplate:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            source = template_source(self._tokenizer, self._config.chat_template, document.tools)
+        except ValueError as error:  # several named templates, none of them the default
+            raise UserError(f"{document.where}: {error}; name one of them in corpus.chat_template") from None
+        if not source:
+            raise UserError(
+                f"{document.where}: the record is a chat and the teacher's tokenizer has no chat template; give one in "
+                "corpus.chat_template, use a teacher with one, or render the chats to plain text"
             )
-        except Exception as error:  # a template is a program: it may fail in any way
-            raise UserError(f"{where}: the chat template refuses this chat: {error}") from None
-        return str(text)
+        if source not in self._templates:
+            constants = {**self._tokenizer.special_tokens_map, **self._config.chat_template_kwargs}
+            try:
+                self._templates[source] = ChatTemplate(source, constants)
+            except TemplateSyntaxError as error:
+                name = self._config.chat_template or "of the teacher's tokenizer"
+                raise UserError(f"chat template {name}: line {error.lineno}: {error.message}") from None
+        return self._templates[source]
+
+    def _variables(self, document: "Document", template: ChatTemplate) -> dict[str, Any]:
+        """What the record gives the template besides its messages; what the template does not take is named once."""
+        given = {**document.template_kwargs}
+        if document.tools:
+            given["tools"] = document.tools
+        if document.documents:
+            given["documents"] = document.documents
+        for name in given.keys() | self._config.chat_template_kwargs.keys():
+            if name not in template.names:
+                whose = f"{document.where}: the record's" if name in given else "corpus.chat_template_kwargs:"
+                self._warn(f"variable {name}", f"{whose} {name!r} is ignored: the chat template has no such variable")
+        return given
+
+    def _with_content_form(self, template: ChatTemplate, messages: list[Message]) -> list[Message]:
+        """Content as a string, or as a list of parts where the template writes only that."""
+        if template.source not in self._wants_parts:
+
+            def writes(content: Any) -> bool:
+                chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+                try:
+                    return template.text(chat).count(PROBE) == len(chat)
+                except Exception:  # a template is a program: it may fail in any way
+                    return False
+
+            self._wants_parts[template.source] = not writes(PROBE) and writes([{"type": "text", "text": PROBE}])
+        return [as_parts(message) for message in messages] if self._wants_parts[template.source] else messages
+
+    def _turns(
+        self, template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any], where: str
+    ) -> Turns:
+        """The chat rendered, in the first form in which the template writes every tool call."""
+        refusal: Exception | None = None
+        incomplete: Turns | None = None
+        for form in forms(messages):
+            try:
+                turns = Turns(template, form, variables)
+            except Exception as error:  # as above
+                refusal = refusal or error
+                continue
+            if all(_calls_are_written(turns, number) for number in range(len(form))):
+                return turns
+            incomplete = incomplete or turns
+        if incomplete is None:
+            raise BadRecord(f"{where}: the chat template refuses this chat: {refusal}", "refused")
+        return incomplete
+
+    def _check(
+        self,
+        template: ChatTemplate,
+        turns: Turns,
+        chosen: list[int],
+        variables: Mapping[str, Any],
+        where: str,
+    ) -> None:
+        """Refuse a chat whose template writes one message's text into another's turn: seen by marking each."""
+        signs = {number: chr(_SENTINELS + number) for number in range(len(turns.messages))}
+        try:
+            marked = Turns(template, [_signed(m, signs[n]) for n, m in enumerate(turns.messages)], variables)
+        except Exception:  # as above; it is the signs that it does not like
+            return
+        for number in chosen:
+            if not _foreign(marked.written(number), number, signs):
+                continue
+            prompted = turns.messages[number]["role"] == "assistant"
+            said = "".join(marked.text[a:b] for a, b in marked.spans(number, prompted))
+            if foreign := _foreign(said, number, signs):
+                raise BadRecord(
+                    f"{where}: message {number}: cannot locate the reply: the chat template writes message "
+                    f"{foreign[0]} into it; use another template (corpus.chat_template), or corpus.on_bad_record: drop",
+                    "not_located",
+                )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message)
+
+
+def template_source(
+    tokenizer: "PreTrainedTokenizerBase", configured: str | None, tools: list[dict[str, Any]] | None = None
+) -> str | None:
+    """The chat template in effect: ``configured`` (a named one of the tokenizer, or a file), or the tokenizer's own.
+
+    Raises UserError when there is no such file, ValueError when the tokenizer has several and none is the default.
+    """
+    own = tokenizer.chat_template
+    if configured is None:
+        return tokenizer.get_chat_template(None, tools) if own else None
+    if isinstance(own, dict) and configured in own:
+        return str(own[configured])
+    try:
+        return Path(configured).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        named = f"; the tokenizer's own templates are {sorted(own)}" if isinstance(own, dict) else ""
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"corpus.chat_template: {configured}: {reason}{named}; give a Jinja file") from None
+
+
+def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], int]:
+    """The parts of a message that are not in ``written``, by name, and how many parts it has."""
+    parts = []
+    for name, text in texts(message):
+        thinking = _THINKING.fullmatch(text) if name == "content" else None
+        if thinking is not None:
+            parts += [("<think>", thinking["reasoning"]), (name, thinking["answer"])]
+        else:
+            parts.append((name, text))
+    parts = [(name, text.strip()) for name, text in parts if text.strip()]
+    missing = [(name, text) for name, text in parts if _squeezed(text) not in _squeezed(written)]
+    for call in message.get("tool_calls", ()):
+        for text in [call["function"]["name"], *_leaves(arguments(call))]:
+            if text not in written and json.dumps(text)[1:-1] not in written:
+                missing.append(("tool_calls", text))
+                break
+    return missing, len(parts) + len(message.get("tool_calls", ()))
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _calls_are_written(turns: Turns, number: int) -> bool:
+    """Every call's name is written, its arguments not as Python would, and nothing as ``None``."""
+    message = turns.messages[number]
+    calls = message.get("tool_calls", ())
+    written = turns.written(number) if calls else ""
+    return all(call["function"]["name"] in written and repr(arguments(call)) not in written for call in calls) and not (
+        calls and message["content"] is None and "None" in written
+    )
+
+
+def _leaves(value: Any) -> list[str]:
+    """The strings in a JSON value."""
+    if isinstance(value, str):
+        return [value] if not value.lstrip().startswith("{") else []
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [leaf for item in items for leaf in _leaves(item)]
+
+
+def _signed(message: Message, sign: str) -> Message:
+    """The message with ``sign`` put into its text, inside of its last word that is not markup."""
+    content = message["content"]
+    if not isinstance(content, str):
+        return message
+    words = [match.start() for match in re.finditer(r"<[^<>]*>|\w(?=\w)", content) if content[match.start()] != "<"]
+    return {**message, "content": content[: words[-1] + 1] + sign + content[words[-1] + 1 :]} if words else message
+
+
+def _foreign(text: str, number: int, signs: Mapping[int, str]) -> list[int]:
+    return [other for other, sign in signs.items() if other != number and sign in text]
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,17 +1,17 @@
-"""Which files a source consists of, in a fixed order, on any fsspec file system."""
+"""Which files a source consists of, in a fixed order, on any fsspec file system, and what format each is in."""
 
 import glob
-import io
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
+from teacher_cache.corpus.names import RECORD_FORMATS, choose, splits
 
-_READ_BYTES = 1 << 17
+EVERYTHING = "*"  # the default pattern
+_SAVED = {"state.json", "dataset_dict.json"}  # in a folder written by save_to_disk
 
 
 @dataclass(frozen=True)
@@ -21,43 +21,81 @@ class SourceFile:
     fs: Any
     path: str
     name: str
+    format: str  # or `archive`
+    members: str = EVERYTHING  # of an archive: a pattern for the names of its files
 
     def open(self) -> Any:
         """Open for reading the bytes as they are stored."""
         return self.fs.open(self.path, "rb")
 
-    def open_expanded(self) -> Any:
-        """Open for reading lines of bytes, decompressed as the file's extension says (gz, zst, bz2, xz, …)."""
-        if self.path.endswith(".zst"):  # fsspec's reader has no lines and takes a truncated file for a whole one
-            return io.BufferedReader(pa.CompressedInputStream(self.open(), "zstd"), _READ_BYTES)
-        return self.fs.open(self.path, "rb", compression="infer")
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a source, sorted by name, and the names below its path that are none of its documents."""
+
+    files: list[SourceFile]
+    left_out: list[str]
 
 
 def list_files(source: SourceConfig, where: str) -> list[SourceFile]:
-    """The files of ``source`` sorted by name. Raises UserError, naming the key ``where``, when there is none.
+    """The files of ``source`` sorted by name; see ``find_files``."""
+    return find_files(source, where).files
+
+
+def find_files(source: SourceConfig, where: str) -> Found:
+    """The files of ``source``. Raises UserError, naming the key ``where``, when there is none.
 
     Links to files are followed, links to folders are not. A data set saved by Hugging Face ``datasets`` counts as
-    its files, whatever ``pattern`` says, less the ``cache-*`` files that other programs leave in it.
+    its files, whatever ``pattern`` says, less the ``cache-*`` files that other programs leave in it. Files of several
+    parts of a data set (train, test) are never mixed by ``auto``: that is refused.
     """
     try:
         fs, root = url_to_fs(source.path)
         if fs.isfile(root):
-            return [SourceFile(fs, root, _printable(root.rsplit("/", 1)[-1]))]
+            name = printable(root.rsplit("/", 1)[-1])
+            format = choose([name], source.format, all_of_them=False)[name]
+            return Found([SourceFile(fs, root, name, format, source.pattern)], [])
         if not fs.isdir(root):
             raise UserError(f"{where}.path: {source.path}: no such file or folder")
         root = root.rstrip("/")
-        pattern = "**" if source.format == "hf_dataset" else source.pattern
+        saved = _is_saved(source, fs, root)
+        recursive = saved or (source.format == "auto" and source.pattern == EVERYTHING)
+        pattern = "**" if recursive else source.pattern
         found = fs.glob(f"{glob.escape(root)}/{pattern}", detail=True)
         paths = [p for p, info in found.items() if info["type"] == "file" or (info.get("islink") and fs.isfile(p))]
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{where}.path: {source.path}: cannot be read: {error}") from None
-    files = [SourceFile(fs, path, _printable(path[len(root) + 1 :])) for path in paths]
-    if source.format == "hf_dataset":
-        files = [file for file in files if not file.name.rsplit("/", 1)[-1].startswith("cache-")]
-    if not files:
-        raise UserError(f"{where}: no file in {source.path} matches the pattern {pattern!r}; correct `pattern`")
-    return sorted(files, key=lambda file: file.name)
+    by_name = {printable(path[len(root) + 1 :]): path for path in paths}
+    if saved:
+        formats = {name: "hf_dataset" for name in by_name if not name.rsplit("/", 1)[-1].startswith("cache-")}
+    else:
+        formats = choose(by_name, source.format, all_of_them=source.pattern == EVERYTHING)
+    if not formats:
+        below = "" if "**" in pattern else " (`**/*` searches the folders below, too)"
+        raise UserError(f"{where}: no file in {source.path} matches the pattern {pattern!r}{below}; correct `pattern`")
+    if source.format == "auto" and source.pattern == EVERYTHING and not saved:
+        check_one_part(formats, f"{where}.path: {source.path}")
+    files = [SourceFile(fs, by_name[name], name, formats[name]) for name in sorted(formats)]
+    return Found(files, [] if saved else sorted(by_name.keys() - formats.keys()))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name as text that UTF-8 can hold."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _is_saved(source: SourceConfig, fs: Any, root: str) -> bool:
+    """Whether the folder was written by ``save_to_disk``."""
+    return source.format == "hf_dataset" or (
+        source.format == "auto" and any(fs.isfile(f"{root}/{name}") for name in _SAVED)
+    )
+
+
+def check_one_part(formats: dict[str, str], where: str) -> None:
+    """Raise UserError when files of these names are of several parts of a data set (train, test)."""
+    parts = splits(name for name, format in formats.items() if format in RECORD_FORMATS)
+    if len(parts) > 1:
+        raise UserError(
+            f"{where} holds several parts of a data set, {', '.join(sorted(parts))} (as in {min(parts.values())}); "
+            "choose one by `pattern`, as in '**/train*'"
+        )

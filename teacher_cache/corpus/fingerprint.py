@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import PurePath
 
 from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
@@ -11,7 +12,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def corpus_fingerprint(config: CorpusConfig) -> str:
-    """sha256 (hex) over the settings without the sources' paths, and every file's relative name and bytes.
+    """sha256 (hex) over the settings without paths, and every file's relative name and bytes.
 
     Streams the files as they are stored (compressed ones are not expanded); nothing is tokenized. Raises UserError
     when a source has no files or one cannot be read.
@@ -19,6 +20,8 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
     settings = config.model_dump(mode="json")
     for source in settings["sources"]:
         del source["path"]
+    if config.chat_template is not None:
+        settings["chat_template"] = PurePath(config.chat_template).name  # its content is the tokenizer's matter
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for index, source_config in enumerate(config.sources):
         digest.update(b"\0source\0")

@@ -10,12 +10,11 @@ out in a document becomes that token, as the tokenizer does by default. A plain 
 million characters is tokenized in segments cut at line ends, so that one huge file does not exhaust memory.
 """
 
-import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,22 +22,26 @@ import xxhash
 from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
-from teacher_cache.corpus.chat import ChatRenderer, Span
-from teacher_cache.corpus.clean import clean_text
-from teacher_cache.corpus.sources import Document, read_documents
+from teacher_cache.corpus.chat import ChatRenderer
+from teacher_cache.corpus.documents import BadRecord, Document
+from teacher_cache.corpus.mask import ReplyMask, in_bytes
+from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
+from teacher_cache.corpus.sources import read_documents
+from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 22
 _SEGMENT_CHARACTERS = 1 << 20
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """What is tokenized at once: a document, a segment of a huge one, or the beginning of one to be truncated."""
 
     document: Document
@@ -61,9 +64,11 @@ class Corpus:
             )
         self._config = config
         self._tokenizer = ByteTokenizer(tokenizer)
-        self._renderer = ChatRenderer(tokenizer)
+        self._renderer = ChatRenderer(tokenizer, config)
+        self._reply_mask = ReplyMask(tokenizer)
         before, after = added_around(tokenizer)
         self._before = np.array(before, dtype=np.uint32)
+        self._bos = str(tokenizer.bos_token or "") if before else ""
         self._after = np.array(after, dtype=np.uint32)
         if len(before) >= config.max_tokens:
             raise UserError(
@@ -85,19 +90,20 @@ class Corpus:
         tally: Counter[str] = Counter()
         seen: Counter[bytes] = Counter()
         for item, spans in self._tokenized(self._items(tally)):
-            for sample in self._samples(item, spans, tally):
-                unique = self._with_key(sample, seen, tally)
-                if unique is not None:
-                    tally["samples"] += 1
-                    tally["tokens"] += len(unique.input_ids)
-                    tally["loss_tokens"] += int(unique.loss_mask.sum())
-                    yield unique
+            for sample in self._samples(item, spans, seen, tally):
+                tally["samples"] += 1
+                tally["tokens"] += len(sample.input_ids)
+                tally["loss_tokens"] += int(np.count_nonzero(sample.loss_mask))
+                yield sample
         counts = CorpusCounts(**{name: tally[name] for name in CorpusCounts.model_fields})
         if not counts.samples:
+            dropped = counts.malformed + counts.refused + counts.reply_lost + counts.not_located
             raise UserError(
                 f"corpus is empty: {counts.documents} documents read, of which {counts.empty} empty, "
                 f"{counts.duplicates} duplicates, {counts.too_short} too short or without a reply, "
-                f"{counts.dropped_over_long} dropped as over-long; check corpus.sources, min_tokens and max_tokens"
+                f"{counts.no_reply} without a message of {', '.join(self._config.roles_to_train)}, "
+                f"{counts.dropped_over_long} dropped as over-long, {dropped} as bad records; check corpus.sources, "
+                "min_tokens, max_tokens and roles_to_train"
             )
         self._counts = counts
 
@@ -105,34 +111,50 @@ class Corpus:
         """Documents, cleaned, without empties and duplicates, as texts to be tokenized."""
         seen: set[bytes] = set()
         for index, source in enumerate(self._config.sources):
-            for raw in read_documents(source, f"corpus.sources.{index}"):
+            for read in read_documents(source, f"corpus.sources.{index}"):
                 tally["documents"] += 1
-                document = _cleaned(raw) if self._config.clean else raw
-                if _is_empty(document):
-                    tally["empty"] += 1
-                    continue
-                if self._config.deduplicate:
-                    digest = _digest(document)
-                    if digest in seen:
-                        tally["duplicates"] += 1
+                try:
+                    if isinstance(read, BadRecord):
+                        raise read
+                    document = cleaned(read) if self._config.clean else read
+                    if skipped := reason_to_skip(document, self._config.roles_to_train):
+                        tally[skipped] += 1
                         continue
-                    seen.add(digest)
-                yield from self._document_items(document)
+                    if self._config.deduplicate:
+                        content = digest(document)
+                        if content in seen:
+                            tally["duplicates"] += 1
+                            continue
+                        seen.add(content)
+                    yield from self._document_items(document, tally)
+                except BadRecord as error:
+                    if self._config.on_bad_record == "stop":
+                        raise
+                    if not tally[error.reason]:
+                        logger.warning("dropped (%s), and more like it without a word: %s", error.reason, error)
+                    tally[error.reason] += 1
 
-    def _document_items(self, document: Document) -> Iterator[_Item]:
+    def _document_items(self, document: Document, tally: Counter[str]) -> Iterator[_Item]:
         if document.messages is not None:
-            text, replies = self._renderer.render(document.messages, document.where)
-            _check_encodable(text, document.where)
-            yield _Item(document, text, count(1), replies=[_in_bytes(text, span) for span in replies])
+            chat = self._renderer.render(document)
+            check_encodable(chat.text, document.where)
+            tally["cut_replies"] += chat.cut_replies
+            yield _Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans))
             return
+        document = without_prefix(document, self._bos)
         text = document.text
-        _check_encodable(text, document.where)
+        check_encodable(text, document.where)
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
-        if self._config.over_long != "split":  # no more of it is needed than fills one sequence
+        if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
             segments = segments[:1]
         for begin, stop in segments:
-            yield _Item(document, text[begin:stop], numbers, first=begin == 0, last=stop == len(text))
+            yield _Item(document, text[begin:stop], numbers, begin == 0, stop == len(text))
+
+    def _over_long(self, document: Document) -> str:
+        """The policy for what is longer than ``max_tokens``: a later piece of what has a prompt would lack it."""
+        has_prompt = document.messages is not None or document.prompt_chars
+        return self._config.over_long_chat if has_prompt else self._config.over_long
 
     def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
         batch: list[_Item] = []
@@ -145,79 +167,93 @@ class Corpus:
                 batch, characters = [], 0
         yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
 
-    def _samples(self, item: _Item, spans: TokenSpans, tally: Counter[str]) -> Iterator[TokenSample]:
-        """Apply the over-long policy to one tokenized text and build its samples, keys still missing."""
+    def _samples(
+        self, item: _Item, spans: TokenSpans, seen: Counter[bytes], tally: Counter[str]
+    ) -> Iterator[TokenSample]:
+        """Apply the over-long policy to one tokenized text and build its samples."""
         chat = item.replies is not None
-        policy = self._config.over_long_chat if chat else self._config.over_long
+        policy = self._over_long(item.document)
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
         if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
-            item = replace(item, text=item.document.text, last=True)
+            item = item._replace(text=item.document.text, last=True)
             spans = self._tokenizer.encode([item.text])[0]
         if item.last and not chat:
             spans = _with_closing(spans, self._after)
-        pieces = cut(spans, room)
+        pieces = [(0, len(spans.ids))] if 0 < len(spans.ids) <= room else cut(spans, room)
         over_long = len(pieces) > 1 or not (item.first and item.last)
         if over_long and item.first:
             tally[{"split": "split", "truncate": "truncated", "drop": "dropped_over_long"}[policy]] += 1
+        if not pieces:  # a text that the tokenizer makes nothing of
+            tally["empty"] += item.first and item.last
         if over_long and policy != "split":
             pieces = pieces[:1] if policy == "truncate" else []
+        learned = self._learned(item, spans)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
-            sample = _piece(item, spans, begin, stop, before, item.document.source_id + number)
-            length = len(sample.input_ids)
-            fits = self._config.min_tokens <= length <= self._config.max_tokens
-            if fits and sample.text and sample.loss_mask.any():
-                yield sample
-            else:
+            input_ids = _after(before, spans.ids[begin:stop])
+            loss_mask = np.ones(len(input_ids), dtype=bool)
+            if learned is not None:
+                loss_mask[:-1] = _after(np.zeros(len(before), dtype=bool), learned[begin:stop])[1:]
+            loss_mask[-1:] = False
+            text = _text_of(spans, begin, stop)
+            fits = self._config.min_tokens <= len(input_ids) <= self._config.max_tokens
+            if not (fits and text and (learned is None or loss_mask.any())):
                 tally["too_short"] += 1
+                continue
+            key = self._key(input_ids, loss_mask, seen)
+            if key is None:
+                tally["duplicates"] += 1
+                continue
+            first_byte = int(spans.start[begin]) if begin else 0
+            none = np.zeros(len(before), dtype=np.uint32)
+            yield TokenSample(
+                key=key,
+                source_id=item.document.source_id + number,
+                layer=item.document.layer,
+                text=text,
+                input_ids=input_ids,
+                loss_mask=loss_mask,
+                byte_start=_after(none, (spans.start[begin:stop] - first_byte).astype(np.uint32)),
+                byte_end=_after(none, (spans.end[begin:stop] - first_byte).astype(np.uint32)),
+            )
 
-    def _with_key(self, sample: TokenSample, seen: Counter[bytes], tally: Counter[str]) -> TokenSample | None:
-        """The sample with its content hash; None for a repeated sequence when duplicates are dropped."""
-        content = xxhash.xxh3_128(sample.input_ids.astype("<u4").tobytes() + sample.loss_mask.tobytes())
+    def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
+        """The tokens whose prediction is to be learned, bool [S]; None: all of them."""
+        if item.replies is not None:
+            return self._reply_mask(spans, item.replies)
+        if not item.document.prompt_chars:
+            return None
+        prompt = item.document.text[: item.document.prompt_chars].encode("utf-8")
+        return spans.start >= len(prompt)  # a token that is partly prompt is not learned
+
+    def _key(self, input_ids: np.ndarray, loss_mask: np.ndarray, seen: Counter[bytes]) -> str | None:
+        """The sample's content hash; None for a repeated sequence when duplicates are dropped."""
+        content = xxhash.xxh3_128(input_ids.astype("<u4", copy=False).tobytes() + loss_mask.tobytes())
         digest = content.digest()
         seen[digest] += 1
         occurrence = seen[digest]
-        if occurrence == 1:
-            return replace(sample, key=content.hexdigest())
-        if self._config.deduplicate:
-            tally["duplicates"] += 1
-            return None
-        content.update(occurrence.to_bytes(8, "little"))
-        return replace(sample, key=content.hexdigest())
+        if occurrence > 1:
+            if self._config.deduplicate:
+                return None
+            content.update(occurrence.to_bytes(8, "little"))
+        return content.hexdigest()
 
 
-def _piece(item: _Item, spans: TokenSpans, begin: int, stop: int, before: np.ndarray, source_id: str) -> TokenSample:
-    """The sample of tokens ``[begin, stop)``, with the special tokens ``before`` in front; its key is left empty."""
+def _after(before: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.concatenate([before, values]) if len(before) else values
+
+
+def _text_of(spans: TokenSpans, begin: int, stop: int) -> str:
+    """The text of tokens ``[begin, stop)`` and of what stands beside them in no token."""
     first_byte = int(spans.start[begin]) if begin else 0
     last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
-    none = np.zeros(len(before), dtype=np.uint32)
-    start, end = spans.start[begin:stop], spans.end[begin:stop]
-    loss_mask = np.ones(len(before) + stop - begin, dtype=bool)
-    if item.replies is not None:
-        loss_mask[:-1] = _in_replies(start, end, item.replies)[1:]
-    loss_mask[-1:] = False
-    return TokenSample(
-        key="",
-        source_id=source_id,
-        layer=item.document.layer,
-        text=spans.data[first_byte:last_byte].decode("utf-8"),
-        input_ids=np.concatenate([before, spans.ids[begin:stop]]),
-        loss_mask=loss_mask,
-        byte_start=np.concatenate([none, (start - first_byte).astype(np.uint32)]),
-        byte_end=np.concatenate([none, (end - first_byte).astype(np.uint32)]),
-    )
-
-
-def _in_replies(start: np.ndarray, end: np.ndarray, replies: list[Span]) -> np.ndarray:
-    """bool [S]: the token's bytes overlap a reply."""
-    inside = np.zeros(len(start), dtype=bool)
-    for first, last in replies:
-        inside |= (start < last) & (end > first)
-    return inside
+    return spans.data[first_byte:last_byte].decode("utf-8")
 
 
 def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
+    if not len(after):
+        return spans
     at_end = np.full(len(after), len(spans.data), dtype=np.int64)
     return TokenSpans(
         spans.data,
@@ -229,45 +265,10 @@ def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
 
 def _segments(text: str, size: int) -> list[Span]:
     """Consecutive character spans of at most ``size``, each ending after a line end where there is one."""
+    if len(text) <= size:
+        return [(0, len(text))]
     bounds = [0]
     while len(text) - bounds[-1] > size:
         line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1
         bounds.append(line_end or bounds[-1] + size)
     return list(zip(bounds, [*bounds[1:], len(text)], strict=True))
-
-
-def _cleaned(document: Document) -> Document:
-    if document.messages is None:
-        return replace(document, text=clean_text(document.text))
-    messages = [{**message, "content": clean_text(message["content"])} for message in document.messages]
-    return replace(document, messages=messages)
-
-
-def _is_empty(document: Document) -> bool:
-    """No text; for a chat: nothing said at all, or only empty replies."""
-    if document.messages is None:
-        return not document.text.strip()
-    replies = [message for message in document.messages if message["role"] == "assistant"]
-    return not any(message["content"].strip() for message in replies or document.messages)
-
-
-def _digest(document: Document) -> bytes:
-    """128-bit content hash; a chat never equals a plain text."""
-    messages = document.messages
-    text = "t" + document.text if messages is None else "c" + json.dumps(messages, sort_keys=True, default=str)
-    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-
-
-def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: the text holds a lone surrogate, \\u{ord(text[error.start]):04x}, that UTF-8 cannot express; "
-            "set corpus.clean to true to have it removed"
-        ) from None
-
-
-def _in_bytes(text: str, span: Span) -> Span:
-    start = len(text[: span[0]].encode("utf-8"))
-    return start, start + len(text[span[0] : span[1]].encode("utf-8"))

@@ -1,159 +1,179 @@
-"""Documents out of JSONL, Parquet, text files and saved Hugging Face data sets, one at a time.
+"""Documents out of whatever files a source has, one at a time: format by reader, shape of the records by adapter.
 
-A record holds chat messages or plain text. Nothing is skipped in silence: a broken line or a value of the wrong type
-stops the run with the place named. Only a field that is there and null counts as an empty document.
+Nothing is skipped in silence. A fault of a file (missing, damaged, not in its encoding) raises UserError. A fault of
+one record (broken line, unknown fields, a value of the wrong type, a part of a message that is an image) gives a
+BadRecord in the place of its document, and reading goes on: the consumer raises it, or counts it. Only a field that
+is there and null counts as an empty document. What was found is logged once a source: the format, the shape, and
+columns that are not read.
 """
 
-import json
-import zlib
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
-from teacher_cache.corpus.files import SourceFile, list_files
+from teacher_cache.corpus.documents import BadRecord, Document, Messages, Record
+from teacher_cache.corpus.files import SourceFile, find_files
+from teacher_cache.corpus.parts import Part, open_parts
+from teacher_cache.corpus.readers.columns import read_parquet, read_saved
+from teacher_cache.corpus.readers.json_lines import read_json_lines
+from teacher_cache.corpus.readers.json_values import begins_with_array, read_json
+from teacher_cache.corpus.readers.tables import read_table
+from teacher_cache.corpus.readers.text import read_text
+from teacher_cache.corpus.shapes import Shape, known_shapes
 
-_PARQUET_BATCH_ROWS = 256
-_READ_ERRORS = (OSError, EOFError, zlib.error)
-Record = tuple[str, str, Mapping[str, Any]]  # source id, place for error messages, fields
+__all__ = ["BadRecord", "Document", "Messages", "read_documents"]
 
-Messages = list[dict[str, Any]]
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Document:
-    """One document as it was read: ``messages`` for a chat, otherwise ``text``."""
-
-    source_id: str  # relative/name#record, records counted from 1
-    where: str  # place for error messages
-    layer: str
-    text: str
-    messages: Messages | None = None
+_MOST_KEY_SETS = 1024
+_MOST_IGNORED = 200  # or records with ever new keys would fill the log
+_MOST_NAMES = 20  # in one line of the log
 
 
-def read_documents(source: SourceConfig, where: str) -> Iterator[Document]:
-    """Yield the documents of ``source`` in a fixed order, at most ``source.limit``; ``where`` is its config key.
+def read_documents(source: SourceConfig, where: str) -> Iterator[Document | BadRecord]:
+    """Yield the documents of ``source`` in a fixed order; ``where`` is its config key.
 
-    Raises UserError for missing files, unreadable or undecodable ones, broken lines, and records without text.
+    At most ``source.limit`` records are read, bad ones included. Raises UserError for faults of files; records that
+    cannot be used are yielded as BadRecord.
     """
-    return islice(_documents(source, where), source.limit)
+    return islice(_Adapter(source, where).documents(), source.limit)
 
 
-def _documents(source: SourceConfig, where: str) -> Iterator[Document]:
-    files = list_files(source, where)
-    for source_id, place, fields in _records(source, files, where):
-        messages = fields.get(source.messages_field)
-        text = fields.get(source.text_field)
-        if messages is not None:
-            yield Document(source_id, place, source.layer, "", _checked(messages, place, source.messages_field))
-        elif text is not None:
-            if not isinstance(text, str):
-                raise UserError(f"{place}: {source.text_field} is {_brief(text)}, expected a string")
-            yield Document(source_id, place, source.layer, text)
-        elif source.messages_field in fields or source.text_field in fields:
-            yield Document(source_id, place, source.layer, "")
-        else:
-            raise UserError(
-                f"{place}: the record has neither {source.messages_field!r} nor {source.text_field!r}, only "
-                f"{sorted(map(str, fields))}; set `messages_field` or `text_field` of {where}"
-            )
+class _Adapter:
+    """Turns records into documents; remembers how records with the same keys are read, and what was said of them."""
 
+    def __init__(self, source: SourceConfig, where: str) -> None:
+        self._source = source
+        self._where = where
+        self._shapes = known_shapes(source)
+        self._by_keys: dict[tuple[str, ...], list[tuple[Shape, list[str]]]] = {}
+        self._said: set[str] = set()
+        self._ignored: set[str] = set()
+        self._formats: set[str] = set()
 
-def _records(source: SourceConfig, files: list[SourceFile], where: str) -> Iterator[Record]:
-    if source.format == "hf_dataset":
-        yield from _hf_records(source, where)
-        return
-    for file in files:
-        try:
-            if source.format == "jsonl":
-                yield from _json_records(file)
-            elif source.format == "parquet":
-                yield from _parquet_records(file, source)
-            else:
-                yield f"{file.name}#1", file.path, {source.text_field: _read_text(file, source)}
-        except _READ_ERRORS as error:
-            raise UserError(f"{file.path}: cannot be read: {error}") from None
-
-
-def _json_records(file: SourceFile) -> Iterator[Record]:
-    with file.open_expanded() as stream:
-        for number, line in enumerate(stream, start=1):
-            place = f"{file.path}:{number}"
-            try:
-                fields = json.loads(line.decode("utf-8").removeprefix("\ufeff")) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{place}: broken line, expected one JSON object in UTF-8: {error}") from None
-            if fields is None and not line.strip():
+    def documents(self) -> Iterator[Document | BadRecord]:
+        layer, by_keys, text_field = self._source.layer, self._by_keys, self._source.text_field
+        for record in self._records():
+            if isinstance(record, BadRecord):
+                yield record
                 continue
-            if not isinstance(fields, dict):
-                raise UserError(f"{place}: expected one JSON object, got {_brief(fields)}")
-            yield f"{file.name}#{number}", place, fields
+            source_id, place, fields = record
+            keys = tuple(fields)
+            fitting = by_keys.get(keys)
+            if fitting is None:
+                fitting = self._learn(keys)
+            if len(fitting) == 1 and fitting[0][0].name == "text" and type(text := fields[text_field]) is str:
+                yield Document(source_id, place, layer, text)
+                continue
+            try:
+                yield self._adapted(source_id, place, fields, fitting)
+            except BadRecord as error:
+                yield error
+            except RecursionError:
+                yield BadRecord(f"{place}: values are nested too deeply")
+
+    def _adapted(
+        self, source_id: str, place: str, fields: Mapping[str, Any], fitting: list[tuple[Shape, list[str]]]
+    ) -> Document:
+        if not fitting:
+            known = "; ".join(
+                f"{shape.name} ({', '.join('/'.join(either) for either in shape.required)})" for shape in self._shapes
+            )
+            raise BadRecord(
+                f"{place}: the record has the fields {sorted(map(str, fields))}, expected those of one of: {known}; "
+                f"set `messages_field` or `text_field` of {self._where}"
+            )
+        for shape, names in fitting:
+            values = [fields[name] for name in names]
+            if any(value is not None for value in values) and not (values == [""] and shape.name != "text"):
+                content = shape.read(values, fields, place)
+                if "messages" not in content:
+                    self._ignore([name for name in shape.optional if fields.get(name)])
+                return Document(source_id, place, self._source.layer, **{"text": "", **content})
+        return Document(source_id, place, self._source.layer, "")
+
+    def _learn(self, keys: tuple[str, ...]) -> list[tuple[Shape, list[str]]]:
+        """The shapes that fit records with these keys, first wins; what is found is logged."""
+        fitting = [(shape, names) for shape in self._shapes if (names := shape.used(keys)) is not None]
+        if len(self._by_keys) >= _MOST_KEY_SETS:
+            self._by_keys.clear()
+        self._by_keys[keys] = fitting
+        if fitting:
+            others = ", ".join(shape.name for shape, _ in fitting[1:])
+            too = f"; they fit {others}, too (`shape` chooses)" if others else ""
+            self._say(f"records are read as {fitting[0][0].name}{too}")
+            used = self._used(keys)
+            self._ignore([key for key in keys if key not in used])
+        return fitting
+
+    def _used(self, keys: tuple[str, ...]) -> set[str]:
+        """Columns that the first fitting shape reads, and those that the others read where that one's are null."""
+        return {
+            name
+            for shape in self._shapes
+            if (names := shape.used(keys)) is not None
+            for name in (*names, *shape.optional)
+        }
+
+    def _columns(self, names: list[str]) -> list[str]:
+        """The columns of a table that are read; all of them, where it has no shape, for the message to name."""
+        self._learn(tuple(names))
+        used = self._used(tuple(names))
+        return [name for name in names if name in used] or names
+
+    def _records(self) -> Iterator[Record | BadRecord]:
+        found = find_files(self._source, self._where)
+        left_out = list(found.left_out)
+        if found.files[0].format == "hf_dataset":
+            self._say("a data set written by save_to_disk")
+            yield from read_saved(self._source, self._where, self._columns)
+            return
+        for file in found.files:
+            try:
+                yield from self._file_records(file, left_out)
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read: {error}") from None
+
+    def _file_records(self, file: SourceFile, left_out: list[str]) -> Iterator[Record | BadRecord]:
+        for part in open_parts(file, self._source, left_out):
+            if left_out:
+                self._say(f"files that hold no documents: {_listed(left_out)}")
+                left_out.clear()
+            if part.format not in self._formats:
+                self._formats.add(part.format)
+                self._say(f"{part.name} is read as {part.format}")
+            yield from self._part_records(part)
+
+    def _part_records(self, part: Part) -> Iterator[Record | BadRecord]:
+        match part.format:
+            case "parquet":
+                return read_parquet(part, self._columns)
+            case "json":
+                return read_json(part)
+            case "csv" | "tsv":
+                return read_table(part)
+            case "text":
+                return read_text(part, self._source)
+        if self._source.format == "auto" and begins_with_array(part):
+            return read_json(part)
+        return read_json_lines(part)
+
+    def _ignore(self, names: list[str]) -> None:
+        new = [name for name in names if name not in self._ignored]
+        if new and len(self._ignored) < _MOST_IGNORED:
+            self._ignored.update(new)
+            self._say(f"columns that are not read: {_listed(new)}")
+
+    def _say(self, what: str) -> None:
+        """Log what was not said yet."""
+        if what not in self._said:
+            self._said.add(what)
+            logger.info("%s: %s", self._where, what)
 
 
-def _parquet_records(file: SourceFile, source: SourceConfig) -> Iterator[Record]:
-    wanted = {source.messages_field, source.text_field}
-    try:
-        with file.open() as stream:
-            table = pq.ParquetFile(stream)
-            columns = [name for name in table.schema_arrow.names if name in wanted] or table.schema_arrow.names
-            number = 0
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=columns):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield f"{file.name}#{number}", f"{file.path}: record {number}", fields
-    except pa.ArrowException as error:
-        raise UserError(f"{file.path}: not a readable Parquet file: {error}") from None
-
-
-def _read_text(file: SourceFile, source: SourceConfig) -> str:
-    with file.open_expanded() as stream:
-        data = stream.read()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file.path}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}; convert the file, "
-            f"or choose a `pattern` that leaves it out (it is {source.pattern!r}; {file.name!r} matched)"
-        ) from None
-
-
-def _hf_records(source: SourceConfig, where: str) -> Iterator[Record]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{where}.format: hf_dataset needs the package `datasets`: pip install datasets") from None
-    try:
-        data = datasets.load_from_disk(source.path)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{where}.path: {source.path}: not a data set written by save_to_disk: {error}") from None
-    if isinstance(data, datasets.DatasetDict):
-        raise UserError(f"{where}.path: {source.path} holds the splits {sorted(data)}; append one of them to `path`")
-    wanted = [name for name in data.column_names if name in (source.messages_field, source.text_field)]
-    name = source.path.rstrip("/").rsplit("/", 1)[-1]
-    for number, fields in enumerate(data.select_columns(wanted) if wanted else data, start=1):
-        yield f"{name}#{number}", f"{source.path}: record {number}", fields
-
-
-def _checked(messages: Any, place: str, field: str) -> Messages:
-    """The messages without null entries (columnar formats fill absent keys with null); UserError for wrong types."""
-    if not isinstance(messages, list):
-        raise UserError(f"{place}: {field} is {_brief(messages)}, expected a list of {{role, content}}")
-    checked = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise UserError(f"{place}: {field}[{index}] is {_brief(message)}, expected {{role, content}}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise UserError(f"{place}: {field}[{index}].{key} is {_brief(message.get(key))}, expected a string")
-        checked.append({key: value for key, value in message.items() if value is not None})
-    return checked
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(str, names[:_MOST_NAMES])) + more

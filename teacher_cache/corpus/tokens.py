@@ -6,6 +6,7 @@ document, and compared with the document's bytes. If they are equal the spans ar
 normaliser rewrote the text, say) the character spans are used, and a split character's tokens share its whole span.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,8 +44,12 @@ class ByteTokenizer:
         """Tokenize ``texts``; the texts must hold no lone surrogates."""
         if not texts:
             return []
-        batch = self._call(texts)["input_ids"]
-        return [self._spans(text, np.array(ids, dtype=np.uint32)) for text, ids in zip(texts, batch, strict=True)]
+        data = [text.encode("utf-8") for text in texts]
+        by_bytes = self._spans_by_bytes(data, self._ids(texts))
+        return [
+            found or self._spans_by_characters(text, one)
+            for found, text, one in zip(by_bytes, texts, data, strict=True)
+        ]
 
     def spell(self, ids: np.ndarray) -> TokenSpans:
         """The bytes that ids (integer [S]) stand for, of unknown ones none; together they need not be UTF-8."""
@@ -55,42 +60,55 @@ class ByteTokenizer:
         where_from += np.repeat(self._begins[np.where(known, ids, 0)] - (end - lengths), lengths)
         return TokenSpans(self._blob[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
 
-    def _spans(self, text: str, ids: np.ndarray) -> TokenSpans:
-        data = text.encode("utf-8")
-        return self._spans_by_bytes(data, ids) or self._spans_by_characters(text, data)
-
-    def _spans_by_bytes(self, data: bytes, ids: np.ndarray) -> TokenSpans | None:
-        lengths = self._lengths[ids]
-        end = np.cumsum(lengths)
-        total = int(end[-1]) if len(end) else 0
-        extra = total - len(data)
-        if extra not in (0, 1):  # SentencePiece puts one space in front of the text
-            return None
-        where_from = np.arange(total) + np.repeat(self._begins[ids] - (end - lengths), lengths)
-        read = self._blob[where_from]
-        if not np.array_equal(read[extra:], np.frombuffer(data, dtype=np.uint8)):
-            return None
-        return TokenSpans(data, ids, np.maximum(end - lengths - extra, 0), end - extra)
+    def _spans_by_bytes(self, data: list[bytes], ids: list[list[int]]) -> list[TokenSpans | None]:
+        """Of each text whose bytes are those that its ids stand for; None for the others. All texts in one pass."""
+        tokens_M = np.fromiter(map(len, ids), np.int64, len(ids))
+        ids_N = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(tokens_M.sum()))
+        widths_N = self._lengths[ids_N]
+        ends_N = np.cumsum(widths_N)
+        stops_M = np.cumsum(tokens_M)
+        bounds_M = np.concatenate([[0], np.concatenate([[0], ends_N])[stops_M]])  # of each text's bytes, as spelled
+        sizes_M = np.diff(bounds_M)
+        extra_M = sizes_M - np.fromiter(map(len, data), np.int64, len(data))
+        where_from = np.repeat(self._begins[ids_N] - (ends_N - widths_N), widths_N)
+        where_from += np.arange(len(where_from))
+        fits_M = (extra_M == 0) | (extra_M == 1)  # SentencePiece puts one space in front of the text
+        wanted = b"".join(
+            bytes(extra) + one if fits else bytes(size)
+            for one, fits, extra, size in zip(data, fits_M.tolist(), extra_M.tolist(), sizes_M.tolist(), strict=True)
+        )
+        differs_B = self._blob[where_from] != np.frombuffer(wanted, np.uint8)
+        differs_B[bounds_M[:-1][fits_M & (extra_M == 1)]] = False
+        before_B = np.concatenate([[0], np.cumsum(differs_B)])
+        fits_M &= before_B[bounds_M[1:]] == before_B[bounds_M[:-1]]
+        ends_N -= np.repeat(bounds_M[:-1] + extra_M, tokens_M)
+        starts_N = np.maximum(ends_N - widths_N, 0)
+        return [
+            TokenSpans(one, ids_N[first:stop], starts_N[first:stop], ends_N[first:stop]) if fits else None
+            for one, fits, first, stop in zip(
+                data, fits_M.tolist(), (stops_M - tokens_M).tolist(), stops_M.tolist(), strict=True
+            )
+        ]
 
     def _spans_by_characters(self, text: str, data: bytes) -> TokenSpans:
-        encoded = self._call([text], return_offsets_mapping=True)
-        spans = np.array(encoded["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True, verbose=False
+        )
+        spans = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         widths = 1 + (codes >= 0x80) + (codes >= 0x800).astype(np.int64) + (codes >= 0x10000)
         byte_of_character = np.concatenate([[0], np.cumsum(widths)])
         start, end = np.maximum.accumulate(byte_of_character[spans], axis=0).T
-        return TokenSpans(data, np.array(encoded["input_ids"][0], dtype=np.uint32), start, end)
+        return TokenSpans(data, np.array(encoded["input_ids"], dtype=np.uint32), start, end)
 
-    def _call(self, texts: list[str], return_offsets_mapping: bool = False) -> dict[str, list]:
-        return self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_offsets_mapping=return_offsets_mapping,
-            verbose=False,
-        )
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokenizer's ids, by way of its backend: the wrapper around it takes as long as it does."""
+        backend = self._tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

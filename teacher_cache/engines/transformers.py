@@ -1,7 +1,8 @@
 """The reference engine: an ordinary ``transformers`` forward pass, against which vLLM is checked.
 
-Where attention rows are wanted the model runs with eager attention, and one layer's weights are taken as they are:
-slow, and independent of how the vLLM engine computes them from q and k.
+Attention rows are computed from q and k of their layer, those that are wanted only, so that memory does not grow with
+the square of the sequence. Models whose attention SDPA cannot compute run with eager attention, whose weights do grow
+so: batches are smaller there, and what cannot fit is refused before it runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +13,22 @@ import torch
 
 from schemas.cache_config import CacheConfig, Quantised, layer_number
 from schemas.errors import UserError
+from teacher_cache.attention import EAGER, exact_attention
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.lengths import forget_lengths, max_length, rope_scale
+from teacher_cache.process import available_memory_bytes
+from teacher_cache.query_key import QueryKey, tap_query_key
 from teacher_cache.records import AttentionSample, Captured, DrawsSample, HiddenSample, Request
-from teacher_cache.signals.attention import rows_of_weights, to_attention_sample
+from teacher_cache.signals.attention import attention_rows, to_attention_sample
 from teacher_cache.signals.draws import draw, to_draws_sample, uniforms
 from teacher_cache.signals.hidden import quantise, to_hidden_sample
 from teacher_cache.signals.logits import LogitsRows, reduce_logits, to_sample
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
-MAX_WEIGHTS = 1 << 28  # of one eager attention layer
+MAX_WEIGHTS = 1 << 28  # of one eager attention layer, in a batch of several sequences
+EAGER_BYTES = 12  # a weight of eager attention takes: scores, masked, softmaxed
 
 
 class TransformersEngine(Engine):
@@ -36,8 +42,12 @@ class TransformersEngine(Engine):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._capture = config.capture
-        text_config = load_model_config(config.teacher).get_text_config()
+        model_config = load_model_config(config.teacher)
+        text_config = model_config.get_text_config()
+        attention = exact_attention(model_config)
         self._vocab_size = text_config.vocab_size
+        self._max_length = max_length(text_config)
+        self._rope_scale = rope_scale(text_config)
         self._batch_tokens = min(config.engine.max_batch_tokens, max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size)))
         try:
             self._model = AutoModelForCausalLM.from_pretrained(
@@ -45,14 +55,18 @@ class TransformersEngine(Engine):
                 revision=config.teacher.revision,
                 dtype=getattr(torch, config.teacher.dtype),
                 trust_remote_code=config.teacher.trust_remote_code,
-                attn_implementation="sdpa" if config.capture.attention is None else "eager",
+                attn_implementation=attention,
             )
             self._model = self._model.eval().to(device)
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
             raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
+        if self._model.config._attn_implementation == EAGER:
+            heads = getattr(text_config, "num_attention_heads", 1)
+            _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
+            self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
         self._layer_outputs: list[torch.Tensor] = []
         self._final_BSD: torch.Tensor | None = None
-        self._weights_BHSS: torch.Tensor | None = None
+        self._query_key: QueryKey | None = None
         self._install_hooks(text_config)
 
     def _install_hooks(self, text_config: Any) -> None:
@@ -64,10 +78,9 @@ class TransformersEngine(Engine):
         if self._capture.final is not None:
             self._model.get_output_embeddings().register_forward_pre_hook(self._keep_final)
         if self._capture.attention is not None:
-            self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / text_config.num_attention_heads) ** 0.5))
             number = layer_number(self._capture.attention.layer, num_layers)
             layer: Any = decoder_layers(self._model, num_layers)[number - 1]
-            layer.self_attn.register_forward_hook(self._keep_weights)
+            tap_query_key(_attention_module(layer), self._keep_query_key, "teacher")
 
     def _keep_output(self, _layer: Any, _args: Any, output: Any) -> None:
         self._layer_outputs.append(output[0] if isinstance(output, tuple) else output)
@@ -75,11 +88,14 @@ class TransformersEngine(Engine):
     def _keep_final(self, _head: Any, args: Any) -> None:
         self._final_BSD = args[0]
 
-    def _keep_weights(self, _layer: Any, _args: Any, output: Any) -> None:
-        self._weights_BHSS = output[1]
+    def _keep_query_key(self, found: QueryKey) -> None:
+        self._query_key = found
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
-        """See Engine."""
+        """See Engine. Raises UserError for a sequence that the teacher is too short for."""
+        longest = max((len(request.input_ids) for request in requests), default=0)
+        if self._max_length is not None and longest > self._max_length:
+            raise UserError(f"a sequence has {longest} tokens, the teacher reads at most {self._max_length}")
         captured: dict[int, Captured] = {}
         for batch in self._batches([request.input_ids for request in requests]):
             scored = self._score_batch([requests[i] for i in batch])
@@ -87,12 +103,16 @@ class TransformersEngine(Engine):
         return [captured[position] for position in range(len(requests))]
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Positions, longest first, in batches of at most ``_batch_tokens`` padded tokens."""
+        """Positions, longest first, in batches of at most ``_batch_tokens`` padded tokens and one rotary embedding."""
         batch: list[int] = []
         for position in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
-            if batch and (len(batch) + 1) * len(sequences[batch[0]]) > self._batch_tokens:
-                yield batch
-                batch = []
+            length = len(sequences[position])
+            if batch:
+                longest = len(sequences[batch[0]])
+                too_many = (len(batch) + 1) * longest > self._batch_tokens
+                if too_many or self._rope_scale(length) != self._rope_scale(longest):
+                    yield batch
+                    batch = []
             batch.append(position)
         if batch:
             yield batch
@@ -107,6 +127,7 @@ class TransformersEngine(Engine):
             mask_BS[row, : len(request.input_ids)] = 1
         ids_BS, mask_BS = ids_BS.to(self._model.device), mask_BS.to(self._model.device)
         self._layer_outputs.clear()
+        forget_lengths(self._model)
         logits_BSV = self._model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
         next_BS = ids_BS.roll(-1, dims=1)
         captured = []
@@ -161,10 +182,12 @@ class TransformersEngine(Engine):
         capture = self._capture.attention
         if capture is None:
             return None
-        assert self._weights_BHSS is not None
+        assert self._query_key is not None
+        query_BHSE, key_BGSE, scaling, softcap = self._query_key
+        length = len(request.input_ids)
+        query_SHE, key_SGE = (part[row, :, :length].transpose(0, 1) for part in (query_BHSE, key_BGSE))
         positions = torch.from_numpy(request.attention_positions).to(self._model.device)
-        weights_HPS = self._weights_BHSS[row, :, :, : len(request.input_ids)].index_select(1, positions)
-        rows = rows_of_weights(weights_HPS, capture.keys)
+        rows = attention_rows(query_SHE, key_SGE, positions, scaling, softcap, capture.keys)
         return to_attention_sample(request.attention_positions, rows, capture.heads)
 
     def close(self) -> None:
@@ -172,3 +195,26 @@ class TransformersEngine(Engine):
         del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _attention_module(layer: Any) -> Any:
+    attention = getattr(layer, "self_attn", None)
+    if attention is None:
+        raise UserError(
+            f"capture.attention: a {type(layer).__name__} of transformers has no self_attn whose rows can be stored; "
+            "leave the signal out for this teacher"
+        )
+    return attention
+
+
+def _check_eager_memory(max_tokens: int, heads: int, device: torch.device) -> None:
+    """Raise UserError if the weights of one sequence do not fit in the free memory of ``device``."""
+    needed = EAGER_BYTES * heads * max_tokens**2
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    if free is not None and needed > free:
+        fit = int((free / EAGER_BYTES / heads) ** 0.5)
+        raise UserError(
+            f"corpus.max_tokens: {max_tokens}: this teacher needs eager attention in the transformers engine, whose "
+            f"weights take {needed / 1e9:.1f} GB for one sequence, and {free / 1e9:.1f} GB are free; set it to {fit} "
+            "or less, or use engine.kind: vllm"
+        )

@@ -13,6 +13,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.vllm_worker import CapturedSequence
+from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.attention import merge_ranks, to_attention_sample
 from teacher_cache.signals.draws import to_draws_sample
@@ -29,6 +30,7 @@ class VllmEngine(Engine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # lengths are checked here: see max_model_len
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -38,8 +40,8 @@ class VllmEngine(Engine):
             ) from None
         _make_llvmlite_inspectable()
         self._capture = config.capture
-        max_model_len = config.corpus.max_tokens + 1
-        self._check_length(config, max_model_len)
+        check_length(config, load_model_config(config.teacher).get_text_config())
+        max_model_len = config.corpus.max_tokens + 1  # one for the sampled token, which is never read
         try:
             self._llm = LLM(
                 model=config.teacher.path,
@@ -63,15 +65,6 @@ class VllmEngine(Engine):
         self._llm.collective_rpc(
             "install_capture", args=(self._capture.model_dump(mode="json"), config.engine.head_chunk_rows)
         )
-
-    @staticmethod
-    def _check_length(config: CacheConfig, max_model_len: int) -> None:
-        limit = getattr(load_model_config(config.teacher).get_text_config(), "max_position_embeddings", None)
-        if limit is not None and max_model_len > limit:
-            raise UserError(
-                f"corpus.max_tokens: {config.corpus.max_tokens}: the teacher has {limit} positions and one is needed "
-                f"beyond the sequence; set it to {limit - 1} or less"
-            )
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from schemas.base import FORMAT_VERSION
+from schemas.base import FORMAT_MINOR, FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
@@ -59,6 +59,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise UserError(
             f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
             "version reads; update this package"
+        )
+    if manifest.format_minor > FORMAT_MINOR:
+        raise UserError(
+            f"{where}: format {manifest.format_version}.{manifest.format_minor} is newer than "
+            f"{FORMAT_VERSION}.{FORMAT_MINOR}, the newest that this version reads; update this package"
         )
     before, _, after = data.rpartition(manifest.sha256.encode() or b"no sha256")
     found = hashlib.sha256(before + after).hexdigest()

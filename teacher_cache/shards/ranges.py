@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from io import FileIO
+from typing import NamedTuple
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry
@@ -13,13 +14,21 @@ from teacher_cache.shards.storage import Storage
 MAX_OPEN_FILES = 128
 
 
+class _Open(NamedTuple):
+    """An open file; it is closed when nobody refers to it."""
+
+    file: FileIO
+    descriptor: int
+    size: int  # of committed files, which never change
+
+
 class FileRanges:
     """Threads may share it; processes may not."""
 
     def __init__(self, storage: Storage, copies: tuple[str, int] | None) -> None:
         """``copies``: a folder for local copies of a remote cache's files, and how many bytes they may take."""
         self._storage = storage
-        self._files: dict[str, FileIO] = {}
+        self._files: dict[str, _Open] = {}
         self._lock = threading.Lock()
         self._copies = None if copies is None or storage.is_local else LocalCopies(storage, *copies)
 
@@ -39,9 +48,9 @@ class FileRanges:
         if not self._storage.is_local:
             return self._storage.read_range(name, offset, size)
         try:
-            file = self._file(name)  # held here, so that another thread's eviction does not close it
-            there = os.fstat(file.fileno()).st_size - offset  # room is made for all that is asked for
-            return os.pread(file.fileno(), max(0, min(size, there)), offset)
+            found = self._files.get(name) or self._file(name)  # held here: another thread's eviction must not close it
+            there = found.size - offset  # room is made for all that is asked for
+            return os.pread(found.descriptor, max(0, min(size, there)), offset)
         except OSError as error:
             raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
 
@@ -57,10 +66,11 @@ class FileRanges:
         if self._copies is not None:
             self._copies.close()
 
-    def _file(self, name: str) -> FileIO:
+    def _file(self, name: str) -> _Open:
         with self._lock:
             if name not in self._files:
                 if len(self._files) >= MAX_OPEN_FILES:
                     del self._files[next(iter(self._files))]
-                self._files[name] = FileIO(self._storage.local_path(name))
+                file = FileIO(self._storage.local_path(name))
+                self._files[name] = _Open(file, file.fileno(), os.fstat(file.fileno()).st_size)
             return self._files[name]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,9 +43,17 @@ if TYPE_CHECKING:
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 INDEX_THREADS = 16  # requests for indexes at a time
+NO_FRAMES = (NO_FRAME, NO_FRAME)  # of padding
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
 Codec = TypeVar("Codec")
+
+
+class Located(NamedTuple):
+    """Where a sample is: its shard's index, and which of the shard's samples it is."""
+
+    shard: ShardIndex
+    row: int
 
 
 class CacheReader:
@@ -196,33 +204,34 @@ class CacheReader:
 
     def payload(self, position: int, signal: Signal) -> bytes:
         """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
+        return self._payload(*self._at(position), signal)
+
+    def _at(self, position: int) -> Located:
         self._reconnect_after_fork()
-        shard, row = self._locate(position)
+        return self._locate(position)
+
+    def _payload(self, shard: ShardIndex, row: int, signal: Signal) -> bytes:
         member = shard.signals[signal]
         for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
             data = self._ranges.read(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
             if checksum(data) == member.checksums[row]:
                 return data
         raise CorruptCacheError(
-            f"{self.where(position, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
+            f"{self._where(shard, row, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
             f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
         )
 
     def read_tokens(self, position: int) -> TokenSample:
         """The tokens signal of one sample."""
-        payload = self.payload(position, "tokens")
-        num_tokens = self._length(position)
-        sample = self._named(
-            position, "tokens", lambda: decode_tokens(payload, num_tokens, self.manifest.teacher.vocab_size)
-        )
-        shard, row = self._locate(position)
-        if sample.key != shard.keys[row]:
-            raise CorruptCacheError(f"{self.where(position, 'tokens')}: the payload belongs to sample {sample.key}")
+        at, vocab_size = self._at(position), self.manifest.teacher.vocab_size
+        sample = self._decoded(at, "tokens", lambda payload, num_tokens: decode_tokens(payload, num_tokens, vocab_size))
+        if sample.key != at.shard.keys[at.row]:
+            raise CorruptCacheError(f"{self._where(*at, 'tokens')}: the payload belongs to sample {sample.key}")
         return sample
 
     def read_logits(self, position: int) -> LogitsSample:
         """The logits signal of one sample."""
-        return self._decoded(position, "logits", self._logits_codec(position).decode)
+        return self._decoded(self._at(position), "logits", self._logits_codec(position).decode)
 
     def read_draws(self, position: int) -> DrawsSample:
         """The draws of one sample. Raises UserError when the cache has none."""
@@ -230,14 +239,14 @@ class CacheReader:
         if capture is None:
             raise self._not_stored("draws")
         codec = self._with_table(position, self._draws, lambda table: DrawsCodec(capture, self.manifest.codec, table))
-        return self._decoded(position, "draws", codec.decode)
+        return self._decoded(self._at(position), "draws", codec.decode)
 
     def read_final(self, position: int) -> HiddenSample:
         """The final hidden states of one sample, as its only layer. Raises UserError when the cache has none."""
         codec = self._final
         if codec is None:
             raise self._not_stored("final")
-        return self._decoded(position, "final", codec.decode)
+        return self._decoded(self._at(position), "final", codec.decode)
 
     def read_head(self) -> "OutputHead":
         """The teacher's output head. Raises UserError when the cache has none."""
@@ -252,14 +261,14 @@ class CacheReader:
         codec = self._hidden
         if codec is None:
             raise self._not_stored("hidden")
-        return self._decoded(position, "hidden", codec.decode)
+        return self._decoded(self._at(position), "hidden", codec.decode)
 
     def read_attention(self, position: int) -> AttentionSample:
         """The attention rows of one sample. Raises UserError when the cache has none."""
         codec = self._attention
         if codec is None:
             raise self._not_stored("attention")
-        return self._decoded(position, "attention", codec.decode)
+        return self._decoded(self._at(position), "attention", codec.decode)
 
     def _not_stored(self, signal: str) -> UserError:
         return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
@@ -273,8 +282,8 @@ class CacheReader:
         reader's other signals. ``threads`` share the work, DECODE_THREADS if None. Raises ValueError when a row does
         not fit.
         """
-        self.load_indexes(bisect_right(self._first, position) - 1 for row in rows for position in row)
-        lengths = [[self._length(position) for position in row] for row in rows]
+        at = self._locate_all([position for row in rows for position in row])
+        lengths = [[at[position].shard.num_tokens[at[position].row] for position in row] for row in rows]
         used = [sum(row) for row in lengths]
         n_tokens = max(used, default=0) if length is None else length
         if max(used, default=0) > n_tokens:
@@ -285,7 +294,7 @@ class CacheReader:
         batch = allocate_rows(len(rows), n_tokens, k, n_temperatures)
         places = _places(rows, lengths)
         padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(used) if stop < n_tokens]
-        self._fill(batch, places, padding, DECODE_THREADS if threads is None else threads)
+        self._fill(batch, places, padding, at, DECODE_THREADS if threads is None else threads)
         return replace(
             batch,
             hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
@@ -298,19 +307,22 @@ class CacheReader:
         """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""
         return map_ahead(lambda rows: self.read_rows(rows, threads=1), batches, DECODE_THREADS)
 
-    def _fill(self, batch: RowBatch, places: list[Place], padding: list[Place], threads: int) -> None:
+    def _fill(
+        self, batch: RowBatch, places: list[Place], padding: list[Place], at: dict[int, Located], threads: int
+    ) -> None:
         """Decode tokens and logits; samples of shards with the same code table together."""
         columns = Columns.of(batch)
-        of_codec: dict[LogitsCodec | None, list[Place]] = {}
+        of_table: dict[str, list[Place]] = {}
         for place in places:
-            codec = self._logits_codec(place.sample) if "logits" in self.signals else None
-            of_codec.setdefault(codec, []).append(place)
-        of_codec.setdefault(next(iter(of_codec), None), []).extend(padding)
-        for codec, group in of_codec.items():
+            of_table.setdefault(at[place.sample].shard.table, []).append(place)
+        of_table.setdefault(next(iter(of_table), ""), []).extend(padding)
+        for group in of_table.values():
+            with_logits = "logits" in self.signals and group[0].sample != PADDING
+            codec = self._logits_codec(group[0].sample) if with_logits else None
             own, *others = share_out(group, threads)
-            futures = [self._decoders().submit(self._fill_share, columns, codec, share) for share in others]
+            futures = [self._decoders().submit(self._fill_share, columns, codec, share, at) for share in others]
             try:
-                self._fill_share(columns, codec, own)
+                self._fill_share(columns, codec, own, at)
             finally:
                 wait(futures)
             for future in futures:
@@ -321,45 +333,53 @@ class CacheReader:
             self._pool = ThreadPoolExecutor(DECODE_THREADS, "decode")
         return self._pool
 
-    def _fill_share(self, columns: Columns, codec: LogitsCodec | None, places: list[Place]) -> None:
-        frames = [self._frames(place, codec) for place in places]
+    def _fill_share(
+        self, columns: Columns, codec: LogitsCodec | None, places: list[Place], at: dict[int, Located]
+    ) -> None:
+        frames = [self._frames(at[place.sample], codec) if place.sample != PADDING else NO_FRAMES for place in places]
         layout = NO_LAYOUT if codec is None else codec.layout
         try:
             fill(columns, places, frames, layout, self.manifest.teacher.vocab_size)
         except FillError as error:
             raise CorruptCacheError(f"{self.where(error.sample, error.signal)}: {error}") from None
 
-    def _frames(self, place: Place, codec: LogitsCodec | None) -> tuple[Frame, Frame]:
+    def _frames(self, at: Located, codec: LogitsCodec | None) -> tuple[Frame, Frame]:
         """Of tokens and of logits: verified bytes."""
-        if place.sample == PADDING:
-            return NO_FRAME, NO_FRAME
-        tokens = self._decoded(place.sample, "tokens", training_frame)
-        return tokens, NO_FRAME if codec is None else self._decoded(place.sample, "logits", codec.frame)
+        tokens = self._decoded(at, "tokens", training_frame)
+        return tokens, NO_FRAME if codec is None else self._decoded(at, "logits", codec.frame)
 
-    def _locate(self, position: int) -> tuple[ShardIndex, int]:
+    def _locate(self, position: int) -> Located:
         if not 0 <= position < len(self):
             raise IndexError(f"sample {position} of {len(self)}")
         shard = bisect_right(self._first, position) - 1
-        return self.index(shard), position - self._first[shard]
+        return Located(self.index(shard), position - self._first[shard])
 
-    def _length(self, position: int) -> int:
-        shard, row = self._locate(position)
-        return shard.num_tokens[row]
+    def _locate_all(self, positions: list[int]) -> dict[int, Located]:
+        """The places of these samples, by position; their indexes are read side by side."""
+        for position in (min(positions, default=0), max(positions, default=0)):
+            if positions and not 0 <= position < len(self):
+                raise IndexError(f"sample {position} of {len(self)}")
+        shards = (np.searchsorted(self._first, positions, "right") - 1).tolist()
+        self.load_indexes(shards)
+        indexes = {shard: self.index(shard) for shard in set(shards)}
+        return {
+            position: Located(indexes[shard], position - self._first[shard])
+            for position, shard in zip(positions, shards, strict=True)
+        }
 
     def where(self, position: int, signal: Signal) -> str:
         """The tar and the key of a sample, for messages."""
-        shard, row = self._locate(position)
+        return self._where(*self._locate(position), signal)
+
+    def _where(self, shard: ShardIndex, row: int, signal: Signal) -> str:
         return f"{self._storage.where(tar_name(shard.name, signal))}: sample {shard.keys[row]}"
 
-    def _decoded(self, position: int, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
-        payload = self.payload(position, signal)
-        return self._named(position, signal, lambda: decode(payload, self._length(position)))
-
-    def _named(self, position: int, signal: Signal, decode: Callable[[], Decoded]) -> Decoded:
+    def _decoded(self, at: Located, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
+        payload = self._payload(*at, signal)
         try:
-            return decode()
+            return decode(payload, at.shard.num_tokens[at.row])
         except CorruptCacheError as error:
-            raise CorruptCacheError(f"{self.where(position, signal)}: {error}") from None
+            raise CorruptCacheError(f"{self._where(*at, signal)}: {error}") from None
 
     def _logits_codec(self, position: int) -> LogitsCodec:
         capture, codec = self.manifest.capture.logits, self.manifest.codec

@@ -1,13 +1,16 @@
 """Writing a WebDataset tar whose member offsets are known, and the same bytes for the same samples."""
 
 import hashlib
+import itertools
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import xxhash
 
-from schemas.manifest import FileEntry, MemberIndex
+from schemas.manifest import Bundles, FileEntry, MemberIndex
+from teacher_cache.codec.bundles import as_record, bundle_bytes, write_bundle
 
 BLOCK = 512
 
@@ -22,16 +25,29 @@ def member_bytes(payload_bytes: int) -> int:
     return BLOCK + -(-payload_bytes // BLOCK) * BLOCK
 
 
+def tar_bytes(payload_bytes: Sequence[int], bundles: Sequence[int] | None) -> int:
+    """Size of the tar of these payloads; of records, where there are ``bundles`` of so many."""
+    if bundles is not None:
+        ends = list(itertools.accumulate(bundles, initial=0))
+        payload_bytes = [bundle_bytes(payload_bytes[first:end]) for first, end in itertools.pairwise(ends)]
+    return 2 * BLOCK + sum(map(member_bytes, payload_bytes))
+
+
 def checksum(payload: bytes) -> str:
     """xxh3-64 of a member's payload, 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(payload)
 
 
 class TarWriter:
-    """Writes members one after the other to ``path``; ``index()`` says where they lie."""
+    """Writes samples one after the other to ``path``; ``index()`` says where they lie."""
 
-    def __init__(self, path: Path, signal: str) -> None:
+    def __init__(self, path: Path, signal: str, bundles: Sequence[int] | None = None) -> None:
+        """``bundles``: how many samples each member holds, in order; None: each sample has a member of its own."""
         self._signal = signal
+        self._bundles = None if bundles is None else iter(bundles)
+        self._waiting: list[tuple[str, bytes]] = []  # keys and records of the bundle that is next
+        self._wanted = 0 if self._bundles is None else next(self._bundles, 0)
+        self._written: list[tuple[int, int, int]] = []  # samples, offset and size of each bundle
         self._file = path.open("wb")
         self._sha256 = hashlib.sha256()
         self._position = 0
@@ -40,15 +56,38 @@ class TarWriter:
         self._checksums: list[str] = []
 
     def add(self, key: str, payload: bytes) -> None:
-        """Append one sample's payload. Raises OSError when the disk is full."""
+        """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
+        if self._bundles is None:
+            self._note(self._member(key, payload), payload)
+            return
+        self._waiting.append((key, as_record(self._signal, payload)))
+        if len(self._waiting) == self._wanted:
+            self._write_bundle()
+            self._wanted = next(self._bundles, 0)
+
+    def _write_bundle(self) -> None:
+        records = [record for _, record in self._waiting]
+        bundle = write_bundle(records)
+        offset = self._member(self._waiting[0][0], bundle.content)
+        for start, record in zip(bundle.starts, records, strict=True):
+            self._note(offset + start, record)
+        self._written.append((len(records), offset, len(bundle.content)))
+        self._waiting.clear()
+
+    def _member(self, key: str, content: bytes) -> int:
+        """Write a member; returns where its content begins."""
         header = tarfile.TarInfo(member_name(key, self._signal))
-        header.size = len(payload)
+        header.size = len(content)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        self._offsets.append(self._position)
+        offset = self._position
+        self._write(content)
+        self._write(bytes(-len(content) % BLOCK))
+        return offset
+
+    def _note(self, offset: int, payload: bytes) -> None:
+        self._offsets.append(offset)
         self._sizes.append(len(payload))
         self._checksums.append(checksum(payload))
-        self._write(payload)
-        self._write(bytes(-len(payload) % BLOCK))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -57,11 +96,13 @@ class TarWriter:
 
     def index(self) -> MemberIndex:
         """The index of the closed file."""
+        samples, offsets, sizes = ([bundle[i] for bundle in self._written] for i in range(3))
         return MemberIndex(
             file=FileEntry(bytes=self._position, sha256=self._sha256.hexdigest()),
             offsets=self._offsets,
             sizes=self._sizes,
             checksums=self._checksums,
+            bundles=None if self._bundles is None else Bundles(samples=samples, offsets=offsets, sizes=sizes),
         )
 
     def __enter__(self) -> "TarWriter":
@@ -72,6 +113,8 @@ class TarWriter:
     ) -> None:
         try:
             if kind is None:
+                if self._waiting:
+                    raise RuntimeError(f"{len(self._waiting)} samples of a bundle of {self._wanted} were added")
                 self._write(bytes(2 * BLOCK))
         finally:
             self._file.close()

@@ -52,11 +52,6 @@ def attention_rows(
     return _join(chunks, first_head, n_heads, n_keys)
 
 
-def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> AttentionRows:
-    """The same from softmaxed rows, as an eager attention layer gives them."""
-    return _join([_reduce(weights_HPS.float(), n_keys)], 0, len(weights_HPS), n_keys)
-
-
 def _probabilities(
     query_SHE: torch.Tensor, key_SGE: torch.Tensor, positions_P: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:

@@ -65,5 +65,5 @@ def test_a_schema_accepts_what_its_model_accepts():
     tree = yaml.safe_load(text)
     assert list(validator.iter_errors(tree)) == []
     assert list(validator.iter_errors(CacheConfig.model_validate(tree).model_dump(mode="json"))) == []
-    tree["corpus"]["sources"][0]["format"] = "csv"
+    tree["corpus"]["sources"][0]["format"] = "docx"
     assert [list(error.path) for error in validator.iter_errors(tree)] == [["corpus", "sources", 0, "format"]]

@@ -1,7 +1,7 @@
-"""The golden cache: two small shards with every signal, checked in as ``tests/fixtures/format-1``.
+"""The golden caches: small shards with every signal, checked in as ``tests/fixtures/format-1`` and ``format-1.1``.
 
-It is never written again for its format: readers must read it for ever. ``python -m support.golden`` in ``tests``
-wrote it, and would write one for a new format version.
+They are never written again for their format: readers must read them for ever. ``python -m support.golden`` in
+``tests`` wrote the last one, of short samples in bundles, and would write one for a new format version.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.base import FORMAT_VERSION
+from schemas.base import FORMAT_MINOR, FORMAT_VERSION
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
 from teacher_cache import job
@@ -23,33 +23,38 @@ from teacher_cache.shards.reader import CacheReader
 SIGNALS = ("tokens", "logits", "draws", "final", "hidden", "attention")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = FIXTURES / "format-1"
+BUNDLED = FIXTURES / "format-1.1"
 EXPECTED = FIXTURES / "format-1.json"
 
 
 def main() -> None:
     """Write the golden cache of the present format and what its arrays must be."""
-    folder = FIXTURES / f"format-{FORMAT_VERSION}"
+    folder = FIXTURES / f"format-{FORMAT_VERSION}.{FORMAT_MINOR}"
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as place:
         job.run(golden_config(Path(place), folder))
     digests = array_digests(folder)
-    folder.with_suffix(".json").write_text(json.dumps(digests, indent=1) + "\n")
+    folder.with_name(f"{folder.name}.json").write_text(json.dumps(digests, indent=1) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size:,} bytes", file=sys.stderr)
 
 
 def golden_config(place: Path, output: Path) -> CacheConfig:
-    """A tiny teacher's cache of text (several bytes a character too) and chats."""
-    from support.models import write_random_teacher, write_text_corpus
+    """A tiny teacher's cache of short text (several bytes a character too) and chats."""
+    from support.models import write_random_teacher
 
-    texts = write_text_corpus(place / "texts", documents=2, words=30)
-    (texts / "accents.txt").write_text("Où est l'été ? 東京 — naïve café, π ≈ 3.14159. " * 4, encoding="utf-8")
+    texts = place / "texts"
+    texts.mkdir()
+    for i in range(75):
+        (texts / f"{i:03d}.txt").write_text(
+            ("Où est l'été ?", "東京", f"def f{i}(x)")[i % 3] + f" {i}", encoding="utf-8"
+        )
     chats = [
-        {"messages": [{"role": "user", "content": f"{i} + {i}?"}, {"role": "assistant", "content": f"It is {2 * i}."}]}
-        for i in range(3)
+        {"messages": [{"role": "user", "content": f"{i} + {i}?"}, {"role": "assistant", "content": f"{2 * i}."}]}
+        for i in range(4)
     ]
     (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    teacher = write_random_teacher(place / "teacher", hidden_size=32, head_dim=16)
+    teacher = write_random_teacher(place / "teacher", hidden_size=16, head_dim=8)
     tree = {
         "teacher": {"path": str(teacher), "dtype": "float32"},
         "engine": {"kind": "transformers", "device": "cpu"},
@@ -61,13 +66,13 @@ def golden_config(place: Path, output: Path) -> CacheConfig:
             "max_tokens": 96,
         },
         "capture": {
-            "logits": {"policy": "top_k", "k": 28},
-            "draws": {"n": 20, "temperatures": [1.0, 3.0]},
+            "logits": {"policy": "top_k", "k": 12},
+            "draws": {"n": 6, "temperatures": [1.0, 3.0]},
             "final": {},
             "hidden": {"layers": [1, 2], "positions": {"every": 3}, "dtype": "int4"},
             "attention": {"heads": 2, "keys": 5, "positions": {"every": 4}},
         },
-        "output": {"path": str(output), "tokens_per_shard": 260},
+        "output": {"path": str(output), "tokens_per_shard": 1080},
         "provenance": {"licence": "Apache-2.0", "owner": "the tests", "notes": "a golden cache"},
     }
     return validate(CacheConfig, tree, "golden")

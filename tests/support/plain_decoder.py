@@ -28,10 +28,10 @@ def read_samples(folder: Path) -> dict[str, Tree]:
         index = json.loads((folder / f"{shard['name']}.json").read_text())
         plain = zstandard.decompress((folder / "tables" / f"{index['table']}.zst").read_bytes())
         table = np.frombuffer(plain, "<u4")
-        for key, row in members(folder, shard["name"], "tokens"):
+        for key, row in zip(index["keys"], rows(folder, shard["name"], "tokens"), strict=True):
             samples[key] = {"tokens": read_tokens(row)}
         for signal in index["signals"].keys() - {"tokens"}:
-            for key, row in members(folder, shard["name"], signal):
+            for key, row in zip(index["keys"], rows(folder, shard["name"], signal), strict=True):
                 num_tokens = len(samples[key]["tokens"]["input_ids"])
                 samples[key][signal] = read_signal(signal, row["frame"], manifest, table, num_tokens)
     return samples
@@ -46,13 +46,18 @@ def committed_shards(folder: Path, manifest: Tree) -> list[Tree]:
     return [{"name": f"shard-{row['number']:06d}"} for row in rows if row["index_bytes"]]
 
 
-def members(folder: Path, shard: str, signal: str) -> list[tuple[str, Tree]]:
-    """The samples of one tar: keys, and the columns of the one Arrow row that each member holds."""
+def rows(folder: Path, shard: str, signal: str) -> list[Tree]:
+    """The samples of one tar: the columns of the Arrow rows that its members hold, one each or, in bundles, several."""
     dataset = wds.WebDataset(str(folder / f"{shard}.{signal}.tar"), shardshuffle=False, empty_check=False)
-    return [
-        (sample["__key__"], pa.ipc.open_stream(sample[f"{signal}.arrow"]).read_all().to_pylist()[0])
-        for sample in dataset
-    ]
+    return [row for member in dataset for row in pa.ipc.open_stream(member[f"{signal}.arrow"]).read_all().to_pylist()]
+
+
+def split_record(record: bytes) -> Tree:
+    """What a row of a ``tokens`` bundle holds, as the columns that a row of its own has."""
+    size = int.from_bytes(record[:4], "little")
+    frame, text_frame = record[4 : 4 + size], record[4 + size :]
+    strings = [section.tobytes().decode() for section in read_sections(text_frame, 6)[3:]]
+    return {"frame": frame, "text_frame": text_frame, **dict(zip(("key", "source_id", "layer"), strings, strict=True))}
 
 
 # What all signals are made of
@@ -196,8 +201,11 @@ def read_signal(signal: str, frame: bytes, manifest: Tree, table: np.ndarray, nu
 
 def read_tokens(row: Tree) -> Tree:
     """Key, source, layer of the data mix, text, ids, which rows count, and the bytes of the text each token spans."""
+    n_text_sections = 3
+    if "key" not in row:  # a record of a bundle
+        row, n_text_sections = split_record(row["frame"]), 6
     ids, mask = read_sections(row["frame"], 2)
-    gaps, lengths, text = read_sections(row["text_frame"], 3)
+    gaps, lengths, text = read_sections(row["text_frame"], n_text_sections)[:3]
     input_ids = unsigned(ids, 3)
     lengths = unsigned(lengths, 4)
     byte_end = np.cumsum(signed(gaps, 4) + lengths)  # a gap is from the end of the token before

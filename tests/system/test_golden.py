@@ -1,15 +1,36 @@
 """The golden cache of each format version is read, and gives the same arrays, for ever."""
 
 import json
+from pathlib import Path
 
-from support.golden import EXPECTED, GOLDEN, array_digests
+import pytest
+
+from support.golden import BUNDLED, GOLDEN, array_digests
+from teacher_cache.shards.marks import parse_manifest
+from teacher_cache.shards.storage import MANIFEST
 from tools.checking.verify import verify
 
-
-def test_every_array_is_what_it_was_when_the_format_was_frozen() -> None:
-    assert array_digests(GOLDEN) == json.loads(EXPECTED.read_text())
+every_version = pytest.mark.parametrize("cache", [GOLDEN, BUNDLED], ids=["1.0", "1.1"])
 
 
-def test_it_is_whole_and_small() -> None:
-    assert verify(str(GOLDEN)).problems == []
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
+@every_version
+def test_every_array_is_what_it_was_when_the_format_was_frozen(cache: Path) -> None:
+    assert array_digests(cache) == json.loads(cache.with_name(f"{cache.name}.json").read_text())
+
+
+@every_version
+def test_it_is_whole_and_small(cache: Path) -> None:
+    assert verify(str(cache)).problems == []
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 200_000
+
+
+@every_version
+def test_its_digest_is_the_one_it_was_written_with(cache: Path) -> None:
+    manifest = parse_manifest((cache / MANIFEST).read_bytes(), "golden")
+    assert manifest.digest() == manifest.sha256
+    assert manifest.to_json().encode() == (cache / MANIFEST).read_bytes()
+
+
+def test_only_the_newer_one_needs_a_newer_reader() -> None:
+    minors = [parse_manifest((cache / MANIFEST).read_bytes(), "golden").format_minor for cache in (GOLDEN, BUNDLED)]
+    assert minors == [0, 1]

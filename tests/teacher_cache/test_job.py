@@ -13,7 +13,9 @@ from support.models import VOCAB_SIZE, write_random_teacher, write_successor_tea
 from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden import to_floats
+from teacher_cache.teacher import older_fingerprint
 from tools.checking.verify import verify
 
 
@@ -227,7 +229,8 @@ def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
     assert not (tmp_path / "cache").exists()
 
 
-def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, corpus: Path) -> None:
+    teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=2**25)
     config = make_config(teacher, corpus, tmp_path / "cache", max_tokens=2**24)
     with pytest.raises(UserError, match=r"capture: 136 bytes a row in memory, and corpus\.max_tokens is 16777216"):
         job.run(config)
@@ -282,3 +285,22 @@ def test_all_signals_are_stored_the_same_however_the_engine_is_called(
         assert ((states - others).norm(dim=2) / states.norm(dim=2)).max() < 0.01
         np.testing.assert_allclose(attention.weights, many.read_attention(position).weights, atol=1e-4)
         assert len(attention.positions) > 0
+
+
+def test_a_cache_with_the_older_fingerprint_of_its_teacher_goes_on(
+    tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    older = older_fingerprint(config.teacher)
+    with monkeypatch.context() as patched:
+        patched.setattr("teacher_cache.teacher.stored_settings", lambda _: None)
+        patched.setattr("teacher_cache.teacher._fingerprint", lambda *_: older)
+        plan = job.load_or_make_plan(config, Storage(config.output.path))
+    assert plan.teacher.fingerprint == older
+    summary = job.run(config)
+    assert summary.complete
+    assert CacheReader(config.output.path).manifest.teacher.fingerprint == older
+    assert job.run(config).units_scored == 0
+    other = write_random_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"made differently: .*teacher\.fingerprint"):
+        job.run(make_config(other, corpus, tmp_path / "cache"))

@@ -1,11 +1,13 @@
+import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, PreTrainedConfig
 
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
-from teacher_cache.teacher import describe_teacher, load_model_config
+from teacher_cache.teacher import describe_teacher, load_model_config, older_fingerprint
 
 
 @pytest.fixture
@@ -60,6 +62,60 @@ def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher\.path: .*cannot load a model configuration"):
         describe(tmp_path)
+
+
+def as_other_version(folder: Path) -> None:
+    """What another version of transformers writes of the same model, in another order."""
+    config = folder / "config.json"
+    settings = json.loads(config.read_text())
+    settings["torch_dtype"] = settings.pop("dtype")
+    settings["transformers_version"] = "4.0.0"
+    config.write_text(json.dumps(dict(reversed(settings.items()))))
+
+
+def test_fingerprint_is_the_same_for_every_version_of_transformers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, older = describe(folder), older_fingerprint(TeacherConfig(path=str(folder)))
+    to_dict = PreTrainedConfig.to_dict
+    monkeypatch.setattr(PreTrainedConfig, "to_dict", lambda self: to_dict(self) | {"a_new_default": 1})
+    assert describe(folder) == before
+    assert older_fingerprint(TeacherConfig(path=str(folder))) != older, "it was taken from the defaults"
+    as_other_version(folder)
+    assert describe(folder) == before
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_fingerprint_leaves_out_what_saving_changes_at_any_depth(folder: Path, nested: bool) -> None:
+    config = folder / "config.json"
+    settings = json.loads(config.read_text())
+
+    def fingerprint_with(**changes: object) -> str:
+        changed = {"vision_config": settings | changes} if nested else changes
+        config.write_text(json.dumps(settings | changed))
+        return describe(folder)
+
+    before = fingerprint_with()
+    for volatile in ("dtype", "torch_dtype", "transformers_version", "_name_or_path"):
+        assert fingerprint_with(**{volatile: "float32"}) == before, volatile
+    assert fingerprint_with(rope_theta=5.0) != before
+
+
+def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cached_file(path: str, name: str, revision: str | None) -> str:
+        assert (path, revision) == ("someone/model", "main")
+        return str(folder / name)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    config = TeacherConfig(path="someone/model", revision="main")
+    model_config = AutoConfig.from_pretrained(folder)
+    monkeypatch.setattr("teacher_cache.teacher.load_model_config", lambda _: model_config)
+    before = describe_teacher(config).fingerprint
+    as_other_version(folder)
+    assert describe_teacher(config).fingerprint == before
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.1}))
+    assert describe_teacher(config).fingerprint != before
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])

@@ -89,13 +89,12 @@ def record(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None
 
 def rows_of(recorded: Recorded) -> torch.Tensor:
     """Attention weights [R, H, L, L] from what was recorded, without a window."""
-    query, key = recorded.query_RHLD, recorded.key_RGLD
-    assert query is not None
-    assert key is not None
+    assert recorded.query_key is not None
+    query, key, scaling, softcap = recorded.query_key
     assert key.shape[1] < query.shape[1]
-    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT * recorded.scaling
-    if recorded.softcap is not None:
-        scores = recorded.softcap * torch.tanh(scores / recorded.softcap)
+    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return softmax(scores.masked_fill(future, -torch.inf), dim=-1)
 
@@ -151,7 +150,7 @@ def test_rows_of_recorded_query_and_key_are_the_eager_weights(family: str, layer
     weights = eager(ids, output_attentions=True).attentions[layer - 1]
     torch.testing.assert_close(rows_of(recorded), weights, atol=2e-5, rtol=0)
     assert (weights[..., -1, :].amax(-1) > 0.3).any(), "rows too flat to tell apart"
-    assert (recorded.softcap is not None) == (family == "gemma2")
+    assert (recorded.query_key.softcap is not None) == (family == "gemma2")
 
 
 @torch.no_grad()
@@ -320,7 +319,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str, inside: bo
                 before = copy.copy(recorded), dict(recorded.hidden)
                 loss_of(recorded, logits).backward()
                 assert all(recorded.hidden[layer] is hidden for layer, hidden in before[1].items())
-                assert recorded.query_RHLD is before[0].query_RHLD
+                assert recorded.query_key is before[0].query_key
                 assert recorded.ffn_abs_RL is before[0].ffn_abs_RL
         if not inside:
             loss_of(recorded, logits).backward()
@@ -405,7 +404,7 @@ def test_nothing_is_recorded_or_kept_alive_outside() -> None:
     assert recorded == Recorded()
     with recorder.recording() as recorded:
         model(IDS, use_cache=False)
-    alive = [weakref.ref(t) for t in (recorded.hidden[1], recorded.query_RHLD, recorded.ffn_abs_RL)]
+    alive = [weakref.ref(t) for t in (recorded.hidden[1], recorded.query_key.query_RHLD, recorded.ffn_abs_RL)]
     del recorded
     gc.collect()
     assert [ref() for ref in alive] == [None] * 3
@@ -436,13 +435,13 @@ def test_two_recorders_do_not_mix() -> None:
         first(IDS, use_cache=False)
     for got, wanted in zip((one, two), expected, strict=True):
         assert torch.equal(got.hidden[1], wanted.hidden[1])
-        assert torch.equal(got.query_RHLD, wanted.query_RHLD)
+        assert torch.equal(got.query_key.query_RHLD, wanted.query_key.query_RHLD)
         assert torch.equal(got.ffn_abs_RL, wanted.ffn_abs_RL)
     recorders[0].close()
     with recorders[1].recording() as two:
         first(IDS, use_cache=False)
         second(other, use_cache=False)
-    assert torch.equal(two.query_RHLD, expected[1].query_RHLD)
+    assert torch.equal(two.query_key.query_RHLD, expected[1].query_key.query_RHLD)
 
 
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p=0.0, softmax_scale=None, causal=False, **_: Any):
@@ -486,7 +485,7 @@ def test_flash_attention_keeps_its_path(monkeypatch) -> None:
             assert torch.equal(model(**inputs, use_cache=False).logits, expected)
         recorder.close()
         wanted = record(reference, inputs, **EVERYTHING)
-        torch.testing.assert_close(recorded.query_RHLD, wanted.query_RHLD, atol=1e-4, rtol=0)
+        torch.testing.assert_close(recorded.query_key.query_RHLD, wanted.query_key.query_RHLD, atol=1e-4, rtol=0)
         torch.testing.assert_close(recorded.ffn_abs_RL, wanted.ffn_abs_RL, atol=1e-4, rtol=0)
     assert names == ["flash_attention_2"]
 
@@ -553,7 +552,7 @@ def test_attention_that_is_not_softmax_over_query_and_key() -> None:
     )
     assert "layer 1: " in config_error(hybrid, attention_layer=1)
     assert "this layer is linear_attention; choose one of [2]" in config_error(hybrid, attention_layer=3)
-    assert record(hybrid, attention_layer=2).query_RHLD is not None
+    assert record(hybrid, attention_layer=2).query_key is not None
     latent = AutoModelForCausalLM.from_config(
         DeepseekV3Config(
             **{**SHAPE, "num_key_value_heads": 4},

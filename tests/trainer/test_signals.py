@@ -3,20 +3,22 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, CaptureConfig
 from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import LossConfig, TrainConfig
 from support.metrics import read_metrics
-from support.models import write_random_teacher, write_text_corpus
+from support.models import tiny_config, write_random_teacher, write_text_corpus
+from support.tensor_memory import TensorMemory
 from support.workspace import cache_tree
 from teacher_cache.job import run
 from trainer.data import Cache, open_cache, to_tensors
@@ -214,3 +216,24 @@ def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_fold
         assert signals.apc(recorded, batch).item() == 0
     assert row_counts(batch).tolist()[2:] == [0, 0]
     assert np.isfinite(signals.asr(recorded, batch).item())
+
+
+def test_memory_of_attention_rows_does_not_grow_with_rows_times_keys() -> None:
+    """8,192 tokens, 512 stored rows, 8 heads: one float32 array of all rows of all heads takes 134 MB."""
+    torch.manual_seed(0)
+    student = LlamaForCausalLM(tiny_config(num_hidden_layers=1, num_attention_heads=8, max_position_embeddings=8192))
+    capture = CaptureConfig.model_validate({"attention": {"heads": 2, "keys": 4}})
+    manifest: Any = SimpleNamespace(capture=capture, teacher=SimpleNamespace(num_layers=1))
+    signals = StudentSignals(student, LossConfig.model_validate({"apc": {}}), manifest, seed=0)
+    column = torch.arange(15, 8192, 16)
+    none = torch.zeros_like(column)
+    batch = {"batch_row": none, "column": column, "first_column": none, "sample": none}
+    batch |= {"weights": torch.full((512, 2, 4), 0.2), "keys": torch.arange(4).expand(512, 2, 4)}
+    with signals.recorder.recording() as recorded:
+        student.model(torch.randint(3, 300, (1, 8192)), use_cache=False)
+    with TensorMemory() as memory:
+        signals.apc(recorded, {f"attention_{name}": values for name, values in batch.items()}).backward()
+    gradient = student.model.layers[0].self_attn.q_proj.weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+    assert 30e6 < memory.peak < 300e6

@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from schemas.errors import UserError
+from schemas.train_config import StudentConfig
+from support.attention import CONFIGS as ATTENTION
+from support.attention import special_model, write_special
 from trainer.student import load_student, materialise_student, pruned_config, pruned_state
+from trainer.taps import masked_hidden, output_head
 
 
 @pytest.fixture
@@ -161,3 +166,42 @@ def test_pruned_config_cuts_only_per_layer_lists() -> None:
     config = Qwen3Config(num_hidden_layers=2, layer_types=["full_attention"] * 2, eos_token_id=[7, 8])
     pruned = pruned_config(config, [1])
     assert (pruned.num_hidden_layers, pruned.layer_types, pruned.eos_token_id) == (1, ["full_attention"], [7, 8])
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_something(tmp_path: Path, kind: str) -> None:
+    folder = write_special(tmp_path / "student", kind)
+    ids = torch.randint(3, 300, (2, 30), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "loss_mask": torch.ones_like(ids, dtype=torch.bool)}
+
+    def loss_and_gradient(student: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        student.zero_grad()
+        logits = output_head(student).logits(masked_hidden(student, batch))
+        loss = torch.nn.functional.cross_entropy(logits, ids.flatten())
+        loss.backward()
+        return loss.detach(), student.model.layers[0].self_attn.q_proj.weight.grad.clone()
+
+    student = load_student(folder, StudentConfig(checkpoint=str(folder)))
+    assert student.config._attn_implementation == "eager"
+    found, wanted = loss_and_gradient(student), loss_and_gradient(special_model(kind))
+    torch.testing.assert_close(found, wanted)
+    student.config._attn_implementation = "sdpa"
+    for one, other in zip(loss_and_gradient(student), wanted, strict=True):
+        assert (one - other).abs().max() > 2e-3 * other.abs().max(), "the feature does not show"
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_a_configured_kernel_that_drops_something_is_refused(make_config, tmp_path: Path, kind: str) -> None:
+    folder = write_special(tmp_path / "student", kind)
+    with pytest.raises(UserError, match=r"^student\.attention: sdpa: leaves out .*; set it to eager"):
+        load_student(folder, StudentConfig(checkpoint=str(folder), attention="sdpa"))
+    for start in ({"config": str(folder)}, {"teacher": str(folder), "from_layers": [0]}):
+        config = make_config(student={"checkpoint": None, "attention": "sdpa", **start})
+        with pytest.raises(UserError, match=r"^student\.attention: sdpa: leaves out"):
+            materialise_student(config)
+        assert not (Path(config.output) / "student-init").exists()
+
+
+def test_other_students_keep_sdpa(teacher_folder: Path) -> None:
+    student = load_student(teacher_folder, StudentConfig(checkpoint=str(teacher_folder)))
+    assert student.config._attn_implementation == "sdpa"

@@ -12,12 +12,11 @@ import numpy as np
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Unit
-from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import Captured, LogitsSample, TokenSample
-from teacher_cache.shards.marks import assemble, tar_name, write_manifest
+from teacher_cache.shards.marks import assemble, write_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import shard_name
-from teacher_cache.shards.tar import TarWriter
+from teacher_cache.shards.writer import write_tokens
 from teacher_cache.writing import UnitWriter
 from tools.bridges.captured import DistillKitOptions, DistillKitSource
 from tools.bridges.files import parquet_files
@@ -65,10 +64,10 @@ def import_files(
         source = DistillKitSource(files, options, tokens_per_shard)
     plan = source.plan()
     with new_cache(url) as storage:
-        units, longest, rows = _write_shards(storage, plan, source, advance)
+        units, longest, rows, minor = _write_shards(storage, plan, source, advance)
         if not units:
             raise UserError(f"{path}: no sample to be learned from in any file")
-        manifest = assemble(storage, plan.model_copy(update={"units": units}))
+        manifest = assemble(storage, plan.model_copy(update={"units": units, "format_minor": minor}))
         manifest = write_manifest(storage, source.finished(manifest, longest))
     assert manifest.derived is not None
     totals = manifest.totals
@@ -77,25 +76,23 @@ def import_files(
 
 def _write_shards(
     storage: Storage, plan: Manifest, source: Source, advance: Callable[[int, int], None]
-) -> tuple[list[Unit], int, int]:
-    """The units, all committed; tokens of the longest sequence; rows."""
+) -> tuple[list[Unit], int, int, int]:
+    """The units, all committed; tokens of the longest sequence; rows; the format's minor version."""
     units: list[Unit] = []
-    longest = rows = 0
+    longest = rows = minor = 0
     with UnitWriter(storage, plan, "", lambda *_: None) as writer:
         for pairs in _shards(plan, source, advance):
             name = shard_name(len(units))
             lengths = [len(tokens.input_ids) for tokens, _ in pairs]
-            with storage.staged(tar_name(name, "tokens")) as path, TarWriter(path, "tokens") as tar:
-                for tokens, _ in pairs:
-                    tar.add(tokens.key, encode_tokens(tokens))
-            index = tar.index()
+            index = write_tokens(storage, name, [tokens for tokens, _ in pairs])
+            minor = max(minor, index.format_minor)
             units.append(Unit(name=name, samples=len(pairs), tokens=sum(lengths), tokens_file=index.file))
             writer.begin(units[-1], index)
             writer.add([tokens for tokens, _ in pairs], [Captured(logits) for _, logits in pairs])
             writer.commit()
             longest = max(longest, *lengths)
             rows += sum(len(logits.positions) for _, logits in pairs)
-    return units, longest, rows
+    return units, longest, rows, minor
 
 
 def _shards(plan: Manifest, source: Source, advance: Callable[[int, int], None]) -> Iterator[list[Pair]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import TeacherInfo
-from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config
+from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, stored_settings
 
 HASH_BYTES = 1 << 20
 
@@ -19,8 +19,7 @@ def describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
         return describe_teacher(config), True
     model_config = load_model_config(config)
     text_config = model_config.get_text_config()
-    settings = {k: v for k, v in model_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    content = "configuration only\0" + json.dumps(settings, sort_keys=True, default=str)
+    content = "configuration only\0" + json.dumps(stored_settings(config), sort_keys=True)
     info = TeacherInfo(
         name=config.name or folder.resolve().name,
         revision=None,

@@ -47,14 +47,14 @@ def rescore(
 
     Raises UserError when cache or teacher cannot be read.
     """
-    from teacher_cache.teacher import describe_teacher
+    from teacher_cache.teacher import describe_teacher, older_fingerprint
 
     reader = CacheReader(url, ("tokens", "logits"))
     manifest = reader.manifest
     chosen = dtype or manifest.teacher.dtype
     config = TeacherConfig(path=teacher, dtype=_as_dtype(chosen))
     found, wanted = describe_teacher(config), manifest.teacher
-    same = found.fingerprint == wanted.fingerprint
+    same = wanted.fingerprint == found.fingerprint or wanted.fingerprint == older_fingerprint(config)
     shape = [(info.vocab_size, info.num_layers, info.hidden_size) for info in (found, wanted)]
     if shape[0] != shape[1]:
         problem = "{}: vocabulary {:,}, {} layers of {} channels; the cache's teacher has {:,}, {} of {}".format(
@@ -88,17 +88,18 @@ def _score(
     k = min(manifest.teacher.vocab_size, 2 * captured.k + 32)
     logits = LogitsCapture(k=k, temperatures=temperatures, positions="all")
     capture = manifest.capture.model_copy(update={"logits": logits, "draws": None, "attention": None})
+    chosen = np.sort(rng.choice(len(reader), min(samples, len(reader)), replace=False)).tolist()
+    longest = int(reader.num_tokens[chosen].max(initial=2))
     config = CacheConfig(
         teacher=teacher,
         engine=validate(EngineConfig, {"kind": "transformers", "device": device}, "--device"),
-        corpus=manifest.corpus.settings,
+        corpus=manifest.corpus.settings.model_copy(update={"max_tokens": longest}),
         capture=capture,
         output=OutputConfig(path=url),
     )
     signals = [name for name in ("hidden", "final") if getattr(capture, name) is not None]
     reads = CacheReader(url, ("tokens", *signals), manifest)  # type: ignore[arg-type]
     found = []
-    chosen = np.sort(rng.choice(len(reader), min(samples, len(reader)), replace=False)).tolist()
     with TransformersEngine(config) as engine:
         for number, position in enumerate(chosen):
             stored = _some_rows(reader.read_logits(position), rng)

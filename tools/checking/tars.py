@@ -5,13 +5,17 @@ something else than ours, or write outside the folder it is unpacked to.
 """
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry, MemberIndex
+from teacher_cache.codec.bundles import bundle_places
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import BLOCK, member_name
 
@@ -34,38 +38,79 @@ def check_file(storage: Storage, name: str, entry: FileEntry) -> None:
         pass
 
 
+class _Members(NamedTuple):
+    """The members that a tar must have, in order."""
+
+    names: list[str]
+    offsets_N: np.ndarray  # int64, of their content
+    sizes_N: np.ndarray  # int64
+
+    @staticmethod
+    def of(signal: str, keys: list[str], member: MemberIndex) -> "_Members":
+        """A bundle is named by its first sample."""
+        if member.bundles is None:
+            firsts, offsets, sizes = keys, member.offsets, member.sizes
+        else:
+            starts = itertools.accumulate(member.bundles.samples[:-1], initial=0)
+            firsts, offsets, sizes = [keys[i] for i in starts], member.bundles.offsets, member.bundles.sizes
+        names = [member_name(key, signal) for key in firsts]
+        return _Members(names, np.array(offsets, np.int64), np.array(sizes, np.int64))
+
+    @property
+    def end(self) -> int:
+        return int(self.offsets_N[-1]) + _padded(int(self.sizes_N[-1]))
+
+
 def check_tar(storage: Storage, name: str, signal: str, keys: list[str], member: MemberIndex) -> None:
     """Raise CorruptCacheError unless a tar is the file of the index, and holds its members and nothing else."""
-    where = storage.where(name)
-    problem = _layout_problem(keys, member)
-    headers_N = np.array(member.offsets, np.int64) - BLOCK
-    sizes_N = np.array(member.sizes, np.int64)
-    end = member.offsets[-1] + _padded(member.sizes[-1])
+    members = _Members.of(signal, keys, member)
+    problem = _layout_problem(members, member.file.bytes)
+    headers_N = members.offsets_N - BLOCK
     for start, data in _checked_blocks(storage, name, member.file):
         if problem is None:
             first, last = np.searchsorted(headers_N, [start, start + len(data)]).tolist()
             blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)[(headers_N[first:last] - start) // BLOCK]
-            names = [member_name(key, signal) for key in keys[first:last]]
-            problem = _header_problem(blocks_NB, names, sizes_N[first:last])
-        if problem is None and data[max(0, end - start) :].any():
+            problem = _header_problem(blocks_NB, members.names[first:last], members.sizes_N[first:last])
+        if problem is None and data[max(0, members.end - start) :].any():
             problem = "something stands after its last member"
-    if problem is not None:
-        raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")
+    problem = problem or _bundle_problem(keys, member, partial(storage.read_range, name))
+    _refuse(storage.where(name), problem)
 
 
 def check_headers(path: Path, where: str, signal: str, keys: list[str], member: MemberIndex) -> None:
-    """The same of a local file whose sha256 is known to be right: reads its headers and its end, no payload."""
-    problem = _layout_problem(keys, member)
+    """The same of a local file whose sha256 is known to be right: reads headers, bundles, and its end."""
+    members = _Members.of(signal, keys, member)
+    problem = _layout_problem(members, member.file.bytes)
     if problem is None:
         data = np.memmap(path, np.uint8, "r")
         blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
-        headers_N = np.array(member.offsets, np.int64) // BLOCK - 1
-        names = [member_name(key, signal) for key in keys]
-        problem = _header_problem(blocks_NB[headers_N], names, np.array(member.sizes, np.int64))
-        if problem is None and data[member.offsets[-1] + _padded(member.sizes[-1]) :].any():
+        problem = _header_problem(blocks_NB[members.offsets_N // BLOCK - 1], members.names, members.sizes_N)
+        if problem is None and data[members.end :].any():
             problem = "something stands after its last member"
+        problem = problem or _bundle_problem(keys, member, lambda start, size: bytes(data[start : start + size]))
+    _refuse(where, problem)
+
+
+def _refuse(where: str, problem: str | None) -> None:
     if problem is not None:
         raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")
+
+
+def _bundle_problem(keys: list[str], member: MemberIndex, read: Callable[[int, int], bytes]) -> str | None:
+    """The first bundle whose Arrow rows are not the records of the index; ``read(start, size)``: bytes of the tar."""
+    if member.bundles is None:
+        return None
+    first = 0
+    for n, offset, size in zip(member.bundles.samples, member.bundles.offsets, member.bundles.sizes, strict=True):
+        try:
+            found = [(offset + start, n_bytes) for start, n_bytes in bundle_places(read(offset, size))]
+        except CorruptCacheError as error:
+            return f"the bundle of sample {keys[first]}: {error}"
+        rows = slice(first, first + n)
+        if found != list(zip(member.offsets[rows], member.sizes[rows], strict=True)):
+            return f"the bundle of sample {keys[first]} does not hold the records of the index, in their places"
+        first += n
+    return None
 
 
 def _checked_blocks(storage: Storage, name: str, entry: FileEntry) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,16 +131,20 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _layout_problem(keys: list[str], member: MemberIndex) -> str | None:
+def _layout_problem(members: _Members, file_bytes: int) -> str | None:
     """Members follow each other from the first byte on, and two blocks end the file."""
-    sizes_N = np.array(member.sizes, np.int64)
-    ends_N = np.cumsum(BLOCK - (-sizes_N // BLOCK) * BLOCK)
-    wrong_N = np.array(member.offsets, np.int64) != ends_N + (-sizes_N // BLOCK) * BLOCK
+    padded_N = -(-members.sizes_N // BLOCK) * BLOCK
+    ends_N = np.cumsum(BLOCK + padded_N)
+    wrong_N = members.offsets_N != ends_N - padded_N
     if wrong_N.any():
-        return f"sample {keys[int(wrong_N.argmax())]} does not begin where the one before it ends"
-    if member.file.bytes < int(ends_N[-1]) + 2 * BLOCK:
+        return f"sample {_key(members.names[int(wrong_N.argmax())])} does not begin where the one before it ends"
+    if file_bytes < int(ends_N[-1]) + 2 * BLOCK:
         return "the two blocks are missing that end a tar"
     return None
+
+
+def _key(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _header_problem(blocks_NB: np.ndarray, names: list[str], sizes_N: np.ndarray) -> str | None:
@@ -115,7 +164,7 @@ def _header_problem(blocks_NB: np.ndarray, names: list[str], sizes_N: np.ndarray
     }
     for problem, wrong_N in checks.items():
         if wrong_N.any():
-            return f"sample {names[int(wrong_N.argmax())].partition('.')[0]} {problem}"
+            return f"sample {_key(names[int(wrong_N.argmax())])} {problem}"
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal, Unit
+from teacher_cache.codec.bundles import bundle_sizes
 from teacher_cache.shards.marks import tar_name, totals_of, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import checksum
@@ -87,7 +88,7 @@ def join_parts(
         tokens=sum(index.num_tokens[row] for index, row in samples),
         tokens_file=parts[0].index.signals["tokens"].file,
     )
-    with ShardWriter(target, unit, signals, owner) as shard:
+    with ShardWriter(target, unit, signals, owner, bundles_of(parts)) as shard:
         for signal in signals:
             for part in parts:
                 for row, payload in zip(part.rows, read_payloads(source, part.index, signal, part.rows), strict=True):
@@ -102,6 +103,13 @@ def join_parts(
         signals=shard.indexes(),
     )
     return write_mark(target, joined, owner)
+
+
+def bundles_of(parts: Sequence[Part]) -> list[int] | None:
+    """Samples of each bundle of a shard of these parts: None unless one of them has bundles."""
+    if all(part.index.signals["tokens"].bundles is None for part in parts):
+        return None
+    return bundle_sizes(part.index.num_tokens[row] for part in parts for row in part.rows)
 
 
 def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Sequence[int]) -> Iterator[bytes]:

@@ -10,13 +10,13 @@ from schemas.errors import UserError
 from schemas.manifest import CorpusCounts, CorpusInfo, FileEntry, Manifest, ShardEntry
 from tools.making.derived import derived_manifest, source_of
 
-SAME = ("teacher", "tokenizer", "capture", "codec", "head")
+SAME = {"teacher": True, "tokenizer": {"fingerprint", "vocab_size"}, "capture": True, "codec": True, "head": True}
 MAY_DIFFER = {"teacher.name", "teacher.revision"}  # the weights are known by their fingerprint
 
 
 def check_fits(first: Manifest, first_url: str, other: Manifest, other_url: str) -> None:
     """Raise UserError, naming the differing settings, unless the values of two caches mean the same."""
-    before, now = first.model_dump(include=set(SAME)), other.model_dump(include=set(SAME))
+    before, now = first.model_dump(include=SAME), other.model_dump(include=SAME)
     found = [each for key in SAME for each in differences(key, before[key], now[key]) if each[0] not in MAY_DIFFER]
     if found:
         named = "; ".join(f"{key}: {old!r} in {first_url}, {new!r} in {other_url}" for key, old, new in found)
@@ -35,6 +35,7 @@ def union_manifest(
         sources[0],
         shards,
         derived,
+        format_minor=max(source.format_minor for source in sources),
         corpus=join_corpora([source.corpus for source in sources]),
         provenance=join_provenance([source.provenance for source in sources]),
         tokens_per_shard=max(source.tokens_per_shard for source in sources),

@@ -13,7 +13,9 @@ from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Sign
 from teacher_cache.shards.marks import mark_name, read_index
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import signals_of
-from teacher_cache.shards.tar import BLOCK, member_bytes
+from teacher_cache.shards.tar import tar_bytes
+from tools.making import derived
+from tools.making.derived import bundles_of
 from tools.sharing.transfer import Advance, Progress, unseen
 from tools.side_by_side import side_by_side
 
@@ -113,7 +115,8 @@ def chosen_parts(
         progress.add(1)
         if len(rows) == len(index.keys):
             return _whole(entry)
-        sizes = {signal: _tar_bytes(index.signals[signal], rows) for signal in entry.files}
+        bundles = bundles_of([derived.Part(index, rows.tolist())])
+        sizes = {signal: _tar_bytes(index.signals[signal], rows, bundles) for signal in entry.files}
         return Part(entry, rows, sizes) if len(rows) else None
 
     found = list(side_by_side(choose, narrowed, parallel))
@@ -163,8 +166,8 @@ def _whole(entry: ShardEntry) -> Part:
     return Part(entry, None, {signal: file.bytes for signal, file in entry.files.items()})
 
 
-def _tar_bytes(member: MemberIndex, rows: np.ndarray) -> int:
-    return 2 * BLOCK + sum(member_bytes(member.sizes[row]) for row in rows.tolist())
+def _tar_bytes(member: MemberIndex, rows: np.ndarray, bundles: Sequence[int] | None) -> int:
+    return tar_bytes([member.sizes[row] for row in rows.tolist()], bundles)
 
 
 def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:

@@ -5,13 +5,79 @@ the student's, and so on. Focus is the entropy of the row; the mean of a softmax
 nothing. A row keeps its M largest weights; all other keys form one bucket, so that, as in TLA, the value is a lower
 bound of the dense KL: it says how much weight should go to the other keys, not to which.
 
+Only the stored rows are computed, over the sequence's own keys, some at a time (``CHUNK_WEIGHTS``): all heads without
+a gradient, to find the most focused ones; these again, with one, and once more in the backward pass, so that memory
+does not grow with rows x keys.
+
 Trade-off: the student's bucket is summed over the complement of the stored keys (one more [N, R, S] array) instead of
 taken as 1 - (stored weight), which has no digits left in float32 once the student's row is sharp.
 
-Shape letters: N query rows, H heads of the student, R ranks of focus, M stored weights per row, S keys.
+Shape letters: N query rows, H heads of the student, G key-value heads, R ranks of focus, M stored weights per row, S
+keys, D head size.
 """
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from teacher_cache.query_key import QueryKey
+from teacher_cache.signals.attention import attention_scores
+
+CHUNK_WEIGHTS = 1 << 23  # attention weights that exist at one time; each takes about 30 bytes
+
+
+def apc_of_sequence(
+    attention: QueryKey,
+    query_NHD: torch.Tensor,
+    key_GSD: torch.Tensor,
+    position_N: torch.Tensor,
+    weights_NRM: torch.Tensor,
+    keys_NRM: torch.Tensor,
+    heads: list[int] | None = None,
+) -> torch.Tensor:
+    """Sum over the query rows of one sequence of ``apc_per_row``.
+
+    attention: for how scores follow from q and k. query_NHD: of the rows at ``position_N``. key_GSD: of the sequence,
+    from its first token. weights_NRM, keys_NRM: as for ``apc_per_row``. heads: R heads of the student in the order of
+    the teacher's; None: the most focused ones.
+    """
+    n_keys, query_HND = key_GSD.shape[1], query_NHD.transpose(0, 1)
+    if heads is None:
+        with torch.no_grad():
+            entropy_NH = torch.cat(
+                [
+                    row_entropies(_log_rows(attention, query_HND[:, chunk], key_GSD, position_N[chunk]))
+                    for chunk in _chunks(len(position_N), len(query_HND) * n_keys)
+                ]
+            )
+            one_N = torch.zeros_like(position_N)
+            heads_R = most_focused(entropy_NH, one_N, 1, weights_NRM.shape[1])[0]
+    else:
+        heads_R = torch.tensor(heads, device=key_GSD.device)
+    query_RND, key_RSD = query_HND[heads_R], key_GSD[heads_R // (len(query_HND) // len(key_GSD))]
+
+    def loss(query_RnD: torch.Tensor, key_RSD: torch.Tensor, chunk: slice) -> torch.Tensor:
+        log_probs_nRS = _log_rows(attention, query_RnD, key_RSD, position_N[chunk])
+        return apc_per_row(weights_NRM[chunk], keys_NRM[chunk], log_probs_nRS).sum()
+
+    parts = [
+        checkpoint(loss, query_RND[:, chunk], key_RSD, chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in _chunks(len(position_N), len(heads_R) * n_keys)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _chunks(n_rows: int, weights_per_row: int) -> list[slice]:
+    size = max(1, CHUNK_WEIGHTS // weights_per_row)
+    return [slice(start, start + size) for start in range(0, n_rows, size)]
+
+
+def _log_rows(
+    attention: QueryKey, query_HND: torch.Tensor, key_GSD: torch.Tensor, position_N: torch.Tensor
+) -> torch.Tensor:
+    """Log-softmaxed attention rows, float32 [N, H, S]; -inf at later keys."""
+    later_NS = torch.arange(key_GSD.shape[1], device=position_N.device) > position_N[:, None]
+    scores_HNS = attention_scores(query_HND, key_GSD, attention.scaling, attention.softcap)
+    return scores_HNS.masked_fill(later_NS, -torch.inf).log_softmax(dim=-1).transpose(0, 1)
 
 
 def row_entropies(log_probs_NHS: torch.Tensor) -> torch.Tensor:

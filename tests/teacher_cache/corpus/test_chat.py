@@ -1,7 +1,9 @@
 import pytest
 
+from schemas.cache_config import CorpusConfig, SourceConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.chat import ChatRenderer
+from teacher_cache.corpus.documents import Document
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -31,15 +33,28 @@ def chat(*turns):
 
 
 @pytest.fixture
-def replies(byte_level, monkeypatch):
-    """The text of each reply, given a template and messages."""
+def render(byte_level, monkeypatch, tmp_path):
+    """The renderer's answer, given a template, messages, what else the record holds, and settings of the corpus."""
 
-    def locate(template, messages):
+    def rendered(template, messages, settings=None, **record):
         monkeypatch.setattr(byte_level, "chat_template", template)
-        text, spans = ChatRenderer(byte_level).render(messages, "data.jsonl:1")
-        return [text[start:stop] for start, stop in spans]
+        source = SourceConfig(path="data.jsonl", format="jsonl")
+        config = CorpusConfig(sources=[source], **(settings or {}))
+        document = Document("data.jsonl#1", "data.jsonl:1", "base", "", messages, **record)
+        return ChatRenderer(byte_level, config).render(document)
 
-    return locate
+    return rendered
+
+
+@pytest.fixture
+def replies(render):
+    """The text of each reply, given the same."""
+
+    def located(*args, **kwargs):
+        chat = render(*args, **kwargs)
+        return [chat.text[start:stop] for start, stop in chat.spans]
+
+    return located
 
 
 @pytest.mark.parametrize(
@@ -88,14 +103,16 @@ def test_template_that_refuses(replies):
         replies("{{ raise_exception('roles must alternate') }}", chat("q", "a"))
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m.content + '|' + messages[-1].content }}{% endfor %}",  # changes earlier turns
-        "{% for m in messages %}{{ m.content | upper }}{% endfor %}{{ messages | length }}:{{ messages[-1].content }}",
-        "{{ 'constant' }}",
-    ],
-)
-def test_template_that_is_not_prefix_consistent(replies, template):
-    with pytest.raises(UserError, match=r"data.jsonl:1: cannot locate .* message 1 .* not prefix-consistent"):
-        replies(template, chat("q", "a", "q", "b"))
+def test_a_template_that_leaves_out_the_reply_is_refused(replies):
+    with pytest.raises(UserError, match=r"data.jsonl:1: message 1: the chat template does not write this reply .*'a'"):
+        replies("{{ 'constant' }}", chat("q", "a", "q", "b"))
+
+
+def test_a_template_that_writes_one_message_into_another_turn_is_refused(replies):
+    pairs = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ 'Q ' + messages[loop.index0 - 1].content + ' A ' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'more:' }}{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"data.jsonl:1: message 1: cannot locate .* writes message 0 into it"):
+        replies(pairs, chat("question", "answer"))

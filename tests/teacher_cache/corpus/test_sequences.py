@@ -282,7 +282,7 @@ def test_over_long_chat_is_dropped(make_corpus):
 def test_chat_without_a_reply_left_is_too_short(make_corpus):
     corpus = make_corpus([chat(LONG, "reply"), chat("question only"), "text"], max_tokens=60)
     assert [sample.text for sample in corpus] == ["text"]
-    assert (corpus.counts.too_short, corpus.counts.truncated) == (2, 1)
+    assert (corpus.counts.too_short, corpus.counts.truncated, corpus.counts.no_reply) == (1, 1, 1)
 
 
 def test_chat_without_template(make_corpus, sentencepiece):
@@ -324,3 +324,58 @@ def test_slow_tokenizer_is_refused(make_corpus):
 
     with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is not a fast tokenizer"):
         make_corpus(["text"], tokenizer=Slow(name_or_path="somewhere"))
+
+
+@pytest.fixture
+def corpus_of(tmp_path):
+    """A corpus of JSON lines with these records."""
+
+    def make(records, tokenizer, **settings):
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return Corpus(CorpusConfig(sources=[SourceConfig(path=str(path))], **settings), tokenizer)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
+def test_of_a_prompt_and_its_completion_only_the_completion_counts(corpus_of, request, name):
+    tokenizer = request.getfixturevalue(name)
+    (sample,) = corpus_of([{"prompt": "for word in the dog:\n", "completion": "print(word)\n"}], tokenizer)
+    assert sample.text == "for word in the dog:\nprint(word)\n"
+    assert sample.input_ids.tolist() == tokenizer(sample.text)["input_ids"]
+    learned = np.flatnonzero(sample.loss_mask) + 1
+    spelt = [sample.text.encode()[sample.byte_start[i] : sample.byte_end[i]].decode() for i in learned]
+    assert "".join(spelt) == "print(word)\n"
+    assert learned[-1] == len(sample.input_ids) - 1  # the end of sequence, where there is one
+
+
+def test_a_token_that_is_partly_prompt_does_not_count(corpus_of, byte_level):
+    assert byte_level.tokenize("the fox jumps") == ["the", "Ġfox", "Ġjumps"]
+    (sample,) = corpus_of([{"prompt": "the ", "completion": "fox jumps"}], byte_level)
+    assert counted_text(sample, byte_level) == " jumps"
+
+
+def test_prompts_are_cleaned_apart_from_their_completions(corpus_of, byte_level):
+    (sample,) = corpus_of([{"prompt": "\ufeffq\r\n", "completion": "a b c\u200b"}], byte_level)
+    assert (sample.text, counted_text(sample, byte_level)) == ("q\na b c", "a b c")
+
+
+def test_an_over_long_completion_is_truncated_as_chats_are(corpus_of, byte_level):
+    records = [{"prompt": "the fox\n", "completion": LONG}]
+    corpus = corpus_of(records, byte_level, max_tokens=40)
+    (sample,) = corpus
+    assert sample.text.startswith("the fox\nthe quick")
+    assert corpus.counts.truncated == 1
+    with pytest.raises(UserError, match="1 dropped as over-long"):
+        list(corpus_of(records, byte_level, max_tokens=40, over_long_chat="drop"))
+
+
+def test_texts_that_differ_in_what_is_learned_are_no_duplicates(corpus_of, byte_level):
+    records = [{"prompt": "the", "completion": " fox jumps"}, {"prompt": "the fox", "completion": " jumps"}]
+    assert len(list(corpus_of([*records, records[0]], byte_level))) == 2
+
+
+def test_a_bad_record_stops_the_corpus(corpus_of, byte_level):
+    with pytest.raises(UserError, match=r"data\.jsonl:2: text is int 5"):
+        list(corpus_of([{"text": "one two"}, {"text": 5}], byte_level))

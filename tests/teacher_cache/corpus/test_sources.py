@@ -9,13 +9,23 @@ import zstandard
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
-from teacher_cache.corpus.sources import read_documents
+from teacher_cache.corpus.sources import BadRecord, read_documents
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
-def read(path, format="jsonl", **settings):
+def read_all(path, format="jsonl", **settings):
+    """Documents, and bad records as they are."""
     return list(read_documents(SourceConfig(path=str(path), format=format, **settings), "corpus.sources.0"))
+
+
+def read(path, format="jsonl", **settings):
+    """Documents; the first bad record is raised."""
+    items = read_all(path, format, **settings)
+    for item in items:
+        if isinstance(item, BadRecord):
+            raise item
+    return items
 
 
 def write(path, *lines):
@@ -66,9 +76,9 @@ def test_byte_order_mark_before_the_first_record(tmp_path):
         ("[" * 100_000, r"d\.jsonl:2: broken line"),
         ("[1, 2]", r"d\.jsonl:2: expected one JSON object, got list \[1, 2\]"),
         ("null", r"d\.jsonl:2: expected one JSON object, got NoneType"),
-        ('{"body": "x"}', r"d\.jsonl:2: the record has neither 'messages' nor 'text', only \['body'\]; .*sources\.0"),
+        ('{"body": "x"}', r"d\.jsonl:2: the record has the fields \['body'\], expected .* alpaca .*sources\.0"),
         ('{"text": 5}', r"d\.jsonl:2: text is int 5, expected a string"),
-        ('{"messages": "hi"}', r"d\.jsonl:2: messages is str 'hi', expected a list"),
+        ('{"messages": "hi"}', r"d\.jsonl:2: messages is str 'hi', which is not JSON"),
         ('{"messages": ["hi"]}', r"d\.jsonl:2: messages\[0\] is str 'hi', expected \{role, content\}"),
         ('{"messages": [{"role": "user"}]}', r"d\.jsonl:2: messages\[0\]\.content is NoneType None, expected a string"),
         ('{"messages": [{"role": 1, "content": "x"}]}', r"d\.jsonl:2: messages\[0\]\.role is int 1, expected a string"),
@@ -116,7 +126,7 @@ def test_parquet_errors_name_file_and_record(tmp_path):
     with pytest.raises(UserError, match=r"int\.parquet: record 1: text is int 1"):
         read(tmp_path / "int.parquet", "parquet")
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "body.parquet")
-    with pytest.raises(UserError, match=r"body\.parquet: record 1: the record has neither"):
+    with pytest.raises(UserError, match=r"body\.parquet: record 1: the record has the fields \['body'\]"):
         read(tmp_path / "body.parquet", "parquet")
     (tmp_path / "junk.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"junk\.parquet: not a readable Parquet file"):
@@ -172,7 +182,7 @@ def test_saved_hf_dataset(tmp_path):
     documents = read(tmp_path / "ds", "hf_dataset")
     assert [(document.source_id, document.messages) for document in documents] == [("ds#1", CHAT), ("ds#2", CHAT)]
     datasets.Dataset.from_list([{"body": "x"}]).save_to_disk(tmp_path / "other")
-    with pytest.raises(UserError, match=r"record 1: the record has neither 'messages' nor 'text', only \['body'\]"):
+    with pytest.raises(UserError, match=r"record 1: the record has the fields \['body'\]"):
         read(tmp_path / "other", "hf_dataset")
 
 

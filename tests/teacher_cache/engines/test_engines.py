@@ -49,8 +49,10 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It reads no more tokens than the longest of the sequences has."""
     folder = tmp_path_factory.mktemp("teacher")
-    return write_random_teacher(folder, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return write_random_teacher(folder, num_hidden_layers=3, max_position_embeddings=100, **heads)
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
@@ -234,6 +236,6 @@ def test_weights_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
 
 def test_sequences_longer_than_the_teacher_reads_are_refused(teacher: Path) -> None:
     config = make_config(teacher, "vllm")
-    corpus = config.corpus.model_copy(update={"max_tokens": 512})
-    with pytest.raises(UserError, match=r"corpus\.max_tokens: 512: the teacher has 512 positions"):
+    corpus = config.corpus.model_copy(update={"max_tokens": 101})
+    with pytest.raises(UserError, match=r"corpus\.max_tokens: 101: the teacher reads at most 100 tokens"):
         open_engine(config.model_copy(update={"corpus": corpus}))

@@ -47,7 +47,7 @@ def test_an_error_says_which_signal_of_which_sample(tmp_path) -> None:
     columns = Columns.of(batch)
     work = [Place(position, position, slice(0, n)) for position, n in enumerate([6, 9, 4])]
     codec = reader._logits_codec(0)
-    frames = [reader._frames(place, codec) for place in work]
+    frames = [reader._frames(reader._locate(place.sample), codec) for place in work]
     fill(columns, work, frames, codec.layout, 1000)
     tokens, logits = frames[1]
     for signal, pair in (("tokens", (cut(tokens), logits)), ("logits", (tokens, cut(logits)))):

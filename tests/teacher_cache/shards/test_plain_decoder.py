@@ -11,7 +11,7 @@ import pytest
 from schemas.cache_config import CacheConfig, CodecConfig, LogitsCapture
 from schemas.load import validate
 from support import plain_decoder
-from support.golden import GOLDEN
+from support.golden import BUNDLED, GOLDEN
 from support.models import write_random_teacher, write_text_corpus
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
@@ -118,8 +118,9 @@ def test_all_other_signals(tmp_path: Path, name: str) -> None:
     check_all_signals(tmp_path / "cache")
 
 
-def test_the_golden_cache() -> None:
-    check_all_signals(GOLDEN)
+@pytest.mark.parametrize("cache", [GOLDEN, BUNDLED], ids=["1.0", "1.1"])
+def test_the_golden_caches(cache: Path) -> None:
+    check_all_signals(cache)
 
 
 def test_it_imports_nothing_of_this_project() -> None:

@@ -11,7 +11,6 @@ from teacher_cache.signals.attention import (
     attention_rows,
     choose_heads,
     merge_ranks,
-    rows_of_weights,
     to_attention_sample,
 )
 
@@ -73,6 +72,10 @@ def test_no_row_at_all() -> None:
     sample = to_attention_sample(np.empty(0, np.int32), rows, 1)
     assert sample.weights.shape == sample.keys.shape == (0, 1, 3)
     assert sample.heads.tolist() == [0]
+
+
+def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> attention.AttentionRows:
+    return attention._join([attention._reduce(weights_HPS, n_keys)], 0, len(weights_HPS), n_keys)
 
 
 def weights_of_entropies() -> torch.Tensor:

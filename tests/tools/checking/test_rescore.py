@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
+from support.attention import write_special
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job
@@ -206,3 +207,20 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     shaped = run(main, ["verify", url, "--teacher", str(tmp_path / "wide")])
     assert shaped.exit_code == 1
     assert "2 layers of 32 channels; the cache's teacher has 384, 2 of 64" in shaped.stdout
+
+
+@pytest.mark.parametrize("kind", ["soft cap, Gemma 2", "sinks, gpt-oss"])
+def test_a_cache_whose_attention_lacked_a_feature_is_found(tmp_path: Path, kind: str) -> None:
+    write_special(tmp_path / "teacher-0", kind)
+    write_text_corpus(tmp_path / "corpus-0", documents=8)
+    teacher = str(tmp_path / "teacher-0")
+    assert rescore(cached(tmp_path, tmp_path / "right"), teacher, samples=8).problems == []
+    forward = engine.TransformersEngine._score_batch
+
+    def without_feature(self: Any, requests: list[Request]) -> Any:
+        self._model.config._attn_implementation = "sdpa"
+        return forward(self, requests)
+
+    with mock.patch.object(engine.TransformersEngine, "_score_batch", without_feature):
+        url = cached(tmp_path, tmp_path / "wrong")
+    assert rescore(url, teacher, samples=8).problems

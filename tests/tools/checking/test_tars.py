@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from schemas.errors import CorruptCacheError
 from schemas.manifest import MemberIndex
 from support.synthetic import file_entry
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.tar import checksum
+from teacher_cache.shards.tar import TarWriter, checksum
 from tools.checking import tars
 from tools.checking.tars import check_headers, check_tar
 
@@ -168,6 +169,44 @@ def test_offsets_that_overlap_are_refused(check: Check, tmp_path: Path) -> None:
     data, index = build()
     with pytest.raises(CorruptCacheError, match="sample c2 does not begin where"):
         check(tmp_path, data, index_of(data, [*index.offsets[:2], index.offsets[1], index.offsets[3]]))
+
+
+def bundled() -> tuple[bytes, MemberIndex]:
+    """Two bundles, of KEYS' first three samples and of the last."""
+    with tempfile.TemporaryDirectory() as folder:
+        with TarWriter(Path(folder) / "x", "logits", [3, 1]) as tar:
+            for key, payload in zip(KEYS, PAYLOADS, strict=True):
+                tar.add(key, payload or b"-")
+        return (Path(folder) / "x").read_bytes(), tar.index()
+
+
+@both_ways
+def test_bundles_are_fine(check: Check, tmp_path: Path) -> None:
+    check(tmp_path, *bundled())
+
+
+def moved(index: MemberIndex, field: str, row: int, by: int) -> MemberIndex:
+    values = list(getattr(index, field))
+    values[row] += by
+    return index.model_copy(update={field: values})
+
+
+@both_ways
+def test_bundles_whose_records_lie_elsewhere_than_the_index_says_are_refused(check: Check, tmp_path: Path) -> None:
+    data, index = bundled()
+    assert index.bundles is not None
+    forged = [moved(index, "offsets", 1, 1), moved(index, "sizes", 2, -1)]
+    swapped = index.model_copy(update={"offsets": [*index.offsets[1::-1], *index.offsets[2:]]})
+    for wrong in (*forged, swapped):
+        with pytest.raises(CorruptCacheError, match="bundle of sample a0 does not hold the records of the index"):
+            check(tmp_path, data, wrong)
+    fewer = index.bundles.model_copy(update={"samples": [2, 2]})
+    with pytest.raises(CorruptCacheError, match=r"another name|does not hold"):
+        check(tmp_path, data, index.model_copy(update={"bundles": fewer}))
+    place = index.bundles.offsets[1]
+    broken = data[:place] + b"x" + data[place + 1 :]
+    with pytest.raises(CorruptCacheError, match="bundle of sample d3: not a valid Arrow stream"):
+        check(tmp_path, broken, index.model_copy(update={"file": file_entry(broken)}))
 
 
 def test_another_file_is_named_by_its_checksum_first(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.losses.apc import apc_per_row, most_focused, row_entropies
+from teacher_cache.query_key import QueryKey
+from trainer.losses.apc import apc_of_sequence, apc_per_row, most_focused, row_entropies
 
 STEP = 1 / 65535  # of the cache's weights
 
@@ -219,3 +220,46 @@ def test_entropy_tells_focused_heads_apart_where_the_mean_cannot() -> None:
 def test_equal_heads_keep_their_order() -> None:
     chosen = most_focused(torch.ones(3, 8), torch.tensor([0, 1, 1], dtype=torch.int32), 2, 5)
     assert chosen.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def qk(n_keys: int, rows: list[int], heads: int, groups: int, seed: int, dtype: torch.dtype = torch.float64):
+    """Recorded q and k of one sequence, and the stored rows of another model: two heads, five keys."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(1, n, n_keys, 8, generator=generator, dtype=dtype) * 2 for n in (heads, groups))
+    position = torch.tensor(rows)
+    keys = torch.stack([torch.randperm(row + 1, generator=generator)[:5] for row in rows])[:, None].expand(-1, 2, -1)
+    weights = torch.rand(len(rows), 2, 5, generator=generator, dtype=dtype) / 5
+    return QueryKey(query.requires_grad_(), key.requires_grad_(), 0.4, None), position, weights, keys
+
+
+def plain_apc(attention: QueryKey, position, weights, keys, heads: list[int] | None) -> torch.Tensor:
+    """The whole [H, L, L] array in float64, then the rows, then the heads."""
+    query, key = (part[0].double() for part in attention[:2])
+    scores = query @ key.repeat_interleave(len(query) // len(key), dim=0).mT * attention.scaling
+    if attention.softcap is not None:
+        scores = attention.softcap * torch.tanh(scores / attention.softcap)
+    later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+    log_probs = scores.masked_fill(later, -torch.inf).log_softmax(-1)[:, position].transpose(0, 1)
+    if heads is None:
+        entropy = row_entropies(log_probs.detach()).mean(dim=0)
+        heads = sorted(range(len(query)), key=lambda h: entropy[h].item())[: weights.shape[1]]
+    return apc_per_row(weights.double(), keys, log_probs[:, heads]).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+@pytest.mark.parametrize("heads", [None, [3, 0]])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_of_a_sequence_equals_the_plain_computation(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, heads: list[int] | None, softcap: float | None
+) -> None:
+    monkeypatch.setattr("trainer.losses.apc.CHUNK_WEIGHTS", chunk)
+    attention, *rows = qk(20, [4, 9, 10, 19], heads=4, groups=2, seed=0, dtype=torch.float32)
+    attention = attention._replace(softcap=softcap)
+    wanted = plain_apc(attention, *rows, heads)
+    query, key = attention.query_RHLD[0].transpose(0, 1), attention.key_RGLD[0]
+    found = apc_of_sequence(attention, query[rows[0]], key, *rows, heads)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(value, attention[:2]) for value in (found, wanted)]
+    for one, other in zip(*gradients, strict=True):
+        assert other.abs().max() > 0.01
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,93 @@
+"""``python -m benchmarks.chat_templates FOLDER``: chat templates × shapes of chat, which are masked right.
+
+FOLDER holds templates as ``*.jinja``. Each cell is a chat that goes through the corpus, one byte a token, and is then
+judged by ``benchmarks.chat_oracle``. Prints the table, writes it as JSON, and exits with status 3 when a cell is wrong.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.chat_oracle import REFUSED, RIGHT, WRONG, Answer, Judge, Verdict
+from benchmarks.chat_shapes import SHAPES, Shape
+from benchmarks.results import BAR_MISSED
+from schemas.cache_config import CorpusConfig, SourceConfig
+from schemas.errors import UserError
+from teacher_cache.corpus import Corpus
+
+SIGNS = {RIGHT: ".", REFUSED: "r", WRONG: "W"}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file; default: none is written.")
+def main(folder: Path, output: Path | None) -> None:
+    """Judge every template of FOLDER in every shape of chat."""
+    logging.disable(logging.WARNING)
+    table = {path.stem: judge_template(path.read_text()) for path in sorted(folder.glob("*.jinja"))}
+    totals = Counter(verdict.kind for row in table.values() for verdict in row.values())
+    _print(table)
+    print(f"{len(table)} templates × {len(SHAPES)} shapes = {totals.total()} cells: {dict(totals)}")
+    if output is not None:
+        cells = {name: {shape: [v.kind, v.why] for shape, v in row.items()} for name, row in table.items()}
+        output.write_text(json.dumps({"totals": totals, "templates": cells}, indent=1) + "\n")
+    sys.exit(BAR_MISSED if totals[WRONG] else 0)
+
+
+def judge_template(source: str) -> dict[str, Verdict]:
+    """The verdict on each shape of chat."""
+    tokenizer = byte_tokenizer(source)
+    return {shape.name: Judge(tokenizer, shape).judge(answer(tokenizer, shape)) for shape in SHAPES}
+
+
+def answer(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Answer:
+    """What the corpus makes of a chat."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chat.jsonl"
+        path.write_text(json.dumps({"messages": shape.messages, **shape.record}))
+        source = SourceConfig(path=str(path), format="jsonl")
+        corpus = Corpus(CorpusConfig(sources=[source], max_tokens=1 << 20), tokenizer)
+        try:
+            (sample,) = corpus
+        except UserError as error:
+            return Answer(refusal=str(error).removeprefix(f"{path}:1: "))
+    mask = np.zeros(len(sample.text.encode()), dtype=bool)
+    for t in np.flatnonzero(sample.loss_mask) + 1:  # the token that a row predicts
+        mask[sample.byte_start[t] : sample.byte_end[t]] = True
+    return Answer(sample.text, mask, corpus.counts.cut_replies)
+
+
+def byte_tokenizer(source: str) -> Any:
+    """A tokenizer with a token for each byte, and ``source`` as its chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.chat_template = source
+    return tokenizer
+
+
+def _print(table: dict[str, dict[str, Verdict]]) -> None:
+    for number, shape in enumerate(SHAPES, start=1):
+        print(f"{number:3d} {shape.name}")
+    print(". right   r refused   W wrong")
+    for name, row in table.items():
+        print(f"{name:45.45} {' '.join(SIGNS[verdict.kind] for verdict in row.values())}")
+        for shape, verdict in row.items():
+            if verdict.kind == WRONG:
+                print(f"    {shape}: {verdict.why}")
+
+
+if __name__ == "__main__":
+    main()

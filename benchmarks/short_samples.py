@@ -1,0 +1,183 @@
+"""What do short samples cost: 200,000 of about 15 tokens, planned, stored, and decoded in random order?
+
+The corpus is real text: consecutive words of the standard library's modules, a line a sample. Planning is measured in
+processor time, whatever thread it is spent in. Rows are the real teacher's, taken from the shared cache of long
+samples: a sample gets as many consecutive rows as it has tokens, so that what is stored compresses as real rows do,
+and the cost of making the rows anew is saved. (They are not the rows of that text; nothing here looks at that.)
+
+Overhead is every byte of the cache, but for the code table, that is no compressed content: tar headers, Arrow
+messages, padding, indexes. The same samples with a member each (format 1.0) are measured beside it.
+"""
+
+import itertools
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, shared_cache
+from benchmarks.corpus import standard_library
+from benchmarks.real_teacher import make_teacher
+from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from schemas.manifest import Manifest
+from teacher_cache.codec.sections import payload_frame
+from teacher_cache.codec.tokens import record_frames
+from teacher_cache.plan import load_or_make_plan, read_unit
+from teacher_cache.records import Captured, LogitsSample, TokenSample
+from teacher_cache.shards.marks import assemble, write_manifest
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+from teacher_cache.writing import UnitWriter
+
+SAMPLES, WORDS = 200_000, 7  # seven words of code and prose are about 15 tokens
+SAMPLES_APART = 20_000  # of the cache of format 1.0
+BATCH, ROUNDS = 256, 5
+MIN_PLANNED, MAX_OVERHEAD, MIN_DECODED = 20_000, 40, 0.5
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    folder = FOLDER / "short"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    source = CacheReader(str(shared_cache()[0]))
+    pool = [source.read_logits(position) for position in range(len(source))]
+    plan, seconds = planned(folder, "bundles", SAMPLES, bundle=True)
+    fill(folder / "bundles", plan, pool)
+    apart, _ = planned(folder, "apart", SAMPLES_APART, bundle=False)
+    fill(folder / "apart", apart, pool)
+    reader = CacheReader(str(folder / "bundles"))
+    tokens = int(reader.num_tokens.sum())
+    bundled, single = accounts(folder / "bundles"), accounts(folder / "apart")
+    long = sum(source.manifest.totals.bytes_per_token().values())
+    speeds = [decoded(reader) for _ in range(ROUNDS)]
+    rows = [
+        at_least("planned, a second of processor time", len(reader) / seconds, "samples", MIN_PLANNED),
+        at_most("overhead: all that is not compressed content", bundled["overhead"], "B/token", MAX_OVERHEAD),
+        Row("… with a member a sample (format 1.0)", single["overhead"], "B/token"),
+        Row("all of it", bundled["all"], "B/token"),
+        Row("… with a member a sample (format 1.0)", single["all"], "B/token"),
+        Row("… of samples of 2,048 tokens", long, "B/token"),
+        at_least("decoded in random order", max(speeds), "M tok/s", MIN_DECODED),
+        Row("tokens of a sample, on average", tokens / len(reader), "tokens"),
+    ]
+    raw = {
+        "samples": len(reader),
+        "tokens": tokens,
+        "plan_cpu_seconds": seconds,
+        "bundled": bundled,
+        "single": single,
+        "million_tokens_per_second": speeds,
+        "batch": BATCH,
+        "k": K,
+    }
+    title = f"Short samples: {len(reader):,} of {tokens / len(reader):.1f} tokens, K = {K}"
+    write_results("short_samples", title, rows, raw)
+    return exit_status(rows)
+
+
+def planned(folder: Path, name: str, samples: int, bundle: bool) -> tuple[Manifest, float]:
+    """The plan of so many samples, and the processor time it took."""
+    corpus = folder / f"{name}.jsonl"
+    with corpus.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in itertools.islice(texts(), samples))
+    config = as_config(
+        {
+            "teacher": {"path": str(make_teacher()), "dtype": "float32"},
+            "corpus": {"sources": [{"path": str(corpus), "format": "jsonl"}]},
+            "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+            "output": {"path": str(folder / name), "bundle_short_samples": bundle},
+        }
+    )
+    before = processor_seconds()
+    plan = load_or_make_plan(config, Storage(config.output.path))
+    return plan, processor_seconds() - before
+
+
+def texts() -> Iterator[str]:
+    """Different pieces of text of ``WORDS`` words."""
+    seen: set[str] = set()
+    for path in standard_library():
+        words = path.read_text(encoding="utf-8", errors="ignore").split()
+        for first in range(0, len(words) - WORDS, WORDS):
+            text = " ".join(words[first : first + WORDS])
+            if len(text) < 100 and text not in seen:
+                seen.add(text)
+                yield text
+
+
+def processor_seconds() -> float:
+    """Of this process, all threads."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def fill(folder: Path, plan: Manifest, pool: Sequence[LogitsSample]) -> None:
+    """Commit every unit of a plan, with rows of the pool."""
+    storage, rng = Storage(str(folder)), np.random.default_rng(0)
+    with UnitWriter(storage, plan, "", lambda *_: None) as writer:
+        for unit in plan.units:
+            samples, index = read_unit(storage, unit, plan.teacher.vocab_size)
+            writer.begin(unit, index)
+            writer.add(samples, [Captured(rows_for(sample, pool, rng)) for sample in samples])
+            writer.commit()
+    write_manifest(storage, assemble(storage, plan))
+
+
+def rows_for(sample: TokenSample, pool: Sequence[LogitsSample], rng: np.random.Generator) -> LogitsSample:
+    """Rows of the pool, consecutive ones, for the rows of a sample that count."""
+    n = len(sample.input_ids)
+    rows = pool[int(rng.integers(len(pool)))]
+    first = int(rng.integers(len(rows.positions) - n))
+    part = slice(first, first + n - 1)
+    return LogitsSample(
+        num_tokens=n,
+        positions=np.arange(n - 1, dtype=np.int32),
+        counts=rows.counts[part],
+        ids=rows.ids[part],
+        logprobs=rows.logprobs[part],
+        next_logprob=rows.next_logprob[part],
+        log_partition=rows.log_partition[part],
+    )
+
+
+def accounts(folder: Path) -> dict[str, float]:
+    """Bytes a token of all files but the code table, and of those that are no compressed content."""
+    reader = CacheReader(str(folder))
+    tokens = int(reader.num_tokens.sum())
+    total = sum(path.stat().st_size for path in folder.glob("shard-*"))
+    some = np.random.default_rng(0).permutation(len(reader))[:2000].tolist()
+    content = sum(content_bytes(reader, position) for position in some) * len(reader) / len(some)
+    return {"all": total / tokens, "overhead": (total - content) / tokens}
+
+
+def content_bytes(reader: CacheReader, position: int) -> int:
+    """Of the frames of a sample, and of the names in its tokens."""
+    payload = reader.payload(position, "tokens")
+    if reader.index(0).signals["tokens"].bundles is not None:
+        tokens = sum(map(len, record_frames(payload)))
+    else:
+        from teacher_cache.codec.tokens import _READER
+
+        row = _READER.read(payload)
+        tokens = sum(len(row.binary(name)) for name in ("frame", "text_frame", "source_id", "layer", "key"))
+    return tokens + len(payload_frame(reader.payload(position, "logits")))
+
+
+def decoded(reader: CacheReader) -> float:
+    """Million tokens a second, every sample once, in random order."""
+    order = np.random.default_rng(0).permutation(len(reader))
+    batches = [order[start : start + BATCH].tolist() for start in range(0, len(order), BATCH)]
+    started = time.perf_counter()
+    for _ in reader.read_batches([[position] for position in batch] for batch in batches):
+        pass
+    return int(reader.num_tokens.sum()) / (time.perf_counter() - started) / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

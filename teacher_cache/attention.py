@@ -1,0 +1,58 @@
+"""Which attention implementation of transformers computes what a model's configuration says.
+
+A kernel that lacks a feature leaves it out without a word: SDPA does so with soft caps of the scores (Gemma 2,
+VaultGemma), SDPA and Flash Attention 2 with attention sinks (gpt-oss, Granite SWA, MiMo). Model classes declare what
+they cannot do at all; the soft cap they do not declare. Found by running every causal language model of transformers
+5.19 with eager attention and with SDPA.
+"""
+
+from typing import Any
+
+from schemas.errors import UserError
+
+EAGER, SDPA, FLASH = "eager", "sdpa", "flash_attention_2"
+SOFT_CAP = "attn_logit_softcapping"
+
+
+def exact_attention(config: Any) -> str | None:
+    """The fastest implementation, of those that need nothing installed, that drops nothing of ``config``.
+
+    None: transformers' own choice, for model classes that it does not know (remote code).
+    """
+    if not missing_in(config, SDPA):
+        return None if _model_class(config) is None else SDPA
+    return EAGER
+
+
+def check_attention(config: Any, implementation: str, key: str) -> None:
+    """Raise UserError, naming the setting ``key``, if ``implementation`` leaves out something that ``config`` has."""
+    if missing := missing_in(config, implementation):
+        fit = [name for name in (EAGER, SDPA, FLASH) if not missing_in(config, name)]
+        raise UserError(
+            f"{key}: {implementation}: leaves out {missing} of a {config.model_type} model; set it to "
+            f"{' or '.join(fit)}, or leave it out"
+        )
+
+
+def missing_in(config: Any, implementation: str) -> str | None:
+    """What of the model ``implementation`` would leave out or cannot run, in words; None if nothing."""
+    if implementation == EAGER:
+        return None
+    cap = getattr(config.get_text_config(), SOFT_CAP, None)
+    if implementation == SDPA and cap is not None:
+        return f"the soft cap of attention scores ({SOFT_CAP} {cap:g})"
+    model_class = _model_class(config)
+    if model_class is None:
+        return None
+    if implementation == SDPA:
+        return None if model_class._supports_sdpa else "attention as the model class defines it (sinks, biases, …)"
+    fit = model_class._compatible_flash_implementations  # None: all
+    if not model_class._supports_flash_attn or (fit is not None and implementation not in fit):
+        return "attention as the model class defines it (sinks, biases, …)"
+    return None
+
+
+def _model_class(config: Any) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)

@@ -1,0 +1,136 @@
+"""The ``tokens`` signal of short sequences as records of a bundle (see ``bundles`` and, for their content, ``tokens``).
+
+The contents of many records are laid out in one compiled pass; what is left to do for each is compressing it twice.
+"""
+
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import zstandard
+
+from schemas.arrow import TOKENS_SCHEMA
+from teacher_cache.codec.compiled import compiled
+from teacher_cache.codec.message import RowReader
+from teacher_cache.codec.planes import MOST_BYTES
+from teacher_cache.codec.sections import SIZE_BYTES, Sections
+from teacher_cache.codec.tokens import (
+    ID_BYTES,
+    LEVEL,
+    MAX_TOKEN_BYTES,
+    N_SECTIONS,
+    SLACK_BYTES,
+    SPAN_BYTES,
+    STRINGS,
+    TEXT_SECTIONS,
+    check_text,
+)
+from teacher_cache.records import TokenSample
+
+_READER = RowReader(TOKENS_SCHEMA)
+_THREAD = threading.local()
+
+
+def encode_records(samples: Sequence[TokenSample]) -> Iterator[bytes]:
+    """The records of short sequences, in order. Raises UserError as ``encode_tokens``."""
+    texts = [sample.text.encode() for sample in samples]
+    strings = [[getattr(sample, name).encode() for name in STRINGS] for sample in samples]
+    lengths_M = np.array([len(sample.input_ids) for sample in samples], np.int64)
+    text_M = np.array([len(text) for text in texts], np.int64)
+    for i in np.flatnonzero(text_M > SLACK_BYTES + MAX_TOKEN_BYTES * lengths_M).tolist():
+        check_text(samples[i], len(texts[i]))
+    content, starts_M3 = _record_contents(
+        np.concatenate([sample.input_ids for sample in samples]),
+        np.concatenate([sample.loss_mask for sample in samples]),
+        np.concatenate([sample.byte_start for sample in samples]),
+        np.concatenate([sample.byte_end for sample in samples]),
+        lengths_M,
+        text_M,
+        np.array([[len(string) for string in each] for each in strings], np.int64),
+    )
+    compress, view = _compressor().compress, memoryview(content)
+    for text, each, (frame, text_frame, end) in zip(texts, strings, starts_M3.tolist(), strict=True):
+        first = compress(view[frame:text_frame])
+        yield b"".join((struct.pack("<I", len(first)), first, compress(b"".join((view[text_frame:end], text, *each)))))
+
+
+def to_record(payload: bytes) -> bytes:
+    """A member's payload as a record. Raises CorruptCacheError."""
+    row = _READER.read(payload)
+    sections = Sections(row.binary("text_frame"), TEXT_SECTIONS, MOST_BYTES)
+    strings = [row.binary(name) for name in STRINGS]
+    sizes = np.diff(sections.starts).tolist() + [len(string) for string in strings]
+    content = [struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings]
+    frame = row.binary("frame")
+    return b"".join((struct.pack("<I", len(frame)), frame, _compressor().compress(b"".join(content))))
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's own: making one costs more than compressing a record."""
+    if not hasattr(_THREAD, "compressor"):
+        _THREAD.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
+    return _THREAD.compressor
+
+
+@compiled
+def _record_contents(
+    ids_N: np.ndarray,
+    loss_mask_N: np.ndarray,
+    byte_start_N: np.ndarray,
+    byte_end_N: np.ndarray,
+    lengths_M: np.ndarray,
+    text_M: np.ndarray,
+    strings_M3: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What both frames of M records hold, uint8, but for the text and the strings, which end the second.
+
+    Returns also where each frame begins and the second one breaks off, int64 [M, 3].
+    """
+    n_samples = len(lengths_M)
+    starts_M3 = np.empty((n_samples, 3), np.int64)
+    header, text_header = SIZE_BYTES * N_SECTIONS, SIZE_BYTES * (TEXT_SECTIONS + 3)
+    content = np.zeros(n_samples * (header + text_header + 1) + len(ids_N) * (ID_BYTES + 1 + 2 * SPAN_BYTES), np.uint8)
+    at = first = 0
+    for i in range(n_samples):
+        n = lengths_M[i]
+        starts_M3[i, 0] = at
+        planes, bits = at + header, at + header + ID_BYTES * n
+        n_bits = 0
+        before = np.int64(0)
+        for s in range(n):
+            if loss_mask_N[first + s]:
+                n_bits = s + 1
+        mask_bytes = (n_bits + 7) // 8
+        gaps = bits + mask_bytes + text_header
+        lengths = gaps + SPAN_BYTES * n
+        for s in range(n):
+            token = ids_N[first + s]
+            for plane in range(ID_BYTES):
+                content[planes + plane * n + s] = (token >> (8 * plane)) & 255
+            if loss_mask_N[first + s]:
+                content[bits + (s >> 3)] |= 1 << (s & 7)
+            start, end = np.int64(byte_start_N[first + s]), np.int64(byte_end_N[first + s])
+            for plane in range(SPAN_BYTES):
+                content[gaps + plane * n + s] = ((start - before) >> (8 * plane)) & 255
+                content[lengths + plane * n + s] = ((end - start) >> (8 * plane)) & 255
+            before = end
+        _put_size(content, at, ID_BYTES * n)
+        _put_size(content, at + SIZE_BYTES, mask_bytes)
+        at = bits + mask_bytes
+        starts_M3[i, 1] = at
+        _put_size(content, at, SPAN_BYTES * n)
+        _put_size(content, at + SIZE_BYTES, SPAN_BYTES * n)
+        _put_size(content, at + 2 * SIZE_BYTES, text_M[i])
+        for string in range(3):
+            _put_size(content, at + (TEXT_SECTIONS + string) * SIZE_BYTES, strings_M3[i, string])
+        at = lengths + SPAN_BYTES * n
+        starts_M3[i, 2] = at
+        first += n
+    return content, starts_M3
+
+
+@compiled
+def _put_size(content: np.ndarray, at: int, size: int) -> None:
+    for byte in range(SIZE_BYTES):
+        content[at + byte] = (size >> (8 * byte)) & 255

@@ -1,0 +1,51 @@
+"""From the character spans of replies to a mask over tokens."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from teacher_cache.corpus.template import Span
+from teacher_cache.corpus.tokens import TokenSpans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ReplyMask:
+    """Says which tokens of a chat belong to its replies: those whose bytes overlap one.
+
+    Special tokens may take in the white space around them, which may be a reply's: that does not make them a part of
+    it.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        added = tokenizer.added_tokens_decoder.items()
+        self._stripping = np.array([index for index, token in added if token.lstrip or token.rstrip], dtype=np.uint32)
+
+    def __call__(self, spans: TokenSpans, replies: list[Span]) -> np.ndarray:
+        """bool [S], given the spans of replies in bytes."""
+        start, end = self._without_blanks(spans)
+        inside = np.zeros(len(start), dtype=bool)
+        for first, last in replies:
+            inside |= (start < last) & (end > first)
+        return inside
+
+    def _without_blanks(self, spans: TokenSpans) -> tuple[np.ndarray, np.ndarray]:
+        start, end = spans.start.copy(), spans.end.copy()
+        for t in np.flatnonzero(np.isin(spans.ids, self._stripping)):
+            text = spans.data[start[t] : end[t]].decode("utf-8", "replace")
+            end[t] -= len(text.encode()) - len(text.rstrip().encode())
+            start[t] += len(text.encode()) - len(text.lstrip().encode())
+        return start, end
+
+
+def in_bytes(text: str, spans: list[Span]) -> list[Span]:
+    """Character spans of ``text``, rising, as spans of its UTF-8."""
+    found = []
+    at = length = 0
+    for start, stop in spans:
+        length += len(text[at:start].encode("utf-8"))
+        size = len(text[start:stop].encode("utf-8"))
+        found.append((length, length + size))
+        at, length = stop, length + size
+    return found

@@ -1,0 +1,102 @@
+"""Chat messages as people write them down, and the forms in which templates want them.
+
+Templates differ where records do not say: a message that only calls tools has empty content or null, content is a
+string or a list of parts, arguments of a call are an object or its JSON. So the same chat is offered in several forms,
+the usual one first.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from teacher_cache.corpus.documents import BadRecord
+
+Message = dict[str, Any]
+TRAINING_KEYS = ("weight", "train")  # for us, not for the template
+SAID = ("content", "reasoning_content", "reasoning", "thinking")
+
+
+def trained(messages: Sequence[Mapping[str, Any]], roles: Sequence[str], where: str) -> list[int]:
+    """The numbers of the messages to train on: of ``roles``, unless ``weight`` or ``train`` of the message decide.
+
+    ``train`` decides for any role; ``weight: 0`` leaves a message out. Raises BadRecord for other values.
+    """
+    chosen = []
+    for number, message in enumerate(messages):
+        train, weight = message.get("train"), message.get("weight")
+        if weight not in (None, 0, 1):
+            raise BadRecord(
+                f"{where}: message {number}: weight is {weight!r}, expected 0 or 1: a reply counts or it does not"
+            )
+        if train not in (None, 0, 1):
+            raise BadRecord(f"{where}: message {number}: train is {train!r}, expected true or false")
+        counts = message["role"] in roles if train is None else bool(train)
+        if counts and weight != 0:
+            chosen.append(number)
+    return chosen
+
+
+def is_blank(message: Mapping[str, Any]) -> bool:
+    """Neither text nor a tool call."""
+    return not message.get("tool_calls") and not any(text.strip() for _, text in texts(message))
+
+
+def texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a message says, by key: its content (a string, or parts of text) and its reasoning."""
+    for key in SAID:
+        value = message.get(key)
+        for text in [part["text"] for part in value] if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                yield key, text
+
+
+def without_training_keys(message: Mapping[str, Any]) -> Message:
+    """The message as the template gets it: without our keys, without an empty list of tool calls, content not null."""
+    kept = {key: value for key, value in message.items() if key not in TRAINING_KEYS}
+    if not kept.get("tool_calls", True):
+        del kept["tool_calls"]
+    if kept.get("content") is None:
+        kept["content"] = ""
+    if calls := kept.get("tool_calls"):
+        kept["tool_calls"] = [_with_arguments(call, lambda given: given) for call in calls]
+    return kept
+
+
+def as_parts(message: Message) -> Message:
+    """The message with its content as a list of parts."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """The same chat in the forms in which templates want tool calls, the usual one first."""
+    yield messages
+    if not any(message.get("tool_calls") for message in messages):
+        return
+    silent = [_silent_call(message) for message in messages]
+    yield silent
+    for form in (messages, silent):
+        yield [_map_calls(message, _as_json) for message in form]
+
+
+def arguments(call: Mapping[str, Any]) -> Any:
+    """The arguments of a tool call; an empty object where there are none."""
+    return call["function"].get("arguments") or {}
+
+
+def _silent_call(message: Message) -> Message:
+    """Null where a message calls tools and says nothing: some templates look for that."""
+    return {**message, "content": None} if message.get("tool_calls") and not message["content"] else message
+
+
+def _map_calls(message: Message, form: Callable[[Any], Any]) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_with_arguments(call, form) for call in message["tool_calls"]]}
+
+
+def _with_arguments(call: Mapping[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "arguments": form(arguments(call))}}
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,43 @@
+"""JSON lines: one JSON object a line. A broken line is one bad record; the next line is read."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+
+from teacher_cache.corpus.documents import BadRecord, Record, brief
+from teacher_cache.corpus.expand import Unreadable
+from teacher_cache.corpus.parts import MOST_BYTES, Part
+
+
+def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
+    """The objects of a file, numbered by their lines; blank lines are skipped."""
+    name, path = part.name, part.path
+    for number, line in enumerate(iter(partial(part.stream.readline, MOST_BYTES), b""), start=1):
+        try:
+            fields = json.loads(str(line, "utf-8"))
+        except (ValueError, RecursionError) as error:
+            if not line.strip():
+                continue
+            if len(line) == MOST_BYTES:
+                raise Unreadable(f"line {number} is longer than {MOST_BYTES} bytes; not read further") from None
+            if line.startswith(b"\xef\xbb\xbf"):  # files put together, each with its byte order mark
+                yield from _renumbered(line[3:], number, part)
+            else:
+                yield BadRecord(f"{path}:{number}: broken line, expected one JSON object in UTF-8: {error}")
+            continue
+        if type(fields) is dict:
+            yield f"{name}#{number}", f"{path}:{number}", fields
+        else:
+            hint = "; a file of JSON arrays is `format: json`" if isinstance(fields, list) else ""
+            yield BadRecord(f"{path}:{number}: expected one JSON object, got {brief(fields)}{hint}")
+
+
+def _renumbered(line: bytes, number: int, part: Part) -> Iterator[Record | BadRecord]:
+    try:
+        fields = json.loads(str(line, "utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"got {brief(fields)}")
+    except (ValueError, RecursionError) as error:
+        yield BadRecord(f"{part.path}:{number}: broken line, expected one JSON object in UTF-8: {error}")
+        return
+    yield f"{part.name}#{number}", f"{part.path}:{number}", fields

@@ -1,0 +1,167 @@
+"""Where a reply stands in a rendered chat: from the end of the generation prompt to the end of its end-of-turn text.
+
+Which text is written for a message the template itself says (``template.py``). Where the generation prompt ends is
+found by rendering the chat up to the reply with it. What closes a turn may be written later, with the next message or
+after the whole chat: that is found by rendering the chat up to and with the reply. White space after the end-of-turn
+text is the template's and does not count.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from teacher_cache.corpus.message_forms import Message, texts
+from teacher_cache.corpus.template import GENERATION, ChatTemplate, Rendered, Span
+
+PROBE = "\U00100000"  # private use: no template gives it a meaning
+_ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)  # markup is shared whole or not at all
+
+
+class Turns:
+    """One rendered chat, and where its turns are. Making it raises what the template raises."""
+
+    def __init__(self, template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any]) -> None:
+        self._template = template
+        self.messages = messages
+        self._variables = variables
+        self.rendered = template.render(messages, **variables) or self._by_prefixes()
+
+    @property
+    def text(self) -> str:
+        """The chat."""
+        return self.rendered.text
+
+    def written(self, number: int) -> str:
+        """All that is written for a message."""
+        return "".join(self.text[start:stop] for start, stop in self.rendered.owned.get(number, []))
+
+    def spans(self, number: int, prompted: bool) -> list[Span]:
+        """The character spans of what message ``number`` says; ``prompted``: after a generation prompt."""
+        owned = self.rendered.owned.get(number, [])
+        if not owned:
+            return []
+        is_last = number == len(self.messages) - 1
+        after = [(owned[-1][1], len(self.text))] if is_last else []
+        if marked := _common([*owned, *after], self.rendered.generated):
+            return marked
+        begin = owned[0][0]
+        start = self._prompt_end(number, owned) if prompted else None
+        if start is None:
+            start = begin + self._header_length(number, begin)
+        stop = self._turn_end(number, owned[-1][1], header=self.text[begin:start])
+        spans = _common([*owned, (owned[-1][1], stop)], [(start, stop)])
+        if spans:
+            first, _ = spans[-1]
+            spans[-1] = first, self._without_blanks(number, first, stop)
+        return [span for span in spans if span[0] < span[1]]
+
+    def _prompt_end(self, number: int, owned: list[Span]) -> int | None:
+        """Where the generation prompt of a reply ends; None where the template has none."""
+        if GENERATION not in self._template.names:
+            return None
+        begin, end = owned[0][0], owned[-1][1]
+        prompt = self._render(self.messages[:number], **{GENERATION: True})
+        prompt = prompt or self._render([{"role": "user", "content": PROBE}], **{GENERATION: True})
+        asked = "" if prompt is None else prompt.text[prompt.prompt :]
+        if prompt is None or not asked.strip():
+            return None
+        if self.text.startswith(prompt.text):
+            return max(begin, len(prompt.text))
+        shared, whole = _shared(asked, self.text[begin:end])
+        if not whole:  # of a prompt that begins the reply as well (`<think>`) the header only
+            shared = min(shared, _shared(asked, self._plain_turn(number) or asked)[0])
+        return begin + shared
+
+    def _plain_turn(self, number: int) -> str:
+        """What is written for a reply without reasoning that is not the last turn."""
+        reply = {"role": self.messages[number]["role"], "content": PROBE}
+        rendered = self._render([*self.messages[:number], reply, {"role": "user", "content": PROBE}])
+        return "" if rendered is None else "".join(rendered.text[a:b] for a, b in rendered.owned.get(number, []))
+
+    def _header_length(self, number: int, begin: int) -> int:
+        """How much is written for a message before its content; nothing, if that is white space."""
+        probed = [*self.messages]
+        probed[number] = {"role": probed[number]["role"], "content": PROBE}
+        rendered = self._render(probed)
+        if rendered is None or number not in rendered.owned:
+            return 0
+        start, stop = rendered.owned[number][0]
+        header, found, _ = rendered.text[start:stop].partition(PROBE)
+        return len(header) if found and header.strip() and self.text.startswith(header, begin) else 0
+
+    def _turn_end(self, number: int, end: int, header: str) -> int:
+        """Where the turn ends whose message's text ends at ``end``."""
+        if number == len(self.messages) - 1:
+            rendered: Rendered | None = self.rendered
+        else:
+            rendered = self._render(self.messages[: number + 1])
+        if rendered is None:
+            return end
+        closing = rendered.text[rendered.end() :].rstrip()
+        if not self.text.startswith(closing, end):
+            return end
+        is_header = closing.strip() and header.strip().startswith(closing.strip())
+        if is_header and not self._closes(number, closing):  # some templates write a header after every chat
+            return end
+        return end + len(closing)
+
+    def _closes(self, number: int, closing: str) -> bool:
+        """Whether ``closing`` is written after a turn whatever comes next."""
+        followed = self._render([*self.messages[: number + 1], {"role": "user", "content": PROBE}])
+        if followed is None or number not in followed.owned:
+            return False
+        return followed.text.startswith(closing, followed.owned[number][-1][1])
+
+    def _without_blanks(self, number: int, start: int, stop: int) -> int:
+        """The end of a turn without the white space after it, unless that is the reply's own."""
+        said = [text for _, text in texts(self.messages[number]) if text.strip()]
+        ends = [at + len(text) for text in said if (at := self.text.rfind(text, start, stop)) >= 0]
+        return max([start + len(self.text[start:stop].rstrip()), *ends])
+
+    def _render(self, messages: list[Message], **variables: Any) -> Rendered | None:
+        """Another chat in the same manner; None where the template refuses it."""
+        try:
+            return self._template.render(messages, **{**self._variables, **variables})
+        except Exception:  # a template is a program: it may fail in any way
+            return None
+
+    def _by_prefixes(self) -> Rendered:
+        """Places of messages from renderings of the chat's beginnings, as far as each begins the next."""
+        text = self._template.text(self.messages, **self._variables)
+        owned: dict[int, list[Span]] = {}
+        end = 0
+        for number in range(len(self.messages)):
+            try:
+                part = self._template.text(self.messages[: number + 1], **self._variables)
+            except Exception:  # as above
+                break
+            if not text.startswith(part):
+                break
+            owned[number] = [(end, len(part))]
+            end = len(part)
+        return Rendered(text, owned, [], end)
+
+
+def _shared(prompt: str, text: str) -> tuple[int, bool]:
+    """How many characters ``text`` begins with of ``prompt``, and whether that is all of it; blanks may differ."""
+    length = 0
+    for atom in _ATOM.findall(prompt):
+        if text.startswith(atom, length):
+            length += len(atom)
+        elif not atom.isspace():
+            indented = length + len(text[length:]) - len(text[length:].lstrip())
+            if not text.startswith(atom, indented):
+                return length, False
+            length = indented + len(atom)
+    return length, True
+
+
+def _common(spans: list[Span], others: list[Span]) -> list[Span]:
+    """What is in both, joined where it touches."""
+    found: list[Span] = []
+    for start, stop in spans:
+        for first, last in others:
+            a, b = max(start, first), min(stop, last)
+            if a < b:
+                found.append((found.pop()[0], b) if found and found[-1][1] == a else (a, b))
+    return found
