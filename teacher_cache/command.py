@@ -64,7 +64,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,} of {total:,}")
 
 
-NOISY = ("transformers", "huggingface_hub", "vllm", "torch", "py.warnings")
+NOISY = ("transformers", "huggingface_hub", "vllm", "torch", "torch._library", "py.warnings")
 QUIET = {  # of libraries that are imported later, here and in processes that they start
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
