@@ -23,6 +23,7 @@ from teacher_cache.corpus import Corpus
 from teacher_cache.engines import open_engine
 from teacher_cache.options import options
 from teacher_cache.plan import empty_plan, numbered_parts
+from teacher_cache.progress import reading
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import BLOCK, member_bytes
 from teacher_cache.signals.positions import to_request
@@ -66,7 +67,7 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
     corpus = Corpus(config.corpus, tokenizer)
     kept: list[TokenSample] = []
     units, every = 0, 1
-    samples = within_vocabulary(corpus, plan, tokenizer, config.teacher.path)
+    samples = within_vocabulary(reading(corpus), plan, tokenizer, config.teacher.path)
     for number, (unit, sample) in enumerate(numbered_parts(samples, config.output.tokens_per_shard)):
         units = unit + 1
         if number % every == 0:
