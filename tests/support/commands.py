@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 MODULES = {"teacher-cache": "teacher_cache.cli", "train-student": "trainer.cli", "cache-tools": "tools.cli"}
+OUTPUTS = ("stdout", "stderr")
 
 
 def environment() -> dict[str, str]:
@@ -36,6 +37,8 @@ class Forked:
         self, command: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self._output = tempfile.TemporaryDirectory()
+        for name in OUTPUTS:
+            (Path(self._output.name) / name).touch()
         line = [command, *map(str, arguments)]
         settings = (line, env or environment(), cwd or Path.cwd(), self._output.name)
         self._process = fork_server().Process(target=_run_command, args=settings)
@@ -59,7 +62,7 @@ class Forked:
         self._process.join(timeout)
         if self._process.is_alive():
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-        stdout, stderr = ((Path(self._output.name) / name).read_text() for name in ("1", "2"))
+        stdout, stderr = ((Path(self._output.name) / name).read_text() for name in OUTPUTS)
         return stdout, stderr
 
 
@@ -75,8 +78,8 @@ def fork_server() -> ForkServerContext:
 def _run_command(line: list[str], env: dict[str, str], cwd: Path, output: str) -> None:
     os.setsid()
     os.chdir(cwd)
-    for number in (1, 2):
-        os.dup2(os.open(f"{output}/{number}", os.O_WRONLY | os.O_CREAT), number)
+    for number, name in enumerate(OUTPUTS, start=1):
+        os.dup2(os.open(f"{output}/{name}", os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = line

@@ -1,7 +1,7 @@
 """Several processes train as one does: the same losses, validations and final model. Gloo.
 
-The processes are forked, with the environment that torchrun gives them; where signals and errors count, it is a real
-torchrun that starts them.
+Most are forked, with the environment that torchrun gives its processes; a whole run, a run that is stopped and one
+that fails are by a real torchrun.
 """
 
 import json
@@ -63,7 +63,7 @@ def torchrun(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
 
 
 def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
-    """Train in so many processes; returns what the first of them prints."""
+    """Train in so many processes; returns what they print, which is one summary."""
     path, port = written(config), free_port()
     processes = []
     for rank in range(ranks):
@@ -78,7 +78,13 @@ def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
         time.sleep(0.02)
     ended = [finish(process) for process in processes]
     assert all(done.returncode == 0 for done in ended), [done.stderr for done in ended]
-    return json.loads(ended[0].stdout)
+    return json.loads("".join(done.stdout for done in ended))
+
+
+def run_by_torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    done = finish(torchrun(config, ranks))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
@@ -255,7 +261,7 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     }
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel="fsdp")
-    wanted, summary = distill(one), run(two, 2)
+    wanted, summary = distill(one), run_by_torchrun(two, 2)
     assert summary["ended"] == "early stopping"
     assert summary["final_step"] == wanted["final_step"] < summary["steps"] == wanted["steps"]
     check_same_curve(two.output, one.output)
