@@ -19,6 +19,7 @@ from schemas.cache_config import CorpusConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
+    SAID,
     Message,
     arguments,
     as_parts,
@@ -58,7 +59,7 @@ class ChatRenderer:
         self._config = config
         self._templates: dict[str, ChatTemplate] = {}
         self._wants_parts: dict[str, bool] = {}
-        self._known_keys = {"role", "content"}
+        self._known_keys = {"role", *SAID}
         self._warned: set[str] = set()
 
     def render(self, document: "Document") -> RenderedChat:
@@ -246,9 +247,10 @@ def _calls_are_written(turns: Turns, number: int) -> bool:
     message = turns.messages[number]
     calls = message.get("tool_calls", ())
     written = turns.written(number) if calls else ""
-    return all(call["function"]["name"] in written and repr(arguments(call)) not in written for call in calls) and not (
-        calls and message["content"] is None and "None" in written
-    )
+    return all(
+        call["function"]["name"] in written and (not arguments(call) or repr(arguments(call)) not in written)
+        for call in calls
+    ) and not (calls and message["content"] is None and "None" in written)
 
 
 def _leaves(value: Any) -> list[str]:
