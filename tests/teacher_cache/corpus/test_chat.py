@@ -116,8 +116,17 @@ def test_template_that_refuses(replies):
 
 
 def test_a_template_that_leaves_out_the_reply_is_refused(replies):
-    with pytest.raises(UserError, match=r"data.jsonl:1: message 1: the chat template does not write this reply .*'a'"):
-        replies("{{ 'constant' }}", chat("q", "a", "q", "b"))
+    with pytest.raises(
+        UserError, match=r"data.jsonl:1: message 1: the chat template does not write this reply .*'one'"
+    ):
+        replies("{{ 'a text' }}", chat("q", "one", "q", "two"))
+
+
+def test_templates_without_a_loop_over_messages(replies):
+    joined = "{{ messages | map(attribute='content') | join('|') }}"
+    assert replies(joined + "|", chat("q", "one two", "q")) == ["one two|"]
+    with pytest.raises(UserError, match=r"data.jsonl:1: message 1: cannot locate the reply \('one two'\)"):
+        replies("{{ messages | length }} " + joined, chat("q", "one two", "q"))
 
 
 def test_a_template_that_writes_one_message_into_another_turn_is_refused(replies):
