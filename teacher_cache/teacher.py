@@ -72,6 +72,7 @@ def stored_settings(config: TeacherConfig) -> Any:
     from transformers.utils import cached_file
 
     path = cached_file(config.path, "config.json", revision=config.revision)
+    assert path is not None  # the configuration was loaded from it
     return _lasting(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
