@@ -146,6 +146,11 @@ class _Adapter:
             if part.format not in self._formats:
                 self._formats.add(part.format)
                 self._say(f"{part.name} is read as {part.format}")
+                if self._source.split != "file" and part.format != "text":
+                    raise UserError(
+                        f"{self._where}.split: {self._source.split} is for texts, and {part.path} is read as "
+                        f"{part.format}; leave `split` out, or set `format: text`"
+                    )
             yield from self._part_records(part)
 
     def _part_records(self, part: Part) -> Iterator[Record | BadRecord]:

@@ -32,6 +32,13 @@ def test_a_document_a_paragraph(tmp_path):
     assert [document.where.rsplit(":", 1)[1] for document in documents] == ["3", "7", "10"]
 
 
+def test_split_is_for_texts(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match=r"s\.split: line is for texts, and .*d\.jsonl is read as jsonl"):
+        list(read_documents(SourceConfig(path=str(tmp_path / "d.jsonl"), split="line"), "s"))
+    assert texts(read(tmp_path / "d.jsonl", b'{"text": "x"}\n', split="line")) == [("d.jsonl#1", '{"text": "x"}')]
+
+
 def test_a_document_a_file_is_kept_as_it_is(tmp_path):
     assert texts(read(tmp_path / "d.txt", b"\none\r\n\n")) == [("d.txt#1", "\none\r\n\n")]
 
