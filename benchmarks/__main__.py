@@ -16,6 +16,7 @@ NAMES = (
     "size",
     "decode",
     "streaming",
+    "short_samples",
     "fidelity",
     "capture",
     "memory_growth",

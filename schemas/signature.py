@@ -1,5 +1,6 @@
 """A signature of a cache: who vouches for which manifest, and so for every file, whose checksums are in it."""
 
+import re
 from typing import Annotated
 
 from pydantic import AwareDatetime, Field
@@ -27,6 +28,9 @@ class Signature(Strict):
     statement: Statement
     public_key: PublicKey
     signature: str = Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519 signature of the statement, in hex.")
+
+
+SIGNATURES = re.compile(r"signatures/[0-9a-f]{64}\.json")  # names of their files
 
 
 def signature_file(public_key: str) -> str:

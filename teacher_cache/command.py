@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,20 +50,43 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, gone when it ends; gives the function that is told (done, of how many)."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """A progress bar on stderr if that is a terminal, gone when it ends; gives what is told (done, of how many).
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    Until it is told so, the bar says that something is under way.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, count="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,} of {total:,}")
+
+
+NOISY = ("transformers", "huggingface_hub", "vllm", "torch", "torch._library", "py.warnings")
+QUIET = {  # of libraries that are imported later, here and in processes that they start
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def configure_logging(verbose: bool) -> None:
-    """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING."""
+    """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING.
+
+    Engines and model libraries warn of what a user of ours cannot change: of those only errors, unless ``verbose``.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
     for package in ("teacher_cache", "trainer", "tools"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+    for package in NOISY:
+        logging.getLogger(package).setLevel(logging.WARNING if verbose else logging.ERROR)
+    for name, value in ({} if verbose else QUIET).items():
+        os.environ.setdefault(name, value)
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:

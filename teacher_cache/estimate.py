@@ -15,6 +15,7 @@ import numpy as np
 
 from schemas.cache_config import CacheConfig
 from schemas.manifest import CorpusCounts, Manifest, Signal
+from teacher_cache.codec.bundles import MOST_SAMPLES, are_short, as_record, bundle_bytes
 from teacher_cache.codec.encoders import Encoders, make_code_table
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import encode_tokens
@@ -22,6 +23,7 @@ from teacher_cache.corpus import Corpus
 from teacher_cache.engines import open_engine
 from teacher_cache.options import options
 from teacher_cache.plan import empty_plan, numbered_parts
+from teacher_cache.progress import reading
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import BLOCK, member_bytes
 from teacher_cache.signals.positions import to_request
@@ -42,6 +44,7 @@ class Survey:
     units: int
     samples: list[TokenSample]  # some, spread over the corpus
     texts: list[TokenSample]  # more of them, of which no more than the tokens is looked at
+    bundled: bool  # whether several share a tar member
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
     corpus = Corpus(config.corpus, tokenizer)
     kept: list[TokenSample] = []
     units, every = 0, 1
-    samples = within_vocabulary(corpus, plan, tokenizer, config.teacher.path)
+    samples = within_vocabulary(reading(corpus), plan, tokenizer, config.teacher.path)
     for number, (unit, sample) in enumerate(numbered_parts(samples, config.output.tokens_per_shard)):
         units = unit + 1
         if number % every == 0:
@@ -72,7 +75,8 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
         if len(kept) > 2 * max(n_samples, TEXTS):
             kept, every = kept[::2], 2 * every
     spread = kept[:: max(1, len(kept) // n_samples)][:n_samples]
-    return Survey(plan, corpus.counts, units, spread, kept)
+    short = config.output.bundle_short_samples and are_short([len(sample.input_ids) for sample in kept])
+    return Survey(plan, corpus.counts, units, spread, kept, short)
 
 
 def probe(config: CacheConfig, survey: Survey) -> Estimate:
@@ -105,12 +109,21 @@ def _bytes_per_token(
     """Of every signal, in its tars, for the whole corpus."""
     encoders = Encoders(plan)
     encoders.use_table(table)
-    sizes: dict[Signal, list[int]] = {"tokens": [member_bytes(len(encode_tokens(s))) for s in survey.texts]}
+    texts = [_in_tar("tokens", encode_tokens(sample), survey.bundled) for sample in survey.texts]
+    sizes: dict[Signal, list[int]] = {"tokens": texts}
     for signals in captured:
         for encode in (encoders.encode_ids, encoders.encode_others):
             for signal, payload in encode(signals):
-                sizes.setdefault(signal, []).append(member_bytes(len(payload)))
+                sizes.setdefault(signal, []).append(_in_tar(signal, payload, survey.bundled))
     return {signal: _whole(own, signal, plan, survey) / survey.counts.tokens for signal, own in sizes.items()}
+
+
+def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
+    """Bytes that a sample takes in its tar: a member, or its share of a bundle of such samples."""
+    if not bundled:
+        return member_bytes(len(payload))
+    record = as_record(signal, payload)
+    return member_bytes(bundle_bytes([len(record)] * MOST_SAMPLES)) // MOST_SAMPLES
 
 
 def _whole(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> float:

@@ -33,6 +33,7 @@ from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
 from teacher_cache.lengths import check_length
+from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
@@ -69,7 +70,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        samples = within_vocabulary(corpus, wanted, tokenizer, config.teacher.path)
+        samples = within_vocabulary(reading(corpus), wanted, tokenizer, config.teacher.path)
         units, minor = _write_units(samples, storage, config.output)
     except UserError:
         remove_garbage(storage, None)

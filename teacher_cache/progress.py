@@ -1,12 +1,36 @@
-"""The one progress bar of a caching run, on stderr."""
+"""The progress of planning and of a caching run, on stderr."""
 
 import time
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from teacher_cache.records import TokenSample
+
+SECONDS_BETWEEN_UPDATES = 0.1
 SECONDS_BETWEEN_LINES = 10.0  # where there is no bar, while a unit is under way
+
+
+def reading(samples: Iterable[TokenSample]) -> Iterator[TokenSample]:
+    """The same samples; on a terminal it is shown, until the last, how many tokens they have."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from samples
+        return
+    columns = (SpinnerColumn(), TextColumn("reading the corpus: {task.completed:,} tokens{task.fields[rate]}"))
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, rate="")
+        tokens, started = 0, time.monotonic()
+        shown = started
+        for sample in samples:
+            yield sample
+            tokens += len(sample.input_ids)
+            now = time.monotonic()
+            if now - shown >= SECONDS_BETWEEN_UPDATES:
+                bar.update(task, completed=tokens, rate=f" · {tokens / (now - started):,.0f} tok/s")
+                shown = now
 
 
 class Progress:

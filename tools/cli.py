@@ -2,12 +2,15 @@
 
 import click
 
+from teacher_cache.command import configure_logging
 from tools.commands import bridges, checking, finding, looking, making, sharing, trust
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-def main() -> None:
+@click.option("--verbose", is_flag=True, help="Log details, and what other libraries warn of.")
+def main(verbose: bool) -> None:
     """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""
+    configure_logging(verbose)
 
 
 COMMANDS = (

@@ -143,7 +143,8 @@ def evaluate_folder(
     """``evaluate`` for the model in a folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
-    Also returns ``samples`` and the model's number of ``parameters``. Raises UserError.
+    Also returns ``samples``, the model's number of ``parameters``, and whether ``kl`` is of whole distributions or a
+    lower bound. Raises UserError.
     """
     cache = open_for_evaluation(cache_url)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
@@ -163,6 +164,8 @@ def evaluate_folder(
             advance(done, len(rows))
 
     loader = evaluation_loader(cache, rows, batch_size)
-    measured = evaluate(model, loader, cache.manifest.capture, head_on(model.device, cache), on_batch)
+    head = head_on(model.device, cache)
+    measured = evaluate(model, loader, cache.manifest.capture, head, on_batch)
     cache.close()
-    return {**measured, "samples": len(rows), "parameters": model.num_parameters()}
+    exact = {"kl_is_exact": head is not None}
+    return {**measured, **exact, "samples": len(rows), "parameters": model.num_parameters()}

@@ -24,7 +24,8 @@ class Turns:
         self._template = template
         self.messages = messages
         self._variables = variables
-        self.rendered = template.render(messages, **variables) or self._by_prefixes()
+        rendered = template.render(messages, **variables)
+        self.rendered = rendered if rendered is not None and rendered.owned else self._by_prefixes()
 
     @property
     def text(self) -> str:

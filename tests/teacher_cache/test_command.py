@@ -1,11 +1,15 @@
+import os
 import re
+import subprocess
+import sys
+import time
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.command import set_option, show, user_errors
+from teacher_cache.command import QUIET, progress, set_option, show, user_errors
 
 
 @click.command()
@@ -55,3 +59,43 @@ def test_a_table_on_a_terminal_wraps_and_loses_nothing(
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= 40
     assert DIGEST in "".join(re.findall(r"[0-9a-f]{4,}", " ".join(lines)))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_is_there_before_it_is_told_anything(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a teacher loads, say; where there is no terminal, nothing is printed."""
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("loading the teacher") as advance:
+        time.sleep(0.2)
+        advance(3, 1200)
+        time.sleep(0.2)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert ("loading the teacher" in shown) is is_terminal
+    assert ("3 of 1,200" in shown) is is_terminal
+
+
+NOISE = """
+import logging, os, subprocess, sys, warnings
+from teacher_cache.command import configure_logging
+configure_logging(sys.argv[1] == "verbose")
+logging.getLogger("transformers.modeling_utils").warning("noise of transformers")
+logging.getLogger("vllm.worker").warning("noise of vLLM")
+warnings.warn("noise of Python")
+subprocess.run([sys.executable, "-c", "import warnings; warnings.warn('noise of a worker')"])
+logging.getLogger("teacher_cache.job").info("a message of ours")
+logging.getLogger("vllm.worker").error("an error")
+"""
+
+
+@pytest.mark.parametrize("how", ["verbose", "quiet"])
+def test_what_other_libraries_warn_of_is_kept_off_the_terminal(how: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
+    done = subprocess.run([sys.executable, "-c", NOISE, how], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a message of ours" in done.stderr
+    assert "an error" in done.stderr
+    shown = [what for what in ("transformers", "vLLM", "Python", "a worker") if f"noise of {what}" in done.stderr]
+    assert shown == ([] if how == "quiet" else ["transformers", "vLLM", "Python", "a worker"])

@@ -38,6 +38,22 @@ from tools.bridges.lists import Ragged, check_size, lists, lists_of_lists, read_
 CONFIG_FILE = "compression_config.yaml"
 IGNORED = -100  # label of a row that does not count
 ABSENT = np.float32(-1e4)  # log-probability of an entry that is none; a cache's lowest is about -4,090
+TRAINER_WANTS = """\
+DistillKit's trainer does not read these files as they are. It wants a data set that `datasets` has saved to disk, of
+packed rows of one length: save it, pack it with DistillKit's `pack_logits.py`, and name the packed one.
+
+```python
+from datasets import load_dataset
+
+load_dataset("parquet", data_files="data_*.parquet", split="train").save_to_disk("saved")
+```
+
+```yaml
+dataset:
+  train_dataset: {disk_path: packed}
+  prepacked: true
+```
+"""
 SCHEMA = pa.schema(
     [
         pa.field("input_ids", pa.list_(pa.uint64())),
@@ -99,7 +115,7 @@ class DistillKitLayout(Layout):
             "- `compressed_logprobs`, `bytepacked_indices`: of each row, as `compression_config.yaml` says; where "
             "nothing is stored a uniform row stands, which does not count; entries beyond a nucleus have "
             "log-probability -10000\n"
-            "\n```yaml\nteacher:\n  kind: dataset\n  logprob_compressor:\n" + settings + "```\n"
+            "\n```yaml\nteacher:\n  kind: dataset\n  logprob_compressor:\n" + settings + "```\n\n" + TRAINER_WANTS
         )
 
 

@@ -28,6 +28,8 @@ from teacher_cache.command import json_option, progress, show, user_errors
 def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
     """Write a cache's tokens and logits to the new folder OUT in another system's layout.
 
+    DistillKit's trainer wants the data set saved to disk, and packed: the README.md says how.
+
     Log-probabilities are as they are in the cache (for axolotl: softened, and normalised over the stored tokens). Other
     signals are left out. The folder's README.md says how it is read.
 

@@ -63,7 +63,7 @@ def verify(
     if teacher is not None and not report.problems:
         from tools.checking.rescore import rescore
 
-        with progress("scoring anew") as advance:
+        with progress("loading the teacher, scoring anew") as advance:
             rescored = rescore(url, teacher, samples, seed, dtype, device, advance)
     if as_json:
         again = {} if rescored is None else {"rescored": vars(rescored)}

@@ -42,6 +42,7 @@ from tools.sharing.whole import (
     unchecked,
 )
 from tools.side_by_side import side_by_side
+from tools.trust.parts import carry_signatures
 
 Item = TypeVar("Item")
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -133,6 +134,8 @@ def write_subset(
                 "says: another version has written it; remove the cache and run again"
             )
         report.add("manifest", len(manifest.to_json().encode()), sent=target.manifest is None)
+        if carried := carry_signatures(source, subset.manifest, target.storage):
+            report.add("signatures", carried, sent=True)
         target.finish()
     return report
 

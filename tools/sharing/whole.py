@@ -16,6 +16,7 @@ from teacher_cache.shards.marks import (
     mark_name,
     parse_manifest,
     read_index,
+    read_manifest,
     read_manifest_text,
     tar_name,
 )
@@ -24,6 +25,7 @@ from teacher_cache.shards.table import listed
 from tools.checking.tars import check_headers
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
+from tools.trust.parts import carry_signatures, signed_whole
 
 SIGNATURES = "signatures/"
 MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
@@ -161,6 +163,8 @@ def copy_cache(
             target.storage.put(MANIFEST, text, OWNER)
         for name, content in signatures.items():
             target.storage.put(name, content, OWNER)
+        if signed_whole(source).exists(MANIFEST) and manifest.derived is not None:
+            carry_signatures(signed_whole(source), read_manifest(signed_whole(source)), target.storage)
         target.finish()
     return report
 

@@ -18,8 +18,9 @@ from schemas.load import parse_json, validate
 from schemas.manifest import Manifest
 from schemas.signature import Signature, Statement, signature_file
 from teacher_cache.shards.marks import read_manifest
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
+from tools.trust.parts import check_part, signed_whole
 from tools.trust.trusted_keys import load_public_key, public_file
 
 MAX_SIGNATURE_BYTES = 1 << 16
@@ -145,7 +146,19 @@ def check_trust(
         UserError: a key of ``required`` is not known.
     """
     keys = [load_public_key(key, trusted_keys) for key in required]
-    return [check_signature(storage, manifest, public) for public in keys]
+    return [_vouched(storage, manifest, public) for public in keys]
+
+
+def _vouched(storage: Storage, manifest: Manifest, public: str) -> Statement:
+    """What the owner of a key says about this manifest, or about the whole that it is a part of."""
+    whole_storage = signed_whole(storage)
+    is_part = manifest.derived is not None and manifest.derived.action == "subset"
+    if not is_part or storage.exists(signature_file(public)) or not whole_storage.exists(MANIFEST):
+        return check_signature(storage, manifest, public)
+    whole = read_manifest(whole_storage)
+    statement = check_signature(whole_storage, whole, public)
+    check_part(storage, manifest, whole)
+    return statement
 
 
 def check_signature(storage: Storage, manifest: Manifest, public: str) -> Statement:

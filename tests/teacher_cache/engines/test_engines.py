@@ -105,6 +105,16 @@ def test_values_equal_a_plain_forward_pass(
         check(sample, logits, ids)
 
 
+def test_entropies_are_those_of_whole_distributions(
+    engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    requests = [Request(ids, np.arange(0, len(ids), 2, dtype=np.int32)) for ids in sequences]
+    for captured, logits_SV in zip(engine.score(requests), reference, strict=True):
+        logprobs_PV = (logits_SV - np.log(np.exp(logits_SV).sum(axis=1))[:, None])[::2]
+        assert captured.entropy is not None
+        np.testing.assert_allclose(captured.entropy, -(np.exp(logprobs_PV) * logprobs_PV).sum(axis=1), atol=1e-4)
+
+
 def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
     """Different rows for every sequence and signal; none at all for some, but always some of the logits."""
     rng = np.random.default_rng(1)

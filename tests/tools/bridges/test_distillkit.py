@@ -1,6 +1,7 @@
 """DistillKit's layout, against a decoder written anew here from its description: bit strings and struct."""
 
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -245,3 +246,21 @@ def test_approximations_are_put_in_order_or_left_out(
     assert logits.ids[0].tolist() == ([3, 1, 2, 4] if cut == 0 else [3, 1, 0, 0])
     assert ("contradicted themselves" in made.notes) == (cut > 0)
     assert verify(str(tmp_path / "out")).problems == []
+
+
+def test_the_card_says_what_distillkits_trainer_wants_and_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set saved to disk, of packed rows: the lines of the card are run as they stand there."""
+    _, out = exported(tmp_path, CAPTURES["top_k"])
+    card = (out / "README.md").read_text()
+    assert "packed rows of one length" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(out)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    exec(code, {})
+    saved = datasets.load_from_disk(str(out / "saved"))
+    assert saved.column_names == SCHEMA.names
+    assert len(saved) == 5
+    (settings,) = [text for text in re.findall(r"```yaml\n(.*?)```", card, flags=re.DOTALL) if "prepacked" in text]
+    assert yaml.safe_load(settings)["dataset"]["prepacked"] is True
