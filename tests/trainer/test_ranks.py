@@ -248,7 +248,10 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     tied.save_pretrained(student)
     settings = {
         "data": {"validation_fraction": 0.2},
-        "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
+        "losses": {
+            "tla": {"weight": {"start": 1.0, "end": 0.0}},
+            "cross_entropy": {"weight": {"start": 0.5, "end": 0.5}},
+        },
         "student": {"checkpoint": str(student)},
         "optimizer": {"lr": 0.03},
         "loop": {
