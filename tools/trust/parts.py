@@ -7,9 +7,9 @@ Shards of which some samples were taken are new files: of these a signature says
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, ShardEntry
-from schemas.signature import SIGNATURES
+from schemas.signature import SIGNATURES, signature_file
 from teacher_cache.shards.marks import read_manifest, read_manifest_text
-from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import listed, table_file
 
 SIGNED = "signed"  # the folder
@@ -36,7 +36,7 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
     files = {MANIFEST: read_manifest_text(source)}
     if manifest.shard_table is not None:
         name = table_file(manifest.shard_table)
-        files[name] = source.read(name, manifest.shard_table.bytes)
+        files[name] = source.read(name, min(manifest.shard_table.bytes, MAX_JSON_BYTES))
     files |= {name: source.read(name, MAX_FILE_BYTES) for name in _signatures(source)}
     whole = signed_whole(target)
     for name, data in files.items():
@@ -45,7 +45,10 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
 
 
 def _signatures(storage: Storage) -> list[str]:
-    names = [name for name in storage.names() if SIGNATURES.fullmatch(name)]
+    """Names of the signatures' files; nothing else of a large cache is listed."""
+    folder, _, _ = signature_file("").partition("/")
+    names = [f"{folder}/{name}" for name in Storage(f"{storage.url.rstrip('/')}/{folder}").names()]
+    names = [name for name in names if SIGNATURES.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
         raise CorruptCacheError(f"{storage.url}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed")
     return names
