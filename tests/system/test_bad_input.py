@@ -86,7 +86,7 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_broken_line_of_the_corpus_is_named(made: tuple[Workspace, Path], tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "def f(x): return x"}\n{"text": "unfinished\n')
     source = {"path": str(tmp_path / "data.jsonl"), "format": "jsonl"}
-    config = made[0].cache_config(tmp_path / "new", corpus={"sources": [source]})
+    config = made[0].cache_config(tmp_path / "new", corpus={"sources": [source], "max_tokens": 48})
     refused("data.jsonl", ":2", done=run("teacher-cache", "run", config))
 
 
