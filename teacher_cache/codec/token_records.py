@@ -49,7 +49,7 @@ def encode_records(samples: Sequence[TokenSample]) -> Iterator[bytes]:
         text_M,
         np.array([[len(string) for string in each] for each in strings], np.int64),
     )
-    compress, view = _compressor().compress, memoryview(content)
+    compress, view = _compressor().compress, content.data
     for text, each, (frame, text_frame, end) in zip(texts, strings, starts_M3.tolist(), strict=True):
         first = compress(view[frame:text_frame])
         yield b"".join((struct.pack("<I", len(first)), first, compress(b"".join((view[text_frame:end], text, *each)))))
@@ -61,9 +61,9 @@ def to_record(payload: bytes) -> bytes:
     sections = Sections(row.binary("text_frame"), TEXT_SECTIONS, MOST_BYTES)
     strings = [row.binary(name) for name in STRINGS]
     sizes = np.diff(sections.starts).tolist() + [len(string) for string in strings]
-    content = [struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings]
+    content = b"".join((struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings))
     frame = row.binary("frame")
-    return b"".join((struct.pack("<I", len(frame)), frame, _compressor().compress(b"".join(content))))
+    return b"".join((struct.pack("<I", len(frame)), frame, _compressor().compress(content)))
 
 
 def _compressor() -> zstandard.ZstdCompressor:
