@@ -105,7 +105,7 @@ def probe(config: CacheConfig, survey: Survey) -> Estimate:
 
 def _bytes_per_token(
     plan: Manifest, survey: Survey, captured: Sequence[Captured], table: CodeTable
-) -> dict[Signal, float]:
+) -> dict[str, float]:
     """Of every signal, in its tars, for the whole corpus."""
     encoders = Encoders(plan)
     encoders.use_table(table)

@@ -17,10 +17,10 @@ def final_problem(final: HiddenSample, logits: LogitsSample, head: OutputHead, c
     common, at_final, at_logits = np.intersect1d(
         final.positions, logits.positions, assume_unique=True, return_indices=True
     )
-    some = np.unique(np.linspace(0, len(common) - 1, ROWS).astype(int)) if len(common) else []
-    at_final, at_logits = at_final[some], at_logits[some]
-    if not len(at_final):
+    if not len(common):
         return ""
+    some = np.unique(np.linspace(0, len(common) - 1, ROWS).astype(int))
+    at_final, at_logits = at_final[some], at_logits[some]
     part = HiddenSample(**{name: values[at_final] for name, values in vars(final).items()})
     best_P, logprob_P = logits.ids[at_logits, 0], logits.logprobs[at_logits, 0]
     hidden_PD = to_floats(part, capture)[:, 0]

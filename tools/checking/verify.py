@@ -140,8 +140,9 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
         for position in own:
             yield from _sample(reader, position, doubts, kinds)
             advance(position + 1, len(reader))
-        for position in own[:REBUILT] if head is not None else []:
-            yield from _problem(partial(check_rebuilt, reader, position, head))
+        if head is not None:
+            for position in own[:REBUILT]:
+                yield from _problem(partial(check_rebuilt, reader, position, head))
         yield from doubts.said()
         for signal in manifest.capture.signals:
             if signal != "logits":
