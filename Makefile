@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo cache-teacher train-student test lint bench clean
+.PHONY: help setup demo cache-teacher train-student test test-full lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ train-student: setup ## train a student from a cache (CONFIG=file.yaml, ARGS="--
 
 test: setup ## run the tests (ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-full: export TEST_FULL = 1
+test-full: test ## run the tests with all repetitions: more kills, changes and steps
 
 lint: setup ## check style, formatting, types and that schemas/json is up to date
 	$(BIN)/ruff check

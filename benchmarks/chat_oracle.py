@@ -18,6 +18,7 @@ from benchmarks.chat_shapes import WORD, Message, Shape, words
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 _HEADER = re.compile(r"assistant|chatbot|response:|\bmodel\b|\bbot\b", re.IGNORECASE)
+_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 _ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)
 
 
@@ -115,9 +116,12 @@ class Judge:
             elif whole is not None and whole != asked and text.startswith(whole.rstrip()):
                 stop = len(whole.rstrip())
             if stop is not None:
+                late = self._end_of_turn()
+                if number < len(form) - 1 and late and text.startswith(late, stop):
+                    stop += len(late)
                 if not mask[start:stop].all():
                     return f"does not count: {_masked_out(text, mask, start, stop)!r}"
-                if mask[stop : stop + 1].any():
+                if mask[stop : stop + 1].any() and number + 1 not in self._shape.learned:
                     return f"counts beyond its end: {text[stop : stop + 9]!r}"
                 return None
         if not spots:
@@ -131,6 +135,10 @@ class Judge:
         last = spots[-1].end()
         if end and text.startswith(end, last) and not mask[last : last + len(end)].all():
             return f"the end of the turn does not count: {end!r}"
+        after = text[last:]
+        tail = after[: int(np.argmin(np.append(mask[last:], False)))]
+        if not form[number].get("tool_calls") and re.search(r"\w", _MARKUP.sub("", tail)) and not WORD.search(tail):
+            return f"what follows the reply counts: {tail[:40]!r}"
         return None
 
     def _end_of_turn(self) -> str:
@@ -143,9 +151,17 @@ class Judge:
         ends = [_ATOM.findall(text.rpartition("zqv")[2]) for text in (short, long)]
         if self._always_prompts():
             return ends[0][0] if ends[0][:1] == ends[1][:1] != [] else ""
-        return "".join(
-            a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
-        ).rstrip()
+        both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+        return "".join(a for a, _ in both).rstrip() or self._late_end(long)
+
+    def _late_end(self, long: str) -> str:
+        """What stands between a reply and the header of the user's next turn, which begins a chat as well."""
+        first = self._render([{"role": "user", "content": "zqu"}])
+        gap = _ATOM.findall(long.partition("zqv")[2].partition("zqw")[0])
+        before = _ATOM.findall(first.partition("zqu")[0]) if first else []
+        while gap and before and gap[-1] == before[-1]:
+            gap.pop(), before.pop()
+        return "".join(gap).rstrip()
 
     def _always_prompts(self) -> bool:
         """Whether a reply's header is written after every chat, asked for or not."""

@@ -32,7 +32,7 @@ SIGNS = {RIGHT: ".", REFUSED: "r", WRONG: "W"}
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file; default: none is written.")
 def main(folder: Path, output: Path | None) -> None:
     """Judge every template of FOLDER in every shape of chat."""
-    logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING)  # one of each kind of cut would be said
     table = {path.stem: judge_template(path.read_text()) for path in sorted(folder.glob("*.jinja"))}
     totals = Counter(verdict.kind for row in table.values() for verdict in row.values())
     _print(table)

@@ -60,7 +60,7 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
 
 
 def older_fingerprint(config: TeacherConfig) -> str:
-    """The fingerprint as first releases took it: of the configuration as this version of transformers completes it."""
+    """The fingerprint as it once was taken: of the configuration as the installed transformers completes it."""
     completed = load_model_config(config).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         completed.pop(volatile, None)
@@ -72,6 +72,7 @@ def stored_settings(config: TeacherConfig) -> Any:
     from transformers.utils import cached_file
 
     path = cached_file(config.path, "config.json", revision=config.revision)
+    assert path is not None  # the configuration was loaded from it
     return _lasting(json.loads(Path(path).read_text(encoding="utf-8")))
 
 

@@ -12,6 +12,29 @@ from benchmarks.s3 import s3_server as started_s3_server
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _prefixes = itertools.count()
 
+LONGEST_FIRST = (
+    "engines/test_engines.py",
+    "engines/test_tensor_parallel.py",
+    "trainer/test_ranks.py",
+    "trainer/test_killed_jobs.py",
+    "system/test_kill_caching.py",
+    "system/test_kill_sharing.py",
+    "system/test_training.py",
+    "system/test_bad_input.py",
+    "system/test_fuzz.py",
+    "system/test_tampering.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take a minute, so that none of them runs alone at the end."""
+
+    def place(item: pytest.Item) -> int:
+        name = "/".join(item.path.parts[-2:])
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:

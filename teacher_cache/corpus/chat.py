@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateSyntaxError
 
-from schemas.cache_config import CorpusConfig
+from schemas.cache_config import RESERVED_VARIABLES, CorpusConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
+    SAID,
     Message,
     arguments,
     as_parts,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _THINKING = re.compile(r"(?:\s*<think>)?(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL)
+_WORD_OR_MARKUP = re.compile(r"<[^<>]*>|\w(?=\w)")
 _SENTINELS = 0x100001  # private use, after PROBE: one character a message
 
 
@@ -58,7 +60,7 @@ class ChatRenderer:
         self._config = config
         self._templates: dict[str, ChatTemplate] = {}
         self._wants_parts: dict[str, bool] = {}
-        self._known_keys = {"role", "content"}
+        self._known_keys = {"role", *SAID}
         self._warned: set[str] = set()
 
     def render(self, document: "Document") -> RenderedChat:
@@ -82,14 +84,9 @@ class ChatRenderer:
         cut = 0
         for number in chosen:
             found = turns.spans(number, prompted=original[number]["role"] == "assistant")
-            missing, said = _left_out(turns.messages[number], "".join(turns.text[a:b] for a, b in found))
+            missing, said = _left_out(turns.messages[number], turns.written(number))
             if missing and len(missing) == said:
-                raise BadRecord(
-                    f"{where}: message {number}: the chat template does not write this reply into the chat "
-                    f"({_brief(missing[0][1])}); use another template (corpus.chat_template), or corpus.on_bad_record: "
-                    "drop",
-                    "reply_lost",
-                )
+                raise self._lost(turns, number, missing[0][1], where)
             for name, text in missing:
                 self._warn(
                     name,
@@ -123,6 +120,8 @@ class ChatRenderer:
     def _variables(self, document: "Document", template: ChatTemplate) -> dict[str, Any]:
         """What the record gives the template besides its messages; what the template does not take is named once."""
         given = {**document.template_kwargs}
+        if reserved := sorted(given.keys() & RESERVED_VARIABLES):
+            raise BadRecord(f"{document.where}: chat_template_kwargs has {reserved[0]!r}, which is the record's own")
         if document.tools:
             given["tools"] = document.tools
         if document.documents:
@@ -192,6 +191,19 @@ class ChatRenderer:
                     "not_located",
                 )
 
+    @staticmethod
+    def _lost(turns: Turns, number: int, text: str, where: str) -> BadRecord:
+        advice = "use another template (corpus.chat_template), or corpus.on_bad_record: drop"
+        if not turns.written(number) and _squeezed(text) in _squeezed(turns.text):
+            return BadRecord(
+                f"{where}: message {number}: cannot locate the reply ({_brief(text)}); {advice}", "not_located"
+            )
+        return BadRecord(
+            f"{where}: message {number}: the chat template does not write this reply into the chat ({_brief(text)}); "
+            f"{advice}",
+            "reply_lost",
+        )
+
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
@@ -246,9 +258,10 @@ def _calls_are_written(turns: Turns, number: int) -> bool:
     message = turns.messages[number]
     calls = message.get("tool_calls", ())
     written = turns.written(number) if calls else ""
-    return all(call["function"]["name"] in written and repr(arguments(call)) not in written for call in calls) and not (
-        calls and message["content"] is None and "None" in written
-    )
+    return all(
+        call["function"]["name"] in written and (not arguments(call) or repr(arguments(call)) not in written)
+        for call in calls
+    ) and not (calls and message["content"] is None and "None" in written)
 
 
 def _leaves(value: Any) -> list[str]:
@@ -260,12 +273,13 @@ def _leaves(value: Any) -> list[str]:
 
 
 def _signed(message: Message, sign: str) -> Message:
-    """The message with ``sign`` put into its text, inside of its last word that is not markup."""
+    """The message with ``sign`` put into its text, inside of the first word that is not markup."""
     content = message["content"]
     if not isinstance(content, str):
         return message
-    words = [match.start() for match in re.finditer(r"<[^<>]*>|\w(?=\w)", content) if content[match.start()] != "<"]
-    return {**message, "content": content[: words[-1] + 1] + sign + content[words[-1] + 1 :]} if words else message
+    words = (match.end() for match in _WORD_OR_MARKUP.finditer(content) if content[match.start()] != "<")
+    at = next(words, None)
+    return message if at is None else {**message, "content": content[:at] + sign + content[at:]}
 
 
 def _foreign(text: str, number: int, signs: Mapping[int, str]) -> list[int]:

@@ -68,14 +68,15 @@ def as_parts(message: Message) -> Message:
 
 
 def forms(messages: list[Message]) -> Iterator[list[Message]]:
-    """The same chat in the forms in which templates want tool calls, the usual one first."""
+    """The same chat in the forms in which templates want it, the usual one first."""
     yield messages
-    if not any(message.get("tool_calls") for message in messages):
-        return
-    silent = [_silent_call(message) for message in messages]
-    yield silent
-    for form in (messages, silent):
-        yield [_map_calls(message, _as_json) for message in form]
+    if any(message.get("tool_calls") for message in messages):
+        silent = [_silent_call(message) for message in messages]
+        yield silent
+        for form in (messages, silent):
+            yield [_map_calls(message, _as_json) for message in form]
+    if all(isinstance(message["content"], str) for message in messages):
+        yield [as_parts(message) for message in messages]
 
 
 def arguments(call: Mapping[str, Any]) -> Any:

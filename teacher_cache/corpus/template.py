@@ -31,7 +31,7 @@ class Rendered:
     text: str
     owned: dict[int, list[Span]]  # what is written in the loop for message i, innermost loop
     generated: list[Span]  # inside of {% generation %}
-    prompt: int  # where the generation prompt begins, at the latest: the end of what is written for messages
+    asked: int  # where what is written for ``add_generation_prompt`` begins; the text's end, if nothing is
 
     def end(self) -> int:
         """The end of what is written for any message."""
@@ -189,9 +189,7 @@ def _read_marks(marked: str) -> Rendered:
         elif kind == ")" and opened:
             generated.append((opened.pop(), length))
     text = "".join(parts) + marked[at:]
-    rendered = Rendered(text, owned, generated, len(text))
-    end = rendered.end()
-    return Rendered(text, owned, generated, end if prompt is None else min(prompt, end))
+    return Rendered(text, owned, generated, len(text) if prompt is None else prompt)
 
 
 def _append(spans: list[Span], span: Span) -> None:

@@ -14,6 +14,7 @@ from teacher_cache.corpus.message_forms import Message, texts
 from teacher_cache.corpus.template import GENERATION, ChatTemplate, Rendered, Span
 
 PROBE = "\U00100000"  # private use: no template gives it a meaning
+_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 _ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)  # markup is shared whole or not at all
 
 
@@ -24,7 +25,7 @@ class Turns:
         self._template = template
         self.messages = messages
         self._variables = variables
-        self.rendered = template.render(messages, **variables) or self._by_prefixes()
+        self.rendered = _located(template, messages, variables)
 
     @property
     def text(self) -> str:
@@ -48,7 +49,7 @@ class Turns:
         start = self._prompt_end(number, owned) if prompted else None
         if start is None:
             start = begin + self._header_length(number, begin)
-        stop = self._turn_end(number, owned[-1][1], header=self.text[begin:start])
+        stop = self._turn_end(number, begin, start, owned[-1][1])
         spans = _common([*owned, (owned[-1][1], stop)], [(start, stop)])
         if spans:
             first, _ = spans[-1]
@@ -62,15 +63,22 @@ class Turns:
         begin, end = owned[0][0], owned[-1][1]
         prompt = self._render(self.messages[:number], **{GENERATION: True})
         prompt = prompt or self._render([{"role": "user", "content": PROBE}], **{GENERATION: True})
-        asked = "" if prompt is None else prompt.text[prompt.prompt :]
-        if prompt is None or not asked.strip():
+        asked_for = (
+            [] if prompt is None else [prompt.text[min(prompt.asked, prompt.end()) :], prompt.text[prompt.asked :]]
+        )
+        asked_for = [asked for asked in asked_for if asked.strip()]
+        if prompt is None or not asked_for:
             return None
         if self.text.startswith(prompt.text):
             return max(begin, len(prompt.text))
-        shared, whole = _shared(asked, self.text[begin:end])
-        if not whole:  # of a prompt that begins the reply as well (`<think>`) the header only
-            shared = min(shared, _shared(asked, self._plain_turn(number) or asked)[0])
-        return begin + shared
+        longest = 0
+        for asked in asked_for:
+            shared, whole = _shared(asked, self.text[begin:end])
+            if whole:
+                return begin + shared
+            # of a prompt that begins the reply as well (`<think>`) the header only
+            longest = max(longest, min(shared, _shared(asked, self._plain_turn(number) or asked)[0]))
+        return begin + longest
 
     def _plain_turn(self, number: int) -> str:
         """What is written for a reply without reasoning that is not the last turn."""
@@ -89,8 +97,8 @@ class Turns:
         header, found, _ = rendered.text[start:stop].partition(PROBE)
         return len(header) if found and header.strip() and self.text.startswith(header, begin) else 0
 
-    def _turn_end(self, number: int, end: int, header: str) -> int:
-        """Where the turn ends whose message's text ends at ``end``."""
+    def _turn_end(self, number: int, begin: int, start: int, end: int) -> int:
+        """Where the turn ends whose message is written from ``begin`` to ``end``, its reply from ``start``."""
         if number == len(self.messages) - 1:
             rendered: Rendered | None = self.rendered
         else:
@@ -98,12 +106,32 @@ class Turns:
         if rendered is None:
             return end
         closing = rendered.text[rendered.end() :].rstrip()
-        if not self.text.startswith(closing, end):
+        if not closing.strip():
+            return end + self._late_closing(number, start, end)
+        if not self.text.startswith(closing, end) or re.search(r"\w", _MARKUP.sub("", closing)):
             return end
-        is_header = closing.strip() and header.strip().startswith(closing.strip())
+        is_header = self.text[begin:start].strip().startswith(closing.strip())
         if is_header and not self._closes(number, closing):  # some templates write a header after every chat
             return end
         return end + len(closing)
+
+    def _late_closing(self, number: int, start: int, end: int) -> int:
+        """Length of what is written before the next message only because a reply precedes it: its end-of-turn text."""
+        following = self.rendered.owned.get(number + 1)
+        said = [text.rstrip() for _, text in texts(self.messages[number])]
+        if not following or following[0][0] != end or not self.text[start:end].rstrip().endswith(tuple(said)):
+            return 0
+        first = number  # of the turn, which may be several messages
+        while first > 0 and self.messages[first - 1]["role"] == self.messages[number]["role"]:
+            first -= 1
+        without = self._render([*self.messages[:first], *self.messages[number + 1 :]])
+        if without is None or not without.owned.get(first):
+            return 0
+        written, alone = (
+            "".join(r.text[a:b] for a, b in r.owned[n][:1]) for r, n in ((self.rendered, number + 1), (without, first))
+        )
+        header = alone.partition(next((text for _, text in texts(self.messages[number + 1])), ""))[0]
+        return len(written.removesuffix(alone).rstrip()) if header.strip() and written.endswith(alone) else 0
 
     def _closes(self, number: int, closing: str) -> bool:
         """Whether ``closing`` is written after a turn whatever comes next."""
@@ -121,33 +149,40 @@ class Turns:
     def _render(self, messages: list[Message], **variables: Any) -> Rendered | None:
         """Another chat in the same manner; None where the template refuses it."""
         try:
-            return self._template.render(messages, **{**self._variables, **variables})
+            return _located(self._template, messages, {**self._variables, **variables})
         except Exception:  # a template is a program: it may fail in any way
             return None
 
-    def _by_prefixes(self) -> Rendered:
-        """Places of messages from renderings of the chat's beginnings, as far as each begins the next."""
-        text = self._template.text(self.messages, **self._variables)
-        owned: dict[int, list[Span]] = {}
-        end = 0
-        for number in range(len(self.messages)):
-            try:
-                part = self._template.text(self.messages[: number + 1], **self._variables)
-            except Exception:  # as above
-                break
-            if not text.startswith(part):
-                break
-            owned[number] = [(end, len(part))]
-            end = len(part)
-        return Rendered(text, owned, [], end)
+
+def _located(template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any]) -> Rendered:
+    """The chat with the places of its messages: marked by the template, or else where its beginnings end."""
+    rendered = template.render(messages, **variables)
+    if rendered is not None and rendered.owned:
+        return rendered
+    text = template.text(messages, **variables)
+    owned: dict[int, list[Span]] = {}
+    end = 0
+    for number in range(len(messages)):
+        try:
+            part = template.text(messages[: number + 1], **{**variables, GENERATION: False})
+        except Exception:  # as above
+            break
+        shared = len(part) if text.startswith(part) else _shared(part, text, blanks_may_differ=False)[0]
+        if shared <= end:
+            break
+        owned[number] = [(end, shared)]
+        end = shared
+    return Rendered(text, owned, [], len(text))
 
 
-def _shared(prompt: str, text: str) -> tuple[int, bool]:
-    """How many characters ``text`` begins with of ``prompt``, and whether that is all of it; blanks may differ."""
+def _shared(prompt: str, text: str, blanks_may_differ: bool = True) -> tuple[int, bool]:
+    """How many characters ``text`` begins with of ``prompt``, and whether that is all of it."""
     length = 0
     for atom in _ATOM.findall(prompt):
         if text.startswith(atom, length):
             length += len(atom)
+        elif not blanks_may_differ:
+            return length, False
         elif not atom.isspace():
             indented = length + len(text[length:]) - len(text[length:].lstrip())
             if not text.startswith(atom, indented):

@@ -60,8 +60,8 @@ class TransformersEngine(Engine):
             self._model = self._model.eval().to(device)
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
             raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
-        if self._model.config._attn_implementation == EAGER:
-            heads = getattr(text_config, "num_attention_heads", 1)
+        heads = getattr(text_config, "num_attention_heads", None)  # a state space model has none
+        if self._model.config._attn_implementation == EAGER and heads is not None:
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
         self._layer_outputs: list[torch.Tensor] = []

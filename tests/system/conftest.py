@@ -1,4 +1,4 @@
-"""System tests run the installed commands in processes of their own."""
+"""System tests run the commands in processes of their own."""
 
 import json
 from collections.abc import Callable

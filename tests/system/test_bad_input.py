@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.commands import command_line, environment, run, run_ok
+from support.commands import command_line, environment, run, run_installed, run_ok
 from support.models import VOCAB_SIZE, write_random_teacher, write_text_corpus
 from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
@@ -86,7 +86,7 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_broken_line_of_the_corpus_is_named(made: tuple[Workspace, Path], tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "def f(x): return x"}\n{"text": "unfinished\n')
     source = {"path": str(tmp_path / "data.jsonl"), "format": "jsonl"}
-    config = made[0].cache_config(tmp_path / "new", corpus={"sources": [source]})
+    config = made[0].cache_config(tmp_path / "new", corpus={"sources": [source], "max_tokens": 48})
     refused("data.jsonl", ":2", done=run("teacher-cache", "run", config))
 
 
@@ -146,7 +146,8 @@ def train(made: tuple[Workspace, Path], cache: Path, *arguments: str) -> subproc
 
 
 def test_training_on_no_cache(made: tuple[Workspace, Path], tmp_path: Path) -> None:
-    refused("manifest.json", "not found", done=train(made, tmp_path / "nothing"))
+    config = made[0].train_config(tmp_path / "nothing", tmp_path / "student")
+    refused("manifest.json", "not found", done=run_installed("train-student", "run", config))
 
 
 def test_training_on_a_truncated_tar(made: tuple[Workspace, Path], copy: Path) -> None:

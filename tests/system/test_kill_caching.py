@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from support.commands import kill_group, run, run_ok, start
+from support.amount import amount
+from support.commands import Forked, kill_group, run_installed, run_ok
 from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
 
-KILLS = 20
+KILLS = amount(12, full=20)
 CAPTURE = {
     "logits": {"k": 16, "temperatures": [1.0, 3.0]},
     "draws": {"n": 8, "temperatures": [1.0, 3.0]},
@@ -33,7 +34,8 @@ def committed_files(cache: Path) -> dict[str, tuple[int, int]]:
 
 def test_sigkill_at_random_instants(workspace: Workspace) -> None:
     reference, cache = workspace.folder / "reference", workspace.folder / "cache"
-    run_ok("teacher-cache", "run", workspace.cache_config(reference, capture=CAPTURE))
+    done = run_installed("teacher-cache", "run", workspace.cache_config(reference, capture=CAPTURE))
+    assert done.returncode == 0, done.stderr
     config = workspace.cache_config(cache, capture=CAPTURE)
     started = time.monotonic()
     run_ok("teacher-cache", "run", config)
@@ -44,9 +46,8 @@ def test_sigkill_at_random_instants(workspace: Workspace) -> None:
     instants = []
     while len(instants) < KILLS:
         before = committed_files(cache)
-        process = start("teacher-cache", "run", config)
-        # most of a run is the start of the interpreter: aim at the rest of it, and at the start now and then
-        wait = rng.uniform(0.0 if len(instants) % 5 == 0 else 0.6 * whole_run, whole_run)
+        process = Forked("teacher-cache", "run", config)
+        wait = rng.uniform(0.0, whole_run)
         time.sleep(wait)
         finished = process.poll() is not None
         kill_group(process) if not finished else process.communicate()
@@ -79,7 +80,7 @@ def check_same(reference: Path, cache: Path, config: Path) -> None:
 def test_sigterm_finishes_the_unit_in_hand(workspace: Workspace) -> None:
     cache = workspace.folder / "cache"
     config = workspace.cache_config(cache)
-    process = start("teacher-cache", "run", config, "--json")
+    process = Forked("teacher-cache", "run", config, "--json")
     deadline = time.monotonic() + 120
     while not list(cache.glob("shard-*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -92,7 +93,7 @@ def test_sigterm_finishes_the_unit_in_hand(workspace: Workspace) -> None:
     assert summary["units_scored"] == marks > 0
     assert not summary["complete"]
     assert not list(cache.glob(".tmp-*"))
-    assert run("cache-tools", "verify", cache).returncode == 0, "what was committed is readable"
+    assert run_installed("cache-tools", "verify", cache).returncode == 0, "what was committed is readable"
     rest = json.loads(run_ok("teacher-cache", "run", config, "--json"))
     assert rest["units_skipped"] == marks
     assert rest["complete"]

@@ -12,14 +12,15 @@ import fsspec
 import pytest
 
 from schemas.errors import UserError
-from support.commands import kill_group, run_ok, start
+from support.amount import amount
+from support.commands import Forked, kill_group, run_ok
 from support.proxy import Proxy, proxied
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
 
-KILLS = 5  # of each command with each number of files at a time
+KILLS = amount(3, full=5)  # of each command with each number of files at a time
 SHARDS = 16
 SECONDS = 0.6  # that the server takes for all tars
 
@@ -82,9 +83,8 @@ def kill_and_go_on(
         wipe()
     rng, kills, runs = random.Random(parallel), 0, [len(proxy.requests)]
     while kills < KILLS:
-        process = start("cache-tools", *command)
-        # most of a run is the start of the interpreter: aim at the rest of it
-        time.sleep(rng.uniform(0.3 * whole_run, whole_run))
+        process = Forked("cache-tools", *command)
+        time.sleep(rng.uniform(0.0, whole_run))
         if process.poll() is None:
             kill_group(process)
             kills += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import environment, kill_group, run, run_ok, start
+from support.commands import Forked, environment, kill_group, run, run_ok
 from support.metrics import read_metrics
 from support.workspace import Workspace
 
@@ -65,7 +65,7 @@ def test_sigkill_then_resume_continues_exactly(
     whole, killed = workspace.folder / "whole", workspace.folder / "killed"
     run_ok("train-student", "run", workspace.train_config(cache, whole, data=data))
     config = workspace.train_config(cache, killed, data=data)
-    process = start("train-student", "run", config)
+    process = Forked("train-student", "run", config)
     wait_for(lambda: (killed / "metrics.jsonl").exists() and any(line["step"] >= 5 for line in read_metrics(killed)))
     kill_group(process)
     reached = max(losses(killed))
@@ -81,7 +81,7 @@ def test_sigterm_saves_a_checkpoint(workspace: Workspace, make_cache: Callable[[
     output = workspace.folder / "student"
     loop = {"max_steps": 500, "micro_batch_size": 4, "save_every": 1000}
     config = workspace.train_config(cache, output, loop=loop)
-    process = start("train-student", "run", config)
+    process = Forked("train-student", "run", config)
     wait_for(lambda: (output / "metrics.jsonl").exists() and len(read_metrics(output)) > 2)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)

@@ -1,16 +1,14 @@
 """Two teams share caches by the README's commands alone: a real S3 server, and a folder and an identity for each."""
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.commands import environment
+from support.commands import Forked, environment, finish
 from support.models import write_text_corpus
 from support.workspace import Workspace
 
@@ -31,16 +29,12 @@ class Team:
         self.folder = folder
         self.bucket = bucket
         (folder / "home").mkdir(parents=True)
-        tools = Path(sys.executable).parent
-        path = f"{tools}:{os.environ['PATH']}"
-        self.environment = {**environment(), "HOME": str(folder / "home"), "PATH": path}
+        self.environment = {**environment(), "HOME": str(folder / "home")}
 
     def types(self, line: str) -> str:
         """Run a command line as the README has it, but for the bucket's name; returns what it prints."""
         line = line.replace("s3://bucket", self.bucket)
-        done = subprocess.run(
-            line, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
-        )
+        done = finish(Forked(*shlex.split(line), env=self.environment, cwd=self.folder))
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

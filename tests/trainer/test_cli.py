@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from support.commands import environment, kill_group, start
+from support.commands import Forked, environment, kill_group
 from support.metrics import read_metrics
 from trainer.cli import main
 
@@ -103,17 +103,7 @@ def test_a_cache_that_is_not_there_is_said_before_torch_is_loaded(config_file, t
     assert done.stdout.startswith(f"error: {tmp_path}/nowhere/manifest.json: not found, so this is not a cache; ")
 
 
-def test_training_never_imports_vllm(config_file) -> None:
-    path, _ = config_file(loop={"max_steps": 1})
-    code = (
-        "import sys; from trainer.cli import main; main(['run', sys.argv[1]], standalone_mode=False); "
-        "sys.exit(any(name.split('.')[0] == 'vllm' for name in sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], env=environment(), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def wait_for_steps(output: Path, steps: int, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(output: Path, steps: int, process: Forked) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (output / "metrics.jsonl").exists() and (output / "metrics.jsonl").read_text().count("\n") >= steps:
@@ -125,7 +115,7 @@ def wait_for_steps(output: Path, steps: int, process: subprocess.Popen[str]) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_a_checkpoint_and_says_how_to_go_on(config_file, number: int, code: int) -> None:
     path, output = config_file(loop={"max_steps": 100_000, "save_every": 100_000})
-    process = start("train-student", "run", path)
+    process = Forked("train-student", "run", path)
     wait_for_steps(output, 3, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
@@ -144,7 +134,7 @@ def test_killed_at_random_instants_every_later_loss_is_the_same(config_file) -> 
     path, output = config_file("killed", loop=loop)
     rng = random.Random(0)
     for _ in range(3):
-        process = start("train-student", "run", path)
+        process = Forked("train-student", "run", path)
         wait_for_steps(output, min(len(losses(output)) if output.exists() else 0, 25) + 2, process)
         time.sleep(rng.random() * 0.3)
         kill_group(process)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from schemas.cache_config import LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
 from support.callbacks import StopAt
+from support.commands import fork_server
 from support.metrics import read_metrics
 from support.models import tiny_tokenizer
 from support.rows import tla
@@ -210,8 +211,15 @@ def test_worker_processes_give_the_same_losses(make_config, tmp_path) -> None:
     np.testing.assert_allclose(losses(outside.output), losses(inside.output), atol=1e-6)
 
 
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of the loader do without the start of an interpreter and imports of their own."""
+    fork_server()
+    monkeypatch.setattr("trainer.data.WORKERS_START_BY", "forkserver")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, workers: int) -> None:
+def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, forked_workers, workers: int) -> None:
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     for tar in broken.glob("*.logits.tar"):
         data = bytearray(tar.read_bytes())
@@ -224,7 +232,9 @@ def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, work
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_samples_that_cannot_be_read_are_left_out_by_choice(make_config, real_cache, tmp_path, workers: int) -> None:
+def test_samples_that_cannot_be_read_are_left_out_by_choice(
+    make_config, real_cache, tmp_path, forked_workers, workers: int
+) -> None:
     """Batches without them have the losses of the sound cache; they are counted, also across a resume."""
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     tar = broken / "shard-000001.logits.tar"

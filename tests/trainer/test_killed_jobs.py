@@ -1,6 +1,5 @@
 """Two training jobs share a folder of local copies; one of them is killed again and again."""
 
-import multiprocessing
 import random
 import signal
 import time
@@ -15,14 +14,14 @@ from transformers import TrainerCallback
 
 from benchmarks.watch import Watch
 from schemas.train_config import TrainConfig
-from support.commands import environment, kill_group, run_ok, start, train_in_fork
+from support.amount import amount
+from support.commands import Forked, kill_group, run_ok, start_installed
 from support.metrics import losses
 from support.proxy import Proxy, proxied
 from support.synthetic import random_shards, write_cache
 from trainer.distiller import distill
 
-KILLS = 20
-STARTED_WHOLE = 2  # of these; the others are forked with their imports done
+KILLS = amount(8, full=20)
 NEVER = 100_000
 DELAY = 0.3  # seconds that a tar takes, so that kills hit while files are fetched
 VICTIM_STEPS = 60
@@ -36,29 +35,6 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop |= state.global_step >= self.step
-
-
-def start_victim(config: Path, whole: bool) -> Callable[[], None]:
-    """Start a job, as a command or in a fork; returns what kills it, which must find it alive."""
-    if whole:
-        command = start("train-student", "run", config)
-
-        def kill_command() -> None:
-            assert command.poll() is None
-            kill_group(command)
-
-        return kill_command
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["trainer.cli", "trainer.distiller", "torch.utils.tensorboard", "s3fs"])
-    fork = forks.Process(target=train_in_fork, args=(str(config), environment()))
-    fork.start()
-
-    def kill_fork() -> None:
-        assert fork.is_alive()
-        fork.kill()
-        fork.join()
-
-    return kill_fork
 
 
 def tars_asked_for(proxy: Proxy, url: str) -> int:
@@ -76,10 +52,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 def test_killing_a_job_that_shares_local_copies_harms_no_other(
     make_config: Callable[..., TrainConfig], s3_server: str, s3_url: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Twenty SIGKILLs at random instants after a job has begun to fetch.
+    """SIGKILLs at random instants after a job has begun to fetch.
 
-    Both jobs train on the same files, which lie in two places so that the server's log tells who asked. Two of the
-    killed jobs are commands started as a user does, eighteen are the same command in a forked process.
+    Both jobs train on the same files, which lie in two places so that the server's log tells who asked. The one that
+    goes on is a command started as a user does, the killed ones are the same command in forked processes.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process: sums depend on it
     lengths = np.random.default_rng(3).integers(3, 20, (8, 10)).tolist()
@@ -101,15 +77,16 @@ def test_killing_a_job_that_shares_local_copies_harms_no_other(
     config("victim", f"{s3_url}/victim", VICTIM_STEPS, seed=1)
     rng = random.Random(0)
     with proxied(s3_server, delay=DELAY) as proxy, Watch(folder) as watch:
-        survivor = start("train-student", "run", tmp_path / "survivor.json")
+        survivor = start_installed("train-student", "run", tmp_path / "survivor.json")
         try:
             wait_for(lambda: tars_asked_for(proxy, f"{s3_url}/survivor") > 0)
-            for kill in range(KILLS):
+            for _ in range(KILLS):
                 before = tars_asked_for(proxy, f"{s3_url}/victim")
-                kill_now = start_victim(tmp_path / "victim.json", whole=kill < STARTED_WHOLE)
+                victim = Forked("train-student", "run", tmp_path / "victim.json")
                 wait_for(lambda before=before: tars_asked_for(proxy, f"{s3_url}/victim") > before)
                 time.sleep(rng.uniform(0, 0.5))
-                kill_now()
+                assert victim.poll() is None
+                kill_group(victim)
                 assert survivor.poll() is None, survivor.communicate()
             run_ok("train-student", "run", tmp_path / "victim.json")
         finally:

@@ -1,4 +1,8 @@
-"""Several processes train as one does: the same losses, validations and final model. Real torchrun, gloo."""
+"""Several processes train as one does: the same losses, validations and final model. Gloo.
+
+Most are forked, with the environment that torchrun gives its processes; a whole run, a run that is stopped and one
+that fails are by a real torchrun.
+"""
 
 import json
 import shutil
@@ -21,7 +25,8 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support import commands
-from support.commands import command_line
+from support.amount import amount
+from support.commands import Forked, command_line, environment, finish, kill_group
 from support.metrics import read_metrics
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
@@ -29,7 +34,7 @@ from teacher_cache import job
 from trainer.distiller import distill
 
 ROWS_PER_STEP = 8
-STEPS = 50
+STEPS = amount(20, full=50)
 MakeConfig = Callable[..., TrainConfig]
 
 
@@ -39,21 +44,47 @@ def shape(ranks: int, micro_batch_size: int = 1) -> dict[str, int]:
     return {"micro_batch_size": micro_batch_size, "gradient_accumulation": accumulation}
 
 
-def start(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
+def written(config: TrainConfig) -> Path:
     path = Path(config.output).with_suffix(".json")
     path.write_text(config.model_dump_json())
+    return path
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = command_line("train-student", "run", path, "--json")
-    return commands.start("torchrun", f"--nproc-per-node={ranks}", f"--master-port={port}", "--no-python", *command)
+        return free.getsockname()[1]
+
+
+def torchrun(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
+    command = command_line("train-student", "run", written(config), "--json")
+    options = (f"--nproc-per-node={ranks}", f"--master-port={free_port()}", "--no-python")
+    return commands.start_installed("torchrun", *options, *command)
 
 
 def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
-    process = start(config, ranks)
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    return json.loads(stdout)
+    """Train in so many processes; returns what they print, which is one summary."""
+    path, port = written(config), free_port()
+    processes = []
+    for rank in range(ranks):
+        job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = {name: str(value) for name, value in {**job, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        processes.append(Forked("train-student", "run", path, "--json", env=environment() | env))
+    deadline = time.monotonic() + 300
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes) or time.monotonic() > deadline:
+            for process in processes:
+                kill_group(process)
+        time.sleep(0.02)
+    ended = [finish(process) for process in processes]
+    assert all(done.returncode == 0 for done in ended), [done.stderr for done in ended]
+    return json.loads("".join(done.stdout for done in ended))
+
+
+def run_by_torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    done = finish(torchrun(config, ranks))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
@@ -84,7 +115,7 @@ def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {
         "data": {"validation_fraction": 0.2, "packing": request.param, "pack_tokens": 40},
         "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
-        "loop": {"max_steps": STEPS, "save_every": 20, "validate_every": 20, "keep_checkpoints": 9},
+        "loop": {"max_steps": STEPS, "save_every": 10, "validate_every": 10, "keep_checkpoints": 9},
     }
 
 
@@ -110,18 +141,19 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_with_four(
     make_config: MakeConfig, settings: dict, tmp_path: Path
 ) -> None:
     """Lines of metrics are over three steps, so that one of them spans the stop."""
-    whole = configured(make_config, settings, tmp_path / "whole", **shape(1), log_every=3)
+    loop = {"max_steps": 30, "log_every": 3}
+    whole = configured(make_config, settings, tmp_path / "whole", **shape(1), **loop)
     distill(whole)
-    stopped = configured(make_config, settings, tmp_path / "stopped", **shape(2), log_every=3)
-    process = start(stopped, 2)
+    stopped = configured(make_config, settings, tmp_path / "stopped", **shape(2), **loop)
+    process = torchrun(stopped, 2)
     wait_for_step(stopped.output, 9)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     steps = [int(path.parent.name.split("-")[1]) for path in Path(stopped.output).glob("*/distill_state.json")]
-    assert 9 <= max(steps) < STEPS, "it stopped in between, with a whole checkpoint"
+    assert 9 <= max(steps) < 30, "it stopped in between, with a whole checkpoint"
     for ranks in (1, 4):
         shutil.copytree(stopped.output, tmp_path / f"{ranks}")
-        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks), log_every=3)
+        config = configured(make_config, settings, tmp_path / f"{ranks}", **shape(ranks), **loop)
         run(config, ranks)
         check_same_curve(config.output, whole.output)
 
@@ -159,7 +191,7 @@ def wait_for_step(output: str, step: int) -> None:
 
 def test_an_error_is_one_line_and_no_rank_is_left(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(data={"validation_fraction": 0.999}, output=str(tmp_path / "out"))
-    process = start(config, 2)
+    process = torchrun(config, 2)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
     errors = [line for line in stderr.splitlines() if line.startswith("error: data.validation_fraction")]
@@ -216,7 +248,10 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     tied.save_pretrained(student)
     settings = {
         "data": {"validation_fraction": 0.2},
-        "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
+        "losses": {
+            "tla": {"weight": {"start": 1.0, "end": 0.0}},
+            "cross_entropy": {"weight": {"start": 0.5, "end": 0.5}},
+        },
         "student": {"checkpoint": str(student)},
         "optimizer": {"lr": 0.03},
         "loop": {
@@ -229,7 +264,7 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     }
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel="fsdp")
-    wanted, summary = distill(one), run(two, 2)
+    wanted, summary = distill(one), run_by_torchrun(two, 2)
     assert summary["ended"] == "early stopping"
     assert summary["final_step"] == wanted["final_step"] < summary["steps"] == wanted["steps"]
     check_same_curve(two.output, one.output)

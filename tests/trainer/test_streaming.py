@@ -31,9 +31,10 @@ def test_a_run_from_s3_has_the_losses_of_one_from_disk(
     bound = 5 * shard_bytes
     folder = tmp_path / "copies"
     local = {"folder": str(folder), "max_gib": bound / 2**30} if copies else None
-    data = {"shards_mixed": 1, "num_workers": workers}
-    distill(make_config(data={**data, "cache": str(tmp_path / "cache")}, output=str(tmp_path / "disk")))
-    config = make_config(data={**data, "cache": s3_url, "local_copies": local}, output=str(tmp_path / "s3"))
+    data = {"shards_mixed": 1, "cache": str(tmp_path / "cache")}
+    distill(make_config(data=data, output=str(tmp_path / "disk")))
+    data |= {"cache": s3_url, "local_copies": local, "num_workers": workers}
+    config = make_config(data=data, output=str(tmp_path / "s3"))
     distill(config)
     assert losses(config.output) == losses(tmp_path / "disk")
     if copies:

@@ -11,7 +11,7 @@ from schemas.errors import UserError
 from schemas.train_config import StudentConfig
 from support.attention import CONFIGS as ATTENTION
 from support.attention import special_model, write_special
-from trainer.student import load_student, materialise_student, pruned_config, pruned_state
+from trainer.student import load_model, load_student, materialise_student, pruned_config, pruned_state
 from trainer.taps import masked_hidden, output_head
 
 
@@ -182,7 +182,8 @@ def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_somethi
         return loss.detach(), student.model.layers[0].self_attn.q_proj.weight.grad.clone()
 
     student = load_student(folder, StudentConfig(checkpoint=str(folder)))
-    assert student.config._attn_implementation == "eager"
+    as_evaluated = load_model(str(folder), "MODEL", torch.float32)
+    assert student.config._attn_implementation == as_evaluated.config._attn_implementation == "eager"
     found, wanted = loss_and_gradient(student), loss_and_gradient(special_model(kind))
     torch.testing.assert_close(found, wanted)
     student.config._attn_implementation = "sdpa"

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from teacher_cache.query_key import QueryKey
 from teacher_cache.signals.attention import attention_scores
 
-CHUNK_WEIGHTS = 1 << 23  # attention weights that exist at one time; each takes about 30 bytes
+CHUNK_WEIGHTS = 1 << 22  # attention weights that exist at one time; each takes about 30 bytes
 
 
 def apc_of_sequence(

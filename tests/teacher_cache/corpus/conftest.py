@@ -44,6 +44,12 @@ def byte_level():
 
 
 @pytest.fixture(scope="session")
+def new_tokenizer():
+    """Makes tokenizers like ``byte_level`` that a test may change."""
+    return byte_level_tokenizer
+
+
+@pytest.fixture(scope="session")
 def sentencepiece():
     """SentencePiece-like BPE: Metaspace, byte fallback, BOS and EOS around a text; knows no CJK and no emoji."""
     special = ["<unk>", "<s>", "</s>"]

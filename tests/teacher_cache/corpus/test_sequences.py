@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import xxhash
+from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from schemas.cache_config import CorpusConfig, SourceConfig
@@ -379,3 +380,95 @@ def test_texts_that_differ_in_what_is_learned_are_no_duplicates(corpus_of, byte_
 def test_a_bad_record_stops_the_corpus(corpus_of, byte_level):
     with pytest.raises(UserError, match=r"data\.jsonl:2: text is int 5"):
         list(corpus_of([{"text": "one two"}, {"text": 5}], byte_level))
+
+
+def test_a_header_that_takes_in_the_blanks_of_a_reply_does_not_count(make_corpus, new_tokenizer):
+    tokenizer = new_tokenizer()
+    for content, side in (("<|assistant|>", "rstrip"), ("<|user|>", "lstrip")):
+        tokenizer.add_tokens([AddedToken(content, special=True, **{side: True})], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    (sample,) = make_corpus([chat("q", " \n one ", "q", "two")], tokenizer=tokenizer)
+    text = sample.text.encode()
+    tokens = [text[a:b].decode() for a, b in zip(sample.byte_start, sample.byte_end, strict=True)]
+    assert "<|assistant|> \n " in tokens  # one token, blanks included
+    learned = [token for token, counts in zip(tokens[1:], sample.loss_mask[:-1], strict=True) if counts]
+    assert "".join(learned) == "onetwo"
+
+
+def test_a_text_that_begins_with_bos_has_one(make_corpus, sentencepiece):
+    texts = ["<s>the quick brown fox", "the lazy dog", "<s>"]
+    corpus = make_corpus(texts, tokenizer=sentencepiece)
+    samples = list(corpus)
+    assert [sample.input_ids.tolist().count(sentencepiece.bos_token_id) for sample in samples] == [1, 1]
+    assert [sample.text for sample in samples] == ["the quick brown fox", "the lazy dog"]
+    assert corpus.counts.documents == 3
+
+
+def test_a_text_that_becomes_no_token_is_empty(make_corpus, new_tokenizer):
+    tokenizer = new_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    corpus = make_corpus(["xxx", "text"], tokenizer=tokenizer)
+    assert len(list(corpus)) == 1
+    assert (corpus.counts.documents, corpus.counts.empty, corpus.counts.samples) == (2, 1, 1)
+
+
+def test_chats_without_a_role_to_train_on_are_counted_as_that(make_corpus):
+    unknown = [{"role": "Human", "content": "q"}, {"role": "AI", "content": "a"}]
+    silent = [*chat("q"), {"role": "assistant", "content": "a", "weight": 0}]
+    corpus = make_corpus([unknown, silent, chat("q", "a")])
+    assert len(list(corpus)) == 1
+    assert (corpus.counts.no_reply, corpus.counts.too_short) == (2, 0)
+    with pytest.raises(UserError, match=r"corpus is empty: 1 documents .* 1 without a message of assistant"):
+        list(make_corpus([unknown]))
+    (sample,) = make_corpus([unknown], roles_to_train=["AI"])
+    assert sample.loss_mask.any()
+
+
+STRICT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' + m.role) }}"
+    "{% endif %}"
+    "{{ '<' + m.role + '>' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def test_bad_records_stop_or_are_dropped_and_counted(make_corpus, new_tokenizer, caplog):
+    tokenizer = new_tokenizer()
+    tokenizer.chat_template = STRICT_TEMPLATE
+    bad_weight = [*chat("q"), {"role": "assistant", "content": "a", "weight": 2}]
+    refused = [[{"role": "system", "content": text}, *chat("q", "a")] for text in ("one", "two")]
+    lost = [*chat("q"), {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
+    records = [chat("q", "good"), bad_weight, *refused, lost, 5, "a text"]
+    for place, reason in ((2, "weight is 2"), (3, "refuses this chat: no system"), (5, "does not write this reply")):
+        with pytest.raises(UserError, match=rf"data\.jsonl:2: .*{reason}"):
+            list(make_corpus([records[0], records[place - 1]], tokenizer=tokenizer))
+    corpus = make_corpus(records, tokenizer=tokenizer, on_bad_record="drop")
+    assert [sample.source_id for sample in corpus] == ["data.jsonl#1", "data.jsonl#7"]
+    counts = corpus.counts
+    assert (counts.malformed, counts.refused, counts.reply_lost, counts.not_located) == (2, 2, 1, 0)
+    assert counts.documents == 7
+    assert sum("dropped (refused)" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_every_document_is_in_one_count(make_corpus):
+    records = ["text", "text", "", "a", chat("q"), chat("q", "a"), chat("q", ""), LONG, 5]
+    corpus = make_corpus(records, max_tokens=100, over_long="drop", on_bad_record="drop")
+    samples = len(list(corpus))
+    counts = corpus.counts.model_dump()
+    outcomes = ("empty", "duplicates", "too_short", "dropped_over_long", "no_reply", "malformed", "refused")
+    assert samples + sum(counts.get(name, 0) for name in outcomes) == counts["documents"] == len(records)
+
+
+def test_tools_make_a_chat_another(make_corpus, new_tokenizer, tmp_path):
+    path = tmp_path / "data.jsonl"
+    record = {"messages": chat("q", "a")}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    path.write_text("".join(json.dumps(each) + "\n" for each in (record, {**record, "tools": tools}, record)))
+    tokenizer = new_tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson if tools else '' }}" + tokenizer.chat_template
+    config = CorpusConfig(sources=[SourceConfig(path=str(path), format="jsonl")])
+    corpus = Corpus(config, tokenizer)
+    assert [sample.text.startswith('[{"type"') for sample in corpus] == [False, True]
+    assert corpus.counts.duplicates == 1

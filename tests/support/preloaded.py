@@ -1,0 +1,21 @@
+"""What is done once for all forked commands: imports, and the set-up of numba."""
+
+from importlib import import_module
+
+from numba.core.registry import cpu_target
+
+for name in (
+    "s3fs",
+    "teacher_cache.cli",
+    "teacher_cache.engines.transformers",
+    "teacher_cache.job",
+    "tools.cli",
+    "torch.utils.tensorboard",
+    "trainer.cli",
+    "trainer.distiller",
+    "trainer.evaluate",
+    "transformers.models.llama.modeling_llama",
+):
+    import_module(name)
+cpu_target.typing_context.refresh()
+cpu_target.target_context.refresh()
