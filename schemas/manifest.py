@@ -174,11 +174,8 @@ class Manifest(Extended):
     def sizes(self) -> dict[str, int]:
         """Bytes of the files that it lists: by signal, then ``index``, ``tables`` and, where there is one, ``head``."""
         tables = [*self.tables.values(), *([] if self.shard_table is None else [self.shard_table])]
-        sizes: dict[str, int] = {
-            **self.totals.bytes,
-            "index": self.totals.index_bytes,
-            "tables": sum(file.bytes for file in tables),
-        }
+        sizes: dict[str, int] = {signal: size for signal, size in self.totals.bytes.items()}
+        sizes |= {"index": self.totals.index_bytes, "tables": sum(file.bytes for file in tables)}
         return sizes if self.head is None else sizes | {"head": self.head.file.bytes}
 
     def bytes_per_token(self) -> dict[str, float]:
