@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from schemas.cache_config import CorpusConfig, Provenance
 from schemas.derivation import Derivation
@@ -10,7 +11,13 @@ from schemas.errors import UserError
 from schemas.manifest import CorpusCounts, CorpusInfo, FileEntry, Manifest, ShardEntry
 from tools.making.derived import derived_manifest, source_of
 
-SAME = {"teacher": True, "tokenizer": {"fingerprint", "vocab_size"}, "capture": True, "codec": True, "head": True}
+SAME: dict[str, Any] = {
+    "teacher": True,
+    "tokenizer": {"fingerprint", "vocab_size"},
+    "capture": True,
+    "codec": True,
+    "head": True,
+}
 MAY_DIFFER = {"teacher.name", "teacher.revision"}  # the weights are known by their fingerprint
 
 
