@@ -18,10 +18,9 @@ from typing import IO, Any
 from teacher_cache.corpus.expand import Unreadable, check_expansion, expanded
 
 _MOST_MEMBERS = 1_000_000
-_BROKEN = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(RuntimeError, ValueError, EOFError, OverflowError),  # a password is wanted, an unknown method, odd numbers
-)
+_DECOMPRESSION = (zlib.error, lzma.LZMAError, EOFError)
+_ODD = (RuntimeError, ValueError, OverflowError, LookupError)  # a password is wanted, an unknown method, wrong numbers
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, struct.error, *_DECOMPRESSION, *_ODD)
 _TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 

@@ -29,7 +29,6 @@ _ALWAYS = (
 )
 _SOMETIMES = "\u180e\u200b-\u200d\U000e0000-\U000e007f"  # vowel separator, zero-width ones, tags
 _DIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-_LINE_ENDS = re.compile("\r\n?")
 _ASCII_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _SUSPECT = re.compile(f"[{_ALWAYS}{_SOMETIMES}{_DIRECTIONAL}]")
 _INVISIBLE_RUN = re.compile(f"[{_ALWAYS}{_SOMETIMES}]+")
@@ -63,7 +62,7 @@ def clean_text(text: str) -> str:
             return text
     elif not _SUSPECT.search(text) and unicodedata.is_normalized("NFC", text):
         return text
-    text = _LINE_ENDS.sub("\n", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     while (cleaned := _cleaned_once(text)) != text:
         text = cleaned
     return text

@@ -111,10 +111,11 @@ class _Frames(_Plain):
                 self._frame = self._begin()
             self._ready = memoryview(self._frame.decompress(data))
         except _BROKEN as error:
-            hint = ""
             if "requires too much memory" in str(error):
-                hint = "; it was written with a larger window (zstd --long): raise `zstd_window_log` of the source"
-            raise Unreadable(f"damaged or not what its name says: {error}{hint}") from None
+                raise Unreadable(
+                    "a frame has a larger window (zstd --long) than is allowed: raise `zstd_window_log` of the source"
+                ) from None
+            raise Unreadable(f"damaged or not what its name says: {error}") from None
         self._rest = self._frame.unused_data if self._frame.eof else b""
         self._n_stored -= len(self._rest)
         self._n_expanded += len(self._ready)

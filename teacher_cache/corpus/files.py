@@ -8,7 +8,7 @@ from fsspec.core import url_to_fs
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
-from teacher_cache.corpus.names import RECORD_FORMATS, choose, splits
+from teacher_cache.corpus.names import RECORD_FORMATS, choose, snapshots, splits
 
 EVERYTHING = "*"  # the default pattern
 _SAVED = {"state.json", "dataset_dict.json"}  # in a folder written by save_to_disk
@@ -92,7 +92,9 @@ def _is_saved(source: SourceConfig, fs: Any, root: str) -> bool:
 
 
 def check_one_part(formats: dict[str, str], where: str) -> None:
-    """Raise UserError when files of these names are of several parts of a data set (train, test)."""
+    """Raise UserError when files of these names are of several parts (train, test) or snapshots of a data set."""
+    if len(revisions := snapshots(formats)) > 1:
+        raise UserError(f"{where} holds several snapshots: append one to `path`: snapshots/{min(revisions)}, …")
     parts = splits(name for name, format in formats.items() if format in RECORD_FORMATS)
     if len(parts) > 1:
         raise UserError(

@@ -37,17 +37,15 @@ def read_objects(value: Any, field: str, place: str) -> list[dict[str, Any]] | N
         return None
     if not isinstance(items, list):
         raise BadRecord(f"{place}: {field} is {brief(items)}, expected a list of objects")
-    objects = (
-        [
-            from_json(item, f"{field}[{i}]", place) if isinstance(item, str) else without_nulls(item)
-            for i, item in enumerate(items)
-        ]
-        if items is value
-        else items
-    )
-    for i, item in enumerate(objects):
+    objects = []
+    for i, item in enumerate(items):
+        if isinstance(item, str):
+            item = from_json(item, f"{field}[{i}]", place)
+        elif items is value:
+            item = without_nulls(item)
         if not isinstance(item, dict):
             raise BadRecord(f"{place}: {field}[{i}] is {brief(item)}, expected an object")
+        objects.append(item)
     return objects
 
 

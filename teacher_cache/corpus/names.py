@@ -31,15 +31,19 @@ def choose(names: Iterable[str], wanted: str, all_of_them: bool) -> dict[str, st
     ``wanted`` is the format asked for. ``all_of_them``: nobody said by a pattern which files are meant, so that what
     only comes along with the data is left out.
     """
-    names = [name for name in names if not (all_of_them and _is_hidden(name))]
-    if wanted == "text" or not (all_of_them or wanted == "auto"):
-        return {name: "archive" if is_archive(name) else wanted for name in names}
+    names = list(names)
     if wanted != "auto":
-        data = [name for name in names if not _is_companion(name)] or names
+        data = [name for name in names if not (all_of_them and wanted != "text" and _is_companion(name))] or names
         return {name: "archive" if is_archive(name) else wanted for name in data}
+    names = [name for name in names if not (all_of_them and _is_hidden(name))]
     formats = {name: "archive" if is_archive(name) else _format(name) for name in names}
     records = {name: format for name, format in formats.items() if format is not None}
     return records or dict.fromkeys(names, "text")
+
+
+def snapshots(names: Iterable[str]) -> set[str]:
+    """The snapshots of a hub's cache folder that ``names`` lie in."""
+    return {name.split("/")[1] for name in names if name.startswith("snapshots/") and name.count("/") > 1}
 
 
 def splits(names: Iterable[str]) -> dict[str, str]:
@@ -72,8 +76,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_companion(name: str) -> bool:
-    base = _base(name)
-    return base in _DESCRIPTIONS or _COMPANION.fullmatch(base) is not None
+    """Files that no format of records is named like and that often lie beside them."""
+    along = _is_hidden(name) or _base(name) in _DESCRIPTIONS or _COMPANION.fullmatch(_base(name)) is not None
+    return along and _format(name) is None
 
 
 def _base(name: str) -> str:

@@ -29,7 +29,8 @@ __all__ = ["BadRecord", "Document", "Messages", "read_documents"]
 logger = logging.getLogger(__name__)
 
 _MOST_KEY_SETS = 1024
-_MOST_IGNORED = 200  # or records with ever new keys would fill the log
+_MOST_IGNORED = 200  # columns that are named, and
+_MOST_LINES = 50  # lines that are logged of a source: records may have ever new keys
 _MOST_NAMES = 20  # in one line of the log
 
 
@@ -145,6 +146,11 @@ class _Adapter:
             if part.format not in self._formats:
                 self._formats.add(part.format)
                 self._say(f"{part.name} is read as {part.format}")
+                if self._source.split != "file" and part.format != "text":
+                    raise UserError(
+                        f"{self._where}.split: {self._source.split} is for texts, and {part.path} is read as "
+                        f"{part.format}; leave `split` out, or set `format: text`"
+                    )
             yield from self._part_records(part)
 
     def _part_records(self, part: Part) -> Iterator[Record | BadRecord]:
@@ -169,9 +175,10 @@ class _Adapter:
 
     def _say(self, what: str) -> None:
         """Log what was not said yet."""
-        if what not in self._said:
+        if what not in self._said and len(self._said) < _MOST_LINES:
             self._said.add(what)
-            logger.info("%s: %s", self._where, what)
+            more = "; nothing more is said of this source" if len(self._said) == _MOST_LINES else ""
+            logger.info("%s: %s%s", self._where, what, more)
 
 
 def _listed(names: list[str]) -> str:

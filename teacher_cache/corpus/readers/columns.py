@@ -24,7 +24,7 @@ def read_parquet(part: Part, used: UsedColumns) -> Iterator[Record]:
             for fields in batch.to_pylist():
                 number += 1
                 yield f"{part.name}#{number}", f"{part.path}: record {number}", fields
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, LookupError) as error:  # ValueError: names or texts that are not UTF-8
         raise UserError(f"{part.path}: not a readable Parquet file: {error}") from None
 
 
@@ -41,5 +41,8 @@ def read_saved(source: SourceConfig, where: str, used: UsedColumns) -> Iterator[
     if isinstance(data, datasets.DatasetDict):
         raise UserError(f"{where}.path: {source.path} holds the splits {sorted(data)}; append one of them to `path`")
     name = source.path.rstrip("/").rsplit("/", 1)[-1]
-    for number, fields in enumerate(data.select_columns(used(data.column_names)), start=1):
-        yield f"{name}#{number}", f"{source.path}: record {number}", fields
+    try:
+        for number, fields in enumerate(data.select_columns(used(data.column_names)), start=1):
+            yield f"{name}#{number}", f"{source.path}: record {number}", fields
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise UserError(f"{where}.path: {source.path}: cannot be read: {error}") from None

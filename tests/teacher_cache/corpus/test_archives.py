@@ -193,6 +193,8 @@ def test_a_long_window_of_zstd_is_raised_on_request(tmp_path):
     assert zstandard.get_frame_parameters(frame).window_size == 1 << 31
     frame = frame[:6] + (1 | len(lines("far")) << 3).to_bytes(3, "little") + lines("far")
     (tmp_path / "x.jsonl.zst").write_bytes(frame)
-    with pytest.raises(UserError, match=r"x\.jsonl\.zst: cannot be read: .*--long\): raise `zstd_window_log`"):
+    with pytest.raises(
+        UserError, match=r"x\.jsonl\.zst: cannot be read: a frame .*--long\).*: raise `zstd_window_log`"
+    ):
         read(tmp_path / "x.jsonl.zst")
     assert read(tmp_path / "x.jsonl.zst", zstd_window_log=31) == {"x.jsonl.zst#1": "far"}

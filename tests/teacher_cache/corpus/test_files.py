@@ -58,6 +58,14 @@ def test_parts_of_a_data_set_are_not_mixed(snapshot):
     assert len(read(snapshot, pattern="**/train*")) == 2
 
 
+def test_snapshots_are_not_mixed(snapshot):
+    assert len(read(snapshot.parent.parent)) == 2
+    (snapshot.parent / "89ab").mkdir()
+    (snapshot.parent / "89ab" / "train.jsonl").write_text('{"text": "older"}\n')
+    with pytest.raises(UserError, match=r"holds several snapshots: append one to `path`: snapshots/0123abc"):
+        read(snapshot.parent.parent)
+
+
 def test_companions_of_records_are_left_out_of_explicit_formats(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "b").write_text('{"text": "b"}\n')
@@ -98,13 +106,28 @@ def test_a_saved_data_set_is_recognised(tmp_path):
     assert {file.format for file in find_files(source(tmp_path / "ds"), "s").files} == {"hf_dataset"}
 
 
+def test_a_damaged_saved_data_set_is_one_line(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"text": "x" * n} for n in range(5000)]).save_to_disk(tmp_path / "ds")
+    (arrow,) = (tmp_path / "ds").glob("*.arrow")
+    data = bytearray(arrow.read_bytes())
+    for part in (4, 2):
+        damaged = data[:]
+        damaged[len(data) // part :] = bytes(len(data) - len(data) // part)
+        arrow.write_bytes(damaged[: len(data) // part])
+        with pytest.raises(UserError, match=r"corpus\.sources\.0\.path: .*ds: (cannot be read|not a data set)"):
+            read(tmp_path / "ds")
+
+
 def test_choosing_is_by_name():
     names = ["data.jsonl.gz", "DATA.JSONL", "x.tar.gz", "x.zip", "dataset_info.json", "notes.txt"]
     wanted = {"data.jsonl.gz": "jsonl", "DATA.JSONL": "jsonl", "x.tar.gz": "archive", "x.zip": "archive"}
     assert choose(names, "auto", all_of_them=True) == wanted
     assert choose(["notes.txt", "a.py"], "auto", all_of_them=True) == {"notes.txt": "text", "a.py": "text"}
     assert choose(["README.md"], "jsonl", all_of_them=True) == {"README.md": "jsonl"}  # there is nothing else
-    assert choose(["README.md", ".x"], "text", all_of_them=False) == {"README.md": "text", ".x": "text"}
+    for everything in (True, False):  # as always: what is there is meant
+        assert choose(["README.md", ".x"], "text", everything) == {"README.md": "text", ".x": "text"}
+        assert choose([".x.jsonl", "state.json"], "jsonl", everything).keys() >= {".x.jsonl"}
 
 
 def test_old_settings_are_written_as_they_were(tmp_path):
