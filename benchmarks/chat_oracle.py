@@ -149,7 +149,7 @@ class Judge:
         if short is None or long is None or "zqv" not in short or "zqv" not in long:
             return ""
         ends = [_ATOM.findall(text.rpartition("zqv")[2]) for text in (short, long)]
-        if self._always_prompts():
+        if self._always_prompts() or re.search(r"\w", _MARKUP.sub("", "".join(ends[0]))):
             return ends[0][0] if ends[0][:1] == ends[1][:1] != [] else ""
         both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
         return "".join(a for a, _ in both).rstrip() or self._late_end(long)

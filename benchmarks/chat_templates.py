@@ -84,9 +84,9 @@ def _print(table: dict[str, dict[str, Verdict]]) -> None:
     print(". right   r refused   W wrong")
     for name, row in table.items():
         print(f"{name:45.45} {' '.join(SIGNS[verdict.kind] for verdict in row.values())}")
-        for shape, verdict in row.items():
+        for cell, verdict in row.items():
             if verdict.kind == WRONG:
-                print(f"    {shape}: {verdict.why}")
+                print(f"    {cell}: {verdict.why}")
 
 
 if __name__ == "__main__":

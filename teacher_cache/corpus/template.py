@@ -121,7 +121,7 @@ class _Marker(NodeTransformer):
 
     def visit_If(self, node: nodes.If) -> Any:
         self.generic_visit(node)
-        if any(name.name == GENERATION for name in node.test.find_all(nodes.Name)):
+        if nodes.Name(GENERATION, "load") in (node.test, *node.test.find_all(nodes.Name)):
             node.body.insert(0, _output("p"))
         return node
 

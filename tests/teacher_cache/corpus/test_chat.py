@@ -241,6 +241,21 @@ IN_A_MACRO = (  # the number that a macro writes is looked at
     "{% if loop.index0 == end %}{{ '!' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
+USER_CLOSES = (  # like Apertus: a reply is closed by the question after it
+    "{% set ns = namespace(open=false) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '<|close|>' if ns.open else '' }}{{ '<|user|>' + m.content }}{% set ns.open = false %}"
+    "{% else %}{{ '' if ns.open else '<|assistant|>' }}{{ m.content }}"
+    "{% set ns.open = true %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+WORDS_AFTER_CHAT = (  # like Command R+: an instruction after every chat, before the prompt
+    "{% for m in messages %}{{ '<|turn|><|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{{ '<|turn|><|system|>Answer.<|end|>' }}{% if add_generation_prompt %}{{ '<|turn|><|assistant|>' }}{% endif %}"
+)
+ALL_AT_ONCE = (  # the loop writes nothing
+    "{% set ns = namespace(out='') %}{% for m in messages %}"
+    "{% set ns.out = ns.out ~ m.role ~ ': ' ~ m.content ~ '<sep>' %}{% endfor %}"
+    "{% if add_generation_prompt %}{% set ns.out = ns.out ~ 'assistant:' %}{% endif %}{{ ns.out }}"
+)
 SYSTEM_IN_LAST_QUESTION = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' }}"
@@ -262,6 +277,9 @@ SYSTEM_IN_LAST_QUESTION = (
         (PROMPT_IN_LOOP, chat("q", "one", "q", "two"), ["one</s>", "two</s>"]),
         (NO_THINK, chat("q", "one", "q", "two"), ["one<|im_end|>", "two<|im_end|>"]),
         (NO_THINK, chat("q", "<think>\nhm\n</think>\n\none"), ["<think>\nhm\n</think>\n\none<|im_end|>"]),
+        (USER_CLOSES, chat("q", "one", "q", "", "q", "two"), ["one<|close|>", "<|close|>", "two"]),
+        (WORDS_AFTER_CHAT, chat("q", "one", "q", "two"), ["one<|end|>", "two<|end|>"]),
+        (ALL_AT_ONCE, chat("q", "one", "q", "two"), ["one<sep>", "two<sep>"]),
         (BY_NUMBER, chat("q", "one", "q", "two"), ["one</s>", "two</s>"]),
         (IN_A_MACRO, chat("q", "one", "q", "two"), ["one", "two!"]),
         (
