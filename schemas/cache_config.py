@@ -30,6 +30,11 @@ class EngineConfig(Strict):
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1, description="vLLM on GPUs: share of memory it may take.")
     cpu_kv_cache_gib: int = Field(2, ge=1, description="vLLM on CPUs: GiB of memory for its key-value cache.")
     device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
+    self_check: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="After loading, compare a short sequence with an independent pass of transformers. `auto`: for "
+        "teachers of up to 2 B parameters that fit in free memory as float32.",
+    )
 
 
 class SourceConfig(Extended):

@@ -13,6 +13,7 @@ import torch
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import HeadInfo, Manifest
+from teacher_cache.model_class import model_class
 from teacher_cache.records import Captured
 from teacher_cache.shards.head import FLOATS
 from teacher_cache.shards.storage import HEAD, Storage, file_entry
@@ -34,12 +35,10 @@ def write_head(config: TeacherConfig, storage: Storage) -> HeadInfo:
 
 def read_teacher_head(config: TeacherConfig) -> OutputHead:
     """The output head among the teacher's weights, in the teacher's dtype unless that is wider than they are."""
-    from transformers import AutoModelForCausalLM
-
     model_config = load_model_config(config)
     text_config = model_config.get_text_config()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        model = model_class(model_config).from_config(model_config, trust_remote_code=config.trust_remote_code)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     files = _weight_files(config)

@@ -60,6 +60,8 @@ def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
         return "multi-head latent attention"
     if text_config.model_type == "gpt_oss":
         return "attention with sinks"
+    if getattr(text_config, "alibi", False) or text_config.model_type in ("bloom", "mpt"):
+        return "attention with linear biases (ALiBi)"
     shared = getattr(text_config, "num_kv_shared_layers", None) or 0
     if number > text_config.num_hidden_layers - shared:
         return "attention with another layer's keys"
@@ -70,4 +72,4 @@ def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
         if not getattr(text_config, "use_sliding_window", True) or window >= max_tokens:
             return "full_attention"
         return f"sliding_attention (a window of {window} tokens, sequences have up to {max_tokens})"
-    return str(kind)
+    return "full_attention" if (text_config.model_type, kind) == ("falcon_h1", "hybrid") else str(kind)

@@ -30,6 +30,7 @@ from schemas.manifest import (
 from teacher_cache.codec.bundles import bundle_places, is_bundle
 from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
+from teacher_cache.engines.known import check_known
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
 from teacher_cache.lengths import check_length
@@ -90,9 +91,11 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
-    text_config = load_model_config(config.teacher).get_text_config()
+    model_config = load_model_config(config.teacher)
+    text_config = model_config.get_text_config()
     check_length(config, text_config)
     check_layers(config.capture, text_config, config.corpus.max_tokens)
+    check_known(config, model_config)
     teacher = describe_teacher(config.teacher)
     _check_k(config, teacher)
     return Manifest(

@@ -17,6 +17,7 @@ from teacher_cache.attention import EAGER, exact_attention
 from teacher_cache.engines.base import Engine
 from teacher_cache.engines.layers import decoder_layers
 from teacher_cache.lengths import forget_lengths, max_length, rope_scale
+from teacher_cache.model_class import model_class
 from teacher_cache.process import available_memory_bytes
 from teacher_cache.query_key import QueryKey, tap_query_key
 from teacher_cache.records import AttentionSample, Captured, DrawsSample, HiddenSample, Request
@@ -36,8 +37,6 @@ class TransformersEngine(Engine):
 
     def __init__(self, config: CacheConfig) -> None:
         """Load the model. Raises UserError when it cannot be loaded."""
-        from transformers import AutoModelForCausalLM
-
         device = config.engine.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +49,7 @@ class TransformersEngine(Engine):
         self._rope_scale = rope_scale(text_config)
         self._batch_tokens = min(config.engine.max_batch_tokens, max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size)))
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
+            self._model = model_class(model_config).from_pretrained(
                 config.teacher.path,
                 revision=config.teacher.revision,
                 dtype=getattr(torch, config.teacher.dtype),

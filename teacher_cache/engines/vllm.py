@@ -2,16 +2,23 @@
 
 Prefix caching is off (every token must pass through the model), chunked prefill is off (a sequence is whole in one
 step), and the run is eager (hooks must see every step). One token is sampled for each sequence, as vLLM requires, and
-dropped.
+dropped. Of multimodal classes the language model alone is run. A short sequence is scored at the start: what vLLM
+cannot run, and layers whose output cannot be proved to be the residual stream, are found then.
 """
 
 import os
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
+from teacher_cache.engines.known import check_known
+from teacher_cache.engines.stream import check_ranks
+from teacher_cache.engines.text_only import make_importable
+from teacher_cache.engines.vllm_errors import causes, reason
 from teacher_cache.engines.vllm_worker import CapturedSequence
 from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured, Request
@@ -20,6 +27,8 @@ from teacher_cache.signals.draws import to_draws_sample
 from teacher_cache.signals.hidden import to_hidden_sample
 from teacher_cache.signals.logits import to_sample
 from teacher_cache.teacher import load_model_config
+
+PROOF_TOKENS = 8
 
 
 class VllmEngine(Engine):
@@ -40,39 +49,74 @@ class VllmEngine(Engine):
             ) from None
         _make_llvmlite_inspectable()
         self._capture = config.capture
-        check_length(config, load_model_config(config.teacher).get_text_config())
+        model_config = load_model_config(config.teacher)
+        check_length(config, model_config.get_text_config())
+        check_known(config, model_config)
         max_model_len = config.corpus.max_tokens + 1  # one for the sampled token, which is never read
-        try:
-            self._llm = LLM(
-                model=config.teacher.path,
-                revision=config.teacher.revision,
-                dtype=config.teacher.dtype,
-                trust_remote_code=config.teacher.trust_remote_code,
-                tensor_parallel_size=config.engine.tensor_parallel,
-                gpu_memory_utilization=config.engine.gpu_memory_utilization,
-                max_model_len=max_model_len,
-                max_num_batched_tokens=max(config.engine.max_batch_tokens, max_model_len),
-                worker_extension_cls="teacher_cache.engines.vllm_worker.CaptureWorkerExtension",
-                skip_tokenizer_init=True,
-                enforce_eager=True,
-                enable_prefix_caching=False,
-                enable_chunked_prefill=False,
-                disable_log_stats=True,
+        with causes() as found:
+            try:
+                make_importable(model_config.architectures or [])
+                self._llm = LLM(
+                    model=config.teacher.path,
+                    revision=config.teacher.revision,
+                    dtype=config.teacher.dtype,
+                    trust_remote_code=config.teacher.trust_remote_code,
+                    tensor_parallel_size=config.engine.tensor_parallel,
+                    gpu_memory_utilization=config.engine.gpu_memory_utilization,
+                    max_model_len=max_model_len,
+                    max_num_batched_tokens=max(config.engine.max_batch_tokens, max_model_len),
+                    worker_extension_cls="teacher_cache.engines.vllm_worker.CaptureWorkerExtension",
+                    skip_tokenizer_init=True,
+                    language_model_only=True,
+                    enforce_eager=True,
+                    enable_prefix_caching=False,
+                    enable_chunked_prefill=False,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                )
+            except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+                raise UserError(
+                    f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {reason(error, found)}"
+                ) from error
+            self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            try:
+                self._start_capture(config)
+            except Exception as error:  # whatever a kernel that lacks something may raise
+                self.close()
+                if isinstance(error, UserError):
+                    raise
+                architecture = " ".join(model_config.architectures or ["model"])
+                raise UserError(
+                    f"teacher.path: {config.teacher.path}: vLLM cannot run a {architecture} in {config.teacher.dtype} "
+                    f"here: {reason(error, found)}; set engine.kind: transformers, or another teacher.dtype"
+                ) from error
+
+    def _start_capture(self, config: CacheConfig) -> None:
+        """Install the hooks, and score one short sequence, which proves what the layers' outputs are."""
+        capture = self._capture.model_dump(mode="json")
+        self._llm.collective_rpc("install_capture", args=(capture, config.engine.head_chunk_rows))
+        self._llm.collective_rpc("begin_proof")
+        ids = np.arange(1, 1 + min(PROOF_TOKENS, config.corpus.max_tokens))
+        rows = np.arange(len(ids), dtype=np.int32)
+        ranks = self._run([Request(ids, rows, attention_positions=rows)])
+        check_ranks(self._llm.collective_rpc("end_proof"))
+        if self._capture.attention is not None and any(rank[0].attention is None for rank in ranks):
+            raise UserError(
+                "capture.attention: q and k of this teacher do not pass through vLLM's attention module; leave the "
+                "signal out, or set engine.kind: transformers"
             )
-        except Exception as error:  # whatever the loader of this model, and its file formats, may raise
-            raise UserError(f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {error}") from error
-        self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-        self._llm.collective_rpc(
-            "install_capture", args=(self._capture.model_dump(mode="json"), config.engine.head_chunk_rows)
-        )
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
+        ranks = self._run(requests)
+        return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
+
+    def _run(self, requests: Sequence[Request]) -> list[dict[int, CapturedSequence]]:
+        """What each rank captured of the sequences, by their number."""
         self._llm.collective_rpc("expect", args=(list(requests),))
         prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
         self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
-        ranks = self._llm.collective_rpc("collect_captured")
-        return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
+        return self._llm.collective_rpc("collect_captured")
 
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
         """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its heads."""

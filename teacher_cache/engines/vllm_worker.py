@@ -10,6 +10,7 @@ contracts (hooks, ``compute_logits``) and the arguments of vLLM's ``Attention`` 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,15 @@ import torch
 from schemas.cache_config import CaptureConfig, FinalCapture, Quantised, layer_number
 from schemas.errors import UserError
 from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.engines.stream import StreamProof, stream_of
+from teacher_cache.engines.text_only import stand_in
 from teacher_cache.records import Request
 from teacher_cache.signals.attention import AttentionRows, attention_rows, choose_heads
 from teacher_cache.signals.draws import DrawnRows, draw, uniforms
 from teacher_cache.signals.hidden import HiddenRows, quantise
 from teacher_cache.signals.logits import LogitsRows, reduce_logits
+
+stand_in()  # before a worker that is a process of its own imports the model
 
 
 @dataclass
@@ -57,6 +62,14 @@ class CaptureWorkerExtension:
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
 
+    def begin_proof(self) -> None:
+        """Watch the next forward pass for what the layers' outputs are."""
+        self._capture.begin_proof()
+
+    def end_proof(self) -> dict[int, torch.Tensor]:
+        """Capture hidden states from now on; this rank's residual stream of that pass, by layer."""
+        return self._capture.end_proof()
+
     def expect(self, requests: list[Request]) -> None:
         """Announce the sequences that will come."""
         self._capture.expect(requests)
@@ -74,18 +87,35 @@ class _Capture:
         self._expected: dict[bytes, list[_Expected]] = defaultdict(list)
         self._captured: dict[int, CapturedSequence] = defaultdict(CapturedSequence)
         self._running: list[_Running] = []
+        self._embedded_N: torch.Tensor | None = None  # ids that the embedding was last given
+        self._ids_N = torch.empty(0, dtype=torch.int64)  # of the step
+        self._proof: StreamProof | None = None
+        embedding = _embedding(model)
+        if embedding is not None:
+            embedding.register_forward_pre_hook(self._before_embedding)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        model.register_forward_hook(self._after_forward, with_kwargs=True)
-        num_layers = model.config.get_text_config().num_hidden_layers
-        if capture.hidden is not None and _rank() == 0:  # the residual stream is the same on every rank
-            layers = decoder_layers(model, num_layers)
-            for number in capture.hidden.layer_numbers(num_layers):
-                layers[number - 1].register_forward_hook(self._after_layer)
+        model.register_forward_hook(self._after_forward)
+        self._num_layers = num_layers = model.config.get_text_config().num_hidden_layers
         if capture.attention is not None:
             layer = decoder_layers(model, num_layers)[layer_number(capture.attention.layer, num_layers) - 1]
             attention = _attention_module(layer)
             self._first_head = _rank() * attention.num_heads
             attention.register_forward_pre_hook(self._before_attention)
+
+    def begin_proof(self) -> None:
+        if self._config.hidden is not None:
+            layers = decoder_layers(self._model, self._num_layers)
+            self._proof = StreamProof(self._model, layers, self._config.hidden.layer_numbers(self._num_layers))
+
+    def end_proof(self) -> dict[int, torch.Tensor]:
+        if self._proof is None:
+            return {}
+        kinds, streams = self._proof.finish()
+        if _rank() == 0:  # the residual stream is the same on every rank
+            layers = decoder_layers(self._model, self._num_layers)
+            for number, kind in kinds.items():
+                layers[number - 1].register_forward_hook(partial(self._after_layer, kind))
+        return streams
 
     def expect(self, requests: list[Request]) -> None:
         self._expected.clear()
@@ -96,10 +126,21 @@ class _Capture:
         captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
         return captured
 
+    def _before_embedding(self, _embedding: Any, args: Any) -> None:
+        self._embedded_N = args[0]
+
     def _before_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        """Find the sequences of this step: each starts where the position is 0."""
-        ids = kwargs["input_ids"].cpu().numpy().astype(np.int64)
-        starts = (kwargs["positions"] == 0).nonzero().flatten().tolist()
+        """Find the sequences of this step: each starts where the position is 0.
+
+        Multimodal classes may be given embeddings instead of ids, and three rows of positions, equal for text.
+        """
+        ids_N = kwargs.get("input_ids")
+        ids_N = self._embedded_N if ids_N is None else ids_N
+        assert ids_N is not None
+        self._ids_N = ids_N
+        ids = ids_N.cpu().numpy().astype(np.int64)
+        positions_N = kwargs["positions"] if kwargs["positions"].ndim == 1 else kwargs["positions"][0]
+        starts = (positions_N[: len(ids)] == 0).nonzero().flatten().tolist()
         self._running = []
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
             expected = self._expected.get(ids[start:stop].tobytes())
@@ -107,14 +148,12 @@ class _Capture:
                 self._running.append(_Running(expected.pop(0), start, stop))
 
     @torch.inference_mode()
-    def _after_layer(self, _layer: Any, _args: Any, output: Any) -> None:
-        """vLLM's layers give (hidden, residual), whose sum is the residual stream; some give the stream itself."""
+    def _after_layer(self, kind: str, _layer: Any, _args: Any, output: Any) -> None:
         assert self._config.hidden is not None
+        stream_ND = stream_of(output, kind)
         for expected, start, _ in self._running:
-            stream, residual = output if isinstance(output, tuple) else (output, None)
-            rows = _flat_rows(start, expected.request.hidden_positions, stream.device)
-            hidden = stream[rows] if residual is None else stream[rows] + residual[rows]
-            self._captured[expected.number].hidden.append(_stored(hidden, self._config.hidden))
+            rows = _flat_rows(start, expected.request.hidden_positions, stream_ND.device)
+            self._captured[expected.number].hidden.append(_stored(stream_ND[rows], self._config.hidden))
 
     @torch.inference_mode()
     def _before_attention(self, attention: Any, args: Any) -> None:
@@ -136,7 +175,7 @@ class _Capture:
             self._captured[expected.number].attention = choose_heads(rows, config.heads)
 
     @torch.inference_mode()
-    def _after_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any], hidden_ND: Any) -> None:
+    def _after_forward(self, _model: Any, _args: Any, hidden_ND: Any) -> None:
         """Reduce the logits of the step's tokens."""
         if not self._running:
             return
@@ -145,7 +184,7 @@ class _Capture:
         config, capture_draws = self._config.logits, self._config.draws
         device = hidden_ND.device
         rows_N = torch.cat([_flat_rows(start, one.request.logits_positions, device) for one, start, _ in self._running])
-        next_N = kwargs["input_ids"].roll(-1)[rows_N]
+        next_N = self._ids_N.roll(-1)[rows_N]
         uniforms_NTM = None
         if capture_draws is not None:
             places = [uniforms(one.request, capture_draws) for one, _, _ in self._running]
@@ -195,14 +234,25 @@ def _on_cpu(parts: list[Any]) -> Iterator[torch.Tensor]:
     return (torch.cat(column).cpu() for column in zip(*parts, strict=True))
 
 
+def _embedding(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The token embedding of the text model, if it is one of vLLM's."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+            return module
+    return None
+
+
 def _attention_module(layer: torch.nn.Module) -> Any:
     from vllm.model_executor.layers.attention import Attention
 
     found = [module for module in layer.modules() if isinstance(module, Attention)]
-    if len(found) != 1 or getattr(found[0].impl, "sinks", None) is not None:
+    extras = [name for name in ("sinks", "alibi_slopes") for one in found if getattr(one.impl, name, None) is not None]
+    if len(found) != 1 or extras:
         raise UserError(
-            f"capture.attention: a {type(layer).__name__} of vLLM has {len(found)} plain attention modules, wanted 1; "
-            "leave the signal out for this teacher"
+            f"capture.attention: a {type(layer).__name__} of vLLM has {len(found)} attention modules, wanted 1"
+            f"{''.join(f', with {extra}' for extra in extras)}; leave the signal out for this teacher"
         )
     return found[0]
 

@@ -58,6 +58,8 @@ WINDOWS = ["sliding_attention", "full_attention"] * 3
         ({"kv_lora_rank": 512}, 1.0, "multi-head latent attention"),
         ({"model_type": "gpt_oss"}, 1.0, "attention with sinks"),
         ({"num_kv_shared_layers": 2}, 5, "attention with another layer's keys"),
+        ({"model_type": "falcon", "alibi": True}, 1.0, "attention with linear biases"),
+        ({"model_type": "bloom"}, 1.0, "attention with linear biases"),
         ({"layer_types": HYBRID}, 5, "linear_attention"),
         ({"layer_types": WINDOWS, "sliding_window": 64}, 1, "sliding_attention"),
         ({"sliding_window": 64}, 1.0, "sliding_attention"),
@@ -74,6 +76,8 @@ def test_the_kind_of_a_layer_that_cannot_be_stored_is_named(changes: dict[str, A
     [
         ({"layer_types": HYBRID}, 1.0),
         ({"num_kv_shared_layers": 2}, 4),
+        ({"model_type": "falcon", "alibi": False}, 1.0),
+        ({"model_type": "falcon_h1", "layer_types": ["hybrid"] * 6}, 1.0),
         ({"layer_types": WINDOWS, "sliding_window": 64}, 2),
         ({"layer_types": WINDOWS, "sliding_window": 100}, 1),
         ({"sliding_window": 4096}, 1.0),

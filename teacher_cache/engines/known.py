@@ -1,0 +1,24 @@
+"""What vLLM is known to compute otherwise than transformers, told from the configuration alone."""
+
+from typing import Any
+
+from schemas.cache_config import CacheConfig
+from schemas.errors import UserError
+
+
+def check_known(config: CacheConfig, model_config: Any) -> None:
+    """Raise UserError if vLLM's values would be others than transformers'."""
+    if config.engine.kind != "vllm":
+        return
+    text_config = model_config.get_text_config()
+    kind, window = text_config.model_type, getattr(text_config, "sliding_window", None)
+    if kind == "cohere2" and window is not None and config.corpus.max_tokens > window:
+        raise UserError(
+            f"corpus.max_tokens: {config.corpus.max_tokens}: vLLM 0.32 lets the sliding windows of a {kind} teacher "
+            f"reach one token further than transformers; set it to {window} or less, or set engine.kind: transformers"
+        )
+    if config.capture.hidden is not None and config.teacher.dtype == "float16" and kind.startswith("deepseek"):
+        raise UserError(
+            f"capture.hidden: vLLM scales the residual stream of a {kind} teacher in float16; set teacher.dtype: "
+            "bfloat16, leave the signal out, or set engine.kind: transformers"
+        )

@@ -1,0 +1,129 @@
+"""Which part of a vLLM layer's output is the residual stream, proved by what reads it next.
+
+Most layers of vLLM give (hidden, residual), whose sum is the stream; some give the stream itself, alone or beside a
+residual that is already in it. Nothing in the output tells them apart. What comes next does: the norm that reads the
+stream (of the next layer, or the last one) must give what it gave when it is applied to the right candidate.
+"""
+
+from typing import Any
+
+import torch
+
+from schemas.errors import UserError
+
+TOLERANCE = {torch.float32: 1e-3}  # relative, of the norm's output
+HALF_TOLERANCE = 0.05
+
+SUM, FIRST = "sum", "first"
+
+
+def stream_of(output: Any, kind: str) -> torch.Tensor:
+    """The residual stream, [N, D], of a layer's output, of which ``StreamProof`` said what it is."""
+    stream = output[0] + output[1] if kind == SUM else _first(output)
+    return stream.flatten(0, -2)  # models of vLLM's transformers backend have a batch dimension of 1
+
+
+class StreamProof:
+    """Watches one forward pass and finds, for each of the chosen layers, what its output is."""
+
+    def __init__(self, model: torch.nn.Module, layers: torch.nn.ModuleList, numbers: list[int]) -> None:
+        """Put hooks on the layers ``numbers`` (from 1) and on what reads their output."""
+        self._streams: dict[int, torch.Tensor] = {}
+        self._kinds: dict[int, str] = {}
+        self._candidates: dict[int, dict[str, torch.Tensor]] = {}
+        self._layer_name = type(layers[0]).__name__
+        self._numbers = numbers
+        self._handles: list[Any] = []
+        parent = next(module for module in model.modules() if any(child is layers for child in module.children()))
+        for number in numbers:
+            reader = layers[number] if number < len(layers) else parent
+            self._handles.append(layers[number - 1].register_forward_hook(self._after_layer(number)))
+            if reader is not parent:
+                self._handles.append(reader.register_forward_pre_hook(self._before_reader(number), with_kwargs=True))
+            for child in reader.children():
+                if "Norm" in type(child).__name__:
+                    self._handles.append(child.register_forward_hook(self._after_norm(number)))
+
+    def _after_layer(self, number: int) -> Any:
+        def hook(_layer: Any, _args: Any, output: Any) -> None:
+            parts = [part for part in output if part is not None] if isinstance(output, tuple) else [output]
+            if len(parts) not in (1, 2) or any(not _is_stream(part) or part.shape != parts[0].shape for part in parts):
+                raise UserError(
+                    f"capture.hidden: a {self._layer_name} of vLLM gives {len(parts)} values, wanted one or two of the "
+                    "shape of the residual stream; leave the signal out, or set engine.kind: transformers"
+                )
+            self._candidates[number] = {FIRST: parts[0].clone()}
+            if len(parts) == 2:
+                self._candidates[number][SUM] = parts[0] + parts[1]
+
+        return hook
+
+    def _before_reader(self, number: int) -> Any:
+        def hook(_layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            candidates = self._candidates.get(number, {})
+            given = [value for value in (*args, *kwargs.values()) if _is_stream(value)]
+            if len(candidates) == 1 and any(torch.equal(value, candidates[FIRST]) for value in given):
+                self._settle(number, FIRST)
+
+        return hook
+
+    def _after_norm(self, number: int) -> Any:
+        def hook(norm: Any, _args: Any, output: Any) -> None:
+            if number in self._kinds or number not in self._candidates:
+                return
+            given = _first(output)
+            errors = {}
+            for kind, candidate in self._candidates[number].items():
+                again = _first(norm.forward(candidate.clone()))
+                errors[kind] = ((again - given).float().norm() / given.float().norm()).item()
+            best = min(errors, key=errors.__getitem__)
+            if errors[best] <= TOLERANCE.get(given.dtype, HALF_TOLERANCE):
+                self._settle(number, best)
+            else:
+                self._candidates.pop(number)  # only the first norm reads the stream
+
+        return hook
+
+    def _settle(self, number: int, kind: str) -> None:
+        self._kinds[number] = kind
+        self._streams[number] = self._candidates[number][kind]
+
+    def finish(self) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
+        """What each layer's output is, and its stream in the pass, float32 [N, D]. Raises UserError if unproved."""
+        for handle in self._handles:
+            handle.remove()
+        unproved = [number for number in self._numbers if number not in self._kinds]
+        if unproved:
+            raise UserError(
+                f"capture.hidden: vLLM's layer {unproved[0]} ({self._layer_name}): its output is not what the next "
+                "norm reads, so it cannot be stored as the residual stream; leave the signal out, or set engine.kind: "
+                "transformers"
+            )
+        return self._kinds, {n: stream.flatten(0, -2).float().cpu() for n, stream in self._streams.items()}
+
+
+def _is_stream(value: Any) -> bool:
+    """Whether it is a tensor [N, D] or [1, N, D]."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    return value.ndim == 2 or (value.ndim == 3 and len(value) == 1)
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def check_ranks(streams: list[dict[int, torch.Tensor]]) -> None:
+    """Raise UserError if the stream of a layer differs between the tensor-parallel ranks.
+
+    Models that put off their sum over the ranks until the next norm hold a part of it on each.
+    """
+    first, *others = streams
+    for number, wanted in first.items():
+        for rank, other in enumerate(others, start=1):
+            error = (other[number] - wanted).norm() / wanted.norm()
+            if not error <= HALF_TOLERANCE:
+                raise UserError(
+                    f"capture.hidden: layer {number}: the residual streams of tensor-parallel ranks 0 and {rank} "
+                    f"differ by {error:.2g} (relative); leave the signal out, or set engine.tensor_parallel: 1"
+                )

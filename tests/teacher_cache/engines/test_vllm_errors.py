@@ -1,0 +1,40 @@
+"""vLLM's errors, of several screens, in one line."""
+
+import logging
+
+import pytest
+
+from teacher_cache.engines.vllm_errors import causes, reason
+
+VALIDATION = """1 validation error for ModelConfig
+  Value error, Model architectures ['X'] failed to be inspected. Please check the logs for more details. \
+[type=value_error, input_value=ArgsKwargs((), {'model': ...}), input_type=ArgsKwargs]
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error"""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("no such kernel\nand a screen of more"), "no such kernel"),
+        (AssertionError(), "AssertionError: "),
+        (KeyError("factor"), "KeyError: 'factor'"),
+        (ValueError(VALIDATION), "Model architectures ['X'] failed to be inspected. Please check the logs for more"),
+    ],
+)
+def test_one_line_that_says_something(error: Exception, line: str) -> None:
+    with causes() as found:
+        pass
+    assert reason(error, found).startswith(line)
+
+
+def test_the_cause_in_the_log_is_taken_where_the_error_points_there(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("vllm")
+    before = logger.handlers
+    with causes() as found:
+        try:
+            raise ModuleNotFoundError("No module named 'timm'")
+        except ModuleNotFoundError:
+            logging.getLogger("vllm.registry").exception("Error in inspecting")
+    assert logger.handlers is before
+    assert reason(ValueError(VALIDATION), found) == "No module named 'timm'"
+    assert "Error in inspecting" not in capfd.readouterr().err
