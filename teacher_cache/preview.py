@@ -5,8 +5,10 @@ are read one by one, so duplicates across them are not seen. Foreign text is sho
 characters that a terminal would obey are escaped.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -48,12 +50,13 @@ class Sequence:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What the beginning of a source became; ``problem`` ended the reading of it."""
+    """What the beginning of a source became; ``notes``: what was found and warned of, ``problem``: what ended it."""
 
     path: str
     format: str
     layer: str
     counts: dict[str, int]
+    notes: list[str]
     problem: str | None
 
 
@@ -76,9 +79,10 @@ def preview(config: CacheConfig, samples: int) -> Preview:
     at_most = max(DOCUMENTS, 2 * samples)
     summaries, kept = [], []
     layers: dict[str, Counter[str]] = {}
-    for source in config.corpus.sources:
+    for number, source in enumerate(config.corpus.sources):
         limit = at_most if source.limit is None else min(source.limit, at_most)
-        summary, sequences = _read(config.corpus, source.model_copy(update={"limit": limit}), tokenizer, samples)
+        beginning = source.model_copy(update={"limit": limit})
+        summary, sequences = _read(config.corpus, beginning, f"corpus.sources.{number}", tokenizer, samples)
         summaries.append(summary)
         kept.append(sequences)
         layers.setdefault(source.layer, Counter()).update(summary.counts)
@@ -87,22 +91,43 @@ def preview(config: CacheConfig, samples: int) -> Preview:
 
 
 def _read(
-    config: CorpusConfig, source: SourceConfig, tokenizer: Any, samples: int
+    config: CorpusConfig, source: SourceConfig, name: str, tokenizer: Any, samples: int
 ) -> tuple[SourceSummary, list[Sequence]]:
     corpus = Corpus(config.model_copy(update={"sources": [source]}), tokenizer)
     kept: list[Sequence] = []
     counts: Counter[str] = Counter()
     problem = None
-    try:
-        for sample in corpus:
-            counts.update(samples=1, tokens=len(sample.input_ids), loss_tokens=int(sample.loss_mask.sum()))
-            if len(kept) < samples:
-                kept.append(_sequence(sample, tokenizer))
-        counts = Counter(corpus.counts.model_dump())
-    except UserError as error:
-        problem = str(error)
+    with _noted() as notes:
+        try:
+            for sample in corpus:
+                counts.update(samples=1, tokens=len(sample.input_ids), loss_tokens=int(sample.loss_mask.sum()))
+                if len(kept) < samples:
+                    kept.append(_sequence(sample, tokenizer))
+            counts = Counter(corpus.counts.model_dump())
+        except UserError as error:
+            problem = str(error).replace("corpus.sources.0", name)
     shown = {name: count for name, count in counts.items() if count}
-    return SourceSummary(source.path, str(source.format), source.layer, shown, problem), kept
+    notes = [note.removeprefix("corpus.sources.0: ") for note in notes]
+    return SourceSummary(source.path, str(source.format), source.layer, shown, notes, problem), kept
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """What the corpus logs, in a list instead: the formats that it found, what it ignores and leaves out."""
+    corpus_log = logging.getLogger("teacher_cache.corpus")
+    notes: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    level, propagates = corpus_log.level, corpus_log.propagate
+    corpus_log.addHandler(handler)
+    corpus_log.setLevel(logging.INFO)
+    corpus_log.propagate = False
+    try:
+        yield notes
+    finally:
+        corpus_log.removeHandler(handler)
+        corpus_log.setLevel(level)
+        corpus_log.propagate = propagates
 
 
 def _sequence(sample: TokenSample, tokenizer: Any) -> Sequence:
@@ -157,6 +182,8 @@ def show(found: Preview, tokens: int, console: Console | None = None) -> None:
     console.print(Text(f"Of the first {found.documents_read} documents of each source:"))
     for source in found.sources:
         console.print(_sums(f"{source.path} ({source.format}, layer {source.layer})", source.counts))
+        for note in source.notes:
+            console.print(Text(f"    · {printable(note)}"))
     for layer, counts in found.layers.items():
         console.print(_sums(f"layer {layer}", counts))
 

@@ -373,3 +373,10 @@ def test_named_templates(replies):
     assert "<call>" in replies(named, calling("", {}), tools=[WEATHER])[0]
     with pytest.raises(UserError, match=r"data.jsonl:1: .*no default.*corpus.chat_template"):
         replies({"plain": PLAIN}, chat("q", "one"))
+
+
+def test_variables_that_are_the_chats_own_are_refused(render):
+    with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs has 'messages'"):
+        render(CHATML, chat("q", "a"), template_kwargs={"messages": []})
+    with pytest.raises(ValueError, match="add_generation_prompt: is given by each record"):
+        render(CHATML, chat("q", "a"), {"chat_template_kwargs": {"add_generation_prompt": True}})
