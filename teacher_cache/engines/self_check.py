@@ -7,7 +7,6 @@ averaged over the rows: what is looked for is a wrong model, not a wrong bit.
 """
 
 import logging
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,13 +58,9 @@ def expected(config: CacheConfig) -> Expected | None:
     """
     if config.engine.self_check == "off":
         return None
-    started = time.perf_counter()
-    if unfit := _why_not(config):
-        if config.engine.self_check == "on":
-            raise UserError(f"engine.self_check: on: {unfit}; set it to auto or off")
-        logger.info("self-check: the engine was not compared with transformers: %s", unfit)
-        return None
     try:
+        if unfit := _why_not(config):
+            raise UserError(unfit)
         reference = Reference(config.teacher)
         requests = _requests(config)
         exact = [reference.compute(request.input_ids, config.capture) for request in requests]
@@ -76,10 +71,9 @@ def expected(config: CacheConfig) -> Expected | None:
     except Exception as error:  # the engine may still run what transformers cannot load, or not on this machine
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if config.engine.self_check == "on":
-            raise UserError(f"engine.self_check: on: {reason}") from error
-        logger.warning("self-check: the engine was not compared with transformers: %s", reason)
+            raise UserError(f"engine.self_check: on: {reason}; set it to auto or off") from error
+        logger.info("self-check: the engine was not compared with transformers: %s", reason)
         return None
-    logger.info("self-check: reference computed in %.1f s", time.perf_counter() - started)
     return Expected(requests, exact, rounded)
 
 

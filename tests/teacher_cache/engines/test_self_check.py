@@ -120,3 +120,19 @@ def test_sequences_reach_beyond_a_short_window_and_hold_no_special_tokens(tmp_pa
     assert not np.isin(requests[0].input_ids, special).any()
     assert len(np.unique(requests[1].input_ids)) <= 5
     torch.testing.assert_close(requests[0].input_ids, self_check._requests(config(folder))[0].input_ids, msg="repeats")
+
+
+def test_a_teacher_that_transformers_cannot_load_is_said(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_class(_config: Any) -> Any:
+        raise ValueError("Unrecognized configuration class\nand a screen of others")
+
+    monkeypatch.setattr(self_check, "model_class", no_class)
+    with caplog.at_level(logging.INFO):
+        assert self_check.expected(config(llama)) is None
+    assert caplog.messages[-1] == (
+        "self-check: the engine was not compared with transformers: Unrecognized configuration class"
+    )
+    with pytest.raises(UserError, match=r"engine\.self_check: on: Unrecognized configuration class; set it to auto"):
+        self_check.expected(config(llama, self_check="on"))

@@ -1,0 +1,75 @@
+"""Every family × signal × engine is right or refused by name, and engines broken on purpose are refused.
+
+One process an engine, which runs all families one after the other (see ``benchmarks/engines.py``); what they find must
+be what ``docs/engines.md`` says.
+"""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common import in_own_process
+from benchmarks.engines import BROKEN, ENGINES, PAGE, SIGNALS, page, survey
+from benchmarks.families import BFLOAT16_IN_VLLM, FAMILIES
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.timeout(1200)  # the engines' processes, which the first test waits for
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    with ThreadPoolExecutor(len(ENGINES)) as threads:
+        return dict(zip(ENGINES, threads.map(lambda kind: in_own_process(survey, kind), ENGINES), strict=True))
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, Any]:
+    return json.loads((ROOT / PAGE).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_every_cell_is_right_or_refused_by_name(found: dict[str, Any], kind: str) -> None:
+    families = found[kind]["families"]
+    assert set(families) >= set(FAMILIES)
+    for name, cells in families.items():
+        assert set(cells) == set(SIGNALS)
+        for signal, cell in cells.items():
+            assert cell["state"] in ("right", "refused"), f"{name}, {signal}: {cell}"
+            if cell["state"] == "refused":
+                assert re.match(r"(capture|corpus|teacher|engine)\.\w+: ", cell["reason"]), cell["reason"]
+                assert "\n" not in cell["reason"]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_page_says_so(found: dict[str, Any], documented: dict[str, Any], kind: str) -> None:
+    def states(result: dict[str, Any]) -> dict[str, list[str]]:
+        return {name: [cells[signal]["state"] for signal in SIGNALS] for name, cells in result["families"].items()}
+
+    assert states(found[kind]) == states(documented[kind])
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(documented)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("kind", ENGINES)
+def test_an_engine_broken_on_purpose_is_refused(found: dict[str, Any], kind: str, what: str) -> None:
+    cell = found[kind]["broken"][what]
+    assert cell["state"] == "refused"
+    assert re.match(rf"engine\.self_check: the {kind} engine computes other values .* off by ", cell["reason"])
+    assert cell["seconds"] < 10
+
+
+def test_multimodal_classes_give_text_signals_in_vllm(found: dict[str, Any]) -> None:
+    """Positions of three rows, classes whose image processors cannot be imported, linear attention in bfloat16."""
+    families = found["vllm"]["families"]
+    for name in ("Qwen3-VL", "Gemma-3 (multimodal)", *(f"{name} (bfloat16)" for name in BFLOAT16_IN_VLLM)):
+        assert [families[name][signal]["state"] for signal in SIGNALS] == ["right"] * len(SIGNALS), name
+
+
+def test_parallel_layers_have_right_hidden_states_in_vllm(found: dict[str, Any]) -> None:
+    for name in ("Cohere", "GPT-NeoX", "Falcon", "Phi-2"):
+        assert found["vllm"]["families"][name]["hidden"]["state"] == "right", name
