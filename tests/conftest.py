@@ -4,11 +4,14 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from benchmarks.s3 import BUCKET
 from benchmarks.s3 import s3_server as started_s3_server
 
+hypothesis.settings.register_profile("project", deadline=None)  # a test is not timed
+hypothesis.settings.load_profile("project")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _prefixes = itertools.count()
 
