@@ -4,6 +4,7 @@ The plan's product is one ``tokens`` tar per unit, the teacher's output head if 
 without shards: any worker, anywhere, can (re)do any unit from them, and resuming is "the units with no commit mark".
 """
 
+import gc
 import io
 import itertools
 import logging
@@ -34,6 +35,7 @@ from teacher_cache.engines.known import check_known
 from teacher_cache.head import write_head
 from teacher_cache.layers import check_layers
 from teacher_cache.lengths import check_length
+from teacher_cache.process import paused_garbage_collection
 from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
@@ -72,7 +74,8 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
         samples = within_vocabulary(reading(corpus), wanted, tokenizer, config.teacher.path)
-        units, minor = _write_units(samples, storage, config.output)
+        with paused_garbage_collection():
+            units, minor = _write_units(samples, storage, config.output)
     except UserError:
         remove_garbage(storage, None)
         raise
@@ -191,6 +194,7 @@ def _write_units(sequences: Iterable[TokenSample], storage: Storage, output: Out
         samples = [sample for _, sample in group]
         index = write_tokens(storage, shard_name(number), samples, output.bundle_short_samples)
         tokens = sum(len(sample.input_ids) for sample in samples)
+        gc.collect(0)  # what this unit left behind
         units.append(Unit(name=shard_name(number), samples=len(samples), tokens=tokens, tokens_file=index.file))
         minor = max(minor, index.format_minor)
     return units, minor

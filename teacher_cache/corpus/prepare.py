@@ -19,6 +19,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def cleaned(document: Document) -> Document:
     """The document with every text in it cleaned."""
     if document.messages is None:
+        if not document.prompt_chars:
+            text = clean_text(document.text)
+            return document if text is document.text else replace(document, text=text)
         prompt = clean_text(document.text[: document.prompt_chars])
         text = prompt + clean_text(document.text[document.prompt_chars :])
         return document if text == document.text else replace(document, text=text, prompt_chars=len(prompt))

@@ -76,6 +76,7 @@ class Corpus:
                 f"{len(before)} leading special tokens"
             )
         self._segment_characters = max(_SEGMENT_CHARACTERS, 16 * config.max_tokens)
+        self._all = np.ones(config.max_tokens, dtype=bool)
         self._counts: CorpusCounts | None = None
 
     @property
@@ -191,16 +192,17 @@ class Corpus:
         learned = self._learned(item, spans)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
-            input_ids = _after(before, spans.ids[begin:stop])
-            loss_mask = np.ones(len(input_ids), dtype=bool)
-            if learned is not None:
-                loss_mask[:-1] = _after(np.zeros(len(before), dtype=bool), learned[begin:stop])[1:]
-            loss_mask[-1:] = False
-            text = _text_of(spans, begin, stop)
-            fits = self._config.min_tokens <= len(input_ids) <= self._config.max_tokens
-            if not (fits and text and (learned is None or loss_mask.any())):
+            input_ids, text = _after(before, spans.ids[begin:stop]), _text_of(spans, begin, stop)
+            if not (text and self._config.min_tokens <= len(input_ids) <= self._config.max_tokens):
                 tally["too_short"] += 1
                 continue
+            loss_mask = self._all[: len(input_ids)].copy()
+            loss_mask[-1] = False
+            if learned is not None:
+                loss_mask[:-1] = _after(np.zeros(len(before), dtype=bool), learned[begin:stop])[1:]
+                if not loss_mask.any():
+                    tally["too_short"] += 1
+                    continue
             key = self._key(input_ids, loss_mask, seen)
             if key is None:
                 tally["duplicates"] += 1

@@ -1,6 +1,9 @@
+import contextlib
+import gc
+
 import psutil
 
-from teacher_cache.process import peak_memory_bytes
+from teacher_cache.process import paused_garbage_collection, peak_memory_bytes
 
 
 def test_the_peak_is_in_bytes_and_never_below_what_is_resident() -> None:
@@ -8,3 +11,17 @@ def test_the_peak_is_in_bytes_and_never_below_what_is_resident() -> None:
     block[::4096] = b"x" * len(block[::4096])
     resident = psutil.Process().memory_info().rss
     assert 0.99 * resident <= peak_memory_bytes() <= psutil.virtual_memory().total
+
+
+def test_a_pause_of_garbage_collection_ends_also_with_an_error() -> None:
+    with contextlib.suppress(ValueError), paused_garbage_collection():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with paused_garbage_collection():
+            pass
+        assert not gc.isenabled(), "as it was"
+    finally:
+        gc.enable()
