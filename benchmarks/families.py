@@ -66,7 +66,7 @@ def _qwen3_5_text(**changes: Any) -> dict[str, Any]:
 def _deepseek() -> hf.PreTrainedConfig:
     return hf.DeepseekV3Config(
         **SHAPE | {"num_key_value_heads": 4, "head_dim": 64},
-        **EXPERTS | {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0},
+        **EXPERTS | {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 0},
         q_lora_rank=24,
         kv_lora_rank=512,  # this and the next as in the real model: kernels take no other
         qk_rope_head_dim=64,

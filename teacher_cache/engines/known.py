@@ -22,3 +22,12 @@ def check_known(config: CacheConfig, model_config: Any) -> None:
             f"capture.hidden: vLLM scales the residual stream of a {kind} teacher in float16; set teacher.dtype: "
             "bfloat16, leave the signal out, or set engine.kind: transformers"
         )
+
+
+def check_on_cpu(config: CacheConfig, text_config: Any) -> None:
+    """Raise UserError if vLLM's kernels on CPUs give other values than transformers (which only loading vLLM tells)."""
+    if getattr(text_config, "kv_lora_rank", None):
+        raise UserError(
+            f"teacher.path: {config.teacher.path}: vLLM 0.32 computes the multi-head latent attention of a "
+            f"{text_config.model_type} teacher wrongly on CPUs; set engine.kind: transformers"
+        )

@@ -15,7 +15,7 @@ import numpy as np
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.base import Engine
-from teacher_cache.engines.known import check_known
+from teacher_cache.engines.known import check_known, check_on_cpu
 from teacher_cache.engines.stream import check_ranks
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
@@ -42,6 +42,7 @@ class VllmEngine(Engine):
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # lengths are checked here: see max_model_len
         try:
             from vllm import LLM, SamplingParams
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(
                 f"engine.kind: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
@@ -52,6 +53,8 @@ class VllmEngine(Engine):
         model_config = load_model_config(config.teacher)
         check_length(config, model_config.get_text_config())
         check_known(config, model_config)
+        if current_platform.is_cpu():
+            check_on_cpu(config, model_config.get_text_config())
         max_model_len = config.corpus.max_tokens + 1  # one for the sampled token, which is never read
         with causes() as found:
             try:

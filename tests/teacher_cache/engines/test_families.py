@@ -41,7 +41,7 @@ def test_every_cell_is_right_or_refused_by_name(found: dict[str, Any], kind: str
         for signal, cell in cells.items():
             assert cell["state"] in ("right", "refused"), f"{name}, {signal}: {cell}"
             if cell["state"] == "refused":
-                assert re.match(r"(capture|corpus|teacher|engine)\.\w+: ", cell["reason"]), cell["reason"]
+                assert re.match(r"(capture|corpus|teacher|engine)\.[\w.]+: ", cell["reason"]), cell["reason"]
                 assert "\n" not in cell["reason"]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
-from teacher_cache.engines.known import check_known
+from teacher_cache.engines.known import check_known, check_on_cpu
 from teacher_cache.engines.vllm_worker import _Capture
 from teacher_cache.records import Request
 
@@ -39,7 +39,7 @@ def config(kind: str, max_tokens: int, dtype: str = "bfloat16", **capture: objec
     return SimpleNamespace(
         engine=SimpleNamespace(kind=kind),
         corpus=SimpleNamespace(max_tokens=max_tokens),
-        teacher=SimpleNamespace(dtype=dtype),
+        teacher=SimpleNamespace(dtype=dtype, path="here"),
         capture=CaptureConfig.model_validate(capture),
     )
 
@@ -65,3 +65,9 @@ def test_residual_streams_that_vllm_scales_are_refused() -> None:
     check_known(config("vllm", 100, "float16"), deepseek)
     with pytest.raises(UserError, match=r"capture\.hidden: vLLM scales the residual stream of a deepseek_v3"):
         check_known(config("vllm", 100, "float16", hidden={}), deepseek)
+
+
+def test_latent_attention_is_refused_on_cpus() -> None:
+    check_on_cpu(config("vllm", 100), SimpleNamespace(model_type="llama"))
+    with pytest.raises(UserError, match=r"teacher\.path: here: vLLM .* latent attention of a deepseek_v3 teacher"):
+        check_on_cpu(config("vllm", 100), SimpleNamespace(model_type="deepseek_v3", kv_lora_rank=512))
