@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _prefixes = itertools.count()
 
 LONGEST_FIRST = (
+    "engines/test_families.py",
     "engines/test_engines.py",
     "engines/test_tensor_parallel.py",
     "trainer/test_ranks.py",
