@@ -26,6 +26,8 @@ class FillError(ValueError):
 
 def share_out(places: Sequence[Place], n: int) -> list[list[Place]]:
     """1 to ``n`` shares that cost about the same: each place, dearest first, goes to the cheapest share so far."""
+    if n == 1:
+        return [list(places)]
     shares: list[list[Place]] = [[] for _ in range(n)]
     costs = [0.0] * n
     for place in sorted(places, key=_cost, reverse=True):

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import FileIO
 from typing import NamedTuple
 
@@ -43,14 +44,25 @@ class FileRanges:
         Raises CorruptCacheError when the file is missing or, of a copy, not what ``entry`` says; UserError when the
         store cannot be read.
         """
+        return self.opened(name, entry)(offset, size)
+
+    def opened(self, name: str, entry: FileEntry) -> Callable[[int, int], bytes]:
+        """``read`` of one file, for many ranges of it."""
         if self._copies is not None:
-            return self._copies.read(name, entry, offset, size)
+            return partial(self._copies.read, name, entry)
         if not self._storage.is_local:
-            return self._storage.read_range(name, offset, size)
+            return partial(self._storage.read_range, name)
         try:
-            found = self._files.get(name) or self._file(name)  # held here: another thread's eviction must not close it
-            there = found.size - offset  # room is made for all that is asked for
-            return os.pread(found.descriptor, max(0, min(size, there)), offset)
+            found = self._files.get(name) or self._file(name)
+        except OSError as error:
+            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+        return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
+
+    def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
+        try:
+            return os.pread(
+                found.descriptor, max(0, min(size, found.size - offset)), offset
+            )  # no room for a false size
         except OSError as error:
             raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
 

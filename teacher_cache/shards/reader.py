@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, ShardIndex, Signal
+from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
@@ -336,17 +337,34 @@ class CacheReader:
     def _fill_share(
         self, columns: Columns, codec: LogitsCodec | None, places: list[Place], at: dict[int, Located]
     ) -> None:
-        frames = [self._frames(at[place.sample], codec) if place.sample != PADDING else NO_FRAMES for place in places]
+        found = [at[place.sample] for place in places if place.sample != PADDING]
+        tokens = self._frames(found, "tokens", training_frame)
+        logits = repeat(NO_FRAME) if codec is None else self._frames(found, "logits", codec.frame)
+        pairs = zip(tokens, logits, strict=False)
+        frames = [NO_FRAMES if place.sample == PADDING else next(pairs) for place in places]
         layout = NO_LAYOUT if codec is None else codec.layout
         try:
             fill(columns, places, frames, layout, self.manifest.teacher.vocab_size)
         except FillError as error:
             raise CorruptCacheError(f"{self.where(error.sample, error.signal)}: {error}") from None
 
-    def _frames(self, at: Located, codec: LogitsCodec | None) -> tuple[Frame, Frame]:
-        """Of tokens and of logits: verified bytes."""
-        tokens = self._decoded(at, "tokens", training_frame)
-        return tokens, NO_FRAME if codec is None else self._decoded(at, "logits", codec.frame)
+    def _frames(self, found: list[Located], signal: Signal, frame: Callable[[bytes, int], Frame]) -> list[Frame]:
+        """Verified frames of these samples: what ``_decoded`` gives, with less Python a sample."""
+        frames: list[Frame] = []
+        opened: dict[str, tuple[Callable[[int, int], bytes], MemberIndex]] = {}
+        for shard, row in found:
+            if shard.name not in opened:
+                member = shard.signals[signal]
+                opened[shard.name] = self._ranges.opened(tar_name(shard.name, signal), member.file), member
+            read, member = opened[shard.name]
+            payload = read(member.offsets[row], member.sizes[row])
+            if checksum(payload) != member.checksums[row]:
+                payload = self._payload(shard, row, signal)
+            try:
+                frames.append(frame(payload, shard.num_tokens[row]))
+            except CorruptCacheError as error:
+                raise CorruptCacheError(f"{self._where(shard, row, signal)}: {error}") from None
+        return frames
 
     def _locate(self, position: int) -> Located:
         if not 0 <= position < len(self):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.synthetic import random_shards, write_cache
 from teacher_cache.codec.samples import Columns
 from teacher_cache.codec.sections import NO_FRAME, Frame
+from teacher_cache.codec.tokens import training_frame
 from teacher_cache.shards.batch import PADDING, Place, allocate_rows
 from teacher_cache.shards.filling import NO_LAYOUT, PADDING_COST, FillError, fill, share_out
 from teacher_cache.shards.reader import CacheReader
@@ -47,7 +48,9 @@ def test_an_error_says_which_signal_of_which_sample(tmp_path) -> None:
     columns = Columns.of(batch)
     work = [Place(position, position, slice(0, n)) for position, n in enumerate([6, 9, 4])]
     codec = reader._logits_codec(0)
-    frames = [reader._frames(reader._locate(place.sample), codec) for place in work]
+    found = [reader._locate(place.sample) for place in work]
+    pairs = reader._frames(found, "tokens", training_frame), reader._frames(found, "logits", codec.frame)
+    frames = list(zip(*pairs, strict=True))
     fill(columns, work, frames, codec.layout, 1000)
     tokens, logits = frames[1]
     for signal, pair in (("tokens", (cut(tokens), logits)), ("logits", (tokens, cut(logits)))):
