@@ -59,6 +59,8 @@ def digest(document: Document) -> bytes:
         kind, text = "c", json.dumps([document.messages, *extras], sort_keys=True, default=str)
     else:
         kind, text = f"p{document.prompt_chars} " if document.prompt_chars else "t", document.text
+    if len(text) <= _HASHED_CHARACTERS:
+        return xxhash.xxh3_128_digest((kind + text).encode("utf-8", "surrogatepass"))
     hashed = xxhash.xxh3_128(kind.encode())
     for begin in range(0, len(text), _HASHED_CHARACTERS):  # no second copy of a huge text
         hashed.update(text[begin : begin + _HASHED_CHARACTERS].encode("utf-8", "surrogatepass"))
