@@ -9,7 +9,10 @@ from teacher_cache.signals.head import OutputHead
 from trainer.data import to_tensors
 from trainer.losses.objective import Objective, teacher_rows
 
-HARD_TOO = {"tla": {"temperature": 2.0}, "cross_entropy": {"weight": {"start": 0, "end": 1}}}
+HARD_TOO = {
+    "tla": {"temperature": 2.0, "weight": {"start": 1.0, "end": 0.3}},
+    "cross_entropy": {"weight": {"start": 0, "end": 1}},
+}
 ONLY_HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weight": {"start": 1, "end": 1}}}
 
 
