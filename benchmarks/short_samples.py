@@ -36,6 +36,7 @@ from teacher_cache.writing import UnitWriter
 
 SAMPLES, WORDS = 200_000, 7  # seven words of code and prose are about 15 tokens
 SAMPLES_APART = 20_000  # of the cache of format 1.0
+WARM_UP = 300
 BATCH, ROUNDS = 256, 5
 ROWS, ROW = 8, 2048  # of a packed batch
 MIN_PLANNED, MAX_OVERHEAD, MIN_DECODED = 20_000, 40, 0.5
@@ -49,6 +50,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     source = CacheReader(str(shared_cache()[0]))
     pool = [source.read_logits(position) for position in range(len(source))]
+    planned(folder, "warm-up", WARM_UP, bundle=True)  # imports, the tokenizer, compiled loops
     plan, seconds = planned(folder, "bundles", SAMPLES, bundle=True)
     fill(folder / "bundles", plan, pool)
     apart, _ = planned(folder, "apart", SAMPLES_APART, bundle=False)
@@ -110,7 +112,7 @@ def planned(folder: Path, name: str, samples: int, bundle: bool) -> tuple[Manife
 def texts() -> Iterator[str]:
     """Different pieces of text of ``WORDS`` words."""
     seen: set[str] = set()
-    for path in standard_library():
+    for path in sorted(standard_library()[0].parent.rglob("*.py")):
         words = path.read_text(encoding="utf-8", errors="ignore").split()
         for first in range(0, len(words) - WORDS, WORDS):
             text = " ".join(words[first : first + WORDS])

@@ -29,6 +29,7 @@ from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.samples import Columns
 from teacher_cache.codec.sections import NO_FRAME, Frame
 from teacher_cache.codec.tokens import decode_tokens, training_frame
+from teacher_cache.process import paused_garbage_collection
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.batch import PADDING, Place, allocate_rows, join_attention, join_draws, join_hidden
@@ -283,6 +284,10 @@ class CacheReader:
         reader's other signals. ``threads`` share the work, DECODE_THREADS if None. Raises ValueError when a row does
         not fit.
         """
+        with paused_garbage_collection():  # a few objects a sample, in no cycles
+            return self._read_rows(rows, length, DECODE_THREADS if threads is None else threads)
+
+    def _read_rows(self, rows: Sequence[Sequence[int]], length: int | None, threads: int) -> RowBatch:
         at = self._locate_all([position for row in rows for position in row])
         lengths = [[at[position].shard.num_tokens[at[position].row] for position in row] for row in rows]
         used = [sum(row) for row in lengths]
@@ -295,7 +300,7 @@ class CacheReader:
         batch = allocate_rows(len(rows), n_tokens, k, n_temperatures)
         places = _places(rows, lengths)
         padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(used) if stop < n_tokens]
-        self._fill(batch, places, padding, at, DECODE_THREADS if threads is None else threads)
+        self._fill(batch, places, padding, at, threads)
         return replace(
             batch,
             hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
