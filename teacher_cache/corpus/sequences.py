@@ -77,6 +77,7 @@ class Corpus:
             )
         self._segment_characters = max(_SEGMENT_CHARACTERS, 16 * config.max_tokens)
         self._all = np.ones(config.max_tokens, dtype=bool)
+        self._no_bytes = np.zeros(len(before), dtype=np.uint32)  # of the special tokens before a text
         self._counts: CorpusCounts | None = None
 
     @property
@@ -192,7 +193,7 @@ class Corpus:
         learned = self._learned(item, spans)
         for begin, stop in pieces:
             number = f".{next(item.numbers)}" if over_long and policy == "split" else ""
-            input_ids, text = _after(before, spans.ids[begin:stop]), _text_of(spans, begin, stop)
+            input_ids, text = _after(before, spans.ids[begin:stop]), _text_of(item, spans, begin, stop)
             if not (text and self._config.min_tokens <= len(input_ids) <= self._config.max_tokens):
                 tally["too_short"] += 1
                 continue
@@ -207,8 +208,7 @@ class Corpus:
             if key is None:
                 tally["duplicates"] += 1
                 continue
-            first_byte = int(spans.start[begin]) if begin else 0
-            none = np.zeros(len(before), dtype=np.uint32)
+            none = before[:0] if chat else self._no_bytes
             yield TokenSample(
                 key=key,
                 source_id=item.document.source_id + number,
@@ -216,8 +216,8 @@ class Corpus:
                 text=text,
                 input_ids=input_ids,
                 loss_mask=loss_mask,
-                byte_start=_after(none, (spans.start[begin:stop] - first_byte).astype(np.uint32)),
-                byte_end=_after(none, (spans.end[begin:stop] - first_byte).astype(np.uint32)),
+                byte_start=_after(none, _from_piece(spans.start, spans, begin, stop)),
+                byte_end=_after(none, _from_piece(spans.end, spans, begin, stop)),
             )
 
     def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
@@ -246,8 +246,17 @@ def _after(before: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.concatenate([before, values]) if len(before) else values
 
 
-def _text_of(spans: TokenSpans, begin: int, stop: int) -> str:
+def _from_piece(bytes_S: np.ndarray, spans: TokenSpans, begin: int, stop: int) -> np.ndarray:
+    """Places in the text's bytes, of tokens ``[begin, stop)``, counted from the first of these: uint32."""
+    if not begin:
+        return bytes_S[:stop].astype(np.uint32)
+    return (bytes_S[begin:stop] - spans.start[begin]).astype(np.uint32)
+
+
+def _text_of(item: _Item, spans: TokenSpans, begin: int, stop: int) -> str:
     """The text of tokens ``[begin, stop)`` and of what stands beside them in no token."""
+    if not begin and stop == len(spans.ids):
+        return item.text
     first_byte = int(spans.start[begin]) if begin else 0
     last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
     return spans.data[first_byte:last_byte].decode("utf-8")
