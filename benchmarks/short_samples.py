@@ -24,7 +24,9 @@ from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, shared_cache
 from benchmarks.corpus import standard_library
 from benchmarks.real_teacher import make_teacher
 from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from schemas.arrow import TOKENS_SCHEMA
 from schemas.manifest import Manifest
+from teacher_cache.codec.message import RowReader
 from teacher_cache.codec.sections import payload_frame
 from teacher_cache.codec.tokens import record_frames
 from teacher_cache.plan import load_or_make_plan, read_unit
@@ -175,9 +177,7 @@ def content_bytes(reader: CacheReader, position: int) -> int:
     if reader.index(0).signals["tokens"].bundles is not None:
         tokens = sum(map(len, record_frames(payload)))
     else:
-        from teacher_cache.codec.tokens import _READER
-
-        row = _READER.read(payload)
+        row = RowReader(TOKENS_SCHEMA).read(payload)
         tokens = sum(len(row.binary(name)) for name in ("frame", "text_frame", "source_id", "layer", "key"))
     return tokens + len(payload_frame(reader.payload(position, "logits")))
 

@@ -208,7 +208,7 @@ class Corpus:
             if key is None:
                 tally["duplicates"] += 1
                 continue
-            none = before[:0] if chat else self._no_bytes
+            none = self._no_bytes[: len(before)]
             yield TokenSample(
                 key=key,
                 source_id=item.document.source_id + number,

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal
+from schemas.manifest import Manifest, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.samples import Columns
-from teacher_cache.codec.sections import NO_FRAME, Frame
+from teacher_cache.codec.sections import NO_FRAME
 from teacher_cache.codec.tokens import decode_tokens, training_frame
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
@@ -49,6 +49,7 @@ NO_FRAMES = (NO_FRAME, NO_FRAME)  # of padding
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
 Decoded = TypeVar("Decoded")
 Codec = TypeVar("Codec")
+Read = Callable[[int, int], bytes]  # of one file: offset, size
 
 
 class Located(NamedTuple):
@@ -206,34 +207,24 @@ class CacheReader:
 
     def payload(self, position: int, signal: Signal) -> bytes:
         """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
-        return self._payload(*self._at(position), signal)
+        shard, row = self._at(position)
+        return self._payload(shard, row, signal, self._reader(shard, signal))
 
     def _at(self, position: int) -> Located:
         self._reconnect_after_fork()
         return self._locate(position)
 
-    def _payload(self, shard: ShardIndex, row: int, signal: Signal) -> bytes:
-        member = shard.signals[signal]
-        for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
-            data = self._ranges.read(tar_name(shard.name, signal), member.file, member.offsets[row], member.sizes[row])
-            if checksum(data) == member.checksums[row]:
-                return data
-        raise CorruptCacheError(
-            f"{self._where(shard, row, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
-            f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
-        )
-
     def read_tokens(self, position: int) -> TokenSample:
         """The tokens signal of one sample."""
         at, vocab_size = self._at(position), self.manifest.teacher.vocab_size
-        sample = self._decoded(at, "tokens", lambda payload, num_tokens: decode_tokens(payload, num_tokens, vocab_size))
+        sample = self._decoded_one(at, "tokens", lambda payload, n: decode_tokens(payload, n, vocab_size))
         if sample.key != at.shard.keys[at.row]:
             raise CorruptCacheError(f"{self._where(*at, 'tokens')}: the payload belongs to sample {sample.key}")
         return sample
 
     def read_logits(self, position: int) -> LogitsSample:
         """The logits signal of one sample."""
-        return self._decoded(self._at(position), "logits", self._logits_codec(position).decode)
+        return self._decoded_one(self._at(position), "logits", self._logits_codec(position).decode)
 
     def read_draws(self, position: int) -> DrawsSample:
         """The draws of one sample. Raises UserError when the cache has none."""
@@ -241,14 +232,14 @@ class CacheReader:
         if capture is None:
             raise self._not_stored("draws")
         codec = self._with_table(position, self._draws, lambda table: DrawsCodec(capture, self.manifest.codec, table))
-        return self._decoded(self._at(position), "draws", codec.decode)
+        return self._decoded_one(self._at(position), "draws", codec.decode)
 
     def read_final(self, position: int) -> HiddenSample:
         """The final hidden states of one sample, as its only layer. Raises UserError when the cache has none."""
         codec = self._final
         if codec is None:
             raise self._not_stored("final")
-        return self._decoded(self._at(position), "final", codec.decode)
+        return self._decoded_one(self._at(position), "final", codec.decode)
 
     def read_head(self) -> "OutputHead":
         """The teacher's output head. Raises UserError when the cache has none."""
@@ -263,14 +254,14 @@ class CacheReader:
         codec = self._hidden
         if codec is None:
             raise self._not_stored("hidden")
-        return self._decoded(self._at(position), "hidden", codec.decode)
+        return self._decoded_one(self._at(position), "hidden", codec.decode)
 
     def read_attention(self, position: int) -> AttentionSample:
         """The attention rows of one sample. Raises UserError when the cache has none."""
         codec = self._attention
         if codec is None:
             raise self._not_stored("attention")
-        return self._decoded(self._at(position), "attention", codec.decode)
+        return self._decoded_one(self._at(position), "attention", codec.decode)
 
     def _not_stored(self, signal: str) -> UserError:
         return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
@@ -343,8 +334,8 @@ class CacheReader:
         self, columns: Columns, codec: LogitsCodec | None, places: list[Place], at: dict[int, Located]
     ) -> None:
         found = [at[place.sample] for place in places if place.sample != PADDING]
-        tokens = self._frames(found, "tokens", training_frame)
-        logits = repeat(NO_FRAME) if codec is None else self._frames(found, "logits", codec.frame)
+        tokens = self._decoded(found, "tokens", training_frame)
+        logits = repeat(NO_FRAME) if codec is None else self._decoded(found, "logits", codec.frame)
         pairs = zip(tokens, logits, strict=False)
         frames = [NO_FRAMES if place.sample == PADDING else next(pairs) for place in places]
         layout = NO_LAYOUT if codec is None else codec.layout
@@ -353,23 +344,39 @@ class CacheReader:
         except FillError as error:
             raise CorruptCacheError(f"{self.where(error.sample, error.signal)}: {error}") from None
 
-    def _frames(self, found: list[Located], signal: Signal, frame: Callable[[bytes, int], Frame]) -> list[Frame]:
-        """Verified frames of these samples: what ``_decoded`` gives, with less Python a sample."""
-        frames: list[Frame] = []
-        opened: dict[str, tuple[Callable[[int, int], bytes], MemberIndex]] = {}
+    def _decoded(
+        self, found: Sequence[Located], signal: Signal, decode: Callable[[bytes, int], Decoded]
+    ) -> list[Decoded]:
+        """What ``decode`` makes of the verified payloads of these samples, and of their numbers of tokens."""
+        decoded: list[Decoded] = []
+        readers: dict[str, Read] = {}
         for shard, row in found:
-            if shard.name not in opened:
-                member = shard.signals[signal]
-                opened[shard.name] = self._ranges.opened(tar_name(shard.name, signal), member.file), member
-            read, member = opened[shard.name]
-            payload = read(member.offsets[row], member.sizes[row])
-            if checksum(payload) != member.checksums[row]:
-                payload = self._payload(shard, row, signal)
+            read = readers.get(shard.name)
+            if read is None:
+                read = readers[shard.name] = self._reader(shard, signal)
+            payload = self._payload(shard, row, signal, read)
             try:
-                frames.append(frame(payload, shard.num_tokens[row]))
+                decoded.append(decode(payload, shard.num_tokens[row]))
             except CorruptCacheError as error:
                 raise CorruptCacheError(f"{self._where(shard, row, signal)}: {error}") from None
-        return frames
+        return decoded
+
+    def _decoded_one(self, at: Located, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
+        return self._decoded([at], signal, decode)[0]
+
+    def _reader(self, shard: ShardIndex, signal: Signal) -> Read:
+        return self._ranges.opened(tar_name(shard.name, signal), shard.signals[signal].file)
+
+    def _payload(self, shard: ShardIndex, row: int, signal: Signal, read: Read) -> bytes:
+        member = shard.signals[signal]
+        for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
+            data = read(member.offsets[row], member.sizes[row])
+            if checksum(data) == member.checksums[row]:
+                return data
+        raise CorruptCacheError(
+            f"{self._where(shard, row, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
+            f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
+        )
 
     def _locate(self, position: int) -> Located:
         if not 0 <= position < len(self):
@@ -396,13 +403,6 @@ class CacheReader:
 
     def _where(self, shard: ShardIndex, row: int, signal: Signal) -> str:
         return f"{self._storage.where(tar_name(shard.name, signal))}: sample {shard.keys[row]}"
-
-    def _decoded(self, at: Located, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
-        payload = self._payload(*at, signal)
-        try:
-            return decode(payload, at.shard.num_tokens[at.row])
-        except CorruptCacheError as error:
-            raise CorruptCacheError(f"{self._where(*at, signal)}: {error}") from None
 
     def _logits_codec(self, position: int) -> LogitsCodec:
         capture, codec = self.manifest.capture.logits, self.manifest.codec

@@ -49,7 +49,7 @@ def test_an_error_says_which_signal_of_which_sample(tmp_path) -> None:
     work = [Place(position, position, slice(0, n)) for position, n in enumerate([6, 9, 4])]
     codec = reader._logits_codec(0)
     found = [reader._locate(place.sample) for place in work]
-    pairs = reader._frames(found, "tokens", training_frame), reader._frames(found, "logits", codec.frame)
+    pairs = reader._decoded(found, "tokens", training_frame), reader._decoded(found, "logits", codec.frame)
     frames = list(zip(*pairs, strict=True))
     fill(columns, work, frames, codec.layout, 1000)
     tokens, logits = frames[1]
