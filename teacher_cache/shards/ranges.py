@@ -1,5 +1,6 @@
 """Bytes of a cache's files: from open local files, from local copies of remote ones, or by a request each."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from functools import partial
 from io import FileIO
 from typing import NamedTuple
 
-from schemas.errors import CorruptCacheError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.storage import Storage
@@ -31,6 +32,8 @@ class FileRanges:
         self._storage = storage
         self._files: dict[str, _Open] = {}
         self._lock = threading.Lock()
+        self._whole: dict[str, tuple[int, ...]] = {}  # identities of files whose sha256 was checked
+        self._checking = threading.Lock()
         self._copies = None if copies is None or storage.is_local else LocalCopies(storage, *copies)
 
     @property
@@ -46,14 +49,27 @@ class FileRanges:
         """
         return self.opened(name, entry)(offset, size)
 
-    def opened(self, name: str, entry: FileEntry) -> Callable[[int, int], bytes]:
-        """``read`` of one file, for many ranges of it."""
+    def opened(self, name: str, entry: FileEntry, whole: bool = False) -> Callable[[int, int], bytes]:
+        """``read`` of one file, for many ranges of it; of ``whole`` ones the sha256 of all is checked once.
+
+        Raises UserError where that is no use: what a store sends later may be something else.
+        """
         if self._copies is not None:
+            if whole:
+                self._copies.check_once(name, entry)
             return partial(self._copies.read, name, entry)
         if not self._storage.is_local:
+            if whole:
+                raise UserError(
+                    f"{self._storage.where(name)}: a cache of format 1.0 has no digests of single samples, by which "
+                    "what is read from a store could be held against the digest or signature that is required; keep "
+                    "local copies (data.local_copies), pull the cache first, or `cache-tools repack` it"
+                )
             return partial(self._storage.read_range, name)
         try:
             found = self._files.get(name) or self._file(name)
+            if whole:
+                self._check_whole(name, entry, found.descriptor)
         except OSError as error:
             raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
@@ -65,6 +81,30 @@ class FileRanges:
             )  # no room for a false size
         except OSError as error:
             raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+
+    def _check_whole(self, name: str, entry: FileEntry, descriptor: int) -> None:
+        """Raise CorruptCacheError unless an open file is what ``entry`` says; again only when it was changed since."""
+        with self._checking:
+            status = os.fstat(descriptor)
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if self._whole.get(name) == identity:
+                return
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                file.seek(0)
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry.sha256:
+                raise CorruptCacheError(
+                    f"{self._storage.where(name)}: its sha256 is {found}, the manifest says {entry.sha256}; fetch the "
+                    "file again from where it came"
+                )
+            self._whole[name] = identity
+
+    def renew(self, name: str, entry: FileEntry) -> bool:
+        """Whether reading a file again is of use: after something was wrong that may be so only here, or on its way.
+
+        A copy that is not what ``entry`` says is dropped.
+        """
+        return not self._storage.is_local if self._copies is None else self._copies.drop_damaged(name, entry)
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""
