@@ -56,6 +56,8 @@ class LocalCopies:
                     return os.pread(file.fileno(), size, start)
             except FileNotFoundError:  # another process has made room meanwhile
                 continue
+            except OSError as error:
+                raise UserError(f"{copy}: a local copy cannot be read: {error.strerror}") from error
 
     def check_once(self, name: str, entry: FileEntry) -> None:
         """Drop a copy that is not what ``entry`` says, if this process has not looked before."""
