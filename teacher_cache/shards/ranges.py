@@ -111,11 +111,13 @@ class FileRanges:
             )
 
     def renew(self, name: str, entry: FileEntry) -> bool:
-        """Whether reading a file again is of use: after something was wrong that may be so only here, or on its way.
+        """Whether reading a file again is of use, after something was wrong: that may be so only here, or on its way.
 
         A copy that is not what ``entry`` says is dropped.
         """
-        return not self._storage.is_local if self._copies is None else self._copies.drop_damaged(name, entry)
+        if self._copies is not None:
+            self._copies.drop_damaged(name, entry)
+        return not self._storage.is_local
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""
