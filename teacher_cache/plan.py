@@ -6,9 +6,7 @@ without shards: any worker, anywhere, can (re)do any unit from them, and resumin
 
 import gc
 import io
-import itertools
 import logging
-import operator
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
@@ -44,6 +42,7 @@ from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
+from teacher_cache.token_batch import TokenBatch, in_parts
 from teacher_cache.tokenizer import describe_tokenization
 from teacher_cache.vocabulary import within_vocabulary
 
@@ -73,9 +72,9 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = None if config.capture.final is None else write_head(config.teacher, storage)
-        samples = within_vocabulary(reading(corpus), wanted, tokenizer, config.teacher.path)
+        batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
         with paused_garbage_collection():
-            units, minor = _write_units(samples, storage, config.output)
+            units, minor = _write_units(batches, storage, config.output)
     except UserError:
         remove_garbage(storage, None)
         raise
@@ -185,17 +184,15 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(sequences: Iterable[TokenSample], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
+def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
     """The units, and the minor version of the format that their shards need."""
     units: list[Unit] = []
     minor = 0
-    parts = numbered_parts(sequences, output.tokens_per_shard)
-    for number, group in itertools.groupby(parts, key=operator.itemgetter(0)):
-        samples = [sample for _, sample in group]
-        index = write_tokens(storage, shard_name(number), samples, output.bundle_short_samples)
-        tokens = sum(len(sample.input_ids) for sample in samples)
+    for number, part in enumerate(in_parts(batches, output.tokens_per_shard)):
+        index = write_tokens(storage, shard_name(number), part, output.bundle_short_samples)
         gc.collect(0)  # what this unit left behind
-        units.append(Unit(name=shard_name(number), samples=len(samples), tokens=tokens, tokens_file=index.file))
+        tokens = len(part.input_ids)
+        units.append(Unit(name=shard_name(number), samples=len(part), tokens=tokens, tokens_file=index.file))
         minor = max(minor, index.format_minor)
     return units, minor
 

@@ -17,6 +17,7 @@ from teacher_cache.shards.marks import assemble, write_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import shard_name
 from teacher_cache.shards.writer import write_tokens
+from teacher_cache.token_batch import TokenBatch
 from teacher_cache.writing import UnitWriter
 from tools.bridges.captured import DistillKitOptions, DistillKitSource
 from tools.bridges.files import parquet_files
@@ -84,7 +85,7 @@ def _write_shards(
         for pairs in _shards(plan, source, advance):
             name = shard_name(len(units))
             lengths = [len(tokens.input_ids) for tokens, _ in pairs]
-            index = write_tokens(storage, name, [tokens for tokens, _ in pairs])
+            index = write_tokens(storage, name, TokenBatch.of([tokens for tokens, _ in pairs]))
             minor = max(minor, index.format_minor)
             units.append(Unit(name=name, samples=len(pairs), tokens=sum(lengths), tokens_file=index.file))
             writer.begin(units[-1], index)
