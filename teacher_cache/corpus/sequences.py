@@ -12,7 +12,7 @@ million characters is tokenized in segments cut at line ends, so that one huge f
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -146,20 +146,21 @@ class Corpus:
                         logger.warning("dropped (%s), and more like it without a word: %s", error.reason, error)
                     tally[error.reason] += 1
 
-    def _document_items(self, document: Document, tally: Counter[str]) -> Iterator[_Item]:
+    def _document_items(self, document: Document, tally: Counter[str]) -> Iterable[_Item]:
         if document.messages is not None:
             chat = self._renderer.render(document)
             check_encodable(chat.text, document.where)
             tally["cut_replies"] += chat.cut_replies
-            yield _Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans))
-            return
+            return (_Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans)),)
         document = without_prefix(document, self._bos)
         text = document.text
         check_encodable(text, document.where)
-        numbers = count(1)
         if len(text) <= self._segment_characters:
-            yield _Item(document, text, numbers)
-            return
+            return (_Item(document, text, count(1)),)
+        return self._segment_items(document, text)
+
+    def _segment_items(self, document: Document, text: str) -> Iterator[_Item]:
+        numbers = count(1)
         segments = _segments(text, self._segment_characters)
         if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
             segments = segments[:1]
