@@ -27,12 +27,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
+from teacher_cache.shards.conditional import Conditional
 from teacher_cache.shards.streams import SignedUrls, new_buffer
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"
 MAX_JSON_BYTES = 1 << 30
 TEMPORARY_PREFIX = ".tmp-"
+LEASE_PREFIX = ".lease"
 ATTEMPTS = 6  # at one request, when the store fails
 FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
 PATIENCE = 30.0  # seconds for an answer, and …
@@ -75,7 +77,9 @@ class Storage:
         except (ValueError, ImportError) as error:
             raise UserError(f"{url}: cannot be opened: {error}") from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.has_locks = True  # until a folder's file system turns out to have none
         self._urls = SignedUrls(self._fs)
+        self._conditional: Conditional | None = None
 
     def where(self, name: str) -> str:
         """The file as a user would write it, for messages."""
@@ -100,7 +104,17 @@ class Storage:
         return self._ask(name, look)
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix."""
+        """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix.
+
+        Leases are none of a cache's files.
+        """
+        return {name: size for name, size in self._listed().items() if not name.startswith(LEASE_PREFIX)}
+
+    def lease_names(self) -> list[str]:
+        """Names of the leases that processes have, or had when they were killed."""
+        return [name for name in self._listed() if name.startswith(LEASE_PREFIX) and _SAFE_NAME.fullmatch(name)]
+
+    def _listed(self) -> dict[str, int]:
         root = self._root.rstrip("/")
 
         def find() -> dict[str, dict[str, int]]:
@@ -235,6 +249,12 @@ class Storage:
             return
         with self._writing(name):
             self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, bytes(data)))
+
+    def conditional(self, name: str) -> tuple[Conditional, str]:
+        """How objects are written on a condition here, and the object's path."""
+        if self._conditional is None:
+            self._conditional = Conditional(self._fs, partial(self._call, PATIENCE), self.url)
+        return self._conditional, self._path(name)
 
     def upload(self, name: str, size: int, parts: Callable[[], Iterator[bytes]]) -> None:
         """Write an object of ``size`` bytes to a store from its parts, of which one or two are in memory at a time.
