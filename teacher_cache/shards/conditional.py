@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from fsspec.asyn import sync
 
-from schemas.errors import UserError
-
 SETTLE = 0.5  # seconds after which a store without conditional writes is asked whose writing stayed
 MAX_BYTES = 1 << 16
 REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
@@ -35,7 +33,7 @@ class Conditional:
     def __init__(self, fs: Any, call: Callable[..., Any], url: str) -> None:
         """``call(method, *arguments, **options)`` of the client, in time; ``url`` is for messages."""
         self._fs, self._call, self._url = fs, call, url
-        self._compares = hasattr(fs, "_call_s3")
+        self.compares = hasattr(fs, "_call_s3")
         self._settle = SETTLE if "memory" not in fs.protocol else 0.0
 
     def read(self, path: str) -> Tagged | None:
@@ -55,6 +53,14 @@ class Conditional:
         async with response["Body"] as body:
             return Tagged(await body.read(MAX_BYTES), response["ETag"])
 
+    def tag(self, path: str) -> str | None:
+        """The tag of an object of any size in a store that compares; None if there is none."""
+        try:
+            self._fs.invalidate_cache(path)
+            return str(self._call("info", path)["ETag"])
+        except FileNotFoundError:
+            return None
+
     def create(self, path: str, data: bytes) -> str | None:
         """Write an object that is not there yet; its tag, or None if one is there."""
         return self._write(path, data, None, IfNoneMatch="*")
@@ -65,11 +71,8 @@ class Conditional:
 
     def delete(self, path: str, tag: str) -> None:
         """Remove an object, unless it is not the one of ``tag`` any more."""
-        found = self.read(path)
-        if found is None or found.tag != tag:
-            return
         try:
-            if self._compares:
+            if self.compares:
                 bucket, key, _ = self._fs.split_path(path)
                 self._fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=tag)
                 self._fs.invalidate_cache(path)
@@ -78,10 +81,12 @@ class Conditional:
             if code_of(error) in (*REFUSED, *MISSING):
                 return
             logger.debug("%s: not deleted on a condition: %s", path, error)
-        self._call("rm_file", path)
+        found = self.read(path)
+        if found is not None and found.tag == tag:
+            self._call("rm_file", path)
 
     def _write(self, path: str, data: bytes, tag: str | None, **condition: str) -> str | None:
-        if self._compares:
+        if self.compares:
             try:
                 self._call("pipe_file", path, data, **condition)
             except Exception as error:
@@ -92,7 +97,7 @@ class Conditional:
                 elif code_of(error) not in REFUSED:
                     raise
                 # else: the answer to a first attempt may have been lost, and the object be ours
-        if not self._compares:
+        if not self.compares:
             found = self.read(path)
             if (None if found is None else found.tag) != tag:
                 return None
@@ -102,14 +107,14 @@ class Conditional:
         return found.tag if found is not None and found.data == data else None
 
     def _say_unsupported(self) -> None:
-        if self._compares:
+        if self.compares:
             logger.warning(
                 "%s: this store knows no conditional writes; two commands that start on it within %.1f s may miss "
                 "each other",
                 self._url,
                 2 * SETTLE,
             )
-        self._compares = False
+        self.compares = False
 
 
 def code_of(error: BaseException | None) -> str:
@@ -124,4 +129,7 @@ def code_of(error: BaseException | None) -> str:
 
 def is_refused(error: BaseException) -> bool:
     """Whether the store refused since the request's condition does not hold."""
-    return not isinstance(error, UserError) and code_of(error) in REFUSED
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, FileExistsError):
+        found = found.__cause__
+    return found is not None or code_of(error) in REFUSED

@@ -33,6 +33,7 @@ class LockedFile:
         self._made_folder = False
 
     def take(self, holder: Holder, dead: Seen | None) -> bool:
+        """Lock the file and write the name to it."""
         while True:
             with _problems(self._path):
                 self._make_folder()
@@ -58,6 +59,7 @@ class LockedFile:
         return True
 
     def look(self) -> Seen | None:
+        """See whether the file is locked, and by whom."""
         started = time.monotonic()
         while True:
             try:
@@ -81,6 +83,7 @@ class LockedFile:
             time.sleep(0.01)
 
     def beat(self, holder: Holder) -> bool:
+        """Write the name anew, in place."""
         if self._descriptor is None or not self.is_mine(holder):
             return False
         try:
@@ -91,12 +94,14 @@ class LockedFile:
         return True
 
     def is_mine(self, holder: Holder) -> bool:
+        """Whether the file is still the one that was locked, and nobody else wrote to it."""
         if self._descriptor is None or not self._is_path(self._descriptor):
             return False
         found = parse_holder(_read(self._descriptor))
         return found is None or found.token == holder.token or found.shares_locks
 
     def free(self, holder: Holder) -> None:
+        """Remove the file, and the folder if that was made for it, then the lock."""
         if self._descriptor is None:
             return
         if self.is_mine(holder):

@@ -49,6 +49,7 @@ class StoreObject:
         self._requests, self._path, self._tag = requests, path, ""
 
     def take(self, holder: Holder, dead: Seen | None) -> bool:
+        """Create the object, or replace the one seen."""
         data = holder.to_bytes()
         if dead is None:
             tag = self._requests.create(self._path, data)
@@ -58,6 +59,7 @@ class StoreObject:
         return tag is not None
 
     def look(self) -> Seen | None:
+        """Read it."""
         found = self._requests.read(self._path)
         if found is None:
             return None
@@ -67,14 +69,17 @@ class StoreObject:
         return Seen(holder, State.ENDED if holder.has_ended else State.ALIVE, found.tag)
 
     def beat(self, holder: Holder) -> bool:
+        """Replace it, if it is as this process wrote it last."""
         tag = self._requests.replace(self._path, holder.to_bytes(), self._tag)
         self._tag = tag or self._tag
         return tag is not None
 
     def is_mine(self, holder: Holder) -> bool:
+        """Read whose it is."""
         found = self._requests.read(self._path)
         here = None if found is None else parse_holder(found.data)
         return here is not None and here.token == holder.token
 
     def free(self, holder: Holder) -> None:
+        """Delete it, if it is as this process wrote it last."""
         self._requests.delete(self._path, self._tag)

@@ -25,7 +25,7 @@ from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
-from tools.making.new_cache import UNDER_WAY
+from teacher_cache.shards.new_place import UNDER_WAY
 
 Tree = dict[str, Any]
 K = 8
