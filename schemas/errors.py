@@ -14,3 +14,7 @@ class UserError(Exception):
 
 class CorruptCacheError(UserError):
     """A file of a cache is not what its index, checksum or schema says."""
+
+
+class ConflictError(UserError):
+    """Another process writes to the same place, or has taken it over."""

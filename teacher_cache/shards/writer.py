@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
-from schemas.manifest import MemberIndex, Signal, Unit
+from schemas.errors import ConflictError
+from schemas.manifest import MemberIndex, ShardIndex, Signal, Unit
 from teacher_cache.codec.bundles import are_short, bundle_sizes
 from teacher_cache.codec.token_records import encode_records
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.shards.marks import tar_name
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import Storage, has_content
 from teacher_cache.shards.tar import TarWriter
 from teacher_cache.token_batch import TokenBatch
 
@@ -65,3 +66,23 @@ class ShardWriter:
     def indexes(self) -> dict[Signal, MemberIndex]:
         """Where the members lie; after the files were closed."""
         return {signal: tar.index() for signal, tar in self._tars.items()}
+
+
+def check_tars(storage: Storage, index: ShardIndex) -> None:
+    """Raise ConflictError unless the shard's tars are what ``index``, which is to be its mark, says that was written.
+
+    A store is asked for their sizes; a folder's files, which are in memory still, are read.
+    """
+    for signal, member in index.signals.items():
+        name = tar_name(index.name, signal)
+        size = storage.size(name)
+        if size != member.file.bytes:
+            found = f"{size} bytes, {member.file.bytes} were written"
+        elif storage.is_local and not has_content(storage, name, member.file):
+            found = "its content is not what was written"
+        else:
+            continue
+        raise ConflictError(
+            f"{storage.where(name)}: {found}: something else has written it meanwhile, and the shard is not committed; "
+            "see that nothing else writes there, and run again"
+        )
