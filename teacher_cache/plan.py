@@ -14,6 +14,7 @@ from typing import Any
 
 from schemas.cache_config import CacheConfig, CorpusConfig, OutputConfig
 from schemas.difference import differences
+from schemas.digests import payload_digest
 from schemas.errors import ConflictError, CorruptCacheError, UserError
 from schemas.manifest import (
     MAX_SAMPLE_BYTES,
@@ -273,6 +274,7 @@ def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[Token
         offsets=[offset for offset, _ in places],
         sizes=[size for _, size in places],
         checksums=[checksum(payload) for payload in payloads],
+        digests=b"".join(map(payload_digest, payloads)),
         bundles=bundles,
     )
     return [decode_tokens(payload, None, vocab_size) for payload in payloads], index

@@ -63,9 +63,10 @@ class RunState(BaseModel):
 def new_state(config: TrainConfig, cache_digest: str, global_batch: int) -> RunState:
     """The state at step 0. Length of training, saving and logging may change between runs; data and losses may not."""
     tree = config.model_dump(mode="json")
-    for key in ("cache", "local_copies", "on_corrupt", "validation_cache", "num_workers"):
+    trust = {"require_signature", "validation_digest"}
+    for key in ("cache", "local_copies", "on_corrupt", "validation_cache", "num_workers", *trust):
         del tree["data"][key]
-    tree["data"]["shares"] = [share.model_dump(exclude={"url"}) for share in config.data.shares]
+    tree["data"]["shares"] = [share.model_dump(include={"weight", "layers", "limit"}) for share in config.data.shares]
     del tree["student"]["attention"]
     settings = {
         f"{group}.{key}": value

@@ -116,6 +116,14 @@ def _read_manifests(data: DataConfig) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--digest", help="Refuse the cache unless this is the sha256 of its manifest.")
+@click.option(
+    "--require-signature",
+    "signed_by",
+    multiple=True,
+    metavar="KEY",
+    help="Refuse a cache that this key did not sign: a .pub file, 64 hex digits, or a trusted name. Repeatable.",
+)
 @json_option
 @verbose_option
 @user_errors
@@ -126,6 +134,8 @@ def evaluate(
     validation_fraction: float,
     batch_size: int,
     dtype: str,
+    digest: str | None,
+    signed_by: tuple[str, ...],
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -134,13 +144,15 @@ def evaluate(
     Example: train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05
     """
     configure_logging(verbose)
+    from teacher_cache.trust.required import Required
     from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
     from trainer.progress import batch_progress
 
     quiet_transformers()
+    required = Required(digest, signed_by)
     with batch_progress("evaluating") as advance:
-        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance), as_json)
+        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance, required), as_json)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def _number(shard: str) -> int:
 
 def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:
     """Write ``manifest.json``, and before it the table it names, if there is one; returns what was written."""
-    manifest = store_lists(storage, manifest, owner)
+    manifest = store_lists(storage, manifest, owner).sealed()
     storage.write(MANIFEST, manifest.to_json().encode(), owner)
     return manifest
 
@@ -217,11 +217,15 @@ def committed(storage: Storage, manifest: Manifest) -> list[str]:
 
 
 def assemble(storage: Storage, plan: Manifest) -> Manifest:
-    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept."""
+    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept.
+
+    Its ``sha256`` is empty where that is not what the file says.
+    """
     plan = listed(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = dict(plan.tables)
+    minor = plan.format_minor
     for name in committed(storage, plan):
         if name in known:
             shards.append(known[name])
@@ -229,15 +233,19 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         data = storage.read(mark_name(name))
         index = _parse_mark(data, name, storage.where(mark_name(name)))
         shards.append(shard_entry(index, file_entry(data)))
+        minor = max(minor, *(member.format_minor for member in index.signals.values()))
         if index.table not in tables:
             tables[index.table] = file_entry(storage.read(table_path(index.table)))
+    complete = len(shards) == len(plan.units)
     return plan.model_copy(
         update={
+            "format_minor": minor,
             "shards": shards,
             "shard_table": None,
             "tables": tables,
             "totals": totals_of(shards),
-            "complete": len(shards) == len(plan.units),
+            "complete": complete,
+            "sha256": plan.sha256 if shards == plan.shards and complete == plan.complete else "",
         }
     )
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import xxhash
 
+from schemas.digests import payload_digest
 from schemas.manifest import Bundles, FileEntry, MemberIndex
 from teacher_cache.codec.bundles import as_record, bundle_bytes, write_bundle
 
@@ -38,6 +39,23 @@ def checksum(payload: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(payload)
 
 
+def payload_problem(payload: bytes, member: MemberIndex, row: int) -> str:
+    """What shows that this is not the payload of sample ``row`` of an index; '' if nothing does."""
+    found, wanted = checksum(payload), member.checksums[row]
+    if found != wanted:
+        return (
+            f"xxh3 of its {len(payload)} bytes is {found}, the index says {member.sizes[row]} bytes with {wanted}; "
+            "fetch the file again from where it came"
+        )
+    if member.digests is not None and payload_digest(payload) != member.digest(row):
+        return (
+            f"sha256 of its {len(payload)} bytes begins with {payload_digest(payload).hex()}, the index says "
+            f"{member.digest(row).hex()}, and yet their xxh3 is right: it was replaced on purpose; fetch the file from "
+            "somebody whom you trust"
+        )
+    return ""
+
+
 class TarWriter:
     """Writes samples one after the other to ``path``; ``index()`` says where they lie."""
 
@@ -54,6 +72,7 @@ class TarWriter:
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         self._checksums: list[str] = []
+        self._digests = bytearray()
 
     def add(self, key: str, payload: bytes) -> None:
         """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
@@ -87,6 +106,7 @@ class TarWriter:
         self._offsets += offsets
         self._sizes += map(len, payloads)
         self._checksums += map(checksum, payloads)
+        self._digests += b"".join(map(payload_digest, payloads))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -101,6 +121,7 @@ class TarWriter:
             offsets=self._offsets,
             sizes=self._sizes,
             checksums=self._checksums,
+            digests=bytes(self._digests),
             bundles=None if self._bundles is None else Bundles(samples=samples, offsets=offsets, sizes=sizes),
         )
 

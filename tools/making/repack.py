@@ -88,7 +88,7 @@ def repack(
             advance(done, base.totals.samples)
         notes = "; ".join(what_changed(base, new, recodes))
         derived = Derivation(action="repack", sources=[source_of(base)], notes=notes)
-        manifest = derived_manifest(new, shards, derived, tables=tables)
+        manifest = derived_manifest(new, shards, derived, rewritten=True, tables=tables)
         write_manifest(storage, manifest)
     return Repacked(
         shards_before=len(base.shards),

@@ -22,10 +22,12 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.table import listed
+from teacher_cache.trust.parts import signed_whole
+from teacher_cache.trust.required import check_digest
 from tools.checking.tars import check_headers
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
-from tools.trust.parts import carry_signatures, signed_whole
+from tools.trust.parts import carry_signatures
 
 SIGNATURES = "signatures/"
 MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
@@ -106,10 +108,7 @@ def checked_source(
     source = Storage(url)
     where, text = source.where(MANIFEST), read_manifest_text(source)
     manifest = parse_manifest(text, where)
-    if digest is not None and manifest.sha256 != digest.lower():
-        raise UserError(
-            f"{where}: its sha256 is {manifest.sha256}, wanted {digest}: it is another cache, or another state of it"
-        )
+    check_digest(manifest, digest, where)
     check(source, manifest)
     if whole and not manifest.complete:
         raise UserError(
