@@ -8,7 +8,8 @@ import click
 
 from schemas.load import load_config
 from schemas.train_config import DataConfig, TrainConfig
-from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
+from teacher_cache.command import configure_logging, json_option, set_option, show
+from teacher_cache.program import STATUSES, Program
 
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
 
@@ -18,7 +19,9 @@ def is_other_rank() -> bool:
     return int(os.environ.get("RANK", "0")) > 0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 def main() -> None:
     """Train a student from a cache of a teacher's signals. No teacher is needed."""
 
@@ -28,7 +31,6 @@ def main() -> None:
 @set_option
 @json_option
 @verbose_option
-@user_errors
 def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder.
 
@@ -59,7 +61,6 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 @set_option
 @json_option
 @verbose_option
-@user_errors
 def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Train as CONFIG says; continue from the newest checkpoint if there is one.
 
@@ -118,7 +119,6 @@ def _read_manifests(data: DataConfig) -> None:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @json_option
 @verbose_option
-@user_errors
 def evaluate(
     model: str,
     cache: str,

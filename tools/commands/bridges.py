@@ -5,7 +5,7 @@ from typing import cast, get_args
 import click
 
 from schemas.cache_config import Dtype
-from teacher_cache.command import json_option, progress, show, user_errors
+from teacher_cache.command import json_option, progress, show
 
 
 @click.command("export")
@@ -24,7 +24,6 @@ from teacher_cache.command import json_option, progress, show, user_errors
     "--tokens-per-file", type=click.IntRange(min=1), default=1_000_000, help="A Parquet file ends after so many."
 )
 @json_option
-@user_errors
 def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
     """Write a cache's tokens and logits to the new folder OUT in another system's layout.
 
@@ -71,7 +70,6 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
 @click.option("--layer", default="base", help="distillkit: layer of the data mix that the sequences are of.")
 @click.option("--tokens-per-shard", type=click.IntRange(min=1), default=262_144, help="A shard ends after so many.")
 @json_option
-@user_errors
 def import_cache(
     path: str,
     url: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress
 from tools.commands.trust import trust_options
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 @click.option("--dtype", help="Data type the teacher computes in; default: the manifest's.")
 @click.option("--device", default="auto", help="Device the teacher runs on: auto, cpu, cuda, cuda:1, …")
 @json_option
-@user_errors
 def verify(
     url: str,
     quick: bool,

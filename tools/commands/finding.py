@@ -9,7 +9,7 @@ import click
 from schemas.cache_config import CapturedSignal
 from schemas.catalog import Catalog
 from schemas.errors import UserError
-from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress
 
 depth_option = click.option(
     "--depth", type=click.IntRange(1, 8), default=3, help="How many folders below URL a cache may be."
@@ -21,7 +21,6 @@ depth_option = click.option(
 @depth_option
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
 @json_option
-@user_errors
 def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     """List the caches below URL, and write the list there: catalog.json, and catalog.html for people.
 
@@ -67,7 +66,6 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 @click.option("--scan", "rescan", is_flag=True, help="Look at the caches, even if there is a catalogue.")
 @depth_option
 @json_option
-@user_errors
 def search(
     url: str,
     teacher: str | None,
@@ -136,7 +134,6 @@ def search(
 @click.option("--write", "put", is_flag=True, help="Write it into the cache, as CACHE_CARD.md.")
 @click.option("--samples", type=click.IntRange(min=0), default=32, help="Samples that figures of quality are taken of.")
 @json_option
-@user_errors
 def card(url: str, put: bool, samples: int, as_json: bool) -> None:
     """Describe a cache in Markdown, with a header as model cards have it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from teacher_cache.command import json_option, new_table, print_table, progress, show, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress, show
 from tools.looking.plain import plain
 
 AT_LEAST = "≥ "  # before a lower bound
@@ -21,7 +21,6 @@ AT_LEAST = "≥ "  # before a lower bound
     "--rows", type=click.IntRange(min=1), default=40, help="Rows of the sample to show, from the first that counts on."
 )
 @json_option
-@user_errors
 def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     """Say what a cache holds: teacher, corpus, settings, sizes.
 
@@ -61,7 +60,6 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
 @click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, spread over the cache.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
-@user_errors
 def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source.
 
@@ -108,7 +106,6 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
 @click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, of those in both.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
-@user_errors
 def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
     """Compare two teachers on the same text: whose entropy is lower, how far are they apart.
 
@@ -197,7 +194,6 @@ def _cell(name: str, value: Any) -> str:
     "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to spell tokens that the texts do not show."
 )
 @json_option
-@user_errors
 def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
     """Write one HTML file that shows a cache: facts, figures, and samples token by token.
 
