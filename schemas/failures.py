@@ -21,7 +21,7 @@ Kind = tuple[type[UserError], str]  # and the advice
 
 EXPIRED: Kind = (AccessError, "the credentials have expired: get new ones")
 REFUSED: Kind = (AccessError, "check the credentials, and what they are allowed")
-MODES: Kind = (AccessError, "check owner and mode of the file and its folder")
+MODES: Kind = (AccessError, "get permission for it, or choose another place")
 FULL: Kind = (FullError, "free some space, or choose another place")
 UNREACHABLE: Kind = (StoreError, "the store cannot be reached: check the address, the network and its settings")
 FAILING: Kind = (StoreError, "the store does not answer as it should: try again later")
@@ -73,6 +73,7 @@ BY_CODE: dict[str, Kind] = {  # of S3 and what speaks its protocol
     "RequestExpired": (AccessError, "the request came too late: set this machine's clock"),
     "RequestTimeTooSkewed": (AccessError, "the store's time is another: set this machine's clock"),
     **dict.fromkeys(("PreconditionFailed", "ConditionalRequestConflict", "OperationAborted"), CHANGED),
+    "SlowDown": (StoreError, "use fewer workers, or wait"),
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"), FULL),
     "NoSuchBucket": (UserError, "correct its name, or make it"),
     "InvalidBucketName": (UserError, "correct its name"),

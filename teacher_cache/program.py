@@ -34,8 +34,8 @@ from schemas.failures import failure, reason
 TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
 STATUSES = (
     "Exit status: 0 done, 1 problems found (verify), 2 bad input, 3 damaged cache, 4 no room, 5 no permission, 6 store "
-    "or network, 7 held or changed by somebody else, 8 limits of the machine, 70 a defect of this program, 128 + n ended "
-    "by signal n (130 Ctrl-C, 143 SIGTERM)."
+    "or network, 7 held or changed by somebody else, 8 limits of the machine, 70 a defect of this program, 128 + n "
+    "ended by signal n (130 Ctrl-C, 143 SIGTERM)."
 )
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 

@@ -1,24 +1,31 @@
 """Bytes of a cache's files: from open local files, from local copies of remote ones, or by a request each."""
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import FileIO
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from schemas.errors import CorruptCacheError
+from schemas.failures import failure
 from schemas.manifest import FileEntry
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.storage import Storage
 
-MAX_OPEN_FILES = 128
+MAX_OPEN_FILES = 128  # of one cache
+LEAST_OPEN_FILES = 2
+
+
+def most_open_files() -> int:
+    """How many files of one cache stay open: a small part of what the process may open, for it reads many caches."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_FILES if limit < 0 else max(LEAST_OPEN_FILES, min(MAX_OPEN_FILES, limit // 16))
 
 
 class _Open(NamedTuple):
     """An open file; it is closed when nobody refers to it."""
 
-    file: FileIO
+    file: BinaryIO
     descriptor: int
     size: int  # of committed files, which never change
 
@@ -52,10 +59,7 @@ class FileRanges:
             return partial(self._copies.read, name, entry)
         if not self._storage.is_local:
             return partial(self._storage.read_range, name)
-        try:
-            found = self._files.get(name) or self._file(name)
-        except OSError as error:
-            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+        found = self._files.get(name) or self._file(name)
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
 
     def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
@@ -64,7 +68,7 @@ class FileRanges:
                 found.descriptor, max(0, min(size, found.size - offset)), offset
             )  # no room for a false size
         except OSError as error:
-            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+            raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""
@@ -81,8 +85,8 @@ class FileRanges:
     def _file(self, name: str) -> _Open:
         with self._lock:
             if name not in self._files:
-                if len(self._files) >= MAX_OPEN_FILES:
+                while len(self._files) >= most_open_files():
                     del self._files[next(iter(self._files))]
-                file = FileIO(self._storage.local_path(name))
+                file = self._storage.open_local(name)
                 self._files[name] = _Open(file, file.fileno(), os.fstat(file.fileno()).st_size)
             return self._files[name]
