@@ -11,7 +11,7 @@ import click
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config
-from teacher_cache.command import configure_logging, json_option, set_option, show
+from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
 from teacher_cache.program import STATUSES, Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
@@ -32,7 +32,7 @@ def main(verbose: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Check the configuration and read the corpus, but write nothing.")
 @click.option(
     "--probe",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST),
     metavar="N",
     help="Score N sequences with the teacher to estimate bytes and hours. Writes nothing either.",
 )
@@ -87,7 +87,7 @@ def _signal_of(setting: str) -> str:
 @config_argument
 @set_option
 @click.option("-n", "samples", type=click.IntRange(min=1, max=1000), default=3, help="Sequences that are shown.")
-@click.option("--tokens", type=click.IntRange(min=1), default=512, help="Tokens of each that are shown.")
+@click.option("--tokens", type=click.IntRange(1, MOST), default=512, help="Tokens of each that are shown.")
 @json_option
 def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, as_json: bool) -> None:
     """Show what the corpus becomes: tokens, and which of them are learned. Reads the beginning of each source.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+MOST = 10**12  # of samples, rows and tokens that an option may ask for
 PIPED_WIDTH = 1 << 16  # characters: nothing is wrapped or cut for a program that reads
 
 

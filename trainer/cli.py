@@ -8,7 +8,7 @@ import click
 
 from schemas.load import load_config
 from schemas.train_config import DataConfig, TrainConfig
-from teacher_cache.command import configure_logging, json_option, set_option, show
+from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
 from teacher_cache.program import STATUSES, Program
 
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
@@ -108,14 +108,14 @@ def _read_manifests(data: DataConfig) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("cache")
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate at most this many samples.")
+@click.option("--limit", type=click.IntRange(1, MOST), help="Evaluate at most this many samples.")
 @click.option(
     "--validation-fraction",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     help="Only the samples that a run with this data.validation_fraction holds out; 0: all samples.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=4, help="Samples per forward pass.")
+@click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @json_option
 @verbose_option

@@ -409,6 +409,9 @@ class Storage:
     def _check_writable(self, name: str) -> None:
         if not self.can_list:
             raise UserError(f"{self.where(name)}: nothing is written over plain HTTP; give a folder, or a store")
+        folder, separator, _ = name.rpartition("/")
+        if self.is_local and separator and os.path.islink(f"{self._root}/{folder}"):
+            raise UserError(f"{self.where(folder)}: a link, through which nothing is written; put a folder there")
 
     @contextmanager
     def _temporary(self, name: str, owner: str) -> Iterator[Path]:

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from teacher_cache.command import json_option, progress, show
+from teacher_cache.command import MOST, json_option, progress, show
 
 
 @click.command()
@@ -35,8 +35,8 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--tokens-per-shard", type=click.IntRange(min=1), help="A shard ends when it holds so many tokens.")
-@click.option("--k", type=click.IntRange(min=1), help="Keep this many entries of each row, or fewer than are stored.")
+@click.option("--tokens-per-shard", type=click.IntRange(1, MOST), help="A shard ends when it holds so many tokens.")
+@click.option("--k", type=click.IntRange(1, MOST), help="Keep this many entries of each row, or fewer than are stored.")
 @click.option(
     "--logprobs",
     type=click.Choice(["steps", "bfloat16", "float16", "float32"]),
