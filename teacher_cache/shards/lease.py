@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from schemas.errors import ConflictError, UserError
-from teacher_cache.shards.causes import advice, reason
+from schemas.failures import failure
 from teacher_cache.shards.holder import Holder, this_process
 from teacher_cache.shards.locked_file import LockedFile, NoLocks
 from teacher_cache.shards.slot import Seen, Slot, State, StoreObject
@@ -216,9 +216,7 @@ def asking(storage: Storage, name: str) -> Iterator[None]:
     except (UserError, NoLocks):
         raise
     except Exception as error:
-        raise UserError(
-            f"{storage.where(name)}: cannot be asked who writes here: {reason(error)}; {advice(error)}, and run again"
-        ) from error
+        raise failure(error, f"{storage.where(name)}: cannot be asked who writes here") from error
 
 
 class _Watch:

@@ -16,6 +16,7 @@ from teacher_cache.shards.storage import (
     HEAD,
     MANIFEST,
     MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
     TEMPORARY_PREFIX,
     Storage,
     check_content,
@@ -50,12 +51,15 @@ def read_manifest_text(storage: Storage) -> bytes:
             f"{storage.where(MANIFEST)}: not found, so this is not a cache; give the folder or URL that holds "
             "manifest.json"
         )
-    return storage.read(MANIFEST)
+    return storage.read(MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
-    manifest = parse_json(Manifest, data, where)
+    try:
+        manifest = parse_json(Manifest, data, where)
+    except UserError as error:
+        raise CorruptCacheError(str(error)) from None
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
             f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "

@@ -11,11 +11,24 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from teacher_cache.shards.answers import Pace, in_time
 
 STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
 URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
+SLOWEST = 1 << 18  # bytes a second, of an upload's content
 logger = logging.getLogger(__name__)
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A store that sends a client elsewhere is not followed: the client's own way of asking says what to do."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_opener = build_opener(_NoRedirects)
 
 
 def new_buffer() -> memoryview:
@@ -38,11 +51,13 @@ class SignedUrls:
         response = self._open(path, patience) if self._work else None
         if response is None:
             return
-        buffer, end = new_buffer(), time.monotonic() + seconds
+        buffer, end, pace, done = new_buffer(), time.monotonic() + seconds, Pace(patience, SLOWEST), 0
         with response:
             while size and time.monotonic() < end:
                 try:
                     n_bytes = response.readinto(buffer[:size])
+                    done += n_bytes
+                    pace.check(done)
                 except (OSError, HTTPException) as error:
                     logger.debug("%s: the stream broke: %s", path, error)
                     return
@@ -75,7 +90,9 @@ class SignedUrls:
                 raise ValueError("the signed URL is none of HTTP")
             headers = {"Content-Type": "application/octet-stream"} if data is not None else {}
             headers |= {"If-None-Match": "*"} if new else {}
-            return urlopen(Request(url, data, headers, method="GET" if data is None else "PUT"), timeout=patience)
+            request = Request(url, data, headers, method="GET" if data is None else "PUT")
+            seconds = patience + len(data or b"") / SLOWEST  # also for headers that come byte by byte
+            return in_time(seconds, lambda: _opener.open(request, timeout=patience))
         except HTTPError as error:
             if new and error.code in (409, 412):
                 error.close()

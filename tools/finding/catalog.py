@@ -20,15 +20,14 @@ from schemas.errors import UserError
 from schemas.load import parse_json, validate
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import MAX_MANIFEST_BYTES, Storage
 from teacher_cache.text import one_line
 from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
 from tools.finding.words import capture_in_words, total_bytes
 from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
-MAX_MANIFEST_BYTES = 1 << 25  # 4,096 shards of all signals take a fifth of it
-MAX_CATALOG_BYTES = 1 << 26
+MAX_CATALOG_BYTES = 1 << 24  # 5,000 caches, of some 2,000 bytes each, take more than half of it
 
 
 def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Catalog:
