@@ -169,8 +169,10 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
 
 
 def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
-    """The model in ``folder``, in ``student.dtype`` and with ``student.attention``; raises UserError."""
-    return load_model(str(folder), key="student", dtype=_dtype(student), attention=student.attention)
+    """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
+    import torch
+
+    return load_model(str(folder), key="student", dtype=torch.float32, attention=student.attention)
 
 
 def load_model_config(path: str, key: str) -> "PreTrainedConfig":
