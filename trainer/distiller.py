@@ -5,6 +5,7 @@ No teacher is loaded and no engine is imported: what the teacher knew is in the 
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
 from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
+from trainer.pickles import check_checkpoint, only_data
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.sources import open_training_data, open_validation, plan_training
@@ -54,7 +56,7 @@ def distill(
     returns after the step in hand: then ``ended`` is "interrupted" and there is no final model. Raises UserError for
     anything a user can mend, and for a machine that fails.
     """
-    with one_line(Path(config.output)):
+    with one_line(Path(config.output)), only_data():
         return _distill(config, StopRequest() if stop is None else stop, callbacks)
 
 
@@ -86,6 +88,8 @@ def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[Trainer
     validation_identity = "" if config.data.validation_cache is None else validation_data[0].manifest.digest()
     start = new_state(config, data.digest, rows_per_step, student_identity, validation_identity)
     checkpoint, state = from_first(lambda: find_resume(output, start, config.loop.resume))
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     state.target = objective.form
     plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
@@ -267,6 +271,11 @@ def _train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         if in_worker:
             raise type(error)(message) from None
         raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint}: cannot be read: it holds more than tensors and plain values ({str(error).splitlines()[0]}); "
+            "take a checkpoint from where you trust it, or set loop.resume to false to start over"
+        ) from None
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
