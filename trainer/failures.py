@@ -53,7 +53,7 @@ def one_line(output: Path) -> Iterator[None]:
         told = described(error, output)
         if told is None:
             raise
-        raise UserError(f"{told}; the last whole checkpoint stays, the same command continues from it") from None
+        raise UserError(f"{told}; whole checkpoints stay, and the same command continues from them") from None
     finally:
         threading.excepthook = hook
 
@@ -82,6 +82,7 @@ def described(error: BaseException, output: Path) -> str | None:
 
 
 def _said(number: int | None, place: Any, reason: str | None = None) -> str:
+    place = os.fsdecode(place) if isinstance(place, bytes | str | os.PathLike) else place
     reason = reason or (os.strerror(number) if number else "it cannot be written")
     return f"{place}: {reason}" + (f"; {ADVICE[number]}" if number in ADVICE else "")
 
