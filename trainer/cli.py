@@ -64,7 +64,7 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Train as CONFIG says; continue from the newest checkpoint if there is one.
 
-    Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
+    Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command then continues.
 
     Several processes train on one batch together:
     torchrun --nproc-per-node 8 --no-python train-student run CONFIG
