@@ -11,12 +11,14 @@ from typing import ClassVar, NamedTuple
 from weakref import WeakSet
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.failures import failure
 from schemas.manifest import FileEntry
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.storage import Storage
 
 MAX_OPEN_FILES = 128  # of one cache
 SHARE_OF_HANDLES = 3  # one in so many of those that a process may have, for all caches that it reads
+LEAST_OPEN_FILES = 2  # of one cache
 
 
 class _Open(NamedTuple):
@@ -72,12 +74,9 @@ class FileRanges:
                     "local copies (data.local_copies), pull the cache first, or `cache-tools repack` it"
                 )
             return partial(self._storage.read_range, name)
-        try:
-            found = self._files.get(name) or self._file(name)
-            if whole:
-                self._check_whole(name, entry, found.descriptor)
-        except OSError as error:
-            raise self._not_read(name, error) from None
+        found = self._files.get(name) or self._file(name)
+        if whole:
+            self._check_whole(name, entry, found.descriptor)
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
 
     def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
@@ -86,12 +85,7 @@ class FileRanges:
                 found.descriptor, max(0, min(size, found.size - offset)), offset
             )  # no room for a false size
         except OSError as error:
-            raise self._not_read(name, error) from None
-
-    def _not_read(self, name: str, error: OSError) -> UserError:
-        """A file that is not there is the cache's fault; all else is the machine's, and nothing to be left out for."""
-        kind = CorruptCacheError if isinstance(error, FileNotFoundError) else UserError
-        return kind(f"{self._storage.where(name)}: cannot be read: {error.strerror}")
+            raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
 
     def _check_whole(self, name: str, entry: FileEntry, descriptor: int) -> None:
         """Raise CorruptCacheError unless an open file is what ``entry`` says; it is read again if it was changed."""
@@ -136,11 +130,12 @@ class FileRanges:
             if name not in self._files:
                 while self._files and len(self._files) >= self._most_files():
                     del self._files[next(iter(self._files))]
-                file = FileIO(self._storage.local_path(name))
+                file = self._storage.open_local(name)
                 self._files[name] = _Open(file, file.fileno(), os.fstat(file.fileno()).st_size)
             return self._files[name]
 
     def _most_files(self) -> int:
         """How many may be open: the limit of the process is shared by all caches that it reads."""
         handles, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return min(MAX_OPEN_FILES, handles // SHARE_OF_HANDLES // len(self._all))
+        share = handles // SHARE_OF_HANDLES // len(self._all)
+        return MAX_OPEN_FILES if handles < 0 else max(LEAST_OPEN_FILES, min(MAX_OPEN_FILES, share))

@@ -92,7 +92,7 @@ class CacheReader:
         self._connect()
         self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
-        if self.manifest.shard_table is None:
+        if self.manifest.shard_table is None and self._storage.can_list:
             sizes = self._storage.sizes()
             for entry in self.manifest.shards:
                 check_sizes(self._storage, entry, self.signals, sizes)

@@ -77,7 +77,7 @@ class TarWriter:
     def add(self, key: str, payload: bytes) -> None:
         """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
         if self._bundles is None:
-            self._note(self._member(key, payload), payload)
+            self._note([self._member(key, payload)], [payload])
             return
         self._waiting.append((key, as_record(self._signal, payload)))
         if len(self._waiting) == self._wanted:
@@ -88,8 +88,7 @@ class TarWriter:
         records = [record for _, record in self._waiting]
         bundle = write_bundle(records)
         offset = self._member(self._waiting[0][0], bundle.content)
-        for start, record in zip(bundle.starts, records, strict=True):
-            self._note(offset + start, record)
+        self._note([offset + start for start in bundle.starts], records)
         self._written.append((len(records), offset, len(bundle.content)))
         self._waiting.clear()
 
@@ -103,11 +102,11 @@ class TarWriter:
         self._write(bytes(-len(content) % BLOCK))
         return offset
 
-    def _note(self, offset: int, payload: bytes) -> None:
-        self._offsets.append(offset)
-        self._sizes.append(len(payload))
-        self._checksums.append(checksum(payload))
-        self._digests += payload_digest(payload)
+    def _note(self, offsets: list[int], payloads: list[bytes]) -> None:
+        self._offsets += offsets
+        self._sizes += map(len, payloads)
+        self._checksums += map(checksum, payloads)
+        self._digests += b"".join(map(payload_digest, payloads))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

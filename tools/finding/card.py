@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from schemas.derivation import Derivation
 from schemas.manifest import Manifest
 from schemas.signature import Statement
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
@@ -49,9 +50,9 @@ def _figures(found: Stats) -> dict[str, float]:
 
 def write_card(url: str, text: str) -> str:
     """Put the card into the cache; readers ignore it. Returns where it is."""
-    storage = Storage(url)
-    storage.write(CARD, text.encode())
-    return storage.where(CARD)
+    with whole_place(Storage(url), "cache-tools card") as lease:
+        lease.storage.write(CARD, text.encode())
+        return lease.storage.where(CARD)
 
 
 def cache_card(

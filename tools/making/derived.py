@@ -12,7 +12,7 @@ from teacher_cache.codec.bundles import bundle_sizes
 from teacher_cache.shards.marks import tar_name, totals_of, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import payload_problem
-from teacher_cache.shards.writer import ShardWriter
+from teacher_cache.shards.writer import ShardWriter, check_tars
 
 READ_BYTES = 1 << 23  # of one request, if a single payload is not larger
 
@@ -110,6 +110,7 @@ def join_parts(
         table=table,
         signals=shard.indexes(),
     )
+    check_tars(target, joined)
     return write_mark(target, joined, owner)
 
 

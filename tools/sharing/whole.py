@@ -4,13 +4,16 @@ Objects come first, then the manifest, then signatures: a reader of the target f
 command goes on where a killed one stopped.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json
 from schemas.manifest import Manifest, ShardEntry
+from schemas.signature import Signature
 from teacher_cache.shards.marks import (
     files_beside_shards,
     mark_name,
@@ -29,7 +32,7 @@ from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
 from tools.trust.parts import carry_signatures
 
-SIGNATURES = "signatures/"
+SIGNATURE = re.compile(r"signatures/[0-9a-f]{64}\.json")
 MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
 Check = Callable[[Storage, Manifest], None]
 
@@ -202,16 +205,18 @@ def another_cache(target: Target, ours: str) -> UserError:
 
 
 def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
-    """Signatures of the source by file name, of which the target has none or others.
+    """Signatures of the source by file name, of which the target has none or others. No other file is looked at.
 
-    Raises CorruptCacheError when there are too many, or one is too large.
+    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
     """
-    names = [name for name in source.names() if name.startswith(SIGNATURES)]
+    names = [name for name in source.names() if SIGNATURE.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
         raise CorruptCacheError(
-            f"{source.where(SIGNATURES)}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
+            f"{source.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
         )
     found = {name: source.read(name, MAX_SIGNATURE_BYTES) for name in names}
+    for name, data in found.items():
+        parse_json(Signature, data, source.where(name))  # whatever else it is, a key say, is not for others
     return {
         name: data
         for name, data in found.items()

@@ -13,6 +13,7 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.manifest import Manifest
 from schemas.signature import Signature, Statement, signature_file
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
@@ -81,6 +82,12 @@ def public_key_of(key: Ed25519PrivateKey) -> str:
 
 def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     """Sign the manifest of a complete cache, and write the signature's file beside it. Raises UserError."""
+    read_manifest(storage)  # or nothing is written, not even a lease
+    with whole_place(storage, "cache-tools sign") as lease:
+        return _sign(lease.storage, key, signer)
+
+
+def _sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     manifest = read_manifest(storage)
     listed(storage, manifest)  # a shard table must be there, and what the manifest says
     if not manifest.complete:

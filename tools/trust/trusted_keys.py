@@ -3,9 +3,12 @@
 import os
 import re
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from schemas.errors import UserError
+from teacher_cache.shards.lease import Lease, part_of
+from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.keys import LINE, NAME, read_keys
 
 
@@ -18,21 +21,28 @@ def trust(path: Path, key: str, name: str) -> None:
     """Add a key to the file of trusted keys, which is made if need be. Raises UserError if the name has another."""
     if not re.fullmatch(NAME, name) or name != name.strip():
         raise UserError(f"the name {name!r}: wanted at most 200 printable characters in one line")
-    known = read_keys(path) if path.exists() else {}
-    if known.get(name, key) != key:
-        raise UserError(f"{path}: {name!r} is trusted with another key, {known[name]}; remove that, or use --name")
-    if name not in known:
-        text = path.read_text() if path.exists() else ""
-        _replace(path, text + ("" if not text or text.endswith("\n") else "\n") + f"{key} {name}\n")
+    with _updating(path):
+        known = read_keys(path) if path.exists() else {}
+        if known.get(name, key) != key:
+            raise UserError(f"{path}: {name!r} is trusted with another key, {known[name]}; remove that, or use --name")
+        if name not in known:
+            text = path.read_text() if path.exists() else ""
+            _replace(path, text + ("" if not text or text.endswith("\n") else "\n") + f"{key} {name}\n")
 
 
 def distrust(path: Path, name: str) -> None:
     """Take a name out of the file of trusted keys. Raises UserError when it is not there."""
     if not path.exists() or name not in read_keys(path):
         raise UserError(f"{path}: no key of the name {name!r}; `cache-tools trust` lists them")
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if (match := LINE.fullmatch(line.strip())) is None or match.group(2) != name]
-    _replace(path, "".join(kept))
+    with _updating(path):
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if (match := LINE.fullmatch(line.strip())) is None or match.group(2) != name]
+        _replace(path, "".join(kept))
+
+
+def _updating(path: Path) -> AbstractContextManager[Lease]:
+    """Have the file for oneself, from reading it to replacing it; others are waited for."""
+    return part_of(Storage(str(path.absolute().parent)), "trusted-keys", "cache-tools trust", lambda holder: True)
 
 
 def _replace(path: Path, text: str) -> None:

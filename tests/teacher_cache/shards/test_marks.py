@@ -138,13 +138,13 @@ def test_garbage_of_a_complete_cache(url: str) -> None:
     CacheReader(url).read_logits(5)
 
 
-def test_garbage_of_an_incomplete_cache_is_only_the_owners_temporaries(url: str) -> None:
+def test_garbage_of_an_incomplete_cache_is_only_a_units_temporaries(url: str) -> None:
     manifest = write_cache(url, random_shards(LENGTHS), commit=1)
     litter(url)
     before = set(Storage(url).names())
-    assert remove_garbage(Storage(url), manifest, "w1-") == [".tmp-w1-shard-000001.json"]
+    assert remove_garbage(Storage(url), manifest, "shard-000001") == [".tmp-w1-shard-000001.json"]
     assert set(Storage(url).names()) == before - {".tmp-w1-shard-000001.json"}
-    assert remove_garbage(Storage(url), manifest, "w3-") == []
+    assert remove_garbage(Storage(url), manifest, "shard-000003") == remove_garbage(Storage(url), manifest) == []
 
 
 def test_without_a_manifest_every_own_name_is_garbage(url: str) -> None:
