@@ -94,9 +94,12 @@ class FileRanges:
         with self._checking:
             before, found = self._sha256.get(name, ((), ""))
             if before != identity:
-                with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                    file.seek(0)
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                try:
+                    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                        file.seek(0)
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError as error:
+                    raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
                 self._sha256[name] = identity, found
         if found != entry.sha256:
             raise CorruptCacheError(
