@@ -31,7 +31,9 @@ ADVICE = {
 }
 WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust words it
-LOST_RANK = re.compile(r"closed by peer|reset by peer|Broken pipe|Socket Timeout|recvValue failed|remote process exited")
+LOST_RANK = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|Socket Timeout|recvValue failed|remote process exited"
+)
 PROBE_BYTES = 1 << 20
 
 

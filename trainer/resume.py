@@ -24,7 +24,9 @@ class Rule:
 
 
 RULES = (
-    Rule(("data.cache",), "by content", "may lie elsewhere; another manifest, or another mixture of caches, is refused"),
+    Rule(
+        ("data.cache",), "by content", "may lie elsewhere; another manifest, or another mixture of caches, is refused"
+    ),
     Rule(
         ("student.checkpoint", "student.config", "student.teacher", "student.from_layers"),
         "by content",

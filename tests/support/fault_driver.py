@@ -33,7 +33,10 @@ def main() -> None:
         calls = int.from_bytes(Path(counter).read_bytes(), "little")
         left = sorted(path.name for path in Path(output).glob("*"))
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"call": call, "errno": number, "calls": calls, "code": code, "stderr": stderr, "left": left}), flush=True)
+        print(
+            json.dumps({"call": call, "errno": number, "calls": calls, "code": code, "stderr": stderr, "left": left}),
+            flush=True,
+        )
         kept = Path(f"{output}-{call}-{number}")
         if Path(output).exists():
             os.rename(output, kept)

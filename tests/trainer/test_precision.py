@@ -24,7 +24,9 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         named = model.named_parameters()
-        self.steps.append({name: (weight.detach().double().numpy(), weight.grad.double().numpy()) for name, weight in named})
+        self.steps.append(
+            {name: (weight.detach().double().numpy(), weight.grad.double().numpy()) for name, weight in named}
+        )
 
 
 def moved(config: Any, gradients: Gradients) -> dict[str, np.ndarray]:

@@ -217,5 +217,7 @@ def test_a_teacher_that_moved_is_the_same_teacher(make_config, student_folder: P
     model = AutoModelForCausalLM.from_pretrained(there)
     model.lm_head.weight.data[7, 7] += 1e-3
     model.save_pretrained(there)
-    with pytest.raises(UserError, match=r"student-init: made with teacher = '.*here', but the configuration says '.*th"):
+    with pytest.raises(
+        UserError, match=r"student-init: made with teacher = '.*here', but the configuration says '.*th"
+    ):
         distill(pruned(there))
