@@ -36,7 +36,7 @@ from trainer.parallel import backend, compile_layers, from_first, fsdp_settings,
 from trainer.pickles import check_checkpoint, only_data
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
-from trainer.sources import open_training_data, open_validation, plan_training
+from trainer.sources import open_training_data, open_validation, plan_training, required_of
 from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
 
@@ -70,7 +70,7 @@ def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[Trainer
     # what there is to learn, and who learns it
     losses = used(config.losses)
     url = config.data.shares[0].url
-    capture = read_capture(url)
+    capture = read_capture(url, required_of(config.data.shares[0], config.data))
     objective = Objective(losses, capture)
     if objective.form is not None:
         logger.info("%s", said_of_target(losses.tla, objective.form))

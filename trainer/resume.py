@@ -83,7 +83,11 @@ RULES = (
         "where it is another one, the best validation is forgotten: early stopping counts anew",
     ),
     Rule(("data.on_corrupt",), "honoured", "from the next row on"),
-    Rule(("data.local_copies", "data.num_workers"), "honoured", "changes no value"),
+    Rule(
+        ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest"),
+        "honoured",
+        "changes no value",
+    ),
     Rule(
         ("student.attention", "loop.compile", "loop.gradient_checkpointing", "loop.cpu_offload"),
         "honoured",

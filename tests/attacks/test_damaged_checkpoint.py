@@ -149,7 +149,7 @@ def test_pickled_code_is_not_run(make_run: MakeRun, finished: Path, tmp_path: Pa
         folder = cut_short(finished, output, steps=4)
         (folder / name).write_bytes(pickle.dumps(Payload()))
         reseal(folder)
-        with pytest.raises(UserError, match=rf"checkpoint-4: .*cannot be read"):
+        with pytest.raises(UserError, match=r"checkpoint-4: .*cannot be read"):
             distill(make_run(output))
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(UserError, match=r"\.metadata: names posix\.system"):
