@@ -142,7 +142,7 @@ class Payload:
 
 
 def test_pickled_code_is_not_run(make_run: MakeRun, finished: Path, tmp_path: Path, monkeypatch) -> None:
-    """Somebody who may write the checkpoint puts a pickle with code into each file that torch reads, and marks it whole."""
+    """Who may write a checkpoint puts a pickle with code into a file that torch reads, and marks it whole."""
     monkeypatch.chdir(tmp_path)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         output = tmp_path / name

@@ -1,4 +1,4 @@
-"""One training run in several processes: forked, with the environment that torchrun gives its processes, or by torchrun."""
+"""One training run in several processes: forked, with the environment that torchrun gives them, or by torchrun."""
 
 import json
 import socket
