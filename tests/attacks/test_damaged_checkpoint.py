@@ -11,6 +11,7 @@ from schemas.errors import UserError
 from support.amount import amount
 from support.damage import DAMAGES
 from support.metrics import losses
+from support.ranks import run
 from support.training import MakeRun, training_in
 from trainer.checkpoint import MARK_FILE, damage, names_in, newest_whole, seal, settle
 from trainer.distiller import distill
@@ -61,6 +62,31 @@ def test_every_file_damaged_in_every_way(make_run: MakeRun, finished: Path, tmp_
             weights = [folder / "final" / "model.safetensors" for folder in (output, finished)]
             assert weights[0].read_bytes() == weights[1].read_bytes()
         shutil.rmtree(output)
+
+
+def test_every_file_of_a_sharded_checkpoint(make_run: MakeRun, tmp_path: Path, caplog) -> None:
+    """The same of a checkpoint that two ranks wrote; what is left is gone on from by one."""
+    output = tmp_path / "out"
+    loop = {"parallel": "fsdp", "micro_batch_size": 1}
+    run(make_run(output, loop=loop), 2)
+    names = names_in(output / "checkpoint-6")
+    assert {"rng_state_1.pth", "optimizer_0/.metadata", "pytorch_model_fsdp_0/__1_0.distcp"} < set(names)
+    kept = shutil.copytree(output / "checkpoint-6", tmp_path / "kept")
+    for name in (*names, MARK_FILE):
+        for kind, damaged in DAMAGES.items():
+            damaged(output / "checkpoint-6" / name)
+            caplog.clear()
+            assert newest_whole(output) == output / "checkpoint-4", (name, kind)
+            assert f"checkpoint-6 is not whole and will be removed: {name}: " in caplog.text
+            shutil.copy2(kept / name, output / "checkpoint-6" / name)
+    assert newest_whole(output) == output / "checkpoint-6"
+    wanted = losses(output)
+    DAMAGES["flipped"](output / "checkpoint-6" / "optimizer_0" / "__0_0.distcp")
+    summary = run(make_run(output, loop={**loop, "micro_batch_size": 2}), 1)
+    assert 0 < summary["tokens_this_run"] < summary["tokens"]
+    found = losses(output)
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", MARK_FILE])
@@ -116,7 +142,7 @@ class Payload:
 
 
 def test_pickled_code_is_not_run(make_run: MakeRun, finished: Path, tmp_path: Path, monkeypatch) -> None:
-    """Somebody who may write the checkpoint puts a pickle with code into each file that torch reads, and marks it whole."""
+    """Who may write a checkpoint puts a pickle with code into a file that torch reads, and marks it whole."""
     monkeypatch.chdir(tmp_path)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         output = tmp_path / name

@@ -92,7 +92,7 @@ def test_settings_that_would_change_the_run_are_refused(tmp_path, make_config, s
 
 def test_another_student_is_refused(tmp_path, make_config) -> None:
     add(tmp_path, 2, new_state(make_config(), "d" * 64, 4, student="a" * 64))
-    with pytest.raises(UserError, match="first weights had fingerprint aaaaaaaaaaaa…, those .* have bbbbbbbbbbbb…"):
+    with pytest.raises(UserError, match=r"first weights had fingerprint aaaaaaaaaaaa…, those .* have bbbbbbbbbbbb…"):
         find_resume(tmp_path, new_state(make_config(), "d" * 64, 4, student="b" * 64), resume=True)
 
 
