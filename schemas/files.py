@@ -2,8 +2,8 @@
 
 import os
 import stat
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from schemas.errors import UserError
 from schemas.failures import failure
@@ -22,7 +22,7 @@ class NotRegularError(OSError):
     """What is to be opened is no regular file; the message says what it is."""
 
 
-def open_regular(path: str | Path, follow: bool = True) -> BinaryIO:
+def open_regular(path: str | Path, follow: bool = True) -> FileIO:
     """The file, unbuffered, open for reading. Links are followed if ``follow``.
 
     Raises NotRegularError (at once) for pipes, devices, sockets and folders, other OSErrors as ``open``.

@@ -51,7 +51,7 @@ class Stopped(BaseException):
 class Program(click.Group):
     """A group of commands that ends as the module says, whatever happens in it."""
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

@@ -39,10 +39,12 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import quiet_transformers
+    from trainer.owner import only_run_in
     from trainer.student import load_model_config, materialise_student
 
     quiet_transformers()
-    folder = materialise_student(settings)
+    with only_run_in(settings.output, "train-student init"):
+        folder = materialise_student(settings)
     model_config = load_model_config(str(folder), key="student")
     show(
         {
@@ -64,7 +66,7 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Train as CONFIG says; continue from the newest checkpoint if there is one.
 
-    Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
+    Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command then continues.
 
     Several processes train on one batch together:
     torchrun --nproc-per-node 8 --no-python train-student run CONFIG
@@ -117,6 +119,14 @@ def _read_manifests(data: DataConfig) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--digest", help="Refuse the cache unless this is the sha256 of its manifest.")
+@click.option(
+    "--require-signature",
+    "signed_by",
+    multiple=True,
+    metavar="KEY",
+    help="Refuse a cache that this key did not sign: a .pub file, 64 hex digits, or a trusted name. Repeatable.",
+)
 @json_option
 @verbose_option
 def evaluate(
@@ -126,6 +136,8 @@ def evaluate(
     validation_fraction: float,
     batch_size: int,
     dtype: str,
+    digest: str | None,
+    signed_by: tuple[str, ...],
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -134,13 +146,15 @@ def evaluate(
     Example: train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05
     """
     configure_logging(verbose)
+    from teacher_cache.trust.required import Required
     from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
     from trainer.progress import batch_progress
 
     quiet_transformers()
+    required = Required(digest, signed_by)
     with batch_progress("evaluating") as advance:
-        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance), as_json)
+        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance, required), as_json)
 
 
 if __name__ == "__main__":

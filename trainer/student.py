@@ -6,6 +6,7 @@ per-layer lists of the configuration. The teacher is held in memory once for tha
 format transformers can load will do.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.attention import check_attention, exact_attention
+from teacher_cache.teacher import model_fingerprint
 from teacher_cache.text import reason_of
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class InitRecipe(Strict):
     from_layers: list[int] | None
     dtype: str
     seed: int | None  # of random weights
+    source: str = ""  # fingerprint of the configuration or the teacher, which may be moved
 
 
 def materialise_student(config: TrainConfig) -> Path:
@@ -77,6 +80,7 @@ def materialise_student(config: TrainConfig) -> Path:
     unfinished.mkdir(parents=True)
     model.save_pretrained(unfinished)
     copy_tokenizer(source, unfinished)
+    recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
     (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, folder)
     logger.info("wrote the student's first weights to %s (%d parameters)", folder, model.num_parameters())
@@ -87,13 +91,28 @@ def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise UserError(f"{folder}: exists but has no {RECIPE_FILE}; remove the folder or change `output`")
-    found = parse_json(InitRecipe, path.read_bytes(), where=str(path)).model_dump()
-    for key, wanted in recipe.model_dump().items():
-        if found[key] != wanted:
+    made_from = parse_json(InitRecipe, path.read_bytes(), where=str(path))
+    found, wanted_of = made_from.model_dump(exclude={"source"}), recipe.model_dump(exclude={"source"})
+    places = {"config", "teacher"}
+    moved = all((found[key] is None) == (wanted_of[key] is None) for key in places)
+    moved = moved and any(found[key] != wanted_of[key] for key in places) and made_from.source == _fingerprint(recipe)
+    for key, wanted in wanted_of.items():
+        if found[key] != wanted and not (moved and key in places):
             raise UserError(
                 f"{folder}: made with {key} = {found[key]!r}, but the configuration says {wanted!r}; "
                 "remove the folder to make it again, or change `output`"
             )
+
+
+def _fingerprint(recipe: InitRecipe) -> str | None:
+    """Of what the student is made from, wherever it lies; None where it is not there any more."""
+    try:
+        if recipe.teacher is not None:
+            return model_fingerprint(recipe.teacher, key="student.teacher")
+        path = Path(str(recipe.config))
+        return hashlib.sha256((path / "config.json" if path.is_dir() else path).read_bytes()).hexdigest()
+    except (UserError, OSError):
+        return None
 
 
 def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
@@ -169,8 +188,10 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
 
 
 def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
-    """The model in ``folder``, in ``student.dtype`` and with ``student.attention``; raises UserError."""
-    return load_model(str(folder), key="student", dtype=_dtype(student), attention=student.attention)
+    """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
+    import torch
+
+    return load_model(str(folder), key="student", dtype=torch.float32, attention=student.attention)
 
 
 def load_model_config(path: str, key: str) -> "PreTrainedConfig":

@@ -2,7 +2,8 @@
 
 A copy is named by its sha256, so several caches share a folder, and two processes that want the same file agree on it.
 Nothing but the file system is shared: a copy appears whole, by rename, after its checksum was verified; locks are file
-locks, which end with their process, however it ends. Copies that were not used for longest go first.
+locks, which end with their process, however it ends. Copies that were not used for longest go first. A copy that was
+damaged since is fetched once more.
 """
 
 import fcntl
@@ -40,6 +41,7 @@ class LocalCopies:
         self._lock = threading.Lock()
         self._ahead: set[str] = set()
         self._bad: dict[str, str] = {}  # sha256 of files whose content is wrong, and the message
+        self._whole: set[str] = set()  # sha256 of copies that were checked by this process
 
     def read(self, name: str, entry: FileEntry, start: int, size: int) -> bytes:
         """``size`` bytes from ``start`` of a file's local copy, which is fetched if it is not there.
@@ -54,6 +56,31 @@ class LocalCopies:
                     return os.pread(file.fileno(), size, start)
             except FileNotFoundError:  # another process has made room meanwhile
                 continue
+            except OSError as error:
+                raise UserError(f"{copy}: a local copy cannot be read: {error.strerror}") from error
+
+    def check_once(self, name: str, entry: FileEntry) -> None:
+        """Drop a copy that is not what ``entry`` says, if this process has not looked before."""
+        if entry.sha256 not in self._whole:
+            self._copy(name, entry)
+            self.drop_damaged(name, entry)
+            self._whole.add(entry.sha256)
+
+    def drop_damaged(self, name: str, entry: FileEntry) -> None:
+        """Remove a copy that is not what ``entry`` says, so that it is fetched again."""
+        copy = self._folder / entry.sha256
+        try:
+            with self._held(entry):
+                with open(copy, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found == entry.sha256:
+                    return
+                copy.unlink()
+        except FileNotFoundError:  # another process has removed it
+            return
+        except OSError as error:
+            raise self._not_written(error) from error
+        logger.warning("%s: a copy of %s was damaged; it is fetched again", copy, self._storage.where(name))
 
     def _copy(self, name: str, entry: FileEntry) -> Path:
         """The local copy, fetched if it is not there."""
@@ -69,14 +96,21 @@ class LocalCopies:
             )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self._folder / f"{entry.sha256[:2]}.lock"):
+            with self._held(entry):
                 if not _used(copy):  # another process may have fetched it meanwhile
                     self._fetch(name, entry, copy)
         except OSError as error:
-            raise UserError(
-                f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
-            ) from error
+            raise self._not_written(error) from error
         return copy
+
+    def _held(self, entry: FileEntry) -> AbstractContextManager[None]:
+        """Held while a copy is made or removed."""
+        return _locked(self._folder / f"{entry.sha256[:2]}.lock")
+
+    def _not_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
+        )
 
     def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files in the background, in this order, as many as there is room for.
@@ -121,6 +155,7 @@ class LocalCopies:
                     file.write(data)
                 file.flush()
                 if found.hexdigest() == entry.sha256:
+                    os.fsync(file.fileno())  # or a power cut leaves its name and nothing in it
                     with self._room():  # who counts what there is must not miss it
                         os.replace(file.name, copy)
                     return
@@ -160,16 +195,18 @@ class LocalCopies:
             if file == unfinished or file.suffix == ".lock":
                 continue
             if file.suffix == ".part" and _is_abandoned(file):
-                file.unlink(missing_ok=True)
-                continue
+                with suppress(PermissionError):
+                    file.unlink(missing_ok=True)
+                    continue
             with suppress(FileNotFoundError):
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
         excess = sum(size for _, size, _ in found) + n_bytes - self._max_bytes
         for _, size, file in sorted(found):
             if excess > 0 and file.suffix != ".part":
-                file.unlink(missing_ok=True)
-                excess -= size
+                with suppress(PermissionError):  # another user's
+                    file.unlink(missing_ok=True)
+                    excess -= size
         return excess <= 0
 
 
@@ -180,15 +217,20 @@ def _used(copy: Path) -> bool:
         os.utime(copy, ns=(now, now))
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:  # another user's, who alone may say so
+        return copy.is_file()
     return True
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a file lock, which ends with this process."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)  # another user's can be read, and that is enough
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_abandoned(unfinished: Path) -> bool:

@@ -1,31 +1,30 @@
 """Bytes of a cache's files: from open local files, from local copies of remote ones, or by a request each."""
 
+import hashlib
 import os
 import resource
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from io import FileIO
+from typing import ClassVar, NamedTuple
+from weakref import WeakSet
 
+from schemas.errors import CorruptCacheError, UserError
 from schemas.failures import failure
 from schemas.manifest import FileEntry
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.storage import Storage
 
 MAX_OPEN_FILES = 128  # of one cache
-LEAST_OPEN_FILES = 2
-
-
-def most_open_files() -> int:
-    """How many files of one cache stay open: a small part of what the process may open, for it reads many caches."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN_FILES if limit < 0 else max(LEAST_OPEN_FILES, min(MAX_OPEN_FILES, limit // 16))
+SHARE_OF_HANDLES = 3  # one in so many of those that a process may have, for all caches that it reads
+LEAST_OPEN_FILES = 2  # of one cache
 
 
 class _Open(NamedTuple):
     """An open file; it is closed when nobody refers to it."""
 
-    file: BinaryIO
+    file: FileIO
     descriptor: int
     size: int  # of committed files, which never change
 
@@ -33,11 +32,16 @@ class _Open(NamedTuple):
 class FileRanges:
     """Threads may share it; processes may not."""
 
+    _all: ClassVar["WeakSet[FileRanges]"] = WeakSet()  # of this process
+
     def __init__(self, storage: Storage, copies: tuple[str, int] | None) -> None:
         """``copies``: a folder for local copies of a remote cache's files, and how many bytes they may take."""
         self._storage = storage
         self._files: dict[str, _Open] = {}
         self._lock = threading.Lock()
+        self._sha256: dict[str, tuple[tuple[int, ...], str]] = {}  # of files that were read whole, and which they were
+        self._checking = threading.Lock()
+        self._all.add(self)
         self._copies = None if copies is None or storage.is_local else LocalCopies(storage, *copies)
 
     @property
@@ -53,13 +57,26 @@ class FileRanges:
         """
         return self.opened(name, entry)(offset, size)
 
-    def opened(self, name: str, entry: FileEntry) -> Callable[[int, int], bytes]:
-        """``read`` of one file, for many ranges of it."""
+    def opened(self, name: str, entry: FileEntry, whole: bool = False) -> Callable[[int, int], bytes]:
+        """``read`` of one file, for many ranges of it; of ``whole`` ones the sha256 of all is checked once.
+
+        Raises UserError where that is no use: what a store sends later may be something else.
+        """
         if self._copies is not None:
+            if whole:
+                self._copies.check_once(name, entry)
             return partial(self._copies.read, name, entry)
         if not self._storage.is_local:
+            if whole:
+                raise UserError(
+                    f"{self._storage.where(name)}: a cache of format 1.0 has no digests of single samples, by which "
+                    "what is read from a store could be held against the digest or signature that is required; keep "
+                    "local copies (data.local_copies), pull the cache first, or `cache-tools repack` it"
+                )
             return partial(self._storage.read_range, name)
         found = self._files.get(name) or self._file(name)
+        if whole:
+            self._check_whole(name, entry, found.descriptor)
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
 
     def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
@@ -69,6 +86,35 @@ class FileRanges:
             )  # no room for a false size
         except OSError as error:
             raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
+
+    def _check_whole(self, name: str, entry: FileEntry, descriptor: int) -> None:
+        """Raise CorruptCacheError unless an open file is what ``entry`` says; it is read again if it was changed."""
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        with self._checking:
+            before, found = self._sha256.get(name, ((), ""))
+            if before != identity:
+                try:
+                    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                        file.seek(0)
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError as error:
+                    raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
+                self._sha256[name] = identity, found
+        if found != entry.sha256:
+            raise CorruptCacheError(
+                f"{self._storage.where(name)}: its sha256 is {found}, the manifest says {entry.sha256}; fetch the file "
+                "again from where it came"
+            )
+
+    def renew(self, name: str, entry: FileEntry) -> bool:
+        """Whether reading a file again is of use, after something was wrong: that may be so only here, or on its way.
+
+        A copy that is not what ``entry`` says is dropped.
+        """
+        if self._copies is not None:
+            self._copies.drop_damaged(name, entry)
+        return not self._storage.is_local
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""
@@ -85,8 +131,14 @@ class FileRanges:
     def _file(self, name: str) -> _Open:
         with self._lock:
             if name not in self._files:
-                while len(self._files) >= most_open_files():
+                while self._files and len(self._files) >= self._most_files():
                     del self._files[next(iter(self._files))]
                 file = self._storage.open_local(name)
                 self._files[name] = _Open(file, file.fileno(), os.fstat(file.fileno()).st_size)
             return self._files[name]
+
+    def _most_files(self) -> int:
+        """How many may be open: the limit of the process is shared by all caches that it reads."""
+        handles, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = handles // SHARE_OF_HANDLES // len(self._all)
+        return MAX_OPEN_FILES if handles < 0 else max(LEAST_OPEN_FILES, min(MAX_OPEN_FILES, share))

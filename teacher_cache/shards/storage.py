@@ -8,24 +8,25 @@ Only regular files are read. A link is followed where it stays in the cache's fo
 local copies, from ``snapshots/REVISION`` to ``blobs`` beside it.
 """
 
+import copy
 import hashlib
 import logging
 import os
 import random
 import re
-import shutil
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CorruptCacheError, StoreError, UserError
+from schemas.errors import ConflictError, CorruptCacheError, StoreError, UserError
 from schemas.failures import failure, is_of_the_store, reason
 from schemas.files import NotRegularError, open_regular
 from schemas.manifest import FileEntry
@@ -40,7 +41,9 @@ from teacher_cache.shards.answers import (
     is_http,
     local_entries,
 )
+from teacher_cache.shards.conditional import Conditional, is_refused
 from teacher_cache.shards.opening import open_store
+from teacher_cache.shards.scratch import scratch_folder
 from teacher_cache.shards.streams import SignedUrls, new_buffer
 from teacher_cache.shards.unlisted import names_by_manifest, sizes_by_manifest
 
@@ -49,6 +52,7 @@ HEAD = "head.safetensors"
 MAX_MANIFEST_BYTES = 1 << 24  # 4,096 shards of all signals take two fifths of it; read, it takes twelve times as much
 MAX_JSON_BYTES = 1 << 30
 TEMPORARY_PREFIX = ".tmp-"
+LEASE_PREFIX = ".lease"
 ATTEMPTS = 6  # at one request, when the store fails
 FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
 PATIENCE = 20.0  # seconds for an answer, and …
@@ -74,6 +78,21 @@ def check_content(data: bytes, entry: FileEntry, where: str) -> None:
         raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.sha256}")
 
 
+def has_content(storage: "Storage", name: str, entry: FileEntry) -> bool:
+    """Whether a file, which is there, has this content: reads all of it."""
+    found = hashlib.sha256()
+    for part in storage.stream(name, entry.bytes):
+        found.update(part)
+    return found.hexdigest() == entry.sha256
+
+
+class Fence(Protocol):
+    """A lease, as far as those who write need it."""
+
+    def check(self, certain: bool = True) -> None:
+        """Raise ConflictError when it was lost; not ``certain``: as far as is known without asking a store."""
+
+
 class Storage:
     """Reads and writes the files of one cache by name (``shard-000000.json``, ``tables/….zst``)."""
 
@@ -82,8 +101,21 @@ class Storage:
         self.url = url
         self._fs, self._root = open_store(url)
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.has_locks = True  # until a folder's file system turns out to have none
         self.can_list = not is_http(self._fs)
         self._urls = SignedUrls(self._fs)
+        self._conditional = Conditional(self._fs, partial(self._call, PATIENCE), url)
+        self._fence: Fence | None = None
+
+    def fenced(self, fence: Fence) -> "Storage":
+        """The same place for a writer with a lease: once that is lost, nothing is written or removed any more.
+
+        In a store that compares, files are then created only where there is none, or replaced as they were seen while
+        the lease held: a writer that was away cannot overwrite what came after it.
+        """
+        other = copy.copy(self)
+        other._fence = fence
+        return other
 
     def where(self, name: str) -> str:
         """The file as a user would write it, for messages."""
@@ -111,8 +143,16 @@ class Storage:
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix.
 
-        A server of plain HTTP has no listing: there, of the files that the manifest lists.
+        Leases are none of a cache's files. A server of plain HTTP has no listing: there, of the files that the
+        manifest lists.
         """
+        return {name: size for name, size in self._listed().items() if not name.startswith(LEASE_PREFIX)}
+
+    def lease_names(self) -> list[str]:
+        """Names of the leases that processes have, or had when they were killed."""
+        return [name for name in self._listed() if name.startswith(LEASE_PREFIX) and _SAFE_NAME.fullmatch(name)]
+
+    def _listed(self) -> dict[str, int]:
         if not self.can_list:
             return sizes_by_manifest(self)
         root = self._root.rstrip("/") or "/"
@@ -209,7 +249,7 @@ class Storage:
 
         return self._ask(name, fetch)
 
-    def open_local(self, name: str) -> BinaryIO:
+    def open_local(self, name: str) -> FileIO:
         """A local file, unbuffered. Raises CorruptCacheError when it is missing, special, or a link that leads out."""
         path = self._path(name)
         try:
@@ -322,11 +362,16 @@ class Storage:
                 path.write_bytes(data)
             return
         final = self._path(name)
-        if self._urls.put(final, data, sha256 or hashlib.sha256(data).hexdigest(), PATIENCE):
-            self._fs.invalidate_cache(final)  # of listings, by which its client would not see the file
-            return
+
+        def send(new: bool) -> None:
+            if self._urls.put(final, data, sha256 or hashlib.sha256(data).hexdigest(), PATIENCE, new):
+                self._fs.invalidate_cache(final)  # of listings, by which its client would not see the file
+                return
+            options = {"IfNoneMatch": "*"} if new else {}
+            self._call(_patience(len(data)), "pipe_file", final, bytes(data), **options)
+
         with self._writing(name):
-            self._store(name, lambda: self._call(_patience(len(data)), "pipe_file", final, bytes(data)))
+            self._publish_object(name, send, lambda tag: self._conditional.replace(final, bytes(data), tag))
 
     def upload(self, name: str, size: int, parts: Callable[[], Iterator[bytes]]) -> None:
         """Write an object of ``size`` bytes to a store from its parts, of which one or two are in memory at a time.
@@ -336,9 +381,9 @@ class Storage:
         """
         final, part_bytes = self._path(name), max(PART_BYTES, -(-size // MAX_PARTS))
 
-        def send() -> None:
-            within = partial(in_time, _patience(part_bytes))
-            file = within(lambda: self._fs._open(final, "wb", block_size=part_bytes, autocommit=False))
+        def send(new: bool) -> None:
+            within, mode = partial(in_time, _patience(part_bytes)), "xb" if new else "wb"
+            file = within(lambda: self._fs._open(final, mode, block_size=part_bytes, autocommit=False))
             try:
                 for part in parts():
                     within(partial(file.write, part))
@@ -351,12 +396,18 @@ class Storage:
                 raise
 
         with self._writing(name):
-            self._store(name, send)
+            self._publish_object(name, send)
+
+    def conditional(self, name: str) -> tuple[Conditional, str]:
+        """How small objects are written on a condition here, and the object's path."""
+        return self._conditional, self._path(name)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is fine."""
         path = self._path(name)
         self._check_writable(name)
+        if self._fence is not None:
+            self._fence.check()
         try:
             self._patiently(name, "deleted", lambda: self._call(PATIENCE, "rm_file", path))
         except FileNotFoundError:
@@ -371,6 +422,8 @@ class Storage:
         whoever replaces one renames a new file over its name, and the other name keeps the old content.
         """
         path, final = source._path(source_name), self._path(name)
+        if self._fence is not None:
+            self._fence.check(certain=False)
         try:
             if self.is_local and source.is_local:
                 Path(final).parent.mkdir(parents=True, exist_ok=True)
@@ -415,26 +468,69 @@ class Storage:
 
     @contextmanager
     def _temporary(self, name: str, owner: str) -> Iterator[Path]:
-        file_name = f"{TEMPORARY_PREFIX}{owner}{name.replace('/', '-')}"
-        folder = Path(self._root) if self.is_local else Path(tempfile.mkdtemp(prefix="teacher-cache-"))
+        """A path of a name that no other writer uses, and that ends in the file's own."""
+        file_name = f"{TEMPORARY_PREFIX}{owner}{secrets.token_hex(6)}-{name.replace('/', '-')}"
+        if not self.is_local:
+            with scratch_folder() as folder:
+                yield folder / file_name
+            return
+        folder = Path(self._root)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             yield folder / file_name
         finally:
-            if self.is_local:
-                (folder / file_name).unlink(missing_ok=True)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+            (folder / file_name).unlink(missing_ok=True)
 
     def _publish(self, name: str, temporary: Path, final: str) -> None:
         if self.is_local:
             Path(final).parent.mkdir(exist_ok=True)
             _sync(temporary)
+            if self._fence is not None:
+                self._fence.check()
             os.replace(temporary, final)
             _sync(Path(final).parent)
             return
         seconds = _patience(temporary.stat().st_size)
-        self._store(name, lambda: self._call(seconds, "put_file", str(temporary), final))
+
+        def send(new: bool) -> None:
+            options = {"mode": "create"} if new else {}
+            self._call(seconds, "put_file", str(temporary), final, **options)
+
+        self._publish_object(name, send)
+
+    def _publish_object(
+        self,
+        name: str,
+        send: Callable[[bool], None],
+        replace: Callable[[str], object] | None = None,
+    ) -> None:
+        """Have a store take an object: ``send(only if there is none)``.
+
+        Of a writer with a lease, one that is there is replaced as it was seen while the lease held: by ``replace`` of
+        its tag, or removed before.
+        """
+        if self._fence is not None:
+            self._fence.check(certain=name.endswith(".json"))  # marks and manifests: what makes others count
+        if self._fence is None or not self._conditional.compares:
+            self._store(name, partial(send, False))
+            return
+        for _ in range(ATTEMPTS):
+            try:
+                self._store(name, partial(send, True))
+                return
+            except OSError as error:
+                if not is_refused(error):
+                    raise
+            path = self._path(name)
+            tag = self._conditional.tag(path)
+            self._fence.check()
+            if tag is None:
+                continue
+            if replace is None:
+                self._conditional.delete(path, tag)
+            elif replace(tag):
+                return
+        raise ConflictError(f"{self.where(name)}: another process writes it at the same time; run again when it ended")
 
     def _store(self, name: str, request: Callable[[], object]) -> None:
         """Have the store take something; raises OSError when it does not, as a disk would."""

@@ -66,8 +66,8 @@ class SignedUrls:
                 yield buffer[:n_bytes]
                 size -= n_bytes
 
-    def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float) -> bool:
-        """Write an object; False when it was not, or one does not know.
+    def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float, new: bool = False) -> bool:
+        """Write an object; False when it was not, or one does not know. FileExistsError: it is there, and not ``new``.
 
         ``sha256`` (hex) is that of ``data``: S3 compares what arrives. ``patience``: seconds to wait for the answer,
         and for the store to take a piece.
@@ -75,22 +75,28 @@ class SignedUrls:
         if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # encryption, say, which is not in a URL
             return False
         checksum = b64encode(bytes.fromhex(sha256)).decode()
-        response = self._open(path, patience, data, client_method="put_object", ChecksumSHA256=checksum)
+        response = self._open(path, patience, data, new, client_method="put_object", ChecksumSHA256=checksum)
         if response is None:
             return False
         response.close()
         return True
 
-    def _open(self, path: str, patience: float, data: bytes | bytearray | None = None, **how: str) -> Any:
+    def _open(
+        self, path: str, patience: float, data: bytes | bytearray | None = None, new: bool = False, **how: str
+    ) -> Any:
         try:
             url = self._fs.sign(path, expiration=URL_SECONDS, **how)
             if not url.startswith(("http://", "https://")):
                 raise ValueError("the signed URL is none of HTTP")
             headers = {"Content-Type": "application/octet-stream"} if data is not None else {}
+            headers |= {"If-None-Match": "*"} if new else {}
             request = Request(url, data, headers, method="GET" if data is None else "PUT")
             seconds = patience + len(data or b"") / SLOWEST  # also for headers that come byte by byte
             return in_time(seconds, lambda: _opener.open(request, timeout=patience))
         except HTTPError as error:
+            if new and error.code in (409, 412):
+                error.close()
+                raise FileExistsError(path) from None
             self._work = self._work and (error.code == 404 or error.code >= 500)
             problem = f"HTTP {error.code}"
             error.close()

@@ -1,144 +1,101 @@
-/* Failures of the file system, injected into whatever process loads this library (LD_PRELOAD).
-
-   Calls that touch files below a folder are counted in memory that forked processes share. From the moment fault_arm()
-   was called, call number n fails with an errno, or kills the process; so do all later ones that need room, if asked. */
+/* A file system that fails: preloaded, it makes calls on files below FAULT_UNDER fail with FAULT_ERRNO from the
+   FAULT_NTH one on (0: none). FAULT_COUNTER is a file of 8 bytes that counts them, shared with who watches. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define MAX_FILES 65536
 static long *counter;
-static char folder[4096];
-static size_t folder_length;
-static long at = -1;
-static int with, lasting, armed;
-static unsigned char watched[MAX_FILES];
 
-__attribute__((constructor)) static void begin(void) {
-    counter = mmap(NULL, sizeof *counter, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-}
-
-void fault_arm(const char *below, long n, int number, int for_ever) {
-    snprintf(folder, sizeof folder, "%s", below);
-    folder_length = strlen(folder);
-    *counter = 0;
-    at = n;
-    with = number;
-    lasting = for_ever;
-    armed = 1;
-}
-
-long fault_count(void) { return *counter; }
-
-static int is_below(const char *path) {
-    return armed && path && (path[0] != '/' || !strncmp(path, folder, folder_length));
-}
-
-enum { READS = 0, NEEDS_ROOM = 1, OPENS = 2 };
-
-/* Count a call of this kind, if what is injected can happen to it; whether it is to fail. */
-static int fails(int kind) {
-    if ((with == ENOSPC || with == EDQUOT) && !(kind & NEEDS_ROOM)) return 0;
-    if (with == EMFILE && !(kind & OPENS)) return 0;
-    long n = __sync_add_and_fetch(counter, 1);
-    if (at < 0 || n < at || (n > at && !lasting)) return 0;
-    if (with == 0) raise(SIGKILL);
-    errno = with;
+static int fails(const char *path, int opens) {
+    const char *under = getenv("FAULT_UNDER"), *nth = getenv("FAULT_NTH"), *number = getenv("FAULT_ERRNO");
+    const char *file = getenv("FAULT_COUNTER");
+    if (!under || !nth || !number || !file || !path || strncmp(path, under, strlen(under))) return 0;
+    int error = atoi(number);
+    if ((error == EMFILE || error == ENFILE) && !opens) return 0;
+    if (!counter) {
+        int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
+        int fd = real(file, O_RDWR);
+        if (fd < 0) return 0;
+        counter = mmap(NULL, sizeof *counter, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        close(fd);
+    }
+    long count = __sync_add_and_fetch(counter, 1), from = atol(nth);
+    if (!from || count < from) return 0;
+    errno = error;
     return 1;
 }
 
-#define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-static int opened(int fd, const char *path) {
-    if (fd >= 0 && fd < MAX_FILES) watched[fd] = is_below(path);
-    return fd;
+static int fd_fails(int fd) {
+    char link[64], path[PATH_MAX + 1];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int kept = errno;
+    ssize_t length = readlink(link, path, PATH_MAX);
+    errno = kept;
+    if (length < 0) return 0;
+    path[length] = 0;
+    return fails(path, 0);
 }
-static int is_watched(int fd) { return armed && fd >= 0 && fd < MAX_FILES && watched[fd]; }
 
-#define OPEN(name)                                                                        \
-    int name(const char *path, int flags, ...) {                                          \
-        REAL(name);                                                                       \
-        mode_t mode = 0;                                                                  \
-        va_list list;                                                                     \
-        va_start(list, flags);                                                            \
-        if (flags & (O_CREAT | __O_TMPFILE)) mode = va_arg(list, mode_t);                 \
-        va_end(list);                                                                     \
-        if (is_below(path) && fails(OPENS | (flags & O_CREAT ? NEEDS_ROOM : 0))) return -1;                          \
-        return opened(real(path, flags, mode), path);                                     \
+#define WRITES(flags) ((flags) & (O_WRONLY | O_RDWR | O_CREAT))
+#define REAL(type, name, ...) static type (*real)(__VA_ARGS__); if (!real) real = dlsym(RTLD_NEXT, #name)
+
+#define OPEN(name)                                                                                   \
+    int name(const char *path, int flags, ...) {                                                     \
+        REAL(int, name, const char *, int, ...);                                                     \
+        va_list more; va_start(more, flags); int mode = va_arg(more, int); va_end(more);             \
+        int machine = getenv("FAULT_ERRNO") && atoi(getenv("FAULT_ERRNO")) == EMFILE;                \
+        if ((WRITES(flags) || machine) && fails(path, 1)) return -1;                                 \
+        return real(path, flags, mode);                                                              \
     }
 OPEN(open)
 OPEN(open64)
 
-#define OPENAT(name)                                                                      \
-    int name(int at_fd, const char *path, int flags, ...) {                               \
-        REAL(name);                                                                       \
-        mode_t mode = 0;                                                                  \
-        va_list list;                                                                     \
-        va_start(list, flags);                                                            \
-        if (flags & (O_CREAT | __O_TMPFILE)) mode = va_arg(list, mode_t);                 \
-        va_end(list);                                                                     \
-        if (is_below(path) && fails(OPENS | (flags & O_CREAT ? NEEDS_ROOM : 0))) return -1;                          \
-        return opened(real(at_fd, path, flags, mode), path);                              \
+#define OPENAT(name)                                                                                 \
+    int name(int folder, const char *path, int flags, ...) {                                         \
+        REAL(int, name, int, const char *, int, ...);                                                \
+        va_list more; va_start(more, flags); int mode = va_arg(more, int); va_end(more);             \
+        if (WRITES(flags) && fails(path, 1)) return -1;                                              \
+        return real(folder, path, flags, mode);                                                      \
     }
 OPENAT(openat)
 OPENAT(openat64)
 
-#define FOPEN(name)                                                                       \
-    FILE *name(const char *path, const char *mode) {                                      \
-        REAL(name);                                                                       \
-        if (is_below(path) && fails(OPENS | (mode[0] != 'r' ? NEEDS_ROOM : 0))) return NULL;                         \
-        FILE *file = real(path, mode);                                                    \
-        if (file) opened(fileno(file), path);                                             \
-        return file;                                                                      \
+#define FOPEN(name)                                                                                  \
+    FILE *name(const char *path, const char *mode) {                                                 \
+        REAL(FILE *, name, const char *, const char *);                                              \
+        if (strpbrk(mode, "wa+") && fails(path, 1)) return NULL;                                     \
+        return real(path, mode);                                                                     \
     }
 FOPEN(fopen)
 FOPEN(fopen64)
 
-#define ON_FD(type, name, parameters, arguments, room)                                    \
-    type name parameters {                                                                \
-        REAL(name);                                                                       \
-        if (is_watched(fd) && fails(room)) return -1;                                     \
-        return real arguments;                                                            \
-    }
-ON_FD(ssize_t, read, (int fd, void *data, size_t n), (fd, data, n), 0)
-ON_FD(ssize_t, pread, (int fd, void *data, size_t n, off_t from), (fd, data, n, from), 0)
-ON_FD(ssize_t, pread64, (int fd, void *data, size_t n, off64_t from), (fd, data, n, from), 0)
-ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n), 1)
-ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t from), (fd, data, n, from), 1)
-ON_FD(ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t from), (fd, data, n, from), 1)
-ON_FD(ssize_t, writev, (int fd, const struct iovec *parts, int n), (fd, parts, n), 1)
-ON_FD(int, fsync, (int fd), (fd), 1)
-ON_FD(int, fdatasync, (int fd), (fd), 1)
-ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 1)
-ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 1)
-
-#define ON_PATH(name, parameters, arguments, path, room)                                  \
-    int name parameters {                                                                 \
-        REAL(name);                                                                       \
-        if (is_below(path) && fails(room)) return -1;                                     \
-        return real arguments;                                                            \
-    }
-ON_PATH(mkdir, (const char *path, mode_t mode), (path, mode), path, 1)
-ON_PATH(rename, (const char *from, const char *to), (from, to), to, 1)
-ON_PATH(renameat, (int a, const char *from, int b, const char *to), (a, from, b, to), to, 1)
-ON_PATH(renameat2, (int a, const char *from, int b, const char *to, unsigned flags), (a, from, b, to, flags), to, 1)
-ON_PATH(link, (const char *from, const char *to), (from, to), to, 1)
-ON_PATH(linkat, (int a, const char *from, int b, const char *to, int flags), (a, from, b, to, flags), to, 1)
-ON_PATH(symlink, (const char *from, const char *to), (from, to), to, 1)
-ON_PATH(unlink, (const char *path), (path), path, 0)
-ON_PATH(rmdir, (const char *path), (path), path, 0)
-
-int close(int fd) {
-    REAL(close);
-    if (fd >= 0 && fd < MAX_FILES) watched[fd] = 0;
-    return real(fd);
+ssize_t write(int fd, const void *data, size_t size) {
+    REAL(ssize_t, write, int, const void *, size_t);
+    return fd_fails(fd) ? -1 : real(fd, data, size);
 }
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
+    REAL(ssize_t, pwrite64, int, const void *, size_t, off64_t);
+    return fd_fails(fd) ? -1 : real(fd, data, size, at);
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    REAL(ssize_t, writev, int, const struct iovec *, int);
+    return fd_fails(fd) ? -1 : real(fd, parts, count);
+}
+int fsync(int fd) { REAL(int, fsync, int); return fd_fails(fd) ? -1 : real(fd); }
+int fdatasync(int fd) { REAL(int, fdatasync, int); return fd_fails(fd) ? -1 : real(fd); }
+int ftruncate64(int fd, off64_t size) { REAL(int, ftruncate64, int, off64_t); return fd_fails(fd) ? -1 : real(fd, size); }
+int rename(const char *from, const char *to) {
+    REAL(int, rename, const char *, const char *);
+    return fails(to, 0) ? -1 : real(from, to);
+}
+int mkdir(const char *path, mode_t mode) { REAL(int, mkdir, const char *, mode_t); return fails(path, 0) ? -1 : real(path, mode); }

@@ -1,7 +1,7 @@
 """Thousands of commands: each is forked from a process that has the imports done, alone or with a fault in it.
 
 ``Forker`` starts that process and asks it for a command at a time; it is this file, run as a program. With
-``faults.c``, which gcc compiles, calls to the file system fail as on a full or failing disk.
+``injected.c``, which gcc compiles, calls to the file system fail as on a full or failing disk.
 """
 
 import ctypes
@@ -47,13 +47,13 @@ class Forker:
     def __init__(self, folder: Path, modules: tuple[str, ...] = tuple(MODULES.values()), faults: bool = False) -> None:
         self._output = folder / "output"
         self._output.mkdir(parents=True, exist_ok=True)
-        self._line, self._library = [sys.executable, __file__, *modules], folder / "faults.so"
+        self._line, self._library = [sys.executable, __file__, *modules], folder / "injected.so"
         self._faults = faults
 
     def __enter__(self) -> "Forker":
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if self._faults:
-            source = Path(__file__).with_name("faults.c")
+            source = Path(__file__).with_name("injected.c")
             subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", self._library, source, "-ldl"], check=True)
             env["LD_PRELOAD"] = str(self._library)
         pipe = subprocess.PIPE

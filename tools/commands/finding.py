@@ -29,11 +29,10 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 
     Example: cache-tools catalog s3://bucket/caches
     """
-    from tools.finding.catalog import scan, write
+    from tools.finding.catalog import scan, update
 
     with progress("reading manifests") as advance:
-        found = scan(url, depth, advance)
-    written = [] if dry_run else write(url, found)
+        found, written = (scan(url, depth, advance), []) if dry_run else update(url, depth, advance)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
         return

@@ -77,7 +77,8 @@ def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
 
 
 def _name_of(key_file: Path) -> str:
-    from tools.trust.trusted_keys import public_file, read_public_file
+    from teacher_cache.trust.keys import read_public_file
+    from tools.trust.trusted_keys import public_file
 
     if not public_file(key_file).exists():
         raise UserError(f"{public_file(key_file)}: not there, so say who signs: --name NAME")
@@ -97,7 +98,8 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
 
     Example: cache-tools trust alice.pub
     """
-    from tools.trust.trusted_keys import default_file, distrust, load_public_key, read_keys, read_public_file
+    from teacher_cache.trust.keys import default_file, load_public_key, read_keys, read_public_file
+    from tools.trust.trusted_keys import distrust
     from tools.trust.trusted_keys import trust as add
 
     path = trusted_keys or default_file()
