@@ -1,4 +1,4 @@
-"""Servers that mean harm: endless answers, huge sizes, redirects, bytes that drip. HTTP, and enough of S3 for its client."""
+"""Servers that mean harm: endless answers, huge sizes, redirects, dripping bytes. HTTP, and enough of S3 for its client."""
 
 import threading
 import time
