@@ -1,4 +1,4 @@
-"""Servers that mean harm: endless answers, huge sizes, redirects, dripping bytes. HTTP, and enough of S3 for its client."""
+"""Servers that mean harm, of HTTP and of as much of S3 as its client asks: endless, huge, elsewhere, dripping."""
 
 import threading
 import time
