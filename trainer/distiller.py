@@ -360,7 +360,14 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
+    writer = SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1)
+
+    class Flushing(TensorBoardCallback):
+        def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
+            writer.flush()  # raises what its thread could not write; closing does not
+            super().on_train_end(*arguments, **kwargs)
+
+    return Flushing(writer)
 
 
 def save_final(student: "PreTrainedModel", dtype: str, init_folder: Path, folder: Path, card: str) -> None:
