@@ -1,6 +1,7 @@
 """A machine that fails while a student is trained: one line, no whole checkpoint lost, and the same command goes on."""
 
 import random
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,15 +11,15 @@ import pytest
 
 from support.amount import amount
 from support.callbacks import StopAt
+from support.commands import finish
 from support.forker import FAULTS, Forker
 from support.metrics import losses
-from support.ranks import written
+from support.ranks import started, written
 from support.training import training_in
 from trainer.checkpoint import checkpoint_folders, damage
 from trainer.distiller import distill
 from trainer.interrupts import StopRequest
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="faults are injected by a library in C")
 INSTANTS = amount(2, full=40)  # of each fault
 
 
@@ -28,6 +29,7 @@ def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
         yield forker
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="faults are injected by a library in C")
 def test_every_fault_at_any_instant(forker: Forker, tmp_path: Path) -> None:
     """From some call on the disk is full or the quota used up; or one call fails, or kills the process."""
     make_run = training_in(tmp_path / "inputs")
@@ -67,3 +69,22 @@ def test_every_fault_at_any_instant(forker: Forker, tmp_path: Path) -> None:
             assert losses(output) == losses(tmp_path / "whole"), told
             final = Path("final") / "model.safetensors"
             assert (output / final).read_bytes() == (tmp_path / "whole" / final).read_bytes(), told
+
+
+def little_room() -> None:
+    """No file of more than 60 KB; optimiser states are larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_of_two_ranks_cannot_write(tmp_path: Path, parallel: str) -> None:
+    """The other one must not wait for ever, nor end in a traceback."""
+    loop = {"parallel": parallel, "micro_batch_size": 1}
+    ranks = started(training_in(tmp_path / "inputs")(tmp_path / "out", loop=loop), 2, before=little_room)
+    ended = [finish(rank, timeout=120) for rank in ranks]
+    assert [done.returncode for done in ended] in ([4, 8], [4, 4])
+    for done in ended:
+        assert sum(text.startswith("error: ") for text in done.stderr.splitlines()) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "File too large; whole checkpoints stay" in ended[0].stderr
+    assert not list((tmp_path / "out").glob("checkpoint-*")), "what was half written is removed"
