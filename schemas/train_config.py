@@ -87,6 +87,9 @@ class StudentConfig(Strict):
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
     )
+    trust_remote_code: bool = Field(
+        False, description="Run code that ships with the student or its tokenizer. It is never asked for."
+    )
 
     @model_validator(mode="after")
     def _one_way_to_start(self) -> "StudentConfig":

@@ -66,7 +66,8 @@ def new_state(config: TrainConfig, cache_digest: str, global_batch: int) -> RunS
     for key in ("cache", "local_copies", "on_corrupt", "validation_cache", "num_workers"):
         del tree["data"][key]
     tree["data"]["shares"] = [share.model_dump(exclude={"url"}) for share in config.data.shares]
-    del tree["student"]["attention"]
+    for key in ("attention", "trust_remote_code"):
+        del tree["student"][key]
     settings = {
         f"{group}.{key}": value
         for group in ("data", "student", "losses", "optimizer")

@@ -41,7 +41,7 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 
     quiet_transformers()
     folder = materialise_student(settings)
-    model_config = load_model_config(str(folder), key="student")
+    model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
     show(
         {
             "student": str(folder),
@@ -116,6 +116,7 @@ def _read_manifests(data: DataConfig) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model or its tokenizer.")
 @json_option
 @verbose_option
 @user_errors
@@ -126,6 +127,7 @@ def evaluate(
     validation_fraction: float,
     batch_size: int,
     dtype: str,
+    trust_remote_code: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -140,7 +142,10 @@ def evaluate(
 
     quiet_transformers()
     with batch_progress("evaluating") as advance:
-        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance), as_json)
+        measured = evaluate_folder(
+            model, cache, validation_fraction, limit, batch_size, dtype, advance, trust_remote_code
+        )
+    show(measured, as_json)
 
 
 if __name__ == "__main__":

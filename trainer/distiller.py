@@ -19,7 +19,7 @@ from schemas.errors import UserError
 from schemas.train_config import TrainConfig
 from trainer.checked import check_first_samples
 from trainer.checkpoint import RunState, find_resume, new_state, remove_unused
-from trainer.data import CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, read_capture
+from trainer.data import CacheRows, check_vocabulary, evaluation_loader, read_capture
 from trainer.evaluate import head_on
 from trainer.forms import needed_signals, said_of_target
 from trainer.interrupts import StopRequest
@@ -29,10 +29,12 @@ from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
 from trainer.parallel import backend, compile_layers, fsdp_settings, load_weights, use_fsdp
 from trainer.report import Clock, cost, write_json
+from trainer.saving import write_model
 from trainer.signals import StudentSignals, needs_student_signals, used
 from trainer.sources import open_training_data, open_validation, plan_training
-from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
+from trainer.student import load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
+from trainer.tokenizer import check_tokenizer, copy_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +69,9 @@ def distill(
     cache = data.cache
     with arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
-    check_vocabulary(data.manifest, load_model_config(str(init_folder), key="student"), where=url)
-    check_tokenizer(data.manifest, init_folder, where=url)
+    trusts = config.student.trust_remote_code
+    check_vocabulary(data.manifest, load_model_config(init_folder, "student", trusts), where=url)
+    check_tokenizer(data.manifest, init_folder, where=url, trust_remote_code=trusts)
 
     # from where, and in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
@@ -170,7 +173,7 @@ def distill(
         elif keeps_best:
             student = load_student(best, config.student)
         card = model_card(config, [one.manifest for one in data.caches], summary)
-        save_final(student, init_folder, output / "final", card)
+        save_final(student, init_folder, output / "final", card, trusts)
     measured = clock.seconds > 0 or not (output / "summary.json").exists()  # a rerun of a finished run measures nothing
     if measured and is_main:
         write_json(output / "summary.json", summary)
@@ -286,13 +289,15 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
 
 
-def save_final(student: "PreTrainedModel", init_folder: Path, folder: Path, card: str) -> None:
+def save_final(
+    student: "PreTrainedModel", init_folder: Path, folder: Path, card: str, trust_remote_code: bool = False
+) -> None:
     """Write the finished model: an ordinary Hugging Face folder, complete or not there at all."""
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
-    student.save_pretrained(unfinished)
-    copy_tokenizer(init_folder, unfinished)
+    write_model(student, unfinished)
+    copy_tokenizer(init_folder, unfinished, trust_remote_code)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
