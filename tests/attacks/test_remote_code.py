@@ -1,21 +1,20 @@
 """Folders that bring code along. It runs only where the configuration says so, and nobody is asked."""
 
+import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
-from support.commands import environment
 from support.models import tiny_tokenizer
 from support.training import small_settings, write_small_cache, write_small_student
 from teacher_cache.shards.marks import read_manifest
@@ -24,6 +23,7 @@ from teacher_cache.teacher import load_model_config as load_teacher_config
 from teacher_cache.teacher import load_tokenizer as load_teacher_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
 from tools.finding.search import tokenizer_fingerprint
+from trainer.cli import main
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.student import load_student, materialise_student
@@ -155,20 +155,13 @@ def test_yes_on_a_pipe(tmp_path: Path, plant: Plant, marker: Path, small_cache: 
     folder = plant("planted", tokenizer=False)
     config = tmp_path / "train.yaml"
     config.write_text(json.dumps(small_settings(small_cache, folder, tmp_path / "out")))
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.cli", "run", str(config)],
-        input="y\n" * 100,
-        text=True,
-        capture_output=True,
-        env=environment(),
-        timeout=120,
-    )
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if " INFO " not in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: student: ")
-    assert "would run code of its own" in lines[0]
-    assert not done.stdout
+    for arguments in (["run", str(config)], ["init", str(config)], ["evaluate", str(folder), str(small_cache)]):
+        done = CliRunner().invoke(main, arguments, input="y\n" * 100)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")
+        assert "would run code of its own" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not done.stdout
     assert not marker.exists()
 
 
@@ -207,3 +200,17 @@ def test_an_adapter_is_refused_by_name(make_config, plant: Plant) -> None:
     with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\) of another model; merge it"):
         materialise_student(make_config(checkpoint=str(folder)))
     shutil.rmtree(folder)
+
+
+def test_every_loader_of_models_says_whether_it_trusts_code() -> None:
+    """A new call that leaves it open would have transformers ask."""
+    found = []
+    for package in ("teacher_cache", "trainer", "tools"):
+        for path in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                name = getattr(getattr(node, "func", None), "attr", None)
+                if isinstance(node, ast.Call) and name in ("from_pretrained", "from_config"):
+                    found.append(path)
+                    keywords = [keyword.arg for keyword in node.keywords]
+                    assert "trust_remote_code" in keywords, f"{path}:{node.lineno}"
+    assert len(found) >= 6
