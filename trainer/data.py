@@ -19,14 +19,13 @@ from schemas.train_config import LocalCopiesConfig
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
 from teacher_cache.signals.head import OutputHead
 from trainer.interrupts import leave_interrupts_to_main
+from trainer.transfer import PATIENCE, WORKERS_START_BY, Batch, Sender, shares_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, torch.Tensor]
 SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
-WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
 
 
 class Readable(Protocol):
@@ -199,15 +198,24 @@ def already_a_batch(batch: Any) -> Any:
 
 
 def training_loader(
-    rows: CacheRows[Any], start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
+    rows: CacheRows[Any],
+    start: int,
+    batch_rows: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    batches_held: int = 1,
 ) -> DataLoader[Any]:
-    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode."""
+    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode.
+
+    ``batches_held``: how many batches whoever asks for them keeps at a time.
+    """
     return DataLoader(
         rows,
         batch_size=batch_rows,
         sampler=range(start, len(rows)),
-        collate_fn=already_a_batch,
+        collate_fn=Sender(shares_memory(num_workers, batches_held)),
         num_workers=num_workers,
+        timeout=PATIENCE if num_workers else 0,
         multiprocessing_context=WORKERS_START_BY if num_workers else None,
         worker_init_fn=leave_interrupts_to_main,
         pin_memory=pin_memory,

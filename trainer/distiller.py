@@ -35,6 +35,7 @@ from trainer.sources import open_training_data, open_validation, plan_training
 from trainer.student import load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
 from trainer.tokenizer import check_tokenizer, copy_tokenizer
+from trainer.transfer import check_workers, worker_trouble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,7 @@ def distill(
     """
     quiet_transformers()
     output = Path(config.output)
+    check_workers(config.data.num_workers)
     arguments = training_arguments(config)
     is_main = arguments.process_index == 0
     sharded = config.loop.parallel == "fsdp"
@@ -214,15 +216,13 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         if in_worker:
             raise type(error)(message) from None
         raise
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: while a tensor of a worker's was fetched
+        trouble = worker_trouble(error, trainer.args.dataloader_num_workers)
+        if trouble is None or not trainer.args.dataloader_num_workers:
             raise
         # torch's handler would raise once more, at any place, when it hears of the worker's end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise UserError(
-            f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "
-            "checkpoint; with data.num_workers = 0 the main process decodes"
-        ) from None
+        raise trouble from None
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:

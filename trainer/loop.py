@@ -105,6 +105,7 @@ class DistillationTrainer(Trainer):
             args.per_device_train_batch_size,
             args.dataloader_num_workers,
             args.dataloader_pin_memory,
+            args.gradient_accumulation_steps,
         )
         return self.accelerator.prepare(loader)
 
