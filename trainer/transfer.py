@@ -1,8 +1,8 @@
 """How batches come from the processes that decode them: in shared memory, or through a pipe where there is no room.
 
-torch makes a batch ready to be sent in a thread of the worker's queue. What fails there, for want of room in /dev/shm or
-of a file handle, is printed and lost, and training would wait for ever. So it is done before the queue: all tensors of
-a batch lie in one block of shared memory, which takes one handle, or are sent as bytes, at a third of the speed.
+torch makes a batch ready to be sent in a thread of the worker's queue. What fails there, for want of room in /dev/shm
+or of a file handle, is printed and lost, and training would wait for ever. So it is done before the queue: all tensors
+of a batch lie in one block of shared memory, which takes one handle, or are sent as bytes, at a third of the speed.
 """
 
 import errno
@@ -141,8 +141,8 @@ def worker_trouble(error: BaseException, num_workers: int) -> UserError | None:
         return _no_room(num_workers, error)
     if text.startswith("DataLoader timed out"):
         return UserError(
-            f"data.num_workers: {num_workers}: no batch came from a worker process for {PATIENCE} seconds; look whether "
-            f"it is stopped and whether {SHARED} is full; with data.num_workers = 0 the main process decodes"
+            f"data.num_workers: {num_workers}: no batch came from a worker process for {PATIENCE} seconds; look "
+            f"whether it is stopped and whether {SHARED} is full; with data.num_workers = 0 the main process decodes"
         )
     if text.startswith("DataLoader worker") or isinstance(error, ConnectionError | EOFError):
         return UserError(
