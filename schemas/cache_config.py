@@ -9,6 +9,12 @@ from schemas.base import Extended, Strict, added
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+MAX_COUNT = 10**12  # of records, or of tokens in a shard
+MAX_TOKENS = 1 << 24  # of a sequence, and in a forward pass
+MAX_CHANNELS = MAX_HEADS = 1 << 20
+MAX_LAYERS = 1 << 16
+MIN_TEMPERATURE = 0.001
+
 
 class TeacherConfig(Strict):
     """The teacher: a Hugging Face model folder with its tokenizer."""
@@ -24,11 +30,15 @@ class EngineConfig(Strict):
     """How the teacher is run. Nothing here changes what is stored beyond floating-point noise."""
 
     kind: Literal["vllm", "transformers"] = Field("vllm", description="`vllm`, or `transformers` as the reference.")
-    max_batch_tokens: int = Field(8192, ge=16, description="Tokens scored in one forward pass (at least one sequence).")
-    head_chunk_rows: int = Field(512, ge=1, description="vLLM: rows of logits that exist at one time.")
-    tensor_parallel: int = Field(1, ge=1, description="vLLM: number of devices that share the model.")
+    max_batch_tokens: int = Field(
+        8192, ge=16, le=MAX_TOKENS, description="Tokens scored in one forward pass (at least one sequence)."
+    )
+    head_chunk_rows: int = Field(512, ge=1, le=MAX_TOKENS, description="vLLM: rows of logits that exist at one time.")
+    tensor_parallel: int = Field(1, ge=1, le=4096, description="vLLM: number of devices that share the model.")
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1, description="vLLM on GPUs: share of memory it may take.")
-    cpu_kv_cache_gib: int = Field(2, ge=1, description="vLLM on CPUs: GiB of memory for its key-value cache.")
+    cpu_kv_cache_gib: int = Field(
+        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB of memory for its key-value cache."
+    )
     device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
     self_check: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -54,7 +64,9 @@ class SourceConfig(Extended):
     text_field: str = Field("text", description="Field of a record that holds plain text.")
     messages_field: str = Field("messages", description="Field that holds chat messages; wins over all others.")
     layer: str = Field("base", min_length=1, description="Layer of the data mix: base, code, reasoning, …")
-    limit: int | None = Field(None, ge=1, description="Read at most this many records, bad ones included.")
+    limit: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="Read at most this many records, bad ones included."
+    )
     shape: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = added(
         "auto", "What a record holds; `auto`: the first of these, in this order, that has its fields in the record."
     )
@@ -89,8 +101,8 @@ class CorpusConfig(Extended):
     """Which documents are read and how they become sequences of tokens."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
-    max_tokens: int = Field(2048, ge=2, description="Longest sequence, in tokens.")
-    min_tokens: int = Field(2, ge=2, description="Shorter sequences are dropped (and counted).")
+    max_tokens: int = Field(2048, ge=2, le=MAX_TOKENS, description="Longest sequence, in tokens.")
+    min_tokens: int = Field(2, ge=2, le=MAX_TOKENS, description="Shorter sequences are dropped (and counted).")
     over_long: Literal["split", "truncate", "drop"] = Field(
         "split", description="What becomes of a plain-text document with more than `max_tokens`; counted."
     )
@@ -137,8 +149,8 @@ class LogitsCapture(Strict):
     @field_validator("temperatures")
     @classmethod
     def _positive_and_distinct(cls, value: list[float]) -> list[float]:
-        if any(not 0 < t < 1000 for t in value):
-            raise ValueError("every temperature must be above 0 and below 1000")
+        if any(not MIN_TEMPERATURE <= t < 1000 for t in value):
+            raise ValueError(f"every temperature must be at least {MIN_TEMPERATURE} and below 1000")
         if len(set(value)) != len(value):
             raise ValueError("temperatures must be distinct")
         return value
@@ -150,7 +162,7 @@ class LogitsCapture(Strict):
         return self
 
 
-LayerNumber = Annotated[int, Field(strict=True, ge=1)]
+LayerNumber = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
 LayerFraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 Layer = LayerNumber | LayerFraction
 """A decoder layer: its number counted from 1, or (with a decimal point) a share of the depth; 1.0 is the last one."""
@@ -164,7 +176,7 @@ def layer_number(layer: Layer, num_layers: int) -> int:
 class Stride(Strict):
     """Every n-th row of a sequence, from its first."""
 
-    every: int = Field(ge=1)
+    every: int = Field(ge=1, le=MAX_TOKENS)
 
 
 Positions = Literal["all", "loss_mask", "keywords"] | Stride
@@ -184,9 +196,14 @@ class Quantised(Strict):
         "int8",
         description="Of 8 bits and less: with a scale for each group of channels, and the largest channels kept apart.",
     )
-    channels_per_scale: int = Field(32, ge=1, description="8 bits and less: channels that share a scale.")
+    channels_per_scale: int = Field(
+        32, ge=1, le=MAX_CHANNELS, description="8 bits and less: channels that share a scale."
+    )
     channels_per_outlier: int = Field(
-        64, ge=2, description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16."
+        64,
+        ge=2,
+        le=MAX_CHANNELS,
+        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16.",
     )
 
     @property
@@ -215,7 +232,10 @@ class AttentionCapture(Strict):
 
     layer: Layer = Field(1.0, description="Decoder layer, by number from 1 or as a share of the depth.")
     positions: Positions = Field("keywords", description="Query rows, as for hidden states.")
-    heads: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+    heads: (
+        Annotated[int, Field(ge=1, le=MAX_HEADS)]
+        | Annotated[list[Annotated[int, Field(ge=0, le=MAX_HEADS)]], Field(min_length=1)]
+    ) = Field(
         3, description="How many heads: those of the lowest mean row entropy in the sequence. Or a list: these heads."
     )
     keys: int = Field(32, ge=1, le=65535, description="Largest weights stored of each row; the rest is one remainder.")
@@ -306,7 +326,7 @@ class OutputConfig(Strict):
 
     path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the cache.")
     tokens_per_shard: int = Field(
-        262_144, ge=1, description="A unit (= shard) is closed when it holds this many tokens."
+        262_144, ge=1, le=MAX_COUNT, description="A unit (= shard) is closed when it holds this many tokens."
     )
     bundle_short_samples: bool = Field(
         True,

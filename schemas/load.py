@@ -1,12 +1,19 @@
 """Reading YAML configurations and JSON documents of the contract, with errors that a user can act on."""
 
+import reprlib
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import UserError
+from schemas.files import read_file
+from schemas.foreign import parse_yaml
 
+MAX_KEYS = 20  # of one override, from the outermost group to the setting
+MAX_POSITION_DIGITS = 9
+_short = reprlib.Repr()
+_short.maxlist = _short.maxtuple = _short.maxdict = 40
+_short.maxstring = _short.maxother = 100
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -15,13 +22,8 @@ def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) 
 
     Raises UserError naming the file, the key, the value seen and the value wanted.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML: ValueError on impossible dates
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    text = read_file(path, what="cannot read the configuration")
+    tree = parse_yaml(text, f"{path}:", aliases=True)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a YAML mapping of settings, got {type(tree).__name__}")
     for override in overrides:
@@ -32,12 +34,9 @@ def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > MAX_KEYS:
         raise UserError(f"--set {override}: expected dotted.key=value, for example --set output.path=/data/cache")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from None
+    value = parse_yaml(text, f"--set {override}: the value is")
     node: Any = tree
     for key in keys[:-1]:
         node = _step(node, key, override)
@@ -61,7 +60,7 @@ def _step(node: Any, key: str, override: str) -> Any:
 
 
 def _position(node: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node):
+    if not key.isdecimal() or len(key) > MAX_POSITION_DIGITS or int(key) >= len(node):
         raise UserError(f"--set {override}: {key!r} is not an index into a list of {len(node)} entries")
     return int(key)
 
@@ -93,6 +92,13 @@ def _to_user_error(error: ValidationError, where: str) -> UserError:
         return UserError(f"{where}: {key}: this key is required and missing{more}")
     else:
         wanted = first["msg"].removeprefix("Value error, ")
-    seen = repr(first["input"])
-    seen = seen if len(seen) <= 80 else seen[:77] + "..."
-    return UserError(f"{where}: {key + ': ' if key else ''}{wanted}; got {seen}{more}")
+    return UserError(f"{where}: {key + ': ' if key else ''}{wanted}; got {_shown(first['input'])}{more}")
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, however large it is."""
+    try:
+        shown = repr(value[:80]) if isinstance(value, str | bytes) else _short.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        shown = f"an {type(value).__name__} of very many digits"
+    return shown if len(shown) <= 80 else shown[:77] + "..."

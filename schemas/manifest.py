@@ -5,6 +5,8 @@ were committed. ``shard-000123.json`` is written last of a shard's files: its pr
 """
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +14,7 @@ from pydantic import Field, model_validator
 from schemas.base import FORMAT_VERSION, Extended, Sha256, Strict, added
 from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
 from schemas.derivation import Derivation
+from schemas.digests import DIGEST_BYTES, Base64
 
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
@@ -137,7 +140,7 @@ class Manifest(Extended):
     """``manifest.json``: everything that is needed to decode, check and trust a cache."""
 
     format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
-    format_minor: int = added(0, "Minor version that a reader must know: 1 where shards have bundles.", ge=0)
+    format_minor: int = added(0, "Minor version that a reader must know: 1 where shards have bundles or digests.", ge=0)
     teacher: TeacherInfo
     tokenizer: TokenizerInfo
     corpus: CorpusInfo
@@ -160,7 +163,9 @@ class Manifest(Extended):
     tables: dict[Sha256, FileEntry] = Field(description="Codec tables (id permutations), by digest.")
     totals: Totals
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
-        "", description="sha256 of this file's text with this field empty: nothing else protects the manifest."
+        "",
+        description="The cache's digest: sha256 of this file's text with this field empty. Nothing else protects the "
+        "manifest.",
     )
 
     @model_validator(mode="after")
@@ -169,6 +174,25 @@ class Manifest(Extended):
             raise ValueError(
                 f"capture.logits.k is {self.capture.logits.k}, above the vocabulary of {self.teacher.vocab_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_units(self) -> "Manifest":
+        check_rising([unit.name for unit in self.units], "units")
+        check_rising([entry.name for entry in self.shards], "shards")
+        units = {unit.name: unit for unit in self.units}
+        for entry in self.shards:
+            unit = units.get(entry.name)
+            if unit is None:
+                raise ValueError(f"shards: {entry.name} is none of the planned units")
+            wanted = (unit.samples, unit.tokens, unit.tokens_file)
+            if (entry.samples, entry.tokens, entry.files.get("tokens")) != wanted:
+                raise ValueError(f"shards: {entry.name} has other samples, tokens or tokens file than its unit")
+            missing = [signal for signal in self.capture.signals if signal not in entry.files]
+            if missing:
+                raise ValueError(f"shards: {entry.name} has no file of {', '.join(missing)}, which capture lists")
+        if self.complete and len(self.shards) < len(self.units):
+            raise ValueError(f"complete is true, but {len(self.shards)} of {len(self.units)} units are committed")
         return self
 
     def sizes(self) -> dict[str, int]:
@@ -184,10 +208,20 @@ class Manifest(Extended):
 
     def to_json(self) -> str:
         """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
-        return self._text(self.digest())
+        return self._text(self._text_sha256())
 
     def digest(self) -> str:
-        """sha256 (hex) of the manifest's text: names this cache, in this state, in checkpoints and model cards."""
+        """The one digest of a cache in this state, for checkpoints, cards, signatures and `--digest`: hex.
+
+        The ``sha256`` of the file that the manifest was read from; of one that is not written yet, what it will be.
+        """
+        return self.sha256 or self._text_sha256()
+
+    def sealed(self) -> "Manifest":
+        """The same with the ``sha256`` of its present content."""
+        return self.model_copy(update={"sha256": self._text_sha256()})
+
+    def _text_sha256(self) -> str:
         return hashlib.sha256(self._text("").encode()).hexdigest()
 
     def _text(self, sha256: str) -> str:
@@ -206,9 +240,10 @@ class Bundles(Strict):
 
 
 class MemberIndex(Extended):
-    """Where the samples lie in one signal's tar: payload offset and size in bytes, xxh3-64 of the payload.
+    """Where the samples lie in one signal's tar: payload offset and size in bytes, xxh3-64 and sha256 of the payload.
 
-    A payload is a member's content or, with `bundles`, a sample's record inside of one.
+    A payload is a member's content or, with `bundles`, a sample's record inside of one. xxh3 finds accidents;
+    `digests` also binds the payload to the index, and so to the manifest and to who signed it.
     """
 
     file: FileEntry
@@ -216,11 +251,18 @@ class MemberIndex(Extended):
     sizes: list[Count]
     checksums: list[Xxh3]
     bundles: Bundles | None = added(None, "Format 1.1: the members, where they hold several samples.")
+    digests: Base64 | None = added(
+        None, f"Format 1.1: the first {DIGEST_BYTES} bytes of each payload's sha256, one after the other, in base64."
+    )
 
     @property
     def format_minor(self) -> int:
         """The minor version of the format that a reader of the tar must know."""
-        return 0 if self.bundles is None else 1
+        return 0 if self.bundles is None and self.digests is None else 1
+
+    def digest(self, row: int) -> bytes:
+        """The beginning of the sha256 of a sample's payload; b"" where the index has none."""
+        return b"" if self.digests is None else self.digests[DIGEST_BYTES * row : DIGEST_BYTES * (row + 1)]
 
 
 class ShardIndex(Strict):
@@ -248,6 +290,9 @@ class ShardIndex(Strict):
                 lengths[f"signals.{signal}.{field}"] = len(getattr(member, field))
             if member.bundles is not None:
                 lengths[f"signals.{signal}.bundles"] = _samples_in(member.bundles)
+            if member.digests is not None:
+                whole, rest = divmod(len(member.digests), DIGEST_BYTES)
+                lengths[f"signals.{signal}.digests"] = -1 if rest else whole
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
             raise ValueError(f"lists must have one entry per key ({n}), got {wrong}")
@@ -260,3 +305,15 @@ def _samples_in(bundles: Bundles) -> int:
     """Samples of all bundles; -1 where the lists do not fit together."""
     fit = len(bundles.samples) == len(bundles.offsets) == len(bundles.sizes)
     return sum(bundles.samples) if fit else -1
+
+
+def check_rising(names: Sequence[str], what: str) -> None:
+    """Raise ValueError unless the numbers of these shards rise, so that none is there twice."""
+    for one, other in itertools.pairwise(names):
+        if shard_number(one) >= shard_number(other):
+            raise ValueError(f"{what}: names must rise, and {other} follows {one}")
+
+
+def shard_number(name: str) -> int:
+    """123 of ``shard-000123``."""
+    return int(name.removeprefix("shard-"))

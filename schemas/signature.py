@@ -29,6 +29,10 @@ class Signature(Strict):
     public_key: PublicKey
     signature: str = Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519 signature of the statement, in hex.")
 
+    def content(self) -> bytes:
+        """The bytes of its file."""
+        return self.model_dump_json().encode() + b"\n"
+
 
 SIGNATURES = re.compile(r"signatures/[0-9a-f]{64}\.json")  # names of their files
 

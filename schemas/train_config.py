@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import Strict
+from schemas.base import Sha256, Strict
 from schemas.cache_config import Dtype, Layer, LayerNumber
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -31,6 +31,12 @@ class CacheShare(Strict):
     )
     layers: list[str] | None = Field(None, min_length=1, description="Only samples of these layers of the data mix.")
     limit: int | None = Field(None, ge=1, description="Only the first samples (of these layers), at most so many.")
+    digest: Sha256 | None = Field(
+        None, description="Refuse another cache, or another state of it: the sha256 that `cache-tools inspect` shows."
+    )
+    require_signature: str | None = Field(
+        None, min_length=1, description="Refuse the cache unless this key signed it, as `data.require_signature`."
+    )
 
 
 class DataConfig(Strict):
@@ -48,6 +54,13 @@ class DataConfig(Strict):
     validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
+    )
+    validation_digest: Sha256 | None = Field(None, description="`digest` of the validation cache.")
+    require_signature: str | None = Field(
+        None,
+        min_length=1,
+        description="Refuse caches that this key did not sign: a name trusted by `cache-tools trust`, 64 hex digits or "
+        "a .pub file. Caches of the list may name a key of their own.",
     )
     shards_mixed: int = Field(
         64, ge=1, description="Shards whose samples are shuffled together: so many are read from at a time."
@@ -71,6 +84,8 @@ class DataConfig(Strict):
     def _one_kind_of_validation(self) -> "DataConfig":
         if self.validation_cache is not None and self.validation_fraction > 0:
             raise ValueError("set validation_cache or validation_fraction, not both")
+        if self.validation_cache is None and self.validation_digest is not None:
+            raise ValueError("validation_digest needs validation_cache")
         return self
 
 

@@ -43,6 +43,7 @@ from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.trust.required import Required, required_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,13 @@ if TYPE_CHECKING:
 INDEXES_AT_A_TIME = 64  # shards whose indexes are fetched side by side when all keys are read
 
 
-def open_cache(url: str, signals: Sequence[str] | None = None, copies: tuple[str, int] | None = None) -> "Cache":
+def open_cache(
+    url: str,
+    signals: Sequence[str] | None = None,
+    copies: tuple[str, int] | None = None,
+    digest: str | None = None,
+    require_signature: str | Sequence[str] = (),
+) -> "Cache":
     """Open a cache for reading.
 
     Args:
@@ -58,17 +65,23 @@ def open_cache(url: str, signals: Sequence[str] | None = None, copies: tuple[str
         signals: those beside the tokens that will be read, e.g. ``["logits"]``; files of others are not touched. All of
             the cache's if None.
         copies: a folder for local copies of a remote cache's shards, and how many bytes they may take.
+        digest: sha256 (hex) that the manifest must have, as ``cache-tools inspect`` shows it.
+        require_signature: who must have signed the cache: a trusted name, 64 hex digits or a ``.pub`` file; of
+            several, all. With it, or with ``digest``, all that is read is bound to the manifest by sha256.
 
     Raises:
-        UserError: there is no cache, it lacks a signal, or its store cannot be read.
-        CorruptCacheError: its manifest, or a file's size, is wrong. Reading raises it when a payload is.
+        UserError: there is no cache, it is another, it lacks a signal, or its store cannot be read.
+        CorruptCacheError: its manifest, a signature, or a file's size, is wrong. Reading raises it when a payload is.
     """
     if isinstance(signals, str):
         raise UserError(f"signals: {signals!r} is a string; give a list, for example ['logits']")
-    manifest = up_to_date_manifest(Storage(url))
+    keys = (require_signature,) if isinstance(require_signature, str) else tuple(require_signature)
+    required = Required(digest, keys)
+    storage = Storage(url)
+    manifest = required_manifest(storage, required) if required else up_to_date_manifest(storage)
     wanted = manifest.capture.signals if signals is None else [signal for signal in signals if signal != "tokens"]
     chosen: tuple[Signal, ...] = ("tokens", *wanted)
-    return Cache(CacheReader(url, chosen, manifest, copies))
+    return Cache(CacheReader(url, chosen, manifest, copies, bound=bool(required)))
 
 
 class Cache:

@@ -11,18 +11,18 @@ import click
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config
-from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
+from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
+from teacher_cache.program import STATUSES, Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.option("--verbose", is_flag=True, help="Log details.")
 def main(verbose: bool) -> None:
-    """Run the teacher once and keep its per-token signals in a cache that students train from.
-
-    Exit status: 0 done, 2 bad input, 130/143 stopped by Ctrl-C/SIGTERM (run again to continue).
-    """
+    """Run the teacher once and keep its per-token signals in a cache that students train from."""
     configure_logging(verbose)
 
 
@@ -32,12 +32,11 @@ def main(verbose: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Check the configuration and read the corpus, but write nothing.")
 @click.option(
     "--probe",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST),
     metavar="N",
     help="Score N sequences with the teacher to estimate bytes and hours. Writes nothing either.",
 )
 @json_option
-@user_errors
 def plan(config: str, overrides: tuple[str, ...], dry_run: bool, probe: int | None, as_json: bool) -> None:
     """Read the corpus and write the plan, without loading the teacher.
 
@@ -88,9 +87,8 @@ def _signal_of(setting: str) -> str:
 @config_argument
 @set_option
 @click.option("-n", "samples", type=click.IntRange(min=1, max=1000), default=3, help="Sequences that are shown.")
-@click.option("--tokens", type=click.IntRange(min=1), default=512, help="Tokens of each that are shown.")
+@click.option("--tokens", type=click.IntRange(1, MOST), default=512, help="Tokens of each that are shown.")
 @json_option
-@user_errors
 def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, as_json: bool) -> None:
     """Show what the corpus becomes: tokens, and which of them are learned. Reads the beginning of each source.
 
@@ -112,7 +110,6 @@ def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, 
 @set_option
 @click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
 @json_option
-@user_errors
 def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> None:
     """Plan if there is no plan yet, then score, encode, write and commit every unit that is not committed.
 

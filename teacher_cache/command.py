@@ -1,37 +1,22 @@
 """What every command line of the project shares: how errors reach the user, overrides, tables and logging."""
 
-import functools
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from schemas.errors import UserError
+from schemas.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+MOST = 10**12  # of samples, rows and tokens that an option may ask for
 PIPED_WIDTH = 1 << 16  # characters: nothing is wrapped or cut for a program that reads
-
-
-def user_errors(command: Command) -> Command:
-    """Print a UserError as one line, ``error: MESSAGE``, on stderr and exit with status 2."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-
-    return wrapped  # type: ignore[return-value]
 
 
 def set_option(command: Command) -> Command:
@@ -119,11 +104,6 @@ def print_table(table: "Table") -> None:
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal would obey rather than show written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

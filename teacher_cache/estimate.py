@@ -22,12 +22,13 @@ from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.corpus import Corpus
 from teacher_cache.engines import open_engine
 from teacher_cache.options import options
-from teacher_cache.plan import empty_plan, numbered_parts
+from teacher_cache.plan import empty_plan
 from teacher_cache.progress import reading
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import BLOCK, member_bytes
 from teacher_cache.signals.positions import to_request
 from teacher_cache.teacher import load_tokenizer
+from teacher_cache.token_batch import in_parts
 from teacher_cache.vocabulary import within_vocabulary
 
 TEXTS = 256
@@ -66,14 +67,16 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
     plan = empty_plan(config, tokenizer)
     corpus = Corpus(config.corpus, tokenizer)
     kept: list[TokenSample] = []
-    units, every = 0, 1
-    samples = within_vocabulary(reading(corpus), plan, tokenizer, config.teacher.path)
-    for number, (unit, sample) in enumerate(numbered_parts(samples, config.output.tokens_per_shard)):
-        units = unit + 1
-        if number % every == 0:
-            kept.append(sample)
-        if len(kept) > 2 * max(n_samples, TEXTS):
-            kept, every = kept[::2], 2 * every
+    units, number, every = 0, 0, 1
+    batches = within_vocabulary(reading(corpus.batches()), plan, tokenizer, config.teacher.path)
+    for part in in_parts(batches, config.output.tokens_per_shard):
+        units += 1
+        for sample in part.samples():
+            if number % every == 0:
+                kept.append(sample)
+            if len(kept) > 2 * max(n_samples, TEXTS):
+                kept, every = kept[::2], 2 * every
+            number += 1
     spread = kept[:: max(1, len(kept) // n_samples)][:n_samples]
     short = config.output.bundle_short_samples and are_short([len(sample.input_ids) for sample in kept])
     return Survey(plan, corpus.counts, units, spread, kept, short)

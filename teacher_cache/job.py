@@ -13,15 +13,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from schemas.cache_config import CacheConfig
-from schemas.errors import UserError
+from schemas.errors import ConflictError, UserError
 from schemas.manifest import Manifest, MemberIndex, Unit
+from teacher_cache.claims import RUNNING, Claim, Claims
 from teacher_cache.engines import Engine, open_engine
-from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit
+from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit, wait_for_workers
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import Request, TokenSample
-from teacher_cache.shards.marks import assemble, committed, remove_garbage, write_manifest
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.lease import part_of, remove_dead_parts
+from teacher_cache.shards.marks import (
+    assemble,
+    check_committed,
+    committed,
+    read_manifest,
+    remove_garbage,
+    write_manifest,
+)
+from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.table import listed
 from teacher_cache.signals.positions import to_request
 from teacher_cache.writing import UnitWriter
 
@@ -74,27 +84,31 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     worker = worker or Worker()
     storage = Storage(config.output.path)
     plan = load_or_make_plan(config, storage)
-    remove_garbage(storage, plan, worker.owner)
     done = set(committed(storage, plan))
+    check_committed(storage, _without(plan, {unit.name for unit in plan.units} - done))
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
     tally = _Tally()
     stop = _StopRequest()
-    if pending:
-        started = time.perf_counter()
-        with open_engine(config) as engine, stop.listening():
-            tally.engine_load_seconds = time.perf_counter() - started
-            logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-            tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
-            _score_units(engine, plan, pending, storage, worker, tally, stop, tokens_per_call)
-    plan = _write_manifest(storage, plan, worker)
-    return _summarise(plan, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
+    with Claims(storage, plan, pending) as claims:
+        if first := claims.next():
+            started = time.perf_counter()
+            with open_engine(config) as engine, stop.listening():
+                tally.engine_load_seconds = time.perf_counter() - started
+                logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
+                tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
+                _score_units(engine, plan, first, claims, storage, worker, tally, stop, tokens_per_call)
+        manifest = _write_manifest(storage, plan, done)
+        if not stop.signal_name:
+            claims.check_all_done(manifest)
+    return _summarise(manifest, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
 
 
 def _score_units(
     engine: Engine,
     plan: Manifest,
-    pending: list[Unit],
+    first: Claim,
+    claims: Claims,
     storage: Storage,
     worker: Worker,
     tally: "_Tally",
@@ -110,9 +124,10 @@ def _score_units(
             parts.setdefault(part, []).append((sample, to_request(sample, plan.capture)))
         return tokens_index, list(parts.values())
 
-    with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
+    with Progress(total_tokens=claims.tokens) as progress:
 
         def on_commit(unit: Unit, rows: int, entropy: float) -> None:
+            claims.done(unit)
             tally.add(unit, rows, entropy)
             progress.committed(tally.mean_entropy)
 
@@ -121,28 +136,46 @@ def _score_units(
             UnitWriter(storage, plan, worker.owner, on_commit) as writer,
         ):
             tally.start()
-            ahead = reading.submit(read, pending[0])
-            for number, unit in enumerate(pending):
-                if stop.signal_name:
-                    break
+            claim: Claim | None = first
+            ahead = reading.submit(read, first.unit)
+            while claim is not None and not stop.signal_name:
                 tokens_index, parts = ahead.result()
-                if number + 1 < len(pending):
-                    ahead = reading.submit(read, pending[number + 1])
-                writer.begin(unit, tokens_index)
+                following = claims.next()
+                if following is not None:
+                    ahead = reading.submit(read, following.unit)
+                writer.begin(claim.unit, tokens_index, claim.lease.storage)
                 for part in parts:
                     with tally.engine_at_work():
                         captured = engine.score([request for _, request in part])
                     progress.scored(sum(len(sample.input_ids) for sample, _ in part))
                     writer.add([sample for sample, _ in part], captured)
                 writer.commit()
+                claim = following
     tally.stop()
 
 
-def _write_manifest(storage: Storage, plan: Manifest, worker: Worker) -> Manifest:
-    manifest = write_manifest(storage, assemble(storage, plan), worker.owner)
-    if manifest.complete:
-        remove_garbage(storage, manifest)
+def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifest:
+    """Write what is committed by now, one worker at a time; ``done``: what was when this run began.
+
+    Raises CorruptCacheError when a file of a committed shard is missing, ConflictError when the plan is not ``plan``.
+    """
+    with part_of(storage, "manifest", RUNNING, wait_for_workers) as lease:
+        present = listed(storage, read_manifest(storage))
+        if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
+            raise ConflictError(f"{storage.where(MANIFEST)}: the cache was planned anew meanwhile; run again")
+        scored = {unit.name for unit in plan.units} - done  # what the manifest says of these may be of former files
+        manifest = assemble(storage, _without(present, scored))
+        check_committed(storage, manifest)
+        manifest = write_manifest(lease.storage, manifest)
+        if manifest.complete:
+            remove_dead_parts(storage)
+            remove_garbage(lease.storage, manifest)
     return manifest
+
+
+def _without(plan: Manifest, shards: set[str]) -> Manifest:
+    """``plan`` that does not list these shards as written."""
+    return plan.model_copy(update={"shards": [entry for entry in plan.shards if entry.name not in shards]})
 
 
 class _Tally:

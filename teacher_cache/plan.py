@@ -6,9 +6,7 @@ without shards: any worker, anywhere, can (re)do any unit from them, and resumin
 
 import gc
 import io
-import itertools
 import logging
-import operator
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
@@ -16,7 +14,8 @@ from typing import Any
 
 from schemas.cache_config import CacheConfig, CorpusConfig, OutputConfig
 from schemas.difference import differences
-from schemas.errors import CorruptCacheError, UserError
+from schemas.digests import payload_digest
+from schemas.errors import ConflictError, CorruptCacheError, UserError
 from schemas.manifest import (
     MAX_SAMPLE_BYTES,
     Bundles,
@@ -38,17 +37,22 @@ from teacher_cache.lengths import check_length
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
-from teacher_cache.shards.marks import mark_names, read_manifest, remove_garbage, tar_name, write_manifest
+from teacher_cache.shards import lease
+from teacher_cache.shards.holder import Holder
+from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
+from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
+from teacher_cache.token_batch import TokenBatch, in_parts
 from teacher_cache.tokenizer import describe_tokenization
 from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
 
+PLANNING = "teacher-cache, planning"  # as whose a lease is taken
 NO_COUNTS = CorpusCounts(**dict.fromkeys(CorpusCounts.model_fields, 0))
 NO_TOTALS = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
 
@@ -56,40 +60,78 @@ NO_TOTALS = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
 def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
     """The manifest of the planned cache at ``storage``: the present one if it is of this configuration, else a new one.
 
-    Raises UserError when the cache there was planned differently (the differing keys are named), or on a bad corpus.
+    Of processes that find none at the same time one plans, and the others wait for it. Raises UserError when the cache
+    there was planned differently (the differing keys are named), or on a bad corpus.
     """
     tokenizer = load_tokenizer(config.teacher)
     wanted = empty_plan(config, tokenizer)
-    if storage.exists(MANIFEST):
-        present = read_manifest(storage)
-        _check_same(present, _in_older_terms(wanted, present, config), storage)
-        return listed(storage, present)
-    if marks := mark_names(storage):
+    if not storage.exists(MANIFEST):
+        with lease.only_place(storage, PLANNING, wait_for_workers) as owned:
+            if not storage.exists(MANIFEST):  # by now
+                return _make_plan(config, wanted, tokenizer, owned.storage)
+    present = read_manifest(storage)
+    if present.derived is not None:
+        raise UserError(
+            f"{storage.where(MANIFEST)}: this cache was made of others ({present.derived.action}), not by a run, and "
+            "nothing can be added to it; choose another output.path"
+        )
+    _check_same(present, _in_older_terms(wanted, present, config), storage)
+    return listed(storage, present)
+
+
+def wait_for_workers(holder: Holder | None) -> bool:
+    """Whether one waits for the end of what another process does here: if it is a run as this one."""
+    return holder is not None and holder.command.startswith("teacher-cache")
+
+
+def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: Storage) -> Manifest:
+    lease.end_dead_parts(storage, PLANNING)
+    _make_room(storage)
+    corpus = Corpus(config.corpus, tokenizer)
+    try:
+        head = None if config.capture.final is None else write_head(config.teacher, storage)
+        batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
+        with paused_garbage_collection():
+            units, minor = _write_units(batches, storage, config.output)
+        plan = wanted.model_copy(
+            update={
+                "format_minor": minor,
+                "head": head,
+                "units": units,
+                "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts}),
+            }
+        )
+        plan = write_manifest(storage, plan)
+    except ConflictError:  # what is there is another's by now
+        raise
+    except UserError:
+        clear(storage)
+        storage.delete(UNDER_WAY)
+        raise
+    storage.delete(UNDER_WAY)
+    logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
+    return plan
+
+
+def _make_room(storage: Storage) -> None:
+    """Remove what a killed plan left, and leave a sign for the next one. Raises UserError when files stand in the way.
+
+    Files that a cache has no name for may be there, and stay.
+    """
+    names = storage.names()
+    if UNDER_WAY in names:
+        clear(storage)
+    elif marks := mark_names(storage):
         raise UserError(
             f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); "
             "restore it, or choose another output.path"
         )
-    remove_garbage(storage, None)
-    corpus = Corpus(config.corpus, tokenizer)
-    try:
-        head = None if config.capture.final is None else write_head(config.teacher, storage)
-        samples = within_vocabulary(reading(corpus), wanted, tokenizer, config.teacher.path)
-        with paused_garbage_collection():
-            units, minor = _write_units(samples, storage, config.output)
-    except UserError:
-        remove_garbage(storage, None)
-        raise
-    plan = wanted.model_copy(
-        update={
-            "format_minor": minor,
-            "head": head,
-            "units": units,
-            "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts}),
-        }
-    )
-    plan = write_manifest(storage, plan)
-    logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
-    return plan
+    elif taken := own_names(names):
+        raise UserError(
+            f"{storage.where(taken[0])}: is there without a manifest, and a new cache might replace it; remove it, or "
+            " choose another output.path"
+        )
+    storage.write(UNDER_WAY, sign_of(PLANNING))
 
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
@@ -185,17 +227,15 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(sequences: Iterable[TokenSample], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
+def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
     """The units, and the minor version of the format that their shards need."""
     units: list[Unit] = []
     minor = 0
-    parts = numbered_parts(sequences, output.tokens_per_shard)
-    for number, group in itertools.groupby(parts, key=operator.itemgetter(0)):
-        samples = [sample for _, sample in group]
-        index = write_tokens(storage, shard_name(number), samples, output.bundle_short_samples)
-        tokens = sum(len(sample.input_ids) for sample in samples)
+    for number, part in enumerate(in_parts(batches, output.tokens_per_shard)):
+        index = write_tokens(storage, shard_name(number), part, output.bundle_short_samples)
         gc.collect(0)  # what this unit left behind
-        units.append(Unit(name=shard_name(number), samples=len(samples), tokens=tokens, tokens_file=index.file))
+        tokens = len(part.input_ids)
+        units.append(Unit(name=shard_name(number), samples=len(part), tokens=tokens, tokens_file=index.file))
         minor = max(minor, index.format_minor)
     return units, minor
 
@@ -234,6 +274,7 @@ def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[Token
         offsets=[offset for offset, _ in places],
         sizes=[size for _, size in places],
         checksums=[checksum(payload) for payload in payloads],
+        digests=b"".join(map(payload_digest, payloads)),
         bundles=bundles,
     )
     return [decode_tokens(payload, None, vocab_size) for payload in payloads], index

@@ -7,26 +7,26 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from teacher_cache.records import TokenSample
+from teacher_cache.token_batch import TokenBatch
 
 SECONDS_BETWEEN_UPDATES = 0.1
 SECONDS_BETWEEN_LINES = 10.0  # where there is no bar, while a unit is under way
 
 
-def reading(samples: Iterable[TokenSample]) -> Iterator[TokenSample]:
-    """The same samples; on a terminal it is shown, until the last, how many tokens they have."""
+def reading(batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
+    """The same batches; on a terminal it is shown, until the last, how many tokens they have."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from samples
+        yield from batches
         return
     columns = (SpinnerColumn(), TextColumn("reading the corpus: {task.completed:,} tokens{task.fields[rate]}"))
     with RichProgress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, rate="")
         tokens, started = 0, time.monotonic()
         shown = started
-        for sample in samples:
-            yield sample
-            tokens += len(sample.input_ids)
+        for batch in batches:
+            yield batch
+            tokens += len(batch.input_ids)
             now = time.monotonic()
             if now - shown >= SECONDS_BETWEEN_UPDATES:
                 bar.update(task, completed=tokens, rate=f" · {tokens / (now - started):,.0f} tok/s")

@@ -78,13 +78,19 @@ def stored_settings(config: TeacherConfig) -> Any:
     return _lasting(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
+def model_fingerprint(path: str, key: str) -> str:
+    """Of the model in a folder or under a hub id, like a teacher's; ``key`` names the setting in the UserError."""
+    config = TeacherConfig(path=path)
+    return _fingerprint(config, stored_settings(config), key)
+
+
 def _lasting(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _lasting(value) for key, value in tree.items() if key not in VOLATILE}
     return [_lasting(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _fingerprint(config: TeacherConfig, settings: Any) -> str:
+def _fingerprint(config: TeacherConfig, settings: Any, key: str = "teacher.path") -> str:
     """sha256 over the configuration and, per weight file, its name, size, head and blocks spread evenly over it.
 
     Sampling keeps it at some megabytes of reading a file, so that a 1 TB teacher is told apart from a fine-tune of it
@@ -98,7 +104,7 @@ def _fingerprint(config: TeacherConfig, settings: Any) -> str:
         return digest.hexdigest()
     files = sorted({path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)})
     if not files:
-        raise UserError(f"teacher.path: {config.path}: no weights found, looked for {', '.join(WEIGHT_PATTERNS)}")
+        raise UserError(f"{key}: {config.path}: no weights found, looked for {', '.join(WEIGHT_PATTERNS)}")
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())

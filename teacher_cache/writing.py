@@ -16,7 +16,7 @@ from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.head import read_head
 from teacher_cache.shards.marks import committed, read_mark, read_table, write_mark
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.writer import ShardWriter
+from teacher_cache.shards.writer import ShardWriter, check_tars
 
 MAX_PENDING = 2  # parts that wait to be written: bounds the signals held in memory
 
@@ -28,6 +28,7 @@ class _Open:
     unit: Unit
     tokens_index: MemberIndex
     shard: ShardWriter
+    storage: Storage
     keys: list[str] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
@@ -59,9 +60,9 @@ class UnitWriter:
         self._pool = ThreadPoolExecutor(1, "write")
         self._pending: deque[Future[None]] = deque()
 
-    def begin(self, unit: Unit, tokens_index: MemberIndex) -> None:
-        """Start a unit, whose tokens are written already."""
-        self._submit(self._begin, unit, tokens_index)
+    def begin(self, unit: Unit, tokens_index: MemberIndex, storage: Storage | None = None) -> None:
+        """Start a unit, whose tokens are written already; ``storage``: the place under the unit's lease."""
+        self._submit(self._begin, unit, tokens_index, storage or self._storage)
 
     def add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
         """Write the unit's next sequences."""
@@ -97,10 +98,10 @@ class UnitWriter:
         task(*arguments)
         self._failed = False
 
-    def _begin(self, unit: Unit, tokens_index: MemberIndex) -> None:
+    def _begin(self, unit: Unit, tokens_index: MemberIndex, storage: Storage) -> None:
         bundles = None if tokens_index.bundles is None else tokens_index.bundles.samples
-        shard = ShardWriter(self._storage, unit, self._plan.capture.signals, self._owner, bundles)
-        self._open = _Open(unit, tokens_index, shard)
+        shard = ShardWriter(storage, unit, self._plan.capture.signals, self._owner, bundles)
+        self._open = _Open(unit, tokens_index, shard, storage)
         shard.__enter__()
 
     def _add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
@@ -138,7 +139,8 @@ class UnitWriter:
             table=self._table,
             signals={"tokens": is_open.tokens_index, **is_open.shard.indexes()},
         )
-        write_mark(self._storage, index, self._owner)
+        check_tars(is_open.storage, index)
+        write_mark(is_open.storage, index, self._owner)
         self._on_commit(is_open.unit, is_open.rows, is_open.entropy)
 
     def _write_waiting(self, is_open: _Open) -> None:

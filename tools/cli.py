@@ -3,10 +3,13 @@
 import click
 
 from teacher_cache.command import configure_logging
+from teacher_cache.program import STATUSES, Program
 from tools.commands import bridges, checking, finding, looking, making, sharing, trust
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.option("--verbose", is_flag=True, help="Log details, and what other libraries warn of.")
 def main(verbose: bool) -> None:
     """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""

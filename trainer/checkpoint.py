@@ -2,25 +2,45 @@
 
 ``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state; of a sharded student by all
 ranks, as ``torch.distributed.checkpoint`` folders that any number of ranks reads); ``data_state.json`` says where in
-the data the run stands, ``distill_state.json`` all else. That one is added last, by rename: a folder without it was
-killed while saving and is removed. Deleting goes the other way round.
+the data the run stands, ``distill_state.json`` all else. When every file and folder is synced, the completeness mark is
+added by rename: ``checkpoint.json``, with the size and sha256 of each. Resume takes the newest checkpoint whose files
+are what its mark says; deleting begins with the mark.
 """
 
 import json
+import logging
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import TargetForm, TrainConfig
-from trainer.files import replace_text
+from trainer.files import FileEntry, difference, files_below, plain_mode, replace_text, settle_file, sync_folders
+from trainer.resume import changes, settings_of
 
+logger = logging.getLogger(__name__)
+
+MARK_FILE = "checkpoint.json"
 STATE_FILE = "distill_state.json"
 DATA_STATE_FILE = "data_state.json"
+MAX_MARK_BYTES = 64 << 20
+HASHING_THREADS = 4
+ADVICE = "set loop.resume to false to start over (this deletes the checkpoints), or change `output`"
+
+
+class Mark(BaseModel):
+    """``checkpoint.json``: written last; a checkpoint is whole when every file is what this says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    files: dict[str, FileEntry]
 
 
 class DataState(BaseModel):
@@ -47,9 +67,12 @@ class RunState(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: DataState = Field(default_factory=DataState, exclude=True)  # a file of its own
-    settings: dict[str, Any]  # what must not change between checkpoint and resume, by dotted key
+    settings: dict[str, Any]  # the configuration, by dotted key: trainer/resume.py says what may change
+    student: str = ""  # fingerprint of the first weights
+    validation: str = ""  # digest of the validation cache's manifest
     target: TargetForm | None = None  # what TLA learns from: the configuration may leave it to the cache
     global_step: int = 0
+    planned_steps: int = 0  # by which the schedules went
     window: dict[str, float] = {}  # sums of the loss terms since the last line of metrics …
     window_steps: int = 0  # … and the steps they are over
     best_kl: float | None = None  # lowest validation KL so far, nats per token
@@ -57,25 +80,26 @@ class RunState(BaseModel):
     stale_validations: int = 0  # validations since then
     last_validation: dict[str, float] = {}
     best_validation: dict[str, float] = {}
-    stopped_early: bool = False
+
+    def stopped_early(self, patience: int | None) -> bool:
+        """Whether so many validations, and one at least, were no better than the best."""
+        return patience is not None and self.stale_validations >= patience
+
+    def forget_best(self) -> None:
+        """Early stopping counts anew."""
+        self.best_kl, self.best_step, self.best_validation, self.stale_validations = None, None, {}, 0
 
 
-def new_state(config: TrainConfig, cache_digest: str, global_batch: int) -> RunState:
-    """The state at step 0. Length of training, saving and logging may change between runs; data and losses may not."""
-    tree = config.model_dump(mode="json")
-    for key in ("cache", "local_copies", "on_corrupt", "validation_cache", "num_workers"):
-        del tree["data"][key]
-    tree["data"]["shares"] = [share.model_dump(exclude={"url"}) for share in config.data.shares]
-    for key in ("attention", "trust_remote_code"):
-        del tree["student"][key]
-    settings = {
-        f"{group}.{key}": value
-        for group in ("data", "student", "losses", "optimizer")
-        for key, value in tree[group].items()
-    }
-    settings |= {f"loop.{key}": tree["loop"][key] for key in ("bf16", "parallel")}
-    settings["rows per step"] = global_batch
-    return RunState(data=DataState(cache_digest=cache_digest, seed=config.loop.seed), settings=settings)
+def new_state(
+    config: TrainConfig, cache_digest: str, rows_per_step: int, student: str = "", validation: str = ""
+) -> RunState:
+    """The state at step 0."""
+    return RunState(
+        data=DataState(cache_digest=cache_digest, seed=config.loop.seed),
+        settings=settings_of(config, rows_per_step),
+        student=student,
+        validation=validation,
+    )
 
 
 def checkpoint_folders(output: Path) -> list[Path]:
@@ -86,24 +110,64 @@ def checkpoint_folders(output: Path) -> list[Path]:
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Add the state of the data, and then the completeness mark, to a checkpoint folder."""
+    """Add the states of the data and of the run to a checkpoint folder."""
     replace_text(folder / DATA_STATE_FILE, state.data.model_dump_json() + "\n")
     replace_text(folder / STATE_FILE, state.model_dump_json(indent=1) + "\n")
 
 
+def settle(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+    """Sync these files of a checkpoint, which is not whole yet, and describe them."""
+    mode = plain_mode(folder)
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        entries = threads.map(lambda name: settle_file(folder / name, mode), names)
+        return dict(zip(names, entries, strict=True))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of all files of a checkpoint but the mark."""
+    return [str(path.relative_to(folder)) for path in files_below(folder) if path.name != MARK_FILE]
+
+
+def seal(folder: Path, step: int, files: dict[str, FileEntry]) -> None:
+    """Make a checkpoint whole: sync its folders, then add the mark, which lists the files that ``settle`` described."""
+    sync_folders(folder)
+    replace_text(folder / MARK_FILE, Mark(step=step, files=files).model_dump_json(indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, in a few words; None if it is. Reads every byte of it."""
+    path = folder / MARK_FILE
+    if not path.exists():
+        return f"{MARK_FILE}: missing, as where a run was killed while it saved"
+    if not path.is_file() or path.stat().st_size > MAX_MARK_BYTES:
+        return f"{MARK_FILE}: not a file of at most {MAX_MARK_BYTES} bytes"
+    try:
+        mark = parse_json(Mark, path.read_bytes(), where=MARK_FILE)
+    except UserError as error:
+        return str(error)
+    if folder.name != f"checkpoint-{mark.step}":
+        return f"{MARK_FILE}: of step {mark.step}"
+    for needed in (STATE_FILE, DATA_STATE_FILE):
+        if needed not in mark.files:
+            return f"{MARK_FILE}: does not list {needed}"
+    inside = [name for name in mark.files if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    if len(inside) < len(mark.files):
+        return f"{MARK_FILE}: lists files that are elsewhere"
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        found = threads.map(lambda name: difference(folder / name, mark.files[name]), inside)
+        return next((f"{name}: {wrong}" for name, wrong in zip(inside, found, strict=True) if wrong), None)
+
+
 def read_state(folder: Path) -> RunState:
-    """The state of a whole checkpoint. Raises UserError when a file is missing or not valid."""
-    path = folder / DATA_STATE_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: missing; set loop.resume to false to start over (this deletes the checkpoints)")
+    """The state of a whole checkpoint."""
     state = parse_json(RunState, (folder / STATE_FILE).read_bytes(), where=str(folder / STATE_FILE))
-    state.data = parse_json(DataState, path.read_bytes(), where=str(path))
+    state.data = parse_json(DataState, (folder / DATA_STATE_FILE).read_bytes(), where=str(folder / DATA_STATE_FILE))
     return state
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, its mark first, so that a kill in between leaves an incomplete folder."""
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    (folder / MARK_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
@@ -114,33 +178,90 @@ def keep_newest(output: Path, keep: int, best_step: int | None) -> None:
             remove_checkpoint(folder)
 
 
+def newest_whole(output: Path) -> Path | None:
+    """The newest whole checkpoint, or None where none was ever whole; those that are damaged are named in the log.
+
+    Raises UserError if there were whole ones and none is left.
+    """
+    damaged = {}
+    for folder in checkpoint_folders(output):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        damaged[folder] = wrong
+        logger.warning("%s is not whole and will be removed: %s", folder, wrong)
+    for folder, wrong in damaged.items():
+        if (folder / MARK_FILE).exists() or _is_of_older_version(folder):
+            raise UserError(f"{folder}: no checkpoint is whole ({wrong}); put the file back from a copy, or {ADVICE}")
+    return None
+
+
+def _is_of_older_version(folder: Path) -> bool:
+    """Whether this was a whole checkpoint before there were marks."""
+    try:
+        return "stopped_early" in json.loads((folder / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
 def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | None, RunState]:
     """The newest whole checkpoint and its state, or (None, ``start``), also where ``resume`` is False.
 
-    Raises UserError if the cache or a setting has changed since.
+    Raises UserError if data, student or a setting has changed that must not; what may is said in the log.
     """
-    whole = [folder for folder in checkpoint_folders(output) if (folder / STATE_FILE).is_file()]
-    if not whole or not resume:
+    folder = newest_whole(output) if resume else None
+    if folder is None:
         return None, start
-    state = read_state(whole[0])
-    advice = "set loop.resume to false to start over (this deletes the checkpoints), or change `output`"
+    state = read_state(folder)
     if state.data.cache_digest != start.data.cache_digest:
         raise UserError(
-            f"{whole[0]}: was trained on the cache with manifest digest {state.data.cache_digest[:12]}…, "
-            f"data.cache now has {start.data.cache_digest[:12]}…; {advice}"
+            f"{folder}: was trained on the cache with manifest digest {state.data.cache_digest[:12]}…, "
+            f"data.cache now has {start.data.cache_digest[:12]}…; {ADVICE}"
         )
-    before, now = ({"loop.seed": one.data.seed, **one.settings} for one in (state, start))
-    for key, wanted in now.items():
-        if before.get(key) != wanted:
+    if state.student != start.student:
+        raise UserError(
+            f"{folder}: the student's first weights had fingerprint {state.student[:12]}…, those that the configuration "
+            f"names have {start.student[:12]}…; {ADVICE}"
+        )
+    for key, before, now, rule in changes(state.settings, start.settings):
+        if rule is None or rule.effect == "refused":
             raise UserError(
-                f"{whole[0]}: was trained with {key} = {json.dumps(before.get(key))}, "
-                f"the configuration now says {json.dumps(wanted)}; {advice}"
+                f"{folder}: was trained with {key} = {json.dumps(before)}, the configuration now says "
+                f"{json.dumps(now)}; {ADVICE}"
             )
-    return whole[0], state
+        if rule.effect == "honoured":
+            logger.info("%s: %s, was %s at step %d: %s", key, _short(now), _short(before), state.global_step, rule.note)
+    patience = start.settings["loop.early_stopping_patience"]
+    if state.validation != start.validation:
+        state.forget_best()
+    elif patience is not None and state.best_step is not None:
+        wrong = damage(output / f"checkpoint-{state.best_step}")
+        if wrong is not None:
+            logger.warning(
+                "step %d had the best validation KL, %.4g, but its checkpoint is not whole (%s): early stopping counts "
+                "from here", state.best_step, state.best_kl, wrong,
+            )  # fmt: skip
+            state.forget_best()
+    state.settings, state.validation = start.settings, start.validation
+    return folder, state
 
 
-def remove_unused(output: Path, resume: bool) -> None:
-    """Remove incomplete checkpoints; all of them where ``resume`` is False."""
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def remove_incomplete(output: Path) -> None:
+    """Remove what a failed save has left, as far as that goes."""
     for folder in checkpoint_folders(output):
-        if not resume or not (folder / STATE_FILE).is_file():
+        if not (folder / MARK_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unused(output: Path, kept: Path | None) -> None:
+    """Remove the checkpoints that are newer than the one a run goes on from, and incomplete ones; all if it is None."""
+    newer = True
+    for folder in checkpoint_folders(output):
+        newer = newer and folder != kept
+        if newer or not (folder / MARK_FILE).exists():
             remove_checkpoint(folder)

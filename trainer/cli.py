@@ -8,7 +8,8 @@ import click
 
 from schemas.load import load_config
 from schemas.train_config import DataConfig, TrainConfig
-from teacher_cache.command import configure_logging, json_option, set_option, show, user_errors
+from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
+from teacher_cache.program import STATUSES, Program
 
 verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
 
@@ -18,7 +19,9 @@ def is_other_rank() -> bool:
     return int(os.environ.get("RANK", "0")) > 0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 def main() -> None:
     """Train a student from a cache of a teacher's signals. No teacher is needed."""
 
@@ -28,7 +31,6 @@ def main() -> None:
 @set_option
 @json_option
 @verbose_option
-@user_errors
 def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder.
 
@@ -59,11 +61,10 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 @set_option
 @json_option
 @verbose_option
-@user_errors
 def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Train as CONFIG says; continue from the newest checkpoint if there is one.
 
-    Ctrl-C or SIGTERM saves a checkpoint and exits with 130 or 143; the same command then continues.
+    Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command then continues.
 
     Several processes train on one batch together:
     torchrun --nproc-per-node 8 --no-python train-student run CONFIG
@@ -107,19 +108,26 @@ def _read_manifests(data: DataConfig) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("cache")
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate at most this many samples.")
+@click.option("--limit", type=click.IntRange(1, MOST), help="Evaluate at most this many samples.")
 @click.option(
     "--validation-fraction",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     help="Only the samples that a run with this data.validation_fraction holds out; 0: all samples.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=4, help="Samples per forward pass.")
+@click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model or its tokenizer.")
+@click.option("--digest", help="Refuse the cache unless this is the sha256 of its manifest.")
+@click.option(
+    "--require-signature",
+    "signed_by",
+    multiple=True,
+    metavar="KEY",
+    help="Refuse a cache that this key did not sign: a .pub file, 64 hex digits, or a trusted name. Repeatable.",
+)
 @json_option
 @verbose_option
-@user_errors
 def evaluate(
     model: str,
     cache: str,
@@ -128,6 +136,8 @@ def evaluate(
     batch_size: int,
     dtype: str,
     trust_remote_code: bool,
+    digest: str | None,
+    signed_by: tuple[str, ...],
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -136,14 +146,16 @@ def evaluate(
     Example: train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05
     """
     configure_logging(verbose)
+    from teacher_cache.trust.required import Required
     from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
     from trainer.progress import batch_progress
 
     quiet_transformers()
+    required = Required(digest, signed_by)
     with batch_progress("evaluating") as advance:
         measured = evaluate_folder(
-            model, cache, validation_fraction, limit, batch_size, dtype, advance, trust_remote_code
+            model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code
         )
     show(measured, as_json)
 

@@ -17,7 +17,9 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardIndex, Signal
 from schemas.train_config import LocalCopiesConfig
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
+from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.head import OutputHead
+from teacher_cache.trust.required import NOTHING, Required, required_manifest
 from trainer.interrupts import leave_interrupts_to_main
 from trainer.transfer import PATIENCE, WORKERS_START_BY, Batch, Sender, shares_memory
 
@@ -65,12 +67,24 @@ class Cache(Readable, Protocol):
 
 
 def open_cache(
-    url: str, signals: tuple[Signal, ...] = ("tokens", "logits"), copies: LocalCopiesConfig | None = None
+    url: str,
+    signals: tuple[Signal, ...] = ("tokens", "logits"),
+    copies: LocalCopiesConfig | None = None,
+    required: Required = NOTHING,
 ) -> Cache:
-    """Open the cache at ``url`` for these signals; raises UserError, also when it does not store one of them."""
+    """Open the cache at ``url`` for these signals.
+
+    Raises UserError, also when it does not store one of them, or is not as ``required``.
+    """
     from trainer.checked import CheckedReader
 
-    cache = CheckedReader(url, signals=signals, copies=None if copies is None else (copies.folder, copies.max_bytes))
+    cache = CheckedReader(
+        url,
+        signals,
+        required_manifest(Storage(url), required) if required else None,
+        None if copies is None else (copies.folder, copies.max_bytes),
+        bound=bool(required),
+    )
     if not cache.shard_sizes.sum():
         raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
     if not cache.manifest.complete:
@@ -79,12 +93,9 @@ def open_cache(
     return cache
 
 
-def read_capture(url: str) -> CaptureConfig:
+def read_capture(url: str, required: Required = NOTHING) -> CaptureConfig:
     """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
-    from teacher_cache.shards.marks import read_manifest
-    from teacher_cache.shards.storage import Storage
-
-    return read_manifest(Storage(url)).capture
+    return required_manifest(Storage(url), required).capture
 
 
 def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:

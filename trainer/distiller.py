@@ -5,6 +5,7 @@ No teacher is loaded and no engine is imported: what the teacher knew is in the 
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 from collections.abc import Sequence
@@ -16,22 +17,26 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
-from schemas.train_config import TrainConfig
+from schemas.train_config import StudentConfig, TrainConfig
+from teacher_cache.teacher import model_fingerprint
 from trainer.checked import check_first_samples
-from trainer.checkpoint import RunState, find_resume, new_state, remove_unused
+from trainer.checkpoint import RunState, damage, find_resume, new_state, remove_incomplete, remove_unused
 from trainer.data import CacheRows, check_vocabulary, evaluation_loader, read_capture
 from trainer.evaluate import head_on
+from trainer.failures import one_line
+from trainer.files import settle_folder, sync_folder
+from trainer.finite import count_not_finite
 from trainer.forms import needed_signals, said_of_target
 from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
-from trainer.parallel import backend, compile_layers, fsdp_settings, load_weights, use_fsdp
+from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
+from trainer.pickles import check_checkpoint, only_data
 from trainer.report import Clock, cost, write_json
-from trainer.saving import write_model
 from trainer.signals import StudentSignals, needs_student_signals, used
-from trainer.sources import open_training_data, open_validation, plan_training
+from trainer.sources import open_training_data, open_validation, plan_training, required_of
 from trainer.student import load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
 from trainer.tokenizer import check_tokenizer, copy_tokenizer
@@ -51,8 +56,13 @@ def distill(
     Writes to ``config.output``: ``student-init``, ``checkpoint-N``, ``metrics.jsonl``, ``tensorboard``,
     ``summary.json``, and at the end ``final`` (model, tokenizer, card). ``stop`` turning true saves a checkpoint and
     returns after the step in hand: then ``ended`` is "interrupted" and there is no final model. Raises UserError for
-    anything a user can mend.
+    anything a user can mend, and for a machine that fails.
     """
+    with one_line(Path(config.output)), only_data():
+        return _distill(config, StopRequest() if stop is None else stop, callbacks)
+
+
+def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     quiet_transformers()
     output = Path(config.output)
     check_workers(config.data.num_workers)
@@ -63,7 +73,7 @@ def distill(
     # what there is to learn, and who learns it
     losses = used(config.losses)
     url = config.data.shares[0].url
-    capture = read_capture(url)
+    capture = read_capture(url, required_of(config.data.shares[0], config.data))
     objective = Objective(losses, capture)
     if objective.form is not None:
         logger.info("%s", said_of_target(losses.tla, objective.form))
@@ -77,14 +87,20 @@ def distill(
 
     # from where, and in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
-    checkpoint, state = find_resume(output, new_state(config, data.digest, rows_per_step), config.loop.resume)
+    validation_data = open_validation(config, data.manifest)
+    student_identity = from_first(lambda: model_fingerprint(str(init_folder), key="student"))
+    validation_identity = "" if config.data.validation_cache is None else validation_data[0].manifest.digest()
+    start = new_state(config, data.digest, rows_per_step, student_identity, validation_identity)
+    checkpoint, state = from_first(lambda: find_resume(output, start, config.loop.resume))
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     state.target = objective.form
     plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
-    validation_data = open_validation(config, data.manifest)
+    say_length(state, arguments.max_steps)
     with arguments.main_process_first(local=False):
         if is_main:
-            remove_unused(output, config.loop.resume)
+            remove_unused(output, checkpoint)
             cut_metrics(output / "metrics.jsonl", last_step=state.global_step)
         else:
             state.window = {}  # sums over all ranks, which the first one goes on with
@@ -94,7 +110,7 @@ def distill(
     clock = Clock()
     tokens_before = state.data.tokens
 
-    if not is_finished(state, arguments):
+    if not is_finished(state, config, arguments):
         check = StudentCheck(config)
         if not sharded:
             student.to(arguments.device)  # type: ignore[arg-type]
@@ -131,7 +147,7 @@ def distill(
             run_state=state,
             early_stopping_patience=config.loop.early_stopping_patience,
             keep_checkpoints=config.loop.keep_checkpoints,
-            stop=StopRequest() if stop is None else stop,
+            stop=stop,
             callbacks=[
                 *([check] if sharded else []),
                 *(reports(output, state.global_step, callbacks) if is_main else []),
@@ -141,7 +157,7 @@ def distill(
         trainer.remove_callback(PrinterCallback)
         logger.info("training from step %d to %d on %s", state.global_step, arguments.max_steps, arguments.device)
         clock.start()
-        train(trainer, checkpoint)
+        train(trainer, checkpoint, output if is_main else None)
         clock.stop(less=trainer.evaluation_seconds)
         trainer.note_data()
         if objective.signals is not None:
@@ -149,19 +165,19 @@ def distill(
     if validation_data is not None:
         validation_data[0].close()
 
-    finished = is_finished(state, arguments)
-    best = output / f"checkpoint-{state.best_step}"
-    keeps_best = config.loop.early_stopping_patience is not None and best.is_dir()
+    finished = is_finished(state, config, arguments)
+    stopped_early = state.stopped_early(config.loop.early_stopping_patience)
+    best = best_checkpoint(output, state, config.loop.early_stopping_patience) if finished and is_main else None
     summary = {
-        "ended": "interrupted" if not finished else "early stopping" if state.stopped_early else "completed",
+        "ended": "interrupted" if not finished else "early stopping" if stopped_early else "completed",
         "steps": state.global_step,
         "planned_steps": arguments.max_steps,
-        "final_step": state.best_step if keeps_best else state.global_step,
+        "final_step": state.global_step if best is None else state.best_step,
         "rows_per_step": rows_per_step,
         "epochs": plan.epoch(state.data.rows_consumed),
         "tokens": state.data.tokens,
         "skipped_samples": state.data.skipped_samples,
-        "validation": state.best_validation if keeps_best else state.last_validation,
+        "validation": state.last_validation if best is None else state.best_validation,
         "validation_kl_is_exact": validation_data and validation_data[0].manifest.capture.final is not None,
         "cache_digest": data.digest,
         "target": objective.form,
@@ -171,11 +187,11 @@ def distill(
     if finished and is_main:
         if sharded:
             student = load_student(init_folder, config.student)
-            load_weights(student, best if keeps_best else output / f"checkpoint-{state.global_step}")
-        elif keeps_best:
+            load_weights(student, best or output / f"checkpoint-{state.global_step}")
+        elif best is not None:
             student = load_student(best, config.student)
         card = model_card(config, [one.manifest for one in data.caches], summary)
-        save_final(student, init_folder, output / "final", card, trusts)
+        save_final(student, config.student, init_folder, output / "final", card)
     measured = clock.seconds > 0 or not (output / "summary.json").exists()  # a rerun of a finished run measures nothing
     if measured and is_main:
         write_json(output / "summary.json", summary)
@@ -202,13 +218,56 @@ class StudentCheck(TrainerCallback):
         self(kwargs["model"])
 
 
-def is_finished(state: RunState, arguments: TrainingArguments) -> bool:
+def is_finished(state: RunState, config: TrainConfig, arguments: TrainingArguments) -> bool:
     """Whether no step is left to do."""
-    return state.global_step >= arguments.max_steps or state.stopped_early
+    return state.global_step >= arguments.max_steps or state.stopped_early(config.loop.early_stopping_patience)
 
 
-def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
-    """Run the loop. A UserError from a worker process loses the traceback that torch puts into its message."""
+def say_length(state: RunState, steps: int) -> None:
+    """Say that a run goes on to another end than it had."""
+    if state.planned_steps not in (0, steps):
+        logger.info(
+            "the run ends at step %d, not at %d any more: from step %d on the schedules of learning rate and loss "
+            "weights are those of %d steps", steps, state.planned_steps, state.global_step, steps,
+        )  # fmt: skip
+    if state.global_step > steps:
+        logger.warning("step %d is past the end, step %d: no step is left to do", state.global_step, steps)
+
+
+def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path | None:
+    """The checkpoint that the final model is of; None: the weights of the last step. Raises UserError if it is damaged."""
+    if state.best_step is None or state.best_kl is None or state.best_step == state.global_step:
+        return None
+    if patience is None:
+        logger.warning(
+            "loop.early_stopping_patience is not set: `final` has the weights of step %d, validation KL %.4g; those of "
+            "step %d had %.4g", state.global_step, state.last_validation["kl"], state.best_step, state.best_kl,
+        )  # fmt: skip
+        return None
+    folder = output / f"checkpoint-{state.best_step}"
+    wrong = damage(folder)
+    if wrong is not None:
+        raise UserError(
+            f"{folder}: has the best validation KL, and is not whole ({wrong}); put the file back from a copy, or unset "
+            "loop.early_stopping_patience to take the last step's weights"
+        )
+    return folder
+
+
+def train(trainer: DistillationTrainer, checkpoint: Path | None, output: Path | None) -> None:
+    """Run the loop. A UserError from a worker process loses the traceback that torch puts into its message.
+
+    Whatever ends it, no half-written checkpoint stays in ``output`` to take room.
+    """
+    try:
+        _train(trainer, checkpoint)
+    except BaseException:
+        if output is not None:
+            remove_incomplete(output)
+        raise
+
+
+def _train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except UserError as error:
@@ -216,6 +275,11 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         if in_worker:
             raise type(error)(message) from None
         raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint}: cannot be read: it holds more than tensors and plain values ({str(error).splitlines()[0]}); "
+            "take a checkpoint from where you trust it, or set loop.resume to false to start over"
+        ) from None
     except (RuntimeError, OSError, EOFError) as error:  # the last two: while a tensor of a worker's was fetched
         trouble = worker_trouble(error, trainer.args.dataloader_num_workers)
         if trouble is None or not trainer.args.dataloader_num_workers:
@@ -249,7 +313,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         adam_epsilon=optimizer.eps,
         max_grad_norm=optimizer.max_grad_norm,
         seed=loop.seed,
-        bf16=loop.bf16,
+        bf16=loop.bf16 or config.student.dtype == "bfloat16",
         gradient_checkpointing=loop.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # with it, nothing inside a layer would have a gradient
         logging_steps=loop.log_every,
@@ -289,18 +353,21 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
 
 
-def save_final(
-    student: "PreTrainedModel", init_folder: Path, folder: Path, card: str, trust_remote_code: bool = False
-) -> None:
-    """Write the finished model: an ordinary Hugging Face folder, complete or not there at all."""
+def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:
+    """Write the finished model in its data type: an ordinary Hugging Face folder, complete or not there at all."""
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
-    write_model(student, unfinished)
-    copy_tokenizer(init_folder, unfinished, trust_remote_code)
+    student.to(dtype=getattr(torch, settings.dtype))
+    if count_not_finite(student.parameters(), torch.device("cpu")):
+        raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
+    student.save_pretrained(unfinished)
+    copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
+    settle_folder(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
+    sync_folder(folder.parent)
 
 
 def quiet_transformers() -> None:

@@ -10,6 +10,7 @@ from schemas.errors import UserError
 from schemas.train_config import LocalCopiesConfig
 from teacher_cache.model_folder import local_folder
 from teacher_cache.signals.head import OutputHead
+from teacher_cache.trust.required import NOTHING, Required
 from trainer.data import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
 from trainer.forms import evaluation_signals
 from trainer.losses.lean import chunk_rows
@@ -118,9 +119,9 @@ class _Calibration:
         return float((self.sums[:, 0] - self.sums[:, 1]).abs().sum() / self.sums[:, 2].sum())
 
 
-def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None) -> Cache:
+def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None, required: Required = NOTHING) -> Cache:
     """Open a cache for all that ``evaluate`` reads. Raises UserError."""
-    return open_cache(url, evaluation_signals(read_capture(url)), copies)
+    return open_cache(url, evaluation_signals(read_capture(url, required)), copies, required)
 
 
 def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
@@ -141,16 +142,17 @@ def evaluate_folder(
     batch_size: int = 4,
     dtype: str = "float32",
     advance: Callable[[int, int], None] | None = None,
+    required: Required = NOTHING,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """``evaluate`` for the model in a folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
-    trust_remote_code: run code that ships with the model.
+    required: what the cache must be. trust_remote_code: run code that ships with the model.
     Also returns ``samples``, the model's number of ``parameters``, and whether ``kl`` is of whole distributions or a
     lower bound. Raises UserError.
     """
-    cache = open_for_evaluation(cache_url)
+    cache = open_for_evaluation(cache_url, required=required)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
     rows = sorted_rows(Subset(cache, held_out), limit)
     if not len(rows):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to stop after the step in hand; a second one stops it at once."""
+"""SIGTERM, SIGHUP and Ctrl-C ask a run to stop after the step in hand; a second one stops it at once."""
 
 import logging
 import signal
@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequest:
@@ -21,9 +22,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block SIGTERM and SIGINT set the request; the previous handlers return afterwards.
+    """Within the block these signals set the request; the previous handlers return afterwards.
 
-    Use it in the main thread, where Python delivers signals.
+    SIGHUP stays ignored where it is (nohup). Use it in the main thread, where Python delivers signals.
     """
     request = StopRequest()
 
@@ -33,7 +34,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.signal_number = number
         logger.warning("%s: stopping after this step, once more to stop at once", signal.Signals(number).name)
 
-    before: dict[int, Any] = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    is_detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in SIGNALS if number != signal.SIGHUP or not is_detached]
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield request
     finally:

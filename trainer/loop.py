@@ -1,6 +1,7 @@
 """``transformers.Trainer`` with our objective, our data order and our bookkeeping; the loop itself is theirs.
 
-Only public extension points are used: the loss, the loader, batch collection, evaluation, logging, and one callback.
+Extension points that are meant as such are used: the loss, the loader, batch collection, evaluation, logging, saving of
+the model, and one callback; and ``_get_grad_norm``, the one place that has the gradient norm of every step.
 The numbers that exact resume needs live in a ``RunState`` that is saved with each checkpoint: among them the sums of
 the loss terms since the last line of metrics, so that a line whose window spans a crash is still exact.
 """
@@ -19,12 +20,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from schemas.errors import UserError
 from teacher_cache.signals.head import OutputHead
-from trainer.checkpoint import RunState, keep_newest, write_state
+from trainer.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.data import Batch, CacheRows, training_loader
 from trainer.evaluate import evaluate
+from trainer.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
 from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, TERMS, Objective, row_counts, teacher_rows
-from trainer.parallel import shard_on_cpus
+from trainer.parallel import from_all, from_first, shard_on_cpus
 from trainer.plan import RowPlan
 from trainer.signals import MAPS
 from trainer.taps import masked_hidden, output_head
@@ -77,6 +79,8 @@ class DistillationTrainer(Trainer):
         self.totals = torch.tensor([data.tokens, data.skipped_samples], device=args.device)
         self.evaluation_seconds = 0.0
         self.step_started = 0.0
+        self.step_loss = self.grad_norm = torch.zeros((), device=args.device)
+        self.finite = FiniteCheck()
         self.log_gradient_norms = log_gradient_norms
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -120,6 +124,7 @@ class DistillationTrainer(Trainer):
         self.step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.record_seconds("data_wait", time.perf_counter() - self.step_started)
+        self.step_loss = torch.zeros((), device=self.args.device)
         skipped = sum(int(batch.pop("skipped", 0)) for batch in batches)
         counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
         counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
@@ -169,6 +174,7 @@ class DistillationTrainer(Trainer):
         for name, value in ({} if signals is None else signals.figures()).items():
             self._record(name, value / self._shares())
         self._record("loss", loss)
+        self.step_loss = self.step_loss + loss.detach().float()
         return loss * self.accelerator.num_processes
 
     def record_seconds(self, name: str, seconds: float) -> None:
@@ -190,11 +196,6 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             steps = max(self.run_state.window_steps, 1)
             means = {name: self.sum_over_ranks(total).item() / steps for name, total in sorted(self.window.items())}
-            if not math.isfinite(means["loss"]):
-                raise UserError(
-                    f"the loss is {means['loss']} at step {self.state.global_step}; lower optimizer.lr, raise "
-                    "optimizer.warmup_steps, or look for damaged data with `cache-tools verify`"
-                )
             means["data_wait_share"] = means["data_wait"] / means["step_seconds"]
             rest = {name: value for name, value in logs.items() if name != "loss"}
             first = {name: means.pop(name) for name in (*TERMS, "loss") if name in means}  # before any weight
@@ -204,6 +205,25 @@ class DistillationTrainer(Trainer):
             self.window = {}
             self.run_state.window_steps = 0
         super().log(logs)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """Keep what is logged at some steps, for every step."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        whole = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        self.grad_norm = torch.as_tensor(whole, device=self.args.device).detach().float()
+        return whole
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, unless one is not a number; none of transformers' pickled settings beside them."""
+        assert self.model is not None
+        self.finite.settle()
+        bad = int(self.sum_over_ranks(count_not_finite(self.model.parameters(), self.args.device)))
+        if bad:
+            raise UserError(not_finite("value of a weight", math.nan, self.state.global_step))
+        if self.args.fsdp:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.model.save_pretrained(output_dir)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -237,6 +257,8 @@ class DistillationTrainer(Trainer):
 
     def _judge(self, measured: dict[str, float]) -> None:
         state = self.run_state
+        if not math.isfinite(measured["kl"]):
+            raise UserError(not_finite("validation KL", measured["kl"], state.global_step))
         state.last_validation = measured
         if state.best_kl is None or measured["kl"] < state.best_kl:
             state.best_kl, state.best_step, state.best_validation = measured["kl"], self.state.global_step, measured
@@ -244,9 +266,8 @@ class DistillationTrainer(Trainer):
             self.control.should_save |= self.patience is not None  # the final model will be this one
         else:
             state.stale_validations += 1
-        if self.patience is not None and state.stale_validations >= self.patience:
+        if state.stopped_early(self.patience):
             logger.info("no better validation KL for %d validations: stopping", state.stale_validations)
-            state.stopped_early = True
             self.control.should_save = self.control.should_training_stop = True
 
 
@@ -267,32 +288,71 @@ class RunKeeper(TrainerCallback):
         self.keep_checkpoints = keep_checkpoints
         self.stop = stop
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The configuration wins over a checkpoint: rate, and steps between lines, validations and checkpoints."""
+        state.compute_steps(args, args.max_steps)
+        follow_schedule(kwargs["lr_scheduler"], kwargs["optimizer"], args.learning_rate, state.global_step)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Count the step; at the last one validate and log as well."""
-        run_state, plan = self.trainer.run_state, self.trainer.rows.plan
+        trainer, run_state = self.trainer, self.trainer.run_state
+        plan = trainer.rows.plan
         run_state.global_step = state.global_step
         run_state.data.rows_consumed = state.global_step * (len(plan) // args.max_steps)
         run_state.window_steps += 1
-        self.trainer.record_seconds("step_seconds", time.perf_counter() - self.trainer.step_started)
+        trainer.record_seconds("step_seconds", time.perf_counter() - trainer.step_started)
         state.epoch = plan.epoch(run_state.data.rows_consumed)
         if state.global_step >= args.max_steps:
             control.should_log = True
-            control.should_evaluate = self.trainer.validation is not None
-        asked = self.trainer.sum_over_ranks(torch.tensor(int(bool(self.stop))))
-        if asked > 0:  # a signal may have reached one rank only
+            control.should_evaluate = trainer.validation is not None
+        asked = bool(self.stop)
+        figures = torch.stack([trainer.step_loss, trainer.grad_norm])
+        if args.world_size == 1:
+            trainer.finite.add(state.global_step, figures)
+        else:  # a signal may have reached one rank only
+            asking, *sums = trainer.sum_over_ranks(torch.cat([figures.new_tensor([asked]), figures])).tolist()
+            asked = asking > 0
+            refuse_unless_finite(state.global_step, *sums)
+        if control.should_log or control.should_evaluate:
+            trainer.finite.settle()
+        if asked:
             control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as whole once every rank has written its part, then remove old ones."""
+        """Make the checkpoint whole once every rank has written its part, then remove old ones.
+
+        Ranks share the work of syncing and hashing its files.
+        """
         trainer, output = self.trainer, Path(str(args.output_dir))
+        folder = output / f"checkpoint-{state.global_step}"
         window = {name: trainer.sum_over_ranks(total).item() for name, total in sorted(trainer.window.items())}
         trainer.accelerator.wait_for_everyone()
-        if not state.is_world_process_zero:
-            return
-        trainer.run_state.window = window
-        trainer.note_data()
-        write_state(output / f"checkpoint-{state.global_step}", trainer.run_state)
-        keep_newest(output, self.keep_checkpoints, None if trainer.patience is None else trainer.run_state.best_step)
+        is_first = state.is_world_process_zero
+        if is_first:
+            trainer.run_state.window = window
+            trainer.run_state.planned_steps = args.max_steps
+            trainer.note_data()
+            write_state(folder, trainer.run_state)
+        names = from_first(lambda: names_in(folder))
+        parts = from_all(settle(folder, names[args.process_index :: args.world_size]))
+        if is_first:
+            seal(folder, state.global_step, {name: entry for part in parts for name, entry in part.items()})
+            best = None if trainer.patience is None else trainer.run_state.best_step
+            keep_newest(output, self.keep_checkpoints, best)
+
+
+def follow_schedule(scheduler: Any, optimizer: Any, rate: float, step: int) -> None:
+    """Put a LambdaLR where it would be after ``step`` steps of this run's own rate and length.
+
+    What a checkpoint holds is of the rate and length that the run had then.
+    """
+    scheduler.base_lrs = [rate for _ in optimizer.param_groups]
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = rate, rate * share(step)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

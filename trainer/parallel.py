@@ -12,8 +12,9 @@ import atexit
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, TrainingArguments
 
+T = TypeVar("T")
 SHARDED_WEIGHTS = "pytorch_model_fsdp_0"  # what accelerate calls them, in a checkpoint folder
 
 
@@ -85,6 +87,24 @@ def load_weights(student: "PreTrainedModel", checkpoint: Path) -> None:
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # one process is what is meant
         load(state, checkpoint_id=checkpoint / SHARDED_WEIGHTS, no_dist=True)
     student.load_state_dict(state["model"])
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What the first process computes, in every process; the others wait."""
+    if not torch.distributed.is_initialized():
+        return compute()
+    values: list[Any] = [compute() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(value: T) -> list[T]:
+    """What each process has, in order, in every process."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def leave_together(status: int) -> NoReturn:

@@ -10,6 +10,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import CacheShare, DataConfig, TrainConfig
 from teacher_cache.text import one_line
+from teacher_cache.trust.required import Required
 from trainer.checkpoint import DataState
 from trainer.data import Cache, Readable, open_cache
 from trainer.evaluate import open_for_evaluation, sorted_rows
@@ -41,9 +42,18 @@ class TrainingData:
 
 def open_training_data(data: DataConfig, signals: tuple[Signal, ...]) -> TrainingData:
     """Open the caches to train on for these signals. Raises UserError, also when they cannot be mixed."""
-    caches = [open_cache(share.url, signals, data.local_copies) for share in data.shares]
+    caches = [open_cache(share.url, signals, data.local_copies, required_of(share, data)) for share in data.shares]
     check_room(data, caches)
     return TrainingData(caches, read_as_one(caches))
+
+
+def required_of(share: CacheShare, data: DataConfig) -> Required:
+    """The digest and the signature that one of the caches to train on must have."""
+    return _required(share.digest, share.require_signature or data.require_signature)
+
+
+def _required(digest: str | None, key: str | None) -> Required:
+    return Required(digest, () if key is None else (key,))
 
 
 def check_room(data: DataConfig, caches: Sequence[Cache]) -> None:
@@ -102,14 +112,16 @@ def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, 
     """The samples to validate on, opened for evaluation; None without any. Raises UserError."""
     data = config.data
     if data.validation_cache is not None:
-        cache = open_for_evaluation(data.validation_cache, data.local_copies)
+        cache = open_for_evaluation(
+            data.validation_cache, data.local_copies, _required(data.validation_digest, data.require_signature)
+        )
         check_comparable(training, cache.manifest, data.validation_cache)
         return cache, sorted_rows(Subset(cache, Selection()))
     if data.validation_fraction == 0:
         return None
     caches, samples, lengths, first = [], [], [], 0
     for share in data.shares:
-        cache = open_for_evaluation(share.url, data.local_copies)
+        cache = open_for_evaluation(share.url, data.local_copies, required_of(share, data))
         subset = Subset(cache, replace(_selection(share, data), held_out=True))
         held_out, held_out_lengths = subset.selected()
         caches.append(cache)

@@ -6,6 +6,7 @@ per-layer lists of the configuration. The teacher is held in memory once for tha
 format transformers can load will do.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -20,7 +21,8 @@ from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.attention import check_attention, exact_attention
 from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
 from teacher_cache.model_folder import local_folder, why_not_loaded
-from trainer.saving import mend_generation, write_model
+from teacher_cache.teacher import model_fingerprint
+from trainer.generation import mend_generation
 from trainer.tokenizer import copy_tokenizer, how_to_trust
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class InitRecipe(Strict):
     from_layers: list[int] | None
     dtype: str
     seed: int | None  # of random weights
+    source: str = ""  # fingerprint of the configuration or the teacher, which may be moved
 
 
 def materialise_student(config: TrainConfig) -> Path:
@@ -67,8 +70,9 @@ def materialise_student(config: TrainConfig) -> Path:
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write_model(model, unfinished)
+    model.save_pretrained(unfinished)
     copy_tokenizer(source, unfinished, student.trust_remote_code)
+    recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
     (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, folder)
     logger.info("wrote the student's first weights to %s (%d parameters)", folder, model.num_parameters())
@@ -79,13 +83,30 @@ def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise UserError(f"{folder}: exists but has no {RECIPE_FILE}; remove the folder or change `output`")
-    found = parse_json(InitRecipe, path.read_bytes(), where=str(path)).model_dump()
-    for key, wanted in recipe.model_dump().items():
-        if found[key] != wanted:
+    made_from = parse_json(InitRecipe, path.read_bytes(), where=str(path))
+    found, wanted_of = made_from.model_dump(exclude={"source"}), recipe.model_dump(exclude={"source"})
+    places = {"config", "teacher"}
+    moved = all((found[key] is None) == (wanted_of[key] is None) for key in places)
+    moved = moved and any(found[key] != wanted_of[key] for key in places) and made_from.source == _fingerprint(recipe)
+    for key, wanted in wanted_of.items():
+        if found[key] != wanted and not (moved and key in places):
             raise UserError(
                 f"{folder}: made with {key} = {found[key]!r}, but the configuration says {wanted!r}; "
                 "remove the folder to make it again, or change `output`"
             )
+
+
+def _fingerprint(recipe: InitRecipe) -> str | None:
+    """Of what the student is made from, wherever it lies; None where it is not there any more."""
+    try:
+        if recipe.teacher is not None:
+            folder = local_folder(recipe.teacher, "student.teacher")
+            return model_fingerprint(str(folder), key="student.teacher")
+        path = Path(str(recipe.config))
+        path = path if path.is_file() else local_folder(str(path), "student.config")
+        return hashlib.sha256((path / "config.json" if path.is_dir() else path).read_bytes()).hexdigest()
+    except (UserError, OSError):
+        return None
 
 
 def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
@@ -171,8 +192,10 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
 
 
 def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
-    """The model in ``folder``, in ``student.dtype`` and with ``student.attention``; raises UserError."""
-    return load_model(folder, "student", _dtype(student), student.attention, student.trust_remote_code)
+    """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
+    import torch
+
+    return load_model(folder, "student", torch.float32, student.attention, student.trust_remote_code)
 
 
 def load_model_config(path: Path, key: str, trust_remote_code: bool = False) -> "PreTrainedConfig":

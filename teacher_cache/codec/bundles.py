@@ -49,7 +49,8 @@ def bundle_sizes(num_tokens: Iterable[int]) -> list[int]:
 def write_bundle(records: Sequence[bytes]) -> Bundle:
     """The bundle of these records."""
     content = write_batch(pa.record_batch([pa.array(records, pa.binary())], schema=SIGNAL_SCHEMA))
-    return Bundle(content, [start for start, _ in bundle_places(content)])
+    column = column_of(SIGNAL_SCHEMA, content)
+    return Bundle(content, [column.start + offset for offset in column.offsets[:-1]])
 
 
 def bundle_places(content: bytes) -> list[tuple[int, int]]:

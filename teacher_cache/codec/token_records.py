@@ -5,7 +5,7 @@ The contents of many records are laid out in one compiled pass; what is left to 
 
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import zstandard
@@ -26,33 +26,32 @@ from teacher_cache.codec.tokens import (
     TEXT_SECTIONS,
     check_text,
 )
-from teacher_cache.records import TokenSample
+from teacher_cache.token_batch import TokenBatch
 
 _READER = RowReader(TOKENS_SCHEMA)
+_SIZE = struct.Struct("<I")
 _THREAD = threading.local()
 
 
-def encode_records(samples: Sequence[TokenSample]) -> Iterator[bytes]:
+def encode_records(batch: TokenBatch) -> Iterator[bytes]:
     """The records of short sequences, in order. Raises UserError as ``encode_tokens``."""
-    texts = [sample.text.encode() for sample in samples]
-    strings = [[getattr(sample, name).encode() for name in STRINGS] for sample in samples]
-    lengths_M = np.array([len(sample.input_ids) for sample in samples], np.int64)
-    text_M = np.array([len(text) for text in texts], np.int64)
-    for i in np.flatnonzero(text_M > SLACK_BYTES + MAX_TOKEN_BYTES * lengths_M).tolist():
-        check_text(samples[i], len(texts[i]))
+    strings = [[string.encode() for string in each] for each in (batch.keys, batch.source_ids, batch.layers)]
+    text_M, *string_bytes = (np.fromiter(map(len, each), np.int64, len(batch)) for each in (batch.texts, *strings))
+    for i in np.flatnonzero(text_M > SLACK_BYTES + MAX_TOKEN_BYTES * batch.num_tokens)[:1].tolist():
+        check_text(batch.source_ids[i], int(batch.num_tokens[i]), int(text_M[i]))
     content, starts_M3 = _record_contents(
-        np.concatenate([sample.input_ids for sample in samples]),
-        np.concatenate([sample.loss_mask for sample in samples]),
-        np.concatenate([sample.byte_start for sample in samples]),
-        np.concatenate([sample.byte_end for sample in samples]),
-        lengths_M,
+        batch.input_ids,
+        batch.loss_mask,
+        batch.byte_start,
+        batch.byte_end,
+        batch.num_tokens,
         text_M,
-        np.array([[len(string) for string in each] for each in strings], np.int64),
+        np.stack(string_bytes, axis=1),
     )
     compress, view = _compressor().compress, content.data
-    for text, each, (frame, text_frame, end) in zip(texts, strings, starts_M3.tolist(), strict=True):
+    for (frame, text_frame, end), *ending in zip(starts_M3.tolist(), batch.texts, *strings, strict=True):
         first = compress(view[frame:text_frame])
-        yield b"".join((struct.pack("<I", len(first)), first, compress(b"".join((view[text_frame:end], text, *each)))))
+        yield b"".join((_SIZE.pack(len(first)), first, compress(b"".join((view[text_frame:end], *ending)))))
 
 
 def to_record(payload: bytes) -> bytes:
@@ -63,7 +62,7 @@ def to_record(payload: bytes) -> bytes:
     sizes = np.diff(sections.starts).tolist() + [len(string) for string in strings]
     content = b"".join((struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings))
     frame = row.binary("frame")
-    return b"".join((struct.pack("<I", len(frame)), frame, _compressor().compress(content)))
+    return b"".join((_SIZE.pack(len(frame)), frame, _compressor().compress(content)))
 
 
 def _compressor() -> zstandard.ZstdCompressor:

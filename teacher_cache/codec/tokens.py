@@ -46,7 +46,7 @@ def encode_tokens(sample: TokenSample) -> bytes:
     """
     text = np.frombuffer(sample.text.encode(), np.uint8)
     start, end = sample.byte_start.astype(np.int64), sample.byte_end.astype(np.int64)
-    check_text(sample, len(text))
+    check_text(sample.source_id, len(sample.input_ids), len(text))
     gaps = np.diff(start, prepend=0)
     gaps[1:] -= (end - start)[:-1]
     frame = [split_planes(sample.input_ids, ID_BYTES), encode_positions(np.flatnonzero(sample.loss_mask))]
@@ -61,11 +61,11 @@ def encode_tokens(sample: TokenSample) -> bytes:
     )
 
 
-def check_text(sample: TokenSample, text_bytes: int) -> None:
+def check_text(source_id: str, num_tokens: int, text_bytes: int) -> None:
     """Raise UserError when a sequence's text is longer than what a reader takes for that many tokens."""
-    if text_bytes > SLACK_BYTES + MAX_TOKEN_BYTES * len(sample.input_ids):
+    if text_bytes > SLACK_BYTES + MAX_TOKEN_BYTES * num_tokens:
         raise UserError(
-            f"corpus: {sample.source_id}: {text_bytes} bytes of text in {len(sample.input_ids)} tokens: the tokenizer "
+            f"corpus: {source_id}: {text_bytes} bytes of text in {num_tokens} tokens: the tokenizer "
             "does not know this text; leave the document out"
         )
 

@@ -1,8 +1,8 @@
 """What reading a corpus gives: documents, and records that are none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from schemas.errors import UserError
 
@@ -20,8 +20,7 @@ class BadRecord(UserError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One document as it was read: ``messages`` for a chat, otherwise ``text``.
 
     Messages are ``{role, content, …}`` with every other key of the record (``weight``, ``train``, ``tool_calls``,
@@ -36,7 +35,7 @@ class Document:
     messages: Messages | None = None
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = MappingProxyType({})
     prompt_chars: int = 0  # leading characters of `text` that are read and not learned
 
 

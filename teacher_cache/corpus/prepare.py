@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -21,12 +20,11 @@ def cleaned(document: Document) -> Document:
     if document.messages is None:
         if not document.prompt_chars:
             text = clean_text(document.text)
-            return document if text is document.text else replace(document, text=text)
+            return document if text is document.text else document._replace(text=text)
         prompt = clean_text(document.text[: document.prompt_chars])
         text = prompt + clean_text(document.text[document.prompt_chars :])
-        return document if text == document.text else replace(document, text=text, prompt_chars=len(prompt))
-    return replace(
-        document,
+        return document if text == document.text else document._replace(text=text, prompt_chars=len(prompt))
+    return document._replace(
         messages=_cleaned_value(document.messages),
         tools=_cleaned_value(document.tools),
         documents=_cleaned_value(document.documents),
@@ -39,7 +37,7 @@ def without_prefix(document: Document, prefix: str) -> Document:
     if not prefix or not document.text.startswith(prefix):
         return document
     rest = max(0, document.prompt_chars - len(prefix))
-    return replace(document, text=document.text[len(prefix) :], prompt_chars=rest)
+    return document._replace(text=document.text[len(prefix) :], prompt_chars=rest)
 
 
 def reason_to_skip(document: Document, roles: Sequence[str]) -> str | None:

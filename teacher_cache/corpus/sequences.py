@@ -12,7 +12,7 @@ million characters is tokenized in segments cut at line ends, so that one huge f
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,15 +28,16 @@ from teacher_cache.corpus.mask import ReplyMask, in_bytes
 from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
-from teacher_cache.corpus.tokens import ByteTokenizer, TokenSpans, added_around, cut
+from teacher_cache.corpus.tokens import BatchSpans, ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
+from teacher_cache.token_batch import TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_BATCH_DOCUMENTS = 256
+_BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1 << 22
 _SEGMENT_CHARACTERS = 1 << 20
 
@@ -88,15 +89,24 @@ class Corpus:
         return self._counts
 
     def __iter__(self) -> Iterator[TokenSample]:
-        """Yield the samples. Raises UserError for bad input where it is met, and at the end if there was no sample."""
+        """Yield the samples; raises as ``batches``."""
+        for batch in self.batches():
+            yield from batch.samples()
+
+    def batches(self) -> Iterator[TokenBatch]:
+        """Yield the samples, many at once.
+
+        Raises UserError for bad input where it is met, and at the end if there was no sample.
+        """
         tally: Counter[str] = Counter()
-        seen: Counter[bytes] = Counter()
-        for item, spans in self._tokenized(self._items(tally)):
-            for sample in self._samples(item, spans, seen, tally):
-                tally["samples"] += 1
-                tally["tokens"] += len(sample.input_ids)
-                tally["loss_tokens"] += int(np.count_nonzero(sample.loss_mask))
-                yield sample
+        seen: dict[bytes, int] = {}
+        for items in _in_batches(self._items(tally)):
+            batch = self._batch(items, seen, tally)
+            if batch is not None:
+                tally["samples"] += len(batch)
+                tally["tokens"] += len(batch.input_ids)
+                tally["loss_tokens"] += int(np.count_nonzero(batch.loss_mask))
+                yield batch
         counts = CorpusCounts(**{name: tally[name] for name in CorpusCounts.model_fields})
         if not counts.samples:
             dropped = counts.malformed + counts.refused + counts.reply_lost + counts.not_located
@@ -136,16 +146,20 @@ class Corpus:
                         logger.warning("dropped (%s), and more like it without a word: %s", error.reason, error)
                     tally[error.reason] += 1
 
-    def _document_items(self, document: Document, tally: Counter[str]) -> Iterator[_Item]:
+    def _document_items(self, document: Document, tally: Counter[str]) -> Iterable[_Item]:
         if document.messages is not None:
             chat = self._renderer.render(document)
             check_encodable(chat.text, document.where)
             tally["cut_replies"] += chat.cut_replies
-            yield _Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans))
-            return
+            return (_Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans)),)
         document = without_prefix(document, self._bos)
         text = document.text
         check_encodable(text, document.where)
+        if len(text) <= self._segment_characters:
+            return (_Item(document, text, count(1)),)
+        return self._segment_items(document, text)
+
+    def _segment_items(self, document: Document, text: str) -> Iterator[_Item]:
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
         if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
@@ -158,19 +172,63 @@ class Corpus:
         has_prompt = document.messages is not None or document.prompt_chars
         return self._config.over_long_chat if has_prompt else self._config.over_long
 
-    def _tokenized(self, items: Iterator[_Item]) -> Iterator[tuple[_Item, TokenSpans]]:
-        batch: list[_Item] = []
-        characters = 0
-        for item in items:
-            batch.append(item)
-            characters += len(item.text)
-            if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
-                batch, characters = [], 0
-        yield from zip(batch, self._tokenizer.encode([i.text for i in batch]), strict=True)
+    def _batch(self, items: list[_Item], seen: dict[bytes, int], tally: Counter[str]) -> TokenBatch | None:
+        """The samples of these texts; None if there is none."""
+        spans = self._tokenizer.encode_batch([item.text for item in items])
+        room = self._config.max_tokens - len(self._before) - len(self._after)
+        if all(map(_is_plain, items)) and spans.tokens.min() > 0 and spans.tokens.max() <= room:
+            batch = self._whole(items, spans, seen, tally)
+            return batch if len(batch) else None
+        each = zip(items, spans.each(), strict=True)
+        samples = [sample for item, one in each for sample in self._samples(item, one, seen, tally)]
+        return TokenBatch.of(samples) if samples else None
+
+    def _whole(self, items: list[_Item], spans: BatchSpans, seen: dict[bytes, int], tally: Counter[str]) -> TokenBatch:
+        """Plain texts that give one sample each: what ``_samples`` does, for all at once."""
+        n_before, n_after = len(self._before), len(self._after)
+        tokens_M = spans.tokens + n_before + n_after
+        ends_M = np.cumsum(tokens_M)
+        first_M = ends_M - tokens_M
+        ids_N = np.empty(ends_M[-1], np.uint32)
+        start_N, end_N = np.zeros_like(ids_N), np.zeros_like(ids_N)
+        own = np.repeat(first_M + n_before - np.cumsum(spans.tokens) + spans.tokens, spans.tokens)
+        own += np.arange(len(spans.ids))
+        ids_N[own], start_N[own], end_N[own] = spans.ids, spans.start, spans.end
+        for at, token in enumerate(self._before):
+            ids_N[first_M + at] = token
+        for at, token in enumerate(self._after):
+            ids_N[ends_M - n_after + at] = token
+            start_N[ends_M - n_after + at] = end_N[ends_M - n_after + at] = list(map(len, spans.data))
+        loss_mask_N = np.ones(len(ids_N), bool)
+        loss_mask_N[ends_M - 1] = False
+        ids, mask = ids_N.astype("<u4", copy=False).tobytes(), loss_mask_N.tobytes()
+        contents = [
+            ids[4 * first : 4 * end] + mask[first:end]
+            for first, end in zip(first_M.tolist(), ends_M.tolist(), strict=True)
+        ]
+        long_enough_M = tokens_M >= self._config.min_tokens
+        keys = [
+            self._key(content, seen) or "" if long_enough else ""
+            for content, long_enough in zip(contents, long_enough_M.tolist(), strict=True)
+        ]
+        new_M = np.fromiter(map(bool, keys), bool, len(keys))
+        tally["too_short"] += int(np.count_nonzero(~long_enough_M))
+        tally["duplicates"] += int(np.count_nonzero(long_enough_M & ~new_M))
+        batch = TokenBatch(
+            keys=keys,
+            source_ids=[item.document.source_id for item in items],
+            layers=[item.document.layer for item in items],
+            texts=spans.data,
+            num_tokens=tokens_M,
+            input_ids=ids_N,
+            loss_mask=loss_mask_N,
+            byte_start=start_N,
+            byte_end=end_N,
+        )
+        return batch.chosen(new_M)
 
     def _samples(
-        self, item: _Item, spans: TokenSpans, seen: Counter[bytes], tally: Counter[str]
+        self, item: _Item, spans: TokenSpans, seen: dict[bytes, int], tally: Counter[str]
     ) -> Iterator[TokenSample]:
         """Apply the over-long policy to one tokenized text and build its samples."""
         chat = item.replies is not None
@@ -204,7 +262,7 @@ class Corpus:
                 if not loss_mask.any():
                     tally["too_short"] += 1
                     continue
-            key = self._key(input_ids, loss_mask, seen)
+            key = self._key(input_ids.astype("<u4", copy=False).tobytes() + loss_mask.tobytes(), seen)
             if key is None:
                 tally["duplicates"] += 1
                 continue
@@ -229,17 +287,34 @@ class Corpus:
         prompt = item.document.text[: item.document.prompt_chars].encode("utf-8")
         return spans.start >= len(prompt)  # a token that is partly prompt is not learned
 
-    def _key(self, input_ids: np.ndarray, loss_mask: np.ndarray, seen: Counter[bytes]) -> str | None:
-        """The sample's content hash; None for a repeated sequence when duplicates are dropped."""
-        content = xxhash.xxh3_128(input_ids.astype("<u4", copy=False).tobytes() + loss_mask.tobytes())
-        digest = content.digest()
-        seen[digest] += 1
-        occurrence = seen[digest]
-        if occurrence > 1:
-            if self._config.deduplicate:
-                return None
-            content.update(occurrence.to_bytes(8, "little"))
-        return content.hexdigest()
+    def _key(self, content: bytes, seen: dict[bytes, int]) -> str | None:
+        """The hash of a sample's ids and loss mask; None for a repeated sequence when duplicates are dropped."""
+        digest = xxhash.xxh3_128_digest(content)
+        occurrence = seen[digest] = seen.get(digest, 0) + 1
+        if occurrence == 1:
+            return digest.hex()
+        if self._config.deduplicate:
+            return None
+        return xxhash.xxh3_128_hexdigest(content + occurrence.to_bytes(8, "little"))
+
+
+def _is_plain(item: _Item) -> bool:
+    """Whether it is a whole text, all of which is learned."""
+    return item.first and item.last and item.replies is None and not item.document.prompt_chars
+
+
+def _in_batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
+    """The items, as many at a time as are tokenized at once."""
+    batch: list[_Item] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += len(item.text)
+        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _after(before: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -276,8 +351,6 @@ def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
 
 def _segments(text: str, size: int) -> list[Span]:
     """Consecutive character spans of at most ``size``, each ending after a line end where there is one."""
-    if len(text) <= size:
-        return [(0, len(text))]
     bounds = [0]
     while len(text) - bounds[-1] > size:
         line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1

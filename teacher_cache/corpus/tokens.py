@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from teacher_cache.codec.compiled import compiled
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,36 @@ class TokenSpans:
     end: np.ndarray  # int64 [S]
 
 
+@dataclass(frozen=True)
+class BatchSpans:
+    """M tokenized texts of N tokens in all, their arrays one after the other."""
+
+    data: list[bytes]
+    tokens: np.ndarray  # int64 [M]
+    ids: np.ndarray  # uint32 [N]
+    start: np.ndarray  # int64 [N]
+    end: np.ndarray  # int64 [N]
+
+    @classmethod
+    def of(cls, each: list[TokenSpans]) -> "BatchSpans":
+        """The batch of these texts."""
+        return cls(
+            [spans.data for spans in each],
+            np.array([len(spans.ids) for spans in each], np.int64),
+            np.concatenate([spans.ids for spans in each]),
+            np.concatenate([spans.start for spans in each]),
+            np.concatenate([spans.end for spans in each]),
+        )
+
+    def each(self) -> list[TokenSpans]:
+        """The texts one by one."""
+        stops = np.cumsum(self.tokens)
+        return [
+            TokenSpans(data, self.ids[first:stop], self.start[first:stop], self.end[first:stop])
+            for data, first, stop in zip(self.data, (stops - self.tokens).tolist(), stops.tolist(), strict=True)
+        ]
+
+
 class ByteTokenizer:
     """Tokenizes batches of texts (no special tokens added) and gives every token its byte span."""
 
@@ -42,14 +74,30 @@ class ByteTokenizer:
 
     def encode(self, texts: list[str]) -> list[TokenSpans]:
         """Tokenize ``texts``; the texts must hold no lone surrogates."""
-        if not texts:
-            return []
+        return self.encode_batch(texts).each() if texts else []
+
+    def encode_batch(self, texts: list[str]) -> "BatchSpans":
+        """The same of at least one text, with arrays that are not taken apart."""
         data = [text.encode("utf-8") for text in texts]
-        by_bytes = self._spans_by_bytes(data, self._ids(texts))
-        return [
-            found or self._spans_by_characters(text, one)
-            for found, text, one in zip(by_bytes, texts, data, strict=True)
-        ]
+        ids = self._ids(texts)
+        tokens_M = np.fromiter(map(len, ids), np.int64, len(ids))
+        ids_N = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(tokens_M.sum()))
+        start_N, end_N, fits_M = _spans_by_bytes(
+            ids_N,
+            tokens_M,
+            (self._blob, self._begins, self._lengths),
+            np.frombuffer(b"".join(data), np.uint8),
+            np.fromiter(map(len, data), np.int64, len(data)),
+        )
+        batch = BatchSpans(data, tokens_M, ids_N, start_N, end_N)
+        if fits_M.all():
+            return batch
+        return BatchSpans.of(
+            [
+                found if fits else self._spans_by_characters(text, found.data)
+                for found, fits, text in zip(batch.each(), fits_M.tolist(), texts, strict=True)
+            ]
+        )
 
     def spell(self, ids: np.ndarray) -> TokenSpans:
         """The bytes that ids (integer [S]) stand for, of unknown ones none; together they need not be UTF-8."""
@@ -59,36 +107,6 @@ class ByteTokenizer:
         where_from = np.arange(int(end[-1]) if len(end) else 0)
         where_from += np.repeat(self._begins[np.where(known, ids, 0)] - (end - lengths), lengths)
         return TokenSpans(self._blob[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
-
-    def _spans_by_bytes(self, data: list[bytes], ids: list[list[int]]) -> list[TokenSpans | None]:
-        """Of each text whose bytes are those that its ids stand for; None for the others. All texts in one pass."""
-        tokens_M = np.fromiter(map(len, ids), np.int64, len(ids))
-        ids_N = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(tokens_M.sum()))
-        widths_N = self._lengths[ids_N]
-        ends_N = np.cumsum(widths_N)
-        stops_M = np.cumsum(tokens_M)
-        bounds_M = np.concatenate([[0], np.concatenate([[0], ends_N])[stops_M]])  # of each text's bytes, as spelled
-        sizes_M = np.diff(bounds_M)
-        extra_M = sizes_M - np.fromiter(map(len, data), np.int64, len(data))
-        where_from = np.repeat(self._begins[ids_N] - (ends_N - widths_N), widths_N)
-        where_from += np.arange(len(where_from))
-        fits_M = (extra_M == 0) | (extra_M == 1)  # SentencePiece puts one space in front of the text
-        wanted = b"".join(
-            bytes(extra) + one if fits else bytes(size)
-            for one, fits, extra, size in zip(data, fits_M.tolist(), extra_M.tolist(), sizes_M.tolist(), strict=True)
-        )
-        differs_B = self._blob[where_from] != np.frombuffer(wanted, np.uint8)
-        differs_B[bounds_M[:-1][fits_M & (extra_M == 1)]] = False
-        before_B = np.concatenate([[0], np.cumsum(differs_B)])
-        fits_M &= before_B[bounds_M[1:]] == before_B[bounds_M[:-1]]
-        ends_N -= np.repeat(bounds_M[:-1] + extra_M, tokens_M)
-        starts_N = np.maximum(ends_N - widths_N, 0)
-        return [
-            TokenSpans(one, ids_N[first:stop], starts_N[first:stop], ends_N[first:stop]) if fits else None
-            for one, fits, first, stop in zip(
-                data, fits_M.tolist(), (stops_M - tokens_M).tolist(), stops_M.tolist(), strict=True
-            )
-        ]
 
     def _spans_by_characters(self, text: str, data: bytes) -> TokenSpans:
         encoded = self._tokenizer(
@@ -109,6 +127,45 @@ class ByteTokenizer:
         if backend.padding is not None:
             backend.no_padding()
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@compiled
+def _spans_by_bytes(
+    ids_N: np.ndarray,
+    tokens_M: np.ndarray,
+    vocabulary: tuple[np.ndarray, np.ndarray, np.ndarray],
+    text_B: np.ndarray,
+    bytes_M: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Byte spans of the tokens of M texts, int64 [N] each, and whether a text's bytes are those of its ids, bool [M].
+
+    vocabulary: bytes of all entries, where each begins, its length. Of a text that does not fit, spans mean nothing.
+    """
+    spelled_B, begins_V, lengths_V = vocabulary
+    start_N, end_N = np.zeros(len(ids_N), np.int64), np.zeros(len(ids_N), np.int64)
+    fits_M = np.zeros(len(tokens_M), np.bool_)
+    first = text_begin = 0
+    for i in range(len(tokens_M)):
+        stop, size = first + tokens_M[i], bytes_M[i]
+        spelled = 0
+        known = True
+        for t in range(first, stop):
+            known &= ids_N[t] < len(lengths_V)
+            spelled += lengths_V[ids_N[t]] if known else 0
+        extra = spelled - size  # SentencePiece puts one space in front of the text
+        fits = known and 0 <= extra <= 1
+        at = -extra
+        for t in range(first, stop):
+            if not fits:
+                break
+            begin, width = begins_V[ids_N[t]], lengths_V[ids_N[t]]
+            for byte in range(max(0, -at), width):
+                fits &= spelled_B[begin + byte] == text_B[text_begin + at + byte]
+            start_N[t], end_N[t] = max(0, at), max(0, at + width)
+            at += width
+        fits_M[i] = fits
+        first, text_begin = stop, text_begin + size
+    return start_N, end_N, fits_M
 
 
 def added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

@@ -2,7 +2,8 @@
 
 A copy is named by its sha256, so several caches share a folder, and two processes that want the same file agree on it.
 Nothing but the file system is shared: a copy appears whole, by rename, after its checksum was verified; locks are file
-locks, which end with their process, however it ends. Copies that were not used for longest go first.
+locks, which end with their process, however it ends. Copies that were not used for longest go first. A copy that was
+damaged since is fetched once more.
 """
 
 import fcntl
@@ -40,6 +41,7 @@ class LocalCopies:
         self._lock = threading.Lock()
         self._ahead: set[str] = set()
         self._bad: dict[str, str] = {}  # sha256 of files whose content is wrong, and the message
+        self._whole: set[str] = set()  # sha256 of copies that were checked by this process
 
     def read(self, name: str, entry: FileEntry, start: int, size: int) -> bytes:
         """``size`` bytes from ``start`` of a file's local copy, which is fetched if it is not there.
@@ -54,6 +56,32 @@ class LocalCopies:
                     return os.pread(file.fileno(), size, start)
             except FileNotFoundError:  # another process has made room meanwhile
                 continue
+            except OSError as error:
+                raise UserError(f"{copy}: a local copy cannot be read: {error.strerror}") from error
+
+    def check_once(self, name: str, entry: FileEntry) -> None:
+        """Drop a copy that is not what ``entry`` says, if this process has not looked before."""
+        if entry.sha256 not in self._whole:
+            self._copy(name, entry)
+            self.drop_damaged(name, entry)
+            self._whole.add(entry.sha256)
+
+    def drop_damaged(self, name: str, entry: FileEntry) -> bool:
+        """Remove a copy that is not what ``entry`` says. Whether the next ``read`` may find something else."""
+        copy = self._folder / entry.sha256
+        try:
+            with self._held(entry):
+                with open(copy, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found == entry.sha256:
+                    return False
+                copy.unlink()
+        except FileNotFoundError:  # another process has removed it
+            return True
+        except OSError as error:
+            raise self._not_written(error) from error
+        logger.warning("%s: a copy of %s was damaged; it is fetched again", copy, self._storage.where(name))
+        return True
 
     def _copy(self, name: str, entry: FileEntry) -> Path:
         """The local copy, fetched if it is not there."""
@@ -69,14 +97,21 @@ class LocalCopies:
             )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self._folder / f"{entry.sha256[:2]}.lock"):
+            with self._held(entry):
                 if not _used(copy):  # another process may have fetched it meanwhile
                     self._fetch(name, entry, copy)
         except OSError as error:
-            raise UserError(
-                f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
-            ) from error
+            raise self._not_written(error) from error
         return copy
+
+    def _held(self, entry: FileEntry) -> AbstractContextManager[None]:
+        """Held while a copy is made or removed."""
+        return _locked(self._folder / f"{entry.sha256[:2]}.lock")
+
+    def _not_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
+        )
 
     def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files in the background, in this order, as many as there is room for.
@@ -121,6 +156,7 @@ class LocalCopies:
                     file.write(data)
                 file.flush()
                 if found.hexdigest() == entry.sha256:
+                    os.fsync(file.fileno())  # or a power cut leaves its name and nothing in it
                     with self._room():  # who counts what there is must not miss it
                         os.replace(file.name, copy)
                     return

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from teacher_cache.shards.storage import (
     HEAD,
     MANIFEST,
     MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
     TEMPORARY_PREFIX,
     Storage,
     check_content,
@@ -23,7 +25,7 @@ from teacher_cache.shards.storage import (
 from teacher_cache.shards.table import listed, store_lists, table_file
 
 _OWN_NAME = re.compile(
-    r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-.*"
+    r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
 )
 
 
@@ -49,12 +51,15 @@ def read_manifest_text(storage: Storage) -> bytes:
             f"{storage.where(MANIFEST)}: not found, so this is not a cache; give the folder or URL that holds "
             "manifest.json"
         )
-    return storage.read(MANIFEST)
+    return storage.read(MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
-    manifest = parse_json(Manifest, data, where)
+    try:
+        manifest = parse_json(Manifest, data, where)
+    except UserError as error:
+        raise CorruptCacheError(str(error)) from None
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
             f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
@@ -72,12 +77,30 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it "
             "was written; fetch it again from where it came"
         )
+    _check_lists(manifest, where)
     return manifest
+
+
+def _check_lists(manifest: Manifest, where: str) -> None:
+    """Refuse lists that contradict each other; those of a shard table are looked at when it is read."""
+    units, shards = [unit.name for unit in manifest.units], [entry.name for entry in manifest.shards]
+    for names in (units, shards):
+        for one, next_one in pairwise(names):
+            if _number(one) >= _number(next_one):
+                raise CorruptCacheError(f"{where}: {next_one} is listed after {one}; each is listed once, in order")
+    if unplanned := set(shards) - set(units):
+        raise CorruptCacheError(f"{where}: {min(unplanned)} is listed as written, but is none of the planned shards")
+    if manifest.complete and manifest.shard_table is None and len(shards) < len(units):
+        raise CorruptCacheError(f"{where}: it says complete, but lists {len(shards)} of {len(units)} planned shards")
+
+
+def _number(shard: str) -> int:
+    return int(shard.removeprefix("shard-"))
 
 
 def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:
     """Write ``manifest.json``, and before it the table it names, if there is one; returns what was written."""
-    manifest = store_lists(storage, manifest, owner)
+    manifest = store_lists(storage, manifest, owner).sealed()
     storage.write(MANIFEST, manifest.to_json().encode(), owner)
     return manifest
 
@@ -198,11 +221,15 @@ def committed(storage: Storage, manifest: Manifest) -> list[str]:
 
 
 def assemble(storage: Storage, plan: Manifest) -> Manifest:
-    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept."""
+    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept.
+
+    Its ``sha256`` is empty where that is not what the file says.
+    """
     plan = listed(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = dict(plan.tables)
+    minor = plan.format_minor
     for name in committed(storage, plan):
         if name in known:
             shards.append(known[name])
@@ -210,15 +237,19 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
         data = storage.read(mark_name(name))
         index = _parse_mark(data, name, storage.where(mark_name(name)))
         shards.append(shard_entry(index, file_entry(data)))
+        minor = max(minor, *(member.format_minor for member in index.signals.values()))
         if index.table not in tables:
             tables[index.table] = file_entry(storage.read(table_path(index.table)))
+    complete = len(shards) == len(plan.units)
     return plan.model_copy(
         update={
+            "format_minor": minor,
             "shards": shards,
             "shard_table": None,
             "tables": tables,
             "totals": totals_of(shards),
-            "complete": len(shards) == len(plan.units),
+            "complete": complete,
+            "sha256": plan.sha256 if shards == plan.shards and complete == plan.complete else "",
         }
     )
 
@@ -251,27 +282,46 @@ def up_to_date_manifest(storage: Storage) -> Manifest:
     return manifest if manifest.complete else assemble(storage, manifest)
 
 
-def remove_garbage(storage: Storage, manifest: Manifest | None, owner: str = "") -> list[str]:
-    """Delete what ``garbage`` finds; returns the names removed."""
-    removed = garbage(storage.names(), manifest, owner)
+def remove_garbage(storage: Storage, manifest: Manifest | None, unit: str = "") -> list[str]:
+    """Delete what ``garbage`` finds; returns the names removed. Nobody else may be writing what is meant."""
+    removed = garbage(storage.names(), manifest, unit)
     for name in removed:
         storage.delete(name)
     return removed
 
 
-def garbage(names: Iterable[str], manifest: Manifest | None, owner: str = "") -> list[str]:
+def garbage(names: Iterable[str], manifest: Manifest | None, unit: str = "") -> list[str]:
     """Which of these files of a cache a killed run left: temporary ones, and those its manifest does not account for.
 
-    ``manifest``: with its lists; None if there is none. Of an incomplete cache only this ``owner``'s temporary files
-    are meant, so that other workers are not disturbed. Files that are not a cache's are never named.
+    ``manifest``: with its lists; None if there is none. Of an incomplete cache only the temporary files of ``unit`` are
+    meant, for whoever has the lease of it. Files that are not a cache's are never named.
     """
     complete = manifest is None or manifest.complete
     keep = _expected_names(manifest) if manifest is not None else set()
+    of_unit = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*-{unit}\..*") if unit else None
     return [
         name
         for name in names
-        if _OWN_NAME.fullmatch(name) and name not in keep and (complete or name.startswith(TEMPORARY_PREFIX + owner))
+        if _OWN_NAME.fullmatch(name) and name not in keep and (complete or (of_unit and of_unit.fullmatch(name)))
     ]
+
+
+def own_names(names: Iterable[str]) -> list[str]:
+    """Those of the names that a cache's files have, but for temporary ones."""
+    return [name for name in names if _OWN_NAME.fullmatch(name) and not name.startswith(TEMPORARY_PREFIX)]
+
+
+def check_committed(storage: Storage, manifest: Manifest) -> None:
+    """Raise CorruptCacheError unless every shard that ``manifest``, with its lists, says to be there is so in full."""
+    sizes = storage.sizes()
+    for entry in manifest.shards:
+        try:
+            check_sizes(storage, entry, entry.files, sizes)
+        except CorruptCacheError as error:
+            raise CorruptCacheError(
+                f"{error}; restore it from a copy, or delete {storage.where(mark_name(entry.name))} to have the "
+                "shard written again"
+            ) from None
 
 
 def _expected_names(manifest: Manifest) -> set[str]:

@@ -1,18 +1,24 @@
 """Bytes of a cache's files: from open local files, from local copies of remote ones, or by a request each."""
 
+import hashlib
 import os
+import resource
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import FileIO
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+from weakref import WeakSet
 
-from schemas.errors import CorruptCacheError
+from schemas.errors import CorruptCacheError, UserError
+from schemas.failures import failure
 from schemas.manifest import FileEntry
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.storage import Storage
 
-MAX_OPEN_FILES = 128
+MAX_OPEN_FILES = 128  # of one cache
+SHARE_OF_HANDLES = 3  # one in so many of those that a process may have, for all caches that it reads
+LEAST_OPEN_FILES = 2  # of one cache
 
 
 class _Open(NamedTuple):
@@ -26,11 +32,16 @@ class _Open(NamedTuple):
 class FileRanges:
     """Threads may share it; processes may not."""
 
+    _all: ClassVar["WeakSet[FileRanges]"] = WeakSet()  # of this process
+
     def __init__(self, storage: Storage, copies: tuple[str, int] | None) -> None:
         """``copies``: a folder for local copies of a remote cache's files, and how many bytes they may take."""
         self._storage = storage
         self._files: dict[str, _Open] = {}
         self._lock = threading.Lock()
+        self._sha256: dict[str, tuple[tuple[int, ...], str]] = {}  # of files that were read whole, and which they were
+        self._checking = threading.Lock()
+        self._all.add(self)
         self._copies = None if copies is None or storage.is_local else LocalCopies(storage, *copies)
 
     @property
@@ -46,16 +57,26 @@ class FileRanges:
         """
         return self.opened(name, entry)(offset, size)
 
-    def opened(self, name: str, entry: FileEntry) -> Callable[[int, int], bytes]:
-        """``read`` of one file, for many ranges of it."""
+    def opened(self, name: str, entry: FileEntry, whole: bool = False) -> Callable[[int, int], bytes]:
+        """``read`` of one file, for many ranges of it; of ``whole`` ones the sha256 of all is checked once.
+
+        Raises UserError where that is no use: what a store sends later may be something else.
+        """
         if self._copies is not None:
+            if whole:
+                self._copies.check_once(name, entry)
             return partial(self._copies.read, name, entry)
         if not self._storage.is_local:
+            if whole:
+                raise UserError(
+                    f"{self._storage.where(name)}: a cache of format 1.0 has no digests of single samples, by which "
+                    "what is read from a store could be held against the digest or signature that is required; keep "
+                    "local copies (data.local_copies), pull the cache first, or `cache-tools repack` it"
+                )
             return partial(self._storage.read_range, name)
-        try:
-            found = self._files.get(name) or self._file(name)
-        except OSError as error:
-            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+        found = self._files.get(name) or self._file(name)
+        if whole:
+            self._check_whole(name, entry, found.descriptor)
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
 
     def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
@@ -64,7 +85,31 @@ class FileRanges:
                 found.descriptor, max(0, min(size, found.size - offset)), offset
             )  # no room for a false size
         except OSError as error:
-            raise CorruptCacheError(f"{self._storage.where(name)}: cannot be read: {error.strerror}") from None
+            raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
+
+    def _check_whole(self, name: str, entry: FileEntry, descriptor: int) -> None:
+        """Raise CorruptCacheError unless an open file is what ``entry`` says; it is read again if it was changed."""
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        with self._checking:
+            before, found = self._sha256.get(name, ((), ""))
+            if before != identity:
+                with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                    file.seek(0)
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                self._sha256[name] = identity, found
+        if found != entry.sha256:
+            raise CorruptCacheError(
+                f"{self._storage.where(name)}: its sha256 is {found}, the manifest says {entry.sha256}; fetch the file "
+                "again from where it came"
+            )
+
+    def renew(self, name: str, entry: FileEntry) -> bool:
+        """Whether reading a file again is of use: after something was wrong that may be so only here, or on its way.
+
+        A copy that is not what ``entry`` says is dropped.
+        """
+        return not self._storage.is_local if self._copies is None else self._copies.drop_damaged(name, entry)
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""
@@ -81,8 +126,14 @@ class FileRanges:
     def _file(self, name: str) -> _Open:
         with self._lock:
             if name not in self._files:
-                if len(self._files) >= MAX_OPEN_FILES:
+                while self._files and len(self._files) >= self._most_files():
                     del self._files[next(iter(self._files))]
-                file = FileIO(self._storage.local_path(name))
+                file = self._storage.open_local(name)
                 self._files[name] = _Open(file, file.fileno(), os.fstat(file.fileno()).st_size)
             return self._files[name]
+
+    def _most_files(self) -> int:
+        """How many may be open: the limit of the process is shared by all caches that it reads."""
+        handles, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = handles // SHARE_OF_HANDLES // len(self._all)
+        return MAX_OPEN_FILES if handles < 0 else max(LEAST_OPEN_FILES, min(MAX_OPEN_FILES, share))

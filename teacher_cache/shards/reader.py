@@ -1,4 +1,5 @@
-"""Random access to a cache, local or in an object store. Every payload's checksum is verified before it is decoded.
+"""Random access to a cache, local or in an object store. Every payload is verified before it is decoded: by its
+checksum against accidents, and by its sha256, which the manifest binds, against whoever could change the files.
 
 A shard's index is read when one of its samples is wanted, and those used last are kept: opening a cache of a hundred
 thousand shards reads its manifest and its shard table, nothing else. Samples of a batch are decoded on a few threads:
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, ShardIndex, Signal
+from schemas.manifest import Manifest, ShardEntry, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
 from teacher_cache.codec.draws import DrawsCodec
 from teacher_cache.codec.hidden import HiddenCodec
@@ -38,7 +39,7 @@ from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read
 from teacher_cache.shards.ranges import FileRanges
 from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import ShardTable
-from teacher_cache.shards.tar import checksum
+from teacher_cache.shards.tar import payload_problem
 
 if TYPE_CHECKING:
     from teacher_cache.signals.head import OutputHead
@@ -71,10 +72,13 @@ class CacheReader:
         signals: tuple[Signal, ...] = ("tokens", "logits"),
         manifest: Manifest | None = None,
         copies: tuple[str, int] | None = None,
+        bound: bool = False,
     ) -> None:
         """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
 
         ``copies``: a folder for local copies of a remote cache's shards, and how many bytes they may take.
+        ``bound``: whatever is handed out follows from the manifest by cryptographic hashes, also of shards without
+        digests (format 1.0): the first use of such a tar reads all of it.
 
         Raises:
             UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
@@ -84,10 +88,11 @@ class CacheReader:
         self.url = url
         self.signals = signals
         self._copies = copies
+        self.bound = bound
         self._connect()
         self.manifest: Manifest = manifest or up_to_date_manifest(self._storage)
         self._open()
-        if self.manifest.shard_table is None:
+        if self.manifest.shard_table is None and self._storage.can_list:
             sizes = self._storage.sizes()
             for entry in self.manifest.shards:
                 check_sizes(self._storage, entry, self.signals, sizes)
@@ -161,9 +166,12 @@ class CacheReader:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
         entry = self._shards.entry(shard)
-        size = min(entry.index.bytes, MAX_JSON_BYTES)
-        data = self._ranges.read(mark_name(entry.name), entry.index, 0, size)
-        index = check_index(data, entry, self.manifest, self.signals, self._storage)
+        try:
+            index = self._read_index(entry)
+        except CorruptCacheError:
+            if not self._ranges.renew(mark_name(entry.name), entry.index):
+                raise
+            index = self._read_index(entry)
         with self._lock:
             if shard not in self._indexes:
                 self._indexes[shard] = index
@@ -173,8 +181,13 @@ class CacheReader:
                 self._indexed_samples -= len(oldest.keys)
         return index
 
+    def _read_index(self, entry: ShardEntry) -> ShardIndex:
+        size = min(entry.index.bytes, MAX_JSON_BYTES)
+        data = self._ranges.read(mark_name(entry.name), entry.index, 0, size)
+        return check_index(data, entry, self.manifest, self.signals, self._storage)
+
     def __getstate__(self) -> dict[str, object]:
-        return {"url": self.url, "signals": self.signals, "manifest": self.manifest, "_copies": self._copies}
+        return {name: getattr(self, name) for name in ("url", "signals", "manifest", "_copies", "bound")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -365,18 +378,19 @@ class CacheReader:
         return self._decoded([at], signal, decode)[0]
 
     def _reader(self, shard: ShardIndex, signal: Signal) -> Read:
-        return self._ranges.opened(tar_name(shard.name, signal), shard.signals[signal].file)
+        member = shard.signals[signal]
+        return self._ranges.opened(tar_name(shard.name, signal), member.file, self.bound and member.digests is None)
 
     def _payload(self, shard: ShardIndex, row: int, signal: Signal, read: Read) -> bytes:
         member = shard.signals[signal]
-        for _ in range(1 if self._storage.is_local else 2):  # it may have been damaged on its way
+        data = read(member.offsets[row], member.sizes[row])
+        problem = payload_problem(data, member, row)
+        if problem and self._ranges.renew(tar_name(shard.name, signal), member.file):
             data = read(member.offsets[row], member.sizes[row])
-            if checksum(data) == member.checksums[row]:
-                return data
-        raise CorruptCacheError(
-            f"{self._where(shard, row, signal)}: xxh3 of its {len(data)} bytes is {checksum(data)}, the index says "
-            f"{member.sizes[row]} bytes with {member.checksums[row]}; fetch the file again from where it came"
-        )
+            problem = payload_problem(data, member, row)
+        if problem:
+            raise CorruptCacheError(f"{self._where(shard, row, signal)}: {problem}")
+        return data
 
     def _locate(self, position: int) -> Located:
         if not 0 <= position < len(self):

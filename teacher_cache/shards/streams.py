@@ -11,11 +11,24 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from teacher_cache.shards.answers import Pace, in_time
 
 STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
 URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
+SLOWEST = 1 << 18  # bytes a second, of an upload's content
 logger = logging.getLogger(__name__)
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A store that sends a client elsewhere is not followed: the client's own way of asking says what to do."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_opener = build_opener(_NoRedirects)
 
 
 def new_buffer() -> memoryview:
@@ -38,11 +51,13 @@ class SignedUrls:
         response = self._open(path, patience) if self._work else None
         if response is None:
             return
-        buffer, end = new_buffer(), time.monotonic() + seconds
+        buffer, end, pace, done = new_buffer(), time.monotonic() + seconds, Pace(patience, SLOWEST), 0
         with response:
             while size and time.monotonic() < end:
                 try:
                     n_bytes = response.readinto(buffer[:size])
+                    done += n_bytes
+                    pace.check(done)
                 except (OSError, HTTPException) as error:
                     logger.debug("%s: the stream broke: %s", path, error)
                     return
@@ -51,8 +66,8 @@ class SignedUrls:
                 yield buffer[:n_bytes]
                 size -= n_bytes
 
-    def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float) -> bool:
-        """Write an object; False when it was not, or one does not know.
+    def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float, new: bool = False) -> bool:
+        """Write an object; False when it was not, or one does not know. FileExistsError: it is there, and not ``new``.
 
         ``sha256`` (hex) is that of ``data``: S3 compares what arrives. ``patience``: seconds to wait for the answer,
         and for the store to take a piece.
@@ -60,20 +75,28 @@ class SignedUrls:
         if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # encryption, say, which is not in a URL
             return False
         checksum = b64encode(bytes.fromhex(sha256)).decode()
-        response = self._open(path, patience, data, client_method="put_object", ChecksumSHA256=checksum)
+        response = self._open(path, patience, data, new, client_method="put_object", ChecksumSHA256=checksum)
         if response is None:
             return False
         response.close()
         return True
 
-    def _open(self, path: str, patience: float, data: bytes | bytearray | None = None, **how: str) -> Any:
+    def _open(
+        self, path: str, patience: float, data: bytes | bytearray | None = None, new: bool = False, **how: str
+    ) -> Any:
         try:
             url = self._fs.sign(path, expiration=URL_SECONDS, **how)
             if not url.startswith(("http://", "https://")):
                 raise ValueError("the signed URL is none of HTTP")
             headers = {"Content-Type": "application/octet-stream"} if data is not None else {}
-            return urlopen(Request(url, data, headers, method="GET" if data is None else "PUT"), timeout=patience)
+            headers |= {"If-None-Match": "*"} if new else {}
+            request = Request(url, data, headers, method="GET" if data is None else "PUT")
+            seconds = patience + len(data or b"") / SLOWEST  # also for headers that come byte by byte
+            return in_time(seconds, lambda: _opener.open(request, timeout=patience))
         except HTTPError as error:
+            if new and error.code in (409, 412):
+                error.close()
+                raise FileExistsError(path) from None
             self._work = self._work and (error.code == 404 or error.code >= 500)
             problem = f"HTTP {error.code}"
             error.close()

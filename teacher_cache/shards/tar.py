@@ -9,6 +9,7 @@ from types import TracebackType
 
 import xxhash
 
+from schemas.digests import payload_digest
 from schemas.manifest import Bundles, FileEntry, MemberIndex
 from teacher_cache.codec.bundles import as_record, bundle_bytes, write_bundle
 
@@ -38,6 +39,23 @@ def checksum(payload: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(payload)
 
 
+def payload_problem(payload: bytes, member: MemberIndex, row: int) -> str:
+    """What shows that this is not the payload of sample ``row`` of an index; '' if nothing does."""
+    found, wanted = checksum(payload), member.checksums[row]
+    if found != wanted:
+        return (
+            f"xxh3 of its {len(payload)} bytes is {found}, the index says {member.sizes[row]} bytes with {wanted}; "
+            "fetch the file again from where it came"
+        )
+    if member.digests is not None and payload_digest(payload) != member.digest(row):
+        return (
+            f"sha256 of its {len(payload)} bytes begins with {payload_digest(payload).hex()}, the index says "
+            f"{member.digest(row).hex()}, and yet their xxh3 is right: it was replaced on purpose; fetch the file from "
+            "somebody whom you trust"
+        )
+    return ""
+
+
 class TarWriter:
     """Writes samples one after the other to ``path``; ``index()`` says where they lie."""
 
@@ -54,11 +72,12 @@ class TarWriter:
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         self._checksums: list[str] = []
+        self._digests = bytearray()
 
     def add(self, key: str, payload: bytes) -> None:
         """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
         if self._bundles is None:
-            self._note(self._member(key, payload), payload)
+            self._note([self._member(key, payload)], [payload])
             return
         self._waiting.append((key, as_record(self._signal, payload)))
         if len(self._waiting) == self._wanted:
@@ -69,8 +88,7 @@ class TarWriter:
         records = [record for _, record in self._waiting]
         bundle = write_bundle(records)
         offset = self._member(self._waiting[0][0], bundle.content)
-        for start, record in zip(bundle.starts, records, strict=True):
-            self._note(offset + start, record)
+        self._note([offset + start for start in bundle.starts], records)
         self._written.append((len(records), offset, len(bundle.content)))
         self._waiting.clear()
 
@@ -84,10 +102,11 @@ class TarWriter:
         self._write(bytes(-len(content) % BLOCK))
         return offset
 
-    def _note(self, offset: int, payload: bytes) -> None:
-        self._offsets.append(offset)
-        self._sizes.append(len(payload))
-        self._checksums.append(checksum(payload))
+    def _note(self, offsets: list[int], payloads: list[bytes]) -> None:
+        self._offsets += offsets
+        self._sizes += map(len, payloads)
+        self._checksums += map(checksum, payloads)
+        self._digests += b"".join(map(payload_digest, payloads))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -102,6 +121,7 @@ class TarWriter:
             offsets=self._offsets,
             sizes=self._sizes,
             checksums=self._checksums,
+            digests=bytes(self._digests),
             bundles=None if self._bundles is None else Bundles(samples=samples, offsets=offsets, sizes=sizes),
         )
 

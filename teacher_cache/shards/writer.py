@@ -4,26 +4,27 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
-from schemas.manifest import MemberIndex, Signal, Unit
+from schemas.errors import ConflictError
+from schemas.manifest import MemberIndex, ShardIndex, Signal, Unit
 from teacher_cache.codec.bundles import are_short, bundle_sizes
 from teacher_cache.codec.token_records import encode_records
 from teacher_cache.codec.tokens import encode_tokens
-from teacher_cache.records import TokenSample
 from teacher_cache.shards.marks import tar_name
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import Storage, has_content
 from teacher_cache.shards.tar import TarWriter
+from teacher_cache.token_batch import TokenBatch
 
 
 def write_tokens(
-    storage: Storage, shard: str, samples: Sequence[TokenSample], bundle_short: bool = True, owner: str = ""
+    storage: Storage, shard: str, batch: TokenBatch, bundle_short: bool = True, owner: str = ""
 ) -> MemberIndex:
     """Write a shard's ``tokens`` tar, in bundles if its samples are short and that is wanted."""
-    lengths = [len(sample.input_ids) for sample in samples]
+    lengths = batch.num_tokens.tolist()
     bundles = bundle_sizes(lengths) if bundle_short and are_short(lengths) else None
-    payloads = map(encode_tokens, samples) if bundles is None else encode_records(samples)
+    payloads = map(encode_tokens, batch.samples()) if bundles is None else encode_records(batch)
     with storage.staged(tar_name(shard, "tokens"), owner) as path, TarWriter(path, "tokens", bundles) as tar:
-        for sample, payload in zip(samples, payloads, strict=True):
-            tar.add(sample.key, payload)
+        for key, payload in zip(batch.keys, payloads, strict=True):
+            tar.add(key, payload)
     return tar.index()
 
 
@@ -65,3 +66,23 @@ class ShardWriter:
     def indexes(self) -> dict[Signal, MemberIndex]:
         """Where the members lie; after the files were closed."""
         return {signal: tar.index() for signal, tar in self._tars.items()}
+
+
+def check_tars(storage: Storage, index: ShardIndex) -> None:
+    """Raise ConflictError unless the shard's tars are what ``index``, which is to be its mark, says that was written.
+
+    A store is asked for their sizes; a folder's files, which are in memory still, are read.
+    """
+    for signal, member in index.signals.items():
+        name = tar_name(index.name, signal)
+        size = storage.size(name)
+        if size != member.file.bytes:
+            found = f"{size} bytes, {member.file.bytes} were written"
+        elif storage.is_local and not has_content(storage, name, member.file):
+            found = "its content is not what was written"
+        else:
+            continue
+        raise ConflictError(
+            f"{storage.where(name)}: {found}: something else has written it meanwhile, and the shard is not committed; "
+            "see that nothing else writes there, and run again"
+        )

@@ -16,7 +16,7 @@ from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
 from support.models import tiny_tokenizer
-from support.training import small_settings, write_small_cache, write_small_student
+from support.training import MakeRun, training_in, write_student
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.teacher import load_model_config as load_teacher_config
@@ -44,20 +44,21 @@ Plant = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache to train on."""
-    return write_small_cache(tmp_path_factory.mktemp("cache") / "c")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Runs on one small cache."""
+    return training_in(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
-def make_config(tmp_path: Path, small_cache: Path) -> Callable[..., TrainConfig]:
+def small_cache(make_run: MakeRun) -> Path:
+    """A cache to train on."""
+    return Path(make_run(Path("out")).data.shares[0].url)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, make_run: MakeRun) -> Callable[..., TrainConfig]:
     """A run of one step of the student that is given."""
-
-    def make(**student: Any) -> TrainConfig:
-        tree = small_settings(small_cache, Path(), tmp_path / "out")
-        return TrainConfig.model_validate({**tree, "student": student})
-
-    return make
+    return lambda **student: make_run(tmp_path / "out", student=student, loop={"max_steps": 1})
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def plant(tmp_path: Path, marker: Path, monkeypatch) -> Plant:
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
 
     def write(model_type: str, tokenizer: bool = True) -> Path:
-        folder = write_small_student(tmp_path / f"student-{model_type}")
+        folder = write_student(tmp_path / f"student-{model_type}")
         classes = {"AutoConfig": "planted.PlantedConfig", "AutoModelForCausalLM": "planted.PlantedModel"}
         _change(folder / "config.json", model_type=model_type, auto_map=classes)
         (folder / "planted.py").write_text(PLANTED.format(marker=str(marker)))
@@ -150,11 +151,11 @@ def test_a_teacher(plant: Plant, marker: Path) -> None:
     assert not marker.exists()
 
 
-def test_yes_on_a_pipe(tmp_path: Path, plant: Plant, marker: Path, small_cache: Path) -> None:
+def test_yes_on_a_pipe(make_config, tmp_path: Path, plant: Plant, marker: Path, small_cache: Path) -> None:
     """A script pipes a hundred times yes into the command."""
     folder = plant("planted", tokenizer=False)
     config = tmp_path / "train.yaml"
-    config.write_text(json.dumps(small_settings(small_cache, folder, tmp_path / "out")))
+    config.write_text(make_config(checkpoint=str(folder)).model_dump_json())
     for arguments in (["run", str(config)], ["init", str(config)], ["evaluate", str(folder), str(small_cache)]):
         done = CliRunner().invoke(main, arguments, input="y\n" * 100)
         assert done.exit_code == 2

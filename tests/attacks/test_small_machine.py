@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import MODULES, environment, fork_server
-from support.training import small_settings, write_small_cache, write_small_student
+from support.training import MakeRun, training_in
 
 CLONE_NEWNS = 0x20000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
@@ -66,19 +66,14 @@ def _may_mount() -> bool:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_small_cache(folder / "cache")
-    write_small_student(folder / "student")
-    return folder
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    return training_in(tmp_path_factory.mktemp("training"))
 
 
-def config_file(models: Path, tmp_path: Path, **data: object) -> Path:
-    settings = small_settings(
-        models / "cache", models / "student", tmp_path / "out", loop={"max_steps": 4, "micro_batch_size": 16}
-    )
-    settings["data"] |= data
-    (tmp_path / "train.yaml").write_text(json.dumps(settings))
+def config_file(make_run: MakeRun, tmp_path: Path, **data: object) -> Path:
+    loop = {"max_steps": 2, "micro_batch_size": 16}
+    settings = make_run(tmp_path / "out", loop=loop, data=data).model_dump_json()
+    (tmp_path / "train.yaml").write_text(settings)
     return tmp_path / "train.yaml"
 
 
@@ -93,12 +88,12 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.mark.skipif("not _may_mount()", reason="may not mount")
-def test_a_container_with_64_kib_of_shared_memory(models: Path, tmp_path: Path) -> None:
+def test_a_container_with_64_kib_of_shared_memory(make_run: MakeRun, tmp_path: Path) -> None:
     """A container leaves 64 KiB of /dev/shm, less than one batch, to a worker process: batches go through its pipe."""
     (tmp_path / "alone").mkdir()
-    code, _, stderr = run(tmp_path / "alone", "train-student", "run", config_file(models, tmp_path / "alone"))
+    code, _, stderr = run(tmp_path / "alone", "train-student", "run", config_file(make_run, tmp_path / "alone"))
     assert code == 0, stderr
-    small = config_file(models, tmp_path, num_workers=1)
+    small = config_file(make_run, tmp_path, num_workers=1)
     code, _, stderr = run(tmp_path, "train-student", "run", small, shm="64k")
     assert code == 0, stderr
     assert not errors(stderr)
@@ -106,9 +101,9 @@ def test_a_container_with_64_kib_of_shared_memory(models: Path, tmp_path: Path) 
 
 
 @pytest.mark.skipif("not _may_mount()", reason="may not mount")
-def test_more_workers_than_fit(models: Path, tmp_path: Path) -> None:
+def test_more_workers_than_fit(make_run: MakeRun, tmp_path: Path) -> None:
     """Eight worker processes want more semaphores than 64 KiB of /dev/shm hold."""
-    small = config_file(models, tmp_path, num_workers=8)
+    small = config_file(make_run, tmp_path, num_workers=8)
     code, stdout, stderr = run(tmp_path, "train-student", "run", small, shm="64k")
     assert (code, stdout) == (2, "")
     assert len(errors(stderr)) == 1
@@ -117,9 +112,9 @@ def test_more_workers_than_fit(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_24_file_handles(models: Path, tmp_path: Path, workers: int) -> None:
+def test_24_file_handles(make_run: MakeRun, tmp_path: Path, workers: int) -> None:
     """A shell leaves 24 file handles to the command."""
-    small = config_file(models, tmp_path, num_workers=workers)
+    small = config_file(make_run, tmp_path, num_workers=workers)
     code, _, stderr = run(tmp_path, "train-student", "run", small, handles=24)
     if workers == 0:
         assert code == 0, stderr

@@ -53,9 +53,9 @@ def test_temperatures_are_kept_as_given(temperatures):
     [
         ([], "at least 1 item"),
         ([2.0, 3.0], "must contain 1.0"),
-        ([1.0, 0.0], "above 0 and below 1000"),
-        ([1.0, -1.0], "above 0 and below 1000"),
-        ([1.0, 1000.0], "above 0 and below 1000"),
+        ([1.0, 0.0], "at least 0.001 and below 1000"),
+        ([1.0, -1.0], "at least 0.001 and below 1000"),
+        ([1.0, 1000.0], "at least 0.001 and below 1000"),
         ([1.0, float("inf")], "finite number"),
         ([1.0, float("nan")], "finite number"),
         ([1.0, 3.0, 3.0], "must be distinct"),

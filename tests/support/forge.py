@@ -100,6 +100,11 @@ def follow_totals(manifest: Tree) -> None:
     }
 
 
+def declare(url: str, **values: int) -> None:
+    """Change what the manifest says of the first shard, and of the unit that it was planned as."""
+    change_manifest(url, lambda tree: [entries[0].update(values) for entries in (tree["units"], tree["shards"])])
+
+
 def change_index(url: str, change: Callable[[Tree], object]) -> None:
     """Rewrite the first shard's index; the manifest's entries of index and tars follow, and its totals."""
     storage = Storage(url)
@@ -110,7 +115,8 @@ def change_index(url: str, change: Callable[[Tree], object]) -> None:
 
     def follow(manifest: Tree) -> None:
         manifest["shards"][0]["index"] = file_entry(data).model_dump()
-        manifest["shards"][0]["files"] = {signal: member["file"] for signal, member in tree["signals"].items()}
+        manifest["shards"][0]["files"] |= {signal: member["file"] for signal, member in tree["signals"].items()}
+        manifest["units"][0]["tokens_file"] = manifest["shards"][0]["files"]["tokens"]
         follow_totals(manifest)
 
     change_manifest(url, follow)

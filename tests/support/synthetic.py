@@ -17,6 +17,7 @@ from schemas.manifest import (
     Manifest,
     MemberIndex,
     ShardIndex,
+    Signal,
     TeacherInfo,
     TokenizerInfo,
     Totals,
@@ -129,8 +130,9 @@ def write_cache(
     capture: LogitsCapture | None = None,
     codec: CodecConfig | None = None,
     commit: int | None = None,
+    digests: bool = True,
 ) -> Manifest:
-    """Write a valid cache of these samples to ``url``; returns its manifest.
+    """Write a valid cache of these samples to ``url``; returns its manifest. Without ``digests`` it is of format 1.0.
 
     ``capture`` must be what the samples were made with (default: top 8, temperatures 1 and 3). Only the first
     ``commit`` shards are committed if given: an interrupted run.
@@ -158,12 +160,17 @@ def write_cache(
             num_tokens=num_tokens,
             layers=[t.layer for t, _ in shard],
             table=digest,
-            signals={"tokens": tokens, "logits": logits},
+            signals={"tokens": tokens, "logits": logits} if digests else without_digests(tokens=tokens, logits=logits),
         )
         write_mark(storage, index)
     manifest = assemble(storage, _plan(units, shards, vocab_size, capture, codec))
     storage.write(MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def without_digests(**members: MemberIndex) -> dict[Signal, MemberIndex]:
+    """Indexes as format 1.0 has them."""
+    return {signal: member.model_copy(update={"digests": None}) for signal, member in members.items()}  # type: ignore[misc]
 
 
 def write_tar(storage: Storage, shard: str, signal: str, members: Sequence[tuple[str, bytes]]) -> MemberIndex:

@@ -30,7 +30,16 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MemberIndex
 from schemas.signature import signature_file
 from support.commands import run
-from support.forge import SHARD, Tree, arrow_stream, change_index, change_manifest, change_payload, claiming_frame
+from support.forge import (
+    SHARD,
+    Tree,
+    arrow_stream,
+    change_index,
+    change_manifest,
+    change_payload,
+    claiming_frame,
+    declare,
+)
 from support.golden import EXPECTED, GOLDEN, SIGNALS, array_digests
 from support.synthetic import file_entry, random_shards, write_cache
 from teacher_cache.codec.message import read_columns, write_batch
@@ -344,9 +353,9 @@ def longest_sample(url: str) -> None:
     def follow(tree: Tree) -> None:
         tree["corpus"]["settings"]["max_tokens"] = 2**24
         tree["totals"]["tokens"] += tokens - tree["shards"][0]["tokens"]
-        tree["shards"][0]["tokens"] = tokens
 
     change_manifest(url, follow)
+    declare(url, tokens=tokens)
 
 
 def huge_tar(url: str) -> None:
@@ -391,9 +400,9 @@ def other_head(data: bytes) -> bytes:
 
 
 DECLARED: dict[str, tuple[Callable[[str], None], str]] = {
-    "manifest: samples": (manifest_change(put("shards", 0, "samples", value=10**7)), f"{SHARD}.json"),
+    "manifest: samples": (lambda url: declare(url, samples=10**7), f"{SHARD}.json"),
     "manifest: samples beyond all": (manifest_change(put("shards", 0, "samples", value=HUGE)), MANIFEST),
-    "manifest: tokens": (manifest_change(put("shards", 0, "tokens", value=HUGE)), f"{SHARD}.json"),
+    "manifest: tokens": (lambda url: declare(url, tokens=HUGE), f"{SHARD}.json"),
     "manifest: totals": (manifest_change(put("totals", "samples", value=HUGE)), MANIFEST),
     "manifest: tar": (manifest_change(put("shards", 0, "files", "logits", "bytes", value=HUGE)), f"{SHARD}.logits.tar"),
     "manifest: index": (manifest_change(put("shards", 0, "index", "bytes", value=HUGE)), f"{SHARD}.json"),

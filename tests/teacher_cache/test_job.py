@@ -12,6 +12,7 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job
+from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden import to_floats
@@ -200,12 +201,23 @@ def test_a_lost_manifest_does_not_cost_the_shards(tmp_path: Path, teacher: Path,
 def test_garbage_is_removed_and_foreign_files_are_not(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    garbage = [folder / "shard-000099.logits.tar", folder / ".tmp-w0-shard-000001.logits.tar"]
-    for path in [*garbage, folder / "notes.txt"]:
+    garbage = [folder / "shard-000099.logits.tar", folder / ".tmp-w0-shard-000001.logits.tar", folder / UNDER_WAY]
+    for path in [*garbage, folder / "notes.txt", folder / ".tmp-a b"]:
         path.write_text("left over")
     job.run(make_config(teacher, corpus, folder))
     assert not any(path.exists() for path in garbage)
     assert (folder / "notes.txt").exists()
+    assert (folder / ".tmp-a b").exists()
+
+
+def test_a_plan_removes_nobodys_files(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    """A model's head that lies in the folder has a name that a cache gives to its own."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "head.safetensors").write_text("somebody's")
+    with pytest.raises(UserError, match=r"cache/head\.safetensors: is there without a manifest"):
+        job.run(make_config(teacher, corpus, folder))
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("head.safetensors", "somebody's")]
 
 
 def test_a_damaged_plan_is_found_before_scoring(tmp_path: Path, teacher: Path, corpus: Path) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from support.synthetic import token_sample
 from teacher_cache import progress as module
 from teacher_cache.progress import Progress, reading
+from teacher_cache.token_batch import TokenBatch
 
 
 def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,14 +41,14 @@ def test_the_bar_moves_while_the_first_unit_is_under_way(monkeypatch: pytest.Mon
 def test_planning_says_on_a_terminal_how_many_tokens_it_has_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    samples = [token_sample(range(500)) for _ in range(4)]
-    assert list(reading(samples)) == samples
+    batches = [TokenBatch.of([token_sample(range(250))] * 2) for _ in range(4)]
+    assert list(reading(batches)) == batches
     assert capsys.readouterr().err == "", "elsewhere nothing is said"
     monkeypatch.setattr(module, "Console", lambda **options: Console(force_terminal=True, width=80, **options))
     monkeypatch.setattr(module, "SECONDS_BETWEEN_UPDATES", 0.0)
     found = []
-    for sample in reading(samples):
-        found.append(sample)
+    for batch in reading(batches):
+        found.append(batch)
         time.sleep(0.15)  # the bar is drawn ten times a second
-    assert found == samples
-    assert "reading the corpus: 1,000 tokens · " in capsys.readouterr().err
+    assert found == batches
+    assert "reading the corpus: 1,500 tokens · " in capsys.readouterr().err

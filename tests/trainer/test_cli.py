@@ -112,7 +112,7 @@ def wait_for_steps(output: Path, steps: int, process: Forked) -> None:
     pytest.fail(f"no {steps} steps: {process.communicate()}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_signal_saves_a_checkpoint_and_says_how_to_go_on(config_file, number: int, code: int) -> None:
     path, output = config_file(loop={"max_steps": 100_000, "save_every": 100_000})
     process = Forked("train-student", "run", path)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.errors import UserError
+from schemas.files import read_file
+from schemas.foreign import parse_yaml
 from teacher_cache.codec.logprobs import from_bits
 
 MAX_CONFIG_BYTES = 1 << 16
@@ -87,17 +88,12 @@ def _packed_bytes(each: Bin) -> int:
 
 def read_compression(path: Path) -> Compression:
     """The settings in a YAML file: DistillKit's own, or a training configuration. Raises UserError."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: more than {MAX_CONFIG_BYTES} bytes, which no compression settings have")
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{path}: not found; DistillKit's bytes cannot be read without the settings they were written with: give "
             "them with --compression-config"
-        ) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        )
+    tree = parse_yaml(read_file(path, MAX_CONFIG_BYTES), f"{path}:")
     if isinstance(tree, dict) and isinstance(tree.get("teacher"), dict):
         tree = tree["teacher"].get("logprob_compressor")
     try:

@@ -14,16 +14,18 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Unit
 from teacher_cache.records import Captured, LogitsSample, TokenSample
 from teacher_cache.shards.marks import assemble, write_manifest
+from teacher_cache.shards.new_place import check_free, new_cache
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import shard_name
 from teacher_cache.shards.writer import write_tokens
+from teacher_cache.token_batch import TokenBatch
 from teacher_cache.writing import UnitWriter
 from tools.bridges.captured import DistillKitOptions, DistillKitSource
 from tools.bridges.files import parquet_files
 from tools.bridges.sources import Found, ParquetSource, Source
 from tools.checking.verify import check_sample
-from tools.making.new_cache import check_free, new_cache
 
+IMPORTING = "cache-tools import"  # as whose the place is taken
 MAX_SHARD_ENTRIES = 1 << 25  # of the logits, in memory
 _KEY = re.compile(r"[0-9a-z]{1,64}")
 Pair = tuple[TokenSample, LogitsSample]
@@ -56,14 +58,15 @@ def import_files(
     right, and leaves nothing there then.
     """
     files = parquet_files(path)
-    check_free(url)
+    settings = path, layout, options, tokens_per_shard
+    check_free(url, IMPORTING, *settings)
     source: Source
     if layout == "parquet":
         source = ParquetSource(files, tokens_per_shard)
     else:
         source = DistillKitSource(files, options, tokens_per_shard)
     plan = source.plan()
-    with new_cache(url) as storage:
+    with new_cache(url, IMPORTING, *settings) as storage:
         units, longest, rows, minor = _write_shards(storage, plan, source, advance)
         if not units:
             raise UserError(f"{path}: no sample to be learned from in any file")
@@ -84,7 +87,7 @@ def _write_shards(
         for pairs in _shards(plan, source, advance):
             name = shard_name(len(units))
             lengths = [len(tokens.input_ids) for tokens, _ in pairs]
-            index = write_tokens(storage, name, [tokens for tokens, _ in pairs])
+            index = write_tokens(storage, name, TokenBatch.of([tokens for tokens, _ in pairs]))
             minor = max(minor, index.format_minor)
             units.append(Unit(name=name, samples=len(pairs), tokens=sum(lengths), tokens_file=index.file))
             writer.begin(units[-1], index)

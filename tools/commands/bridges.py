@@ -5,7 +5,7 @@ from typing import cast, get_args
 import click
 
 from schemas.cache_config import Dtype
-from teacher_cache.command import json_option, progress, show, user_errors
+from teacher_cache.command import MOST, json_option, progress, show
 
 
 @click.command("export")
@@ -21,10 +21,9 @@ from teacher_cache.command import json_option, progress, show, user_errors
 )
 @click.option("--temperature", type=float, help="axolotl: its kd_temperature, which targets are softened to. [1]")
 @click.option(
-    "--tokens-per-file", type=click.IntRange(min=1), default=1_000_000, help="A Parquet file ends after so many."
+    "--tokens-per-file", type=click.IntRange(1, MOST), default=1_000_000, help="A Parquet file ends after so many."
 )
 @json_option
-@user_errors
 def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
     """Write a cache's tokens and logits to the new folder OUT in another system's layout.
 
@@ -69,9 +68,8 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     help="distillkit: YAML with the compression settings.  [PATH/compression_config.yaml]",
 )
 @click.option("--layer", default="base", help="distillkit: layer of the data mix that the sequences are of.")
-@click.option("--tokens-per-shard", type=click.IntRange(min=1), default=262_144, help="A shard ends after so many.")
+@click.option("--tokens-per-shard", type=click.IntRange(1, MOST), default=262_144, help="A shard ends after so many.")
 @json_option
-@user_errors
 def import_cache(
     path: str,
     url: str,

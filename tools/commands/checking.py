@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
+from teacher_cache.command import MOST, json_option, new_table, print_table, progress
 from tools.commands.trust import trust_options
 
 if TYPE_CHECKING:
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Only the manifest, marks, indexes, tables and file sizes.")
 @trust_options
 @click.option("--teacher", metavar="PATH", help="Also score some samples anew with this teacher, and compare.")
-@click.option("--samples", type=click.IntRange(min=1), default=20, help="Samples to score anew.")
-@click.option("--seed", default=0, help="Seed of their choice.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=20, help="Samples to score anew.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of their choice.")
 @click.option("--dtype", help="Data type the teacher computes in; default: the manifest's.")
 @click.option("--device", default="auto", help="Device the teacher runs on: auto, cpu, cuda, cuda:1, …")
 @json_option
-@user_errors
 def verify(
     url: str,
     quick: bool,

@@ -9,7 +9,7 @@ import click
 from schemas.cache_config import CapturedSignal
 from schemas.catalog import Catalog
 from schemas.errors import UserError
-from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
+from teacher_cache.command import MOST, json_option, new_table, print_table, progress
 
 depth_option = click.option(
     "--depth", type=click.IntRange(1, 8), default=3, help="How many folders below URL a cache may be."
@@ -21,7 +21,6 @@ depth_option = click.option(
 @depth_option
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
 @json_option
-@user_errors
 def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     """List the caches below URL, and write the list there: catalog.json, and catalog.html for people.
 
@@ -30,11 +29,10 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 
     Example: cache-tools catalog s3://bucket/caches
     """
-    from tools.finding.catalog import scan, write
+    from tools.finding.catalog import scan, update
 
     with progress("reading manifests") as advance:
-        found = scan(url, depth, advance)
-    written = [] if dry_run else write(url, found)
+        found, written = (scan(url, depth, advance), []) if dry_run else update(url, depth, advance)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
         return
@@ -62,12 +60,11 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     type=click.Choice(get_args(CapturedSignal)),
     help="Must be stored. Repeatable.",
 )
-@click.option("--min-tokens", type=click.IntRange(min=0), default=0, help="Fewest tokens.")
+@click.option("--min-tokens", type=click.IntRange(0, MOST), default=0, help="Fewest tokens.")
 @click.option("--signed-by", metavar="KEY", help="Public key, 64 hex digits, that must have signed.")
 @click.option("--scan", "rescan", is_flag=True, help="Look at the caches, even if there is a catalogue.")
 @depth_option
 @json_option
-@user_errors
 def search(
     url: str,
     teacher: str | None,
@@ -134,9 +131,10 @@ def search(
 @click.command()
 @click.argument("url")
 @click.option("--write", "put", is_flag=True, help="Write it into the cache, as CACHE_CARD.md.")
-@click.option("--samples", type=click.IntRange(min=0), default=32, help="Samples that figures of quality are taken of.")
+@click.option(
+    "--samples", type=click.IntRange(0, MOST), default=32, help="Samples that figures of quality are taken of."
+)
 @json_option
-@user_errors
 def card(url: str, put: bool, samples: int, as_json: bool) -> None:
     """Describe a cache in Markdown, with a header as model cards have it.
 

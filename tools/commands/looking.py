@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from teacher_cache.command import json_option, new_table, print_table, progress, show, user_errors
+from teacher_cache.command import MOST, json_option, new_table, print_table, progress, show
 from tools.looking.plain import plain
 
 AT_LEAST = "≥ "  # before a lower bound
@@ -18,10 +18,12 @@ AT_LEAST = "≥ "  # before a lower bound
 @click.argument("url")
 @click.option("--sample", metavar="KEY", help="Show this sample token by token instead.")
 @click.option(
-    "--rows", type=click.IntRange(min=1), default=40, help="Rows of the sample to show, from the first that counts on."
+    "--rows",
+    type=click.IntRange(1, MOST),
+    default=40,
+    help="Rows of the sample to show, from the first that counts on.",
 )
 @json_option
-@user_errors
 def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     """Say what a cache holds: teacher, corpus, settings, sizes.
 
@@ -58,10 +60,9 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
 
 @click.command()
 @click.argument("url")
-@click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, spread over the cache.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, spread over the cache.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
-@user_errors
 def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source.
 
@@ -105,10 +106,9 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--samples", type=click.IntRange(min=1), default=1000, help="Samples to read, of those in both.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, of those in both.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
-@user_errors
 def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
     """Compare two teachers on the same text: whose entropy is lower, how far are they apart.
 
@@ -191,13 +191,12 @@ def _cell(name: str, value: Any) -> str:
 @click.command()
 @click.argument("url")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--samples", type=click.IntRange(min=0), default=12, help="Samples to show, spread over the layers.")
+@click.option("--samples", type=click.IntRange(0, MOST), default=12, help="Samples to show, spread over the layers.")
 @click.option("--sample", "keys", metavar="KEY", multiple=True, help="Show this sample first. Repeatable.")
 @click.option(
     "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to spell tokens that the texts do not show."
 )
 @json_option
-@user_errors
 def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
     """Write one HTML file that shows a cache: facts, figures, and samples token by token.
 

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from teacher_cache.command import json_option, progress, show, user_errors
+from teacher_cache.command import MOST, json_option, progress, show
 
 
 @click.command()
@@ -17,7 +17,6 @@ from teacher_cache.command import json_option, progress, show, user_errors
     help="What becomes of samples that an earlier shard has too; `drop` keeps the first one of each.",
 )
 @json_option
-@user_errors
 def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool) -> None:
     """Make one cache of several with the same teacher, tokenizer, capture and codec settings.
 
@@ -36,8 +35,8 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--tokens-per-shard", type=click.IntRange(min=1), help="A shard ends when it holds so many tokens.")
-@click.option("--k", type=click.IntRange(min=1), help="Keep this many entries of each row, or fewer than are stored.")
+@click.option("--tokens-per-shard", type=click.IntRange(1, MOST), help="A shard ends when it holds so many tokens.")
+@click.option("--k", type=click.IntRange(1, MOST), help="Keep this many entries of each row, or fewer than are stored.")
 @click.option(
     "--logprobs",
     type=click.Choice(["steps", "bfloat16", "float16", "float32"]),
@@ -51,7 +50,6 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
     "--recode", is_flag=True, help="Code token ids anew with one code table, so that no shard ends at another."
 )
 @json_option
-@user_errors
 def repack(
     source: str,
     target: str,
@@ -82,7 +80,6 @@ def repack(
 @click.argument("url")
 @click.option("--dry-run", is_flag=True, help="Only list the files.")
 @json_option
-@user_errors
 def prune(url: str, dry_run: bool, as_json: bool) -> None:
     """Remove files of killed runs and transfers: a cache's by name, but not accounted for by its manifest.
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from schemas.errors import UserError
-from teacher_cache.command import json_option, new_table, print_table, progress, user_errors
+from teacher_cache.command import json_option, new_table, print_table, progress
 from tools.commands.selection import parse_parts, parse_selection, selection_options
 from tools.commands.trust import trust_options
 
@@ -21,7 +21,6 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what wou
 @parallel_option
 @dry_run_option
 @json_option
-@user_errors
 def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) -> None:
     """Copy a complete cache to another place, its manifest last, with its signatures.
 
@@ -45,7 +44,6 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
 @parallel_option
 @dry_run_option
 @json_option
-@user_errors
 def pull(
     url: str,
     folder: str,
@@ -95,7 +93,6 @@ def pull(
 @parallel_option
 @dry_run_option
 @json_option
-@user_errors
 def subset(
     source: str,
     target: str,
@@ -129,7 +126,6 @@ def subset(
 @parallel_option
 @dry_run_option
 @json_option
-@user_errors
 def split(
     source: str, out: str, by: str | None, parts: str | None, parallel: int, dry_run: bool, as_json: bool
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from schemas.errors import UserError
-from teacher_cache.command import json_option, show, user_errors
+from teacher_cache.command import json_option, show
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -39,7 +39,6 @@ def trust_options(command: Command) -> Command:
 @click.option("--name", show_default=False, help="Who signs with it; default: the file's name.")
 @click.option("--passphrase", is_flag=True, help="Encrypt it: with $CACHE_TOOLS_PASSPHRASE, or what you are asked for.")
 @json_option
-@user_errors
 def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> None:
     """Make a key to sign caches with: FILE is the private key, FILE.pub is for others. Nothing is overwritten.
 
@@ -58,7 +57,6 @@ def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> Non
 @click.option("--key", "key_file", type=_FILE, required=True, help="Private key, as `cache-tools keygen` writes it.")
 @click.option("--name", show_default=False, help="Who signs; default: the name in the key's .pub file.")
 @json_option
-@user_errors
 def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
     """Sign a complete cache: vouch for its manifest, and so for the checksum of every file.
 
@@ -79,7 +77,8 @@ def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
 
 
 def _name_of(key_file: Path) -> str:
-    from tools.trust.trusted_keys import public_file, read_public_file
+    from teacher_cache.trust.keys import read_public_file
+    from tools.trust.trusted_keys import public_file
 
     if not public_file(key_file).exists():
         raise UserError(f"{public_file(key_file)}: not there, so say who signs: --name NAME")
@@ -92,7 +91,6 @@ def _name_of(key_file: Path) -> str:
 @click.option("--remove", metavar="NAME", help="Trust this name no longer.")
 @trusted_keys_option
 @json_option
-@user_errors
 def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: Path | None, as_json: bool) -> None:
     """Trust KEY, a .pub file or 64 hex digits, by a name that --require-signature then knows; list who is trusted.
 
@@ -100,7 +98,8 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
 
     Example: cache-tools trust alice.pub
     """
-    from tools.trust.trusted_keys import default_file, distrust, load_public_key, read_keys, read_public_file
+    from teacher_cache.trust.keys import default_file, load_public_key, read_keys, read_public_file
+    from tools.trust.trusted_keys import distrust
     from tools.trust.trusted_keys import trust as add
 
     path = trusted_keys or default_file()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from schemas.derivation import Derivation
 from schemas.manifest import Manifest
 from schemas.signature import Statement
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
@@ -49,9 +50,9 @@ def _figures(found: Stats) -> dict[str, float]:
 
 def write_card(url: str, text: str) -> str:
     """Put the card into the cache; readers ignore it. Returns where it is."""
-    storage = Storage(url)
-    storage.write(CARD, text.encode())
-    return storage.where(CARD)
+    with whole_place(Storage(url), "cache-tools card") as lease:
+        lease.storage.write(CARD, text.encode())
+        return lease.storage.where(CARD)
 
 
 def cache_card(
@@ -91,7 +92,7 @@ def _header(manifest: Manifest) -> list[str]:
         "teacher": manifest.teacher.name,
         "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
         "cache_format_version": manifest.format_version,
-        **({"manifest_sha256": manifest.sha256} if manifest.complete else {}),
+        **({"manifest_sha256": manifest.digest()} if manifest.complete else {}),
         "samples": manifest.totals.samples,
         "tokens": manifest.totals.tokens,
         "bytes": total_bytes(manifest),
@@ -101,7 +102,7 @@ def _header(manifest: Manifest) -> list[str]:
 
 def _identity(manifest: Manifest) -> list[str]:
     if manifest.complete:
-        return [f"- manifest digest: `{manifest.sha256}`", f"- format version: {manifest.format_version}", ""]
+        return [f"- manifest digest: `{manifest.digest()}`", f"- format version: {manifest.format_version}", ""]
     return [
         f"- **not complete**: {len(manifest.shards)} of {len(manifest.units)} shards; the digest will change",
         f"- format version: {manifest.format_version}",
@@ -189,7 +190,7 @@ def _quality(quality: Mapping[str, float]) -> list[str]:
 
 
 def _use(manifest: Manifest, url: str) -> list[str]:
-    pull = pull_command(shown_url(url), manifest.sha256 if manifest.complete else None)
+    pull = pull_command(shown_url(url), manifest.digest() if manifest.complete else None)
     return [
         "## Use",
         "",

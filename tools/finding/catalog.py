@@ -18,16 +18,16 @@ from schemas.catalog import (
 )
 from schemas.errors import UserError
 from schemas.load import parse_json, validate
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import MAX_MANIFEST_BYTES, Storage
 from teacher_cache.text import one_line
 from tools.finding.prefix import DEPTH, THREADS, Found, Prefix
 from tools.finding.words import capture_in_words, total_bytes
 from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
-MAX_MANIFEST_BYTES = 1 << 25  # 4,096 shards of all signals take a fifth of it
-MAX_CATALOG_BYTES = 1 << 26
+MAX_CATALOG_BYTES = 1 << 24  # 5,000 caches, of some 2,000 bytes each, take more than half of it
 
 
 def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Catalog:
@@ -58,11 +58,23 @@ def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lam
     )
 
 
-def write(url: str, catalog: Catalog) -> list[str]:
-    """Write the catalogue and its page at ``url``, each whole or not at all; returns where they are."""
+def update(
+    url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Catalog, list[str]]:
+    """Scan and write, as the only one: a catalogue that was read before another's is never written after it.
+
+    Raises ConflictError when another process is at it.
+    """
+    Prefix(url).listing(1)  # or a mistyped place would be made
+    with whole_place(Storage(url), "cache-tools catalog") as lease:
+        catalog = scan(url, depth, advance)
+        return catalog, write(lease.storage, catalog)
+
+
+def write(storage: Storage, catalog: Catalog) -> list[str]:
+    """Write the catalogue and its page, each whole or not at all; returns where they are."""
     from tools.finding.page import page
 
-    storage = Storage(url)
     storage.write(PAGE, page(catalog).encode())
     storage.write(CATALOG, (catalog.model_dump_json(indent=1) + "\n").encode())
     return [storage.where(name) for name in (CATALOG, PAGE)]

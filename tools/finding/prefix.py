@@ -1,16 +1,18 @@
 """A folder or bucket prefix that holds caches: where they are, found by their manifests."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from schemas.catalog import MAX_CACHES, PATH_PART
-from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.shards.storage import LISTING_PATIENCE, MANIFEST, PATIENCE, Storage
+from schemas.errors import UserError
+from teacher_cache.shards.answers import Entry
+from teacher_cache.shards.storage import MANIFEST, PATIENCE, Storage
 
 MAX_FOLDERS = 20_000  # that are looked into
 THREADS = 8
@@ -49,6 +51,8 @@ class Prefix(Storage):
         ``advance(folders done, folders known)``. Raises UserError when there is no such folder, when it is a cache
         itself, or when there are too many folders or caches.
         """
+        if not self.can_list:
+            raise UserError(f"{self.url}: plain HTTP has no listing; give a folder, or a store with one")
         if self._manifest("") is not None:
             raise UserError(f"{self.url}: this is a cache itself; give the folder that holds caches, or use inspect")
         level, left_out = self._subfolders("")
@@ -82,7 +86,7 @@ class Prefix(Storage):
 
     def files(self, folder: str) -> list[str]:
         """Names of the files right in ``folder`` (``""``: at the root), sorted; none when it is not there."""
-        return sorted(name for name, info in self._ls(folder) if info["type"] == "file")
+        return sorted(entry.name for entry in self._ls(folder) if not entry.is_folder)
 
     def _look(self, remaining: int, path: str) -> Found | str | tuple[list[str], int]:
         """The cache at ``path``; or why it cannot be read; or what to look into next, and how many not to.
@@ -109,25 +113,16 @@ class Prefix(Storage):
         return Found(path, int(info["size"]), _time(info))
 
     def _subfolders(self, path: str) -> tuple[list[str], int]:
-        names = [name for name, info in self._ls(path) if info["type"] == "directory"]
+        names = [entry.name for entry in self._ls(path) if entry.is_folder]
         usable = sorted(name for name in names if re.fullmatch(PATH_PART, name))
         return [f"{path}/{name}".lstrip("/") for name in usable], len(names) - len(usable)
 
-    def _ls(self, folder: str) -> Iterable[tuple[str, dict[str, Any]]]:
-        """What lies right in a folder: the last part of its name, and what the store says about it."""
-        path = f"{self._root.rstrip('/')}/{folder}".rstrip("/")
-
-        def ls() -> list[dict[str, Any]]:
-            self._fs.invalidate_cache(path)
-            return self._call(LISTING_PATIENCE, "ls", path, detail=True)
-
-        try:
-            items = self._ask(folder, ls)
-        except CorruptCacheError:  # an object store has no empty folders
-            if folder:
-                return []
-            raise UserError(f"{self.url}: nothing is there; give a folder or prefix that holds caches") from None
-        return [(str(item["name"]).rstrip("/").rpartition("/")[2], item) for item in items]
+    def _ls(self, folder: str) -> list[Entry]:
+        """What lies right in a folder."""
+        found = self._entries(folder, f"{self._root.rstrip('/')}/{folder}".rstrip("/") or "/")
+        if not found and not folder and not (self.is_local and Path(self._root).is_dir()):
+            raise UserError(f"{self.url}: nothing is there; give a folder or prefix that holds caches")
+        return found
 
 
 def _time(info: dict[str, Any]) -> datetime | None:

@@ -1,6 +1,6 @@
 """Text from a cache on a terminal."""
 
-from teacher_cache.command import printable
+from schemas.errors import printable
 
 
 def plain(text: str, most: int = 80) -> str:

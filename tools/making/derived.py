@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.base import FORMAT_MINOR
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal, Unit
 from teacher_cache.codec.bundles import bundle_sizes
 from teacher_cache.shards.marks import tar_name, totals_of, write_mark
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.tar import checksum
-from teacher_cache.shards.writer import ShardWriter
+from teacher_cache.shards.tar import payload_problem
+from teacher_cache.shards.writer import ShardWriter, check_tars
 
 READ_BYTES = 1 << 23  # of one request, if a single payload is not larger
 
@@ -26,13 +27,20 @@ def source_of(manifest: Manifest) -> SourceCache:
     )
 
 
-def derived_manifest(base: Manifest, shards: Sequence[ShardEntry], derived: Derivation, **changes: Any) -> Manifest:
-    """The manifest of a complete cache of these shards, which is like ``base`` but for ``changes``."""
+def derived_manifest(
+    base: Manifest, shards: Sequence[ShardEntry], derived: Derivation, rewritten: bool, **changes: Any
+) -> Manifest:
+    """The manifest of a complete cache of these shards, which is like ``base`` but for ``changes``.
+
+    ``rewritten``: whether any shard's tars were written anew, and so are of the newest format.
+    """
     units = [
         Unit(name=entry.name, samples=entry.samples, tokens=entry.tokens, tokens_file=entry.files["tokens"])
         for entry in shards
     ]
     lists = {"units": units, "shards": list(shards), "shard_table": None, "totals": totals_of(shards)}
+    if rewritten:
+        changes["format_minor"] = FORMAT_MINOR
     return base.model_copy(update={**lists, "complete": True, "derived": derived, "sha256": "", **changes})
 
 
@@ -102,6 +110,7 @@ def join_parts(
         table=table,
         signals=shard.indexes(),
     )
+    check_tars(target, joined)
     return write_mark(target, joined, owner)
 
 
@@ -121,11 +130,8 @@ def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Seq
         for row in run:
             offset = member.offsets[row] - start
             payload = data[offset : offset + member.sizes[row]]
-            if checksum(payload) != member.checksums[row]:
-                raise CorruptCacheError(
-                    f"{storage.where(name)}: sample {index.keys[row]}: xxh3 is {checksum(payload)}, the index says "
-                    f"{member.checksums[row]}; fetch the file again from where it came"
-                )
+            if problem := payload_problem(payload, member, row):
+                raise CorruptCacheError(f"{storage.where(name)}: sample {index.keys[row]}: {problem}")
             yield payload
 
 

@@ -17,17 +17,18 @@ from schemas.errors import UserError
 from schemas.manifest import ShardEntry
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.shards.marks import mark_name, read_table, tar_name, write_manifest, write_mark
+from teacher_cache.shards.new_place import check_free, new_cache
 from teacher_cache.shards.storage import HEAD, Storage
 from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
 from tools.making.files import share_file
-from tools.making.new_cache import check_free, new_cache
 from tools.making.source import Source, open_complete, read_index
 from tools.making.union import check_fits, union_manifest
 from tools.side_by_side import side_by_side
 
 Duplicates = Literal["drop", "refuse", "keep"]
+MERGING = "cache-tools merge"  # as whose the place is taken
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def merge(
     not fit together (the differing settings are named), a file of theirs is missing or wrong, ``target`` is not empty,
     or there are duplicates that are to be refused. Nothing is left at ``target`` then.
     """
-    check_free(target)  # before all else is looked at, which may take long
+    settings = list(sources), duplicates
+    check_free(target, MERGING, *settings)  # before all else is looked at, which may take long
     caches = list(side_by_side(open_complete, sources))
     for cache in caches[1:]:
         check_fits(caches[0].manifest, sources[0], cache.manifest, cache.storage.url)
@@ -99,7 +101,7 @@ def merge(
         repeated_N[:] = False
     tasks = list(_tasks(shards, repeated_N))
     written: list[_Done] = []
-    with new_cache(target) as storage:
+    with new_cache(target, MERGING, *settings) as storage:
         for digest, source in tables.items():
             name = table_path(digest)
             share_file(source.storage, name, storage, name, source.manifest.tables[digest])

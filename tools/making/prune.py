@@ -1,6 +1,7 @@
 """``cache-tools prune``: remove what killed runs and transfers left of files in a cache."""
 
 from schemas.errors import UserError
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
@@ -13,15 +14,22 @@ def prune(url: str, dry_run: bool = False) -> dict[str, int]:
     cache at ``url``: a run may be writing an incomplete one.
     """
     storage = Storage(url)
+    if dry_run:
+        return _found(storage)
+    read_manifest(storage)  # or nothing is written, not even a lease
+    with whole_place(storage, "cache-tools prune") as lease:
+        found = _found(storage)
+        for name in found:
+            lease.storage.delete(name)
+    return found
+
+
+def _found(storage: Storage) -> dict[str, int]:
     manifest = listed(storage, read_manifest(storage))
     if not manifest.complete:
         raise UserError(
-            f"{url}: the cache is not complete, and a run may be writing to it; let `teacher-cache run` finish it, "
-            "which removes what killed runs left, too"
+            f"{storage.url}: the cache is not complete, and a run may be writing to it; let `teacher-cache run` finish "
+            "it, which removes what killed runs left, too"
         )
     sizes = storage.sizes()
-    found = {name: sizes[name] for name in garbage(sizes, manifest)}
-    if not dry_run:
-        for name in found:
-            storage.delete(name)
-    return found
+    return {name: sizes[name] for name in garbage(sizes, manifest)}

@@ -16,11 +16,11 @@ from schemas.load import validate
 from schemas.manifest import MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry, ShardIndex
 from teacher_cache.codec.permutation import encode_table, table_digest, table_path
 from teacher_cache.shards.marks import write_manifest
+from teacher_cache.shards.new_place import new_cache
 from teacher_cache.shards.storage import HEAD
 from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import Part, as_it_is, derived_manifest, join_parts, source_of
 from tools.making.files import share_file
-from tools.making.new_cache import new_cache
 from tools.making.recode import Recoder, check_not_finer
 from tools.making.source import open_complete, read_index
 
@@ -69,7 +69,7 @@ def repack(
     indexes = (read_index(cache, entry) for entry in base.shards)
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = {} if recodes else dict(base.tables)
-    with new_cache(target) as storage:
+    with new_cache(target, "cache-tools repack", source, changes) as storage:
         if base.head is not None:
             share_file(cache.storage, HEAD, storage, HEAD, base.head.file)
         for digest, file in tables.items():
@@ -88,7 +88,7 @@ def repack(
             advance(done, base.totals.samples)
         notes = "; ".join(what_changed(base, new, recodes))
         derived = Derivation(action="repack", sources=[source_of(base)], notes=notes)
-        manifest = derived_manifest(new, shards, derived, tables=tables)
+        manifest = derived_manifest(new, shards, derived, rewritten=True, tables=tables)
         write_manifest(storage, manifest)
     return Repacked(
         shards_before=len(base.shards),

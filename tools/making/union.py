@@ -42,6 +42,7 @@ def union_manifest(
         sources[0],
         shards,
         derived,
+        rewritten=dropped > 0,
         format_minor=max(source.format_minor for source in sources),
         corpus=join_corpora([source.corpus for source in sources]),
         provenance=join_provenance([source.provenance for source in sources]),

@@ -6,8 +6,6 @@ request at all.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from teacher_cache.shards.storage import Storage
 from tools.looking.figures import exact_column, measure
 from tools.looking.sampling import choose, choose_samples, find_samples, read_each
 from tools.looking.stats import Stats
+from tools.output import write_whole
 from tools.page_policy import page_policy
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading
@@ -75,7 +74,7 @@ def report(
         raise UserError(
             f"{url}: its report would take {len(page):,} bytes, more than {MOST_BYTES:,}; use fewer --samples"
         )
-    _write(out, page)
+    write_whole(out, page)
     return Report(str(out), len(page), [sample["key"] for sample in found], left_out)
 
 
@@ -148,15 +147,3 @@ def _render(
         footer=f"Written by cache-tools report from the cache whose manifest is {manifest.digest()}.",
     )
     return text.encode("utf-8", "replace")
-
-
-def _write(out: Path, page: bytes) -> None:
-    """The whole file or none."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(page)
-        temporary.chmod(0o644)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None

@@ -123,7 +123,7 @@ def write_subset(
 
         by_name = {entry.name: entry for entry in (*whole, *(entry for entry in kept if entry is not None), *written)}
         shards = [by_name[part.entry.name] for part in subset.parts]
-        manifest = derived_manifest(subset.manifest, shards, subset.derivation, **settings)
+        manifest = derived_manifest(subset.manifest, shards, subset.derivation, rewritten=bool(in_part), **settings)
         if target.manifest is None:
             target.confirm()
             manifest = write_manifest(target.storage, manifest, OWNER)

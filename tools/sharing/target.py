@@ -5,19 +5,17 @@ stands beside it was put there by a transfer of the same cache, whose every uplo
 marker is written before anything else, when all else of a cache is gone, and removed at the end.
 """
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from teacher_cache.shards.marks import read_manifest, remove_garbage
-from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
+from teacher_cache.shards.lease import whole_place
+from teacher_cache.shards.marks import garbage, read_manifest, remove_garbage
+from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, has_content
 from teacher_cache.shards.table import listed
-from tools.sharing.transfer import OWNER, PARALLEL, File, has_content
+from tools.sharing.transfer import PARALLEL, File
 from tools.side_by_side import side_by_side
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")
@@ -50,7 +48,7 @@ class Target:
     def begin(self) -> None:
         """Make the place ready: nothing of other transfers is left, and the marker is there where one is needed."""
         for name in self.sizes:
-            if name.startswith(TEMPORARY_PREFIX + OWNER):
+            if name in garbage([name], None) and name.startswith(TEMPORARY_PREFIX):
                 self.storage.delete(name)
         if self.storage.is_local or self.manifest is not None or self._marker in self.sizes:
             return
@@ -81,29 +79,10 @@ class Target:
 
 @contextmanager
 def opened_target(url: str, identity: str, dry_run: bool) -> Iterator[Target]:
-    """A place to copy to. One process at a time may have a folder, unless it does not write (``dry_run``)."""
+    """A place to copy to. One process at a time may have it, unless it does not write (``dry_run``)."""
     storage = Storage(url)
-    with _held(storage) if storage.is_local and not dry_run else nullcontext():
+    if dry_run:
         yield Target(storage, identity)
-
-
-@contextmanager
-def _held(storage: Storage) -> Iterator[None]:
-    """The folder, made if need be, with a lock on it that ends with this process."""
-    folder = Path(storage.local_path(MANIFEST)).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"{storage.url}: cannot be written to: {error.strerror}; choose another folder") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{storage.url}: another transfer into this folder is under way; wait for its end") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+        return
+    with whole_place(storage, "cache-tools, copying") as lease:
+        yield Target(lease.storage, identity)

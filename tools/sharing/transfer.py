@@ -108,11 +108,3 @@ def checked(parts: Iterator[Data], entry: FileEntry, where: str, progress: Progr
     except BaseException:
         progress.add(-n_bytes)
         raise
-
-
-def has_content(storage: Storage, name: str, entry: FileEntry) -> bool:
-    """Whether a file, which is there, has this content: reads all of it."""
-    found = hashlib.sha256()
-    for part in storage.stream(name, entry.bytes):
-        found.update(part)
-    return found.hexdigest() == entry.sha256

@@ -4,13 +4,16 @@ Objects come first, then the manifest, then signatures: a reader of the target f
 command goes on where a killed one stopped.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json
 from schemas.manifest import Manifest, ShardEntry
+from schemas.signature import Signature
 from teacher_cache.shards.marks import (
     files_beside_shards,
     mark_name,
@@ -22,12 +25,14 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.table import listed
+from teacher_cache.trust.parts import signed_whole
+from teacher_cache.trust.required import check_digest
 from tools.checking.tars import check_headers
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
-from tools.trust.parts import carry_signatures, signed_whole
+from tools.trust.parts import carry_signatures
 
-SIGNATURES = "signatures/"
+SIGNATURE = re.compile(r"signatures/[0-9a-f]{64}\.json")
 MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
 Check = Callable[[Storage, Manifest], None]
 
@@ -106,10 +111,7 @@ def checked_source(
     source = Storage(url)
     where, text = source.where(MANIFEST), read_manifest_text(source)
     manifest = parse_manifest(text, where)
-    if digest is not None and manifest.sha256 != digest.lower():
-        raise UserError(
-            f"{where}: its sha256 is {manifest.sha256}, wanted {digest}: it is another cache, or another state of it"
-        )
+    check_digest(manifest, digest, where)
     check(source, manifest)
     if whole and not manifest.complete:
         raise UserError(
@@ -203,16 +205,18 @@ def another_cache(target: Target, ours: str) -> UserError:
 
 
 def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
-    """Signatures of the source by file name, of which the target has none or others.
+    """Signatures of the source by file name, of which the target has none or others. No other file is looked at.
 
-    Raises CorruptCacheError when there are too many, or one is too large.
+    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
     """
-    names = [name for name in source.names() if name.startswith(SIGNATURES)]
+    names = [name for name in source.names() if SIGNATURE.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
         raise CorruptCacheError(
-            f"{source.where(SIGNATURES)}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
+            f"{source.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
         )
     found = {name: source.read(name, MAX_SIGNATURE_BYTES) for name in names}
+    for name, data in found.items():
+        parse_json(Signature, data, source.where(name))  # whatever else it is, a key say, is not for others
     return {
         name: data
         for name, data in found.items()

@@ -1,29 +1,26 @@
-"""Signatures of caches: who vouches for a manifest, and through its checksums for every file of the cache.
-
-Ed25519, one small file a signer: ``signatures/{public_key}.json``. Which file is read follows from the key that a user
-asks for, never from what lies in the cache.
-"""
+"""Keys to sign caches with, signing, and what a transfer asks of signatures; ``teacher_cache.trust`` checks them."""
 
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from schemas.errors import CorruptCacheError, UserError
-from schemas.load import parse_json, validate
+from schemas.errors import UserError
+from schemas.load import validate
 from schemas.manifest import Manifest
 from schemas.signature import Signature, Statement, signature_file
+from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
-from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
-from tools.trust.parts import check_part, signed_whole
-from tools.trust.trusted_keys import load_public_key, public_file
+from teacher_cache.trust.keys import load_public_key
+from teacher_cache.trust.signatures import check_trust, read_statement
+from tools.trust.trusted_keys import public_file
 
-MAX_SIGNATURE_BYTES = 1 << 16
 MAX_KEY_BYTES = 1 << 16
 PASSPHRASE = "CACHE_TOOLS_PASSPHRASE"  # environment variable
 
@@ -85,6 +82,12 @@ def public_key_of(key: Ed25519PrivateKey) -> str:
 
 def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     """Sign the manifest of a complete cache, and write the signature's file beside it. Raises UserError."""
+    read_manifest(storage)  # or nothing is written, not even a lease
+    with whole_place(storage, "cache-tools sign") as lease:
+        return _sign(lease.storage, key, signer)
+
+
+def _sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     manifest = read_manifest(storage)
     listed(storage, manifest)  # a shard table must be there, and what the manifest says
     if not manifest.complete:
@@ -92,85 +95,12 @@ def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
             f"{storage.url}: {len(manifest.shards)} of {len(manifest.units) or 'its'} shards are there, and the "
             "manifest will change; sign the cache when it is complete"
         )
-    claim = {"manifest_sha256": manifest.sha256, "signer": signer, "signed_at": datetime.now(UTC)}
+    claim = {"manifest_sha256": manifest.digest(), "signer": signer, "signed_at": datetime.now(UTC)}
     statement = validate(Statement, claim, "the statement to be signed")
     public = public_key_of(key)
     signature = Signature(statement=statement, public_key=public, signature=key.sign(statement.message()).hex())
-    storage.write(signature_file(public), _content(signature))
+    storage.write(signature_file(public), signature.content())
     return signature
-
-
-def _content(signature: Signature) -> bytes:
-    return signature.model_dump_json().encode() + b"\n"
-
-
-def read_statement(storage: Storage, public_key: str) -> Statement:
-    """What the owner of ``public_key`` says about a cache; the signature is checked, not whether it is still true.
-
-    Raises CorruptCacheError naming the file when it is missing, or anything in it is not as it was signed.
-    """
-    name = signature_file(public_key)
-    where = storage.where(name)
-    data = storage.read(name, MAX_SIGNATURE_BYTES)
-    try:
-        signature = parse_json(Signature, data, where)
-    except UserError as error:
-        raise CorruptCacheError(str(error)) from None
-    if signature.public_key != public_key:
-        raise CorruptCacheError(f"{where}: it is a signature by {signature.public_key}, wanted one by {public_key}")
-    try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        key.verify(bytes.fromhex(signature.signature), signature.statement.message())
-    except (InvalidSignature, ValueError):
-        raise CorruptCacheError(
-            f"{where}: the signature is not one of its statement by {public_key}: it was forged or changed"
-        ) from None
-    if data != _content(signature):
-        raise CorruptCacheError(f"{where}: not written as signatures are: one line of JSON without spaces")
-    return signature.statement
-
-
-def check_trust(
-    storage: Storage, manifest: Manifest, required: Sequence[str], trusted_keys: Path | None = None
-) -> list[Statement]:
-    """Raise unless ``manifest``, as ``read_manifest`` gave it, is signed by each of ``required``; what they state.
-
-    Args:
-        storage: the cache.
-        manifest: its manifest.
-        required: keys as users give them, see ``load_public_key``.
-        trusted_keys: the file with trusted keys; None: the default one.
-
-    Raises:
-        CorruptCacheError: a signature is missing, wrong, or of another manifest; names the file.
-        UserError: a key of ``required`` is not known.
-    """
-    keys = [load_public_key(key, trusted_keys) for key in required]
-    return [_vouched(storage, manifest, public) for public in keys]
-
-
-def _vouched(storage: Storage, manifest: Manifest, public: str) -> Statement:
-    """What the owner of a key says about this manifest, or about the whole that it is a part of."""
-    whole_storage = signed_whole(storage)
-    is_part = manifest.derived is not None and manifest.derived.action == "subset"
-    if not is_part or storage.exists(signature_file(public)) or not whole_storage.exists(MANIFEST):
-        return check_signature(storage, manifest, public)
-    whole = read_manifest(whole_storage)
-    statement = check_signature(whole_storage, whole, public)
-    check_part(storage, manifest, whole)
-    return statement
-
-
-def check_signature(storage: Storage, manifest: Manifest, public: str) -> Statement:
-    """What the owner of a key says about this manifest. Raises as ``check_trust``."""
-    statement = read_statement(storage, public)
-    if statement.manifest_sha256 != manifest.sha256:
-        raise CorruptCacheError(
-            f"{storage.where(signature_file(public))}: {statement.signer} signed manifest "
-            f"{statement.manifest_sha256}, this cache's is {manifest.sha256}: the cache was changed since, or the "
-            "signature is another's"
-        )
-    return statement
 
 
 def check_not_older(found: Statement, known: Statement) -> None:

@@ -3,6 +3,9 @@
 import json
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
+
+from pydantic_core import from_json
 
 from teacher_cache.corpus.documents import BadRecord, Record, brief
 from teacher_cache.corpus.expand import Unreadable
@@ -14,7 +17,7 @@ def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
     name, path = part.name, part.path
     for number, line in enumerate(iter(partial(part.stream.readline, MOST_BYTES), b""), start=1):
         try:
-            fields = json.loads(str(line, "utf-8"))
+            fields = _parsed(line)
         except (ValueError, RecursionError) as error:
             if not line.strip():
                 continue
@@ -32,9 +35,17 @@ def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
             yield BadRecord(f"{path}:{number}: expected one JSON object, got {brief(fields)}{hint}")
 
 
+def _parsed(line: bytes) -> Any:
+    """The value of a line as ``json`` has it, in a quarter of its time. Raises ValueError, RecursionError."""
+    try:
+        return from_json(line)
+    except ValueError:  # also of what only ``json`` takes: lone surrogates, deep nesting
+        return json.loads(str(line, "utf-8"))
+
+
 def _renumbered(line: bytes, number: int, part: Part) -> Iterator[Record | BadRecord]:
     try:
-        fields = json.loads(str(line, "utf-8"))
+        fields = _parsed(line)
         if not isinstance(fields, dict):
             raise ValueError(f"got {brief(fields)}")
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ from support.synthetic import token_sample
 from teacher_cache.codec.token_records import encode_records, to_record
 from teacher_cache.codec.tokens import MAX_TOKEN_BYTES, SLACK_BYTES, decode_tokens, encode_tokens, training_frame
 from teacher_cache.records import TokenSample
+from teacher_cache.token_batch import TokenBatch
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=30), min_size=1, max_size=20)
 
@@ -33,7 +34,7 @@ def sample_of(ids: list[int], mask_seed: int) -> TokenSample:
 @settings(max_examples=100, deadline=None)
 def test_records_hold_what_payloads_hold(sequences: list[list[int]]) -> None:
     samples = [sample_of(ids, i) for i, ids in enumerate(sequences)]
-    for sample, record in zip(samples, encode_records(samples), strict=True):
+    for sample, record in zip(samples, encode_records(TokenBatch.of(samples)), strict=True):
         assert_same(decode_tokens(record, len(sample.input_ids), 2**24), sample)
         assert_same(decode_tokens(record, None, 2**24), sample)
         assert_same(decode_tokens(to_record(encode_tokens(sample)), None, 2**24), sample)
@@ -45,7 +46,7 @@ def test_spans_that_overlap_and_leave_gaps() -> None:
         byte_start=np.array([2, 2, 9], np.uint32),
         byte_end=np.array([4, 7, 12], np.uint32),
     )
-    assert_same(decode_tokens(next(encode_records([sample])), 3, 10), sample)
+    assert_same(decode_tokens(next(encode_records(TokenBatch.of([sample]))), 3, 10), sample)
 
 
 def test_a_text_too_long_for_its_tokens_is_refused_by_name() -> None:
@@ -53,10 +54,10 @@ def test_a_text_too_long_for_its_tokens_is_refused_by_name() -> None:
     spans = {"byte_start": np.zeros(2, np.uint32), "byte_end": np.array([1, len(long)], np.uint32)}
     sample = replace(token_sample([1, 2], source_id="big.txt#1"), text=long, **spans)
     with pytest.raises(UserError, match=r"big\.txt#1: .* bytes of text in 2 tokens"):
-        list(encode_records([token_sample([3]), sample]))
+        list(encode_records(TokenBatch.of([token_sample([3]), sample])))
 
 
-RECORD = next(encode_records([token_sample([5, 6, 7])]))
+RECORD = next(encode_records(TokenBatch.of([token_sample([5, 6, 7])])))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 4, 20, len(RECORD) - 1])

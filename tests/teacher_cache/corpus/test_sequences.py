@@ -67,6 +67,26 @@ def test_batch_size_changes_nothing(make_corpus, monkeypatch):
     assert [sample.key for sample in corpus] == keys
 
 
+@pytest.mark.parametrize("deduplicate", [True, False])
+@pytest.mark.parametrize("tokenizer", ["byte_level", "sentencepiece"])
+def test_short_texts_in_one_pass_are_those_of_one_by_one(make_corpus, monkeypatch, request, tokenizer, deduplicate):
+    texts = ["the fox", "x", "日本 😀 the", "the fox", "the quick brown fox jumps", " the  fox ", "é"]
+    corpus = make_corpus(
+        texts, tokenizer=request.getfixturevalue(tokenizer), max_tokens=64, min_tokens=3, deduplicate=deduplicate
+    )
+    at_once, counts = list(corpus), corpus.counts
+    monkeypatch.setattr(sequences, "_is_plain", lambda item: False)
+    monkeypatch.setattr(Corpus, "_whole", None)
+    one_by_one = list(corpus)
+    assert corpus.counts == counts
+    assert counts.duplicates == deduplicate
+    assert len(at_once) == len(one_by_one) >= 3
+    for sample, other in zip(at_once, one_by_one, strict=True):
+        for name, value in vars(other).items():
+            np.testing.assert_array_equal(getattr(sample, name), value, err_msg=name)
+            assert getattr(getattr(sample, name), "dtype", None) == getattr(value, "dtype", None)
+
+
 def test_reading_is_streamed(make_corpus, monkeypatch):
     monkeypatch.setattr(sequences, "_BATCH_DOCUMENTS", 2)
     corpus = make_corpus(["text one", "text two", "text three", chat("q", "a")])
@@ -183,8 +203,8 @@ def test_huge_text_is_read_in_segments(make_corpus, byte_level, monkeypatch, pol
     monkeypatch.setattr(sequences, "_SEGMENT_CHARACTERS", 100)
     corpus = make_corpus([LONG, "short"], max_tokens=16, over_long=policy, deduplicate=False)
     encoded = []
-    encode = corpus._tokenizer.encode
-    monkeypatch.setattr(corpus._tokenizer, "encode", lambda texts: encoded.extend(texts) or encode(texts))
+    encode = corpus._tokenizer.encode_batch
+    monkeypatch.setattr(corpus._tokenizer, "encode_batch", lambda texts: encoded.extend(texts) or encode(texts))
     samples = list(corpus)
     for sample in samples:
         check(sample, byte_level)

@@ -12,7 +12,7 @@ import pytest
 from schemas.base import FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Totals
-from support.forge import SHARD, Tree, change_index, change_manifest
+from support.forge import SHARD, Tree, change_index, change_manifest, declare
 from support.synthetic import random_shards, write_cache
 from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
 from teacher_cache.shards.marks import (
@@ -138,13 +138,13 @@ def test_garbage_of_a_complete_cache(url: str) -> None:
     CacheReader(url).read_logits(5)
 
 
-def test_garbage_of_an_incomplete_cache_is_only_the_owners_temporaries(url: str) -> None:
+def test_garbage_of_an_incomplete_cache_is_only_a_units_temporaries(url: str) -> None:
     manifest = write_cache(url, random_shards(LENGTHS), commit=1)
     litter(url)
     before = set(Storage(url).names())
-    assert remove_garbage(Storage(url), manifest, "w1-") == [".tmp-w1-shard-000001.json"]
+    assert remove_garbage(Storage(url), manifest, "shard-000001") == [".tmp-w1-shard-000001.json"]
     assert set(Storage(url).names()) == before - {".tmp-w1-shard-000001.json"}
-    assert remove_garbage(Storage(url), manifest, "w3-") == []
+    assert remove_garbage(Storage(url), manifest, "shard-000003") == remove_garbage(Storage(url), manifest) == []
 
 
 def test_without_a_manifest_every_own_name_is_garbage(url: str) -> None:
@@ -224,7 +224,7 @@ def test_a_sample_above_the_manifests_longest_is_refused(url: str) -> None:
     """Otherwise an index could make a reader allocate as much as it likes."""
     write_cache(url, random_shards([[5, 3]]))
     change_index(url, set_in("num_tokens", value=[2**23, 2**23]))
-    change_manifest(url, set_in("shards", 0, "tokens", value=2**24))
+    declare(url, tokens=2**24)
     with pytest.raises(
         CorruptCacheError, match=rf"{SHARD}\.json: a sample of 8388608 tokens, the manifest says at most"
     ):

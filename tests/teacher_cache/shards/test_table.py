@@ -75,7 +75,7 @@ def test_nothing_but_manifest_and_table_is_read_at_opening(large: str) -> None:
         path.unlink()
     reader = CacheReader(large)
     assert len(reader) == 6
-    with pytest.raises(CorruptCacheError, match=r"shard-000001\.json: cannot be read"):
+    with pytest.raises(CorruptCacheError, match=r"shard-000001\.json: the file is missing"):
         reader.read_tokens(2)
 
 

@@ -53,7 +53,7 @@ def test_polynomials_residuals_and_differences_are_decoded() -> None:
         ("{d: 300, k: 4, exact_k: 0, residual_bins: [{scale_dtype: int8}]}", "scale_dtype"),
         ("{d: 300, k: 4, exact_k: 1, polynomial_terms: [log]}", "polynomial_terms"),
         ("- 1", "valid dictionary"),
-        ("{", "cannot be read"),
+        ("{", "not valid YAML"),
         ("x" * 70000, "bytes"),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from schemas.errors import UserError
 from support.models import VOCAB_SIZE, write_random_teacher
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.teacher import describe_teacher
@@ -25,7 +26,6 @@ from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
-from tools.making.new_cache import UNDER_WAY
 
 Tree = dict[str, Any]
 K = 8

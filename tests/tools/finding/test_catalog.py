@@ -86,7 +86,7 @@ def test_signatures_and_history(root: Path) -> None:
 def test_what_is_written_is_read(root: Path) -> None:
     assert read(str(root)) is None
     catalog = scan(str(root))
-    assert write(str(root), catalog) == [f"{root}/catalog.json", f"{root}/catalog.html"]
+    assert write(Storage(str(root)), catalog) == [f"{root}/catalog.json", f"{root}/catalog.html"]
     assert read(str(root)) == catalog
     assert sorted(path.name for path in root.iterdir()) == ["catalog.html", "catalog.json", "small", "team"]
     assert [entry.path for entry in scan(str(root)).caches] == ["small", "team/large"]
@@ -114,7 +114,7 @@ def test_a_large_manifest_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatc
 def test_hostile_text_is_cut_and_on_one_line(root: Path) -> None:
     write_hostile_cache(root / "evil")
     sign(str(root / "evil"), 1, "<b>\u202eAnn")
-    write(str(root), scan(str(root)))
+    write(Storage(str(root)), scan(str(root)))
     assert (root / "catalog.json").stat().st_size < 20_000
     catalog = read(str(root))
     assert catalog is not None
@@ -155,7 +155,7 @@ def test_a_catalogue_that_is_not_one(root: Path, text: str, problem: str, monkey
 
 def test_a_catalogue_of_the_future(root: Path) -> None:
     catalog = scan(str(root)).model_copy(update={"catalog_version": 2})
-    write(str(root), catalog)
+    write(Storage(str(root)), catalog)
     with pytest.raises(UserError, match="catalog_version 2 is newer"):
         read(str(root))
 

@@ -13,6 +13,7 @@ from support.forge import change_manifest
 from support.hostile import ALL, write_hostile_cache
 from support.signed import sign
 from support.synthetic import random_shards, write_cache
+from teacher_cache.shards.storage import Storage
 from tools.finding.catalog import scan, write
 from tools.finding.page import page
 
@@ -61,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cache(str(root / "broken"), random_shards([[3]]))
     change_manifest(str(root / "broken"), lambda tree: tree.update({"<img src=x onerror=window.hacked=1>": 1}))
     write_cache(str(root / "<b>"), random_shards([[3]]))
-    write(str(root), scan(str(root)))
+    write(Storage(str(root)), scan(str(root)))
     return root
 
 

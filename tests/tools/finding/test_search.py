@@ -94,7 +94,7 @@ def test_the_digest_of_an_incomplete_cache_is_not_pinned(root: Path) -> None:
 
 def test_the_catalogue_is_believed_unless_told_otherwise(root: Path) -> None:
     catalog = scan(str(root))
-    write(str(root), catalog.model_copy(update={"caches": catalog.caches[:1]}))
+    write(Storage(str(root)), catalog.model_copy(update={"caches": catalog.caches[:1]}))
     listed, scanned = run(str(root)), run(str(root), "--scan")
     assert (listed["source"], len(listed["matches"])) == ("catalog", 1)
     assert (scanned["source"], len(scanned["matches"])) == ("scan", 2)

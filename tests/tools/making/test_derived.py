@@ -27,7 +27,7 @@ def test_a_shard_of_chosen_samples_is_a_valid_cache(
     for name in base.tables:
         target.write(f"tables/{name}.zst", source.read(f"tables/{name}.zst"))
     history = Derivation(action="subset", sources=[source_of(base)])
-    write_manifest(target, derived_manifest(base, [entry], history))
+    write_manifest(target, derived_manifest(base, [entry], history, rewritten=True))
 
     assert verify(target.url).problems == []
     assert read_manifest(target).derived == history

@@ -18,6 +18,7 @@ from support.forge import change_index, change_manifest, follow_totals
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.shards import table
 from teacher_cache.shards.marks import mark_name, read_manifest, tar_name
+from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
@@ -25,7 +26,6 @@ from tools.cli import main
 from tools.making import merge as module
 from tools.making.derived import source_of
 from tools.making.merge import merge
-from tools.making.new_cache import UNDER_WAY
 
 SIGNALS = ("tokens", "logits")
 
@@ -315,7 +315,7 @@ def test_an_interrupted_merge_is_done_again(
     write = module._write_shard
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write_shard", killed)
-        patch.setattr("tools.making.new_cache._clear", lambda storage: None)
+        patch.setattr("teacher_cache.shards.new_place.clear", lambda storage: None)
         patch.setattr(Storage, "delete", lambda storage, name: None)
         with pytest.raises(Killed):
             merge(two, str(tmp_path / "all"))

@@ -258,7 +258,7 @@ def test_a_damaged_sample_is_named_and_nothing_is_left(plain: str, tmp_path: Pat
         repack(f"{tmp_path}/a", f"{tmp_path}/b", Changes(k=4))
     assert Storage(f"{tmp_path}/b").names() == []
     change_index(f"{tmp_path}/a", lambda tree: tree["signals"]["logits"]["checksums"].__setitem__(2, "0" * 16))
-    with pytest.raises(CorruptCacheError, match=f"sample {CacheReader(plain).keys[2]}: xxh3 is"):
+    with pytest.raises(CorruptCacheError, match=f"sample {CacheReader(plain).keys[2]}: xxh3 of"):
         repack(f"{tmp_path}/a", f"{tmp_path}/b", Changes(10**6))
     assert Storage(f"{tmp_path}/b").names() == []
 

@@ -15,18 +15,10 @@ from schemas.signature import Signature, signature_file
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.trust.signatures import check_trust, read_statement
 from tools.checking.verify import verify
 from tools.cli import main
-from tools.trust.signing import (
-    check_not_older,
-    check_trust,
-    generate_key,
-    load_private_key,
-    public_file,
-    read_statement,
-    sign,
-    trust_check,
-)
+from tools.trust.signing import check_not_older, generate_key, load_private_key, public_file, sign, trust_check
 
 
 def no_passphrase() -> str:

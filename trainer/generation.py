@@ -1,9 +1,7 @@
-"""Writing a model as others can read it, and making one that transformers would refuse to write writable."""
+"""Generation settings that transformers reads with a model and refuses to write."""
 
 import logging
 import re
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import UserError
@@ -14,13 +12,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 UNUSED_FLAG = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # in transformers' message
-
-
-def write_model(model: "PreTrainedModel", folder: Path) -> None:
-    """``save_pretrained``, with the access rights of any new file: safetensors would leave the weights to the owner."""
-    model.save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", weights)
 
 
 def mend_generation(model: "PreTrainedModel", where: str) -> None:

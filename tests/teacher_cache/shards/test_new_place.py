@@ -6,17 +6,20 @@ import pytest
 
 from schemas.errors import UserError
 from support.synthetic import random_shards, write_cache
+from teacher_cache.shards.new_place import UNDER_WAY, new_cache
 from teacher_cache.shards.storage import MANIFEST, Storage
-from tools.making.new_cache import UNDER_WAY, new_cache
 
 
 def test_a_place_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "shard-000000.json").write_text("somebody's")
-    with pytest.raises(UserError, match=r"a: 1 files are there \(shard-000000.json, …\)"), new_cache(f"{tmp_path}/a"):
+    with (
+        pytest.raises(UserError, match=r"a: 1 files are there \(shard-000000.json, …\)"),
+        new_cache(f"{tmp_path}/a", "test"),
+    ):
         pass
     write_cache(str(tmp_path / "b"), random_shards([[9]]))
-    with pytest.raises(UserError, match=f"b/{MANIFEST}: a cache is there already"), new_cache(f"{tmp_path}/b"):
+    with pytest.raises(UserError, match=f"b/{MANIFEST}: a cache is there already"), new_cache(f"{tmp_path}/b", "test"):
         pass
     assert (tmp_path / "a" / "shard-000000.json").read_text() == "somebody's"
     assert (tmp_path / "b" / "shard-000000.json").exists()
@@ -25,7 +28,7 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
 def test_what_failed_is_removed(tmp_path: Path, error: BaseException) -> None:
     def fail() -> None:
-        with new_cache(str(tmp_path / "a")) as storage:
+        with new_cache(str(tmp_path / "a"), "test") as storage:
             storage.write("tables/" + "0" * 64 + ".zst", b"x")
             storage.write("shard-000000.json", b"x")
             raise error
@@ -37,7 +40,7 @@ def test_what_failed_is_removed(tmp_path: Path, error: BaseException) -> None:
 
 def test_a_finished_cache_is_kept_whatever_comes_after(tmp_path: Path) -> None:
     def fail() -> None:
-        with new_cache(str(tmp_path / "a")) as storage:
+        with new_cache(str(tmp_path / "a"), "test") as storage:
             storage.write("shard-000000.json", b"x")
             storage.write(MANIFEST, b"x")
             raise KeyboardInterrupt
@@ -61,9 +64,9 @@ def test_leavings_stay_recognisable_until_they_are_gone(s3_url: str, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "delete", interrupted)
-        with pytest.raises(KeyboardInterrupt), new_cache(s3_url):
+        with pytest.raises(KeyboardInterrupt), new_cache(s3_url, "test"):
             pass
     assert len(left.names()) == 2
-    with new_cache(s3_url):
+    with new_cache(s3_url, "test"):
         assert left.names() == [UNDER_WAY]
     assert left.names() == []

@@ -1,0 +1,173 @@
+"""What the machine, a file system or a store's client raises, as the error of one line that says what to do about it.
+
+Clients of stores are known by what their exceptions carry (``errno``, an HTTP status, a store's error code), so that
+none of them is imported here.
+"""
+
+import errno
+from collections.abc import Iterator
+
+from schemas.errors import (
+    AccessError,
+    ConflictError,
+    CorruptCacheError,
+    FullError,
+    MachineError,
+    StoreError,
+    UserError,
+)
+
+Kind = tuple[type[UserError], str]  # and the advice
+
+EXPIRED: Kind = (AccessError, "the credentials have expired: get new ones")
+REFUSED: Kind = (AccessError, "check the credentials, and what they are allowed")
+MODES: Kind = (AccessError, "get permission for it, or choose another place")
+FULL: Kind = (FullError, "free some space, or choose another place")
+UNREACHABLE: Kind = (StoreError, "the store cannot be reached: check the address, the network and its settings")
+FAILING: Kind = (StoreError, "the store does not answer as it should: try again later")
+CHANGED: Kind = (ConflictError, "somebody else has written it meanwhile: run again")
+ABSENT: Kind = (UserError, "")
+
+BY_ERRNO: dict[int, Kind] = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: (FullError, "the quota is used up: free some space, or have it raised"),
+    errno.EFBIG: (FullError, "the largest size of a file is reached: see `ulimit -f`, or the file system"),
+    errno.EACCES: MODES,
+    errno.EPERM: MODES,
+    errno.EROFS: (AccessError, "the file system is read-only: choose another place"),
+    errno.EMFILE: (MachineError, "the process may not open more files: raise `ulimit -n`"),
+    errno.ENFILE: (MachineError, "the machine may not open more files: raise fs.file-max"),
+    errno.ENOMEM: (MachineError, "the machine is out of memory"),
+    errno.EAGAIN: (MachineError, "a limit of the machine is reached: see `ulimit -a`"),
+    errno.EIO: (MachineError, "the disk or what it hangs on failed: look into the machine's log"),
+    errno.ESTALE: (StoreError, "the network file system has dropped the file: mount it anew and run again"),
+    errno.EREMOTEIO: FAILING,
+    errno.EBUSY: FAILING,
+    errno.ENOENT: ABSENT,
+    errno.ENOTDIR: ABSENT,
+    errno.EISDIR: ABSENT,
+    errno.EEXIST: ABSENT,
+    errno.ENAMETOOLONG: ABSENT,
+    errno.ELOOP: ABSENT,
+    errno.EINVAL: ABSENT,
+    errno.ENXIO: ABSENT,
+    errno.ENODEV: ABSENT,
+    **dict.fromkeys(
+        (
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+            errno.ECONNABORTED,
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+            errno.ENETDOWN,
+            errno.EHOSTDOWN,
+            errno.ETIMEDOUT,
+            errno.EADDRNOTAVAIL,
+        ),
+        UNREACHABLE,
+    ),
+}
+BY_CODE: dict[str, Kind] = {  # of S3 and what speaks its protocol
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"), EXPIRED),
+    **dict.fromkeys(("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"), REFUSED),
+    "RequestExpired": (AccessError, "the request came too late: set this machine's clock"),
+    "RequestTimeTooSkewed": (AccessError, "the store's time is another: set this machine's clock"),
+    **dict.fromkeys(("PreconditionFailed", "ConditionalRequestConflict", "OperationAborted"), CHANGED),
+    "SlowDown": (StoreError, "use fewer workers, or wait"),
+    **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"), FULL),
+    "NoSuchBucket": (UserError, "correct its name, or make it"),
+    "InvalidBucketName": (UserError, "correct its name"),
+}
+BY_STATUS: dict[int, Kind] = {
+    400: (AccessError, "the store takes the request for invalid: have the credentials expired?"),
+    **dict.fromkeys((401, 403, 407), REFUSED),
+    **dict.fromkeys((409, 412), CHANGED),
+    507: FULL,
+}
+BY_NAME: dict[str, Kind] = {  # of exceptions of clients
+    "NoCredentialsError": (AccessError, "no credentials were found: set them up, as for the store's own tools"),
+    "PartialCredentialsError": REFUSED,
+    "TokenRetrievalError": EXPIRED,
+    "UnauthorizedSSOTokenError": EXPIRED,
+    "SSOTokenLoadError": EXPIRED,
+    "ProfileNotFound": (UserError, "correct the name of the profile"),
+    "EndpointConnectionError": UNREACHABLE,
+    "ConnectTimeoutError": UNREACHABLE,
+    "gaierror": UNREACHABLE,
+    "ClientConnectorError": UNREACHABLE,
+    "ClientConnectorDNSError": UNREACHABLE,
+}
+
+
+def failure(error: BaseException, what: str, more: str = "") -> UserError:
+    """The error that says ``what`` went wrong (as in "FILE: cannot be read"), why, and what to do about it.
+
+    ``more`` is said after the reason, whatever that is. An error that is for users already stays as it is.
+    """
+    if isinstance(error, UserError):
+        return error
+    kind, advice = _kind(error)
+    return kind("; ".join(part for part in (f"{what}: {reason(error)}", more, advice) if part))
+
+
+def is_of_the_store(error: BaseException) -> bool:
+    """Whether the store or the way to it failed, so that asking again may help."""
+    return _kind(error)[0] is StoreError
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether the machine failed, and what was to be read is not to blame."""
+    return not issubclass(_kind(error)[0], CorruptCacheError) and _kind(error) is not ABSENT
+
+
+def reason(error: BaseException) -> str:
+    """Why, in the words of whoever raised ``error``."""
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _kind(error: BaseException) -> Kind:
+    for cause in _causes(error):
+        if kind := _of(cause):
+            return kind
+    return FAILING
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, the innermost first: that knows most."""
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in chain and len(chain) < 10:
+        chain.append(found)
+        found = found.__cause__
+    return reversed(chain)
+
+
+def _of(error: BaseException) -> Kind | None:
+    if isinstance(error, UserError):
+        return type(error), ""
+    if isinstance(error, MemoryError):
+        return BY_ERRNO[errno.ENOMEM]
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        if kind := BY_CODE.get(str(response.get("Error", {}).get("Code"))):
+            return kind
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return None if status == 404 else BY_STATUS.get(status, FAILING)
+    for name in (cls.__name__ for cls in type(error).__mro__):
+        if name in BY_NAME:
+            return BY_NAME[name]
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return BY_STATUS.get(status, FAILING)
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number in BY_ERRNO:
+        return BY_ERRNO[number]
+    if isinstance(error, TimeoutError | ConnectionError):
+        return UNREACHABLE if isinstance(error, ConnectionError) else FAILING
+    if isinstance(error, PermissionError):
+        return REFUSED
+    return ABSENT if isinstance(error, OSError | ValueError) else None

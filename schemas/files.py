@@ -1,0 +1,53 @@
+"""Opening local files to read: regular files only, so that nothing waits for a pipe or reads a device without end."""
+
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+
+from schemas.errors import UserError
+from schemas.failures import failure
+
+MAX_TEXT_BYTES = 1 << 20
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class NotRegularError(OSError):
+    """What is to be opened is no regular file; the message says what it is."""
+
+
+def open_regular(path: str | Path, follow: bool = True) -> FileIO:
+    """The file, unbuffered, open for reading. Links are followed if ``follow``.
+
+    Raises NotRegularError (at once) for pipes, devices, sockets and folders, other OSErrors as ``open``.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise NotRegularError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'a special file')}, not a regular file")
+        return open(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, what: str = "cannot be read") -> bytes:
+    """The whole file. Raises UserError, ``PATH: WHAT: REASON``, also when it is larger than ``max_bytes``."""
+    try:
+        with open_regular(path) as file:
+            data = bytearray()
+            while len(data) <= max_bytes and (part := file.read(max_bytes + 1 - len(data))):
+                data += part
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise failure(error, f"{path}: {what}") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path}: {what}: more than {max_bytes} bytes")
+    return bytes(data)

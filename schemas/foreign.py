@@ -1,0 +1,83 @@
+"""YAML as people and strangers write it, with bounds: on bytes, depth, and what its aliases stand for."""
+
+from typing import Any
+
+import yaml
+
+from schemas.errors import UserError
+
+MAX_BYTES = 1 << 18  # PyYAML reads some 100 KB a second
+MAX_DEPTH = 50
+MAX_NODES = 100_000  # those that an alias stands for counted each time
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts nodes, and what aliases stand for, while they are composed: nothing is expanded before."""
+
+    aliases = True
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+        self._behind: dict[str, int] = {}  # nodes by anchor
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            anchor = self.peek_event().anchor
+            if not self.aliases:
+                raise yaml.YAMLError(f"it has an alias, *{anchor}, which is not allowed here")
+            self._count(self._behind.get(anchor, 0))
+            return super().compose_node(parent, index)
+        anchor, before = self.peek_event().anchor, self._nodes
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+        self._count(1)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if anchor is not None:
+            self._behind[anchor] = self._nodes - before
+        return node
+
+    def _count(self, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values, aliases included")
+
+
+class _ForeignLoader(_Loader):
+    aliases = False
+
+
+def parse_yaml(text: str | bytes, where: str, aliases: bool = False) -> Any:
+    """What the YAML ``text`` says. Raises UserError, ``WHERE not valid YAML: …``, also where it is too much.
+
+    ``aliases``: whether it may have some, as a configuration of the user's own.
+    """
+    try:
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        tree = yaml.load(decoded, _Loader if aliases else _ForeignLoader)  # both are safe loaders
+        _check_text(tree)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML: ValueError on impossible dates
+        raise UserError(f"{where} not valid YAML: {error}") from None
+    return tree
+
+
+def _check_text(tree: Any) -> None:
+    """Raise ValueError for text that no path and no name can have: zero bytes, halves of surrogate pairs."""
+    if isinstance(tree, str):
+        if "\0" in tree:
+            raise ValueError(f"a zero byte in {tree[:40]!r}")
+        try:
+            tree.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"half a surrogate pair in {tree[:40]!r}") from None
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            _check_text(key)
+            _check_text(value)
+    elif isinstance(tree, list | tuple | set):
+        for value in tree:
+            _check_text(value)

@@ -1,0 +1,174 @@
+"""How every command of the project ends: what went wrong is one line on stderr, and the exit status says of what kind.
+
+========  ==============================================================================================
+0         done
+1         problems were found (``cache-tools verify``)
+2         bad input, or wrong usage
+3         a file of a cache is not what it should be
+4         no room: a full disk, a used-up quota
+5         no permission: modes, credentials
+6         a store or the network does not answer
+7         somebody else holds the place, or has changed it
+8         the machine: open files, memory, a failing disk
+70        a defect of this program
+128 + n   ended by signal n: 129 SIGHUP, 130 Ctrl-C, 141 who read the output has gone, 143 SIGTERM
+========  ==============================================================================================
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import click
+
+from schemas.errors import UNEXPECTED, MachineError, UserError
+from schemas.failures import failure, reason
+
+TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
+STATUSES = (
+    "Exit status: 0 done, 1 problems found (verify), 2 bad input, 3 damaged cache, 4 no room, 5 no permission, 6 store "
+    "or network, 7 held or changed by somebody else, 8 limits of the machine, 70 a defect of this program, 128 + n "
+    "ended by signal n (130 Ctrl-C, 143 SIGTERM)."
+)
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asks the command to end; what is under way is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Program(click.Group):
+    """A group of commands that ends as the module says, whatever happens in it."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and exit with its status; with ``standalone_mode`` off, as of any ``click.Group``."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(
+                AttributeError, ValueError
+            ):  # a name may have bytes that are no text, and a terminal no UTF-8
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            with _stopped_by_signals():
+                status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+                sys.stdout.flush()
+            sys.exit(status if isinstance(status, int) else 0)
+        except SystemExit as ended:
+            _exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        except BaseException as error:
+            _exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what ended the command; returns its exit status."""
+    if isinstance(error, click.ClickException):
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    if os.environ.get(TRACEBACK):
+        with suppress(OSError):
+            traceback.print_exception(error)
+    if isinstance(error, click.Abort):
+        if not isinstance(error.__cause__ or error.__context__, EOFError):
+            return _say("stopped by Ctrl-C", 128 + signal.SIGINT)
+        return _say("standard input ended before the answer", UserError.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _say("stopped by Ctrl-C", 128 + signal.SIGINT)
+    if isinstance(error, Stopped):
+        return _say(f"stopped by {signal.Signals(error.number).name}", 128 + error.number)
+    if isinstance(error, OSError | MemoryError) and not isinstance(error, UserError):
+        if _output_is_broken():
+            if getattr(error, "errno", None) == errno.EPIPE:
+                return _say("standard output: whoever read it has gone", 128 + signal.SIGPIPE)
+            error = failure(error, "standard output: cannot be written")
+        elif isinstance(error, MemoryError):
+            error = MachineError(f"the machine is out of memory{_detail(error)}; use smaller settings, or a larger one")
+        else:
+            error = failure(error, str(error.filename) if error.filename else "a file or connection cannot be used")
+    if isinstance(error, UserError):
+        return _say(f"error: {error}", error.exit_code)
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in where)
+    found = UserError(
+        f"{type(error).__name__}{place}: {reason(error)[:300]}: a defect of this program; please report it with the "
+        f"traceback that {TRACEBACK}=1 shows"
+    )
+    return _say(f"error: {found}", UNEXPECTED)
+
+
+def _detail(error: BaseException) -> str:
+    return f": {str(error)[:200]}" if str(error) else ""
+
+
+def _say(line: str, status: int) -> int:
+    with suppress(OSError, ValueError):
+        click.echo(line, err=True)
+    return status
+
+
+def _output_is_broken() -> bool:
+    """Whether what is still to be written to standard output cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    except ValueError:  # closed
+        return False
+    return False
+
+
+def _exit(status: int) -> NoReturn:
+    """Exit, without a second complaint about an output that is broken."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError as error:
+            if number == 1 and status == 0:
+                status = _report(error)
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except ValueError:
+            pass
+    sys.exit(status)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does. What ignores them already (nohup) goes on doing so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one does not end the cleaning up
+        raise Stopped(number)
+
+    before = {each: signal.getsignal(each) for each in _SIGNALS if signal.getsignal(each) == signal.SIG_DFL}
+    for each in before:
+        signal.signal(each, stop)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of requests that nobody waits for any more
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

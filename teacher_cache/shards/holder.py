@@ -1,0 +1,131 @@
+"""Who holds a lease, as the others read it, and whether that process is still there."""
+
+import os
+import socket
+import sys
+import uuid
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from schemas.base import Strict
+
+RECORD_BYTES = 1024  # of a record, padded: rewritten in place it never changes its size
+Text = Annotated[str, Field(max_length=200)]
+
+
+class Holder(Strict):
+    """A process that holds a lease: the content of the lease's file."""
+
+    host: Text
+    boot: Text  # of the machine: on the same one, file locks are seen
+    machine: Text  # boot and process namespace: on the same one, ``pid`` and ``started`` tell whether it lives
+    pid: int = Field(ge=0, le=1 << 62)
+    started: int = Field(ge=0, le=1 << 62)  # clock ticks from boot; 0: not known
+    token: Text  # the fencing token: random, of this lease and no other
+    command: Text
+    since: Text
+    beat: int = Field(0, ge=0)  # the heartbeat's counter
+
+    def to_bytes(self) -> bytes:
+        """One line of JSON, padded with blanks."""
+        return self.model_dump_json().encode().ljust(RECORD_BYTES - 1)[: RECORD_BYTES - 1] + b"\n"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, where this process can look for it."""
+        return self.machine == _machine()[1]
+
+    @property
+    def shares_locks(self) -> bool:
+        """Whether a file lock of it would be seen by this process for certain."""
+        return self.boot == _machine()[0]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to be gone: one on another machine never is."""
+        return self.is_here and not is_alive(self.pid, self.started)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} ({self.command}, since {self.since})"
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it."""
+        stopped = self.is_here and _state(self.pid) == "T"
+        wake = f"it is stopped: let it go on with `kill -CONT {self.pid}`" if stopped else "wait for its end"
+        return (
+            f"{wake}, or end it with `kill -9 {self.pid}`{'' if self.is_here else f' on {self.host}'}; then run again"
+        )
+
+
+def this_process(command: str, token: str) -> Holder:
+    """This process as a holder."""
+    pid = os.getpid()
+    return Holder(
+        host=socket.gethostname()[:200] or "localhost",
+        boot=_machine()[0],
+        machine=_machine()[1],
+        pid=pid,
+        started=started_at(pid),
+        token=token,
+        command=command[:200],
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def parse_holder(data: bytes) -> Holder | None:
+    """The holder that a record names; None where it is none."""
+    try:
+        return Holder.model_validate_json(data[:RECORD_BYTES].strip())
+    except ValidationError:
+        return None
+
+
+@cache
+def _machine() -> tuple[str, str]:
+    """Digests of what two processes share whose file locks, and who by number, see each other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot, namespace = str(uuid.getnode()), sys.platform
+    digests = [sha256(text.encode()).hexdigest()[:16] for text in (boot, boot + namespace)]
+    return digests[0], digests[1]
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether this process of this machine runs; a stopped one does, a zombie does not."""
+    if sys.platform == "linux":
+        return started_at(pid) == started != 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def started_at(pid: int) -> int:
+    """When a process of this machine started, in ticks from boot; 0: it has ended, or one cannot know."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else 0
+
+
+def _state(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name, which may hold anything."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()

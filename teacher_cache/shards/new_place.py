@@ -1,0 +1,83 @@
+"""The place of a cache that is being made: nothing is there that somebody needs, and failures leave nothing there.
+
+A sign says what is under way: of what killed commands left only that beside it is removed. It goes last, after the
+manifest was written; where both are found, the command that is named in it was killed in between and is done again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from schemas.errors import ConflictError, UserError
+from teacher_cache.shards.lease import whole_place
+from teacher_cache.shards.marks import garbage
+from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
+
+UNDER_WAY = ".tmp-under-way"
+MAX_SIGN_BYTES = 1 << 12
+
+
+@contextmanager
+def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
+    """A place to write a cache to, its manifest last, by a command with these settings.
+
+    It must be empty, or hold what an interrupted attempt left, which is removed. So is what the block wrote when it
+    raises. Raises UserError when something else is there, ConflictError when another process writes there.
+    """
+    check_free(url, command, *settings)
+    with whole_place(Storage(url), command) as lease:
+        storage = check_free(url, command, *settings).fenced(lease)
+        clear(storage)
+        storage.write(UNDER_WAY, sign_of(command, *settings))
+        try:
+            yield storage
+        except BaseException:
+            with suppress(ConflictError):  # nothing there is this process' any more
+                if not storage.exists(MANIFEST):
+                    clear(storage)
+                    storage.delete(UNDER_WAY)
+                    _remove_empty_folders(storage)
+            raise
+        storage.delete(UNDER_WAY)
+
+
+def check_free(url: str, command: str, *settings: object) -> Storage:
+    """The place, if this command can make a cache there. Raises UserError when something else is there."""
+    storage = Storage(url)
+    names = storage.names()
+    if MANIFEST in names and not was_killed(storage, names, sign_of(command, *settings)):
+        raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
+    files = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
+    if files and UNDER_WAY not in names:
+        raise UserError(f"{url}: {len(files)} files are there ({files[0]}, …); choose an empty place for the new cache")
+    return storage
+
+
+def was_killed(storage: Storage, names: list[str], sign: bytes) -> bool:
+    """Whether the same command wrote the manifest that is there, and was killed before it could say so."""
+    return UNDER_WAY in names and storage.read(UNDER_WAY, MAX_SIGN_BYTES) == sign
+
+
+def sign_of(command: str, *settings: object) -> bytes:
+    """What the sign of a command with these settings says."""
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()
+    note = "a command that is not finished; the same one begins anew"
+    return json.dumps({"command": command, "settings": digest, "note": note}).encode() + b"\n"
+
+
+def clear(storage: Storage) -> None:
+    """Remove all of a cache, its manifest first, but the sign: what is left stays recognisable."""
+    names = storage.names()
+    for name in [*(name for name in names if name == MANIFEST), *garbage(names, None)]:
+        if name != UNDER_WAY:
+            storage.delete(name)
+
+
+def _remove_empty_folders(storage: Storage) -> None:
+    if storage.is_local:
+        folder = Path(storage.local_path("x")).parent
+        for path in (folder / "tables", folder):
+            with suppress(OSError):
+                path.rmdir()

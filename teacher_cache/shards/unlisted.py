@@ -1,0 +1,41 @@
+"""The files of a cache on a server that lists none: those its manifest accounts for, and no others."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from schemas.errors import CorruptCacheError
+
+if TYPE_CHECKING:
+    from teacher_cache.shards.storage import Storage
+
+REQUESTS = 16  # at a time
+
+
+def names_by_manifest(storage: "Storage") -> list[str]:
+    """Names of the manifest, and of the files that it lists; none where there is no manifest."""
+    from teacher_cache.shards.marks import files_beside_shards, mark_name, read_manifest, tar_name
+    from teacher_cache.shards.storage import MANIFEST
+    from teacher_cache.shards.table import listed
+
+    if not storage.exists(MANIFEST):
+        return []
+    manifest = listed(storage, read_manifest(storage))
+    names = {MANIFEST, *(tar_name(unit.name, "tokens") for unit in manifest.units)}
+    for entry in manifest.shards:
+        names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
+    return sorted(names | {name for name, _ in files_beside_shards(manifest)})
+
+
+def sizes_by_manifest(storage: "Storage") -> dict[str, int]:
+    """What the server says about each of these files; what is missing is left out."""
+
+    def size(name: str) -> int | None:
+        try:
+            return storage.size(name)
+        except CorruptCacheError:
+            return None
+
+    names = names_by_manifest(storage)
+    with ThreadPoolExecutor(REQUESTS, "size") as pool:
+        found = zip(names, pool.map(size, names), strict=True)
+        return {name: size for name, size in found if size is not None}

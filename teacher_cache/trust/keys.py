@@ -1,0 +1,66 @@
+"""Public keys by name: a file with a line for each, ``hex name``, and ``#`` before comments."""
+
+import re
+from pathlib import Path
+
+from schemas.errors import UserError
+
+MAX_BYTES = 1 << 20
+NAME = r"[^\s\x00-\x1f\x7f#][^\x00-\x1f\x7f]{0,199}"
+LINE = re.compile(rf"([0-9a-f]{{64}})\s+({NAME})")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def default_file() -> Path:
+    """Where trusted keys are if nothing else is said."""
+    return Path.home() / ".config" / "cache-tools" / "trusted_keys"
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Keys (64 hex digits) by name. Raises UserError naming file and line."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the keys: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES} bytes, that is no file of keys")
+    keys: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{path}:{number}: expected 64 hex digits and a name, got {line[:80]!r}")
+        key, name = match.groups()
+        if keys.get(name, key) != key:
+            raise UserError(f"{path}:{number}: a second key with the name {name!r}; names must be distinct")
+        keys[name] = key
+    return keys
+
+
+def read_public_file(path: Path) -> tuple[str, str]:
+    """Key and name in a ``.pub`` file. Raises UserError."""
+    keys = read_keys(path)
+    if len(keys) != 1:
+        raise UserError(f"{path}: {len(keys)} keys, wanted one line: 64 hex digits and a name")
+    ((name, key),) = keys.items()
+    return key, name
+
+
+def load_public_key(key: str, trusted_keys: Path | None = None) -> str:
+    """64 hex digits from these digits, a ``.pub`` file, or a name in the file of trusted keys. Raises UserError."""
+    if _HEX.fullmatch(key):
+        return key
+    if key.endswith(".pub"):
+        return read_public_file(Path(key))[0]
+    path = trusted_keys or default_file()
+    names = read_keys(path) if path.exists() else {}
+    if key not in names:
+        raise UserError(
+            f"key {key!r}: not among the {len(names)} names in {path}; give one of these, 64 hex digits or a .pub "
+            "file, or add it with `cache-tools trust FILE.pub`"
+        )
+    return names[key]
