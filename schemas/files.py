@@ -1,5 +1,6 @@
 """Opening local files to read: regular files only, so that nothing waits for a pipe or reads a device without end."""
 
+import errno
 import os
 import stat
 from io import FileIO
@@ -28,7 +29,16 @@ def open_regular(path: str | Path, follow: bool = True) -> FileIO:
     Raises NotRegularError (at once) for pipes, devices, sockets and folders, other OSErrors as ``open``.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            raise NotRegularError("it is a socket or a device, not a regular file") from None
+        if error.errno == errno.ELOOP:
+            raise NotRegularError(
+                "it is a link, not a regular file" if not follow else "its links go in a circle"
+            ) from None
+        raise
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):

@@ -90,7 +90,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, click.Abort):
         if not isinstance(error.__cause__ or error.__context__, EOFError):
             return _say("stopped by Ctrl-C", 128 + signal.SIGINT)
-        return _say("standard input ended before the answer", UserError.exit_code)
+        return _say("error: standard input ended before the answer", UserError.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return _say("stopped by Ctrl-C", 128 + signal.SIGINT)
     if isinstance(error, Stopped):

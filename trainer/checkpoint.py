@@ -220,8 +220,8 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
         )
     if state.student != start.student:
         raise UserError(
-            f"{folder}: the student's first weights had fingerprint {state.student[:12]}…, those that the configuration "
-            f"names have {start.student[:12]}…; {ADVICE}"
+            f"{folder}: the student's first weights had fingerprint {state.student[:12]}…, those that the "
+            f"configuration names have {start.student[:12]}…; {ADVICE}"
         )
     for key, before, now, rule in changes(state.settings, start.settings):
         if rule is None or rule.effect == "refused":

@@ -39,10 +39,12 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import quiet_transformers
+    from trainer.owner import only_run_in
     from trainer.student import load_model_config, materialise_student
 
     quiet_transformers()
-    folder = materialise_student(settings)
+    with only_run_in(settings.output, "train-student init"):
+        folder = materialise_student(settings)
     model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
     show(
         {

@@ -32,6 +32,7 @@ from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
 from trainer.metrics import JsonlCallback, cut_metrics
 from trainer.model_card import model_card
+from trainer.owner import Fence, only_run_in
 from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
 from trainer.pickles import check_checkpoint, only_data
 from trainer.report import Clock, cost, write_json
@@ -58,15 +59,22 @@ def distill(
     returns after the step in hand: then ``ended`` is "interrupted" and there is no final model. Raises UserError for
     anything a user can mend, and for a machine that fails.
     """
-    with one_line(Path(config.output)), only_data():
-        return _distill(config, StopRequest() if stop is None else stop, callbacks)
-
-
-def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     quiet_transformers()
+    with one_line(Path(config.output)), only_data():
+        arguments = training_arguments(config)
+        with only_run_in(config.output, "train-student run", arguments.process_index == 0) as fence:
+            return _distill(config, arguments, StopRequest() if stop is None else stop, callbacks, fence)
+
+
+def _distill(
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    stop: StopRequest,
+    callbacks: Sequence[TrainerCallback],
+    fence: Fence,
+) -> dict[str, Any]:
     output = Path(config.output)
     check_workers(config.data.num_workers)
-    arguments = training_arguments(config)
     is_main = arguments.process_index == 0
     sharded = config.loop.parallel == "fsdp"
 
@@ -148,6 +156,7 @@ def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[Trainer
             early_stopping_patience=config.loop.early_stopping_patience,
             keep_checkpoints=config.loop.keep_checkpoints,
             stop=stop,
+            fence=fence,
             callbacks=[
                 *([check] if sharded else []),
                 *(reports(output, state.global_step, callbacks) if is_main else []),
@@ -184,6 +193,7 @@ def _distill(config: TrainConfig, stop: StopRequest, callbacks: Sequence[Trainer
         "output": str(output),
         **cost(state.data.tokens - tokens_before, clock.seconds),
     }
+    fence()
     if finished and is_main:
         if sharded:
             student = load_student(init_folder, config.student)
@@ -235,7 +245,7 @@ def say_length(state: RunState, steps: int) -> None:
 
 
 def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path | None:
-    """The checkpoint that the final model is of; None: the weights of the last step. Raises UserError if it is damaged."""
+    """The checkpoint that the final model is of; None: the last step. Raises UserError if it is damaged."""
     if state.best_step is None or state.best_kl is None or state.best_step == state.global_step:
         return None
     if patience is None:
@@ -248,8 +258,8 @@ def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path
     wrong = damage(folder)
     if wrong is not None:
         raise UserError(
-            f"{folder}: has the best validation KL, and is not whole ({wrong}); put the file back from a copy, or unset "
-            "loop.early_stopping_patience to take the last step's weights"
+            f"{folder}: has the best validation KL, and is not whole ({wrong}); put the file back from a copy, or "
+            "unset loop.early_stopping_patience to take the last step's weights"
         )
     return folder
 
@@ -277,7 +287,7 @@ def _train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{checkpoint}: cannot be read: it holds more than tensors and plain values ({str(error).splitlines()[0]}); "
+            f"{checkpoint}: cannot be read: it holds more than tensors and values ({str(error).splitlines()[0]}); "
             "take a checkpoint from where you trust it, or set loop.resume to false to start over"
         ) from None
     except (RuntimeError, OSError, EOFError) as error:  # the last two: while a tensor of a worker's was fetched

@@ -26,6 +26,7 @@ from trainer.evaluate import evaluate
 from trainer.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
 from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, TERMS, Objective, row_counts, teacher_rows
+from trainer.owner import Fence
 from trainer.parallel import from_all, from_first, shard_on_cpus
 from trainer.plan import RowPlan
 from trainer.signals import MAPS
@@ -52,12 +53,14 @@ class DistillationTrainer(Trainer):
         early_stopping_patience: int | None,
         keep_checkpoints: int,
         stop: StopRequest,
+        fence: Fence,
         callbacks: list[TrainerCallback],
         log_gradient_norms: bool = False,
     ) -> None:
         """``validation`` yields the batches of one validation.
 
-        ``evaluation_head`` is the teacher's, if these need it; ``stop`` turns true when the run should end early.
+        ``evaluation_head`` is the teacher's, if these need it; ``stop`` turns true when the run should end early;
+        ``fence`` raises when the output folder has become another run's.
         """
         keeper = RunKeeper(self, keep_checkpoints, stop)
         super().__init__(
@@ -73,6 +76,7 @@ class DistillationTrainer(Trainer):
         self.objective: Objective = objective
         self.run_state = run_state
         self.patience = early_stopping_patience
+        self.fence = fence
         self.flatten = str(model.config._attn_implementation).startswith("flash")
         self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
         data = run_state.data
@@ -340,6 +344,7 @@ class RunKeeper(TrainerCallback):
             write_state(folder, trainer.run_state)
         names = from_first(lambda: names_in(folder))
         parts = from_all(settle(folder, names[args.process_index :: args.world_size]))
+        trainer.fence()
         if is_first:
             seal(folder, state.global_step, {name: entry for part in parts for name, entry in part.items()})
             best = None if trainer.patience is None else trainer.run_state.best_step

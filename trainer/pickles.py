@@ -39,7 +39,7 @@ class _OnlyDescriptions(pickle.Unpickler):
 
 
 def check_metadata(path: Path) -> None:
-    """Raise UserError if ``path``, the metadata of a sharded checkpoint, would run or make anything but descriptions."""
+    """Raise UserError if ``path``, metadata of a sharded checkpoint, would run or make anything but descriptions."""
     try:
         with path.open("rb") as file:
             _OnlyDescriptions(file).load()

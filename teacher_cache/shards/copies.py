@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.failures import failure
+from schemas.files import open_regular
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
 
@@ -52,12 +54,12 @@ class LocalCopies:
         while True:
             copy = self._copy(name, entry)
             try:
-                with open(copy, "rb") as file:
+                with open_regular(copy) as file:
                     return os.pread(file.fileno(), size, start)
             except FileNotFoundError:  # another process has made room meanwhile
                 continue
             except OSError as error:
-                raise UserError(f"{copy}: a local copy cannot be read: {error.strerror}") from error
+                raise failure(error, f"{copy}: a local copy cannot be read") from error
 
     def check_once(self, name: str, entry: FileEntry) -> None:
         """Drop a copy that is not what ``entry`` says, if this process has not looked before."""
@@ -66,22 +68,21 @@ class LocalCopies:
             self.drop_damaged(name, entry)
             self._whole.add(entry.sha256)
 
-    def drop_damaged(self, name: str, entry: FileEntry) -> bool:
-        """Remove a copy that is not what ``entry`` says. Whether the next ``read`` may find something else."""
+    def drop_damaged(self, name: str, entry: FileEntry) -> None:
+        """Remove a copy that is not what ``entry`` says, so that it is fetched again."""
         copy = self._folder / entry.sha256
         try:
             with self._held(entry):
-                with open(copy, "rb") as file:
+                with open_regular(copy) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
                 if found == entry.sha256:
-                    return False
+                    return
                 copy.unlink()
         except FileNotFoundError:  # another process has removed it
-            return True
+            return
         except OSError as error:
             raise self._not_written(error) from error
         logger.warning("%s: a copy of %s was damaged; it is fetched again", copy, self._storage.where(name))
-        return True
 
     def _copy(self, name: str, entry: FileEntry) -> Path:
         """The local copy, fetched if it is not there."""
@@ -109,9 +110,7 @@ class LocalCopies:
         return _locked(self._folder / f"{entry.sha256[:2]}.lock")
 
     def _not_written(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
-        )
+        return failure(error, f"{self._folder}: a local copy cannot be written", "choose another folder")
 
     def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files in the background, in this order, as many as there is room for.
@@ -196,16 +195,18 @@ class LocalCopies:
             if file == unfinished or file.suffix == ".lock":
                 continue
             if file.suffix == ".part" and _is_abandoned(file):
-                file.unlink(missing_ok=True)
-                continue
+                with suppress(PermissionError):
+                    file.unlink(missing_ok=True)
+                    continue
             with suppress(FileNotFoundError):
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
         excess = sum(size for _, size, _ in found) + n_bytes - self._max_bytes
         for _, size, file in sorted(found):
             if excess > 0 and file.suffix != ".part":
-                file.unlink(missing_ok=True)
-                excess -= size
+                with suppress(PermissionError):  # another user's
+                    file.unlink(missing_ok=True)
+                    excess -= size
         return excess <= 0
 
 
@@ -216,15 +217,20 @@ def _used(copy: Path) -> bool:
         os.utime(copy, ns=(now, now))
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:  # another user's, who alone may say so
+        return copy.is_file()
     return True
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a file lock, which ends with this process."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)  # another user's can be read, and that is enough
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_abandoned(unfinished: Path) -> bool:

@@ -94,9 +94,12 @@ class FileRanges:
         with self._checking:
             before, found = self._sha256.get(name, ((), ""))
             if before != identity:
-                with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                    file.seek(0)
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                try:
+                    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                        file.seek(0)
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError as error:
+                    raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
                 self._sha256[name] = identity, found
         if found != entry.sha256:
             raise CorruptCacheError(
@@ -105,11 +108,13 @@ class FileRanges:
             )
 
     def renew(self, name: str, entry: FileEntry) -> bool:
-        """Whether reading a file again is of use: after something was wrong that may be so only here, or on its way.
+        """Whether reading a file again is of use, after something was wrong: that may be so only here, or on its way.
 
         A copy that is not what ``entry`` says is dropped.
         """
-        return not self._storage.is_local if self._copies is None else self._copies.drop_damaged(name, entry)
+        if self._copies is not None:
+            self._copies.drop_damaged(name, entry)
+        return not self._storage.is_local
 
     def fetch_ahead(self, files: Sequence[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files, in this order, where copies are kept."""

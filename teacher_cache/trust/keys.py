@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from schemas.errors import UserError
+from schemas.files import read_file
 
 MAX_BYTES = 1 << 20
 NAME = r"[^\s\x00-\x1f\x7f#][^\x00-\x1f\x7f]{0,199}"
@@ -18,14 +19,11 @@ def default_file() -> Path:
 
 def read_keys(path: Path) -> dict[str, str]:
     """Keys (64 hex digits) by name. Raises UserError naming file and line."""
+    data = read_file(path, MAX_BYTES, "cannot read the keys")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
         text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the keys: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES} bytes, that is no file of keys")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot read the keys: {error}") from None
     keys: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

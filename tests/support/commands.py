@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -34,13 +35,19 @@ class Forked:
     """A command in a forked process, with as much of ``subprocess.Popen`` as tests need."""
 
     def __init__(
-        self, command: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None
+        self,
+        command: str,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
+        """``before``: what the process does first; it must be possible to pickle it."""
         self._output = tempfile.TemporaryDirectory()
         for name in OUTPUTS:
             (Path(self._output.name) / name).touch()
         line = [command, *map(str, arguments)]
-        settings = (line, env or environment(), cwd or Path.cwd(), self._output.name)
+        settings = (line, env or environment(), cwd or Path.cwd(), self._output.name, before)
         self._process = fork_server().Process(target=_run_command, args=settings)
         self._process.start()
         assert self._process.pid is not None
@@ -75,7 +82,9 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _run_command(line: list[str], env: dict[str, str], cwd: Path, output: str) -> None:
+def _run_command(
+    line: list[str], env: dict[str, str], cwd: Path, output: str, before: Callable[[], None] | None
+) -> None:
     os.setsid()
     os.chdir(cwd)
     for number, name in enumerate(OUTPUTS, start=1):
@@ -83,6 +92,8 @@ def _run_command(line: list[str], env: dict[str, str], cwd: Path, output: str) -
     os.environ.clear()
     os.environ.update(env)
     sys.argv = line
+    if before is not None:
+        before()
     import_module(MODULES[line[0]]).main()
 
 

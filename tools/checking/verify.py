@@ -18,7 +18,7 @@ import numpy as np
 
 from schemas.cache_config import CapturedSignal
 from schemas.errors import CorruptCacheError
-from schemas.manifest import Manifest
+from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.consistency import draws_contradictions
 from teacher_cache.records import LogitsSample, TokenSample
@@ -80,8 +80,13 @@ def verify(
 
 
 def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Marks, indexes and sizes of each shard, the code tables, and tars that belong to no shard."""
+    """Marks, indexes and sizes of each shard, planned sequences, the code tables, and tars that belong to no shard."""
     sizes = storage.sizes()
+    for name, file in _planned(manifest):
+        if name not in sizes:
+            yield f"{storage.where(name)}: the file is missing, and so the sequences that are still to be scored"
+        elif sizes[name] != file.bytes:
+            yield f"{storage.where(name)}: {sizes[name]} bytes, the plan says {file.bytes}"
     for entry in manifest.shards:
         yield from _problem(partial(read_index, storage, manifest, entry))
         for signal in entry.files:
@@ -99,6 +104,14 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
                 yield f"{storage.where(name)}: the manifest does not list it, and readers of plain tars may take it"
 
 
+def _planned(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
+    """The sequences of units that are not committed."""
+    committed = {entry.name for entry in manifest.shards}
+    for unit in manifest.units:
+        if unit.name not in committed:
+            yield tar_name(unit.name, "tokens"), unit.tokens_file
+
+
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """The sha256 and headers of every tar, the sha256 of every table. (Those of the marks are checked when read.)"""
     for entry in manifest.shards:
@@ -112,8 +125,8 @@ def _contents(storage: Storage, manifest: Manifest) -> Iterator[str]:
                 yield from _problem(partial(check_file, storage, name, file))
             else:
                 yield from _problem(partial(check_tar, storage, name, signal, index.keys, index.signals[signal]))
-    for digest, file in manifest.tables.items():
-        yield from _problem(partial(check_file, storage, table_path(digest), file))
+    for name, file in [*_planned(manifest), *((table_path(digest), file) for digest, file in manifest.tables.items())]:
+        yield from _problem(partial(check_file, storage, name, file))
 
 
 def _problem(check: Callable[[], object]) -> Iterator[str]:

@@ -4,7 +4,6 @@ Objects come first, then the manifest, then signatures: a reader of the target f
 command goes on where a killed one stopped.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import Manifest, ShardEntry
-from schemas.signature import Signature
+from schemas.signature import SIGNATURES, Signature
 from teacher_cache.shards.marks import (
     files_beside_shards,
     mark_name,
@@ -32,7 +31,6 @@ from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
 from tools.trust.parts import carry_signatures
 
-SIGNATURE = re.compile(r"signatures/[0-9a-f]{64}\.json")
 MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
 Check = Callable[[Storage, Manifest], None]
 
@@ -209,7 +207,7 @@ def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
 
     Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
     """
-    names = [name for name in source.names() if SIGNATURE.fullmatch(name)]
+    names = [name for name in source.names() if SIGNATURES.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
         raise CorruptCacheError(
             f"{source.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"

@@ -1,8 +1,11 @@
 """The signed manifest of a cache and its signatures, carried along with a part of it."""
 
-from schemas.errors import CorruptCacheError
+import os
+
+from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json
 from schemas.manifest import Manifest
-from schemas.signature import SIGNATURES, signature_file
+from schemas.signature import SIGNATURES, Signature, signature_file
 from teacher_cache.shards.marks import read_manifest, read_manifest_text
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import table_file
@@ -27,8 +30,12 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
     if manifest.shard_table is not None:
         name = table_file(manifest.shard_table)
         files[name] = source.read(name, min(manifest.shard_table.bytes, MAX_JSON_BYTES))
-    files |= {name: source.read(name, MAX_FILE_BYTES) for name in _signatures(source)}
+    for name in _signatures(source):
+        files[name] = source.read(name, MAX_FILE_BYTES)
+        parse_json(Signature, files[name], source.where(name))  # whatever else it is, a key say, is not for others
     whole = signed_whole(target)
+    if whole.is_local and os.path.islink(whole.url):
+        raise UserError(f"{whole.url}: a link, through which nothing is written; put a folder there, or nothing")
     for name, data in files.items():
         whole.put(name, data, OWNER)
     return sum(map(len, files.values()))

@@ -1,7 +1,9 @@
 """Keys to sign caches with, signing, and what a transfer asks of signatures; ``teacher_cache.trust`` checks them."""
 
 import os
+import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from schemas.errors import UserError
+from schemas.failures import failure
+from schemas.files import read_file
 from schemas.load import validate
 from schemas.manifest import Manifest
 from schemas.signature import Signature, Statement, signature_file
@@ -19,6 +23,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.trust.keys import load_public_key
 from teacher_cache.trust.signatures import check_trust, read_statement
+from tools.output import umask
 from tools.trust.trusted_keys import public_file
 
 MAX_KEY_BYTES = 1 << 16
@@ -33,37 +38,50 @@ def generate_key(path: Path, name: str, passphrase: bytes | None = None) -> str:
     Raises UserError when one of the two files is there already, or cannot be written.
     """
     validate(Statement, {"manifest_sha256": "0" * 64, "signer": name, "signed_at": datetime.now(UTC)}, "the name")
-    key = Ed25519PrivateKey.generate()
-    encryption = (
-        serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
-    )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    if path.is_file() and not os.path.lexists(public_file(path)):  # made before, and interrupted
+        key = load_private_key(path, lambda: (passphrase or b"").decode())
+    else:
+        key = Ed25519PrivateKey.generate()
+        _refuse_to_overwrite(path)
+        _refuse_to_overwrite(public_file(path))
+        encryption = (
+            serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
+        )
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        _write_new(path, pem, 0o600)
     public = public_key_of(key)
-    for file in (path, public_file(path)):
-        if os.path.lexists(file):
-            raise UserError(f"{file}: exists already, and keys are never overwritten; choose another file")
-    _write_new(path, pem, 0o600)
-    _write_new(public_file(path), f"{public} {name}\n".encode(), 0o644)
+    _write_new(public_file(path), f"{public} {name}\n".encode(), 0o666 & ~umask())
     return public
 
 
+def _refuse_to_overwrite(file: Path) -> None:
+    if os.path.lexists(file):
+        raise UserError(f"{file}: exists already, and keys are never overwritten; choose another file")
+
+
 def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that must not be there, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        if isinstance(error, FileExistsError):
+            _refuse_to_overwrite(path)
+        raise failure(error, f"{path}: cannot be written") from None
 
 
 def load_private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
     """The private key in a PEM file; ``passphrase`` is asked if it is encrypted. Raises UserError."""
-    try:
-        with path.open("rb") as file:
-            pem = file.read(MAX_KEY_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the key: {error.strerror or error}") from None
+    pem = read_file(path, MAX_KEY_BYTES, "cannot read the key")
     password = passphrase().encode() if b"ENCRYPTED" in pem else None
     try:
         key = serialization.load_pem_private_key(pem, password)

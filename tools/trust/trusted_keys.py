@@ -1,15 +1,16 @@
 """Changing the file of trusted keys, which ``teacher_cache.trust.keys`` reads."""
 
-import os
 import re
-import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from schemas.errors import UserError
+from schemas.failures import failure
+from schemas.files import read_file
 from teacher_cache.shards.lease import Lease, part_of
 from teacher_cache.shards.storage import Storage
-from teacher_cache.trust.keys import LINE, NAME, read_keys
+from teacher_cache.trust.keys import LINE, MAX_BYTES, NAME, read_keys
+from tools.output import write_whole
 
 
 def public_file(private_key: Path) -> Path:
@@ -26,7 +27,7 @@ def trust(path: Path, key: str, name: str) -> None:
         if known.get(name, key) != key:
             raise UserError(f"{path}: {name!r} is trusted with another key, {known[name]}; remove that, or use --name")
         if name not in known:
-            text = path.read_text() if path.exists() else ""
+            text = read_file(path, MAX_BYTES).decode() if path.exists() else ""
             _replace(path, text + ("" if not text or text.endswith("\n") else "\n") + f"{key} {name}\n")
 
 
@@ -35,7 +36,7 @@ def distrust(path: Path, name: str) -> None:
     if not path.exists() or name not in read_keys(path):
         raise UserError(f"{path}: no key of the name {name!r}; `cache-tools trust` lists them")
     with _updating(path):
-        lines = path.read_text().splitlines(keepends=True)
+        lines = read_file(path, MAX_BYTES).decode().splitlines(keepends=True)
         kept = [line for line in lines if (match := LINE.fullmatch(line.strip())) is None or match.group(2) != name]
         _replace(path, "".join(kept))
 
@@ -48,8 +49,6 @@ def _updating(path: Path) -> AbstractContextManager[Lease]:
 def _replace(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise failure(error, f"{path}: cannot be written") from None
+    write_whole(path, text.encode())

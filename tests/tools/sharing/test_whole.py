@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from schemas.errors import CorruptCacheError, UserError
+from schemas.errors import ConflictError, CorruptCacheError, UserError
 from schemas.manifest import Manifest
 from schemas.signature import signature_file
 from support.proxy import proxied
@@ -122,6 +122,9 @@ def test_the_marker_comes_first_and_the_manifest_last(source: Storage, s3_url: s
     with proxied(s3_server) as proxy:
         copy_cache(source.url, s3_url, parallel=1)
         changes = [(method, path.rsplit("/", 1)[1]) for method, path in proxy.requests if method in ("PUT", "DELETE")]
+    lease = ("PUT", ".lease.json"), ("DELETE", ".lease.json")
+    assert (changes[0], changes[-1]) == lease
+    changes = [change for change in changes if change not in lease]
     marker = f".push-{read_manifest(source).sha256}.json"
     assert changes[0] == ("PUT", marker)
     assert changes[-3:] == [("PUT", MANIFEST), ("PUT", f"{key}.json"), ("DELETE", marker)]
@@ -190,7 +193,7 @@ def test_temporary_files_of_a_killed_transfer_are_removed(source: Storage, tmp_p
 
 def test_one_transfer_at_a_time_into_a_folder(source: Storage, tmp_path: Path) -> None:
     url = str(tmp_path / "target")
-    with opened_target(url, "0" * 64, dry_run=False), pytest.raises(UserError, match="another transfer"):
+    with opened_target(url, "0" * 64, dry_run=False), pytest.raises(ConflictError, match="in use by process"):
         copy_cache(source.url, url)
     copy_cache(source.url, url)
 
