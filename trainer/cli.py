@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from pathlib import Path
 
 import click
 
@@ -40,9 +41,11 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import quiet_transformers
     from trainer.owner import only_run_in
+    from trainer.preflight import check_output
     from trainer.student import load_model_config, materialise_student
 
     quiet_transformers()
+    check_output(Path(settings.output))
     with only_run_in(settings.output, "train-student init"):
         folder = materialise_student(settings)
     model_config = load_model_config(folder, "student", settings.student.trust_remote_code)

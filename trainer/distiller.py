@@ -35,9 +35,10 @@ from trainer.model_card import model_card
 from trainer.owner import Fence, only_run_in
 from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
 from trainer.pickles import check_checkpoint, only_data
+from trainer.preflight import check_output, check_room, check_saving
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
-from trainer.sources import open_training_data, open_validation, plan_training, required_of
+from trainer.sources import check_lengths, open_training_data, open_validation, plan_training, required_of
 from trainer.student import load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
 from trainer.tokenizer import check_tokenizer, copy_tokenizer
@@ -60,6 +61,7 @@ def distill(
     anything a user can mend, and for a machine that fails.
     """
     quiet_transformers()
+    check_output(Path(config.output))
     with one_line(Path(config.output)), only_data():
         arguments = training_arguments(config)
         with only_run_in(config.output, "train-student run", arguments.process_index == 0) as fence:
@@ -90,7 +92,8 @@ def _distill(
     with arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
     trusts = config.student.trust_remote_code
-    check_vocabulary(data.manifest, load_model_config(init_folder, "student", trusts), where=url)
+    student_config = load_model_config(init_folder, "student", trusts)
+    check_vocabulary(data.manifest, student_config, where=url)
     check_tokenizer(data.manifest, init_folder, where=url, trust_remote_code=trusts)
 
     # from where, and in which order
@@ -106,6 +109,7 @@ def _distill(
     plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
     say_length(state, arguments.max_steps)
+    check_lengths(config, data.caches, None if validation_data is None else validation_data[1], student_config)
     with arguments.main_process_first(local=False):
         if is_main:
             remove_unused(output, checkpoint)
@@ -120,6 +124,9 @@ def _distill(
 
     if not is_finished(state, config, arguments):
         check = StudentCheck(config)
+        if is_main:
+            check_saving(student, config.student, init_folder, output)
+            check_room(student, config.student, output)
         if not sharded:
             student.to(arguments.device)  # type: ignore[arg-type]
             check(student)

@@ -18,6 +18,7 @@ from trainer.losses.objective import TeacherRows, dense_target, stored_target, t
 from trainer.losses.targets import Target
 from trainer.losses.tla import tla_
 from trainer.plan import SortedRows
+from trainer.preflight import check_positions
 from trainer.student import load_model
 from trainer.subset import Selection, Subset
 from trainer.taps import check_head, masked_hidden, output_head
@@ -161,6 +162,7 @@ def evaluate_folder(
     check_tokenizer(cache.manifest, folder, cache_url, EVALUATED, trust_remote_code)
     model: Any = load_model(folder, EVALUATED, getattr(torch, dtype), trust_remote_code=trust_remote_code)
     check_vocabulary(cache.manifest, model.config, where=cache_url)
+    check_positions(model.config, rows.longest, cache_url, EVALUATED)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_head(model)
     done = 0

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import CacheShare, DataConfig, TrainConfig
+from teacher_cache.lengths import max_length
 from teacher_cache.text import one_line
 from teacher_cache.trust.required import Required
 from trainer.checkpoint import DataState
@@ -17,7 +19,11 @@ from trainer.evaluate import open_for_evaluation, sorted_rows
 from trainer.mixture import digest_of, names_tokens, read_as_one
 from trainer.order import START, CacheOrder, Place, Shuffle, check_length
 from trainer.plan import RowPlan, SortedRows, plan_rows
+from trainer.preflight import check_positions
 from trainer.subset import Selection, Subset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +112,21 @@ def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: i
     if loop.max_steps is None:
         state.epochs, state.planned_rows = loop.epochs, len(plan)
     return plan
+
+
+def check_lengths(
+    config: TrainConfig, caches: Sequence[Cache], validation: SortedRows | None, student: "PreTrainedConfig"
+) -> None:
+    """Raise UserError if the student has too few positions for a sample. Reads indexes only where that may be."""
+    limit = max_length(student)
+    if limit is None:
+        return
+    for share, cache in zip(config.data.shares, caches, strict=True):
+        if cache.manifest.corpus.settings.max_tokens > limit:
+            lengths = Subset(cache, _selection(share, config.data)).selected()[1]
+            check_positions(student, int(lengths.max(initial=0)), share.url)
+    if validation is not None:
+        check_positions(student, validation.longest, config.data.validation_cache or "the validation split")
 
 
 def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, SortedRows] | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from schemas.errors import UserError
+from schemas.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
@@ -133,14 +133,14 @@ def worker_trouble(error: BaseException, num_workers: int) -> UserError | None:
     """What a failure of the loader means and what to do about it; None for one that is none of its own."""
     text = str(error)
     if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or "Too many open files" in text:
-        return UserError(
+        return MachineError(
             f"data.num_workers: {num_workers}: too many open files, the limit is {handle_limit()}; raise it (ulimit -n "
             "4096), or set data.num_workers to 0"
         )
     if "shared memory" in text or "Bus error" in text:
         return _no_room(num_workers, error)
     if text.startswith("DataLoader timed out"):
-        return UserError(
+        return MachineError(
             f"data.num_workers: {num_workers}: no batch came from a worker process for {PATIENCE} seconds; look "
             f"whether it is stopped and whether {SHARED} is full; with data.num_workers = 0 the main process decodes"
         )
@@ -153,7 +153,7 @@ def worker_trouble(error: BaseException, num_workers: int) -> UserError | None:
 
 
 def _no_room(num_workers: int, error: BaseException) -> UserError:
-    return UserError(
+    return MachineError(
         f"data.num_workers: {num_workers}: worker processes need more room in {SHARED}{_room()} ({error}); start the "
         "container with a larger one (docker run --shm-size=1g), or set data.num_workers to 0"
     )
