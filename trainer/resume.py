@@ -93,6 +93,7 @@ RULES = (
         "honoured",
         "changes values by rounding only",
     ),
+    Rule(("student.trust_remote_code",), "honoured", "code that ships with a model runs from now on, or not any more"),
     Rule(("loop.log_gradient_norms",), "honoured", "from the next line of metrics on"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
     Rule(("output",), "honoured", "a folder that was moved as a whole goes on; another folder is another run"),
