@@ -100,7 +100,7 @@ def validate(model: type[Model], tree: object, where: str) -> Model:
 def parse_json(model: type[Model], data: bytes, where: str, max_values: int | None = None) -> Model:
     """Parse and validate JSON bytes of an untrusted file as ``model``; raises UserError.
 
-    ``max_values``: of a file that is not bounded otherwise; a wrong one of many values would take gigabytes to describe.
+    ``max_values``: that it may have; a wrong one of many would take gigabytes to describe.
     """
     if max_values is not None and (values := data.count(b",")) > max_values:
         raise UserError(f"{where}: some {values} values, at most {max_values} are read")
