@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.failures import failure
+from schemas.files import open_regular
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
 
@@ -52,12 +54,12 @@ class LocalCopies:
         while True:
             copy = self._copy(name, entry)
             try:
-                with open(copy, "rb") as file:
+                with open_regular(copy) as file:
                     return os.pread(file.fileno(), size, start)
             except FileNotFoundError:  # another process has made room meanwhile
                 continue
             except OSError as error:
-                raise UserError(f"{copy}: a local copy cannot be read: {error.strerror}") from error
+                raise failure(error, f"{copy}: a local copy cannot be read") from error
 
     def check_once(self, name: str, entry: FileEntry) -> None:
         """Drop a copy that is not what ``entry`` says, if this process has not looked before."""
@@ -71,7 +73,7 @@ class LocalCopies:
         copy = self._folder / entry.sha256
         try:
             with self._held(entry):
-                with open(copy, "rb") as file:
+                with open_regular(copy) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
                 if found == entry.sha256:
                     return
@@ -108,9 +110,7 @@ class LocalCopies:
         return _locked(self._folder / f"{entry.sha256[:2]}.lock")
 
     def _not_written(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._folder}: a local copy cannot be written: {error.strerror or error}; choose another folder"
-        )
+        return failure(error, f"{self._folder}: a local copy cannot be written", "choose another folder")
 
     def fetch_ahead(self, files: list[tuple[str, FileEntry]]) -> None:
         """Start to fetch these files in the background, in this order, as many as there is room for.

@@ -204,3 +204,24 @@ def test_a_trainer_refuses_another_cache(tmp_path: Path, student: Path) -> None:
     name = change_member(url, "logits", 0, 0, second_preimage)
     done = run("train-student", "evaluate", student, url, "--digest", digest)
     assert (done.returncode, name in done.stderr) == (3, True), done.stderr
+
+
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_samples_taken_of_a_cache_of_format_1_0(s3_url: str, tmp_path: Path, place: str) -> None:
+    """A payload is replaced before some samples of a cache without digests are pulled by its signature."""
+    url, public, _ = signed_cache(s3_url if place == "store" else tmp_path / "cache", digests=False)
+    take = ("cache-tools", "pull", url)
+    options = ("--sample", "50%", "--require-signature", public)
+    assert run(*take, tmp_path / "loose", *options[:2]).returncode == 0
+    done = run(*take, tmp_path / "sound", *options)
+    if place == "store":
+        assert (done.returncode, "of format 1.0, without digests" in done.stderr) == (2, True), done.stderr
+        assert run(*take, tmp_path / "whole", *options[2:]).returncode == 0
+        return
+    assert done.returncode == 0, done.stderr
+    for shard, rows in enumerate(([0, 1], [0, 1, 2], [0])):
+        for row in rows:
+            name = replace_payload(url, shard=shard, row=row)
+    done = run(*take, tmp_path / "forged", *options)
+    assert (done.returncode, ".logits.tar: sha256 is" in done.stderr) == (3, True), done.stderr
+    assert name

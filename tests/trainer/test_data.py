@@ -9,7 +9,6 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data import (
     CacheRows,
-    check_tokenizer,
     check_vocabulary,
     open_cache,
     to_tensors,
@@ -18,6 +17,7 @@ from trainer.data import (
 from trainer.order import CacheOrder, Shuffle
 from trainer.plan import RowPlan, plan_rows
 from trainer.subset import Selection, Subset
+from trainer.tokenizer import check_tokenizer
 
 
 @pytest.fixture

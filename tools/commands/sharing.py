@@ -82,7 +82,8 @@ def pull(
         if selection == everything:  # also all signals by name: as it is, with its signatures
             report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:
-            report = write_subset(choose(source, manifest, selection, parallel), folder, parallel, dry_run, advance)
+            part = choose(source, manifest, selection, parallel, bound=bool(digest or required))
+            report = write_subset(part, folder, parallel, dry_run, advance)
     show_report(report, as_json)
 
 

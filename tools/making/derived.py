@@ -13,6 +13,7 @@ from teacher_cache.shards.marks import tar_name, totals_of, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import payload_problem
 from teacher_cache.shards.writer import ShardWriter, check_tars
+from tools.checking.tars import check_file
 
 READ_BYTES = 1 << 23  # of one request, if a single payload is not larger
 
@@ -89,6 +90,8 @@ def join_parts(
     ``table``: digest of the code table that its token ids are coded with, once ``recode(part, row, signal, payload)``
     made a sample's payload in the new shard of that in the old. Raises CorruptCacheError as ``copy_samples``.
     """
+    for part in parts:
+        check_tars_without_digests(source, part.index, signals)
     samples = [(part.index, row) for part in parts for row in part.rows]
     unit = Unit(
         name=name,
@@ -112,6 +115,16 @@ def join_parts(
     )
     check_tars(target, joined)
     return write_mark(target, joined, owner)
+
+
+def check_tars_without_digests(source: Storage, index: ShardIndex, signals: Sequence[Signal]) -> None:
+    """Hold whole tars of a folder against their sha256, where the index cannot tell whose payload one is (format 1.0).
+
+    The new index will vouch for what is taken. Raises CorruptCacheError.
+    """
+    for signal in signals:
+        if source.is_local and index.signals[signal].digests is None:
+            check_file(source, tar_name(index.name, signal), index.signals[signal].file)
 
 
 def bundles_of(parts: Sequence[Part]) -> list[int] | None:

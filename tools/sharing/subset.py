@@ -56,6 +56,7 @@ class Subset:
     manifest: Manifest
     derivation: Derivation
     parts: list[Part]
+    bound: bool = False  # to a digest or a signature that was asked for
 
     @property
     def identity(self) -> str:
@@ -75,13 +76,18 @@ def open_source(
 
 
 def choose(
-    source: Storage, manifest: Manifest, selection: Selection, parallel: int = PARALLEL, advance: Advance = unseen
+    source: Storage,
+    manifest: Manifest,
+    selection: Selection,
+    parallel: int = PARALLEL,
+    advance: Advance = unseen,
+    bound: bool = False,
 ) -> Subset:
     """The part of a cache that is meant; nothing is written. Raises UserError when there is nothing in it."""
     selection = in_order(selection, manifest, source.url)
     parts = chosen_parts(source, manifest, selection, parallel, advance)
     derivation = Derivation(action="subset", sources=[source_of(manifest)], selection=selection)
-    return Subset(source, manifest, derivation, parts)
+    return Subset(source, manifest, derivation, parts, bound)
 
 
 def write_subset(
@@ -145,6 +151,12 @@ def _write(subset: Subset, target: Target, part: Part, progress: Progress) -> Sh
     assert part.rows is not None
     index = read_index(subset.source, subset.manifest, part.entry)
     signals = tuple(part.entry.files)
+    if subset.bound and not subset.source.is_local and any(index.signals[s].digests is None for s in signals):
+        raise UserError(
+            f"{subset.source.where(mark_name(index.name))}: of format 1.0, without digests of single samples by which "
+            "what a store sends could be held against the digest or signature that is required; pull whole shards "
+            "(--signals, --shards), and choose samples from these with `cache-tools subset`"
+        )
     entry = copy_samples(subset.source, target.storage, index, part.rows.tolist(), signals, part.entry.name, OWNER)
     progress.add(part.bytes)
     return entry
