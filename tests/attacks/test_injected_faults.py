@@ -54,10 +54,12 @@ def inject(forker: Forker, workshop: Path, folder: Path, name: str, command: Com
         own = folder / str(number)
         line = command.prepare(workshop, own)
         what = f"{name}: {fault} at call {at} of {counted.calls}"
-        ended_well(forker.run(line, own, fault, at, below=below), fault, what)
-        again = forker.run(line, own)
-        done = again.status == 0 or IS_DONE.get(name, "\n") in again.stderr
-        assert done, f"{what}, and again: {again.status} {again.stderr[-500:]}"
+        first = forker.run(line, own, fault, at, below=below)
+        ended_well(first, fault, what)
+        if first.status != 0:  # some faults are got over: a link that fails becomes a copy
+            again = forker.run(line, own)
+            done = again.status == 0 or IS_DONE.get(name, "\n") in again.stderr
+            assert done, f"{what}, and again: {again.status} {again.stderr[-500:]}"
         if command.made:
             found = forker.run(["cache-tools", "verify", command.made], own)
             assert found.status == 0, f"{what}: {found.stdout[-500:]}{found.stderr[-500:]}"
