@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import click
 
-from schemas.errors import UNEXPECTED, MachineError, UserError
+from schemas.errors import UNEXPECTED, MachineError, UserError, printable
 from schemas.failures import failure, reason
 
 TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
@@ -97,6 +97,7 @@ def _with_home(args: list[str]) -> list[str]:
 def _report(error: BaseException) -> int:
     """Say in one line what ended the command; returns its exit status."""
     if isinstance(error, click.ClickException):
+        error.message = "\n".join(map(printable, error.message.splitlines()))  # it quotes what was typed
         with suppress(OSError):
             error.show()
         return error.exit_code
