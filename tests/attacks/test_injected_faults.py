@@ -26,12 +26,6 @@ IS_DONE = {"export": "is there already", "keygen": "exists already"}  # said whe
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="faults are injected by a library that gcc makes")
 
 
-@pytest.fixture(scope="module")
-def forker(tmp_path_factory: pytest.TempPathFactory):
-    with Forker(tmp_path_factory.mktemp("forker"), faults=True) as started:
-        yield started
-
-
 def ended_well(found: Ended, fault: str, what: str) -> None:
     assert not found.hung, what
     assert "Traceback" not in found.stderr, f"{what}: {found.stderr[-2000:]}"
