@@ -139,7 +139,11 @@ class StudentConfig(Strict):
     from_layers: list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]] | None = Field(
         None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
     )
-    dtype: Dtype = Field("float32", description="Data type of the trained weights.")
+    dtype: Dtype = Field(
+        "float32",
+        description="Data type of the final model. Weights are trained in float32 whatever it is; with bfloat16 "
+        "products are bfloat16, as with loop.bf16.",
+    )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
     )

@@ -38,6 +38,7 @@ from teacher_cache.writing import UnitWriter
 logger = logging.getLogger(__name__)
 
 Part = list[tuple[TokenSample, Request]]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
 
 
@@ -79,7 +80,7 @@ class Summary:
 def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     """Cache what the configuration asks for; units that are committed already are skipped.
 
-    SIGINT and SIGTERM let the unit in hand finish; a second one ends the process at once. Raises UserError.
+    SIGINT, SIGTERM and SIGHUP let the unit in hand finish; a second one ends the process at once. Raises UserError.
     """
     worker = worker or Worker()
     storage = Storage(config.output.path)
@@ -221,13 +222,14 @@ class _Tally:
 
 
 class _StopRequest:
-    """Remembers the first SIGINT or SIGTERM; the second one takes its default course."""
+    """Remembers the first SIGINT, SIGTERM or SIGHUP (unless that is ignored); the second takes its default course."""
 
     signal_name: str | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        ignored = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_IGN]
+        before = {number: signal.signal(number, self._remember) for number in STOPPING if number not in ignored}
         try:
             yield
         finally:

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from schemas.errors import UserError
+from schemas.errors import ConflictError, UserError
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.teacher import model_fingerprint
 from trainer.checked import check_first_samples
@@ -274,10 +274,12 @@ def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path
 def train(trainer: DistillationTrainer, checkpoint: Path | None, output: Path | None) -> None:
     """Run the loop. A UserError from a worker process loses the traceback that torch puts into its message.
 
-    Whatever ends it, no half-written checkpoint stays in ``output`` to take room.
+    Whatever ends it, no half-written checkpoint stays in ``output`` to take room, unless that is another run's now.
     """
     try:
         _train(trainer, checkpoint)
+    except ConflictError:
+        raise
     except BaseException:
         if output is not None:
             remove_incomplete(output)
@@ -367,7 +369,14 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
+    writer = SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1)
+
+    class Flushing(TensorBoardCallback):
+        def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
+            writer.flush()  # raises what its thread could not write; closing does not
+            super().on_train_end(*arguments, **kwargs)
+
+    return Flushing(writer)
 
 
 def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:

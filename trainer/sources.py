@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import CacheShare, DataConfig, TrainConfig
 from teacher_cache.lengths import max_length
@@ -123,10 +123,22 @@ def check_lengths(
         return
     for share, cache in zip(config.data.shares, caches, strict=True):
         if cache.manifest.corpus.settings.max_tokens > limit:
-            lengths = Subset(cache, _selection(share, config.data)).selected()[1]
-            check_positions(student, int(lengths.max(initial=0)), share.url)
+            longest = _longest(Subset(cache, _selection(share, config.data)), config.data.on_corrupt == "skip")
+            check_positions(student, longest, share.url)
     if validation is not None:
         check_positions(student, validation.longest, config.data.validation_cache or "the validation split")
+
+
+def _longest(subset: Subset, skip_corrupt: bool) -> int:
+    """Tokens of the longest selected sample; of shards that are left out anyway none is known."""
+    longest = 0
+    for shard in range(subset.n_shards):
+        try:
+            longest = max(longest, int(subset.lengths(subset.samples(shard)).max(initial=0)))
+        except CorruptCacheError:
+            if not skip_corrupt:
+                raise
+    return longest
 
 
 def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, SortedRows] | None:

@@ -23,7 +23,7 @@ from schemas.failures import failure
 from teacher_cache.shards.holder import Holder, this_process
 from teacher_cache.shards.locked_file import LockedFile, NoLocks
 from teacher_cache.shards.slot import Seen, Slot, State, StoreObject
-from teacher_cache.shards.storage import LEASE_PREFIX, Storage
+from teacher_cache.shards.storage import LEASE_PREFIX, Storage, is_temporary
 
 HEARTBEAT = 5.0  # seconds between two beats
 EXPIRY = 60.0  # seconds without a beat after which a holder elsewhere is dead
@@ -113,6 +113,9 @@ def whole_place(storage: Storage, command: str, wait: Wait = never) -> Iterator[
     """
     with only_place(storage, command, wait) as lease:
         end_dead_parts(storage, command, wait)
+        for name in storage.names() if storage.is_local else []:
+            if is_temporary(name):  # a killed writer's: nobody else is here
+                lease.storage.delete(name)
         yield lease
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -77,25 +76,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it "
             "was written; fetch it again from where it came"
         )
-    _check_lists(manifest, where)
     return manifest
-
-
-def _check_lists(manifest: Manifest, where: str) -> None:
-    """Refuse lists that contradict each other; those of a shard table are looked at when it is read."""
-    units, shards = [unit.name for unit in manifest.units], [entry.name for entry in manifest.shards]
-    for names in (units, shards):
-        for one, next_one in pairwise(names):
-            if _number(one) >= _number(next_one):
-                raise CorruptCacheError(f"{where}: {next_one} is listed after {one}; each is listed once, in order")
-    if unplanned := set(shards) - set(units):
-        raise CorruptCacheError(f"{where}: {min(unplanned)} is listed as written, but is none of the planned shards")
-    if manifest.complete and manifest.shard_table is None and len(shards) < len(units):
-        raise CorruptCacheError(f"{where}: it says complete, but lists {len(shards)} of {len(units)} planned shards")
-
-
-def _number(shard: str) -> int:
-    return int(shard.removeprefix("shard-"))
 
 
 def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:

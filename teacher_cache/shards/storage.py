@@ -61,6 +61,7 @@ LISTING_PATIENCE = 45.0  # seconds for a listing, which a store gives in many pa
 GIVE_UP = 30.0  # seconds after which nothing is asked again
 PART_BYTES = 1 << 23  # of a file that is read or uploaded in parts
 MAX_PARTS = 9000  # of an upload; S3 takes 10,000
+_TEMPORARY = re.compile(r"\.tmp-[A-Za-z0-9._-]*[0-9a-f]{12}-[A-Za-z0-9._-]+")
 _SAFE_NAME = re.compile(r"((tables|signatures)/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -76,6 +77,11 @@ def check_content(data: bytes, entry: FileEntry, where: str) -> None:
     found = file_entry(data)
     if found != entry:
         raise CorruptCacheError(f"{where}: sha256 is {found.sha256}, the manifest says {entry.sha256}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that a process was writing, to give it another name when it is whole."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def has_content(storage: "Storage", name: str, entry: FileEntry) -> bool:

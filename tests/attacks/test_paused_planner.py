@@ -59,7 +59,7 @@ def test_a_planner_that_wakes(
 
 
 def check(workspace: Workspace, whole: Path, url: str, other: str, instant: int) -> None:
-    config, output = workspace.cache_config(Path("x"), capture=CAPTURE), ("--set", f"output.path={url}")
+    config, output = workspace.folder / "cache.yaml", ("--set", f"output.path={url}")
     commands = {
         "plan": ("teacher-cache", "plan", config, *output),
         "run": ("teacher-cache", "run", config, *output),
@@ -83,7 +83,7 @@ def check(workspace: Workspace, whole: Path, url: str, other: str, instant: int)
                 kill_group(process)
     where = f"{other} at instant {instant}: {first.stderr[-1500:]} {last.stderr[-1500:]}"
     assert "Traceback" not in first.stderr + last.stderr, where
-    assert {first.returncode, last.returncode} <= {0, 2}, where
+    assert {first.returncode, last.returncode} <= {0, 2, 7}, where
     assert 0 in (first.returncode, last.returncode), where
     after = committed(url)
     assert {name: after.get(name) for name in before} == before, where

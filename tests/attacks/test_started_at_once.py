@@ -23,20 +23,20 @@ CAPTURE = {"logits": {"k": 8, "temperatures": [1.0]}, "final": {}, "hidden": {"l
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("together")
     teacher = write_random_teacher(folder / "teacher")
-    return Workspace(folder, teacher, write_text_corpus(folder / "corpus", documents=24, words=40))
+    made = Workspace(folder, teacher, write_text_corpus(folder / "corpus", documents=24, words=40))
+    made.cache_config(folder / "alone", capture=CAPTURE)
+    return made
 
 
 @pytest.fixture(scope="module")
 def alone(workspace: Workspace) -> CacheReader:
-    cache = workspace.folder / "alone"
-    run_ok("teacher-cache", "run", workspace.cache_config(cache, capture=CAPTURE))
-    return CacheReader(str(cache), ("tokens", "logits", "final", "hidden"))
+    run_ok("teacher-cache", "run", workspace.folder / "cache.yaml")
+    return CacheReader(str(workspace.folder / "alone"), ("tokens", "logits", "final", "hidden"))
 
 
 def start(workspace: Workspace, url: str, worker: str) -> Forked:
-    place = ("--set", f"output.path={url}")
-    config = workspace.cache_config(Path("x"), capture=CAPTURE)
-    return Forked("teacher-cache", "run", config, *place, "--worker", worker, "--json")
+    config = workspace.folder / "cache.yaml"
+    return Forked("teacher-cache", "run", config, "--set", f"output.path={url}", "--worker", worker, "--json")
 
 
 def check_same(alone: CacheReader, url: str) -> None:
@@ -81,7 +81,7 @@ def test_one_command_twice(workspace: Workspace, alone: CacheReader, tmp_path: P
     for number in range(TIMES):
         url = str(tmp_path / f"cache-{number}")
         ended = [finish(process) for process in [start(workspace, url, "0/1") for _ in range(2)]]
-        assert {done.returncode for done in ended} <= {0, 2}
+        assert {done.returncode for done in ended} <= {0, 2, 7}
         assert all("Traceback" not in done.stderr for done in ended)
         assert 0 in {done.returncode for done in ended}
         for done in ended:
