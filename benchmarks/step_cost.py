@@ -58,12 +58,12 @@ def make_step(arm: str) -> Step:
     from trainer.taps import masked_hidden, output_head
 
     url = str(shared_cache()[0])
-    student: Any = load_model(str(make_teacher()), key="student", dtype=torch.float32)
+    student: Any = load_model(make_teacher(), key="student", dtype=torch.float32)
     student.model.layers = torch.nn.ModuleList(student.model.layers[i] for i in LAYERS)
     student.train()
     teacher: Any = None
     if arm == ONLINE:
-        teacher = load_model(str(make_teacher()), key="teacher", dtype=torch.float32).eval()
+        teacher = load_model(make_teacher(), key="teacher", dtype=torch.float32).eval()
     cache = open_cache(url, ("tokens", "logits") if arm == CACHED else ("tokens",))
     objective = Objective(LossConfig(), read_capture(url))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)

@@ -185,10 +185,10 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     url = str(cache_folder(form if form in CACHES else "top_k 64") / "cache")
     capture = read_capture(url)
     cache = open_cache(url, needed_signals(losses, capture))
-    student: Any = load_model(str(FOLDER / "student-init"), key="student", dtype=torch.float32)
+    student: Any = load_model(FOLDER / "student-init", key="student", dtype=torch.float32)
     head = output_head(student)
     if form == CEILING:
-        teacher: Any = load_model(str(make_teacher()), key="teacher", dtype=torch.float32)
+        teacher: Any = load_model(make_teacher(), key="teacher", dtype=torch.float32)
         objective: Any = online_objective(losses, capture, teacher)
     else:
         objective = Objective(losses, capture)

@@ -1,20 +1,47 @@
 """The configuration of one ``train-student`` run: which caches, which student, which losses, which loop."""
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.base import Sha256, Strict
-from schemas.cache_config import Dtype, Layer, LayerNumber
+from schemas.cache_config import (
+    MAX_COUNT,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_TOKENS,
+    MIN_TEMPERATURE,
+    Dtype,
+    Layer,
+    LayerNumber,
+)
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+MAX_STEPS = 2**31 - 1  # what torch's and transformers' counters hold
+MAX_ROWS = 2**33  # of a run, in one process: their products with weights of caches stay within 64 bits
+MAX_LOSS_WEIGHT = 1e6
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+
+
+def _of_home(path: str) -> str:
+    """The path with ``~`` and ``~USER`` written out, as a shell would."""
+    if "\0" in path:
+        raise ValueError("a path has no NUL character")
+    return os.path.expanduser(path)
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_of_home)]
+"""Of a file or folder, or a URL where one is allowed; ``~`` is the home folder."""
 
 
 class LocalCopiesConfig(Strict):
     """Local copies of a remote cache's shards, shared by all processes of a machine, also of several runs."""
 
-    folder: str = Field(min_length=1, description="A folder on a local disk.")
-    max_gib: float = Field(100.0, gt=0, description="What the copies may take together, those being fetched included.")
+    folder: FilePath = Field(description="A folder on a local disk.")
+    max_gib: float = Field(
+        100.0, gt=0, le=2**30, description="What the copies may take together, those being fetched included."
+    )
 
     @property
     def max_bytes(self) -> int:
@@ -25,12 +52,17 @@ class LocalCopiesConfig(Strict):
 class CacheShare(Strict):
     """One of the caches to train on, or a part of it."""
 
-    url: str = Field(min_length=1, description="Folder or URL of the cache.")
+    url: FilePath = Field(description="Folder or URL of the cache.")
     weight: float | None = Field(
-        None, gt=0, description="Share of the rows, relative to the others'; none set: as many as each cache has."
+        None,
+        ge=1e-9,
+        le=1e9,
+        description="Share of the rows, relative to the others'; none set: as many as each cache has.",
     )
     layers: list[str] | None = Field(None, min_length=1, description="Only samples of these layers of the data mix.")
-    limit: int | None = Field(None, ge=1, description="Only the first samples (of these layers), at most so many.")
+    limit: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="Only the first samples (of these layers), at most so many."
+    )
     digest: Sha256 | None = Field(
         None, description="Refuse another cache, or another state of it: the sha256 that `cache-tools inspect` shows."
     )
@@ -42,7 +74,7 @@ class CacheShare(Strict):
 class DataConfig(Strict):
     """Where the samples come from and how they are put together in batches."""
 
-    cache: Annotated[str, Field(min_length=1)] | Annotated[list[CacheShare], Field(min_length=1)] = Field(
+    cache: FilePath | Annotated[list[CacheShare], Field(min_length=1)] = Field(
         description="Folder or URL of the cache to train on, or a list of several that are mixed by weight."
     )
     local_copies: LocalCopiesConfig | None = Field(
@@ -51,7 +83,9 @@ class DataConfig(Strict):
     on_corrupt: Literal["stop", "skip"] = Field(
         "stop", description="What to do about a sample that cannot be read: end the run, or leave it out and count it."
     )
-    validation_cache: str | None = Field(None, description="A separate cache for validation; excludes the next key.")
+    validation_cache: FilePath | None = Field(
+        None, description="A separate cache for validation; excludes the next key."
+    )
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
     )
@@ -63,11 +97,14 @@ class DataConfig(Strict):
         "a .pub file. Caches of the list may name a key of their own.",
     )
     shards_mixed: int = Field(
-        64, ge=1, description="Shards whose samples are shuffled together: so many are read from at a time."
+        64,
+        ge=1,
+        le=MAX_STEPS,
+        description="Shards whose samples are shuffled together: so many are read from at a time.",
     )
     packing: bool = Field(False, description="Pack samples into rows of `pack_tokens` instead of padding them.")
-    pack_tokens: int = Field(2048, ge=2, description="Length of a packed row; no sample may be longer.")
-    num_workers: int = Field(0, ge=0, description="Processes that decode ahead of the training loop.")
+    pack_tokens: int = Field(2048, ge=2, le=MAX_TOKENS, description="Length of a packed row; no sample may be longer.")
+    num_workers: int = Field(0, ge=0, le=512, description="Processes that decode ahead of the training loop.")
 
     @property
     def shares(self) -> list[CacheShare]:
@@ -92,15 +129,26 @@ class DataConfig(Strict):
 class StudentConfig(Strict):
     """The student and where its first weights come from: exactly one of the three ways."""
 
-    checkpoint: str | None = Field(None, description="Start from this model folder.")
-    config: str | None = Field(None, description="Start from random weights for this `config.json` (file or folder).")
-    teacher: str | None = Field(None, description="Copy embeddings, head, norms and `from_layers` of this model once.")
-    from_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+    checkpoint: FilePath | None = Field(None, description="Start from this model folder.")
+    config: FilePath | None = Field(
+        None, description="Start from random weights for this `config.json` (file or folder)."
+    )
+    teacher: FilePath | None = Field(
+        None, description="Copy embeddings, head, norms and `from_layers` of this model once."
+    )
+    from_layers: list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]] | None = Field(
         None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
     )
-    dtype: Dtype = Field("float32", description="Data type of the trained weights.")
+    dtype: Dtype = Field(
+        "float32",
+        description="Data type of the final model. Weights are trained in float32 whatever it is; with bfloat16 "
+        "products are bfloat16, as with loop.bf16.",
+    )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that ships with the student or its tokenizer. It is never asked for."
     )
 
     @model_validator(mode="after")
@@ -115,8 +163,8 @@ class StudentConfig(Strict):
 class WeightSchedule(Strict):
     """A loss weight as a function of training progress p in [0, 1]: `start` until `hold`, then linear to `end`."""
 
-    start: float = Field(ge=0)
-    end: float = Field(ge=0)
+    start: float = Field(ge=0, le=MAX_LOSS_WEIGHT)
+    end: float = Field(ge=0, le=MAX_LOSS_WEIGHT)
     hold: float = Field(0.0, ge=0, lt=1, description="Share of training during which the weight stays at `start`.")
 
 
@@ -133,7 +181,10 @@ class TlaConfig(Strict):
         description="Default: 1 throughout; beside `lhsm` or `apc` the recipe's 1 to 0.3, as these take over.",
     )
     temperature: float = Field(
-        1.0, gt=0, description="One of those the cache stores its target at; `final` serves any temperature."
+        1.0,
+        ge=MIN_TEMPERATURE,
+        lt=1000,
+        description="One of those the cache stores its target at; `final` serves any temperature.",
     )
     target: TargetForm | None = Field(
         None,
@@ -178,7 +229,7 @@ class ApcConfig(Strict):
 
     weight: WeightSchedule = WeightSchedule(start=0.0, end=0.5, hold=0.2)
     student_layer: Layer = Field(1.0, description="The student's layer, by number from 1 or as a share of the depth.")
-    student_heads: list[Annotated[int, Field(ge=0)]] | None = Field(
+    student_heads: list[Annotated[int, Field(ge=0, le=MAX_HEADS)]] | None = Field(
         None, min_length=1, description="These heads, in the order of the cache's, instead of the most focused ones."
     )
 
@@ -233,22 +284,24 @@ class LossConfig(Strict):
 class OptimizerConfig(Strict):
     """AdamW with a cosine schedule after a linear warm-up."""
 
-    lr: float = Field(2e-5, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(2e-5, gt=0, le=10)
+    warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    eps: float = Field(1e-8, ge=1e-15, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
 
 
 class LoopConfig(Strict):
     """Length of training, batch, processes, checkpoints and validation. `max_steps` wins over `epochs`."""
 
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="Optimiser steps.")
-    micro_batch_size: int = Field(1, ge=1, description="Samples (or packed rows) per device and forward pass.")
-    gradient_accumulation: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
+    epochs: float = Field(1.0, gt=0, le=10_000)
+    max_steps: Steps | None = Field(None, description="Optimiser steps.")
+    micro_batch_size: int = Field(
+        1, ge=1, le=65536, description="Samples (or packed rows) per device and forward pass."
+    )
+    gradient_accumulation: int = Field(1, ge=1, le=65536)
+    seed: int = Field(0, ge=0, lt=2**32)
     bf16: bool = Field(False, description="bf16 autocast.")
     gradient_checkpointing: bool = False
     compile: bool = Field(False, description="Compile the student's layers with torch.compile.")
@@ -258,15 +311,25 @@ class LoopConfig(Strict):
         "weights, gradients and optimiser states (FSDP2, fully sharded).",
     )
     cpu_offload: bool = Field(False, description="`fsdp`: keep the shares in the host's memory, update them there.")
-    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
+    log_every: Steps = Field(1, description="Steps between two lines of metrics.")
     log_gradient_norms: bool = Field(
         False, description="Also log the gradient norm of each weighted loss term; costs a backward pass a term."
     )
-    save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1)
-    validate_every: int = Field(500, ge=1, description="Steps between two validations (when validation data is set).")
-    early_stopping_patience: int | None = Field(None, ge=1, description="Validations without progress before stopping.")
+    save_every: Steps = Field(500, description="Steps between two checkpoints.")
+    keep_checkpoints: Steps = 2
+    validate_every: Steps = Field(500, description="Steps between two validations (when validation data is set).")
+    early_stopping_patience: Steps | None = Field(None, description="Validations without progress before stopping.")
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
+
+    @model_validator(mode="after")
+    def _rows_can_be_counted(self) -> "LoopConfig":
+        rows = (self.max_steps or 1) * self.micro_batch_size * self.gradient_accumulation
+        if rows > MAX_ROWS:
+            raise ValueError(
+                f"max_steps × micro_batch_size × gradient_accumulation are {rows} rows, at most {MAX_ROWS} can be "
+                "counted"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_what_is_sharded(self) -> "LoopConfig":
@@ -285,7 +348,7 @@ class TrainConfig(Strict):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
-    output: str = Field(min_length=1, description="Folder for checkpoints, metrics and the final model.")
+    output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
 
     @model_validator(mode="after")
     def _nothing_is_read_in_compiled_layers(self) -> "TrainConfig":

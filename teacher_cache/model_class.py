@@ -1,6 +1,12 @@
-"""Which of transformers' auto classes loads a model that is used for text."""
+"""Which of transformers' classes loads a model that is used for text."""
 
 from typing import Any
+
+NESTED_NAMES = {  # of weights: of the language model in a multimodal one, and when it stands alone
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.": "model.",
+}
 
 
 def model_class(model_config: Any) -> Any:
@@ -16,3 +22,17 @@ def model_class(model_config: Any) -> Any:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def is_nested(model_config: Any) -> bool:
+    """Whether this is a multimodal model of transformers, whose language model has a configuration of its own."""
+    text_config = model_config.get_text_config()
+    return text_config is not model_config and type(model_config).__module__.startswith("transformers.")
+
+
+def language_model_class(model_config: Any) -> Any:
+    """The class of a nested language model when it stands alone; None if transformers has none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config.get_text_config()), None)
+    return found[0] if isinstance(found, tuple) else found

@@ -9,7 +9,7 @@ from typing import Any
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import TeacherInfo
-from teacher_cache.text import reason_of
+from teacher_cache.model_folder import is_hub_id, why_not_loaded
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of config.json, at any depth
@@ -32,14 +32,16 @@ def load_model_config(config: TeacherConfig) -> Any:
 
 
 def _load(load: Any, config: TeacherConfig, what: str) -> Any:
+    exists = Path(config.path).is_dir()
+    advice = "give the folder of a Hugging Face model with its tokenizer"
+    if not exists and not is_hub_id(config.path):
+        raise UserError(f"teacher.path: {config.path} (no such folder here): cannot load a {what}; {advice}")
     try:
         return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        exists = "exists" if Path(config.path).is_dir() else "no such folder here"
-        raise UserError(
-            f"teacher.path: {config.path} ({exists}): cannot load a {what}{reason_of(error)}; give the folder of a "
-            "Hugging Face model with its tokenizer"
-        ) from None
+    except Exception as error:  # what the settings of a stranger's model may make its class raise
+        why = why_not_loaded(error, "set teacher.trust_remote_code: true")
+        found = "exists" if exists else "no such folder here"
+        raise UserError(f"teacher.path: {config.path} ({found}): cannot load a {what}{why}; {advice}") from None
 
 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:

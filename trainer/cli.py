@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from pathlib import Path
 
 import click
 
@@ -40,12 +41,14 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import quiet_transformers
     from trainer.owner import only_run_in
+    from trainer.preflight import check_output
     from trainer.student import load_model_config, materialise_student
 
     quiet_transformers()
+    check_output(Path(settings.output))
     with only_run_in(settings.output, "train-student init"):
         folder = materialise_student(settings)
-    model_config = load_model_config(str(folder), key="student")
+    model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
     show(
         {
             "student": str(folder),
@@ -119,6 +122,7 @@ def _read_manifests(data: DataConfig) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model or its tokenizer.")
 @click.option("--digest", help="Refuse the cache unless this is the sha256 of its manifest.")
 @click.option(
     "--require-signature",
@@ -136,6 +140,7 @@ def evaluate(
     validation_fraction: float,
     batch_size: int,
     dtype: str,
+    trust_remote_code: bool,
     digest: str | None,
     signed_by: tuple[str, ...],
     as_json: bool,
@@ -154,7 +159,10 @@ def evaluate(
     quiet_transformers()
     required = Required(digest, signed_by)
     with batch_progress("evaluating") as advance:
-        show(evaluate_folder(model, cache, validation_fraction, limit, batch_size, dtype, advance, required), as_json)
+        measured = evaluate_folder(
+            model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code
+        )
+    show(measured, as_json)
 
 
 if __name__ == "__main__":

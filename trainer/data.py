@@ -6,7 +6,6 @@ reader decodes them straight into padded arrays.
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -22,15 +21,13 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.head import OutputHead
 from teacher_cache.trust.required import NOTHING, Required, required_manifest
 from trainer.interrupts import leave_interrupts_to_main
-from trainer.student import tokenizer_files
+from trainer.transfer import PATIENCE, WORKERS_START_BY, Batch, Sender, shares_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, torch.Tensor]
 SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
-WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
 
 
 class Readable(Protocol):
@@ -107,33 +104,11 @@ def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str
     A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
     """
     needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
-    if student.vocab_size < needed:
+    found = student.get_text_config().vocab_size
+    if found < needed:
         raise UserError(
             f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
-            f"{student.vocab_size}; use a student that shares the teacher's tokenizer"
-        )
-
-
-def check_tokenizer(manifest: Manifest, folder: Path, where: str) -> None:
-    """Raise UserError if the student in ``folder`` brings a tokenizer with other tokens than the cache at ``where``.
-
-    A folder without a tokenizer passes: then only the size of the vocabulary can be checked.
-    """
-    if not tokenizer_files(folder):
-        return
-    from transformers import AutoTokenizer
-
-    from teacher_cache.tokenizer import describe_tokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: cannot load the student's tokenizer: {str(error)[:200]}") from None
-    found, wanted = describe_tokenizer(tokenizer).fingerprint, manifest.tokenizer.fingerprint
-    if found != wanted:
-        raise UserError(
-            f"{folder}: the student's tokenizer {found[:12]}… is not the one the cache {where} was made with, "
-            f"{wanted[:12]}…; use a student that shares the teacher's tokenizer"
+            f"{found}; use a student that shares the teacher's tokenizer"
         )
 
 
@@ -234,15 +209,24 @@ def already_a_batch(batch: Any) -> Any:
 
 
 def training_loader(
-    rows: CacheRows[Any], start: int, batch_rows: int, num_workers: int = 0, pin_memory: bool = False
+    rows: CacheRows[Any],
+    start: int,
+    batch_rows: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    batches_held: int = 1,
 ) -> DataLoader[Any]:
-    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode."""
+    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode.
+
+    ``batches_held``: how many batches whoever asks for them keeps at a time.
+    """
     return DataLoader(
         rows,
         batch_size=batch_rows,
         sampler=range(start, len(rows)),
-        collate_fn=already_a_batch,
+        collate_fn=Sender(shares_memory(num_workers, batches_held)),
         num_workers=num_workers,
+        timeout=PATIENCE if num_workers else 0,
         multiprocessing_context=WORKERS_START_BY if num_workers else None,
         worker_init_fn=leave_interrupts_to_main,
         pin_memory=pin_memory,

@@ -16,12 +16,12 @@ import torch
 import transformers
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from schemas.errors import UserError
-from schemas.train_config import TrainConfig
+from schemas.errors import ConflictError, UserError
+from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.teacher import model_fingerprint
 from trainer.checked import check_first_samples
 from trainer.checkpoint import RunState, damage, find_resume, new_state, remove_incomplete, remove_unused
-from trainer.data import CacheRows, check_tokenizer, check_vocabulary, evaluation_loader, read_capture
+from trainer.data import CacheRows, check_vocabulary, evaluation_loader, read_capture
 from trainer.evaluate import head_on
 from trainer.failures import one_line
 from trainer.files import settle_folder, sync_folder
@@ -35,11 +35,14 @@ from trainer.model_card import model_card
 from trainer.owner import Fence, only_run_in
 from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
 from trainer.pickles import check_checkpoint, only_data
+from trainer.preflight import check_output, check_room, check_saving
 from trainer.report import Clock, cost, write_json
 from trainer.signals import StudentSignals, needs_student_signals, used
-from trainer.sources import open_training_data, open_validation, plan_training, required_of
-from trainer.student import copy_tokenizer, load_model_config, load_student, materialise_student
+from trainer.sources import check_lengths, open_training_data, open_validation, plan_training, required_of
+from trainer.student import load_model_config, load_student, materialise_student
 from trainer.taps import check_head, check_packing
+from trainer.tokenizer import check_tokenizer, copy_tokenizer
+from trainer.transfer import check_workers, worker_trouble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +61,7 @@ def distill(
     anything a user can mend, and for a machine that fails.
     """
     quiet_transformers()
+    check_output(Path(config.output))
     with one_line(Path(config.output)), only_data():
         arguments = training_arguments(config)
         with only_run_in(config.output, "train-student run", arguments.process_index == 0) as fence:
@@ -72,6 +76,7 @@ def _distill(
     fence: Fence,
 ) -> dict[str, Any]:
     output = Path(config.output)
+    check_workers(config.data.num_workers)
     is_main = arguments.process_index == 0
     sharded = config.loop.parallel == "fsdp"
 
@@ -86,8 +91,10 @@ def _distill(
     cache = data.cache
     with arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
-    check_vocabulary(data.manifest, load_model_config(str(init_folder), key="student"), where=url)
-    check_tokenizer(data.manifest, init_folder, where=url)
+    trusts = config.student.trust_remote_code
+    student_config = load_model_config(init_folder, "student", trusts)
+    check_vocabulary(data.manifest, student_config, where=url)
+    check_tokenizer(data.manifest, init_folder, where=url, trust_remote_code=trusts)
 
     # from where, and in which order
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
@@ -102,6 +109,7 @@ def _distill(
     plan = plan_training(config, data.caches, rows_per_step, state.data)
     arguments.max_steps = len(plan) // rows_per_step
     say_length(state, arguments.max_steps)
+    check_lengths(config, data.caches, None if validation_data is None else validation_data[1], student_config)
     with arguments.main_process_first(local=False):
         if is_main:
             remove_unused(output, checkpoint)
@@ -116,6 +124,9 @@ def _distill(
 
     if not is_finished(state, config, arguments):
         check = StudentCheck(config)
+        if is_main:
+            check_saving(student, config.student, init_folder, output)
+            check_room(student, config.student, output)
         if not sharded:
             student.to(arguments.device)  # type: ignore[arg-type]
             check(student)
@@ -197,7 +208,7 @@ def _distill(
         elif best is not None:
             student = load_student(best, config.student)
         card = model_card(config, [one.manifest for one in data.caches], summary)
-        save_final(student, config.student.dtype, init_folder, output / "final", card)
+        save_final(student, config.student, init_folder, output / "final", card)
     measured = clock.seconds > 0 or not (output / "summary.json").exists()  # a rerun of a finished run measures nothing
     if measured and is_main:
         write_json(output / "summary.json", summary)
@@ -263,10 +274,12 @@ def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path
 def train(trainer: DistillationTrainer, checkpoint: Path | None, output: Path | None) -> None:
     """Run the loop. A UserError from a worker process loses the traceback that torch puts into its message.
 
-    Whatever ends it, no half-written checkpoint stays in ``output`` to take room.
+    Whatever ends it, no half-written checkpoint stays in ``output`` to take room, unless that is another run's now.
     """
     try:
         _train(trainer, checkpoint)
+    except ConflictError:
+        raise
     except BaseException:
         if output is not None:
             remove_incomplete(output)
@@ -286,15 +299,13 @@ def _train(trainer: DistillationTrainer, checkpoint: Path | None) -> None:
             f"{checkpoint}: cannot be read: it holds more than tensors and values ({str(error).splitlines()[0]}); "
             "take a checkpoint from where you trust it, or set loop.resume to false to start over"
         ) from None
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: while a tensor of its was fetched
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: while a tensor of a worker's was fetched
+        trouble = worker_trouble(error, trainer.args.dataloader_num_workers)
+        if trouble is None or not trainer.args.dataloader_num_workers:
             raise
         # torch's handler would raise once more, at any place, when it hears of the worker's end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise UserError(
-            f"data.num_workers: a worker process was killed ({error}); the same command continues from the newest "
-            "checkpoint; with data.num_workers = 0 the main process decodes"
-        ) from None
+        raise trouble from None
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
@@ -358,19 +369,26 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1))
+    writer = SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1)
+
+    class Flushing(TensorBoardCallback):
+        def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
+            writer.flush()  # raises what its thread could not write; closing does not
+            super().on_train_end(*arguments, **kwargs)
+
+    return Flushing(writer)
 
 
-def save_final(student: "PreTrainedModel", dtype: str, init_folder: Path, folder: Path, card: str) -> None:
-    """Write the finished model in ``dtype``: an ordinary Hugging Face folder, complete or not there at all."""
+def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:
+    """Write the finished model in its data type: an ordinary Hugging Face folder, complete or not there at all."""
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
-    student.to(dtype=getattr(torch, dtype))
+    student.to(dtype=getattr(torch, settings.dtype))
     if count_not_finite(student.parameters(), torch.device("cpu")):
-        raise UserError(f"student.dtype: weights are too large for {dtype}; set it to bfloat16 or float32")
+        raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
     student.save_pretrained(unfinished)
-    copy_tokenizer(init_folder, unfinished)
+    copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     settle_folder(unfinished)
     shutil.rmtree(folder, ignore_errors=True)

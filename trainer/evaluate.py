@@ -8,6 +8,7 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.train_config import LocalCopiesConfig
+from teacher_cache.model_folder import local_folder
 from teacher_cache.signals.head import OutputHead
 from teacher_cache.trust.required import NOTHING, Required
 from trainer.data import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
@@ -17,9 +18,11 @@ from trainer.losses.objective import TeacherRows, dense_target, stored_target, t
 from trainer.losses.targets import Target
 from trainer.losses.tla import tla_
 from trainer.plan import SortedRows
+from trainer.preflight import check_positions
 from trainer.student import load_model
 from trainer.subset import Selection, Subset
 from trainer.taps import check_head, masked_hidden, output_head
+from trainer.tokenizer import EVALUATED, check_tokenizer
 
 CONFIDENCE_BINS = 15
 SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
@@ -141,11 +144,12 @@ def evaluate_folder(
     dtype: str = "float32",
     advance: Callable[[int, int], None] | None = None,
     required: Required = NOTHING,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """``evaluate`` for the model in a folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
-    required: what the cache must be.
+    required: what the cache must be. trust_remote_code: run code that ships with the model.
     Also returns ``samples``, the model's number of ``parameters``, and whether ``kl`` is of whole distributions or a
     lower bound. Raises UserError.
     """
@@ -154,8 +158,11 @@ def evaluate_folder(
     rows = sorted_rows(Subset(cache, held_out), limit)
     if not len(rows):
         raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; choose more")
-    model: Any = load_model(model_folder, key="MODEL", dtype=getattr(torch, dtype))
+    folder = local_folder(model_folder, EVALUATED)
+    check_tokenizer(cache.manifest, folder, cache_url, EVALUATED, trust_remote_code)
+    model: Any = load_model(folder, EVALUATED, getattr(torch, dtype), trust_remote_code=trust_remote_code)
     check_vocabulary(cache.manifest, model.config, where=cache_url)
+    check_positions(model.config, rows.longest, cache_url, EVALUATED)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_head(model)
     done = 0

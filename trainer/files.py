@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,7 +61,9 @@ def files_below(folder: Path) -> list[Path]:
 def settle_file(path: Path, mode: int) -> FileEntry:
     """Give a file its mode, make it last, and describe it."""
     with open(path, "rb") as file:
-        os.fchmod(file.fileno(), mode)
+        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+            with suppress(PermissionError):  # where the file system has no modes of its own
+                os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256")
         return FileEntry(bytes=file.tell(), sha256=digest.hexdigest())

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import UserError
 
@@ -57,7 +58,7 @@ def not_finite(name: str, value: float, step: int) -> str:
 @torch.no_grad()
 def count_not_finite(parameters: Iterable[torch.nn.Parameter], device: torch.device) -> torch.Tensor:
     """How many of this rank's parameters have a value that is NaN or infinite; a scalar. Makes no copy of any."""
-    shares = [getattr(parameter, "_local_tensor", parameter.detach()) for parameter in parameters]
+    shares = [one.to_local() if isinstance(one, DTensor) else one for one in parameters]
     extremes = [torch.stack(torch.aminmax(share)) for share in shares if share.numel()]
     bad = [(~torch.isfinite(pair).all()).to(device) for pair in extremes]
     return torch.stack(bad).sum() if bad else torch.zeros((), dtype=torch.int64, device=device)

@@ -113,6 +113,7 @@ class DistillationTrainer(Trainer):
             args.per_device_train_batch_size,
             args.dataloader_num_workers,
             args.dataloader_pin_memory,
+            args.gradient_accumulation_steps,
         )
         return self.accelerator.prepare(loader)
 
@@ -235,11 +236,11 @@ class DistillationTrainer(Trainer):
         assert self.validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        capture = self.objective.capture
+        held_out: Any = self.validation.dataset
         measured = evaluate(
             self.model,
             self.validation,
-            capture,
+            held_out.cache.manifest.capture,  # which may be of another precision than what is trained on
             self.evaluation_head,
             reduce=self.sum_over_ranks,
             device=self.args.device,

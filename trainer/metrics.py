@@ -16,11 +16,11 @@ def cut_metrics(path: Path, last_step: int) -> None:
     """Keep only whole lines about steps ≤ ``last_step``; the file appears if it was absent."""
     kept = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # the process was killed while it wrote this line
+                continue  # the process was killed while it wrote this line, or the file was damaged
             if isinstance(record, dict) and 0 < record.get("step", 0) <= last_step:
                 kept.append(line + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)

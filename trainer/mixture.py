@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from schemas.errors import UserError
+from schemas.manifest import TokenizerInfo
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.batch import join_batches
 
@@ -70,10 +71,15 @@ def digest_of(caches: Sequence["Cache"]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def names_tokens(tokenizer: TokenizerInfo) -> tuple[str, int]:
+    """What decides which tokens ids mean; files and templates say how texts become them."""
+    return tokenizer.fingerprint, tokenizer.vocab_size
+
+
 def check_alike(first: "Cache", other: "Cache") -> None:
     """Raise UserError unless two caches agree on what their numbers mean."""
     ours, theirs = first.manifest, other.manifest
-    if ours.tokenizer != theirs.tokenizer:
+    if names_tokens(ours.tokenizer) != names_tokens(theirs.tokenizer):
         raise UserError(
             f"data.cache: {other.url}: tokenizer {theirs.tokenizer.fingerprint[:12]}… differs from that of "
             f"{first.url}, {ours.tokenizer.fingerprint[:12]}…; mix caches of one tokenizer"

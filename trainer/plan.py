@@ -85,6 +85,7 @@ class SortedRows:
 
     def __init__(self, samples: np.ndarray, lengths: np.ndarray, stretch: int = STRETCH) -> None:
         """``samples`` and their ``lengths`` in tokens; ``stretch``: samples that are sorted together."""
+        self.longest = int(lengths.max(initial=0))
         starts = range(0, len(samples), stretch)
         orders = [start + np.argsort(lengths[start : start + stretch], kind="stable") for start in starts]
         self.samples = samples[np.concatenate([np.empty(0, np.int64), *orders])]

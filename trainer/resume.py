@@ -93,6 +93,7 @@ RULES = (
         "honoured",
         "changes values by rounding only",
     ),
+    Rule(("student.trust_remote_code",), "honoured", "code that ships with a model runs from now on, or not any more"),
     Rule(("loop.log_gradient_norms",), "honoured", "from the next line of metrics on"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
     Rule(("output",), "honoured", "a folder that was moved as a whole goes on; another folder is another run"),
@@ -130,3 +131,33 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
                 yield from _differences(f"{path}.{key}", before[key], now[key])
     elif before != now:
         yield path, before, now
+
+
+PAGE = """# What may change when a run goes on
+
+`train-student run` goes on from the newest whole checkpoint in `output`. Data, student and objective must be what they
+were; most other settings may change and take effect, and every one that did is named in the log. Written by
+`python -m trainer.resume > docs/resume.md` from the table that the trainer itself uses.
+
+| keys | a change is | note |
+|---|---|---|
+{rows}
+
+The number of processes, and which machines they are on, may change where the rows per step stay the same. A checkpoint
+is whole when every file has the size and sha256 that its mark, `checkpoint.json`, lists: one that is not is named in
+the log and the one before is taken; where none is left whole that once was, the run is refused. With
+`loop.resume: false` the checkpoints are deleted and the run starts over.
+"""
+
+
+def page() -> str:
+    """``docs/resume.md``."""
+    shown = {"by content": "compared by content"}
+    lines = [
+        (", ".join(f"`{key}`" for key in rule.keys), shown.get(rule.effect, rule.effect), rule.note) for rule in RULES
+    ]
+    return PAGE.format(rows="\n".join(f"| {keys} | {effect} | {note} |" for keys, effect, note in lines))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,21 +1,31 @@
 """What a run reads: the caches to train on, in which order, and the samples to validate on."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import CacheShare, DataConfig, TrainConfig
+from teacher_cache.lengths import max_length
+from teacher_cache.text import one_line
 from teacher_cache.trust.required import Required
 from trainer.checkpoint import DataState
 from trainer.data import Cache, Readable, open_cache
 from trainer.evaluate import open_for_evaluation, sorted_rows
-from trainer.mixture import digest_of, read_as_one
+from trainer.mixture import digest_of, names_tokens, read_as_one
 from trainer.order import START, CacheOrder, Place, Shuffle, check_length
 from trainer.plan import RowPlan, SortedRows, plan_rows
+from trainer.preflight import check_positions
 from trainer.subset import Selection, Subset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,33 @@ def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: i
     return plan
 
 
+def check_lengths(
+    config: TrainConfig, caches: Sequence[Cache], validation: SortedRows | None, student: "PreTrainedConfig"
+) -> None:
+    """Raise UserError if the student has too few positions for a sample. Reads indexes only where that may be."""
+    limit = max_length(student)
+    if limit is None:
+        return
+    for share, cache in zip(config.data.shares, caches, strict=True):
+        if cache.manifest.corpus.settings.max_tokens > limit:
+            longest = _longest(Subset(cache, _selection(share, config.data)), config.data.on_corrupt == "skip")
+            check_positions(student, longest, share.url)
+    if validation is not None:
+        check_positions(student, validation.longest, config.data.validation_cache or "the validation split")
+
+
+def _longest(subset: Subset, skip_corrupt: bool) -> int:
+    """Tokens of the longest selected sample; of shards that are left out anyway none is known."""
+    longest = 0
+    for shard in range(subset.n_shards):
+        try:
+            longest = max(longest, int(subset.lengths(subset.samples(shard)).max(initial=0)))
+        except CorruptCacheError:
+            if not skip_corrupt:
+                raise
+    return longest
+
+
 def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, SortedRows] | None:
     """The samples to validate on, opened for evaluation; None without any. Raises UserError."""
     data = config.data
@@ -111,7 +148,7 @@ def open_validation(config: TrainConfig, training: Manifest) -> tuple[Readable, 
         cache = open_for_evaluation(
             data.validation_cache, data.local_copies, _required(data.validation_digest, data.require_signature)
         )
-        check_same_tokenizer(training, cache.manifest, data.validation_cache)
+        check_comparable(training, cache.manifest, data.validation_cache)
         return cache, sorted_rows(Subset(cache, Selection()))
     if data.validation_fraction == 0:
         return None
@@ -143,15 +180,21 @@ def _nothing_left(share: CacheShare, data: DataConfig, purpose: str) -> str:
     return f"data.cache: {share.url}: it has no sample of the layers {share.layers}; choose others"
 
 
-def check_same_tokenizer(train: Manifest, validation: Manifest, where: str) -> None:
-    """Raise UserError unless both caches have the same token ids and stored temperatures."""
-    if train.tokenizer != validation.tokenizer:
+def check_comparable(train: Manifest, validation: Manifest, where: str) -> None:
+    """Raise UserError unless both caches mean the same tokens by their ids; warn where they are of different teachers.
+
+    Precision, number of entries and temperatures may differ: each cache is decoded by its own manifest.
+    """
+    if names_tokens(train.tokenizer) != names_tokens(validation.tokenizer):
         raise UserError(
             f"data.validation_cache: {where}: tokenizer {validation.tokenizer.fingerprint[:12]}… differs from the "
-            f"training cache's {train.tokenizer.fingerprint[:12]}…; make both caches with one teacher"
+            f"training cache's {train.tokenizer.fingerprint[:12]}…; validate on a cache of the same tokenizer"
         )
-    if train.capture.logits.temperatures != validation.capture.logits.temperatures:
-        raise UserError(
-            f"data.validation_cache: {where}: temperatures {validation.capture.logits.temperatures} differ from the "
-            f"training cache's {train.capture.logits.temperatures}; make both caches with one configuration"
+    if train.teacher.fingerprint != validation.teacher.fingerprint:
+        logger.warning(
+            "data.validation_cache: %s: is of another teacher (%s) than the training cache (%s): the validation KL is "
+            "to that one",
+            where,
+            one_line(validation.teacher.name),
+            one_line(train.teacher.name),
         )

@@ -19,8 +19,11 @@ from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.attention import check_attention, exact_attention
+from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
+from teacher_cache.model_folder import local_folder, why_not_loaded
 from teacher_cache.teacher import model_fingerprint
-from teacher_cache.text import reason_of
+from trainer.generation import mend_generation
+from trainer.tokenizer import copy_tokenizer, how_to_trust
 
 if TYPE_CHECKING:
     import torch
@@ -31,17 +34,6 @@ logger = logging.getLogger(__name__)
 INIT_FOLDER = "student-init"
 RECIPE_FILE = "distill_init.json"
 LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "*.tiktoken",
-)
 
 
 class InitRecipe(Strict):
@@ -62,7 +54,7 @@ def materialise_student(config: TrainConfig) -> Path:
     """
     student = config.student
     if student.checkpoint is not None:
-        return Path(student.checkpoint)
+        return local_folder(student.checkpoint, "student.checkpoint")
     folder = Path(config.output) / INIT_FOLDER
     recipe = InitRecipe(
         config=student.config,
@@ -79,7 +71,7 @@ def materialise_student(config: TrainConfig) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model.save_pretrained(unfinished)
-    copy_tokenizer(source, unfinished)
+    copy_tokenizer(source, unfinished, student.trust_remote_code)
     recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
     (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, folder)
@@ -108,44 +100,56 @@ def _fingerprint(recipe: InitRecipe) -> str | None:
     """Of what the student is made from, wherever it lies; None where it is not there any more."""
     try:
         if recipe.teacher is not None:
-            return model_fingerprint(recipe.teacher, key="student.teacher")
+            folder = local_folder(recipe.teacher, "student.teacher")
+            return model_fingerprint(str(folder), key="student.teacher")
         path = Path(str(recipe.config))
+        path = path if path.is_file() else local_folder(str(path), "student.config")
         return hashlib.sha256((path / "config.json" if path.is_dir() else path).read_bytes()).hexdigest()
     except (UserError, OSError):
         return None
 
 
 def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
     assert student.config is not None
     path = Path(student.config)
-    model_config = load_model_config(student.config, key="student.config")
+    folder = path.parent if path.is_file() else local_folder(student.config, "student.config")
+    model_config = load_model_config(path if path.is_file() else folder, "student.config", student.trust_remote_code)
     _attention(model_config, student.attention)
     set_seed(seed)
-    try:
-        model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
-    except ValueError as error:
-        raise UserError(f"student.config: {path}: cannot build a causal language model: {error}") from None
-    return (path if path.is_dir() else path.parent), model
+    model = _fresh_model(model_config, student, f"student.config: {path}")
+    mend_generation(model, str(path))
+    return folder, model
 
 
 def _pruned_student(student: StudentConfig) -> tuple[Path, "PreTrainedModel"]:
-    from transformers import AutoModelForCausalLM
-
     assert student.teacher is not None
     assert student.from_layers is not None
-    teacher_config = load_model_config(student.teacher, key="student.teacher")
+    folder = local_folder(student.teacher, "student.teacher")
+    teacher_config = load_model_config(folder, "student.teacher", student.trust_remote_code)
     _attention(teacher_config, student.attention)
     model_config = pruned_config(teacher_config, student.from_layers)
-    teacher = load_model(student.teacher, key="student.teacher", dtype=_dtype(student))
-    model = AutoModelForCausalLM.from_config(model_config, dtype=_dtype(student))
+    teacher = load_model(folder, "student.teacher", _dtype(student), trust_remote_code=student.trust_remote_code)
+    model = _fresh_model(model_config, student, f"student.teacher: {folder}")
     try:
         model.load_state_dict(pruned_state(teacher.state_dict(), student.from_layers), strict=True)
     except (RuntimeError, UserError) as error:
         raise UserError(f"student.teacher: a {type(teacher).__name__} cannot be pruned by layers: {error}") from None
     model.generation_config = teacher.generation_config
-    return Path(student.teacher), model
+    return folder, model
+
+
+def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(
+            model_config, dtype=_dtype(student), trust_remote_code=student.trust_remote_code
+        )
+    except Exception as error:  # what the settings of a stranger's model may make its class raise
+        why = why_not_loaded(error, how_to_trust("student"))
+        raise UserError(f"{where}: cannot build a causal language model{why}") from None
 
 
 def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
@@ -191,40 +195,73 @@ def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
     """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
     import torch
 
-    return load_model(str(folder), key="student", dtype=torch.float32, attention=student.attention)
+    return load_model(folder, "student", torch.float32, student.attention, student.trust_remote_code)
 
 
-def load_model_config(path: str, key: str) -> "PreTrainedConfig":
-    """The configuration of the model at ``path``; ``key`` names the setting in the UserError."""
+def load_model_config(path: Path, key: str, trust_remote_code: bool = False) -> "PreTrainedConfig":
+    """The configuration of the model in a folder, of a multimodal one that of its language model.
+
+    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    """
+    return _whole_config(path, key, trust_remote_code).get_text_config()
+
+
+def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        exists = "exists" if Path(path).exists() else "no such folder here"
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # what the settings of a stranger's model may make its class raise
+        why = why_not_loaded(error, how_to_trust(key))
         raise UserError(
-            f"{key}: {path} ({exists}): cannot read a model configuration{reason_of(error)}; "
-            "give the folder of a Hugging Face model"
+            f"{key}: {path} (exists): cannot read a model configuration{why}; give the folder of a Hugging Face model"
         ) from None
 
 
-def load_model(path: str, key: str, dtype: "torch.dtype", attention: str = "auto") -> "PreTrainedModel":
-    """The causal language model at ``path``; ``key`` names the setting in the UserError."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+def load_model(
+    folder: Path, key: str, dtype: "torch.dtype", attention: str = "auto", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """The causal language model in ``folder``, of a multimodal one its language model, ready to be saved again.
 
-    implementation = _attention(load_model_config(path, key), attention)
+    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    """
+    config = _whole_config(folder, key, trust_remote_code)
+    implementation = _attention(config.get_text_config(), attention)
+    load, options = _loader(config, f"{key}: {folder}", trust_remote_code)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=implementation, output_loading_info=True
+        model, report = load(
+            folder,
+            dtype=dtype,
+            attn_implementation=implementation,
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key}: {path}: cannot load the model: {_first_line(error)}") from None
-    model, report = loaded
+    except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+        why = why_not_loaded(error, how_to_trust(key))
+        raise UserError(f"{key}: {folder}: cannot load the model{why}") from None
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
-        raise UserError(f"{key}: {path}: {len(report['missing_keys'])} weights are missing, the first is {first}")
+        raise UserError(f"{key}: {folder}: {len(report['missing_keys'])} weights are missing, the first is {first}")
+    if is_nested(config):
+        vars(model).pop("_weight_conversions", None)  # by which it would be saved under the names it had before
+    mend_generation(model, str(folder))
     return model
+
+
+def _loader(config: "PreTrainedConfig", where: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """What loads a causal language model of this configuration, and with which arguments."""
+    from transformers import AutoModelForCausalLM
+
+    if not is_nested(config):
+        return AutoModelForCausalLM.from_pretrained, {"trust_remote_code": trust_remote_code}
+    language_model = language_model_class(config)
+    if language_model is None:
+        raise UserError(
+            f"{where}: the language model of a {type(config).__name__} has no class of its own in transformers; choose "
+            "a model for text"
+        )
+    return language_model.from_pretrained, {"config": config.get_text_config(), "key_mapping": NESTED_NAMES}
 
 
 def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
@@ -235,35 +272,7 @@ def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
     return attention
 
 
-def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copy the tokenizer's files from ``source`` to ``folder``, byte for byte; False if there are none.
-
-    ``source`` may be a hub id; then transformers writes the files.
-    """
-    if not source.is_dir():
-        from transformers import AutoTokenizer
-
-        try:
-            AutoTokenizer.from_pretrained(str(source)).save_pretrained(folder)
-        except (OSError, ValueError):
-            return False
-        return True
-    files = tokenizer_files(source)
-    for file in files:
-        shutil.copy2(file, folder / file.name)
-    return bool(files)
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files in ``folder`` that belong to a tokenizer."""
-    return [file for pattern in TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
-
-
 def _dtype(student: StudentConfig) -> "torch.dtype":
     import torch
 
     return getattr(torch, student.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -147,11 +147,11 @@ def test_pickled_code_is_not_run(make_run: MakeRun, finished: Path, tmp_path: Pa
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         output = tmp_path / name
         folder = cut_short(finished, output, steps=4)
-        (folder / name).write_bytes(pickle.dumps(Payload()))
+        (folder / name).write_bytes(pickle.dumps(Payload(), protocol=2))
         reseal(folder)
         with pytest.raises(UserError, match=r"checkpoint-4: .*cannot be read"):
             distill(make_run(output))
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Payload()))
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Payload(), protocol=2))
     with pytest.raises(UserError, match=r"\.metadata: names posix\.system"):
         check_metadata(tmp_path / ".metadata")
     assert not (tmp_path / "planted").exists()

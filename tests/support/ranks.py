@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,21 @@ def torchrun(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
     return commands.start_installed("torchrun", *options, *command)
 
 
-def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
-    """Train in so many processes; returns what they print, which is one summary."""
+def started(config: TrainConfig, ranks: int, before: Callable[[], None] | None = None) -> list[Forked]:
+    """So many processes that train; ``before``: what the first one does first."""
     path, port = written(config), free_port()
     processes = []
     for rank in range(ranks):
         job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         env = {name: str(value) for name, value in {**job, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        processes.append(Forked("train-student", "run", path, "--json", env=environment() | env))
+        first = before if rank == 0 else None
+        processes.append(Forked("train-student", "run", path, "--json", env=environment() | env, before=first))
+    return processes
+
+
+def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    """Train in so many processes; returns what they print, which is one summary."""
+    processes = started(config, ranks)
     deadline = time.monotonic() + 300
     while any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes) or time.monotonic() > deadline:

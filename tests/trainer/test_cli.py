@@ -65,7 +65,7 @@ def test_init_run_evaluate(config_file, student_folder, real_cache) -> None:
         (["run", "CONFIG", "--set", "data.cache=/nowhere"], "/nowhere"),
         (
             ["run", "CONFIG", "--set", "student.checkpoint=/nowhere"],
-            "student: /nowhere (no such folder here): cannot read a model",
+            "student.checkpoint: /nowhere (no such folder here): cannot read a model",
         ),
         (["evaluate", "/nowhere", "CACHE"], "MODEL: /nowhere (no such folder here): cannot read a model configuration"),
     ],

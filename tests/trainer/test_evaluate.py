@@ -17,7 +17,7 @@ from trainer.student import load_model
 
 @pytest.fixture
 def student(student_folder):
-    return load_model(str(student_folder), key="student", dtype=torch.float32)
+    return load_model(student_folder, key="student", dtype=torch.float32)
 
 
 def first_samples(cache, count: int, batch_size: int):
@@ -111,7 +111,7 @@ def test_perplexity_equals_the_one_computed_from_text(tmp_path) -> None:
     job.run(load_config(CacheConfig, str(workspace.cache_config(tmp_path / "cache"))))
     measured = evaluate_folder(str(folder), str(tmp_path / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_model(str(folder), key="student", dtype=torch.float32)
+    model = load_model(folder, key="student", dtype=torch.float32)
     losses = []
     for text in texts:
         ids = torch.tensor([tokenizer(text)["input_ids"]])

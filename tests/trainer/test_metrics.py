@@ -16,6 +16,13 @@ def test_lines_after_the_step_and_torn_lines_are_cut(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
+def test_damaged_lines_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "\xff\x00": 1}\n\xfe\x00\x00\n[1]\n{"step": 3}\n')
+    cut_metrics(path, last_step=3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
 def test_file_appears_when_absent(tmp_path: Path) -> None:
     cut_metrics(tmp_path / "new" / "metrics.jsonl", last_step=5)
     assert (tmp_path / "new" / "metrics.jsonl").read_text() == ""

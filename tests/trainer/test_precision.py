@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.errors import UserError
+from support.metrics import read_metrics
 from trainer.distiller import distill
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -91,6 +92,8 @@ def test_twenty_steps_move_sixteen_bit_students_as_they_move_float32_ones(make_c
         seen[dtype] = {name: np.abs(movement).mean() for name, movement in moved(config, gradients).items()}
         final = AutoModelForCausalLM.from_pretrained(Path(config.output) / "final", dtype="auto")
         assert final.dtype == getattr(torch, dtype), "the final model is what was asked for"
+    losses = {dtype: [record["loss"] for record in read_metrics(tmp_path / f"out-{dtype}", "loss")] for dtype in DTYPES}
+    assert losses["float16"] == losses["float32"] != losses["bfloat16"], "products are float32, float32, bfloat16"
     for dtype in DTYPES[1:]:
         for name, movement in seen[dtype].items():
             assert 1 / 2 < movement / seen["float32"][name] < 2, (dtype, name)

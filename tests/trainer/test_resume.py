@@ -16,7 +16,7 @@ from support.callbacks import StopAt
 from support.metrics import losses, read_metrics
 from trainer.distiller import distill
 from trainer.interrupts import StopRequest
-from trainer.resume import RULES, rule_of
+from trainer.resume import RULES, page, rule_of
 
 
 def test_every_key_of_the_configuration_is_in_the_table_once() -> None:
@@ -24,6 +24,11 @@ def test_every_key_of_the_configuration_is_in_the_table_once() -> None:
     keys = {f"{group}.{key}" for group, model in groups.items() for key in model.model_fields}
     listed = Counter(key for rule in RULES for key in rule.keys)
     assert listed == Counter({"output": 1, **dict.fromkeys(keys, 1)})
+
+
+def test_the_page_is_written_from_the_table() -> None:
+    found = (Path(__file__).parents[2] / "docs" / "resume.md").read_text()
+    assert found == page(), "python -m trainer.resume > docs/resume.md"
 
 
 def test_what_is_not_a_key_has_no_rule() -> None:

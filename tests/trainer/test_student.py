@@ -182,7 +182,7 @@ def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_somethi
         return loss.detach(), student.model.layers[0].self_attn.q_proj.weight.grad.clone()
 
     student = load_student(folder, StudentConfig(checkpoint=str(folder)))
-    as_evaluated = load_model(str(folder), "MODEL", torch.float32)
+    as_evaluated = load_model(folder, "MODEL", torch.float32)
     assert student.config._attn_implementation == as_evaluated.config._attn_implementation == "eager"
     found, wanted = loss_and_gradient(student), loss_and_gradient(special_model(kind))
     torch.testing.assert_close(found, wanted)
