@@ -54,7 +54,8 @@ def test_leavings_stay_recognisable_until_they_are_gone(s3_url: str, monkeypatch
     left = Storage(s3_url)
     for name in (UNDER_WAY, "shard-000000.json", "shard-000001.json"):
         left.write(name, b"x")
-    delete, removed = Storage.delete, []
+    removed: list[str] = []
+    delete = Storage.delete
 
     def interrupted(storage: Storage, name: str) -> None:
         if removed:
