@@ -1,16 +1,25 @@
 """Reading YAML configurations and JSON documents of the contract, with errors that a user can act on."""
 
+import os
 import reprlib
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from schemas.errors import UserError
 from schemas.files import read_file
 from schemas.foreign import parse_yaml
 
+PATHS = {
+    "path", "chat_template", "cache", "url", "validation_cache", "folder", "require_signature", "checkpoint", "config",
+    "teacher", "output",
+}  # fmt: skip
+"""Settings that hold paths, also where they may hold something else: a URL, a name."""
 MAX_KEYS = 20  # of one override, from the outermost group to the setting
 MAX_POSITION_DIGITS = 9
+MAX_SHOWN = 1 << 20  # bytes of a file whose wrong values are shown
+MAX_KEYS_OF_OBJECT = 4096  # code tables of a merge, say
 _short = reprlib.Repr()
 _short.maxlist = _short.maxtuple = _short.maxdict = 40
 _short.maxstring = _short.maxother = 100
@@ -28,7 +37,22 @@ def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) 
         raise UserError(f"{path}: expected a YAML mapping of settings, got {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
-    return validate(model, tree, where=path)
+    return with_home(validate(model, tree, where=path))
+
+
+def with_home(settings: Model) -> Model:
+    """``settings`` with ``~`` at the beginning of a path as the home folder."""
+    changed: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            changed[name] = with_home(value)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            changed[name] = [with_home(each) for each in value]
+        elif name in PATHS and isinstance(value, str) and value.startswith("~"):
+            changed[name] = os.path.expanduser(value)
+    changed = {name: value for name, value in changed.items() if value != getattr(settings, name)}
+    return settings.model_copy(update=changed) if changed else settings
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -73,16 +97,37 @@ def validate(model: type[Model], tree: object, where: str) -> Model:
         raise _to_user_error(error, where) from None
 
 
-def parse_json(model: type[Model], data: bytes, where: str) -> Model:
-    """Parse and validate JSON bytes of an untrusted file as ``model``; raises UserError."""
+def parse_json(model: type[Model], data: bytes, where: str, max_values: int | None = None) -> Model:
+    """Parse and validate JSON bytes of an untrusted file as ``model``; raises UserError.
+
+    ``max_values``: that it may have; a wrong one of many would take gigabytes to describe.
+    """
+    if max_values is not None and (values := data.count(b",")) > max_values:
+        raise UserError(f"{where}: some {values} values, at most {max_values} are read")
+    if data.count(b":") > MAX_KEYS_OF_OBJECT:  # else no object can have too many
+        _check_keys(data, where)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise _to_user_error(error, where) from None
+        raise _to_user_error(error, where, len(data) < MAX_SHOWN) from None
 
 
-def _to_user_error(error: ValidationError, where: str) -> UserError:
-    problems = error.errors(include_url=False)
+def _check_keys(data: bytes, where: str) -> None:
+    """Raise UserError for an object of more keys than any has: each unknown one would take kilobytes to describe."""
+    try:
+        found: list[Any] = [from_json(data)]
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON: {error}") from None
+    while found:
+        tree = found.pop()
+        if isinstance(tree, dict) and len(tree) > MAX_KEYS_OF_OBJECT:
+            raise UserError(f"{where}: an object of {len(tree)} keys, at most {MAX_KEYS_OF_OBJECT} are allowed")
+        parts = tree.values() if isinstance(tree, dict) else tree
+        found += [part for part in parts if isinstance(part, dict | list)]
+
+
+def _to_user_error(error: ValidationError, where: str, with_input: bool = True) -> UserError:
+    problems = error.errors(include_url=False, include_input=with_input)
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -92,7 +137,8 @@ def _to_user_error(error: ValidationError, where: str) -> UserError:
         return UserError(f"{where}: {key}: this key is required and missing{more}")
     else:
         wanted = first["msg"].removeprefix("Value error, ")
-    return UserError(f"{where}: {key + ': ' if key else ''}{wanted}; got {_shown(first['input'])}{more}")
+    got = f"; got {_shown(first['input'])}" if with_input else ""
+    return UserError(f"{where}: {key + ': ' if key else ''}{wanted}{got}{more}")
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ import click
 from schemas.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -96,11 +97,20 @@ def new_table(*titles: str, numbers_from: int | None = None, **options: Any) -> 
     return table
 
 
-def print_table(table: "Table") -> None:
-    """Print cells as they are, never as markup: wrapped on a terminal, one line a row and whole where it is piped."""
+def output_console(**options: Any) -> "Console":
+    """A console on standard output. One that is closed is an error like any other, where rich would exit in silence."""
     from rich.console import Console
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return Output(**options)
+
+
+def print_table(table: "Table") -> None:
+    """Print cells as they are, never as markup: wrapped on a terminal, one line a row and whole where it is piped."""
+    console = output_console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     console.print(table)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
 from schemas.errors import UserError
+from teacher_cache.command import output_console
 from teacher_cache.corpus import Corpus
 from teacher_cache.records import TokenSample
 from teacher_cache.teacher import load_tokenizer
@@ -173,7 +174,7 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 
 def show(found: Preview, tokens: int, console: Console | None = None) -> None:
     """Print the preview; at most ``tokens`` of each sequence. Without colours what is learned stands in ⟦ ⟧."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or output_console(highlight=False, soft_wrap=True)
     for sequence in found.sequences:
         title = f"── {sequence.source_id} · {sequence.layer} · {sequence.tokens} tokens, {sequence.learned} learned ──"
         console.print(Text(printable(title), style="bold"))

@@ -18,6 +18,7 @@
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 import click
 
-from schemas.errors import UNEXPECTED, MachineError, UserError
+from schemas.errors import UNEXPECTED, MachineError, UserError, printable
 from schemas.failures import failure, reason
 
 TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
@@ -63,24 +64,40 @@ class Program(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(
-                AttributeError, ValueError
-            ):  # a name may have bytes that are no text, and a terminal no UTF-8
+            with suppress(AttributeError, ValueError):  # names have bytes that are no text, and terminals no UTF-8
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             with _stopped_by_signals():
-                status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+                self._run(sys.argv[1:] if args is None else list(args), prog_name, complete_var, extra)
                 sys.stdout.flush()
-            sys.exit(status if isinstance(status, int) else 0)
+            status = 0
         except SystemExit as ended:
-            _exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except BaseException as error:
-            _exit(_report(error))
+            status = _report(error)
+        _exit(status)
+
+    def _run(self, args: list[str], prog_name: str | None, complete_var: str | None, extra: dict[str, Any]) -> None:
+        """What ``click.Group.main`` does, but for how it ends: it says nothing of an output that is closed."""
+        prog_name = prog_name or os.path.basename(sys.argv[0])
+        self._main_shell_completion(extra, prog_name, complete_var)
+        try:
+            with self.make_context(prog_name, _with_home(args), **extra) as context:
+                self.invoke(context)
+        except click.exceptions.Exit as ended:
+            sys.stdout.flush()
+            sys.exit(ended.exit_code)
+
+
+def _with_home(args: list[str]) -> list[str]:
+    """The arguments with ``~`` as the home folder also where a shell leaves it: in quotes, and after ``--option=``."""
+    return [re.sub(r"^(--[\w-]+=)?(~(?=/|$))", lambda m: (m[1] or "") + os.path.expanduser("~"), arg) for arg in args]
 
 
 def _report(error: BaseException) -> int:
     """Say in one line what ended the command; returns its exit status."""
     if isinstance(error, click.ClickException):
+        error.message = "\n".join(map(printable, error.message.splitlines()))  # it quotes what was typed
         with suppress(OSError):
             error.show()
         return error.exit_code
@@ -96,7 +113,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, Stopped):
         return _say(f"stopped by {signal.Signals(error.number).name}", 128 + error.number)
     if isinstance(error, OSError | MemoryError) and not isinstance(error, UserError):
-        if _output_is_broken():
+        if _was_output(error):
             if getattr(error, "errno", None) == errno.EPIPE:
                 return _say("standard output: whoever read it has gone", 128 + signal.SIGPIPE)
             error = failure(error, "standard output: cannot be written")
@@ -125,15 +142,13 @@ def _say(line: str, status: int) -> int:
     return status
 
 
-def _output_is_broken() -> bool:
-    """Whether what is still to be written to standard output cannot be."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    except ValueError:  # closed
-        return False
-    return False
+def _was_output(error: BaseException) -> bool:
+    """Whether it was raised by what prints."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = "" if place is None else str(place.tb_frame.f_globals.get("__name__"))
+    return name == __name__ or name.partition(".")[0] in ("click", "rich")
 
 
 def _exit(status: int) -> NoReturn:

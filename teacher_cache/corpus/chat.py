@@ -17,6 +17,8 @@ from jinja2 import TemplateSyntaxError
 
 from schemas.cache_config import RESERVED_VARIABLES, CorpusConfig
 from schemas.errors import UserError
+from schemas.failures import failure
+from schemas.files import MAX_TEXT_BYTES, open_regular
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
     SAID,
@@ -223,11 +225,11 @@ def template_source(
     if isinstance(own, dict) and configured in own:
         return str(own[configured])
     try:
-        return Path(configured).expanduser().read_text(encoding="utf-8")
+        with open_regular(Path(configured).expanduser()) as file:
+            return file.read(MAX_TEXT_BYTES).decode()
     except (OSError, ValueError) as error:
-        named = f"; the tokenizer's own templates are {sorted(own)}" if isinstance(own, dict) else ""
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"corpus.chat_template: {configured}: {reason}{named}; give a Jinja file") from None
+        named = f"the tokenizer's own templates are {sorted(own)}; " if isinstance(own, dict) else ""
+        raise failure(error, f"corpus.chat_template: {configured}", f"{named}give a Jinja file") from None
 
 
 def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], int]:

@@ -4,11 +4,11 @@ import glob
 from dataclasses import dataclass
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
+from schemas.failures import failure
 from teacher_cache.corpus.names import RECORD_FORMATS, choose, snapshots, splits
+from teacher_cache.shards.opening import open_store
 
 EVERYTHING = "*"  # the default pattern
 _SAVED = {"state.json", "dataset_dict.json"}  # in a folder written by save_to_disk
@@ -50,7 +50,7 @@ def find_files(source: SourceConfig, where: str) -> Found:
     parts of a data set (train, test) are never mixed by ``auto``: that is refused.
     """
     try:
-        fs, root = url_to_fs(source.path)
+        fs, root = open_store(source.path)
         if fs.isfile(root):
             name = printable(root.rsplit("/", 1)[-1])
             format = choose([name], source.format, all_of_them=False)[name]
@@ -63,8 +63,10 @@ def find_files(source: SourceConfig, where: str) -> Found:
         pattern = "**" if recursive else source.pattern
         found = fs.glob(f"{glob.escape(root)}/{pattern}", detail=True)
         paths = [p for p, info in found.items() if info["type"] == "file" or (info.get("islink") and fs.isfile(p))]
+    except UserError as error:
+        raise error if str(error).startswith(where) else UserError(f"{where}.path: {error}") from None
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{where}.path: {source.path}: cannot be read: {error}") from None
+        raise failure(error, f"{where}.path: {source.path}: cannot be read") from None
     by_name = {printable(path[len(root) + 1 :]): path for path in paths}
     if saved:
         formats = {name: "hf_dataset" for name in by_name if not name.rsplit("/", 1)[-1].startswith("cache-")}

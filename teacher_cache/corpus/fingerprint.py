@@ -5,7 +5,7 @@ import json
 from pathlib import PurePath
 
 from schemas.cache_config import CorpusConfig
-from schemas.errors import UserError
+from schemas.failures import failure
 from teacher_cache.corpus.files import list_files
 
 _CHUNK_BYTES = 1 << 20
@@ -32,6 +32,6 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
                     while chunk := stream.read(_CHUNK_BYTES):
                         content.update(chunk)
             except OSError as error:
-                raise UserError(f"{file.path}: cannot be read: {error.strerror or error}") from None
+                raise failure(error, f"{file.path}: cannot be read") from None
             digest.update(hashlib.sha256(file.name.encode()).digest() + content.digest())
     return digest.hexdigest()

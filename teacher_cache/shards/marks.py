@@ -23,6 +23,7 @@ from teacher_cache.shards.storage import (
 )
 from teacher_cache.shards.table import listed, store_lists, table_file
 
+MAX_MANIFEST_VALUES = 400_000  # 4,096 shards of all signals have 120,000
 _OWN_NAME = re.compile(
     r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
 )
@@ -56,7 +57,7 @@ def read_manifest_text(storage: Storage) -> bytes:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
     try:
-        manifest = parse_json(Manifest, data, where)
+        manifest = parse_json(Manifest, data, where, MAX_MANIFEST_VALUES)
     except UserError as error:
         raise CorruptCacheError(str(error)) from None
     if manifest.format_version > FORMAT_VERSION:

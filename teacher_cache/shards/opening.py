@@ -4,7 +4,6 @@ A store's word counts for its own files only. Where it redirects to another host
 whoever reads), that is refused; what it answers besides a file's content is bounded.
 """
 
-import os
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -117,8 +116,3 @@ class _Guarded:
 
         response.read = read
         return response
-
-
-def expanded(path: str) -> str:
-    """A path with ``~`` as the home folder; a URL stays as it is."""
-    return path if "://" in path else os.path.expanduser(path)

@@ -406,6 +406,7 @@ class Storage:
 
     def conditional(self, name: str) -> tuple[Conditional, str]:
         """How small objects are written on a condition here, and the object's path."""
+        self._check_writable(name)
         return self._conditional, self._path(name)
 
     def delete(self, name: str) -> None:

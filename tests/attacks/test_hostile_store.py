@@ -146,7 +146,7 @@ def test_a_cache_on_a_plain_server(tmp_path: Path, ranges: bool) -> None:
     from tools.looking.stats import stats
     from tools.sharing.whole import copy_cache
 
-    manifest = write_cache(str(tmp_path / "served/cache"), random_shards([[9, 5], [7]]))
+    write_cache(str(tmp_path / "served/cache"), random_shards([[9, 5], [7]]))
     with served(tmp_path / "served", ranges) as address:
         url = f"{address}/cache"
         report = verify(url)
@@ -156,7 +156,7 @@ def test_a_cache_on_a_plain_server(tmp_path: Path, ranges: bool) -> None:
         assert [reader.read_tokens(i).text for i in range(3)] == [local.read_tokens(i).text for i in range(3)]
         copy_cache(url, str(tmp_path / "pulled"))
         assert verify(str(tmp_path / "pulled")).problems == []
-        assert CacheReader(str(tmp_path / "pulled")).manifest == manifest
+        assert CacheReader(str(tmp_path / "pulled")).manifest.sha256 == reader.manifest.sha256
         with pytest.raises(UserError, match="not found, so this is not a cache"):
             CacheReader(f"{address}/nothing")
         with pytest.raises(UserError, match="nothing is written over plain HTTP"):

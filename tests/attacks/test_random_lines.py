@@ -4,7 +4,6 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
-import pytest
 import yaml
 
 from support.amount import amount
@@ -28,12 +27,6 @@ def ended_well(found: Ended, what: object) -> None:
     if found.status > 1:
         assert "rror: " in found.stderr, f"{what}: {found.status} without a word: {found.stderr[-500:]}"
     assert all(line.isprintable() for line in found.stderr.replace("\t", " ").splitlines()), found.stderr
-
-
-@pytest.fixture(scope="module")
-def forker(tmp_path_factory: pytest.TempPathFactory):
-    with Forker(tmp_path_factory.mktemp("forker")) as started:
-        yield started
 
 
 def test_random_command_lines(forker: Forker, workshop: Path, tmp_path: Path) -> None:

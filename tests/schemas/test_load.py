@@ -4,8 +4,10 @@ import pytest
 from pydantic import Field
 
 from schemas.base import Strict
+from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config, parse_json, validate
+from schemas.train_config import TrainConfig
 
 
 class Leaf(Strict):
@@ -174,3 +176,20 @@ def test_validate_names_its_place():
     assert message_of(validate, Leaf, {"path": "a", "limit": "x"}, "line 3") == (
         "line 3: limit: Input should be a valid integer, unable to parse string as an integer; got 'x'"
     )
+
+
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text(
+        "teacher: {path: ~/t}\ncorpus: {sources: [{path: ~/a}]}\noutput: {path: ~}\n".replace("path: ~}", "path: '~'}")
+    )
+    made = load_config(CacheConfig, str(tmp_path / "c.yaml"), ("corpus.chat_template=~/x.jinja",))
+    assert made.teacher.path == "/home/me/t"
+    assert made.corpus.sources[0].path == "/home/me/a"
+    assert (made.output.path, made.corpus.chat_template) == ("/home/me", "/home/me/x.jinja")
+    tree = "data: {cache: [{url: ~/c}], local_copies: {folder: ~/l}}\nstudent: {checkpoint: ~/s}\noutput: ~/o\n"
+    (tmp_path / "t.yaml").write_text(tree)
+    train = load_config(TrainConfig, str(tmp_path / "t.yaml"))
+    assert [share.url for share in train.data.shares] == ["/home/me/c"]
+    assert (train.data.local_copies.folder, train.student.checkpoint) == ("/home/me/l", "/home/me/s")
+    assert train.output == "/home/me/o"

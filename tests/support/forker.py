@@ -76,14 +76,15 @@ class Forker:
         timeout: float = 60,
         env: dict[str, str] | None = None,
         limits: dict[str, int] | None = None,
+        stdout: str = "",
     ) -> Ended:
         """Run a command in ``folder``; the ``fault`` hits call number ``at`` on files of ``below``, or none is armed.
 
-        ``limits``: of resources, such as RLIMIT_NOFILE, by name.
+        ``limits``: of resources, such as RLIMIT_NOFILE, by name. ``stdout``: a device, or "gone": no reader.
         """
         asked = {
             "line": line, "folder": str(folder), "output": str(self._output), "timeout": timeout, "fault": fault,
-            "at": at, "below": str(below or folder), "env": env or {}, "limits": limits or {},
+            "at": at, "below": str(below or folder), "env": env or {}, "limits": limits or {}, "stdout": stdout,
         }  # fmt: skip
         assert self._process.stdin is not None
         print(json.dumps(asked), file=self._process.stdin, flush=True)
@@ -126,10 +127,13 @@ def _become(asked: dict[str, Any], library: Any) -> None:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            os.dup2(os.open(asked["env"].get(name.upper()) or f"{asked['output']}/{name}", flags), number)
-        if "STDOUT" in asked["env"]:
-            open(f"{asked['output']}/stdout", "w").close()
+            os.dup2(os.open(f"{asked['output']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        if asked["stdout"] == "gone":
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 1)
+        elif asked["stdout"]:
+            os.dup2(os.open(asked["stdout"], os.O_WRONLY), 1)
         os.chdir(asked["folder"])
         os.environ.update(asked["env"])
         for name, limit in asked["limits"].items():

@@ -28,26 +28,18 @@ NUMBERS = (
 )
 TEXTS = (
     "", " ", "-", "--", "x", "a b", "ü", "\u202e", "[/]", "[red]", "%s", "{}", "$HOME", "~", "~/x", "~nobody/x", ".",
-    "..", "/", "//", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/nowhere/x", "a" * 300, "b/" * 3000, "\n",
-    "ftp://h/x", "zip://a::b", "http://127.0.0.1:9/x", "http://", "https:///x", "file:///nowhere", "memory://x", "s3://",
-    "hf://x", "gs://x/y", "a::b", "::", "1%", "0%", "101%", "train=90%,x=10%", "x=", "0-1", "9-1", "0" * 64, "g" * 64,
-    "logits", "tokens,logits", "1/2", "0/0", "2/1", "-1/1", "\udcff", "caf\udce9",
+    "..", "/", "//", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/nowhere/x", "a" * 300, "b/" * 3000,
+    "\n", "ftp://h/x", "zip://a::b", "http://127.0.0.1:9/x", "http://", "https:///x", "file:///nowhere", "memory://x",
+    "s3://", "hf://x", "gs://x/y", "a::b", "::", "1%", "0%", "101%", "train=90%,x=10%", "x=", "0-1", "9-1", "0" * 64,
+    "g" * 64, "logits", "tokens,logits", "1/2", "0/0", "2/1", "-1/1", "\udcff", "caf\udce9",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**32, 2**64, 10**20, -(10**20), 0.0, -0.5, 1e308, 1e-308, float("nan"),
-    float("inf"),     "", "x", "~", "/nowhere", "[/]", "\u202e", "a" * 5000, [], [1], [[]], {}, {"x": 1}, "2026-01-01", "1e5",
+    float("inf"), "", "x", "~", "/nowhere", "[/]", "\u202e", "a" * 5000, [], [1], [[]], {}, {"x": 1}, "2026-01-01",
+    "1e5",
 )  # fmt: skip
-OVERRIDES = (
-    "a=1",
-    "=1",
-    "a",
-    "output=",
-    "output.path={w}/x",
-    "a..b=1",
-    "loop.max_steps=[",
-    "data.cache=\\0",
-    "x.y.z=&a [*a]",
-)
+OVERRIDES = ("a=1", "=1", "a", "output=", "output.path={w}/x", "a..b=1", "loop.max_steps=[", "x.y.z=&a [*a]")
+BREAKS = ("\0", "\t", "[", "{", "&a", "*a", "!!python/name:os", "\x1b", "---\n")
 
 
 def command_lines(groups: dict[str, click.Group], workshop: Path, seed: int) -> Iterator[list[str]]:

@@ -30,9 +30,9 @@ def make_workshop(folder: Path) -> Path:
     tree = cache_tree(teacher, corpus, Path("made"), tokens_per_shard=150)
     (folder / "cache.yaml").write_text(yaml.safe_dump(tree))
     train = {
-        "data": {"cache": str(folder / "trained_on")},
+        "data": {"cache": str(folder / "trained_on"), "num_workers": 0},
         "student": {"teacher": str(teacher), "from_layers": [0]},
-        "loop": {"max_steps": 2, "micro_batch_size": 2, "save_every": 1, "num_workers": 0},
+        "loop": {"max_steps": 2, "micro_batch_size": 2, "save_every": 1},
         "output": "student",
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(train))

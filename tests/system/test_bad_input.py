@@ -115,7 +115,7 @@ def test_a_full_disk_keeps_what_was_committed(made: tuple[Workspace, Path], tmp_
         pytest.skip("mounting a small file system needs root")
     try:
         config = made[0].cache_config(disk / "cache")
-        refused("shard-", "cannot be written", "No space left", done=run("teacher-cache", "run", config))
+        refused("shard-", "cannot be written", "No space left", done=run("teacher-cache", "run", config), status=4)
         committed = readable_samples(disk / "cache")
         assert not list(disk.rglob(".tmp-*"))
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
@@ -137,7 +137,7 @@ def test_a_file_size_limit_keeps_what_was_committed(made: tuple[Workspace, Path]
         timeout=300,
         check=False,
     )
-    refused("cannot be written", "File too large", done=done)
+    refused("cannot be written", "File too large", done=done, status=4)
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
@@ -153,7 +153,7 @@ def test_training_on_no_cache(made: tuple[Workspace, Path], tmp_path: Path) -> N
 def test_training_on_a_truncated_tar(made: tuple[Workspace, Path], copy: Path) -> None:
     tar = copy / "shard-000001.logits.tar"
     os.truncate(tar, tar.stat().st_size - 700)
-    refused("shard-000001.logits.tar", "bytes, the manifest says", done=train(made, copy))
+    refused("shard-000001.logits.tar", "bytes, the manifest says", done=train(made, copy), status=3)
 
 
 def test_training_on_a_flipped_bit(made: tuple[Workspace, Path], copy: Path) -> None:
@@ -161,18 +161,18 @@ def test_training_on_a_flipped_bit(made: tuple[Workspace, Path], copy: Path) -> 
         data = bytearray(tar.read_bytes())
         data[1200] ^= 4  # in the first sample's payload
         tar.write_bytes(data)
-    refused(".logits.tar: sample ", "xxh3 of", done=train(made, copy))
+    refused(".logits.tar: sample ", "xxh3 of", done=train(made, copy), status=3)
 
 
 def test_training_on_a_changed_index(made: tuple[Workspace, Path], copy: Path) -> None:
     mark = copy / "shard-000000.json"
     mark.write_text(mark.read_text().replace('"offsets":[512', '"offsets":[513', 1))
-    refused("shard-000000.json", "sha256 is", done=train(made, copy))
+    refused("shard-000000.json", "sha256 is", done=train(made, copy), status=3)
 
 
 def test_training_on_a_missing_file(made: tuple[Workspace, Path], copy: Path) -> None:
     (copy / "shard-000000.logits.tar").unlink()
-    refused("shard-000000.logits.tar", "missing", done=train(made, copy))
+    refused("shard-000000.logits.tar", "missing", done=train(made, copy), status=3)
 
 
 def test_a_manifest_of_a_later_format(made: tuple[Workspace, Path], copy: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_manifest_of_a_later_format(made: tuple[Workspace, Path], copy: Path) 
 
 def test_a_manifest_that_is_not_json(made: tuple[Workspace, Path], copy: Path) -> None:
     (copy / "manifest.json").write_text("{")
-    refused("manifest.json", "JSON", done=train(made, copy))
+    refused("manifest.json", "JSON", done=train(made, copy), status=3)
 
 
 TRAINING = [

@@ -65,7 +65,7 @@ def test_an_object_that_is_bad_stops_the_run_and_is_named(
     (tmp_path / "train.json").write_text(config.model_dump_json())
     with proxied(s3_server, flips={BAD: 1000}):
         done = run("train-student", "run", tmp_path / "train.json")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
+from schemas.failures import failure
 from schemas.manifest import Manifest
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.reader import CacheReader
@@ -22,6 +23,7 @@ from tools.bridges.axolotl import AxolotlLayout
 from tools.bridges.distillkit import DistillKitLayout
 from tools.bridges.layout import Layout
 from tools.bridges.parquet import ParquetLayout
+from tools.output import umask
 
 LAYOUTS: tuple[type[Layout], ...] = (ParquetLayout, DistillKitLayout, AxolotlLayout)
 ENTRIES_AT_A_TIME = 1 << 21  # of a row group, and in memory
@@ -79,19 +81,13 @@ def export(
             for name, text in {**layout.more_files(), CARD: _card(layout, reader.manifest)}.items():
                 (folder / name).write_text(text, encoding="utf-8")
             written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            folder.chmod(0o777 & ~_umask())
+            folder.chmod(0o777 & ~umask())
             os.rename(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+        raise failure(error, f"{out}: cannot be written") from error
     return Exported(out, layout.name, *counted, bytes=written)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_files(

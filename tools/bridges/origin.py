@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from schemas.cache_config import TeacherConfig
-from schemas.errors import UserError
+from schemas.failures import failure
+from schemas.files import open_regular
 from schemas.manifest import TeacherInfo
 from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, stored_settings
 
@@ -39,9 +40,9 @@ def fingerprint(files: list[Path]) -> str:
     for file in files:
         digest.update(hashlib.sha256(file.name.encode()).digest())
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 while chunk := opened.read(HASH_BYTES):
                     digest.update(chunk)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+            raise failure(error, f"{file}: cannot be read") from None
     return digest.hexdigest()

@@ -27,6 +27,7 @@ from tools.finding.words import capture_in_words, total_bytes
 from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
+MAX_CATALOG_VALUES = 400_000
 MAX_CATALOG_BYTES = 1 << 24  # 5,000 caches, of some 2,000 bytes each, take more than half of it
 
 
@@ -87,7 +88,7 @@ def read(url: str) -> Catalog | None:
         return None
     where = storage.where(CATALOG)
     try:
-        catalog = parse_json(Catalog, storage.read(CATALOG, MAX_CATALOG_BYTES), where)
+        catalog = parse_json(Catalog, storage.read(CATALOG, MAX_CATALOG_BYTES), where, MAX_CATALOG_VALUES)
     except UserError as error:
         raise UserError(f"{error}; use --scan to look at the caches themselves") from None
     if catalog.catalog_version > CATALOG_VERSION:

@@ -329,5 +329,5 @@ def test_a_shard_is_closed_when_it_fills_the_memory(
 def test_yaml_is_loaded_safely(originals: Path, tmp_path: Path, teacher: Path) -> None:
     shutil.copytree(originals / "distillkit", tmp_path / "in")
     (tmp_path / "in/compression_config.yaml").write_text("!!python/object/apply:os.system ['true']")
-    refused(tmp_path / "in", tmp_path / "out", "distillkit", "cannot be read", teacher)
+    refused(tmp_path / "in", tmp_path / "out", "distillkit", "not valid YAML", teacher)
     assert yaml.safe_load((originals / "distillkit/compression_config.yaml").read_text())["k"] == K
