@@ -112,8 +112,9 @@ class LockedFile:
         if self.is_mine(holder):
             self._path.unlink(missing_ok=True)
             if self._made_folder:
-                with suppress(OSError):  # there is something in it
-                    self._path.parent.rmdir()
+                with suppress(OSError):  # somebody has put something there, or removed it
+                    if not os.listdir(self._path.parent):
+                        self._path.parent.rmdir()
         self.close()
 
     def close(self) -> None:

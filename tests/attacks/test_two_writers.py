@@ -22,6 +22,7 @@ from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
 from tools.checking.verify import verify
 from tools.trust.signatures import signatures
+from tools.trust.trusted_keys import read_keys
 
 COMMANDS = ("run", "merge", "repack", "prune", "push", "pull", "sign", "catalog")
 PAIRS = list(itertools.combinations_with_replacement(COMMANDS, 2))
@@ -162,3 +163,18 @@ def check(
         found = json.loads(folder.read("catalog.json"))
         assert all(cache["path"] == "cache" for cache in found["caches"]), story
     assert storage.lease_names() == [], story
+
+
+def test_eight_that_trust_at_once(tmp_path: Path) -> None:
+    """Each reads the file of trusted keys, adds a name and writes it; no name may be lost."""
+    keys = tmp_path / "trusted"
+    names = [f"name-{number}" for number in range(8)]
+    add = [("trust", f"{n:064x}", "--name", name, "--trusted-keys", keys) for n, name in enumerate(names)]
+    for done in [finish(process) for process in [Forked("cache-tools", *arguments) for arguments in add]]:
+        assert done.returncode == 0, done.stderr
+    assert sorted(read_keys(keys)) == names
+    remove = [("trust", "--remove", name, "--trusted-keys", keys) for name in names[:7]]
+    for done in [finish(process) for process in [Forked("cache-tools", *arguments) for arguments in remove]]:
+        assert done.returncode == 0, done.stderr
+    assert sorted(read_keys(keys)) == names[7:]
+    assert [path.name for path in tmp_path.iterdir()] == ["trusted"]
