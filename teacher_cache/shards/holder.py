@@ -29,6 +29,7 @@ class Holder(Strict):
     token: Text  # the fencing token: random, of this lease and no other
     command: Text
     since: Text
+    task: Text = ""  # what it was to do, for the same command given again
     beat: int = Field(0, ge=0)  # the heartbeat's counter
 
     def to_bytes(self) -> bytes:
@@ -63,7 +64,7 @@ class Holder(Strict):
         )
 
 
-def this_process(command: str, token: str) -> Holder:
+def this_process(command: str, token: str, task: str = "") -> Holder:
     """This process as a holder."""
     pid = os.getpid()
     return Holder(
@@ -75,6 +76,7 @@ def this_process(command: str, token: str) -> Holder:
         token=token,
         command=command[:200],
         since=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=task,
     )
 
 

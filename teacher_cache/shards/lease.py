@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 
 from schemas.errors import ConflictError, UserError
 from schemas.failures import failure
-from teacher_cache.shards.holder import Holder, this_process
+from teacher_cache.shards.holder import RECORD_BYTES, Holder, parse_holder, this_process
 from teacher_cache.shards.locked_file import LockedFile, NoLocks
 from teacher_cache.shards.slot import Seen, Slot, State, StoreObject
 from teacher_cache.shards.storage import LEASE_PREFIX, Storage, is_temporary
@@ -106,12 +106,13 @@ def never(_: Holder | None) -> bool:
 
 
 @contextmanager
-def whole_place(storage: Storage, command: str, wait: Wait = never) -> Iterator[Lease]:
+def whole_place(storage: Storage, command: str, wait: Wait = never, task: str = "") -> Iterator[Lease]:
     """Be the only writer at ``storage``.
 
-    ``wait`` says for which holder to wait. Raises ConflictError naming the holder for which one does not.
+    ``wait`` says for which holder to wait; ``task`` is what ``killed_task`` says should this process be
+    killed. Raises ConflictError naming the holder for which one does not wait.
     """
-    with only_place(storage, command, wait) as lease:
+    with only_place(storage, command, wait, task) as lease:
         end_dead_parts(storage, command, wait)
         for name in storage.names() if storage.is_local else []:
             if is_temporary(name):  # a killed writer's: nobody else is here
@@ -120,9 +121,9 @@ def whole_place(storage: Storage, command: str, wait: Wait = never) -> Iterator[
 
 
 @contextmanager
-def only_place(storage: Storage, command: str, wait: Wait = never) -> Iterator[Lease]:
+def only_place(storage: Storage, command: str, wait: Wait = never, task: str = "") -> Iterator[Lease]:
     """The same, but parts may still be somebody's: ``end_dead_parts`` tells, once one knows that one wants to write."""
-    lease = take(storage, WHOLE, command, wait)
+    lease = take(storage, WHOLE, command, wait, task)
     try:
         yield lease
     finally:
@@ -177,9 +178,22 @@ def take_part(storage: Storage, part: str, command: str, wait: Wait = never) -> 
             raise
 
 
-def take(storage: Storage, name: str, command: str, wait: Wait = never) -> Lease:
+def killed_task(storage: Storage) -> str:
+    """The task of a process of this machine that had the whole place and was killed; empty if there is none."""
+    with asking(storage, WHOLE):
+        if storage.is_local:
+            data = storage.read(WHOLE, RECORD_BYTES) if storage.exists(WHOLE) else b""
+        else:
+            requests, path = storage.conditional(WHOLE)
+            found = requests.read(path)
+            data = b"" if found is None else found.data
+    holder = parse_holder(data)
+    return holder.task if holder is not None and holder.has_ended else ""
+
+
+def take(storage: Storage, name: str, command: str, wait: Wait = never, task: str = "") -> Lease:
     """The lease ``name``, whoever has others. Raises ConflictError when one that lives has it and is not waited for."""
-    me = this_process(command, secrets.token_hex(16))
+    me = this_process(command, secrets.token_hex(16), task)
     slot = _slot(storage, name)
     watch = _Watch(storage, name, slot, wait)
     try:
@@ -188,7 +202,7 @@ def take(storage: Storage, name: str, command: str, wait: Wait = never) -> Lease
                 watch.look()
     except NoLocks:
         storage.has_locks = False
-        return take(storage, name, command, wait)
+        return take(storage, name, command, wait, task)
     return Lease(storage, name, me, slot)
 
 

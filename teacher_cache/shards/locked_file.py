@@ -16,6 +16,7 @@ from teacher_cache.shards.slot import Seen, State
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+ATTEMPTS = 20  # at opening a file in a folder that goes away
 STARTING = 2.0  # seconds that a process may take from locking a file to writing its name to it
 _open: "weakref.WeakSet[LockedFile]" = weakref.WeakSet()
 
@@ -35,16 +36,16 @@ class LockedFile:
     def take(self, holder: Holder, dead: Seen | None) -> bool:
         """Lock the file and write the name to it."""
         while True:
-            with _problems(self._path):
-                self._make_folder()
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            descriptor = self._open_file()
             try:
                 if not _lock(descriptor, fcntl.LOCK_EX):
                     os.close(descriptor)
                     return False
                 if self._is_path(descriptor):
                     break
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, NoLocks) and not os.fstat(descriptor).st_size:
+                    self._path.unlink(missing_ok=True)  # others would take it for somebody's
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # its holder has just removed it
@@ -55,7 +56,7 @@ class LockedFile:
             return False
         self._descriptor = descriptor
         _open.add(self)
-        self.beat(holder)
+        self._write(descriptor, holder)
         return True
 
     def look(self) -> Seen | None:
@@ -86,12 +87,16 @@ class LockedFile:
         """Write the name anew, in place."""
         if self._descriptor is None or not self.is_mine(holder):
             return False
+        self._write(self._descriptor, holder)
+        return True
+
+    @staticmethod
+    def _write(descriptor: int, holder: Holder) -> None:
         try:
-            os.pwrite(self._descriptor, holder.to_bytes(), 0)
+            os.pwrite(descriptor, holder.to_bytes(), 0)
         except OSError as error:
             if error.errno not in NO_SPACE:  # what frees space must be able to start; the lock holds without a name
                 raise
-        return True
 
     def is_mine(self, holder: Holder) -> bool:
         """Whether the file is still the one that was locked, and nobody else wrote to it."""
@@ -117,6 +122,17 @@ class LockedFile:
         _open.discard(self)
         if descriptor is not None:
             os.close(descriptor)
+
+    def _open_file(self) -> int:
+        for attempt in range(ATTEMPTS):
+            try:
+                with _problems(self._path):
+                    self._make_folder()
+                    return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            except FileNotFoundError:  # who made the folder has just removed it
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
 
     def _make_folder(self) -> None:
         if not self._path.parent.is_dir():

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import ConflictError, UserError
-from teacher_cache.shards.lease import whole_place
+from teacher_cache.shards.lease import killed_task, whole_place
 from teacher_cache.shards.marks import garbage
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage
 
@@ -26,9 +26,13 @@ def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
     It must be empty, or hold what an interrupted attempt left, which is removed. So is what the block wrote when it
     raises. Raises UserError when something else is there, ConflictError when another process writes there.
     """
-    check_free(url, command, *settings)
-    with whole_place(Storage(url), command) as lease:
-        storage = check_free(url, command, *settings).fenced(lease)
+    task = sign_of(command, *settings).decode().strip()
+    storage = check_free(url, command, *settings)
+    done = _manifest(storage) if killed_task(storage) == task else b""
+    with whole_place(storage, command, task=task) as lease:
+        if not done or _manifest(storage) != done:
+            storage = check_free(url, command, *settings)
+        storage = storage.fenced(lease)
         clear(storage)
         storage.write(UNDER_WAY, sign_of(command, *settings))
         try:
@@ -50,21 +54,26 @@ def check_free(url: str, command: str, *settings: object) -> Storage:
     if MANIFEST in names and not was_killed(storage, names, sign_of(command, *settings)):
         raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
     files = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
-    if files and UNDER_WAY not in names:
+    if files and UNDER_WAY not in names and MANIFEST not in names:
         raise UserError(f"{url}: {len(files)} files are there ({files[0]}, …); choose an empty place for the new cache")
     return storage
 
 
 def was_killed(storage: Storage, names: list[str], sign: bytes) -> bool:
     """Whether the same command wrote the manifest that is there, and was killed before it could say so."""
-    return UNDER_WAY in names and storage.read(UNDER_WAY, MAX_SIGN_BYTES) == sign
+    if UNDER_WAY in names:
+        return storage.read(UNDER_WAY, MAX_SIGN_BYTES) == sign
+    return killed_task(storage) == sign.decode().strip()
+
+
+def _manifest(storage: Storage) -> bytes:
+    return storage.read(MANIFEST) if storage.exists(MANIFEST) else b""
 
 
 def sign_of(command: str, *settings: object) -> bytes:
     """What the sign of a command with these settings says."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()
-    note = "a command that is not finished; the same one begins anew"
-    return json.dumps({"command": command, "settings": digest, "note": note}).encode() + b"\n"
+    return json.dumps({"unfinished": command, "settings": digest}).encode() + b"\n"
 
 
 def clear(storage: Storage) -> None:

@@ -189,6 +189,8 @@ def test_a_trainer_refuses_another_cache(tmp_path: Path, student: Path) -> None:
     url, public, digest = signed_cache(tmp_path / "cache")
     error = train(url, student, tmp_path / "a", require_signature="9" * 64)
     assert f"signatures/{'9' * 64}.json: the file is missing" in error
+    error = train(url, student, tmp_path / "n", require_signature="a stranger")
+    assert "key 'a stranger': not among the" in error
     error = train([{"url": url, "digest": "9" * 64}], student, tmp_path / "b")  # type: ignore[arg-type]
     assert f"manifest.json: its sha256 is {digest}, wanted 999" in error
     held_out = {"validation_cache": url, "validation_digest": "9" * 64}

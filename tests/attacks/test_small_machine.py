@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from importlib import import_module
@@ -123,3 +124,19 @@ def test_24_file_handles(make_run: MakeRun, tmp_path: Path, workers: int) -> Non
         assert code == 8
         assert errors(stderr) == [stderr.strip()]
         assert stderr.startswith("error: data.num_workers: 1: too many open files, the limit is 24; raise it (ulimit")
+
+
+def test_ten_caches_and_few_handles(make_run: MakeRun, tmp_path: Path) -> None:
+    """Ten caches have more files than the command may open, and samples that cannot be read are to be skipped."""
+    url = make_run(tmp_path).data.shares[0].url
+    shares = [{"url": str(shutil.copytree(url, tmp_path / f"cache-{number}"))} for number in range(10)]
+    outputs = []
+    for handles in (None, 64):
+        folder = tmp_path / str(handles)
+        folder.mkdir()
+        line = config_file(make_run, folder, cache=shares, on_corrupt="skip")
+        code, stdout, stderr = run(folder, "train-student", "run", line, "--json", handles=handles)
+        assert code == 0, stderr
+        assert json.loads(stdout)["skipped_samples"] == 0
+        outputs.append(losses(folder / "out"))
+    assert outputs[0] == outputs[1]

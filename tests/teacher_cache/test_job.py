@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 
 from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
+from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
@@ -18,6 +19,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden import to_floats
 from teacher_cache.teacher import older_fingerprint
 from tools.checking.verify import verify
+from tools.sharing.subset import choose, open_source, write_subset
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
@@ -316,3 +318,33 @@ def test_a_cache_with_the_older_fingerprint_of_its_teacher_goes_on(
     other = write_random_teacher(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match=r"made differently: .*teacher\.fingerprint"):
         job.run(make_config(other, corpus, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("file", ["logits.tar", "tokens.tar"])
+def test_a_committed_file_that_is_gone_is_noticed(tmp_path: Path, teacher: Path, corpus: Path, file: str) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    job.run(config)
+    (tmp_path / "cache" / f"shard-000000.{file}").unlink()
+    with pytest.raises(CorruptCacheError, match=rf"shard-000000\.{file}: the file is missing; restore it .*or delete"):
+        job.run(config)
+
+
+def test_a_shard_whose_mark_was_deleted_is_written_again(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    """As the message about a missing tar says that one may."""
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    job.run(config)
+    (tmp_path / "cache/shard-000000.logits.tar").unlink()
+    (tmp_path / "cache/shard-000000.json").unlink()
+    summary = job.run(config)
+    assert (summary.units_scored, summary.complete) == (1, True)
+    assert verify(config.output.path).problems == []
+
+
+def test_a_part_of_a_cache_is_no_place_for_a_run(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    """It would say that it is complete, with a third of what the configuration asks for."""
+    config = make_config(teacher, corpus, tmp_path / "whole")
+    job.run(config)
+    source, manifest = open_source(config.output.path)
+    write_subset(choose(source, manifest, Selection(shards=[(0, 0)])), str(tmp_path / "part"))
+    with pytest.raises(UserError, match=r"made of others \(subset\), not by a run"):
+        job.run(make_config(teacher, corpus, tmp_path / "part"))

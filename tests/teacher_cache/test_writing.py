@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from schemas.cache_config import LogitsCapture
+from schemas.errors import UserError
 from schemas.manifest import Manifest, Unit
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.plan import read_unit
 from teacher_cache.records import Captured
-from teacher_cache.shards.marks import committed, read_manifest
+from teacher_cache.shards.marks import committed, read_manifest, read_mark
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.writer import check_tars
 from teacher_cache.writing import MAX_PENDING, UnitWriter
 
 VOCABULARY = 300
@@ -107,3 +109,19 @@ def test_the_engine_waits_only_when_too_much_is_pending(planned: tuple[Storage, 
         go_on.set()
         late.join(10)
         assert calls == ["returned"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "other", "missing"])
+def test_no_mark_is_written_over_tars_that_are_not_what_was_written(tmp_path: Path, damage: str) -> None:
+    """Another process replaced or emptied one before its shard was committed."""
+    write_cache(str(tmp_path), SHARDS, VOCABULARY, LogitsCapture(k=8))
+    storage = Storage(str(tmp_path))
+    index = read_mark(storage, "shard-000001")
+    check_tars(storage, index)
+    path = tmp_path / "shard-000001.logits.tar"
+    data = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "other": data[::-1], "missing": b""}[damage])
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(UserError, match=r"shard-000001\.logits\.tar: "):
+        check_tars(storage, index)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from trainer.checkpoint import (
     DataState,
     RunState,
     checkpoint_folders,
+    damage,
     find_resume,
     keep_newest,
     names_in,
@@ -172,3 +174,24 @@ def test_the_state_of_the_data_is_small_and_can_be_read_on_its_own(tmp_path: Pat
 def test_window_sums_survive_json_exactly(tmp_path: Path, start: RunState) -> None:
     folder = add(tmp_path, 2, start.model_copy(update={"window": {"loss": 0.1 + 0.2}}))
     assert RunState.model_validate_json((folder / STATE_FILE).read_bytes()).window == {"loss": 0.1 + 0.2}
+
+
+def test_folders_in_a_checkpoint_are_synced_before_its_mark(tmp_path: Path, start: RunState, monkeypatch) -> None:
+    """As those of a sharded one, whose names nothing else syncs."""
+    folder = tmp_path / "checkpoint-2"
+    (folder / "optimizer_0").mkdir(parents=True)
+    (folder / "optimizer_0" / ".metadata").write_text("x")
+    write_state(folder, start)
+    files = settle(folder, names_in(folder))
+    synced: list[tuple[str, bool]] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (folder / MARK_FILE).exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    seal(folder, 2, files)
+    for path in (folder / "optimizer_0", folder, tmp_path):
+        assert (str(path), False) in synced
+    assert damage(folder) is None

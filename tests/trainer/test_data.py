@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +25,10 @@ from trainer.tokenizer import check_tokenizer
 
 @pytest.fixture
 def plan(cache) -> RowPlan:
+    return plan_of(cache)
+
+
+def plan_of(cache) -> RowPlan:
     order = CacheOrder(Subset(cache, Selection()), Shuffle(0, 1))
     return plan_rows([order], None, global_batch=4, epochs=1, max_steps=6)
 
@@ -89,6 +96,26 @@ def test_student_tokenizer_must_be_the_caches(cache, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"tokenizer \w{12}… is not the one the cache c was made with"):
         check_tokenizer(cache.manifest.model_copy(update={"tokenizer": info}), tmp_path, where="c")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_what_the_machine_does_is_no_corrupt_sample(tmp_path, monkeypatch, number: int) -> None:
+    write_cache(str(tmp_path), random_shards([[9, 12, 7]], 61), 61)
+    cache = open_cache(str(tmp_path))
+    data = CacheRows(cache, plan_of(cache), skip_corrupt=True)
+    opened = os.open
+
+    def fail(path, *args, **options):
+        if str(path).endswith(".tar"):
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(UserError, match=os.strerror(number)) as caught:
+        data[0]
+    assert not isinstance(caught.value, CorruptCacheError)
+    monkeypatch.setattr(os, "open", opened)
+    assert data[0]["skipped"].tolist() == [0]
 
 
 def test_empty_and_missing_caches(tmp_path) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from schemas.derivation import Derivation, Selection
 from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, ShardEntry, ShardIndex
+from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex
 from teacher_cache.shards.marks import (
     assemble,
     files_beside_shards,
@@ -191,8 +191,15 @@ def _is_part(found: ShardIndex, index: ShardIndex, part: Part) -> bool:
         and found.num_tokens == chosen(index.num_tokens)
         and found.layers == (None if index.layers is None else chosen(index.layers))
         and set(found.signals) == set(signals)
-        and all(found.signals[signal].sizes == chosen(index.signals[signal].sizes) for signal in signals)
-        and all(found.signals[signal].checksums == chosen(index.signals[signal].checksums) for signal in signals)
+        and all(_same_payloads(found.signals[signal], index.signals[signal], rows) for signal in signals)
+    )
+
+
+def _same_payloads(found: MemberIndex, member: MemberIndex, rows: list[int]) -> bool:
+    return (
+        found.sizes == [member.sizes[row] for row in rows]
+        and found.checksums == [member.checksums[row] for row in rows]
+        and (member.digests is None or found.digests == b"".join(map(member.digest, rows)))
     )
 
 

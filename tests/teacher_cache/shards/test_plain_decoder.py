@@ -1,6 +1,9 @@
 """Other teams decode the same from the description alone, whatever is captured."""
 
 import ast
+import base64
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -131,3 +134,22 @@ def test_it_imports_nothing_of_this_project() -> None:
         if isinstance(node, ast.ImportFrom):
             roots.add((node.module or "").split(".")[0] if node.level == 0 else "a relative import")
     assert roots - sys.stdlib_module_names == {"numpy", "pyarrow", "webdataset", "zstandard"}
+
+
+def test_every_payload_is_bound_to_the_manifest_as_the_format_says() -> None:
+    """With hashlib, json and base64 alone: manifest → index → payload."""
+    text = (BUNDLED / "manifest.json").read_bytes()
+    manifest = json.loads(text)
+    before, _, after = text.rpartition(manifest["sha256"].encode())
+    assert hashlib.sha256(before + after).hexdigest() == manifest["sha256"]
+    for shard in manifest["shards"]:
+        data = (BUNDLED / f"{shard['name']}.json").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard["index"]["sha256"]
+        index = json.loads(data)
+        assert index["signals"].keys() == shard["files"].keys()
+        for signal, member in index["signals"].items():
+            tar = (BUNDLED / f"{shard['name']}.{signal}.tar").read_bytes()
+            payloads = [tar[at : at + n] for at, n in zip(member["offsets"], member["sizes"], strict=True)]
+            found = b"".join(hashlib.sha256(payload).digest()[:16] for payload in payloads)
+            assert base64.b64encode(found).decode() == member["digests"]
+            assert len(payloads) == len(index["keys"])

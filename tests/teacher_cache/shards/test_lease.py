@@ -1,0 +1,301 @@
+"""Leases in a folder, in an object store, and in a store that compares nothing."""
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+import pytest
+
+from schemas.errors import ConflictError, UserError
+from support.commands import fork_server
+from support.synthetic import random_shards, write_cache
+from teacher_cache.shards import lease, locked_file
+from teacher_cache.shards.conditional import Conditional
+from teacher_cache.shards.holder import Holder, parse_holder, this_process
+from teacher_cache.shards.lease import WHOLE, Held, part_of, whole_place
+from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.slot import StoreObject
+from teacher_cache.shards.storage import Storage
+from tools.checking.verify import verify
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "no-locks"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("s3_url"))
+    if request.param == "no-locks":
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        monkeypatch.setattr("teacher_cache.shards.conditional.SETTLE", 0.01)
+    return Storage(f"memory://{tmp_path.name}" if request.param == "memory" else str(tmp_path / "cache"))
+
+
+def elsewhere(**changes: Any) -> Holder:
+    """A process of another machine."""
+    other = {"host": "other", "boot": "b" * 16, "machine": "c" * 16, "pid": 1, "started": 1}
+    return this_process("teacher-cache run", "another").model_copy(update=other | changes)
+
+
+def place(storage: Storage, holder: Holder, name: str = WHOLE) -> None:
+    """Put a lease there, as if another process had."""
+    if storage.is_local:
+        storage.local_path(name).parent.mkdir(exist_ok=True)
+        storage.local_path(name).write_bytes(holder.to_bytes())
+    else:
+        requests, path = storage.conditional(name)
+        requests._call("pipe_file", path, holder.to_bytes())
+
+
+def test_one_has_the_whole_place(storage: Storage) -> None:
+    with whole_place(storage, "cache-tools merge") as mine:
+        mine.check()
+        pid = os.getpid()
+        refusal = rf"\.lease\.json: in use by process {pid} on \S+ \(cache-tools merge, since .*\); wait for its end"
+        with pytest.raises(ConflictError, match=refusal), whole_place(storage, "cache-tools push"):
+            pass
+        with pytest.raises(ConflictError, match=refusal), part_of(storage, "shard-000000", "teacher-cache run"):
+            pass
+        assert storage.lease_names() == [WHOLE]
+        assert storage.names() == []
+    assert storage.lease_names() == []
+    with whole_place(storage, "cache-tools push"):
+        pass
+
+
+def test_parts_share_the_place_and_exclude_the_whole(storage: Storage) -> None:
+    with part_of(storage, "shard-000000", "run"), part_of(storage, "shard-000001", "run"):
+        with pytest.raises(Held) as held, part_of(storage, "shard-000001", "run"):
+            pass
+        assert held.value.name == ".lease-shard-000001.json"
+        with pytest.raises(ConflictError, match="lease-shard-000000"), whole_place(storage, "cache-tools prune"):
+            pass
+    assert storage.lease_names() == []
+    with whole_place(storage, "cache-tools prune"):
+        pass
+
+
+def hold(url: str) -> None:
+    with whole_place(Storage(url), "cache-tools merge"):
+        signal.pause()
+
+
+def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    for url in (str(tmp_path / "cache"), request.getfixturevalue("s3_url")):
+        storage, process = Storage(url), fork_server().Process(target=hold, args=(url,))
+        process.start()
+        assert process.pid is not None
+        while not storage.lease_names():
+            pass
+        while (found := lease._slot(storage, WHOLE).look()) is None or found.holder is None:
+            pass
+        os.kill(process.pid, signal.SIGSTOP)
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            pass
+        wanted = f"process {process.pid} .* it is stopped: let it go on with `kill -CONT {process.pid}`"
+        with pytest.raises(ConflictError, match=wanted), whole_place(storage, "cache-tools push"):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        with whole_place(storage, "cache-tools push"):
+            pass
+        assert storage.lease_names() == []
+
+
+def test_a_holder_elsewhere_that_does_not_move_is_dead(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its clock is never looked at: since when it says that it has it is of the year 3000."""
+    monkeypatch.setattr(lease, "EXPIRY", 0.5)
+    monkeypatch.setattr(lease, "POLL", 0.05)
+    for name in (WHOLE, ".lease-shard-000000.json"):
+        place(storage, elsewhere(since="3000-01-01"), name)
+    with caplog.at_level(logging.INFO), whole_place(storage, "cache-tools push") as mine:
+        mine.check()
+        assert storage.lease_names() == [WHOLE]
+    assert "no heartbeat of process 1 on other" in caplog.text
+    assert storage.lease_names() == []
+
+
+def test_a_holder_elsewhere_that_moves_is_alive(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "POLL", 0.05)
+    place(storage, elsewhere())
+    look, beats = lease._Watch.look, iter(range(1, 100))
+
+    def beating(watch: lease._Watch) -> bool:
+        place(storage, elsewhere(beat=next(beats)))
+        return look(watch)
+
+    monkeypatch.setattr(lease._Watch, "look", beating)
+    with pytest.raises(ConflictError, match=r"process 1 on other .*kill -9 1` on other"), whole_place(storage, "x"):
+        pass
+
+
+def writers(storage: Storage) -> Iterator[tuple[str, Any]]:
+    yield "write", lambda: storage.write("shard-000000.json", b"mine")
+    yield "delete", lambda: storage.delete("shard-000000.json")
+    yield "staged", lambda: staged(storage)
+    yield "new", lambda: storage.write("shard-000001.json", b"mine")
+
+
+def staged(storage: Storage) -> None:
+    with storage.staged("shard-000000.logits.tar") as path:
+        path.write_bytes(b"mine")
+
+
+def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
+    """Another machine has taken its place and written other files."""
+    with whole_place(storage, "cache-tools merge") as mine:
+        storage.write("shard-000000.json", b"theirs")
+        storage.write("shard-000000.logits.tar", b"theirs")
+        if storage.is_local:
+            storage.local_path(WHOLE).unlink()
+        place(storage, elsewhere())
+        mine._confirmed -= 1000  # seconds that it was away
+        for what, act in writers(mine.storage):
+            with pytest.raises(ConflictError, match="so long that another one has taken its place"):
+                act()
+            files = {name: storage.read(name) for name in storage.names()}
+            assert files == {"shard-000000.json": b"theirs", "shard-000000.logits.tar": b"theirs"}, what
+    left = lease._slot(storage, WHOLE).look()
+    assert left is not None
+    assert left.holder is not None
+    assert left.holder.token == "another", "nor does it end another's lease"
+
+
+def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was away between its last look at the lease and its request."""
+    storage = Storage(s3_url)
+    with whole_place(storage, "cache-tools merge") as mine:
+        for name in ("shard-000000.json", "manifest.json"):
+            storage.write(name, b"theirs")
+        place(storage, elsewhere())
+        check, looks = mine.check, iter([None])
+
+        def late(certain: bool = True) -> None:
+            if next(looks, "over") == "over":
+                check(certain)
+
+        monkeypatch.setattr(mine, "check", late)
+        for name in ("shard-000000.json", "manifest.json"):
+            looks = iter([None])
+            with pytest.raises(ConflictError, match="taken its place"):
+                mine.storage.write(name, b"mine")
+            assert storage.read(name) == b"theirs"
+
+
+def test_what_a_writer_with_a_lease_finds_is_replaced(storage: Storage) -> None:
+    """What a killed one left of a shard, say."""
+    for name in ("shard-000000.json", "shard-000000.logits.tar", "manifest.json"):
+        storage.write(name, b"left")
+    with whole_place(storage, "x") as mine:
+        mine.storage.write("shard-000000.json", b"new")
+        mine.storage.write("manifest.json", b"new")
+        staged(mine.storage)
+        if not storage.is_local:
+            mine.storage.upload("shard-000001.logits.tar", 3, lambda: iter([b"new"]))
+            mine.storage.upload("shard-000001.logits.tar", 3, lambda: iter([b"two"]))
+            assert storage.read("shard-000001.logits.tar") == b"two"
+    assert storage.read("shard-000000.json") == storage.read("manifest.json") == b"new"
+    assert storage.read("shard-000000.logits.tar") == b"mine"
+
+
+def test_a_store_that_knows_no_conditions_is_said_once(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def old(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        if "IfNoneMatch" in options or "IfMatch" in options:
+            raise ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+        return await call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", old)
+    monkeypatch.setattr("teacher_cache.shards.conditional.SETTLE", 0.01)
+    storage = Storage(s3_url)
+    with whole_place(storage, "x") as mine:
+        mine.storage.write("a.json", b"x")
+        with pytest.raises(ConflictError), whole_place(storage, "y"):
+            pass
+    assert caplog.text.count("this store knows no conditional writes") == 1
+    assert storage.lease_names() == []
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lease_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A link would have another file written to, a pipe would never answer."""
+    (tmp_path / "mine").write_text("mine")
+    path = tmp_path / WHOLE
+    if kind == "link":
+        path.symlink_to("mine")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=r"\.lease\.json"), whole_place(Storage(str(tmp_path)), "x"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_on_a_full_disk_a_lease_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the command that frees space."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locked_file.os, "pwrite", full)
+    monkeypatch.setattr(locked_file, "STARTING", 0.05)
+    storage = Storage(str(tmp_path))
+    with whole_place(storage, "cache-tools prune") as mine:
+        mine.check()
+        with pytest.raises(ConflictError, match="another process, which did not write"), whole_place(storage, "x"):
+            pass
+
+
+def test_a_record_of_anything_is_no_holder() -> None:
+    whole = elsewhere().to_bytes()
+    assert parse_holder(whole) == elsewhere()
+    for data in (b"", b"{}", b"\xff" * 99, whole[:50], whole.replace(b'"pid":1', b'"pid":-1'), b"[" * 5000):
+        assert parse_holder(data) is None
+
+
+def test_reading_needs_no_lease_and_sees_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "cache")
+    write_cache(url, random_shards([[5, 3]]))
+    with whole_place(Storage(url), "x"):
+        monkeypatch.setattr(lease, "take", None)
+        assert verify(url).problems == []
+        assert len(CacheReader(url)) == 2
+        assert ".lease.json" not in Storage(url).sizes()
+
+
+def test_two_that_create_one_object_are_told_apart(s3_url: str) -> None:
+    """The first wins; the other's request, and one with an old tag, change nothing."""
+    fs = fsspec.filesystem("s3")
+    requests = Conditional(fs, lambda method, *arguments, **options: getattr(fs, method)(*arguments, **options), s3_url)
+    path = f"{s3_url}/x"
+    tag = requests.create(path, b"first")
+    assert tag
+    assert requests.create(path, b"second") is None
+    assert requests.replace(path, b"second", '"0"') is None
+    newer = requests.replace(path, b"newer", tag)
+    assert newer
+    requests.delete(path, tag)
+    assert requests.read(path) == (b"newer", newer)
+    requests.delete(path, newer)
+    assert requests.read(path) is None
+    assert StoreObject(requests, path).look() is None
