@@ -97,7 +97,7 @@ def _with_home(args: list[str]) -> list[str]:
 def _report(error: BaseException) -> int:
     """Say in one line what ended the command; returns its exit status."""
     if isinstance(error, click.ClickException):
-        error.message = "\n".join(map(printable, error.message.splitlines()))  # it quotes what was typed
+        error.message = "\n".join(map(printable, error.message.splitlines()))  # type: ignore[misc]  # it quotes
         with suppress(OSError):
             error.show()
         return error.exit_code

@@ -100,7 +100,9 @@ def _distill(
     rows_per_step = config.loop.micro_batch_size * config.loop.gradient_accumulation * arguments.world_size
     validation_data = open_validation(config, data.manifest)
     student_identity = from_first(lambda: model_fingerprint(str(init_folder), key="student"))
-    validation_identity = "" if config.data.validation_cache is None else validation_data[0].manifest.digest()
+    validation_identity = ""
+    if validation_data is not None and config.data.validation_cache is not None:
+        validation_identity = validation_data[0].manifest.digest()
     start = new_state(config, data.digest, rows_per_step, student_identity, validation_identity)
     checkpoint, state = from_first(lambda: find_resume(output, start, config.loop.resume))
     if checkpoint is not None:
@@ -384,7 +386,7 @@ def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder:
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
-    student.to(dtype=getattr(torch, settings.dtype))
+    student.to(getattr(torch, settings.dtype))  # type: ignore[arg-type]
     if count_not_finite(student.parameters(), torch.device("cpu")):
         raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
     student.save_pretrained(unfinished)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -213,7 +214,7 @@ class DistillationTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         """Keep what is logged at some steps, for every step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        whole = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         self.grad_norm = torch.as_tensor(whole, device=self.args.device).detach().float()
         return whole
 

@@ -37,7 +37,7 @@ class Sender:
     def __init__(self, shares_memory: bool) -> None:
         self._shares_memory = shares_memory
 
-    def __call__(self, batch: Batch) -> Any:
+    def __call__(self, batch: Any) -> Any:
         """The batch itself where it is used in this process."""
         return batch if get_worker_info() is None else _Parcel(batch, self._shares_memory)
 

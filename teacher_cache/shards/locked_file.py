@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import UserError
+from schemas.failures import failure
 from teacher_cache.shards.holder import RECORD_BYTES, Holder, parse_holder
 from teacher_cache.shards.slot import Seen, State
 
@@ -157,10 +158,8 @@ def _problems(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be opened, so that it cannot be made sure that nobody else writes there: "
-            f"{error.strerror or error}; a place of one's own, with permission to write, is wanted"
-        ) from None
+        what = f"{path}: cannot be opened, so that it cannot be made sure that nobody else writes there"
+        raise failure(error, what) from None
 
 
 def _lock(descriptor: int, kind: int) -> bool:

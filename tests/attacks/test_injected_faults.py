@@ -16,8 +16,8 @@ from support.forker import FAULTS, Ended, Forker
 from support.workshop import JOBS, TOOLS, Command
 from teacher_cache.shards.reader import CacheReader
 
-POINTS = amount(1, full=12)  # calls that fail, of a command and a fault
-JOB_POINTS = amount(1, full=8)
+POINTS = amount(1, full=30)  # calls that fail, of a command and a fault
+JOB_POINTS = amount(1, full=12)
 WRITERS = ("import", "merge", "repack", "push", "pull", "subset", "split")
 USUAL = amount(("merge", "push", "keygen", "sign", "report"), full=tuple(TOOLS))
 USUAL_JOBS = amount(("run",), full=tuple(JOBS))

@@ -94,7 +94,7 @@ def configurations(trees: list[dict[str, Any]], seed: int) -> Iterator[tuple[int
             parent, key = rng.choice(places)
             action = rng.random()
             if action < 0.7:
-                parent[key] = rng.choice(VALUES)
+                parent[key] = copy.deepcopy(rng.choice(VALUES))
             elif action < 0.85:
                 del parent[key]
             elif isinstance(parent, dict):

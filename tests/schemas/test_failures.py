@@ -1,0 +1,67 @@
+"""Each cause has its class, hence its exit status, and advice that fits it."""
+
+import errno
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from schemas.errors import AccessError, ConflictError, CorruptCacheError, FullError, MachineError, StoreError, UserError
+from schemas.failures import failure, is_of_the_store
+from schemas.files import NotRegularError
+
+
+class ClientError(Exception):
+    """As botocore raises it."""
+
+    def __init__(self, code: str, status: int = 400) -> None:
+        super().__init__(code)
+        self.response: dict[str, Any] = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+def translated(code: str, status: int = 400) -> OSError:
+    """As s3fs passes it on: nothing but an EIO or a PermissionError, with the cause behind it."""
+    error = OSError(errno.EIO, code)
+    error.__cause__ = ClientError(code, status)
+    return error
+
+
+def of(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "advice"),
+    [
+        (of(errno.ENOSPC), FullError, "free some space"),
+        (of(errno.EDQUOT), FullError, "quota"),
+        (of(errno.EFBIG), FullError, "ulimit -f"),
+        (of(errno.EACCES), AccessError, "permission"),
+        (of(errno.EROFS), AccessError, "read-only"),
+        (of(errno.EMFILE), MachineError, "ulimit -n"),
+        (of(errno.EIO), MachineError, "disk"),
+        (MemoryError(), MachineError, "memory"),
+        (of(errno.ECONNREFUSED), StoreError, "cannot be reached"),
+        (socket.gaierror(-2, "Name or service not known"), StoreError, "cannot be reached"),
+        (TimeoutError(), StoreError, "no answer in time"),
+        (translated("ExpiredToken"), AccessError, "expired"),
+        (translated("AccessDenied", 403), AccessError, "credentials"),
+        (translated("PreconditionFailed", 412), ConflictError, "somebody else"),
+        (translated("InternalError", 500), StoreError, "try again later"),
+        (of(errno.ENOENT), UserError, "No such file"),
+        (NotRegularError("it is a named pipe, not a regular file"), UserError, "named pipe"),
+        (ValueError("embedded null byte"), UserError, "null byte"),
+    ],
+)
+def test_a_cause_has_a_class_and_advice(error: Exception, kind: type[UserError], advice: str) -> None:
+    found = failure(error, "a.json: cannot be read")
+    assert type(found) is kind
+    assert str(found).startswith("a.json: cannot be read: ")
+    assert advice in str(found)
+    assert is_of_the_store(error) is (kind is StoreError), "only what the store does is asked for again"
+
+
+def test_what_is_for_users_already_stays() -> None:
+    error = CorruptCacheError("a.json: damaged")
+    assert failure(error, "anything") is error
