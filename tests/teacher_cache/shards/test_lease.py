@@ -5,7 +5,9 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +86,32 @@ def test_parts_share_the_place_and_exclude_the_whole(storage: Storage) -> None:
         pass
 
 
-def hold(url: str) -> None:
+def hold(url: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the fork server is older than the S3 server
     with whole_place(Storage(url), "cache-tools merge"):
         signal.pause()
 
 
+def has_holder(storage: Storage) -> bool:
+    found = lease._slot(storage, WHOLE).look()
+    return found is not None and found.holder is not None
+
+
+def wait_for(look: Callable[[], object], wanted: object = True, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while look() != wanted:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     for url in (str(tmp_path / "cache"), request.getfixturevalue("s3_url")):
-        storage, process = Storage(url), fork_server().Process(target=hold, args=(url,))
+        storage, process = Storage(url), fork_server().Process(target=hold, args=(url, dict(os.environ)))
         process.start()
         assert process.pid is not None
-        while not storage.lease_names():
-            pass
-        while (found := lease._slot(storage, WHOLE).look()) is None or found.holder is None:
-            pass
+        wait_for(partial(has_holder, storage))
         os.kill(process.pid, signal.SIGSTOP)
-        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-            pass
+        wait_for(psutil.Process(process.pid).status, psutil.STATUS_STOPPED)
         wanted = f"process {process.pid} .* it is stopped: let it go on with `kill -CONT {process.pid}`"
         with pytest.raises(ConflictError, match=wanted), whole_place(storage, "cache-tools push"):
             pass
