@@ -60,12 +60,21 @@ QUIET = {  # of libraries that are imported later, here and in processes that th
 }
 
 
+class _Printable(logging.Formatter):
+    """Messages quote paths and names, in which a terminal must find nothing to obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).splitlines()))
+
+
 def configure_logging(verbose: bool) -> None:
     """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING.
 
     Engines and model libraries warn of what a user of ours cannot change: of those only errors, unless ``verbose``.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.captureWarnings(True)
     for package in ("teacher_cache", "trainer", "tools"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)

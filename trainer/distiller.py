@@ -386,7 +386,7 @@ def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder:
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
-    student.to(getattr(torch, settings.dtype))  # type: ignore[arg-type]
+    student.to(getattr(torch, settings.dtype))
     if count_not_finite(student.parameters(), torch.device("cpu")):
         raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
     student.save_pretrained(unfinished)

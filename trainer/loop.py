@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -228,7 +228,7 @@ class DistillationTrainer(Trainer):
         if self.args.fsdp:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            self.model.save_pretrained(output_dir)
+            cast("PreTrainedModel", self.model).save_pretrained(str(output_dir or self.args.output_dir))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
