@@ -113,6 +113,7 @@ class Tar:
 
     def of(self, keys: list[str]) -> tuple[bytes, Any]:
         """The file with these keys, and where its members lie."""
+        from schemas.digests import payload_digest
         from teacher_cache.shards.storage import file_entry
         from teacher_cache.shards.tar import checksum
 
@@ -121,8 +122,13 @@ class Tar:
             for place in places:
                 changed[place : place + len(key)] = key.encode()
         data, spans = bytes(changed), zip(self._member.offsets, self._member.sizes, strict=True)
-        checksums = [checksum(data[offset : offset + size]) for offset, size in spans]
-        return data, self._member.model_copy(update={"file": file_entry(data), "checksums": checksums})
+        payloads = [data[offset : offset + size] for offset, size in spans]
+        update = {
+            "file": file_entry(data),
+            "checksums": [checksum(payload) for payload in payloads],
+            "digests": b"".join(map(payload_digest, payloads)),
+        }
+        return data, self._member.model_copy(update=update)
 
 
 def measure(folder: Path) -> dict[str, float]:

@@ -113,12 +113,13 @@ def test_a_missing_file_is_named_and_the_rest_is_not_begun(place) -> None:
     assert target.names() == []
 
 
-def test_a_full_disk_is_one_line(place, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(place, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = place("folder"), place("folder")
     files = filled(source)
     folder = target.local_path("a.tar").parent
     folder.mkdir()
-    (folder / ".tmp-transfer-a.tar").symlink_to("/dev/full")
+    monkeypatch.setattr(storage_module.secrets, "token_hex", lambda n_bytes: "0")
+    (folder / ".tmp-transfer-0-a.tar").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"a\.tar: cannot be written: No space left on device"):
         copy_files(source, target, files, 2, Progress(1))
 
