@@ -7,15 +7,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.files import read_file
 from schemas.foreign import parse_yaml
 
-PATHS = {
-    "path", "chat_template", "cache", "url", "validation_cache", "folder", "require_signature", "checkpoint", "config",
-    "teacher", "output",
-}  # fmt: skip
-"""Settings that hold paths, also where they may hold something else: a URL, a name."""
+PATHS = {"path", "chat_template"}
+"""Settings of a caching run that hold paths or URLs. In a manifest, which has the same models, ``~`` is left alone."""
 MAX_KEYS = 20  # of one override, from the outermost group to the setting
 MAX_POSITION_DIGITS = 9
 MAX_SHOWN = 1 << 20  # bytes of a file whose wrong values are shown
@@ -110,6 +107,14 @@ def parse_json(model: type[Model], data: bytes, where: str, max_values: int | No
         return model.model_validate_json(data)
     except ValidationError as error:
         raise _to_user_error(error, where, len(data) < MAX_SHOWN) from None
+
+
+def parse_cache_file(model: type[Model], data: bytes, where: str, max_values: int | None = None) -> Model:
+    """``parse_json`` of a file that belongs to a cache: raises CorruptCacheError."""
+    try:
+        return parse_json(model, data, where, max_values)
+    except UserError as error:
+        raise CorruptCacheError(str(error)) from None
 
 
 def _check_keys(data: bytes, where: str) -> None:

@@ -66,8 +66,8 @@ class CacheShare(Strict):
     digest: Sha256 | None = Field(
         None, description="Refuse another cache, or another state of it: the sha256 that `cache-tools inspect` shows."
     )
-    require_signature: str | None = Field(
-        None, min_length=1, description="Refuse the cache unless this key signed it, as `data.require_signature`."
+    require_signature: FilePath | None = Field(
+        None, description="Refuse the cache unless this key signed it, as `data.require_signature`."
     )
 
 
@@ -90,9 +90,8 @@ class DataConfig(Strict):
         0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
     )
     validation_digest: Sha256 | None = Field(None, description="`digest` of the validation cache.")
-    require_signature: str | None = Field(
+    require_signature: FilePath | None = Field(
         None,
-        min_length=1,
         description="Refuse caches that this key did not sign: a name trusted by `cache-tools trust`, 64 hex digits or "
         "a .pub file. Caches of the list may name a key of their own.",
     )

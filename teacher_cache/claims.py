@@ -10,8 +10,8 @@ from schemas.manifest import Manifest, Unit
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.lease import WHOLE, Held, Lease, take_part
-from teacher_cache.shards.marks import mark_name, remove_garbage
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.marks import garbage, mark_name
+from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 
 RUNNING = "teacher-cache run"  # as whose a lease is taken
 logger = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ class Claims:
             self._held.pop(self._done.pop(0)).release()
 
     def _claim_all(self, units: Sequence[Unit]) -> Iterator[Claim]:
+        plan = self._plan.model_copy(update={"complete": False})
+        names = self._storage.names() if units else []
+        left = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
         for unit in units:
             try:
                 lease = take_part(self._storage, unit.name, RUNNING, _is_short)
@@ -63,7 +66,8 @@ class Claims:
                 lease.release()
                 continue
             self._held[unit.name] = lease
-            remove_garbage(lease.storage, self._plan.model_copy(update={"complete": False}), unit.name)
+            for name in garbage(left, plan, unit.name):  # of killed workers: nobody else writes this unit now
+                lease.storage.delete(name)
             yield Claim(unit, lease)
 
     def __enter__(self) -> "Claims":

@@ -129,7 +129,7 @@ def _make_room(storage: Storage) -> None:
     elif taken := own_names(names):
         raise UserError(
             f"{storage.where(taken[0])}: is there without a manifest, and a new cache might replace it; remove it, or "
-            " choose another output.path"
+            "choose another output.path"
         )
     storage.write(UNDER_WAY, sign_of(PLANNING))
 

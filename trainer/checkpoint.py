@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import UserError
 from schemas.load import parse_json
+from schemas.manifest import FileEntry
 from schemas.train_config import TargetForm, TrainConfig
-from trainer.files import FileEntry, difference, files_below, plain_mode, replace_text, settle_file, sync_folders
+from trainer.files import difference, files_below, plain_mode, replace_text, settle_file, sync_folders
 from trainer.resume import changes, settings_of
 
 logger = logging.getLogger(__name__)

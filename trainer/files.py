@@ -8,18 +8,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from schemas.manifest import FileEntry
 
 SYNC_UNKNOWN = (errno.EINVAL, errno.ENOTSUP)  # of folders, on some network file systems
-
-
-class FileEntry(BaseModel):
-    """What a file must be."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from schemas.errors import StoreError
 from teacher_cache.shards.opening import HTTP
 
 PIECE = 1 << 18
+SLOWEST = 1 << 18  # bytes a second that content must come or go with
 MAX_FILES = 500_000  # of a folder that is listed: a listing that goes on is no cache's
 Answer = TypeVar("Answer")
 
@@ -50,7 +51,7 @@ def body(fs: Any, path: str, start: int, stop: int, pace: Pace, seconds: float) 
 
 def is_http(fs: Any) -> bool:
     """Whether it is a server of plain files, which has no listing."""
-    return bool({fs.protocol} & set(HTTP) if isinstance(fs.protocol, str) else set(fs.protocol) & set(HTTP))
+    return not set(HTTP).isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def is_s3(fs: Any) -> bool:

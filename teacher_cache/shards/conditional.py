@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from fsspec.asyn import sync
 
+from teacher_cache.shards.answers import is_s3
+
 SETTLE = 0.5  # seconds after which a store without conditional writes is asked whose writing stayed
 MAX_BYTES = 1 << 16
 REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
@@ -33,13 +35,13 @@ class Conditional:
     def __init__(self, fs: Any, call: Callable[..., Any], url: str) -> None:
         """``call(method, *arguments, **options)`` of the client, in time; ``url`` is for messages."""
         self._fs, self._call, self._url = fs, call, url
-        self.compares = hasattr(fs, "_call_s3")
+        self.compares = is_s3(fs)
         self._settle = SETTLE if "memory" not in fs.protocol else 0.0
 
     def read(self, path: str) -> Tagged | None:
         """The object as it is now; None if there is none."""
         try:
-            if hasattr(self._fs, "_call_s3"):
+            if is_s3(self._fs):
                 return sync(self._fs.loop, self._get, path, timeout=60)
             self._fs.invalidate_cache()
             data = bytes(self._call("cat_file", path, start=0, end=MAX_BYTES))

@@ -8,7 +8,7 @@ import numpy as np
 
 from schemas.base import FORMAT_MINOR, FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
-from schemas.load import parse_json
+from schemas.load import parse_cache_file
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.storage import (
@@ -56,10 +56,7 @@ def read_manifest_text(storage: Storage) -> bytes:
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
-    try:
-        manifest = parse_json(Manifest, data, where, MAX_MANIFEST_VALUES)
-    except UserError as error:
-        raise CorruptCacheError(str(error)) from None
+    manifest = parse_cache_file(Manifest, data, where, MAX_MANIFEST_VALUES)
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
             f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
@@ -104,10 +101,7 @@ def read_mark(storage: Storage, shard: str) -> ShardIndex:
 
 
 def _parse_mark(data: bytes, shard: str, where: str) -> ShardIndex:
-    try:
-        index = parse_json(ShardIndex, data, where)
-    except UserError as error:
-        raise CorruptCacheError(str(error)) from None
+    index = parse_cache_file(ShardIndex, data, where)
     if index.format_version > FORMAT_VERSION:
         raise CorruptCacheError(
             f"{where}: format_version {index.format_version} is newer than {FORMAT_VERSION}; update this package"
@@ -278,14 +272,12 @@ def garbage(names: Iterable[str], manifest: Manifest | None, unit: str = "") -> 
     ``manifest``: with its lists; None if there is none. Of an incomplete cache only the temporary files of ``unit`` are
     meant, for whoever has the lease of it. Files that are not a cache's are never named.
     """
-    complete = manifest is None or manifest.complete
-    keep = _expected_names(manifest) if manifest is not None else set()
-    of_unit = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*-{unit}\..*") if unit else None
-    return [
-        name
-        for name in names
-        if _OWN_NAME.fullmatch(name) and name not in keep and (complete or (of_unit and of_unit.fullmatch(name)))
-    ]
+    own = [name for name in names if _OWN_NAME.fullmatch(name)]
+    if manifest is None or manifest.complete:
+        keep = set() if manifest is None else expected_names(manifest)
+        return [name for name in own if name not in keep]
+    of_unit = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*-{unit}\..*")
+    return [name for name in own if unit and of_unit.fullmatch(name)]
 
 
 def own_names(names: Iterable[str]) -> list[str]:
@@ -306,7 +298,8 @@ def check_committed(storage: Storage, manifest: Manifest) -> None:
             ) from None
 
 
-def _expected_names(manifest: Manifest) -> set[str]:
+def expected_names(manifest: Manifest) -> set[str]:
+    """Names of all files that a manifest, with its lists, accounts for, without its own."""
     names = {tar_name(unit.name, "tokens") for unit in manifest.units}
     for entry in manifest.shards:
         names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}

@@ -32,6 +32,7 @@ from schemas.files import NotRegularError, open_regular
 from schemas.manifest import FileEntry
 from teacher_cache.shards.answers import (
     MAX_FILES,
+    SLOWEST,
     Entry,
     Pace,
     body,
@@ -55,8 +56,7 @@ TEMPORARY_PREFIX = ".tmp-"
 LEASE_PREFIX = ".lease"
 ATTEMPTS = 6  # at one request, when the store fails
 FIRST_DELAY, LONGEST_DELAY = 0.2, 10.0  # seconds between attempts, doubled each time; ± half at random
-PATIENCE = 20.0  # seconds for an answer, and …
-SLOWEST = 1 << 18  # … bytes a second for its content
+PATIENCE = 20.0  # seconds for an answer; its content has more
 LISTING_PATIENCE = 45.0  # seconds for a listing, which a store gives in many pages
 GIVE_UP = 30.0  # seconds after which nothing is asked again
 PART_BYTES = 1 << 23  # of a file that is read or uploaded in parts

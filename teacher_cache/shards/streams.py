@@ -13,11 +13,10 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from teacher_cache.shards.answers import Pace, in_time
+from teacher_cache.shards.answers import SLOWEST, Pace, in_time
 
 STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
 URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
-SLOWEST = 1 << 18  # bytes a second, of an upload's content
 logger = logging.getLogger(__name__)
 
 

@@ -13,17 +13,13 @@ REQUESTS = 16  # at a time
 
 def names_by_manifest(storage: "Storage") -> list[str]:
     """Names of the manifest, and of the files that it lists; none where there is no manifest."""
-    from teacher_cache.shards.marks import files_beside_shards, mark_name, read_manifest, tar_name
+    from teacher_cache.shards.marks import expected_names, read_manifest
     from teacher_cache.shards.storage import MANIFEST
     from teacher_cache.shards.table import listed
 
     if not storage.exists(MANIFEST):
         return []
-    manifest = listed(storage, read_manifest(storage))
-    names = {MANIFEST, *(tar_name(unit.name, "tokens") for unit in manifest.units)}
-    for entry in manifest.shards:
-        names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
-    return sorted(names | {name for name, _ in files_beside_shards(manifest)})
+    return sorted({MANIFEST} | expected_names(listed(storage, read_manifest(storage))))
 
 
 def sizes_by_manifest(storage: "Storage") -> dict[str, int]:

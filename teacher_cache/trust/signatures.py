@@ -10,8 +10,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from schemas.errors import CorruptCacheError, UserError
-from schemas.load import parse_json
+from schemas.errors import CorruptCacheError
+from schemas.load import parse_cache_file
 from schemas.manifest import Manifest
 from schemas.signature import Signature, Statement, signature_file
 from teacher_cache.shards.marks import read_manifest
@@ -30,10 +30,7 @@ def read_statement(storage: Storage, public_key: str) -> Statement:
     name = signature_file(public_key)
     where = storage.where(name)
     data = storage.read(name, MAX_SIGNATURE_BYTES)
-    try:
-        signature = parse_json(Signature, data, where)
-    except UserError as error:
-        raise CorruptCacheError(str(error)) from None
+    signature = parse_cache_file(Signature, data, where)
     if signature.public_key != public_key:
         raise CorruptCacheError(f"{where}: it is a signature by {signature.public_key}, wanted one by {public_key}")
     try:

@@ -47,8 +47,8 @@ class Target:
 
     def begin(self) -> None:
         """Make the place ready: nothing of other transfers is left, and the marker is there where one is needed."""
-        for name in self.sizes:
-            if name in garbage([name], None) and name.startswith(TEMPORARY_PREFIX):
+        for name in garbage(self.sizes, None):
+            if name.startswith(TEMPORARY_PREFIX):
                 self.storage.delete(name)
         if self.storage.is_local or self.manifest is not None or self._marker in self.sizes:
             return

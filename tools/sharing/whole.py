@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.errors import CorruptCacheError, UserError
-from schemas.load import parse_json
+from schemas.errors import UserError
 from schemas.manifest import Manifest, ShardEntry
-from schemas.signature import SIGNATURES, Signature
 from teacher_cache.shards.marks import (
     files_beside_shards,
     mark_name,
@@ -29,9 +27,8 @@ from teacher_cache.trust.required import check_digest
 from tools.checking.tars import check_headers
 from tools.sharing.target import Target, opened_target
 from tools.sharing.transfer import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
-from tools.trust.parts import carry_signatures
+from tools.trust.parts import carry_signatures, read_signatures
 
-MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 1000, 1 << 16
 Check = Callable[[Storage, Manifest], None]
 
 
@@ -203,20 +200,9 @@ def another_cache(target: Target, ours: str) -> UserError:
 
 
 def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
-    """Signatures of the source by file name, of which the target has none or others. No other file is looked at.
-
-    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
-    """
-    names = [name for name in source.names() if SIGNATURES.fullmatch(name)]
-    if len(names) > MAX_SIGNATURES:
-        raise CorruptCacheError(
-            f"{source.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
-        )
-    found = {name: source.read(name, MAX_SIGNATURE_BYTES) for name in names}
-    for name, data in found.items():
-        parse_json(Signature, data, source.where(name))  # whatever else it is, a key say, is not for others
+    """Signatures of the source by file name, of which the target has none or others; raises as ``read_signatures``."""
     return {
         name: data
-        for name, data in found.items()
-        if target.sizes.get(name) != len(data) or target.storage.read(name, MAX_SIGNATURE_BYTES) != data
+        for name, data in read_signatures(source, source.names()).items()
+        if target.sizes.get(name) != len(data) or target.storage.read(name, len(data)) != data
     }

@@ -1,6 +1,7 @@
 """The signed manifest of a cache and its signatures, carried along with a part of it."""
 
 import os
+from collections.abc import Iterable
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
@@ -10,9 +11,9 @@ from teacher_cache.shards.marks import read_manifest, read_manifest_text
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import table_file
 from teacher_cache.trust.parts import signed_whole
+from teacher_cache.trust.signatures import MAX_SIGNATURE_BYTES
 
 MAX_SIGNATURES = 1000
-MAX_FILE_BYTES = 1 << 16  # of a signature
 OWNER = "signed-"  # of temporary files
 
 
@@ -21,18 +22,17 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
 
     Of a source that is a part itself, and that nobody signed, what it came with is passed on. ``manifest``: its own.
     """
-    if not _signatures(source):
+    names = _signatures(source)
+    if not names:
         source = signed_whole(source)
         if not source.exists(MANIFEST):
             return 0
-        manifest = read_manifest(source)
+        manifest, names = read_manifest(source), _signatures(source)
     files = {MANIFEST: read_manifest_text(source)}
     if manifest.shard_table is not None:
         name = table_file(manifest.shard_table)
         files[name] = source.read(name, min(manifest.shard_table.bytes, MAX_JSON_BYTES))
-    for name in _signatures(source):
-        files[name] = source.read(name, MAX_FILE_BYTES)
-        parse_json(Signature, files[name], source.where(name))  # whatever else it is, a key say, is not for others
+    files |= read_signatures(source, names)
     whole = signed_whole(target)
     if whole.is_local and os.path.islink(whole.url):
         raise UserError(f"{whole.url}: a link, through which nothing is written; put a folder there, or nothing")
@@ -45,7 +45,20 @@ def _signatures(storage: Storage) -> list[str]:
     """Names of the signatures' files; nothing else of a large cache is listed."""
     folder, _, _ = signature_file("").partition("/")
     names = [f"{folder}/{name}" for name in Storage(f"{storage.url.rstrip('/')}/{folder}").names()]
+    return [name for name in names if SIGNATURES.fullmatch(name)]
+
+
+def read_signatures(storage: Storage, names: Iterable[str]) -> dict[str, bytes]:
+    """The files among ``names`` that signatures have, by name. No other file is looked at.
+
+    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
+    """
     names = [name for name in names if SIGNATURES.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
-        raise CorruptCacheError(f"{storage.url}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed")
-    return names
+        raise CorruptCacheError(
+            f"{storage.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
+        )
+    found = {name: storage.read(name, MAX_SIGNATURE_BYTES) for name in names}
+    for name, data in found.items():
+        parse_json(Signature, data, storage.where(name))  # whatever else it is, a key say, is not for others
+    return found

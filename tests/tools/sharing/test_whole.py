@@ -18,9 +18,9 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from tools.checking.verify import verify
 from tools.cli import main
-from tools.sharing import whole as sharing
 from tools.sharing.target import Target, opened_target
 from tools.sharing.whole import copy_cache
+from tools.trust import parts
 
 SHARDS = random_shards([[9, 5], [7, 4, 8], [6]])
 TAR = "shard-000001.logits.tar"
@@ -153,8 +153,8 @@ def test_signatures_come_along(source: Storage, target: Storage) -> None:
 
 
 def test_signatures_are_bounded(source: Storage, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sharing, "MAX_SIGNATURE_BYTES", 10)
-    monkeypatch.setattr(sharing, "MAX_SIGNATURES", 2)
+    monkeypatch.setattr(parts, "MAX_SIGNATURE_BYTES", 10)
+    monkeypatch.setattr(parts, "MAX_SIGNATURES", 2)
     source.put(f"signatures/{'a' * 64}.json", bytes(11))
     with pytest.raises(CorruptCacheError, match=r"signatures/a+\.json: 11 bytes, at most 10"):
         copy_cache(source.url, str(tmp_path / "target"))
