@@ -15,6 +15,12 @@ def payload_digest(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()[:DIGEST_BYTES]
 
 
+def has_digest(payload: bytes, digests: bytes, row: int) -> bool:
+    """Whether that is a payload's digest; ``digests`` is those of all rows, one after the other."""
+    start = DIGEST_BYTES * row
+    return hashlib.sha256(payload).digest()[:DIGEST_BYTES] == digests[start : start + DIGEST_BYTES]
+
+
 def _decoded(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value

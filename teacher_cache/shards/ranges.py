@@ -80,10 +80,10 @@ class FileRanges:
         return partial(self._pread, name, found)  # holds the file, so that another thread's eviction does not close it
 
     def _pread(self, name: str, found: "_Open", offset: int, size: int) -> bytes:
+        if size > found.size - offset:  # no room for a false size
+            size = max(0, found.size - offset)
         try:
-            return os.pread(
-                found.descriptor, max(0, min(size, found.size - offset)), offset
-            )  # no room for a false size
+            return os.pread(found.descriptor, size, offset)
         except OSError as error:
             raise failure(error, f"{self._storage.where(name)}: cannot be read") from None
 

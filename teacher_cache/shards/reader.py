@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from schemas.digests import has_digest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex, Signal
 from teacher_cache.codec.attention import AttentionCodec
@@ -221,7 +222,8 @@ class CacheReader:
     def payload(self, position: int, signal: Signal) -> bytes:
         """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
         shard, row = self._at(position)
-        return self._payload(shard, row, signal, self._reader(shard, signal))
+        member, read = shard.signals[signal], self._reader(shard, signal)
+        return self._verified(read(member.offsets[row], member.sizes[row]), shard, row, signal, read)
 
     def _at(self, position: int) -> Located:
         self._reconnect_after_fork()
@@ -362,17 +364,31 @@ class CacheReader:
     ) -> list[Decoded]:
         """What ``decode`` makes of the verified payloads of these samples, and of their numbers of tokens."""
         decoded: list[Decoded] = []
-        readers: dict[str, Read] = {}
-        for shard, row in found:
-            read = readers.get(shard.name)
-            if read is None:
-                read = readers[shard.name] = self._reader(shard, signal)
-            payload = self._payload(shard, row, signal, read)
+        for (shard, row), payload in zip(found, self._payloads(found, signal), strict=True):
             try:
                 decoded.append(decode(payload, shard.num_tokens[row]))
             except CorruptCacheError as error:
                 raise CorruptCacheError(f"{self._where(shard, row, signal)}: {error}") from None
         return decoded
+
+    def _payloads(self, found: Sequence[Located], signal: Signal) -> list[bytes]:
+        """The verified payloads of these samples: their digests are compared, or their checksums where they have none.
+
+        Short samples are mostly Python: all that is the same for a shard's samples is looked up once.
+        """
+        payloads: list[bytes] = []
+        members: dict[str, tuple[Read, list[int], list[int], bytes | None]] = {}
+        for shard, row in found:
+            member = members.get(shard.name)
+            if member is None:
+                index = shard.signals[signal]
+                member = members[shard.name] = self._reader(shard, signal), index.offsets, index.sizes, index.digests
+            read, offsets, sizes, digests = member
+            payload = read(offsets[row], sizes[row])
+            if digests is None or not has_digest(payload, digests, row):
+                payload = self._verified(payload, shard, row, signal, read)
+            payloads.append(payload)
+        return payloads
 
     def _decoded_one(self, at: Located, signal: Signal, decode: Callable[[bytes, int], Decoded]) -> Decoded:
         return self._decoded([at], signal, decode)[0]
@@ -381,16 +397,16 @@ class CacheReader:
         member = shard.signals[signal]
         return self._ranges.opened(tar_name(shard.name, signal), member.file, self.bound and member.digests is None)
 
-    def _payload(self, shard: ShardIndex, row: int, signal: Signal, read: Read) -> bytes:
+    def _verified(self, payload: bytes, shard: ShardIndex, row: int, signal: Signal, read: Read) -> bytes:
+        """The payload, read once more where that may help. Raises CorruptCacheError."""
         member = shard.signals[signal]
-        data = read(member.offsets[row], member.sizes[row])
-        problem = payload_problem(data, member, row)
+        problem = payload_problem(payload, member, row)
         if problem and self._ranges.renew(tar_name(shard.name, signal), member.file):
-            data = read(member.offsets[row], member.sizes[row])
-            problem = payload_problem(data, member, row)
+            payload = read(member.offsets[row], member.sizes[row])
+            problem = payload_problem(payload, member, row)
         if problem:
             raise CorruptCacheError(f"{self._where(shard, row, signal)}: {problem}")
-        return data
+        return payload
 
     def _locate(self, position: int) -> Located:
         if not 0 <= position < len(self):
