@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from benchmarks.results import BAR_MISSED, RESULTS, Row, print_table, read_results
+from benchmarks.support.results import BAR_MISSED, RESULTS, Row, print_table, read_results
 
 NAMES = (
     "exactness",

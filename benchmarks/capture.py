@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import FOLDER, K, as_config, captured, digest, sequences_of, settings
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from benchmarks.support.common import FOLDER, K, as_config, captured, digest, sequences_of, settings
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from schemas.cache_config import CacheConfig
 from teacher_cache.engines import open_engine
 from teacher_cache.job import Summary

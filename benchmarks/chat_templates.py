@@ -1,7 +1,7 @@
 """``python -m benchmarks.chat_templates FOLDER``: chat templates × shapes of chat, which are masked right.
 
 FOLDER holds templates as ``*.jinja``. Each cell is a chat that goes through the corpus, one byte a token, and is then
-judged by ``benchmarks.chat_oracle``. Prints the table, writes it as JSON, and exits with status 3 when a cell is wrong.
+judged by ``chat_oracle``. Prints the table, writes it as JSON, and exits with status 3 when a cell is wrong.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.chat_oracle import REFUSED, RIGHT, WRONG, Answer, Judge, Verdict
-from benchmarks.chat_shapes import SHAPES, Shape
-from benchmarks.results import BAR_MISSED
+from benchmarks.support.chat_oracle import REFUSED, RIGHT, WRONG, Answer, Judge, Verdict
+from benchmarks.support.chat_shapes import SHAPES, Shape
+from benchmarks.support.results import BAR_MISSED
 from schemas.cache_config import CorpusConfig, SourceConfig
 from schemas.errors import UserError
 from teacher_cache.corpus import Corpus

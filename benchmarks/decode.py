@@ -1,6 +1,6 @@
 """How fast does a cache decode into padded batch arrays, in random order and in order, in one process?
 
-``CacheReader.read_batches`` reads, checks and decodes tokens and logits; the other layouts (see ``benchmarks.layouts``)
+``CacheReader.read_batches`` reads, checks and decodes tokens and logits; the other layouts (see ``layouts``)
 hold the same rows, verify nothing, and read no tokens. All read from the page cache into arrays of the same shapes.
 Rounds of all alternate and every round reads every sample ``PASSES`` times, after one time that does not count: it
 undoes what the round of another left in the processor's caches and in the heap. The best round of each counts, because
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.common import FOLDER, shared_cache
-from benchmarks.layouts import ARROW, LAYOUTS, RAW, Layout, Rows
-from benchmarks.results import Row, at_least, exit_status, write_results
+from benchmarks.support.common import FOLDER, shared_cache
+from benchmarks.support.layouts import ARROW, LAYOUTS, RAW, Layout, Rows
+from benchmarks.support.results import Row, at_least, exit_status, write_results
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
 ROUNDS = 15

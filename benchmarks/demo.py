@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.commands import Finished, run_installed
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import RESULTS, Row, at_most, exit_status, write_results
-from benchmarks.students import (
+from benchmarks.support.installed import Finished, run_installed
+from benchmarks.support.results import RESULTS, Row, at_most, exit_status, write_results
+from benchmarks.support.students import (
     CACHE_CONFIG,
     HARD_LABELS,
     TRAIN_CONFIG,

@@ -1,6 +1,6 @@
 """Architecture × signal × engine: right, or refused by name; there is no third state.
 
-Tiny random models of every family (``benchmarks/families.py``) are scored by both engines in float32, all signals at
+Tiny random models of every family (``tests/support/families.py``) are scored by both engines in float32, all signals at
 once, and compared with one eager forward pass of transformers each. States are compared before they are quantised.
 Where vLLM's CPU kernels take bfloat16 only, the family is also run in bfloat16, within rounding. Then sound engines
 are broken, on purpose, after loading: the self-check must refuse them.
@@ -23,21 +23,21 @@ import numpy as np
 import torch
 import torch._dynamo
 
-from benchmarks.common import in_own_process
-from benchmarks.families import BFLOAT16_IN_VLLM, FAMILIES, LAYERS, MAX_TOKENS, write_family
+from benchmarks.support.common import in_own_process
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
 from teacher_cache.engines import load_engine
-from teacher_cache.engines.base import Engine
+from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known
 from teacher_cache.engines.self_check import Expected, expected, measure, self_check
-from teacher_cache.layers import check_layers
+from teacher_cache.layer_checks import check_layers
 from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured
 from teacher_cache.signals.draws import draw, uniforms
 from teacher_cache.signals.hidden import HiddenRows
 from teacher_cache.teacher import load_model_config
+from tests.support.families import BFLOAT16_IN_VLLM, FAMILIES, LAYERS, MAX_TOKENS, write_family
 
 ENGINES = ("vllm", "transformers")
 SIGNALS = ("logits", "draws", "final", "hidden", "attention")

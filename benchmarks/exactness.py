@@ -14,9 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, cached, digest, in_own_process, sequences_of, settings
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.support.common import (
+    FOLDER,
+    TEMPERATURES,
+    K,
+    as_config,
+    cached,
+    digest,
+    in_own_process,
+    sequences_of,
+    settings,
+)
+from benchmarks.support.results import Row, at_most, exit_status, write_results
 from schemas.cache_config import CodecConfig
 from teacher_cache.records import LogitsSample, Request
 from teacher_cache.shards.reader import CacheReader

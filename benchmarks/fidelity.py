@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import TEMPERATURES, K, sequences_of, shared_cache
-from benchmarks.forward import Forward
-from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.support.common import TEMPERATURES, K, sequences_of, shared_cache
+from benchmarks.support.results import Row, at_most, exit_status, write_results
+from benchmarks.support.true_rows import Forward
 from schemas.cache_config import CodecConfig, Quantised
 from teacher_cache.codec.encoders import make_code_table
 from teacher_cache.codec.hidden import HiddenCodec

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import in_own_process
-from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.support.common import in_own_process
+from benchmarks.support.results import Row, at_most, exit_status, write_results
 
 ROWS, VOCABULARY, WIDTH, K = 4_096, 151_936, 1_024, 64
 CAPTURE = {"logits": {"k": K, "temperatures": [1.0]}}
@@ -63,7 +63,7 @@ def measure(arm: str, n_rows: int) -> dict[str, float]:
 
     import torch
 
-    from benchmarks.memory import PeakMemory
+    from benchmarks.support.peak_memory import PeakMemory
 
     torch.manual_seed(0)
     hidden = torch.randn(n_rows, WIDTH).requires_grad_()
@@ -123,7 +123,7 @@ def chunked(*names: str) -> Callable[[Any, Any, dict[str, Any]], Callable[[], An
     def make(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], Any]:
         from schemas.cache_config import CaptureConfig
         from schemas.train_config import LossConfig
-        from teacher_cache.signals.head import OutputHead
+        from teacher_cache.output_head import OutputHead
         from trainer.losses.objective import Objective, TeacherRows
 
         weights = {name: {"weight": dict.fromkeys(("start", "end"), int(name in names))} for name in NAMES}

@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import run_installed
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, exit_status, write_results
-from benchmarks.students import (
+from benchmarks.support.installed import run_installed
+from benchmarks.support.results import Row, exit_status, write_results
+from benchmarks.support.students import (
     CACHE_CONFIG,
     HARD_LABELS,
     TRAIN_CONFIG,

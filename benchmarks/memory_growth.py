@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from benchmarks.common import FOLDER, settings
-from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.support.common import FOLDER, settings
+from benchmarks.support.results import Row, at_most, exit_status, write_results
 
 UNITS, TOKENS = 200, 256
 MAX_GROWTH = 3

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import Row, at_most, exit_status, write_results
 from benchmarks.scale import LENGTH, peak_mib
+from benchmarks.support.results import Row, at_most, exit_status, write_results
 
 CACHES, SHARDS, SAMPLES = 1_000, 5, 160
 COMPARED, KEYS = 500, 10_000_000
@@ -25,7 +25,7 @@ SECONDS, KEYS_MIB = 30, 1_000
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    from benchmarks.common import FOLDER, in_own_process
+    from benchmarks.support.common import FOLDER, in_own_process
 
     folder = FOLDER / "merging"
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.results import RESULTS, as_cells, read_results
+from benchmarks.support.results import RESULTS, as_cells, read_results
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/targets.md")

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.commands import run_installed
-from benchmarks.common import FOLDER, cached, settings
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_most, exit_status, write_results
-from benchmarks.s3 import s3_server
-from benchmarks.watch import Watch
+from benchmarks.support.common import FOLDER, cached, settings
+from benchmarks.support.installed import run_installed
+from benchmarks.support.results import Row, at_most, exit_status, write_results
+from tests.support.s3_server import s3_server
+from tests.support.watch import Watch
 
 LAYERS = [0, 29]
 STEPS = 40

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.browser import NAMES, browser, find_chromium
-from benchmarks.corpus import human_eval_chats, standard_library, write_chats, write_code
 from benchmarks.real_teacher import make_teacher
+from benchmarks.support.corpus import human_eval_chats, standard_library, write_chats, write_code
 from schemas.errors import UserError
+from tests.support.browser import NAMES, browser, find_chromium
 
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 
 SHARD_SAMPLES, LENGTH, VOCABULARY, K = 1000, 16, 1000, 8
 SHARDS = (1_000, 10_000, 100_000)
@@ -31,7 +31,7 @@ START_SECONDS, MEMORY_MIB, SAMPLES_PER_SECOND, RESUME_SECONDS, STATE_BYTES = 5, 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    from benchmarks.common import FOLDER, in_own_process  # imports all that a caching run needs
+    from benchmarks.support.common import FOLDER, in_own_process  # imports all that a caching run needs
 
     found: dict[int, dict[str, dict[str, float]]] = {}
     for shards in SHARDS:
@@ -162,7 +162,7 @@ class SimulatedCache:
 
 def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], lengths: list[int]) -> dict[Any, Any]:
     """The tars of the first shard; by signal, where its members lie."""
-    from benchmarks.streaming_cache import write_tar
+    from benchmarks.support.longer_cache import write_tar
     from schemas.cache_config import CodecConfig
     from teacher_cache.codec.logits import LogitsCodec
     from teacher_cache.codec.permutation import CodeTable
@@ -204,9 +204,9 @@ def random_logits(n: int, n_temperatures: int, rng: np.random.Generator) -> Any:
 def opened(folder: str, way: str, known: Any = None) -> tuple[Any, Any, Any]:
     """Reader, order and plan of a run on the cache."""
     from teacher_cache.shards.reader import CacheReader
-    from trainer.order import START, CacheOrder, Shuffle
-    from trainer.plan import plan_rows
-    from trainer.subset import Selection, Subset
+    from trainer.data.order import START, CacheOrder, Shuffle
+    from trainer.data.row_plan import plan_rows
+    from trainer.data.selection import Selection, Subset
 
     reader = CacheReader(folder)
     selection = Selection(validation_fraction=0.01 if way == PACKED else 0.0)
@@ -221,7 +221,7 @@ def opened(folder: str, way: str, known: Any = None) -> tuple[Any, Any, Any]:
 
 def places(order: Any, way: str) -> Any:
     """Where the run begins, and a place half-way through an epoch (in packed rows, in the second group)."""
-    from trainer.order import Place
+    from trainer.data.order import Place
 
     if way == PLAIN:
         return order.place(int(order.subset.cache.shard_sizes.sum()) // 2)
@@ -248,8 +248,8 @@ def packed_groups(order: Any) -> int:
 def measure(folder: str, way: str) -> dict[str, float]:
     """Seconds, memory and speed; runs in a process of its own."""
     import teacher_cache.shards.reader  # noqa: F401
-    import trainer.plan  # noqa: F401
-    from trainer.checkpoint import DataState
+    import trainer.data.row_plan  # noqa: F401
+    from trainer.run.checkpoint import DataState
 
     before = peak_mib()
     started = time.perf_counter()

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import Row, at_least, exit_status, write_results
-from benchmarks.s3 import BUCKET, Server, s3_server
+from benchmarks.support.results import Row, at_least, exit_status, write_results
 from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Provenance, SourceConfig
 from schemas.manifest import CorpusCounts, CorpusInfo, Manifest, ShardIndex, TeacherInfo, TokenizerInfo, Totals, Unit
 from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
 from teacher_cache.shards.marks import assemble, tar_name, write_manifest, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import TarWriter
-from tools.sharing.whole import copy_cache
+from tests.support.s3_server import BUCKET, Server, s3_server
+from tools.sharing.push import copy_cache
 
 FOLDER = Path("runs/bench/sharing")
 SHARDS, ROUNDS = 24, 3

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import FOLDER, TEMPERATURES, K, as_config, shared_cache
-from benchmarks.corpus import standard_library
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from benchmarks.support.common import FOLDER, TEMPERATURES, K, as_config, shared_cache
+from benchmarks.support.corpus import standard_library
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from schemas.arrow import TOKENS_SCHEMA
 from schemas.manifest import Manifest
 from teacher_cache.codec.message import RowReader

@@ -15,9 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FOLDER, as_config, cached, captured, digest, in_own_process, sequences_of, settings
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from benchmarks.support.common import (
+    FOLDER,
+    as_config,
+    cached,
+    captured,
+    digest,
+    in_own_process,
+    sequences_of,
+    settings,
+)
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from schemas.manifest import Signal
 from teacher_cache.records import AttentionSample, HiddenSample
 from teacher_cache.shards.reader import CacheReader

@@ -4,7 +4,7 @@ Two caches of the real teacher are written by ``teacher-cache run``, of the same
 default length): top 64 with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file
 but the code table, which is a fixed cost of the cache, not of a token: it is reported next to it.
 
-Other systems' layouts (see ``benchmarks.layouts``) hold the same rows as a forward pass gives them, in float16, and, to
+Other systems' layouts (see ``layouts``) hold the same rows as a forward pass gives them, in float16, and, to
 be compared at the very same error, as the cache gives them back. The quantisation error is what the codec adds: float32
 rows are encoded with the cache's own table, decoded, and compared.
 
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import FOLDER, TEMPERATURES, K, cached, sequences_of, shared_cache, shared_settings
-from benchmarks.forward import Forward
-from benchmarks.layouts import ARROW, DISTILLKIT, LAYOUTS, Rows
-from benchmarks.results import Row, at_most, exit_status, write_results
+from benchmarks.support.common import FOLDER, TEMPERATURES, K, cached, sequences_of, shared_cache, shared_settings
+from benchmarks.support.layouts import ARROW, DISTILLKIT, LAYOUTS, Rows
+from benchmarks.support.results import Row, at_most, exit_status, write_results
+from benchmarks.support.true_rows import Forward
 from schemas.manifest import Manifest
 from teacher_cache.codec.encoders import make_code_table
 from teacher_cache.codec.logits import LogitsCodec

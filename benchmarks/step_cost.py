@@ -13,10 +13,10 @@ import statistics
 import sys
 from typing import Any
 
-from benchmarks.common import in_own_process, shared_cache
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_most, exit_status, write_results
-from benchmarks.steps import Step, peak_memory, step_seconds
+from benchmarks.support.common import in_own_process, shared_cache
+from benchmarks.support.results import Row, at_most, exit_status, write_results
+from benchmarks.support.steps import Step, peak_memory, step_seconds
 
 REPETITIONS = 5
 LAYERS = [*range(13), *range(21, 30)]
@@ -52,10 +52,10 @@ def make_step(arm: str) -> Step:
     import torch
 
     from schemas.train_config import LossConfig
-    from trainer.data import open_cache, read_capture, to_tensors
+    from trainer.data.batches import open_cache, read_capture, to_tensors
     from trainer.losses.objective import Objective, teacher_rows
-    from trainer.student import load_model
-    from trainer.taps import masked_hidden, output_head
+    from trainer.student.build import load_model
+    from trainer.student.forward import masked_hidden, output_head
 
     url = str(shared_cache()[0])
     student: Any = load_model(make_teacher(), key="student", dtype=torch.float32)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import in_own_process
-from benchmarks.results import Row, at_most, exit_status, write_results
-from benchmarks.steps import Step, peak_memory, step_seconds
+from benchmarks.support.common import in_own_process
+from benchmarks.support.results import Row, at_most, exit_status, write_results
+from benchmarks.support.steps import Step, peak_memory, step_seconds
 
 TOKENS, K, VOCABULARY, WIDTH = 512, 64, 49_152, 576
 KEYS, HEADS = 32, 3
@@ -46,8 +46,8 @@ def make_step(arm: str) -> Step:
 
     from schemas.train_config import LossConfig
     from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
-    from trainer.signals import StudentSignals, needs_student_signals
-    from trainer.taps import masked_hidden, output_head
+    from trainer.losses.student_signals import StudentSignals, needs_student_signals
+    from trainer.student.forward import masked_hidden, output_head
 
     torch.manual_seed(0)
     student = LlamaForCausalLM(

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import in_own_process, sequences_of, shared_cache
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import Row, at_least, at_most, exit_status, write_results
+from benchmarks.support.common import in_own_process, sequences_of, shared_cache
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 TOKENS = 128
@@ -62,8 +62,8 @@ def joined(values: list[float]) -> str:
 @torch.no_grad()
 def measure() -> dict[str, Any]:
     """All figures, in a process that ends with its models."""
+    from teacher_cache.output_head import OutputHead
     from teacher_cache.shards.reader import CacheReader
-    from teacher_cache.signals.head import OutputHead
 
     torch.manual_seed(0)
     cache, _ = shared_cache()
@@ -97,7 +97,7 @@ def hidden_states(ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Final hidden states [N, D] of teacher and student, and the teacher's output head."""
     from transformers import AutoModelForCausalLM
 
-    from trainer.taps import masked_hidden, output_head
+    from trainer.student.forward import masked_hidden, output_head
 
     batch = {"input_ids": torch.from_numpy(ids), "loss_mask": torch.ones(ids.shape, dtype=torch.bool)}
     model: Any = AutoModelForCausalLM.from_pretrained(make_teacher(), dtype=torch.float32).eval()

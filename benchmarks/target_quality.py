@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import run_installed
-from benchmarks.common import in_own_process
 from benchmarks.real_teacher import make_teacher
-from benchmarks.results import RESULTS, Row, at_least, exit_status, write_results
-from benchmarks.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
+from benchmarks.support.common import in_own_process
+from benchmarks.support.installed import run_installed
+from benchmarks.support.results import RESULTS, Row, at_least, exit_status, write_results
+from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")
 MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
@@ -168,15 +168,15 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     from transformers import get_cosine_schedule_with_warmup
 
     from schemas.train_config import LossConfig
-    from trainer.data import CacheRows, evaluation_loader, open_cache, read_capture
+    from trainer.data.batches import CacheRows, evaluation_loader, open_cache, read_capture
+    from trainer.data.order import CacheOrder, Shuffle
+    from trainer.data.row_plan import plan_rows
+    from trainer.data.selection import Selection, Subset
     from trainer.evaluate import evaluate, head_on, open_for_evaluation, sorted_rows
-    from trainer.forms import needed_signals
     from trainer.losses.objective import Objective, teacher_rows
-    from trainer.order import CacheOrder, Shuffle
-    from trainer.plan import plan_rows
-    from trainer.student import load_model
-    from trainer.subset import Selection, Subset
-    from trainer.taps import masked_hidden, output_head
+    from trainer.losses.target_form import needed_signals
+    from trainer.student.build import load_model
+    from trainer.student.forward import masked_hidden, output_head
 
     torch.manual_seed(seed)
     tla: dict[str, Any] = {"temperature": temperature, "weight": {"start": 1, "end": 1}}
@@ -226,7 +226,7 @@ def online_objective(losses: Any, capture: Any, teacher: Any) -> Any:
 
     from trainer.losses.objective import Objective
     from trainer.losses.targets import DenseTarget
-    from trainer.taps import masked_hidden, output_head
+    from trainer.student.forward import masked_hidden, output_head
 
     class Online(Objective):
         def listen(self, batch: dict[str, torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Extended, Strict, added
+from schemas.strict import Extended, Strict, added
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import Sha256, Strict
 from schemas.cache_config import CapturedSignal
+from schemas.strict import Sha256, Strict
 
 ShardNumber = Annotated[int, Field(ge=0, lt=10**9)]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
-from schemas.base import FORMAT_VERSION
 from schemas.cache_config import CacheConfig
-from schemas.catalog import Catalog
+from schemas.catalog_file import Catalog
 from schemas.manifest import Manifest, ShardIndex
 from schemas.signature import Signature
+from schemas.strict import FORMAT_VERSION
 from schemas.train_config import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent / "json"

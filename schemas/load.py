@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from schemas.bounded_yaml import parse_yaml
 from schemas.errors import CorruptCacheError, UserError
-from schemas.files import read_file
-from schemas.foreign import parse_yaml
+from schemas.regular_files import read_file
 
 PATHS = {"path", "chat_template"}
 """Settings of a caching run that hold paths or URLs. In a manifest, which has the same models, ``~`` is left alone."""

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import FORMAT_VERSION, Extended, Sha256, Strict, added
 from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
 from schemas.derivation import Derivation
 from schemas.digests import DIGEST_BYTES, Base64
+from schemas.strict import FORMAT_VERSION, Extended, Sha256, Strict, added
 
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from schemas.base import Sha256, Strict
 from schemas.cache_config import (
     MAX_COUNT,
     MAX_HEADS,
@@ -16,6 +15,7 @@ from schemas.cache_config import (
     Layer,
     LayerNumber,
 )
+from schemas.strict import Sha256, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 2**31 - 1  # what torch's and transformers' counters hold

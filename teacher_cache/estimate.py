@@ -26,7 +26,7 @@ from teacher_cache.plan import empty_plan
 from teacher_cache.progress import reading
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import BLOCK, member_bytes
-from teacher_cache.signals.positions import to_request
+from teacher_cache.signals.select_positions import to_request
 from teacher_cache.teacher import load_tokenizer
 from teacher_cache.token_batch import in_parts
 from teacher_cache.vocabulary import within_vocabulary

@@ -32,7 +32,7 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
-from teacher_cache.signals.positions import to_request
+from teacher_cache.signals.select_positions import to_request
 from teacher_cache.writing import UnitWriter
 
 logger = logging.getLogger(__name__)

@@ -31,8 +31,7 @@ from teacher_cache.codec.bundles import bundle_places, is_bundle
 from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.engines.known import check_known
-from teacher_cache.head import write_head
-from teacher_cache.layers import check_layers
+from teacher_cache.layer_checks import check_layers
 from teacher_cache.lengths import check_length
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.progress import reading
@@ -46,6 +45,7 @@ from teacher_cache.shards.table import listed, shard_name
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
+from teacher_cache.teacher_head import write_head
 from teacher_cache.token_batch import TokenBatch, in_parts
 from teacher_cache.tokenizer import describe_tokenization
 from teacher_cache.vocabulary import within_vocabulary

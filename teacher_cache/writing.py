@@ -11,12 +11,12 @@ import numpy as np
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
 from teacher_cache.codec.encoders import Encoders, make_code_table
 from teacher_cache.codec.permutation import CodeTable, encode_table, table_digest, table_path
-from teacher_cache.head import check_rebuilt
 from teacher_cache.records import Captured, TokenSample
-from teacher_cache.shards.head import read_head
+from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import committed, read_mark, read_table, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import ShardWriter, check_tars
+from teacher_cache.teacher_head import check_rebuilt
 
 MAX_PENDING = 2  # parts that wait to be written: bounds the signals held in memory
 

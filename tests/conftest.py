@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from benchmarks.s3 import BUCKET
-from benchmarks.s3 import s3_server as started_s3_server
+from support.s3_server import BUCKET
+from support.s3_server import s3_server as started_s3_server
 
 hypothesis.settings.register_profile("project", deadline=None)  # a test is not timed
 hypothesis.settings.load_profile("project")

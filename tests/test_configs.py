@@ -8,9 +8,9 @@ import pytest
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
-from trainer.forms import needed_signals
 from trainer.losses.schedule import weight_at
-from trainer.signals import used
+from trainer.losses.student_signals import used
+from trainer.losses.target_form import needed_signals
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

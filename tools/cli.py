@@ -4,7 +4,13 @@ import click
 
 from teacher_cache.command import configure_logging
 from teacher_cache.program import STATUSES, Program
-from tools.commands import bridges, checking, finding, looking, making, sharing, trust
+from tools.commands.bridge_commands import export, import_cache
+from tools.commands.checking_commands import verify
+from tools.commands.finding_commands import card, catalog, search
+from tools.commands.looking_commands import compare, inspect, report, stats
+from tools.commands.making_commands import merge, prune, repack
+from tools.commands.sharing_commands import pull, push, split, subset
+from tools.commands.trust_commands import keygen, sign, trust
 
 
 @click.group(
@@ -17,26 +23,26 @@ def main(verbose: bool) -> None:
 
 
 COMMANDS = (
-    looking.inspect,
-    checking.verify,
-    finding.catalog,
-    finding.search,
-    finding.card,
-    bridges.export,
-    bridges.import_cache,
-    making.merge,
-    making.repack,
-    making.prune,
-    sharing.push,
-    sharing.pull,
-    sharing.subset,
-    sharing.split,
-    trust.keygen,
-    trust.sign,
-    trust.trust,
-    looking.stats,
-    looking.compare,
-    looking.report,
+    inspect,
+    verify,
+    catalog,
+    search,
+    card,
+    export,
+    import_cache,
+    merge,
+    repack,
+    prune,
+    push,
+    pull,
+    subset,
+    split,
+    keygen,
+    sign,
+    trust,
+    stats,
+    compare,
+    report,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -40,9 +40,9 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     from trainer.distiller import quiet_transformers
-    from trainer.owner import only_run_in
-    from trainer.preflight import check_output
-    from trainer.student import load_model_config, materialise_student
+    from trainer.run.owner import only_run_in
+    from trainer.student.build import load_model_config, materialise_student
+    from trainer.student.preflight import check_output
 
     quiet_transformers()
     check_output(Path(settings.output))
@@ -80,9 +80,9 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     settings = load_config(TrainConfig, config, overrides)
     _read_manifests(settings.data)
     from trainer.distiller import distill
-    from trainer.interrupts import stop_on_signals
-    from trainer.parallel import leave_together
-    from trainer.progress import progress_callbacks
+    from trainer.run.interrupts import stop_on_signals
+    from trainer.run.progress_bar import progress_callbacks
+    from trainer.student.parallel import leave_together
 
     if is_other_rank():
         logging.disable(logging.INFO)
@@ -154,7 +154,7 @@ def evaluate(
     from teacher_cache.trust.required import Required
     from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
-    from trainer.progress import batch_progress
+    from trainer.run.progress_bar import batch_progress
 
     quiet_transformers()
     required = Required(digest, signed_by)

@@ -19,30 +19,30 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from schemas.errors import ConflictError, UserError
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.teacher import model_fingerprint
-from trainer.checked import check_first_samples
-from trainer.checkpoint import RunState, damage, find_resume, new_state, remove_incomplete, remove_unused
-from trainer.data import CacheRows, check_vocabulary, evaluation_loader, read_capture
+from trainer.data.alignment import check_first_samples
+from trainer.data.batches import CacheRows, check_vocabulary, evaluation_loader, read_capture
+from trainer.data.training_data import check_lengths, open_training_data, open_validation, plan_training, required_of
+from trainer.data.worker_transfer import check_workers, worker_trouble
 from trainer.evaluate import head_on
-from trainer.failures import one_line
-from trainer.files import settle_folder, sync_folder
-from trainer.finite import count_not_finite
-from trainer.forms import needed_signals, said_of_target
-from trainer.interrupts import StopRequest
 from trainer.loop import DistillationTrainer
 from trainer.losses.objective import Objective
-from trainer.metrics import JsonlCallback, cut_metrics
-from trainer.model_card import model_card
-from trainer.owner import Fence, only_run_in
-from trainer.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
-from trainer.pickles import check_checkpoint, only_data
-from trainer.preflight import check_output, check_room, check_saving
-from trainer.report import Clock, cost, write_json
-from trainer.signals import StudentSignals, needs_student_signals, used
-from trainer.sources import check_lengths, open_training_data, open_validation, plan_training, required_of
-from trainer.student import load_model_config, load_student, materialise_student
-from trainer.taps import check_head, check_packing
-from trainer.tokenizer import check_tokenizer, copy_tokenizer
-from trainer.transfer import check_workers, worker_trouble
+from trainer.losses.student_signals import StudentSignals, needs_student_signals, used
+from trainer.losses.target_form import needed_signals, said_of_target
+from trainer.run.checkpoint import RunState, damage, find_resume, new_state, remove_incomplete, remove_unused
+from trainer.run.finite import count_not_finite
+from trainer.run.interrupts import StopRequest
+from trainer.run.machine_failures import one_line
+from trainer.run.metrics import JsonlCallback, cut_metrics
+from trainer.run.model_card import model_card
+from trainer.run.output_files import settle_folder, sync_folder
+from trainer.run.owner import Fence, only_run_in
+from trainer.run.pickles import check_checkpoint, only_data
+from trainer.run.summary import Clock, cost, write_json
+from trainer.student.build import load_model_config, load_student, materialise_student
+from trainer.student.forward import check_head, check_packing
+from trainer.student.parallel import backend, compile_layers, from_first, fsdp_settings, load_weights, use_fsdp
+from trainer.student.preflight import check_output, check_room, check_saving
+from trainer.student.student_tokenizer import check_tokenizer, copy_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

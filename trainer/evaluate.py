@@ -9,20 +9,20 @@ from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.train_config import LocalCopiesConfig
 from teacher_cache.model_folder import local_folder
-from teacher_cache.signals.head import OutputHead
+from teacher_cache.output_head import OutputHead
 from teacher_cache.trust.required import NOTHING, Required
-from trainer.data import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
-from trainer.forms import evaluation_signals
+from trainer.data.batches import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
+from trainer.data.row_plan import SortedRows
+from trainer.data.selection import Selection, Subset
 from trainer.losses.lean import chunk_rows
 from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
+from trainer.losses.target_form import evaluation_signals
 from trainer.losses.targets import Target
 from trainer.losses.tla import tla_
-from trainer.plan import SortedRows
-from trainer.preflight import check_positions
-from trainer.student import load_model
-from trainer.subset import Selection, Subset
-from trainer.taps import check_head, masked_hidden, output_head
-from trainer.tokenizer import EVALUATED, check_tokenizer
+from trainer.student.build import load_model
+from trainer.student.forward import check_head, masked_hidden, output_head
+from trainer.student.preflight import check_positions
+from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
 
 CONFIDENCE_BINS = 15
 SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")

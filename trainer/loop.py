@@ -20,18 +20,18 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
-from teacher_cache.signals.head import OutputHead
-from trainer.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
-from trainer.data import Batch, CacheRows, training_loader
+from teacher_cache.output_head import OutputHead
+from trainer.data.batches import Batch, CacheRows, training_loader
+from trainer.data.row_plan import RowPlan
 from trainer.evaluate import evaluate
-from trainer.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
-from trainer.interrupts import StopRequest
 from trainer.losses.objective import ROWS, TERMS, Objective, row_counts, teacher_rows
-from trainer.owner import Fence
-from trainer.parallel import from_all, from_first, shard_on_cpus
-from trainer.plan import RowPlan
-from trainer.signals import MAPS
-from trainer.taps import masked_hidden, output_head
+from trainer.losses.student_signals import MAPS
+from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
+from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
+from trainer.run.interrupts import StopRequest
+from trainer.run.owner import Fence
+from trainer.student.forward import masked_hidden, output_head
+from trainer.student.parallel import from_all, from_first, shard_on_cpus
 
 logger = logging.getLogger(__name__)
 

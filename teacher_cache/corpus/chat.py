@@ -18,7 +18,7 @@ from jinja2 import TemplateSyntaxError
 from schemas.cache_config import RESERVED_VARIABLES, CorpusConfig
 from schemas.errors import UserError
 from schemas.failures import failure
-from schemas.files import MAX_TEXT_BYTES, open_regular
+from schemas.regular_files import MAX_TEXT_BYTES, open_regular
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
     SAID,

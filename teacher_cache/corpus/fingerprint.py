@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from schemas.cache_config import CorpusConfig
 from schemas.failures import failure
-from teacher_cache.corpus.files import list_files
+from teacher_cache.corpus.corpus_files import list_files
 
 _CHUNK_BYTES = 1 << 20
 

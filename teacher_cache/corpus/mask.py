@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teacher_cache.corpus.template import Span
-from teacher_cache.corpus.tokens import TokenSpans
+from teacher_cache.corpus.token_spans import TokenSpans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ from teacher_cache.corpus.mask import ReplyMask, in_bytes
 from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
-from teacher_cache.corpus.tokens import BatchSpans, ByteTokenizer, TokenSpans, added_around, cut
+from teacher_cache.corpus.token_spans import BatchSpans, ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
 from teacher_cache.token_batch import TokenBatch
 

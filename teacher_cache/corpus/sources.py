@@ -14,14 +14,14 @@ from typing import Any
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
+from teacher_cache.corpus.content_parts import Part, open_parts
+from teacher_cache.corpus.corpus_files import SourceFile, find_files
 from teacher_cache.corpus.documents import BadRecord, Document, Messages, Record
-from teacher_cache.corpus.files import SourceFile, find_files
-from teacher_cache.corpus.parts import Part, open_parts
 from teacher_cache.corpus.readers.columns import read_parquet, read_saved
 from teacher_cache.corpus.readers.json_lines import read_json_lines
 from teacher_cache.corpus.readers.json_values import begins_with_array, read_json
+from teacher_cache.corpus.readers.plain_text import read_text
 from teacher_cache.corpus.readers.tables import read_table
-from teacher_cache.corpus.readers.text import read_text
 from teacher_cache.corpus.shapes import Shape, known_shapes
 
 __all__ = ["BadRecord", "Document", "Messages", "read_documents"]

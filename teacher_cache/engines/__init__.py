@@ -1,7 +1,7 @@
 """Ways to run the teacher: vLLM, and transformers as the reference."""
 
 from schemas.cache_config import CacheConfig
-from teacher_cache.engines.base import Engine
+from teacher_cache.engines.engine import Engine
 
 __all__ = ["Engine", "load_engine", "open_engine"]
 

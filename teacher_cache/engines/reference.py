@@ -14,7 +14,7 @@ import torch
 
 from schemas.cache_config import CaptureConfig, TeacherConfig, layer_number
 from schemas.errors import UserError
-from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.model_class import model_class
 from teacher_cache.teacher import load_model_config
 

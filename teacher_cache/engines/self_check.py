@@ -14,7 +14,7 @@ import torch
 
 from schemas.cache_config import CacheConfig, CaptureConfig, LogitsCapture, Quantised
 from schemas.errors import UserError
-from teacher_cache.engines.base import Engine
+from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.reference import Computed, Reference
 from teacher_cache.model_class import model_class
 from teacher_cache.process import available_memory_bytes

@@ -13,9 +13,9 @@ import torch
 
 from schemas.cache_config import CacheConfig, Quantised, layer_number
 from schemas.errors import UserError
-from teacher_cache.attention import EAGER, exact_attention
-from teacher_cache.engines.base import Engine
-from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.attention_implementation import EAGER, exact_attention
+from teacher_cache.decoder_layers import decoder_layers
+from teacher_cache.engines.engine import Engine
 from teacher_cache.lengths import forget_lengths, max_length, rope_scale
 from teacher_cache.model_class import model_class
 from teacher_cache.process import available_memory_bytes

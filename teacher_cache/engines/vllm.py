@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
-from teacher_cache.engines.base import Engine
+from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known, check_on_cpu
 from teacher_cache.engines.stream import check_ranks
 from teacher_cache.engines.text_only import make_importable

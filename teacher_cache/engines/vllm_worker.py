@@ -18,7 +18,7 @@ import torch
 
 from schemas.cache_config import CaptureConfig, FinalCapture, Quantised, layer_number
 from schemas.errors import UserError
-from teacher_cache.engines.layers import decoder_layers
+from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.engines.stream import StreamProof, stream_of
 from teacher_cache.engines.text_only import stand_in
 from teacher_cache.records import Request

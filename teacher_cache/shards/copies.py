@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.failures import failure
-from schemas.files import open_regular
 from schemas.manifest import FileEntry
+from schemas.regular_files import open_regular
 from teacher_cache.shards.storage import Storage
 
 WAIT_FOR_ROOM = 0.05  # seconds

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from schemas.base import Strict
+from schemas.strict import Strict
 
 RECORD_BYTES = 1024  # of a record, padded: rewritten in place it never changes its size
 Text = Annotated[str, Field(max_length=200)]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from schemas.base import FORMAT_MINOR, FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_cache_file
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
+from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
 from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.storage import (
     HEAD,

@@ -43,7 +43,7 @@ from teacher_cache.shards.table import ShardTable
 from teacher_cache.shards.tar import payload_problem
 
 if TYPE_CHECKING:
-    from teacher_cache.signals.head import OutputHead
+    from teacher_cache.output_head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
 INDEX_THREADS = 16  # requests for indexes at a time
@@ -260,7 +260,7 @@ class CacheReader:
         """The teacher's output head. Raises UserError when the cache has none."""
         if self.manifest.capture.final is None:
             raise self._not_stored("final")
-        from teacher_cache.shards.head import read_head  # loads torch, which a reader of arrays does without
+        from teacher_cache.shards.head_file import read_head  # loads torch, which a reader of arrays does without
 
         return read_head(self._storage, self.manifest)
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from schemas.cache_config import FinalCapture
+from teacher_cache.output_head import OutputHead, rebuilt_error
 from teacher_cache.records import HiddenSample, LogitsSample
-from teacher_cache.signals.head import OutputHead, rebuilt_error
 from teacher_cache.signals.hidden import to_floats
 
 ROWS = 16  # of a sample, spread over it: each takes a product with the whole head

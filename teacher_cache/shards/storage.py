@@ -28,8 +28,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import ConflictError, CorruptCacheError, StoreError, UserError
 from schemas.failures import failure, is_of_the_store, reason
-from schemas.files import NotRegularError, open_regular
 from schemas.manifest import FileEntry
+from schemas.regular_files import NotRegularError, open_regular
 from teacher_cache.shards.answers import (
     MAX_FILES,
     SLOWEST,

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from schemas.errors import UserError
-from schemas.files import read_file
+from schemas.regular_files import read_file
 
 MAX_BYTES = 1 << 20
 NAME = r"[^\s\x00-\x1f\x7f#][^\x00-\x1f\x7f]{0,199}"

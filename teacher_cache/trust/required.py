@@ -40,7 +40,7 @@ def required_manifest(storage: Storage, required: Required, trusted_keys: Path |
     manifest = read_manifest(storage)
     check_digest(manifest, required.digest, storage.where(MANIFEST))
     if required.signed_by:
-        from teacher_cache.trust.signatures import check_trust  # cryptography, for those who ask for it
+        from teacher_cache.trust.check_signatures import check_trust  # cryptography, for those who ask for it
 
         check_trust(storage, manifest, required.signed_by, trusted_keys)
     return manifest

@@ -10,13 +10,13 @@ import pytest
 from schemas.errors import UserError
 from support.amount import amount
 from support.damage import DAMAGES
-from support.metrics import losses
+from support.logged import losses
 from support.ranks import run
 from support.training import MakeRun, training_in
-from trainer.checkpoint import MARK_FILE, damage, names_in, newest_whole, seal, settle
 from trainer.distiller import distill
-from trainer.failures import one_line
-from trainer.pickles import check_metadata
+from trainer.run.checkpoint import MARK_FILE, damage, names_in, newest_whole, seal, settle
+from trainer.run.machine_failures import one_line
+from trainer.run.pickles import check_metadata
 
 TRAINED = amount(10, full=100)  # of all damages, those that are also trained on from
 

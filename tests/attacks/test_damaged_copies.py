@@ -19,9 +19,9 @@ from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
-from trainer.data import CacheRows
+from trainer.data.batches import CacheRows
+from trainer.data.selection import Selection, Subset
 from trainer.evaluate import sorted_rows
-from trainer.subset import Selection, Subset
 
 BOUND = 1 << 22
 DAMAGES = {

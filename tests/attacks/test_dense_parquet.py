@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import UserError
-from tools.bridges.files import DENSE_VALUES, open_file, read_parts
+from tools.bridges.parquet_files import DENSE_VALUES, open_file, read_parts
 
 MOST = 600 << 20  # of Arrow's own memory
 

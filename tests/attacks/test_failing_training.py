@@ -13,12 +13,12 @@ from support.amount import amount
 from support.callbacks import StopAt
 from support.commands import finish
 from support.forker import FAULTS, Forker
-from support.metrics import losses
+from support.logged import losses
 from support.ranks import started, written
 from support.training import training_in
-from trainer.checkpoint import checkpoint_folders, damage
 from trainer.distiller import distill
-from trainer.interrupts import StopRequest
+from trainer.run.checkpoint import checkpoint_folders, damage
+from trainer.run.interrupts import StopRequest
 
 INSTANTS = amount(2, full=40)  # of each fault
 

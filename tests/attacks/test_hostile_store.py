@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from schemas.bounded_yaml import MAX_NODES, parse_yaml
 from schemas.errors import UserError
-from schemas.foreign import MAX_NODES, parse_yaml
 from support.amount import FULL
 from support.hostile_store import KINDS, hostile_store
 from support.synthetic import random_shards, write_cache
@@ -18,7 +18,7 @@ from tools.bridges.compression import read_compression
 MEASURE = """
 import resource, sys
 from tools.cli import main
-import s3fs, aiohttp, pydantic, tools.sharing.whole, tools.checking.verify, tools.finding.catalog
+import s3fs, aiohttp, pydantic, tools.sharing.push, tools.checking.verify, tools.finding.catalog
 from teacher_cache.shards.storage import Storage
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -145,7 +145,7 @@ def test_a_cache_on_a_plain_server(tmp_path: Path, ranges: bool) -> None:
     from teacher_cache.shards.reader import CacheReader
     from tools.checking.verify import verify
     from tools.looking.stats import stats
-    from tools.sharing.whole import copy_cache
+    from tools.sharing.push import copy_cache
 
     write_cache(str(tmp_path / "served/cache"), random_shards([[9, 5], [7]]))
     with served(tmp_path / "served", ranges) as address:

@@ -26,8 +26,8 @@ from tools.finding.search import tokenizer_fingerprint
 from trainer.cli import main
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.student import load_student, materialise_student
-from trainer.tokenizer import check_tokenizer
+from trainer.student.build import load_student, materialise_student
+from trainer.student.student_tokenizer import check_tokenizer
 
 PLANTED = """
 import pathlib

@@ -14,8 +14,8 @@ from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
 from tools.sharing.subset import choose, open_source, write_subset
-from tools.trust.parts import carry_signatures
-from tools.trust.signing import generate_key, load_private_key, sign, trust_check
+from tools.trust.carry import carry_signatures
+from tools.trust.sign import generate_key, load_private_key, sign, trust_check
 
 
 @pytest.fixture

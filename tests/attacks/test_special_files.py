@@ -18,7 +18,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from tools.cli import main
-from tools.sharing.whole import copy_cache
+from tools.sharing.push import copy_cache
 
 SECONDS = 1.0
 

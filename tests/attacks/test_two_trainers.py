@@ -11,12 +11,12 @@ import pytest
 from schemas.errors import ConflictError
 from support.amount import amount
 from support.commands import Forked, finish, kill_group
-from support.metrics import losses, read_metrics
+from support.logged import losses, read_metrics
 from support.ranks import written
 from support.training import MakeRun, training_in
-from trainer.checkpoint import checkpoint_folders, damage
 from trainer.distiller import distill
-from trainer.owner import only_run_in
+from trainer.run.checkpoint import checkpoint_folders, damage
+from trainer.run.owner import only_run_in
 
 PAIRS = amount(2, full=20)
 REFUSED = r"error: .*/out/\.lease\.json: in use by process {pid} on \S+ \(train-student run, since .*\); {advice}"

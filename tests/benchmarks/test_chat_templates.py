@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.chat_oracle import REFUSED, RIGHT, WRONG, Judge
-from benchmarks.chat_shapes import SHAPES
 from benchmarks.chat_templates import answer, byte_tokenizer, judge_template
+from benchmarks.support.chat_oracle import REFUSED, RIGHT, WRONG, Judge
+from benchmarks.support.chat_shapes import SHAPES
 from support.models import CHAT_TEMPLATE
 
 

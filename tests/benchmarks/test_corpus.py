@@ -1,6 +1,6 @@
 import json
 
-from benchmarks.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
+from benchmarks.support.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
 
 
 def test_nothing_is_on_both_sides() -> None:

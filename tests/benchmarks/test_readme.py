@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.readme import DOCUMENTS, fill
-from benchmarks.results import RESULTS, Row, at_least, write_results
+from benchmarks.support.results import RESULTS, Row, at_least, write_results
 
 TEXT = "before\n<!-- results:x -->\nstale\n<!-- /results -->\nbetween\n<!-- results:y -->\n<!-- /results -->\nafter\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.remote import share
-from benchmarks.watch import Watch
+from support.watch import Watch
 
 
 def test_the_share_of_waiting_leaves_out_the_first_step() -> None:

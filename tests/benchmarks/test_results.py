@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from benchmarks.results import (
+from benchmarks.support.results import (
     BAR_MISSED,
     Row,
     as_cells,

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharing
-from benchmarks.s3 import s3_server
 from benchmarks.sharing import CHECKED, FSSPEC, OURS, S5CMD, rounds, rows_of, ways, write_cache
+from support.s3_server import s3_server
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import AccessError, ConflictError, CorruptCacheError, FullError, MachineError, StoreError, UserError
 from schemas.failures import failure, is_of_the_store
-from schemas.files import NotRegularError
+from schemas.regular_files import NotRegularError
 
 
 class ClientError(Exception):

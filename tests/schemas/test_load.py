@@ -3,10 +3,10 @@
 import pytest
 from pydantic import Field
 
-from schemas.base import Strict
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config, parse_json, validate
+from schemas.strict import Strict
 from schemas.train_config import TrainConfig
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.base import FORMAT_VERSION
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.manifest import Manifest, ShardIndex
+from schemas.strict import FORMAT_VERSION
 
 SHA = hashlib.sha256(b"x").hexdigest()
 XXH3 = "0123456789abcdef"

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trainer.interrupts import StopRequest
+from trainer.run.interrupts import StopRequest
 
 
 class StopAt(TrainerCallback):

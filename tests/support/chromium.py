@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from benchmarks.browser import NAMES, browser, find_chromium
+from support.browser import NAMES, browser, find_chromium
 
 
 @contextmanager

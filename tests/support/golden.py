@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.base import FORMAT_MINOR, FORMAT_VERSION
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
+from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
 

@@ -12,8 +12,8 @@ from support.synthetic import random_shards, write_cache
 from support.workspace import cache_tree
 from teacher_cache.shards.storage import Storage
 from tools.bridges.export import export
-from tools.trust.signing import generate_key, load_private_key
-from tools.trust.signing import sign as sign_cache
+from tools.trust.sign import generate_key, load_private_key
+from tools.trust.sign import sign as sign_cache
 
 
 def make_workshop(folder: Path) -> Path:

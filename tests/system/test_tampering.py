@@ -49,9 +49,9 @@ from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.tar import checksum
 from tools.checking.verify import verify
 from tools.making.derived import copy_samples
+from tools.sharing.push import copy_cache
 from tools.sharing.subset import choose, open_source, write_subset
-from tools.sharing.whole import copy_cache
-from tools.trust.signing import generate_key, load_private_key, sign, trust_check
+from tools.trust.sign import generate_key, load_private_key, sign, trust_check
 
 BYTE_CHANGES = 300
 MAX_BYTES = 96 << 20  # Python's and numpy's allocations, whatever a cache declares

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import Forked, environment, kill_group, run, run_ok
-from support.metrics import read_metrics
+from support.logged import read_metrics
 from support.workspace import Workspace
 
 

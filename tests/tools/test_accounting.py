@@ -18,7 +18,7 @@ from tools.finding.catalog import scan
 from tools.looking.inspect import describe
 from tools.looking.stats import stats
 from tools.report.measured import figures, key_figures
-from tools.sharing.whole import copy_cache
+from tools.sharing.push import copy_cache
 
 
 @pytest.fixture

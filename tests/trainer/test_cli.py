@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from support.commands import Forked, environment, kill_group
-from support.metrics import read_metrics
+from support.logged import read_metrics
 from trainer.cli import main
 
 

@@ -18,18 +18,18 @@ from schemas.cache_config import LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
 from support.callbacks import StopAt
 from support.commands import fork_server
-from support.metrics import read_metrics
+from support.logged import read_metrics
 from support.models import tiny_tokenizer
-from support.rows import tla
+from support.reference_rows import tla
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.tokenizer import describe_tokenizer
-from trainer.data import open_cache, to_tensors
+from trainer.data.batches import open_cache, to_tensors
+from trainer.data.order import CacheOrder, Shuffle
+from trainer.data.selection import Selection, Subset, is_held_out
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.interrupts import StopRequest
-from trainer.order import CacheOrder, Shuffle
-from trainer.subset import Selection, Subset, is_held_out
+from trainer.run.interrupts import StopRequest
 
 BOTH = {
     "losses": {
@@ -215,7 +215,7 @@ def test_worker_processes_give_the_same_losses(make_config, tmp_path) -> None:
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes of the loader do without the start of an interpreter and imports of their own."""
     fork_server()
-    monkeypatch.setattr("trainer.data.WORKERS_START_BY", "forkserver")
+    monkeypatch.setattr("trainer.data.batches.WORKERS_START_BY", "forkserver")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from support.amount import amount
 from support.indexed import Indexed
-from trainer import data
-from trainer.data import Batch, training_loader
-from trainer.order import CacheOrder, Shuffle
-from trainer.plan import RowPlan, plan_rows
-from trainer.subset import Selection, Subset
+from trainer.data import batches as data
+from trainer.data.batches import Batch, training_loader
+from trainer.data.order import CacheOrder, Shuffle
+from trainer.data.row_plan import RowPlan, plan_rows
+from trainer.data.selection import Selection, Subset
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 RANKS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 4, 8)

@@ -9,10 +9,10 @@ from schemas.load import load_config
 from support.models import write_random_teacher
 from support.workspace import Workspace
 from teacher_cache import job
-from trainer.data import evaluation_loader
+from trainer.data.batches import evaluation_loader
+from trainer.data.row_plan import SortedRows
 from trainer.evaluate import evaluate, evaluate_folder
-from trainer.plan import SortedRows
-from trainer.student import load_model
+from trainer.student.build import load_model
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from schemas.errors import CorruptCacheError
 from schemas.train_config import TrainConfig
 from support.commands import run
-from support.metrics import losses
+from support.logged import losses
 from support.proxy import FAULTS, proxied
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import storage

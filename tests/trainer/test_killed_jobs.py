@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from benchmarks.watch import Watch
 from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.commands import Forked, kill_group, run_ok, start_installed
-from support.metrics import losses
+from support.logged import losses
 from support.proxy import Proxy, proxied
 from support.synthetic import random_shards, write_cache
+from support.watch import Watch
 from trainer.distiller import distill
 
 KILLS = amount(8, full=20)

@@ -11,7 +11,7 @@ from schemas.errors import UserError
 from support.nested import KINDS, nested_model, text_logits, write_nested
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.student import load_model, load_model_config, materialise_student
+from trainer.student.build import load_model, load_model_config, materialise_student
 
 IDS = torch.arange(3, 20)[None]
 
@@ -69,6 +69,6 @@ def test_pruned_by_layers(make_config, tmp_path: Path, kind: str) -> None:
 
 def test_a_language_model_without_a_class_of_its_own_is_refused(tmp_path: Path, monkeypatch) -> None:
     folder = write_nested(tmp_path / "whole", "gemma3")
-    monkeypatch.setattr("trainer.student.language_model_class", lambda config: None)
+    monkeypatch.setattr("trainer.student.build.language_model_class", lambda config: None)
     with pytest.raises(UserError, match=r"^student: .*whole: the language model of a Gemma3Config has no class of its"):
         load_model(folder, "student", torch.float32)

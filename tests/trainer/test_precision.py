@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from schemas.errors import UserError
-from support.metrics import read_metrics
+from support.logged import read_metrics
 from trainer.distiller import distill
 
 DTYPES = ["float32", "bfloat16", "float16"]

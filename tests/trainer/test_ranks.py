@@ -25,7 +25,7 @@ from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.commands import finish
-from support.metrics import read_metrics
+from support.logged import read_metrics
 from support.models import write_random_teacher, write_text_corpus
 from support.ranks import run, torchrun
 from support.workspace import cache_tree
@@ -240,7 +240,7 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
 
 LEAVE = """
 import atexit, sys, torch
-from trainer.parallel import leave_together
+from trainer.student.parallel import leave_together
 
 class Kept:
     def __del__(self):

@@ -10,7 +10,7 @@ import pytest
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
-from support.metrics import losses
+from support.logged import losses
 from support.models import write_random_teacher, write_text_corpus
 from support.proxy import proxied
 from support.synthetic import random_shards, write_cache

@@ -36,16 +36,16 @@ from schemas.cache_config import (
 from schemas.derivation import Derivation
 from schemas.errors import UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS, CorpusCounts, CorpusInfo, Manifest
-from teacher_cache.corpus.tokens import ByteTokenizer
+from teacher_cache.corpus.token_spans import ByteTokenizer
 from teacher_cache.plan import NO_COUNTS, NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.teacher import load_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
 from tools.bridges.compression import Compression, read_compression
 from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Rows, sequences
-from tools.bridges.files import open_file, read_parts
+from tools.bridges.import_sources import Found, Source
 from tools.bridges.origin import describe, fingerprint
-from tools.bridges.sources import Found, Source
+from tools.bridges.parquet_files import open_file, read_parts
 from tools.bridges.spelling import readable
 
 COLUMNS = (

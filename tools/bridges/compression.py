@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from schemas.bounded_yaml import parse_yaml
 from schemas.errors import UserError
-from schemas.files import read_file
-from schemas.foreign import parse_yaml
+from schemas.regular_files import read_file
 from teacher_cache.codec.logprobs import from_bits
 
 MAX_CONFIG_BYTES = 1 << 16

@@ -21,8 +21,8 @@ from teacher_cache.shards.writer import write_tokens
 from teacher_cache.token_batch import TokenBatch
 from teacher_cache.writing import UnitWriter
 from tools.bridges.captured import DistillKitOptions, DistillKitSource
-from tools.bridges.files import parquet_files
-from tools.bridges.sources import Found, ParquetSource, Source
+from tools.bridges.import_sources import Found, ParquetSource, Source
+from tools.bridges.parquet_files import parquet_files
 from tools.checking.verify import check_sample
 
 IMPORTING = "cache-tools import"  # as whose the place is taken

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from schemas.cache_config import TeacherConfig
 from schemas.failures import failure
-from schemas.files import open_regular
 from schemas.manifest import TeacherInfo
+from schemas.regular_files import open_regular
 from teacher_cache.teacher import WEIGHT_PATTERNS, describe_teacher, load_model_config, stored_settings
 
 HASH_BYTES = 1 << 20

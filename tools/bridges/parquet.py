@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.base import Strict
 from schemas.cache_config import CodecConfig, LogitsCapture, Provenance
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.manifest import CorpusInfo, Manifest, TeacherInfo, TokenizerInfo
+from schemas.strict import Strict
 from teacher_cache.records import LogitsSample, TokenSample
 from tools.bridges.layout import Layout, Pairs
 from tools.bridges.lists import check_size, lists, lists_of_lists, read_lists, read_lists_of_lists, texts

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from teacher_cache.corpus.tokens import TokenSpans
+from teacher_cache.corpus.token_spans import TokenSpans
 
 SUBSTITUTE = "\ufffd"
 _ESCAPED = (0xDC80, 0xDCFF)  # what bytes that are not UTF-8 become with `surrogateescape`

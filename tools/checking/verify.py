@@ -22,7 +22,7 @@ from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.consistency import draws_contradictions
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.shards.head import read_head
+from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import (
     check_sizes,
     read_index,
@@ -38,7 +38,7 @@ from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.tars import check_file, check_tar
 
 if TYPE_CHECKING:
-    from teacher_cache.signals.head import OutputHead
+    from teacher_cache.output_head import OutputHead
 
 REBUILT = 2  # samples of a shard whose final hidden states are held against their logits
 NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not

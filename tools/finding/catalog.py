@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
-from schemas.catalog import (
+from schemas.catalog_file import (
     CATALOG_VERSION,
     MAX_NOTES,
     MAX_PROBLEMS,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from schemas.catalog import MAX_CACHES, PATH_PART
+from schemas.catalog_file import MAX_CACHES, PATH_PART
 from schemas.errors import UserError
 from teacher_cache.shards.answers import Entry
 from teacher_cache.shards.storage import MANIFEST, PATIENCE, Storage

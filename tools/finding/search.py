@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.catalog import Catalog, CatalogEntry
+from schemas.catalog_file import Catalog, CatalogEntry
 from schemas.errors import UserError
 
 MIN_DIGITS = 6  # of a fingerprint's beginning

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.cache_config import layer_number
-from schemas.catalog import MAX_LINE
+from schemas.catalog_file import MAX_LINE
 from schemas.manifest import Manifest
 from teacher_cache.text import one_line
 

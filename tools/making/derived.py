@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.base import FORMAT_MINOR
 from schemas.derivation import Derivation, SourceCache
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal, Unit
+from schemas.strict import FORMAT_MINOR
 from teacher_cache.codec.bundles import bundle_sizes
 from teacher_cache.shards.marks import tar_name, totals_of, write_mark
 from teacher_cache.shards.storage import Storage

@@ -22,7 +22,7 @@ from teacher_cache.shards.storage import HEAD, Storage
 from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
-from tools.making.files import share_file
+from tools.making.link import share_file
 from tools.making.source import Source, open_complete, read_index
 from tools.making.union import check_fits, union_manifest
 from tools.side_by_side import side_by_side

@@ -20,7 +20,7 @@ from teacher_cache.shards.new_place import new_cache
 from teacher_cache.shards.storage import HEAD
 from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import Part, as_it_is, derived_manifest, join_parts, source_of
-from tools.making.files import share_file
+from tools.making.link import share_file
 from tools.making.recode import Recoder, check_not_finer
 from tools.making.source import open_complete, read_index
 

@@ -24,8 +24,8 @@ from tools.output import write_whole
 from tools.page_policy import page_policy
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading
-from tools.report.samples import viewer_sample
-from tools.report.spelling import Spelling, load_tokenizer
+from tools.report.sample_columns import viewer_sample
+from tools.report.token_text import Spelling, load_tokenizer
 from tools.trust.signatures import Signed, signatures
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from teacher_cache.shards.table import signals_of
 from teacher_cache.shards.tar import tar_bytes
 from tools.making import derived
 from tools.making.derived import bundles_of
-from tools.sharing.transfer import Advance, Progress, unseen
+from tools.sharing.copy_files import Advance, Progress, unseen
 from tools.side_by_side import side_by_side
 
 SHARE_SEED = 1  # not 0, by which the trainer chooses samples for validation: a share is to have some of both

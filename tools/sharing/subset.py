@@ -27,10 +27,8 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.table import listed
 from tools.making.derived import copy_samples, derived_manifest, source_of
-from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, settings_of
-from tools.sharing.target import Target, opened_target
-from tools.sharing.transfer import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, unseen
-from tools.sharing.whole import (
+from tools.sharing.copy_files import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, unseen
+from tools.sharing.push import (
     Check,
     Report,
     another_cache,
@@ -41,8 +39,10 @@ from tools.sharing.whole import (
     tars_of,
     unchecked,
 )
+from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, settings_of
+from tools.sharing.target import Target, opened_target
 from tools.side_by_side import side_by_side
-from tools.trust.parts import carry_signatures
+from tools.trust.carry import carry_signatures
 
 Item = TypeVar("Item")
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -15,7 +15,7 @@ from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest, remove_garbage
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, has_content
 from teacher_cache.shards.table import listed
-from tools.sharing.transfer import PARALLEL, File
+from tools.sharing.copy_files import PARALLEL, File
 from tools.side_by_side import side_by_side
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")

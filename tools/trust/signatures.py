@@ -7,7 +7,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.signature import Statement, signature_file
 from teacher_cache.shards.storage import Storage
-from teacher_cache.trust.signatures import check_signature
+from teacher_cache.trust.check_signatures import check_signature
 
 MAX_SIGNATURES = 20  # that are looked at
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from schemas.errors import UserError
 from schemas.failures import failure
-from schemas.files import read_file
+from schemas.regular_files import read_file
 from teacher_cache.shards.lease import Lease, part_of
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.keys import LINE, MAX_BYTES, NAME, read_keys

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from teacher_cache.signals.head import OutputHead
+from teacher_cache.output_head import OutputHead
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # of one chunk's float32 logits
 LossOfRows = Callable[[torch.Tensor, slice], tuple[Sequence[torch.Tensor], torch.Tensor]]

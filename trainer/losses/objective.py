@@ -12,18 +12,18 @@ import torch
 
 from schemas.cache_config import CaptureConfig
 from schemas.train_config import LossConfig, Tail, TargetForm
-from teacher_cache.signals.head import OutputHead
+from teacher_cache.output_head import OutputHead
 from teacher_cache.signals.hidden import dequantise
-from trainer.forms import target_form
 from trainer.losses.cross_entropy import cross_entropy_
 from trainer.losses.lean import head_loss
 from trainer.losses.schedule import always_zero, weight_at
+from trainer.losses.target_form import target_form
 from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
 from trainer.losses.tla import tla_
 
 if TYPE_CHECKING:
-    from trainer.recorder import Recorded
-    from trainer.signals import StudentSignals
+    from trainer.losses.student_signals import StudentSignals
+    from trainer.student.recorder import Recorded
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from schemas.train_config import Tail
-from teacher_cache.signals.head import OutputHead
+from teacher_cache.output_head import OutputHead
 
 
 @dataclass(frozen=True)

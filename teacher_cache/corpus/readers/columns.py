@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
+from teacher_cache.corpus.content_parts import Part
 from teacher_cache.corpus.documents import Record
-from teacher_cache.corpus.parts import Part
 
 _BATCH_ROWS = 256
 UsedColumns = Callable[[list[str]], list[str]]  # those of a table's columns that are read; all, where it has no shape

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from teacher_cache.corpus.content_parts import MOST_BYTES, Part
 from teacher_cache.corpus.documents import BadRecord, Record, brief
 from teacher_cache.corpus.expand import Unreadable
-from teacher_cache.corpus.parts import MOST_BYTES, Part
 
 
 def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.errors import UserError
+from teacher_cache.corpus.content_parts import MOST_BYTES, Part
 from teacher_cache.corpus.documents import BadRecord, Record, brief
 from teacher_cache.corpus.expand import Unreadable
-from teacher_cache.corpus.parts import MOST_BYTES, Part
 from teacher_cache.corpus.readers.json_lines import read_json_lines
 
 _CHUNK_CHARACTERS = 1 << 16

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from schemas.errors import UserError
+from teacher_cache.corpus.content_parts import MOST_BYTES, Part
 from teacher_cache.corpus.documents import BadRecord, Record
-from teacher_cache.corpus.parts import MOST_BYTES, Part
 
 _DELIMITERS = ",;\t|"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common import in_own_process
 from benchmarks.engines import BROKEN, ENGINES, PAGE, SIGNALS, page, survey
-from benchmarks.families import BFLOAT16_IN_VLLM, FAMILIES
+from benchmarks.support.common import in_own_process
+from support.families import BFLOAT16_IN_VLLM, FAMILIES
 
 ROOT = Path(__file__).parents[3]
 

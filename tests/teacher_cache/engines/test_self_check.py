@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.engines import BROKEN, config_of
-from benchmarks.families import write_family
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
+from support.families import write_family
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job

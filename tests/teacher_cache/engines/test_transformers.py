@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, XGLMConfig, XGLMForCausalLM
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
-from support.attention import write_special
+from support.attention_models import write_special
 from support.models import VOCAB_SIZE, write_random_teacher
 from support.tensor_memory import TensorMemory
 from support.workspace import cache_tree

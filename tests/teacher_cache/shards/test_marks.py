@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.base import FORMAT_VERSION
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Totals
+from schemas.strict import FORMAT_VERSION
 from support.forge import SHARD, Tree, change_index, change_manifest, declare
 from support.synthetic import random_shards, write_cache
 from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path

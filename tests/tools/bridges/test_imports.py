@@ -21,7 +21,7 @@ from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.teacher import describe_teacher
-from tools.bridges import files, imports
+from tools.bridges import imports, parquet_files
 from tools.bridges.captured import DistillKitOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
@@ -234,7 +234,7 @@ def test_rows_too_large_and_files_of_other_kinds_are_refused(
     data[100:2000] = bytes(1900)
     file.write_bytes(data)
     refused(damaged, tmp_path / "out", "parquet", "cannot be read after row 0", teacher)
-    monkeypatch.setattr(files, "MAX_ROW_VALUES", 30)
+    monkeypatch.setattr(parquet_files, "MAX_ROW_VALUES", 30)
     for layout in ("parquet", "distillkit"):
         refused(originals / layout, tmp_path / "out", layout, "values in a column", teacher)
 

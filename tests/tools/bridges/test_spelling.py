@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.corpus.tokens import TokenSpans
+from teacher_cache.corpus.token_spans import TokenSpans
 from tools.bridges.spelling import readable
 
 pieces = st.lists(st.binary(max_size=3) | st.sampled_from(["é".encode(), b"\xf0\x9f", b"\x98\x80", b"a"]), max_size=12)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import validate
-from support.attention import write_special
+from support.attention_models import write_special
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job

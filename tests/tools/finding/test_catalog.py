@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.cache_config import LogitsCapture
-from schemas.catalog import Catalog
+from schemas.catalog_file import Catalog
 from schemas.derivation import Derivation
 from schemas.errors import UserError
 from support.forge import change_manifest

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from schemas.catalog import CatalogEntry
+from schemas.catalog_file import CatalogEntry
 from schemas.errors import UserError
 from support.forge import change_manifest
 from support.hostile import write_hostile_cache

@@ -23,7 +23,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden import to_floats
 from tools.cli import main
 from tools.report.page import MOST_BYTES, report, spread
-from tools.report.samples import MOST_TOKENS, _norms
+from tools.report.sample_columns import MOST_TOKENS, _norms
 
 
 def data_of(page: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tools.cli import main
 from tools.sharing import subset as subset_module
 from tools.sharing.selecting import share_numbers
 from tools.sharing.subset import by_layer, by_share, choose, open_source, split, write_subset
-from trainer.subset import is_held_out
+from trainer.data.selection import is_held_out
 
 LAYERS = (("code", "base", "code", "math"), ("base", "base"), ("math", "code", "base"), ("code", "code"))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from support.rows import WithGradient
+from support.reference_rows import WithGradient
 from trainer.losses.cross_entropy import cross_entropy_
 
 

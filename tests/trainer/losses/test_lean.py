@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support.rows import dense_kl, sparse_rows, target_of
-from teacher_cache.signals.head import OutputHead
+from support.reference_rows import dense_kl, sparse_rows, target_of
+from teacher_cache.output_head import OutputHead
 from trainer.losses import lean
 from trainer.losses.cross_entropy import cross_entropy_
 from trainer.losses.lean import chunk_rows, head_loss

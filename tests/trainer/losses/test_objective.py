@@ -4,9 +4,9 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
-from support.rows import tla
-from teacher_cache.signals.head import OutputHead
-from trainer.data import to_tensors
+from support.reference_rows import tla
+from teacher_cache.output_head import OutputHead
+from trainer.data.batches import to_tensors
 from trainer.losses.objective import Objective, teacher_rows
 
 HARD_TOO = {

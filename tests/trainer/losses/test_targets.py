@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.rows import sparse_rows, target_of
+from support.reference_rows import sparse_rows, target_of
 from trainer.losses.targets import draws_target, log1mexp, softened
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from support.rows import WithGradient, dense_kl, kl, merged, sparse_rows, target_of, tla
-from teacher_cache.signals.head import OutputHead
+from support.reference_rows import WithGradient, dense_kl, kl, merged, sparse_rows, target_of, tla
+from teacher_cache.output_head import OutputHead
 from trainer.losses.targets import DenseTarget, draws_target
 from trainer.losses.tla import tla_
 

@@ -6,7 +6,7 @@ style and the script beside this file, by their hashes.
 
 from importlib.resources import files
 
-from schemas.catalog import Catalog
+from schemas.catalog_file import Catalog
 from tools.finding.words import pull_command
 from tools.page_policy import page_policy
 

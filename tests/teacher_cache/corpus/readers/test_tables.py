@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
-from teacher_cache.corpus.parts import Part
+from teacher_cache.corpus.content_parts import Part
 from teacher_cache.corpus.readers.tables import read_table
 from teacher_cache.corpus.sources import BadRecord, read_documents
 

@@ -1,0 +1,1 @@
+"""How fast rows are streamed, here and with other readers."""

@@ -1,0 +1,42 @@
+"""Reading the teacher's output head, ``head.safetensors``, from an untrusted cache."""
+
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from schemas.errors import CorruptCacheError
+from schemas.manifest import Manifest
+from teacher_cache.output_head import OutputHead
+from teacher_cache.shards.storage import HEAD, Storage, check_content
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+HEADER_BYTES = 1 << 16
+
+
+def read_head(storage: Storage, manifest: Manifest) -> OutputHead:
+    """The head that a cache holds. Raises CorruptCacheError, before anything of a wrong size is allocated."""
+    info, where = manifest.head, storage.where(HEAD)
+    if info is None:
+        raise CorruptCacheError(f"{where}: the manifest does not list it, though capture.final is set")
+    vocabulary, width = manifest.teacher.vocab_size, manifest.teacher.hidden_size
+    limit = 4 * vocabulary * (width + 1) + HEADER_BYTES
+    if info.file.bytes > limit:
+        raise CorruptCacheError(f"{where}: {info.file.bytes} bytes, a head of this teacher has at most {limit}")
+    data = storage.read(HEAD, max_bytes=limit)
+    check_content(data, info.file, where)
+    try:
+        tensors: dict[str, Any] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CorruptCacheError(f"{where}: not a safetensors file: {error}") from None
+    weight, bias = tensors.pop("weight", None), tensors.pop("bias", None)
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (weight, bias)]
+    if shapes[0] != (vocabulary, width) or shapes[1] not in (None, (vocabulary,)) or tensors:
+        raise CorruptCacheError(
+            f"{where}: weight {shapes[0]}, bias {shapes[1]}, and {sorted(tensors)}; wanted a weight "
+            f"{(vocabulary, width)} and perhaps a bias {(vocabulary,)}"
+        )
+    if weight.dtype not in FLOATS or not torch.isfinite(weight).all():
+        raise CorruptCacheError(f"{where}: the weight is not of finite floats")
+    return OutputHead(weight, bias, info.scale, info.softcap)

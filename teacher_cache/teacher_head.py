@@ -1,0 +1,119 @@
+"""The teacher's output head as a file of the cache, ``head.safetensors``: read from the teacher's weights, not from a
+running engine, so that the plan can hold it whatever shares the model later.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from schemas.cache_config import TeacherConfig
+from schemas.errors import UserError
+from schemas.manifest import HeadInfo, Manifest
+from teacher_cache.model_class import model_class
+from teacher_cache.output_head import OutputHead, logit_transform, rebuilt_error
+from teacher_cache.records import Captured
+from teacher_cache.shards.head_file import FLOATS
+from teacher_cache.shards.storage import HEAD, Storage, file_entry
+from teacher_cache.signals.hidden import to_floats
+from teacher_cache.teacher import load_model_config
+
+MAX_ERROR = 0.25  # nats; mean over a sequence's rows of the rebuilt log-probability of the best token
+
+
+def write_head(config: TeacherConfig, storage: Storage) -> HeadInfo:
+    """Write the head of the teacher in ``config`` to the cache. Raises UserError when it cannot be found."""
+    head = read_teacher_head(config)
+    tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
+    data = safetensors.torch.save(tensors)
+    storage.write(HEAD, data)
+    return HeadInfo(file=file_entry(data), scale=head.scale, softcap=head.softcap)
+
+
+def read_teacher_head(config: TeacherConfig) -> OutputHead:
+    """The output head among the teacher's weights, in the teacher's dtype unless that is wider than they are."""
+    model_config = load_model_config(config)
+    text_config = model_config.get_text_config()
+    with torch.device("meta"):
+        model = model_class(model_config).from_config(model_config, trust_remote_code=config.trust_remote_code)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    files = _weight_files(config)
+    name = _find(files, names.get(id(head), ""), "weight")
+    if name is None and text_config.tie_word_embeddings:
+        name = _find(files, names.get(id(embeddings), ""), "weight")
+    if name is None:
+        raise UserError(
+            f"capture.final: no output head among the weights of {config.path}; leave the signal out for this teacher"
+        )
+    weight = _read(files[name], name)
+    bias_name = _find(files, names.get(id(head), ""), "bias") if getattr(head, "bias", None) is not None else None
+    bias = None if bias_name is None else _read(files[bias_name], bias_name)[: text_config.vocab_size]
+    weight = weight[: text_config.vocab_size]
+    if weight.dtype not in FLOATS or weight.shape != (text_config.vocab_size, text_config.hidden_size):
+        raise UserError(
+            f"capture.final: the output head {name} of {config.path} is {weight.dtype} {tuple(weight.shape)}, wanted a "
+            f"float tensor of {text_config.vocab_size} × {text_config.hidden_size}; leave the signal out"
+        )
+    wanted = getattr(torch, config.dtype)
+    if wanted.itemsize < weight.dtype.itemsize:
+        weight = weight.to(wanted)
+    return OutputHead(weight.contiguous(), bias, *logit_transform(text_config))
+
+
+def _weight_files(config: TeacherConfig) -> dict[str, str]:
+    """The safetensors file of each tensor, by the tensor's name."""
+    from transformers.utils import cached_file
+
+    def find(name: str) -> str | None:
+        return cached_file(config.path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False)
+
+    if index := find("model.safetensors.index.json"):
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        paths = {shard: find(shard) for shard in set(shards.values())}
+        return {name: path for name, shard in shards.items() if (path := paths[shard])}
+    if single := find("model.safetensors"):
+        with safetensors.safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    return {}
+
+
+def _find(files: dict[str, str], module: str, parameter: str) -> str | None:
+    """The tensor of a module; in a checkpoint it may stand below other prefixes than in the model."""
+    exact = f"{module}.{parameter}"
+    if exact in files:
+        return exact
+    ending = f".{module.rpartition('.')[2]}.{parameter}"
+    found = [name for name in files if f".{name}".endswith(ending)]
+    return found[0] if len(found) == 1 else None
+
+
+def _read(path: str, name: str) -> torch.Tensor:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def check_rebuilt(captured: Captured, head: OutputHead, manifest: Manifest) -> None:
+    """Raise UserError if the final hidden states of a sequence and the head do not give the logits that were captured.
+
+    So is an architecture found out whose logits are made in a way that ``OutputHead`` does not know.
+    """
+    capture = manifest.capture.final
+    assert capture is not None
+    assert captured.final is not None
+    _, in_final, in_logits = np.intersect1d(
+        captured.final.positions, captured.logits.positions, assume_unique=True, return_indices=True
+    )
+    if len(in_final) == 0:
+        return
+    best_P, logprob_P = captured.logits.ids[in_logits, 0], captured.logits.logprobs[in_logits, 0]
+    final_PD = to_floats(captured.final, capture)[in_final, 0]
+    error = rebuilt_error(head, final_PD, torch.from_numpy(best_P), torch.from_numpy(logprob_P))
+    if error > MAX_ERROR:
+        raise UserError(
+            f"capture.final: the logits of a {manifest.teacher.architecture} cannot be rebuilt from its final hidden "
+            f"state and output head (off by {error:.2g} nats on average); leave the signal out for this teacher"
+        )

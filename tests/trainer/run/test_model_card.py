@@ -1,0 +1,53 @@
+"""A model card names the caches that were trained on, whatever these call themselves."""
+
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from schemas.load import validate
+from schemas.train_config import TrainConfig
+from support.hostile import write_hostile_cache
+from support.synthetic import random_shards, write_cache
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
+from trainer.run.model_card import model_card
+
+TREE = {
+    "data": {"cache": "c"},
+    "student": {"teacher": "t", "from_layers": [0]},
+    "optimizer": {"lr": 1e-3},
+    "loop": {"max_steps": 1},
+    "output": "o",
+}
+SUMMARY = {"steps": 1, "rows_per_step": 2, "tokens": 3, "final_step": 1, "validation": {"kl": 0.5, "perplexity": 3.0}}
+
+
+@pytest.mark.parametrize(
+    ("divergence", "words"),
+    [("forward", "KL(teacher ‖ student)"), ("reverse", "KL(student ‖ teacher)"), ("jsd", "Jensen-Shannon")],
+)
+def test_the_target_and_the_divergence_are_those_that_were_used(tmp_path: Path, divergence: str, words: str) -> None:
+    write_cache(str(tmp_path), random_shards([[5]]))
+    manifest = read_manifest(Storage(str(tmp_path)))
+    config = validate(TrainConfig, {**TREE, "losses": {"tla": {"divergence": divergence}}}, "test")
+    summary = {**SUMMARY, "target": "final", "validation_kl_is_exact": True}
+    card = model_card(config, [manifest], summary)
+    (line,) = [line for line in card.splitlines() if line.startswith("- TLA")]
+    assert words in line
+    assert "from the cache's `final` target" in line
+    assert "| kl | 0.5 |" in card
+    bound = model_card(config, [manifest], {**summary, "validation_kl_is_exact": False})
+    assert "| kl, at least: tokens that are not stored count as one | 0.5 |" in bound
+
+
+def test_names_from_a_cache_stay_text(tmp_path: Path) -> None:
+    write_hostile_cache(tmp_path / "cache")
+    manifest = read_manifest(Storage(str(tmp_path / "cache")))
+    summary = {**SUMMARY, "validation": {}, "target": "top_k", "validation_kl_is_exact": None}
+    text = model_card(validate(TrainConfig, TREE, "test"), [manifest], summary).split("---\n", 2)[2]
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    inline = {child.type for token in tokens for child in token.children or []}
+    assert not {"html_inline", "link_open", "image"} & inline
+    assert not {"html_block", "table_open", "fence"} & {token.type for token in tokens}
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2"]

@@ -1,0 +1,171 @@
+"""Commands that move caches, and parts of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import UserError
+from teacher_cache.command import json_option, new_table, print_table, progress
+from tools.commands.selection_options import parse_parts, parse_selection, selection_options
+from tools.commands.trust_commands import trust_options
+
+parallel_option = click.option("--parallel", type=click.IntRange(1, 256), default=8, help="Files at a time.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@parallel_option
+@dry_run_option
+@json_option
+def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) -> None:
+    """Copy a complete cache to another place, its manifest last, with its signatures.
+
+    Every file is checked on its way. Run again after an interruption: what has arrived is not sent again.
+
+    Example: cache-tools push runs/demo/cache s3://bucket/caches/demo
+    """
+    from tools.sharing.push import copy_cache
+
+    with progress("sending") as advance:
+        report = copy_cache(source, target, parallel, dry_run, advance=advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("folder")
+@selection_options
+@click.option("--digest", metavar="SHA256", help="The manifest must have this sha256.")
+@trust_options
+@parallel_option
+@dry_run_option
+@json_option
+def pull(
+    url: str,
+    folder: str,
+    signals: str | None,
+    shards: str | None,
+    layers: tuple[str, ...],
+    sample: str | None,
+    digest: str | None,
+    required: tuple[str, ...],
+    trusted_keys: Path | None,
+    parallel: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Fetch a complete cache, or a part of it, which is a cache too.
+
+    Every file is checked on its way. Run again after an interruption: what has arrived is not fetched again. Of a part
+    only what is chosen is fetched; of a shard of which some samples are, only these.
+
+    Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
+    """
+    from schemas.derivation import Selection
+    from teacher_cache.shards.storage import Storage
+    from tools.sharing.push import copy_cache
+    from tools.sharing.selecting import in_order
+    from tools.sharing.subset import choose, open_source, write_subset
+    from tools.trust.sign import trust_check
+
+    everything = Selection()
+    selection = parse_selection(signals, shards, layers, sample) or everything
+    check = trust_check(required, trusted_keys, Storage(folder))
+    with progress("fetching") as advance:
+        if selection != everything:
+            source, manifest = open_source(url, digest, check, whole=True)
+            selection = in_order(selection, manifest, url)
+        if selection == everything:  # also all signals by name: as it is, with its signatures
+            report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
+        else:
+            part = choose(source, manifest, selection, parallel, bound=bool(digest or required))
+            report = write_subset(part, folder, parallel, dry_run, advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@selection_options
+@parallel_option
+@dry_run_option
+@json_option
+def subset(
+    source: str,
+    target: str,
+    signals: str | None,
+    shards: str | None,
+    layers: tuple[str, ...],
+    sample: str | None,
+    parallel: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make a cache of a part of another one; of an unfinished one, of what is committed.
+
+    Example: cache-tools subset runs/demo/cache runs/demo/code --layer code
+    """
+    from schemas.derivation import Selection
+    from tools.sharing.subset import choose, open_source, write_subset
+
+    selection = parse_selection(signals, shards, layers, sample) or Selection()
+    with progress("writing") as advance:
+        chosen = choose(*open_source(source), selection, parallel)
+        report = write_subset(chosen, target, parallel, dry_run, advance)
+    show_report(report, as_json)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out")
+@click.option("--by", type=click.Choice(["layer"]), help="One part for each layer of the data mix.")
+@click.option("--parts", metavar="SHARES", help="Parts with these shares of the samples: train=90%,validation=10%.")
+@parallel_option
+@dry_run_option
+@json_option
+def split(
+    source: str, out: str, by: str | None, parts: str | None, parallel: int, dry_run: bool, as_json: bool
+) -> None:
+    """Make several caches of one: OUT/NAME for each part.
+
+    Which part a sample is in follows from its key, so it is the same whatever else is in the cache.
+
+    Example: cache-tools split runs/demo/cache runs/demo/parts --parts train=90%,validation=10%
+    """
+    from tools.sharing.subset import by_layer, by_share, open_source
+    from tools.sharing.subset import split as write_parts
+
+    if (by is None) == (parts is None):
+        raise UserError("split: give --by layer, or --parts train=90%,validation=10%, and not both")
+    shares = None if parts is None else by_share(parse_parts(parts))
+    with progress("writing") as advance:
+        storage, manifest = open_source(source)
+        selections = by_layer(storage, manifest, parallel) if shares is None else shares
+        reports = write_parts(storage, manifest, selections, out, parallel, dry_run, advance)
+    if as_json:
+        click.echo(json.dumps({name: report.as_dict() for name, report in reports.items()}, indent=1))
+        return
+    for report in reports.values():
+        show_report(report, as_json=False)
+
+
+def show_report(report: Any, as_json: bool) -> None:
+    """Print what a transfer did."""
+    found = report.as_dict()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from rich.filesize import decimal
+
+    table = new_table("what", "would be sent" if report.dry_run else "sent", "already there")
+    for kind, sizes in found["by_kind"].items():
+        table.add_row(kind, *(decimal(sizes[side]) if sizes[side] else "" for side in ("sent", "skipped")))
+    print_table(table)
+    sent, skipped = (f"{found[side]['files']} files ({decimal(found[side]['bytes'])})" for side in ("sent", "skipped"))
+    verb = "would be sent" if report.dry_run else "sent"
+    manifest = f"; manifest {report.manifest_sha256}" if report.manifest_sha256 else ""
+    click.echo(f"{report.target}: {sent} {verb}, {skipped} already there{manifest}")

@@ -1,0 +1,64 @@
+"""The signed manifest of a cache and its signatures, carried along with a part of it."""
+
+import os
+from collections.abc import Iterable
+
+from schemas.errors import CorruptCacheError, UserError
+from schemas.load import parse_json
+from schemas.manifest import Manifest
+from schemas.signature import SIGNATURES, Signature, signature_file
+from teacher_cache.shards.marks import read_manifest, read_manifest_text
+from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
+from teacher_cache.shards.table import table_file
+from teacher_cache.trust.check_signatures import MAX_SIGNATURE_BYTES
+from teacher_cache.trust.signed_parts import signed_whole
+
+MAX_SIGNATURES = 1000
+OWNER = "signed-"  # of temporary files
+
+
+def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> int:
+    """Put a complete cache's manifest and signatures, if it is signed, beside a part of it; how many bytes these are.
+
+    Of a source that is a part itself, and that nobody signed, what it came with is passed on. ``manifest``: its own.
+    """
+    names = _signatures(source)
+    if not names:
+        source = signed_whole(source)
+        if not source.exists(MANIFEST):
+            return 0
+        manifest, names = read_manifest(source), _signatures(source)
+    files = {MANIFEST: read_manifest_text(source)}
+    if manifest.shard_table is not None:
+        name = table_file(manifest.shard_table)
+        files[name] = source.read(name, min(manifest.shard_table.bytes, MAX_JSON_BYTES))
+    files |= read_signatures(source, names)
+    whole = signed_whole(target)
+    if whole.is_local and os.path.islink(whole.url):
+        raise UserError(f"{whole.url}: a link, through which nothing is written; put a folder there, or nothing")
+    for name, data in files.items():
+        whole.put(name, data, OWNER)
+    return sum(map(len, files.values()))
+
+
+def _signatures(storage: Storage) -> list[str]:
+    """Names of the signatures' files; nothing else of a large cache is listed."""
+    folder, _, _ = signature_file("").partition("/")
+    names = [f"{folder}/{name}" for name in Storage(f"{storage.url.rstrip('/')}/{folder}").names()]
+    return [name for name in names if SIGNATURES.fullmatch(name)]
+
+
+def read_signatures(storage: Storage, names: Iterable[str]) -> dict[str, bytes]:
+    """The files among ``names`` that signatures have, by name. No other file is looked at.
+
+    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
+    """
+    names = [name for name in names if SIGNATURES.fullmatch(name)]
+    if len(names) > MAX_SIGNATURES:
+        raise CorruptCacheError(
+            f"{storage.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
+        )
+    found = {name: storage.read(name, MAX_SIGNATURE_BYTES) for name in names}
+    for name, data in found.items():
+        parse_json(Signature, data, storage.where(name))  # whatever else it is, a key say, is not for others
+    return found

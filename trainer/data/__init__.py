@@ -1,0 +1,1 @@
+"""From caches to batches: which samples, in which order, and reading them."""

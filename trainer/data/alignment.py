@@ -1,0 +1,104 @@
+"""A cache's reader for training: the first reads, and a sample of the later ones, are held against their own tokens.
+
+Files can be whole, and their rows stand at the wrong tokens all the same: what made them was off by one. Nothing in a
+loss would tell. The check costs several times what reading the same rows costs, so later only one row of a batch in
+LATER is looked at: less than 1 % of the time of reading.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schemas.errors import CorruptCacheError, UserError
+from teacher_cache.consistency import contradictions, draws_contradictions, rows_of_batch
+from teacher_cache.records import RowBatch
+from teacher_cache.shards.reader import CacheReader
+from trainer.data.row_plan import RowPlan
+
+if TYPE_CHECKING:
+    from teacher_cache.output_head import OutputHead
+    from trainer.data.batches import Cache
+
+FIRST = 2  # reads of which every row is looked at
+LATER = 64  # reads, of one of which one row is
+FIRST_SAMPLES = 4  # of each cache, whose draws and final states are held against their logits before the first step
+
+
+class CheckedReader(CacheReader):
+    """Raises UserError where stored rows contradict their tokens. Counts reads anew in every process."""
+
+    _reads = 0
+
+    def read_rows(
+        self, rows: Sequence[Sequence[int]], length: int | None = None, threads: int | None = None
+    ) -> RowBatch:
+        """As of any reader."""
+        try:
+            batch = super().read_rows(rows, length, threads)
+        except CorruptCacheError as error:
+            raise CorruptCacheError(f"{error}; `cache-tools verify {self.url}` lists every problem") from None
+        number, self._reads = self._reads, self._reads + 1
+        if number < FIRST:
+            self._check(rows, batch, range(len(rows)))
+        elif number % LATER == 0 and rows:
+            self._check(rows, batch, [number // LATER % len(rows)])
+        return batch
+
+    def _check(self, rows: Sequence[Sequence[int]], batch: RowBatch, looked_at: Sequence[int]) -> None:
+        if batch.ids.shape[2] == 0:  # the logits are not read
+            return
+        for row in looked_at:
+            stored = rows_of_batch(batch, row)
+            n_counting, n_stored = int(batch.loss_mask[row].sum()), len(stored.counts_N)
+            problem = f"{n_stored} of {n_counting} rows that count are stored" if n_stored < n_counting else ""
+            for what, wrong_N in contradictions(stored, self.manifest):
+                problem = problem or f"{what} (at {wrong_N.sum()} of {n_stored} rows)"
+            if problem:
+                where = self.where(rows[row][0], "logits")
+                raise _refused(where + (" and those packed with it" if len(rows[row]) > 1 else ""), problem, self.url)
+
+
+def check_first_samples(caches: Sequence["Cache"], plan: RowPlan, row: int, head: "OutputHead | None") -> None:
+    """Raise UserError where draws or final hidden states of the samples from ``row`` on are not of their logits.
+
+    Training reads these signals without the logits, which may not even be there: then nothing can be said.
+    """
+    numbers = range(row, min(row + FIRST_SAMPLES * len(caches), len(plan)))
+    samples = np.array([sample for found in plan.rows(numbers) for sample in found], np.int64)
+    first = 0
+    for cache in caches:
+        end = first + int(cache.shard_sizes.sum())
+        own = samples[(samples >= first) & (samples < end)][:FIRST_SAMPLES] - first
+        first = end
+        signals = [signal for signal in cache.signals if signal in ("draws", "final")]
+        if not signals or not len(own):
+            continue
+        try:
+            reader = CacheReader(cache.url, ("tokens", "logits", *signals), cache.manifest)
+            for sample in own.tolist():
+                _check_against_logits(reader, sample, head)
+            reader.close()
+        except CorruptCacheError:
+            continue  # what is needed is read by training, which will say so
+
+
+def _check_against_logits(reader: CacheReader, sample: int, head: "OutputHead | None") -> None:
+    from teacher_cache.shards.rebuilding import final_problem
+
+    logits, capture = reader.read_logits(sample), reader.manifest.capture
+    if "draws" in reader.signals:
+        for what, wrong_P in draws_contradictions(reader.read_draws(sample), logits, reader.manifest):
+            if wrong_P.any():
+                problem = f"{what} (at {wrong_P.sum()} of {len(wrong_P)} rows)"
+                raise _refused(reader.where(sample, "draws"), problem, reader.url)
+    if "final" in reader.signals and head is not None and capture.final is not None:
+        problem = final_problem(reader.read_final(sample), logits, head, capture.final)
+        if problem:
+            raise _refused(reader.where(sample, "final"), problem, reader.url)
+
+
+def _refused(where: str, problem: str, url: str) -> UserError:
+    return UserError(
+        f"{where}: {problem}: rows stand at wrong tokens, or are missing; `cache-tools verify {url}` says how"
+    )

@@ -1,0 +1,242 @@
+"""From cache to batches: opening the cache, checking that it fits the student, the data set and its sampler.
+
+A batch is read in one vectorised call: torch's loader hands ``__getitems__`` all row numbers of a batch at once and the
+reader decodes them straight into padded arrays.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from schemas.cache_config import CaptureConfig
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest, ShardIndex, Signal
+from schemas.train_config import LocalCopiesConfig
+from teacher_cache.output_head import OutputHead
+from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
+from teacher_cache.shards.storage import Storage
+from teacher_cache.trust.required import NOTHING, Required, required_manifest
+from trainer.data.worker_transfer import PATIENCE, WORKERS_START_BY, Batch, Sender, shares_memory
+from trainer.run.interrupts import leave_interrupts_to_main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
+
+
+class Readable(Protocol):
+    """What batches are read from: a cache, or several as one."""
+
+    manifest: Manifest
+    signals: tuple[Signal, ...]
+
+    def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
+        """Decode the samples of each row, one after the other, into padded arrays."""
+
+    def fetch_ahead(self, positions: np.ndarray) -> None:
+        """These samples will be read next."""
+
+    def read_head(self) -> OutputHead:
+        """The teacher's output head, of a cache with final hidden states."""
+
+    def close(self) -> None:
+        """Release files."""
+
+
+class Cache(Readable, Protocol):
+    """What the trainer needs of one cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
+
+    url: str
+    shard_sizes: np.ndarray
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether shards are fetched to a local folder."""
+
+    def index(self, shard: int) -> ShardIndex:
+        """Keys, lengths and layers of a shard's samples."""
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        """The indexes of these shards will be asked for next."""
+
+
+def open_cache(
+    url: str,
+    signals: tuple[Signal, ...] = ("tokens", "logits"),
+    copies: LocalCopiesConfig | None = None,
+    required: Required = NOTHING,
+) -> Cache:
+    """Open the cache at ``url`` for these signals.
+
+    Raises UserError, also when it does not store one of them, or is not as ``required``.
+    """
+    from trainer.data.alignment import CheckedReader
+
+    cache = CheckedReader(
+        url,
+        signals,
+        required_manifest(Storage(url), required) if required else None,
+        None if copies is None else (copies.folder, copies.max_bytes),
+        bound=bool(required),
+    )
+    if not cache.shard_sizes.sum():
+        raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
+    if not cache.manifest.complete:
+        committed, planned = len(cache.shard_sizes), len(cache.manifest.units)
+        logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
+    return cache
+
+
+def read_capture(url: str, required: Required = NOTHING) -> CaptureConfig:
+    """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
+    return required_manifest(Storage(url), required).capture
+
+
+def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:
+    """Raise UserError if the cache at ``where`` uses token ids that the student has no embedding for.
+
+    A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
+    """
+    needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
+    found = student.get_text_config().vocab_size
+    if found < needed:
+        raise UserError(
+            f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
+            f"{found}; use a student that shares the teacher's tokenizer"
+        )
+
+
+def to_tensors(rows: RowBatch, packed: bool) -> Batch:
+    """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``.
+
+    Those of its other signals, if any, are named ``hidden_…``, ``attention_…``, ``draws_…`` and ``final_…``.
+    """
+    names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
+    if packed:
+        names.append("position_ids")
+    batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
+        raise CorruptCacheError("the logits signal lacks rows of a batch that count")
+    parts: dict[str, DrawsBatch | HiddenBatch | AttentionBatch | None] = {
+        "hidden": rows.hidden,
+        "attention": rows.attention,
+        "draws": rows.draws,
+        "final": rows.final,
+    }
+    for signal, part in parts.items():
+        if part is not None:
+            if signal in ("draws", "final"):
+                _check_covered(rows.loss_mask, part, signal)
+            batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
+    return batch
+
+
+def _check_covered(loss_mask_RL: np.ndarray, part: DrawsBatch | HiddenBatch | AttentionBatch, signal: str) -> None:
+    found, wanted = int(loss_mask_RL[part.batch_row, part.column].sum()), int(loss_mask_RL.sum())
+    if found != wanted:
+        raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
+
+
+class Plan(Protocol):
+    """Which samples are in which row."""
+
+    def __len__(self) -> int:
+        """Rows there are."""
+
+    def rows(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The samples of these rows."""
+
+    def ahead(self, row: int, count: int) -> np.ndarray:
+        """About ``count`` samples that are read from this row on."""
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+class CacheRows(Dataset[Batch], Generic[AnyPlan]):
+    """The planned rows of a cache as a map-style data set whose items are read a batch at a time."""
+
+    def __init__(self, cache: Readable, plan: AnyPlan, packed: bool = False, skip_corrupt: bool = False) -> None:
+        """``skip_corrupt``: leave out samples that cannot be read; each batch then says how many, in ``skipped``."""
+        self.cache = cache
+        self.plan = plan
+        self.packed = packed
+        self.skip_corrupt = skip_corrupt
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        """The batch of these rows of the plan, padded to its longest row."""
+        self.cache.fetch_ahead(self.plan.ahead(numbers[0], SAMPLES_AHEAD))
+        rows = self.plan.rows(numbers)
+        if not self.skip_corrupt:
+            return self._read(rows)
+        skipped = 0
+        try:
+            batch = self._read(rows)
+        except CorruptCacheError:
+            sound = [[sample for sample in row if self._is_sound(sample)] for row in rows]
+            skipped = sum(map(len, rows)) - sum(map(len, sound))
+            batch = self._read(sound, None if any(sound) else 1)
+        return batch | {"skipped": torch.tensor([skipped])}
+
+    def _read(self, rows: list[list[int]], length: int | None = None) -> Batch:
+        return to_tensors(self.cache.read_rows(rows, length), self.packed)
+
+    def _is_sound(self, sample: int) -> bool:
+        try:
+            self._read([[sample]])
+        except CorruptCacheError as error:
+            logger.warning("skipped: %s", error)
+            return False
+        return True
+
+    def __getitem__(self, row: int) -> Batch:
+        """A batch of one row."""
+        return self.__getitems__([row])
+
+
+def already_a_batch(batch: Any) -> Any:
+    """The loader's collate function: ``__getitems__`` has done the work."""
+    return batch
+
+
+def training_loader(
+    rows: CacheRows[Any],
+    start: int,
+    batch_rows: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    batches_held: int = 1,
+) -> DataLoader[Any]:
+    """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode.
+
+    ``batches_held``: how many batches whoever asks for them keeps at a time.
+    """
+    return DataLoader(
+        rows,
+        batch_size=batch_rows,
+        sampler=range(start, len(rows)),
+        collate_fn=Sender(shares_memory(num_workers, batches_held)),
+        num_workers=num_workers,
+        timeout=PATIENCE if num_workers else 0,
+        multiprocessing_context=WORKERS_START_BY if num_workers else None,
+        worker_init_fn=leave_interrupts_to_main,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_loader(
+    cache: Readable, plan: Plan, batch_rows: int, rank: int = 0, world: int = 1, skip_corrupt: bool = False
+) -> DataLoader[Any]:
+    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; ranks take rows in turns."""
+    rows = range(rank, len(plan), world)
+    data = CacheRows(cache, plan, skip_corrupt=skip_corrupt)
+    return DataLoader(data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)

@@ -1,0 +1,1 @@
+"""What a training run writes, and how it ends: checkpoints, metrics, summary, failures."""

@@ -1,0 +1,268 @@
+"""Checkpoints that know whether they are whole, and the few numbers that exact resume needs.
+
+``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state; of a sharded student by all
+ranks, as ``torch.distributed.checkpoint`` folders that any number of ranks reads); ``data_state.json`` says where in
+the data the run stands, ``distill_state.json`` all else. When every file and folder is synced, the completeness mark is
+added by rename: ``checkpoint.json``, with the size and sha256 of each. Resume takes the newest checkpoint whose files
+are what its mark says; deleting begins with the mark.
+"""
+
+import json
+import logging
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import UserError
+from schemas.load import parse_json
+from schemas.manifest import FileEntry
+from schemas.train_config import TargetForm, TrainConfig
+from trainer.run.output_files import difference, files_below, plain_mode, replace_text, settle_file, sync_folders
+from trainer.run.resume import changes, settings_of
+
+logger = logging.getLogger(__name__)
+
+MARK_FILE = "checkpoint.json"
+STATE_FILE = "distill_state.json"
+DATA_STATE_FILE = "data_state.json"
+MAX_MARK_BYTES = 64 << 20
+HASHING_THREADS = 4
+ADVICE = "set loop.resume to false to start over (this deletes the checkpoints), or change `output`"
+
+
+class Mark(BaseModel):
+    """``checkpoint.json``: written last; a checkpoint is whole when every file is what this says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    files: dict[str, FileEntry]
+
+
+class DataState(BaseModel):
+    """``data_state.json``: seed and digest name the order of the rows, ``rows_consumed`` says how far it was read.
+
+    The rest follows from these, and saves work.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cache_digest: str = ""  # sha256 of the cache's manifest; of several caches, one over theirs
+    seed: int = 0
+    rows_consumed: int = 0  # rows of the plan; one step consumes one global batch
+    tokens: int = 0  # in these rows
+    skipped_samples: int = 0  # of these rows: they could not be read
+    epochs: float | None = None  # the length of training that …
+    planned_rows: int | None = None  # … takes so many rows
+    places: list[tuple[int, int, int]] = []  # of each cache, first row, epoch and number of the group being read
+
+
+class RunState(BaseModel):
+    """``distill_state.json``: where the run stands. Mutable; the trainer updates it as it goes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: DataState = Field(default_factory=DataState, exclude=True)  # a file of its own
+    settings: dict[str, Any]  # the configuration, by dotted key: trainer/run/resume.py says what may change
+    student: str = ""  # fingerprint of the first weights
+    validation: str = ""  # digest of the validation cache's manifest
+    target: TargetForm | None = None  # what TLA learns from: the configuration may leave it to the cache
+    global_step: int = 0
+    planned_steps: int = 0  # by which the schedules went
+    window: dict[str, float] = {}  # sums of the loss terms since the last line of metrics …
+    window_steps: int = 0  # … and the steps they are over
+    best_kl: float | None = None  # lowest validation KL so far, nats per token
+    best_step: int | None = None
+    stale_validations: int = 0  # validations since then
+    last_validation: dict[str, float] = {}
+    best_validation: dict[str, float] = {}
+
+    def stopped_early(self, patience: int | None) -> bool:
+        """Whether so many validations, and one at least, were no better than the best."""
+        return patience is not None and self.stale_validations >= patience
+
+    def forget_best(self) -> None:
+        """Early stopping counts anew."""
+        self.best_kl, self.best_step, self.best_validation, self.stale_validations = None, None, {}, 0
+
+
+def new_state(
+    config: TrainConfig, cache_digest: str, rows_per_step: int, student: str = "", validation: str = ""
+) -> RunState:
+    """The state at step 0."""
+    return RunState(
+        data=DataState(cache_digest=cache_digest, seed=config.loop.seed),
+        settings=settings_of(config, rows_per_step),
+        student=student,
+        validation=validation,
+    )
+
+
+def checkpoint_folders(output: Path) -> list[Path]:
+    """The checkpoint folders in ``output``, whole or not, newest first."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output.glob("checkpoint-*")}
+    folders = [(int(match[1]), path) for path, match in steps.items() if match]
+    return [path for _, path in sorted(folders, reverse=True)]
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """Add the states of the data and of the run to a checkpoint folder."""
+    replace_text(folder / DATA_STATE_FILE, state.data.model_dump_json() + "\n")
+    replace_text(folder / STATE_FILE, state.model_dump_json(indent=1) + "\n")
+
+
+def settle(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+    """Sync these files of a checkpoint, which is not whole yet, and describe them."""
+    mode = plain_mode(folder)
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        entries = threads.map(lambda name: settle_file(folder / name, mode), names)
+        return dict(zip(names, entries, strict=True))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of all files of a checkpoint but the mark."""
+    return [str(path.relative_to(folder)) for path in files_below(folder) if path.name != MARK_FILE]
+
+
+def seal(folder: Path, step: int, files: dict[str, FileEntry]) -> None:
+    """Make a checkpoint whole: sync its folders, then add the mark, which lists the files that ``settle`` described."""
+    sync_folders(folder)
+    replace_text(folder / MARK_FILE, Mark(step=step, files=files).model_dump_json(indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, in a few words; None if it is. Reads every byte of it."""
+    path = folder / MARK_FILE
+    if not path.exists():
+        return f"{MARK_FILE}: missing, as where a run was killed while it saved"
+    if not path.is_file() or path.stat().st_size > MAX_MARK_BYTES:
+        return f"{MARK_FILE}: not a file of at most {MAX_MARK_BYTES} bytes"
+    try:
+        mark = parse_json(Mark, path.read_bytes(), where=MARK_FILE)
+    except UserError as error:
+        return str(error)
+    if folder.name != f"checkpoint-{mark.step}":
+        return f"{MARK_FILE}: of step {mark.step}"
+    for needed in (STATE_FILE, DATA_STATE_FILE):
+        if needed not in mark.files:
+            return f"{MARK_FILE}: does not list {needed}"
+    inside = [name for name in mark.files if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    if len(inside) < len(mark.files):
+        return f"{MARK_FILE}: lists files that are elsewhere"
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        found = threads.map(lambda name: difference(folder / name, mark.files[name]), inside)
+        return next((f"{name}: {wrong}" for name, wrong in zip(inside, found, strict=True) if wrong), None)
+
+
+def read_state(folder: Path) -> RunState:
+    """The state of a whole checkpoint."""
+    state = parse_json(RunState, (folder / STATE_FILE).read_bytes(), where=str(folder / STATE_FILE))
+    state.data = parse_json(DataState, (folder / DATA_STATE_FILE).read_bytes(), where=str(folder / DATA_STATE_FILE))
+    return state
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, its mark first, so that a kill in between leaves an incomplete folder."""
+    (folder / MARK_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def keep_newest(output: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the ``keep`` newest checkpoints; the best validated one stays as well."""
+    for folder in checkpoint_folders(output)[keep:]:
+        if folder.name != f"checkpoint-{best_step}":
+            remove_checkpoint(folder)
+
+
+def newest_whole(output: Path) -> Path | None:
+    """The newest whole checkpoint, or None where none was ever whole; those that are damaged are named in the log.
+
+    Raises UserError if there were whole ones and none is left.
+    """
+    damaged = {}
+    for folder in checkpoint_folders(output):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        damaged[folder] = wrong
+        logger.warning("%s is not whole and will be removed: %s", folder, wrong)
+    for folder, wrong in damaged.items():
+        if (folder / MARK_FILE).exists() or _is_of_older_version(folder):
+            raise UserError(f"{folder}: no checkpoint is whole ({wrong}); put the file back from a copy, or {ADVICE}")
+    return None
+
+
+def _is_of_older_version(folder: Path) -> bool:
+    """Whether this was a whole checkpoint before there were marks."""
+    try:
+        return "stopped_early" in json.loads((folder / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | None, RunState]:
+    """The newest whole checkpoint and its state, or (None, ``start``), also where ``resume`` is False.
+
+    Raises UserError if data, student or a setting has changed that must not; what may is said in the log.
+    """
+    folder = newest_whole(output) if resume else None
+    if folder is None:
+        return None, start
+    state = read_state(folder)
+    if state.data.cache_digest != start.data.cache_digest:
+        raise UserError(
+            f"{folder}: was trained on the cache with manifest digest {state.data.cache_digest[:12]}…, "
+            f"data.cache now has {start.data.cache_digest[:12]}…; {ADVICE}"
+        )
+    if state.student != start.student:
+        raise UserError(
+            f"{folder}: the student's first weights had fingerprint {state.student[:12]}…, those that the "
+            f"configuration names have {start.student[:12]}…; {ADVICE}"
+        )
+    for key, before, now, rule in changes(state.settings, start.settings):
+        if rule is None or rule.effect == "refused":
+            raise UserError(
+                f"{folder}: was trained with {key} = {json.dumps(before)}, the configuration now says "
+                f"{json.dumps(now)}; {ADVICE}"
+            )
+        if rule.effect == "honoured":
+            logger.info("%s: %s, was %s at step %d: %s", key, _short(now), _short(before), state.global_step, rule.note)
+    patience = start.settings["loop.early_stopping_patience"]
+    if state.validation != start.validation:
+        state.forget_best()
+    elif patience is not None and state.best_step is not None:
+        wrong = damage(output / f"checkpoint-{state.best_step}")
+        if wrong is not None:
+            logger.warning(
+                "step %d had the best validation KL, %.4g, but its checkpoint is not whole (%s): early stopping counts "
+                "from here", state.best_step, state.best_kl, wrong,
+            )  # fmt: skip
+            state.forget_best()
+    state.settings, state.validation = start.settings, start.validation
+    return folder, state
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def remove_incomplete(output: Path) -> None:
+    """Remove what a failed save has left, as far as that goes."""
+    for folder in checkpoint_folders(output):
+        if not (folder / MARK_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unused(output: Path, kept: Path | None) -> None:
+    """Remove the checkpoints that are newer than the one a run goes on from, and incomplete ones; all if it is None."""
+    newer = True
+    for folder in checkpoint_folders(output):
+        newer = newer and folder != kept
+        if newer or not (folder / MARK_FILE).exists():
+            remove_checkpoint(folder)

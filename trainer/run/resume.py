@@ -1,0 +1,163 @@
+"""What may change between a checkpoint and the run that goes on from it: one table, for the code and for the reader.
+
+Every key of the configuration is in it. What is refused would make the numbers those of neither run; all else takes
+effect, and is said in the log.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schemas.train_config import TrainConfig
+
+Effect = Literal["refused", "honoured", "by content"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table."""
+
+    keys: tuple[str, ...]
+    effect: Effect
+    note: str
+    """What happens, for the reader of the documentation; of what is honoured also in the log."""
+
+
+RULES = (
+    Rule(
+        ("data.cache",), "by content", "may lie elsewhere; another manifest, or another mixture of caches, is refused"
+    ),
+    Rule(
+        ("student.checkpoint", "student.config", "student.teacher", "student.from_layers"),
+        "by content",
+        "may lie elsewhere; other first weights or another architecture are refused",
+    ),
+    Rule(
+        ("data.validation_fraction", "data.shards_mixed", "data.packing", "data.pack_tokens", "loop.seed"),
+        "refused",
+        "the rows or their order would be others",
+    ),
+    Rule(
+        ("student.dtype", "loop.bf16", "loop.parallel"),
+        "refused",
+        "the weights would go on in another precision, or another layout",
+    ),
+    Rule(
+        ("losses.tla", "losses.cross_entropy", "losses.lhsm", "losses.apc", "losses.asr"),
+        "refused",
+        "the objective would be another",
+    ),
+    Rule(
+        ("optimizer.weight_decay", "optimizer.betas", "optimizer.eps"),
+        "refused",
+        "the optimiser's states would be of another optimiser",
+    ),
+    Rule(
+        ("loop.micro_batch_size", "loop.gradient_accumulation"),
+        "honoured",
+        "rows per step (micro-batch × accumulation × processes) must stay the same, else it is refused",
+    ),
+    Rule(
+        ("optimizer.lr", "optimizer.warmup_steps"),
+        "honoured",
+        "the rate of each step is that of the new schedule at this step",
+    ),
+    Rule(("optimizer.max_grad_norm",), "honoured", "from the next step on"),
+    Rule(
+        ("loop.max_steps", "loop.epochs"),
+        "honoured",
+        "the schedules of rate and loss weights run over the new number of steps from here on; a run that is past its "
+        "new end writes `final` at once",
+    ),
+    Rule(("loop.save_every", "loop.log_every", "loop.validate_every"), "honoured", "from the next step on"),
+    Rule(("loop.keep_checkpoints",), "honoured", "from the next checkpoint on"),
+    Rule(
+        ("loop.early_stopping_patience",),
+        "honoured",
+        "a run that stopped early goes on where it is higher or not set; where it is first set, what was best before "
+        "counts only if its checkpoint is still there; without it `final` is the last step's",
+    ),
+    Rule(
+        ("data.validation_cache",),
+        "honoured",
+        "where it is another one, the best validation is forgotten: early stopping counts anew",
+    ),
+    Rule(("data.on_corrupt",), "honoured", "from the next row on"),
+    Rule(
+        ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest"),
+        "honoured",
+        "changes no value",
+    ),
+    Rule(
+        ("student.attention", "loop.compile", "loop.gradient_checkpointing", "loop.cpu_offload"),
+        "honoured",
+        "changes values by rounding only",
+    ),
+    Rule(("student.trust_remote_code",), "honoured", "code that ships with a model runs from now on, or not any more"),
+    Rule(("loop.log_gradient_norms",), "honoured", "from the next line of metrics on"),
+    Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
+    Rule(("output",), "honoured", "a folder that was moved as a whole goes on; another folder is another run"),
+)
+
+
+def rule_of(key: str) -> Rule | None:
+    """The rule that a key of the configuration is under."""
+    return next((rule for rule in RULES if key in rule.keys), None)
+
+
+def settings_of(config: TrainConfig, rows_per_step: int) -> dict[str, Any]:
+    """What a checkpoint remembers of the configuration: every key, as JSON values; of caches how they are mixed."""
+    tree = config.model_dump(mode="json")
+    settings = {f"{group}.{key}": value for group in tree if group != "output" for key, value in tree[group].items()}
+    settings["data.cache"] = [share.url for share in config.data.shares]
+    shares = [share.model_dump(include={"weight", "layers", "limit"}) for share in config.data.shares]
+    return {"output": config.output, **settings, "data.shares": shares, "rows per step": rows_per_step}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any, Rule | None]]:
+    """(Key, value before, value now, rule) of everything that differs; the key of a single value where there is one.
+
+    What only one of the two knows was added to the configuration, or taken from it, by another version.
+    """
+    for key in [key for key in now if key in before]:
+        for path, old, new in _differences(key, before[key], now[key]):
+            yield path, old, new, rule_of(key)
+
+
+def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if key in before:
+                yield from _differences(f"{path}.{key}", before[key], now[key])
+    elif before != now:
+        yield path, before, now
+
+
+PAGE = """# What may change when a run goes on
+
+`train-student run` goes on from the newest whole checkpoint in `output`. Data, student and objective must be what they
+were; most other settings may change and take effect, and every one that did is named in the log. Written by
+`python -m trainer.run.resume > docs/resume.md` from the table that the trainer itself uses.
+
+| keys | a change is | note |
+|---|---|---|
+{rows}
+
+The number of processes, and which machines they are on, may change where the rows per step stay the same. A checkpoint
+is whole when every file has the size and sha256 that its mark, `checkpoint.json`, lists: one that is not is named in
+the log and the one before is taken; where none is left whole that once was, the run is refused. With
+`loop.resume: false` the checkpoints are deleted and the run starts over.
+"""
+
+
+def page() -> str:
+    """``docs/resume.md``."""
+    shown = {"by content": "compared by content"}
+    lines = [
+        (", ".join(f"`{key}`" for key in rule.keys), shown.get(rule.effect, rule.effect), rule.note) for rule in RULES
+    ]
+    return PAGE.format(rows="\n".join(f"| {keys} | {effect} | {note} |" for keys, effect, note in lines))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

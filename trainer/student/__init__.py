@@ -1,0 +1,1 @@
+"""The student: making it, looking inside it, and what it needs to be saved and read again."""

@@ -1,0 +1,278 @@
+"""Building the student: from a checkpoint, from a configuration, or from some of the teacher's own layers.
+
+The two latter are written once, to ``OUTPUT/student-init``, an ordinary Hugging Face folder. From then on training
+never looks at the teacher again. Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts
+per-layer lists of the configuration. The teacher is held in memory once for that, next to the student: simple, and any
+format transformers can load will do.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import UserError
+from schemas.load import parse_json
+from schemas.strict import Strict
+from schemas.train_config import StudentConfig, TrainConfig
+from teacher_cache.attention_implementation import check_attention, exact_attention
+from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
+from teacher_cache.model_folder import local_folder, why_not_loaded
+from teacher_cache.teacher import model_fingerprint
+from trainer.student.generation_config import mend_generation
+from trainer.student.student_tokenizer import copy_tokenizer, how_to_trust
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+INIT_FOLDER = "student-init"
+RECIPE_FILE = "distill_init.json"
+LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
+
+
+class InitRecipe(Strict):
+    """``distill_init.json``: what the folder was made from, so that a changed configuration is noticed."""
+
+    config: str | None
+    teacher: str | None
+    from_layers: list[int] | None
+    dtype: str
+    seed: int | None  # of random weights
+    source: str = ""  # fingerprint of the configuration or the teacher, which may be moved
+
+
+def materialise_student(config: TrainConfig) -> Path:
+    """The folder with the student's first weights; writes ``OUTPUT/student-init`` if it is needed and absent.
+
+    Raises UserError if the model cannot be read, a layer does not exist, or the folder was made from other settings.
+    """
+    student = config.student
+    if student.checkpoint is not None:
+        return local_folder(student.checkpoint, "student.checkpoint")
+    folder = Path(config.output) / INIT_FOLDER
+    recipe = InitRecipe(
+        config=student.config,
+        teacher=student.teacher,
+        from_layers=student.from_layers,
+        dtype=student.dtype,
+        seed=config.loop.seed if student.config is not None else None,
+    )
+    if folder.exists():
+        _check_recipe(folder, recipe)
+        return folder
+    source, model = _random_student(student, config.loop.seed) if student.config else _pruned_student(student)
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_pretrained(unfinished)
+    copy_tokenizer(source, unfinished, student.trust_remote_code)
+    recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
+    (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder)
+    logger.info("wrote the student's first weights to %s (%d parameters)", folder, model.num_parameters())
+    return folder
+
+
+def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: exists but has no {RECIPE_FILE}; remove the folder or change `output`")
+    made_from = parse_json(InitRecipe, path.read_bytes(), where=str(path))
+    found, wanted_of = made_from.model_dump(exclude={"source"}), recipe.model_dump(exclude={"source"})
+    places = {"config", "teacher"}
+    moved = all((found[key] is None) == (wanted_of[key] is None) for key in places)
+    moved = moved and any(found[key] != wanted_of[key] for key in places) and made_from.source == _fingerprint(recipe)
+    for key, wanted in wanted_of.items():
+        if found[key] != wanted and not (moved and key in places):
+            raise UserError(
+                f"{folder}: made with {key} = {found[key]!r}, but the configuration says {wanted!r}; "
+                "remove the folder to make it again, or change `output`"
+            )
+
+
+def _fingerprint(recipe: InitRecipe) -> str | None:
+    """Of what the student is made from, wherever it lies; None where it is not there any more."""
+    try:
+        if recipe.teacher is not None:
+            folder = local_folder(recipe.teacher, "student.teacher")
+            return model_fingerprint(str(folder), key="student.teacher")
+        path = Path(str(recipe.config))
+        path = path if path.is_file() else local_folder(str(path), "student.config")
+        return hashlib.sha256((path / "config.json" if path.is_dir() else path).read_bytes()).hexdigest()
+    except (UserError, OSError):
+        return None
+
+
+def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
+    from transformers import set_seed
+
+    assert student.config is not None
+    path = Path(student.config)
+    folder = path.parent if path.is_file() else local_folder(student.config, "student.config")
+    model_config = load_model_config(path if path.is_file() else folder, "student.config", student.trust_remote_code)
+    _attention(model_config, student.attention)
+    set_seed(seed)
+    model = _fresh_model(model_config, student, f"student.config: {path}")
+    mend_generation(model, str(path))
+    return folder, model
+
+
+def _pruned_student(student: StudentConfig) -> tuple[Path, "PreTrainedModel"]:
+    assert student.teacher is not None
+    assert student.from_layers is not None
+    folder = local_folder(student.teacher, "student.teacher")
+    teacher_config = load_model_config(folder, "student.teacher", student.trust_remote_code)
+    _attention(teacher_config, student.attention)
+    model_config = pruned_config(teacher_config, student.from_layers)
+    teacher = load_model(folder, "student.teacher", _dtype(student), trust_remote_code=student.trust_remote_code)
+    model = _fresh_model(model_config, student, f"student.teacher: {folder}")
+    try:
+        model.load_state_dict(pruned_state(teacher.state_dict(), student.from_layers), strict=True)
+    except (RuntimeError, UserError) as error:
+        raise UserError(f"student.teacher: a {type(teacher).__name__} cannot be pruned by layers: {error}") from None
+    model.generation_config = teacher.generation_config
+    return folder, model
+
+
+def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(
+            model_config, dtype=_dtype(student), trust_remote_code=student.trust_remote_code
+        )
+    except Exception as error:  # what the settings of a stranger's model may make its class raise
+        why = why_not_loaded(error, how_to_trust("student"))
+        raise UserError(f"{where}: cannot build a causal language model{why}") from None
+
+
+def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
+    """``config`` with the layers ``from_layers`` only; lists with one entry per layer (``layer_types``) are cut alike.
+
+    Raises UserError if a layer does not exist.
+    """
+    settings: dict[str, Any] = config.to_dict()
+    layers = settings.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise UserError(f"student.teacher: {type(config).__name__} has no num_hidden_layers; it cannot be pruned")
+    for layer in from_layers:
+        if layer >= layers:
+            raise UserError(
+                f"student.from_layers: the teacher has {layers} layers, numbered 0 to {layers - 1}; got {layer}"
+            )
+    for key, value in settings.items():
+        if "layer" in key and isinstance(value, list) and len(value) == layers:
+            settings[key] = [value[layer] for layer in from_layers]
+    settings["num_hidden_layers"] = len(from_layers)
+    return type(config).from_dict(settings)
+
+
+def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> dict[str, "torch.Tensor"]:
+    """``state`` with layer ``from_layers[i]`` renamed to i and the other layers dropped; UserError if it has none."""
+    kept: dict[str, torch.Tensor] = {}
+    renamed = False
+    for name, tensor in state.items():
+        match = LAYER.match(name)
+        if match is None:
+            kept[name] = tensor
+            continue
+        for new, old in enumerate(from_layers):
+            if int(match[2]) == old:
+                kept[f"{match[1]}{new}{match[3]}"] = tensor
+                renamed = True
+    if not renamed:
+        raise UserError("no weights are named `….layers.N.…`")
+    return kept
+
+
+def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
+    """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
+    import torch
+
+    return load_model(folder, "student", torch.float32, student.attention, student.trust_remote_code)
+
+
+def load_model_config(path: Path, key: str, trust_remote_code: bool = False) -> "PreTrainedConfig":
+    """The configuration of the model in a folder, of a multimodal one that of its language model.
+
+    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    """
+    return _whole_config(path, key, trust_remote_code).get_text_config()
+
+
+def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # what the settings of a stranger's model may make its class raise
+        why = why_not_loaded(error, how_to_trust(key))
+        raise UserError(
+            f"{key}: {path} (exists): cannot read a model configuration{why}; give the folder of a Hugging Face model"
+        ) from None
+
+
+def load_model(
+    folder: Path, key: str, dtype: "torch.dtype", attention: str = "auto", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """The causal language model in ``folder``, of a multimodal one its language model, ready to be saved again.
+
+    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    """
+    config = _whole_config(folder, key, trust_remote_code)
+    implementation = _attention(config.get_text_config(), attention)
+    load, options = _loader(config, f"{key}: {folder}", trust_remote_code)
+    try:
+        model, report = load(
+            folder,
+            dtype=dtype,
+            attn_implementation=implementation,
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
+        )
+    except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+        why = why_not_loaded(error, how_to_trust(key))
+        raise UserError(f"{key}: {folder}: cannot load the model{why}") from None
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise UserError(f"{key}: {folder}: {len(report['missing_keys'])} weights are missing, the first is {first}")
+    if is_nested(config):
+        vars(model).pop("_weight_conversions", None)  # by which it would be saved under the names it had before
+    mend_generation(model, str(folder))
+    return model
+
+
+def _loader(config: "PreTrainedConfig", where: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """What loads a causal language model of this configuration, and with which arguments."""
+    from transformers import AutoModelForCausalLM
+
+    if not is_nested(config):
+        return AutoModelForCausalLM.from_pretrained, {"trust_remote_code": trust_remote_code}
+    language_model = language_model_class(config)
+    if language_model is None:
+        raise UserError(
+            f"{where}: the language model of a {type(config).__name__} has no class of its own in transformers; choose "
+            "a model for text"
+        )
+    return language_model.from_pretrained, {"config": config.get_text_config(), "key_mapping": NESTED_NAMES}
+
+
+def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
+    """The implementation that ``student.attention`` means for this model; UserError if it would drop a feature."""
+    if attention == "auto":
+        return exact_attention(config)
+    check_attention(config, attention, key="student.attention")
+    return attention
+
+
+def _dtype(student: StudentConfig) -> "torch.dtype":
+    import torch
+
+    return getattr(torch, student.dtype)

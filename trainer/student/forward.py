@@ -1,0 +1,124 @@
+"""What is read off the student: the final hidden state at the rows that count, and the output head behind it.
+
+The vocabulary is the largest dimension, so the student never makes its logits: while it runs, its output head hands
+back nothing and remembers what it was given; the losses apply the head themselves, chunk by chunk (``losses/lean``).
+Padding is on the right and attention is causal, so padded rows need no mask at all and keep the fastest kernels.
+Packed rows carry ``position_ids`` that restart at 0 for each sample; transformers turns them into block-diagonal
+attention when no attention mask is passed. Its Flash Attention path does so for a single row only, so there the batch
+is flattened into one row first, without its padding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from schemas.errors import UserError
+from teacher_cache.output_head import OutputHead, logit_transform
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-3  # of the largest logit, between the head as it is applied here and the model's own logits
+
+
+def output_head(model: "PreTrainedModel") -> OutputHead:
+    """The model's output head, sharing its parameters. Raises UserError when it is not one matrix product.
+
+    Of a sharded model it is whole from a forward pass to the end of its backward pass: ask for it in between.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            f"student: the output head of a {type(model).__name__} is a {type(head).__name__}, wanted a Linear layer; "
+            "choose another student"
+        )
+    return OutputHead(head.weight, head.bias, *logit_transform(model.config.get_text_config()))
+
+
+def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = False) -> torch.Tensor:
+    """The final hidden state [N, D] at the N positions where ``batch["loss_mask"]`` holds, in row-major order.
+
+    model: a PreTrainedModel, or a wrapper around one. batch: tensors of a RowBatch; ``position_ids`` present if and
+    only if rows are packed. flatten: lay packed rows out as one row, for Flash Attention.
+    """
+    mask_RL = batch["loss_mask"]
+    inputs = {"input_ids": batch["input_ids"]}
+    if "position_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"]
+        if flatten:
+            real_RL = batch["attention_mask"]
+            inputs = {name: value[real_RL][None] for name, value in inputs.items()}
+            mask_RL = mask_RL[real_RL][None]
+    with _without_logits(model) as given:
+        model(**inputs, use_cache=False)
+    return given[0][mask_RL]
+
+
+@contextmanager
+def _without_logits(model: Any) -> Iterator[list[torch.Tensor]]:
+    """What the output head is given in the meantime; it makes no logits of it."""
+    inner = getattr(model, "module", model)  # distributed wrappers
+    head = inner.get_output_embeddings()
+    given: list[torch.Tensor] = []
+
+    def remember(hidden_RLD: torch.Tensor) -> torch.Tensor:
+        given.append(hidden_RLD)
+        return hidden_RLD[..., :1].clone()  # a view would be one of a tensor that FSDP watches
+
+    head.forward = remember
+    try:
+        yield given
+    finally:
+        del head.forward
+
+
+@torch.no_grad()
+def check_head(model: "PreTrainedModel") -> None:
+    """Raise UserError if the logits of this architecture are not what ``output_head`` makes of the hidden state."""
+    ids = torch.tensor([[1, 2, 3, 4]], device=next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    batch = {"input_ids": ids, "loss_mask": torch.ones_like(ids, dtype=torch.bool)}
+    hidden_ND = masked_hidden(model, batch)
+    ours_ND = output_head(model).logits(hidden_ND).float()
+    theirs_ND = model(input_ids=ids, use_cache=False).logits[0].float()
+    eps = torch.finfo(output_head(model).weight_VD.dtype).eps
+    model.train(was_training)
+    off, largest = (ours_ND - theirs_ND).abs().max().item(), theirs_ND.abs().max().item()
+    if off > max(TOLERANCE, 2 * eps) * largest:  # logits of broken weights are not compared
+        raise UserError(
+            f"student: a {type(model).__name__} makes its logits in an unknown way (off by {off:.3g} of "
+            f"{largest:.3g}); choose another student"
+        )
+
+
+@torch.no_grad()
+def check_packing(model: "PreTrainedModel", flatten: bool) -> None:
+    """Raise UserError if packed samples can see each other in this architecture (recurrent layers, old masks, …).
+
+    Changes the first of two packed samples and looks whether the final hidden states of the second one move.
+    """
+    device = next(model.parameters()).device
+    position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]] * 2, device=device)
+    second = position_ids.new_tensor([[False] * 4 + [True] * 4] * 2).bool()
+    seen = []
+    was_training = model.training
+    model.eval()
+    for first_sample in ([1, 2, 3, 4], [4, 4, 3, 4]):
+        input_ids = torch.tensor([[*first_sample, 1, 2, 3, 4]] * 2, device=device)
+        batch = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": torch.ones_like(second),
+            "loss_mask": second,
+        }
+        seen.append(masked_hidden(model, batch, flatten).float())
+    model.train(was_training)
+    moved = (seen[0] - seen[1]).abs().max().item()
+    if moved > 1e-4 * seen[0].abs().max().item():
+        raise UserError(
+            f"data.packing: packed samples of a {type(model).__name__} see each other (hidden states move by "
+            f"{moved:.3g}); set data.packing to false for this student"
+        )
