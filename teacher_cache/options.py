@@ -8,7 +8,9 @@ import numpy as np
 
 from schemas.cache_config import CaptureConfig, CodecConfig, Quantised
 from schemas.manifest import Signal
-from teacher_cache.records import Captured, HiddenSample
+from teacher_cache.records import Captured
+from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.hidden.record import HiddenSample
 
 LEAST_ENTRIES = 4
 
@@ -59,8 +61,8 @@ def _other_dtypes(
         other = quantised.model_copy(update={"dtype": dtype})
         again = []
         for one in captured:
-            changed: dict[str, Any] = {signal: _quantised_again(getattr(one, signal), quantised, other)}
-            again.append(replace(one, **changed))
+            changed = _quantised_again(one.side[signal], quantised, other)
+            again.append(replace(one, side={**one.side, signal: changed}))
         update: dict[str, Any] = {signal: other}
         yield Option(f"capture.{signal}.dtype={dtype}", signal, capture.model_copy(update=update), codec, again)
 
@@ -82,12 +84,12 @@ def _fewer_entries(captured: Captured, k: int) -> Captured:
 
 
 def _fewer_draws(captured: Captured, n: int) -> Captured:
-    assert captured.draws is not None
-    return replace(captured, draws=replace(captured.draws, ids=captured.draws.ids[:, :, :n]))
+    draws: DrawsSample = captured.side["draws"]
+    return replace(captured, side={**captured.side, "draws": replace(draws, ids=draws.ids[:, :, :n])})
 
 
 def _quantised_again(sample: HiddenSample, before: Quantised, after: Quantised) -> HiddenSample:
-    from teacher_cache.signals.hidden import quantise, to_floats, to_hidden_sample
+    from teacher_cache.signals.hidden.capture import quantise, to_floats, to_hidden_sample
 
     layers = [quantise(layer, after) for layer in to_floats(sample, before).unbind(dim=1)]
     return to_hidden_sample(sample.positions, layers)

@@ -20,7 +20,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from teacher_cache.query_key import QueryKey
-from teacher_cache.signals.attention import attention_scores
+from teacher_cache.signals.attention.capture import attention_scores
 
 CHUNK_WEIGHTS = 1 << 22  # attention weights that exist at one time; each takes about 30 bytes
 

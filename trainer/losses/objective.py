@@ -13,7 +13,7 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.train_config import LossConfig, Tail, TargetForm
 from teacher_cache.output_head import OutputHead
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden.capture import dequantise
 from trainer.losses.cross_entropy import cross_entropy_
 from trainer.losses.lean import head_loss
 from trainer.losses.schedule import always_zero, weight_at

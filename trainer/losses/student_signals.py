@@ -16,7 +16,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import LossConfig
 from teacher_cache.query_key import QueryKey
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden.capture import dequantise
 from trainer.losses.apc import apc_of_sequence
 from trainer.losses.lhsm import HiddenMaps
 from trainer.losses.schedule import always_zero

@@ -1,10 +1,8 @@
 """Which form of target a run learns from, and which signals of the cache it therefore reads."""
 
-from typing import get_args
-
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
-from schemas.manifest import Signal
+from schemas.signal_names import Signal, signal_names
 from schemas.train_config import LossConfig, TargetForm, TlaConfig
 from trainer.losses.schedule import always_zero
 
@@ -57,7 +55,7 @@ def needed_signals(losses: LossConfig, capture: CaptureConfig) -> tuple[Signal, 
         wanted |= {"logits"} if form == "draws" and _has_head(capture) else set()
     wanted |= {"hidden"} if losses.lhsm is not None else set()
     wanted |= {"attention"} if losses.apc is not None else set()
-    return tuple(signal for signal in get_args(Signal) if signal in wanted)
+    return tuple(signal for signal in signal_names() if signal in wanted)
 
 
 def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:

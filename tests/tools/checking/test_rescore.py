@@ -19,7 +19,7 @@ from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.engines import transformers as engine
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.logits import reduce_logits
+from teacher_cache.signals.logits.capture import reduce_logits
 from tools.checking.rescore import rescore
 from tools.cli import main
 
@@ -55,7 +55,7 @@ def shifted(by: int) -> Any:
             for request in requests
         ]
         return [
-            Captured(_at(found.logits, request.logits_positions), found.hidden)
+            Captured(_at(found.logits, request.logits_positions), found.side)
             for found, request in zip(score(self, moved), requests, strict=True)
         ]
 

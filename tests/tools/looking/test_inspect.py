@@ -17,7 +17,7 @@ from support.synthetic import random_shards, write_cache
 from support.workspace import cache_tree
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
 from tools.cli import main
 from tools.looking.inspect import describe, sample_rows
 

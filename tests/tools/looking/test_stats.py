@@ -15,8 +15,8 @@ from schemas.errors import CorruptCacheError
 from support.golden import GOLDEN
 from support.synthetic import logits_sample, random_shards, token_sample, write_cache
 from support.worded import worded_pair
-from teacher_cache.records import DrawsSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.draws.record import DrawsSample
 from tools.cli import main
 from tools.looking.figures import exact_column, kept, read_draws_of, row_figures
 from tools.looking.stats import source_file, stats

@@ -16,11 +16,11 @@ from support.golden import GOLDEN, SIGNALS
 from support.signed import public_key, sign
 from support.synthetic import random_shards, write_cache
 from support.worded import worded_pair
-from teacher_cache.records import HiddenSample
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
+from teacher_cache.signals.hidden.record import HiddenSample
 from tools.cli import main
 from tools.report.page import MOST_BYTES, report, spread
 from tools.report.sample_columns import MOST_TOKENS, _norms
