@@ -74,8 +74,8 @@ def test_no_row_at_all() -> None:
     assert sample.heads.tolist() == [0]
 
 
-def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> attention.AttentionRows:
-    return attention._join([attention._reduce(weights_HPS, n_keys)], 0, len(weights_HPS), n_keys)
+def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> capture.AttentionRows:
+    return capture._join([capture._reduce(weights_HPS, n_keys)], 0, len(weights_HPS), n_keys)
 
 
 def weights_of_entropies() -> torch.Tensor:
