@@ -54,6 +54,12 @@ class SideSignal(Generic[Settings, Sample, Batch]):
     is_target = False  # losses of the output head can learn from it, so that all rows that count must have it
     needs_head = False  # goes with the teacher's output head as a file of the cache
 
+    def check_teacher(self, name: str, settings: Settings, text_config: Any, max_tokens: int) -> None:
+        """Raise UserError if a teacher of this configuration cannot give the signal ``name``, as its settings ask.
+
+        max_tokens: of the longest sequence.
+        """
+
     def codec(self, settings: Settings, manifest: Manifest, table: CodeTable | None) -> SideCodec[Sample]:
         """The codec of a cache; ``table``: of its shard, for signals that have ids."""
         raise NotImplementedError

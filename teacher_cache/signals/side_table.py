@@ -22,3 +22,9 @@ SIDE_SIGNALS: dict[str, SideSignal[Any, Any, Any]] = {
 def needs_head(capture: CaptureConfig) -> bool:
     """Whether a signal is asked for that the teacher's output head is stored with."""
     return any(SIDE_SIGNALS[name].needs_head for name in capture.side_settings)
+
+
+def check_teacher(capture: CaptureConfig, text_config: Any, max_tokens: int) -> None:
+    """Raise UserError if a teacher of this configuration cannot give a side signal that is asked for."""
+    for name, settings in capture.side_settings.items():
+        SIDE_SIGNALS[name].check_teacher(name, settings, text_config, max_tokens)

@@ -29,7 +29,7 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.problem import Problem, problems
@@ -65,7 +65,7 @@ def verify(
     storage = Storage(url)
     manifest = up_to_date_manifest(storage)
     found = [problem for check in checks for problem in problems(partial(check, storage, manifest), storage)]
-    manifest = listed(storage, manifest)
+    manifest = with_lists(storage, manifest)
     tables = {table_path(digest) for digest in manifest.tables}
     structure = list(_structure(storage, manifest))
     found += structure

@@ -11,6 +11,7 @@ from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.signals.attention.codec import AttentionCodec
 from teacher_cache.signals.attention.record import AttentionBatch, AttentionSample
+from teacher_cache.signals.layer_checks import check_attention_layer
 from teacher_cache.signals.side_signal import Entries, SideSignal
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ class AttentionSignal(SideSignal[AttentionCapture, AttentionSample, AttentionBat
     """See the module. Decoding checks all there is to check."""
 
     batch = AttentionBatch
+
+    def check_teacher(self, name: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
+        """Whether it has such a layer and such attention heads."""
+        check_attention_layer(name, settings, text_config, max_tokens)
 
     def codec(self, settings: AttentionCapture, manifest: Manifest, table: CodeTable | None) -> AttentionCodec:
         """Of as many attention heads and keys as the settings say."""

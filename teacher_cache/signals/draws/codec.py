@@ -121,7 +121,7 @@ def _all_times(repeats: np.ndarray, n_rows: int, n_draws: int) -> tuple[np.ndarr
             count += ones
             left -= ones * times
         counts_R[r] = count
-    used = np.int64(at)  # numba raises with the first value of a variable that has several
-    if used != len(repeats):
-        raise ValueError("repeats", len(repeats), used)
+    n_read = np.int64(at)  # numba raises with the first value of a variable that has several
+    if n_read != len(repeats):
+        raise ValueError("repeats", len(repeats), n_read)
     return times_E[:n_entries], counts_R

@@ -9,6 +9,7 @@ from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.signals.hidden.codec import HiddenCodec
 from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample, HiddenStates
+from teacher_cache.signals.layer_checks import check_hidden_layers, check_width
 from teacher_cache.signals.side_signal import SideSignal
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
     """Hidden states of any kind."""
 
     batch = HiddenBatch
+
+    def check_teacher(self, name: str, settings: Settings, text_config: Any, max_tokens: int) -> None:
+        """Whether its states have a width that can be stored."""
+        check_width(name, settings, text_config)
 
     def labels(self, settings: Settings, num_layers: int) -> list[str]:
         """What each stored layer is, in words."""
@@ -38,6 +43,11 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
 
 class HiddenSignal(StatesSignal[HiddenCapture]):
     """See the module."""
+
+    def check_teacher(self, name: str, settings: HiddenCapture, text_config: Any, max_tokens: int) -> None:
+        """And whether it has the layers."""
+        super().check_teacher(name, settings, text_config, max_tokens)
+        check_hidden_layers(name, settings, text_config)
 
     def labels(self, settings: HiddenCapture, num_layers: int) -> list[str]:
         """By their numbers, which rise."""

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.cache_config import AttentionCapture, CaptureConfig, FinalCapture, HiddenCapture, layer_number
 from schemas.errors import UserError
-from teacher_cache.layer_checks import check_layers
+from teacher_cache.signals.side_table import check_teacher
 
 
 def config(**changes: Any) -> SimpleNamespace:
@@ -16,7 +16,7 @@ def config(**changes: Any) -> SimpleNamespace:
 
 
 def check(text_config: SimpleNamespace, max_tokens: int = 100, **capture: Any) -> None:
-    check_layers(CaptureConfig(**capture), text_config, max_tokens)
+    check_teacher(CaptureConfig(**capture), text_config, max_tokens)
 
 
 @pytest.mark.parametrize(
