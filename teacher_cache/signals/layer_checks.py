@@ -13,7 +13,7 @@ def check_width(signal: str, settings: Quantised, text_config: Any) -> None:
     """Raise UserError when the teacher's hidden states cannot be stored in this dtype."""
     if settings.dtype == "int4" and text_config.hidden_size % 2:
         raise UserError(
-            f"capture.{signal}.dtype: int4 keeps two channels in a byte, and the teacher has {text_config.hidden_size}; "
+            f"capture.{signal}.dtype: int4 keeps two channels in a byte, the teacher has {text_config.hidden_size}; "
             "choose int8"
         )
 
