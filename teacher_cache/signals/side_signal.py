@@ -12,6 +12,7 @@ import numpy as np
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import LogitsSample
+from teacher_cache.signals.alternatives import Alternative
 
 if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
@@ -89,6 +90,10 @@ class SideSignal(Generic[Settings, Sample, Batch]):
     def figures(self, sample: Sample, settings: Settings) -> dict[str, dict[int, Any]]:
         """What ``cache-tools inspect`` shows of a sample: by name of a figure, plain data by row."""
         return {}
+
+    def alternatives(self, settings: Settings, channels: int) -> Iterator[Alternative]:
+        """Settings under which it takes more or less, for a teacher whose hidden states have so many channels."""
+        return iter(())
 
     def ids(self, sample: Sample) -> np.ndarray:
         """All token ids that a sample holds, [E], as often as they occur: the code table follows from that."""

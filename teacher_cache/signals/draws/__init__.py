@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from schemas.cache_config import DrawsCapture
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import LogitsSample
+from teacher_cache.signals.alternatives import Alternative, halves
 from teacher_cache.signals.draws.codec import DrawsCodec
 from teacher_cache.signals.draws.contradictions import draws_contradictions
 from teacher_cache.signals.draws.record import DrawsBatch, DrawsSample
@@ -45,6 +48,11 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
         """The tokens drawn at each temperature."""
         return {"drawn_ids": dict(zip(sample.positions.tolist(), sample.ids.tolist(), strict=True))}
 
+    def alternatives(self, settings: DrawsCapture, channels: int) -> Iterator[Alternative]:
+        """Fewer draws."""
+        for n in halves(settings.n):
+            yield Alternative(f"n={n}", settings.model_copy(update={"n": n}), partial(_first_draws, n))
+
     def ids(self, sample: DrawsSample) -> np.ndarray:
         """As often as each was drawn."""
         return sample.ids.reshape(-1)
@@ -60,3 +68,7 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Of the stored entries."""
         return draws_contradictions(sample, logits, settings, manifest)
+
+
+def _first_draws(n: int, sample: DrawsSample) -> DrawsSample:
+    return replace(sample, ids=sample.ids[:, :, :n])

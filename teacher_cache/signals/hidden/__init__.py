@@ -1,5 +1,7 @@
 """The ``hidden`` signal: the residual stream after chosen decoder layers."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from schemas.cache_config import HiddenCapture, Quantised
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.signals.alternatives import Alternative, other_values
 from teacher_cache.signals.hidden.codec import HiddenCodec
 from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample, HiddenStates
 from teacher_cache.signals.layer_checks import check_hidden_layers, check_width
@@ -27,6 +30,13 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
     def check_teacher(self, name: str, settings: Settings, text_config: Any, max_tokens: int) -> None:
         """Whether its states have a width that can be stored."""
         check_width(name, settings, text_config)
+
+    def alternatives(self, settings: Settings, channels: int) -> Iterator[Alternative]:
+        """The other dtypes."""
+        for dtype in other_values(Quantised, "dtype", settings.dtype):
+            if dtype != "int4" or channels % 2 == 0:
+                other = settings.model_copy(update={"dtype": dtype})
+                yield Alternative(f"dtype={dtype}", other, partial(_requantised, settings, other))
 
     def labels(self, settings: Settings, num_layers: int) -> list[str]:
         """What each stored layer is, in words."""
@@ -81,6 +91,13 @@ def floats(stored: HiddenSample | HiddenBatch, settings: Quantised) -> np.ndarra
     from teacher_cache.signals.hidden.capture import to_floats
 
     return to_floats(stored, settings).numpy()
+
+
+def _requantised(before: Quantised, after: Quantised, sample: HiddenSample) -> HiddenSample:
+    from teacher_cache.signals.hidden.capture import quantise, to_floats, to_hidden_sample
+
+    layers = [quantise(layer, after) for layer in to_floats(sample, before).unbind(dim=1)]
+    return to_hidden_sample(sample.positions, layers)
 
 
 def norms(sample: HiddenSample, settings: Quantised) -> dict[int, list[float]]:
