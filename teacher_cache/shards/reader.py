@@ -294,11 +294,16 @@ class CacheReader:
         places = _places(rows, lengths)
         padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(filled) if stop < n_tokens]
         self._fill(batch, places, padding, at, threads)
-        return replace(batch, side={name: self._joined(places, name) for name in self.signals if name in SIDE_SIGNALS})
+        side = {name: self._joined(name, places, at) for name in self.signals if name in SIDE_SIGNALS}
+        return replace(batch, side=side)
 
-    def _joined(self, places: list[Place], signal: Signal) -> Any:
-        """The batch of a side signal."""
-        samples = [self.read(place.sample, signal) for place in places]
+    def _joined(self, signal: Signal, places: list[Place], at: dict[int, Located]) -> Any:
+        """The batch of a side signal: samples of shards with the same code table are decoded together."""
+        samples: list[Any] = []
+        for _, group in itertools.groupby(places, lambda place: at[place.sample].shard.table):
+            found = [place.sample for place in group]
+            decode = self._side_codec(found[0], signal).decode
+            samples += self._decoded([at[sample] for sample in found], signal, decode)
         return SIDE_SIGNALS[signal].join(samples, entries_of(places, samples))
 
     def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from schemas.cache_config import Positions
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import LogitsSample
@@ -18,10 +19,21 @@ if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
     from teacher_cache.signals.tap import Tap
 
+MOST_NUMBERS = 50
 Settings = TypeVar("Settings")
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
 Coded = TypeVar("Coded")
+
+
+def listed_numbers(numbers: Sequence[float]) -> str:
+    """The first of them, in words."""
+    return ", ".join(f"{number:g}" for number in numbers[:MOST_NUMBERS])
+
+
+def rows_in_words(positions: Positions) -> str:
+    """Which rows are stored."""
+    return positions if isinstance(positions, str) else f"every {positions.every}"
 
 
 class SideCodec(Protocol[Coded]):
@@ -51,6 +63,7 @@ class SideSignal(Generic[Settings, Sample, Batch]):
     """
 
     batch: type[Batch]
+    title: str  # what it is, as a noun
     has_ids = False  # holds token ids, which are coded with the shard's code table; then ``ids`` gives them
     is_target = False  # losses of the output head can learn from it, so that all rows that count must have it
     needs_head = False  # goes with the teacher's output head as a file of the cache
@@ -60,6 +73,10 @@ class SideSignal(Generic[Settings, Sample, Batch]):
 
         max_tokens: of the longest sequence.
         """
+
+    def in_words(self, settings: Settings, num_layers: int) -> str:
+        """What is stored, in a line, of a teacher of so many decoder layers."""
+        raise NotImplementedError
 
     def codec(self, settings: Settings, manifest: Manifest, table: CodeTable | None) -> SideCodec[Sample]:
         """The codec of a cache; ``table``: of its shard, for signals that have ids."""

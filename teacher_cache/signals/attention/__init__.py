@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.cache_config import AttentionCapture
+from schemas.cache_config import AttentionCapture, layer_number
 from schemas.manifest import Manifest
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.signals.attention.codec import AttentionCodec
 from teacher_cache.signals.attention.record import AttentionBatch, AttentionSample
 from teacher_cache.signals.layer_checks import check_attention_layer
-from teacher_cache.signals.side_signal import Entries, SideSignal
+from teacher_cache.signals.side_signal import Entries, SideSignal, rows_in_words
 
 if TYPE_CHECKING:
     from teacher_cache.signals.tap import Tap
@@ -22,10 +22,16 @@ class AttentionSignal(SideSignal[AttentionCapture, AttentionSample, AttentionBat
     """See the module. Decoding checks all there is to check."""
 
     batch = AttentionBatch
+    title = "attention rows"
 
     def check_teacher(self, name: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
         """Whether it has such a layer and such attention heads."""
         check_attention_layer(name, settings, text_config, max_tokens)
+
+    def in_words(self, settings: AttentionCapture, num_layers: int) -> str:
+        """The layer, how many attention heads and keys, and which rows."""
+        layer, rows = layer_number(settings.layer, num_layers), rows_in_words(settings.positions)
+        return f"layer {layer}; {settings.n_heads} heads; {settings.keys} keys; rows: {rows}"
 
     def codec(self, settings: AttentionCapture, manifest: Manifest, table: CodeTable | None) -> AttentionCodec:
         """Of as many attention heads and keys as the settings say."""

@@ -16,7 +16,7 @@ from teacher_cache.signals.alternatives import Alternative, halves
 from teacher_cache.signals.draws.codec import DrawsCodec
 from teacher_cache.signals.draws.contradictions import draws_contradictions
 from teacher_cache.signals.draws.record import DrawsBatch, DrawsSample
-from teacher_cache.signals.side_signal import SideSignal
+from teacher_cache.signals.side_signal import SideSignal, listed_numbers
 
 if TYPE_CHECKING:
     from teacher_cache.signals.tap import Tap
@@ -26,8 +26,14 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
     """See the module."""
 
     batch = DrawsBatch
+    title = "draws"
     has_ids = True
     is_target = True
+
+    def in_words(self, settings: DrawsCapture, num_layers: int) -> str:
+        """How many, from what, at which temperatures."""
+        where = "the tail" if settings.region == "tail" else "the whole distribution"
+        return f"{settings.n} from {where}; temperatures {listed_numbers(settings.temperatures)}"
 
     def codec(self, settings: DrawsCapture, manifest: Manifest, table: CodeTable | None) -> DrawsCodec:
         """With the shard's code table."""

@@ -14,6 +14,7 @@ from teacher_cache.records import LogitsSample
 from teacher_cache.signals.hidden import StatesSignal, floats, norms
 from teacher_cache.signals.hidden.codec import HiddenCodec
 from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample, HiddenStates
+from teacher_cache.signals.side_signal import rows_in_words
 
 if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 class FinalSignal(StatesSignal[FinalCapture]):
     """See the module."""
 
+    title = "final hidden states"
     is_target = True
     needs_head = True
 
     def labels(self, settings: FinalCapture, num_layers: int) -> list[str]:
         """One."""
         return ["final hidden state"]
+
+    def in_words(self, settings: FinalCapture, num_layers: int) -> str:
+        """Dtype and rows."""
+        return f"{settings.dtype}; rows: {rows_in_words(settings.positions)}"
 
     def codec(self, settings: FinalCapture, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
         """Of one layer."""

@@ -13,7 +13,7 @@ from teacher_cache.signals.alternatives import Alternative, other_values
 from teacher_cache.signals.hidden.codec import HiddenCodec
 from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample, HiddenStates
 from teacher_cache.signals.layer_checks import check_hidden_layers, check_width
-from teacher_cache.signals.side_signal import SideSignal
+from teacher_cache.signals.side_signal import SideSignal, listed_numbers, rows_in_words
 
 if TYPE_CHECKING:
     from teacher_cache.signals.tap import Tap
@@ -54,6 +54,8 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
 class HiddenSignal(StatesSignal[HiddenCapture]):
     """See the module."""
 
+    title = "hidden states"
+
     def check_teacher(self, name: str, settings: HiddenCapture, text_config: Any, max_tokens: int) -> None:
         """And whether it has the layers."""
         super().check_teacher(name, settings, text_config, max_tokens)
@@ -62,6 +64,11 @@ class HiddenSignal(StatesSignal[HiddenCapture]):
     def labels(self, settings: HiddenCapture, num_layers: int) -> list[str]:
         """By their numbers, which rise."""
         return [f"hidden states, layer {number}" for number in settings.layer_numbers(num_layers)]
+
+    def in_words(self, settings: HiddenCapture, num_layers: int) -> str:
+        """Layers, dtype and rows."""
+        layers = listed_numbers(settings.layer_numbers(num_layers))
+        return f"layers {layers}; {settings.dtype}; rows: {rows_in_words(settings.positions)}"
 
     def codec(self, settings: HiddenCapture, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
         """Of all layers together."""

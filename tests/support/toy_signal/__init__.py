@@ -25,6 +25,10 @@ class NormsCapture(Strict):
 
 class NormsSignal(SideSignal[NormsCapture, NormsSample, NormsBatch]):
     batch = NormsBatch
+    title = "norms"
+
+    def in_words(self, settings: NormsCapture, num_layers: int) -> str:
+        return f"of layer {settings.layer} and of the final state"
 
     def codec(self, settings: NormsCapture, manifest: Manifest, table: CodeTable | None) -> NormsCodec:
         return NormsCodec(manifest.codec)

@@ -22,9 +22,12 @@ from support.toy_signal.codec import NormsCodec
 from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.api import open_cache
+from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.checking.verify import verify
+from tools.finding.words import capture_in_words
 from tools.looking.inspect import sample_rows
 from trainer.data.batches import to_tensors
 
@@ -100,6 +103,7 @@ def test_batches_hold_what_the_samples_do(url: str) -> None:
 
 def test_tools_see_it(url: str, tmp_path: Path) -> None:
     assert verify(url).problems == []
+    assert capture_in_words(read_manifest(Storage(url)))["norms"] == "of layer 1 and of the final state"
     reader = CacheReader(url, ("tokens", "norms"))
     sample = reader.read(0, "norms")
     shown = sample_rows(url, reader.key(0), limit=3)
