@@ -153,16 +153,15 @@ def test_a_temperature_is_seen_with_one_entry_a_row(folder: Path, tmp_path: Path
 
 
 def test_hidden_states_of_other_rows_are_found(folder: Path, tmp_path: Path) -> None:
-    stored = engine.TransformersEngine._stored
+    pieces = engine.TransformersEngine._pieces
 
-    def wrong(self: Any, row: int, positions: Any, layers: Any, capture: Any) -> Any:
-        found = stored(self, row, (positions - 1).clip(0), layers, capture)
-        return type(found)(**(vars(found) | {"positions": positions}))
+    def wrong(self: Any, tap: Any, row: int, request: Request, at: Any, *logits: Any) -> Any:
+        return pieces(self, tap, row, request, (at - 1).clip(0), *logits)
 
     capture = CAPTURE | {"hidden": {"layers": [1], "positions": "all"}, "final": {"dtype": "bfloat16"}}
-    with mock.patch.object(engine.TransformersEngine, "_stored", wrong), pytest.raises(UserError):
+    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong), pytest.raises(UserError):
         cached(folder, tmp_path / "refused", 0, capture)  # final hidden states are checked when they are written
-    with mock.patch.object(engine.TransformersEngine, "_stored", wrong):
+    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong):
         url = cached(folder, tmp_path / "cache", 0, CAPTURE | {"hidden": {"layers": [1], "positions": "all"}})
     (problem,) = rescore(url, str(folder / "teacher-0"), samples=8).problems
     assert "the hidden states, layer 1 is" in problem
