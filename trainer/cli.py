@@ -79,14 +79,14 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     _read_manifests(settings.data)
+    from teacher_cache.stop_request import StopRequest
     from trainer.distiller import distill
-    from trainer.run.interrupts import stop_on_signals
     from trainer.run.progress_bar import progress_callbacks
     from trainer.student.parallel import leave_together
 
     if is_other_rank():
         logging.disable(logging.INFO)
-    with stop_on_signals() as stop:
+    with StopRequest().listening("this step") as stop:
         summary = distill(settings, stop, progress_callbacks())
     interrupted = summary["ended"] == "interrupted"
     if not is_other_rank():
