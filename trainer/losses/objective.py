@@ -51,6 +51,9 @@ class Objective:
 
     def __init__(self, settings: LossConfig, capture: CaptureConfig) -> None:
         """``capture`` is the cache's. Raises UserError when it does not have what a loss learns from."""
+        for name in type(settings).model_fields:
+            if name not in LOSSES:
+                raise NotImplementedError(f"losses.{name}: has settings, but no line in trainer/losses/table.py")
         self.losses: dict[str, Loss[Any]] = {}
         for name, kind in LOSSES.items():
             own = getattr(settings, name, None)

@@ -48,6 +48,8 @@ def make_toy_config(make_config: Callable[..., TrainConfig]) -> Callable[..., To
 def test_the_table_has_a_line_for_each_loss_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert list(LOSSES) == list(LossConfig.model_fields)
+    with pytest.raises(NotImplementedError, match=r"losses\.z_loss: has settings, but no line in"):
+        Objective(ToyLosses(), CaptureConfig())
 
 
 def test_an_added_loss_trains_alone(make_toy_config) -> None:
