@@ -39,8 +39,8 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     """
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
-    from trainer.distiller import quiet_transformers
     from trainer.run.owner import only_run_in
+    from trainer.run.quiet import quiet_transformers
     from trainer.student.build import load_model_config, materialise_student
     from trainer.student.preflight import check_output
 
@@ -152,9 +152,9 @@ def evaluate(
     """
     configure_logging(verbose)
     from teacher_cache.trust.required import Required
-    from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
     from trainer.run.progress_bar import batch_progress
+    from trainer.run.quiet import quiet_transformers
 
     quiet_transformers()
     required = Required(digest, signed_by)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import transformers
 from transformers import TrainerCallback
 
 from schemas.train_config import TrainConfig
@@ -37,6 +36,7 @@ from trainer.run.metrics import cut_metrics, reports
 from trainer.run.model_card import model_card
 from trainer.run.owner import only_run_in
 from trainer.run.pickles import check_checkpoint, only_data
+from trainer.run.quiet import quiet_transformers
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
 from trainer.student.build import load_model_config, load_student, materialise_student
@@ -242,9 +242,3 @@ def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | No
         "target": prepared.objective.target,
         "output": str(run.output),
     }
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' own messages and progress bars off the terminal; ours say what matters."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
