@@ -89,7 +89,7 @@ def test_the_text(url: str) -> None:
         "in steps of 1/16 nat",
         f"cache-tools pull URL_OF_THIS_CACHE FOLDER --digest {manifest.sha256}\n",
         "- licence: not stated",
-        f"with the key `{public_key(1)}` by somebody who gives the name `Ann`",
+        f"with the key `{public_key(1)}`; self-stated name `Ann`",
     ):
         assert part in text
     assert "Bob" not in text
