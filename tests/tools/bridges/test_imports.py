@@ -216,7 +216,7 @@ def test_files_of_several_exports_are_not_mixed(originals: Path, tmp_path: Path,
     export(str(tmp_path / "cache"), str(tmp_path / "other"), "parquet", None, 100, lambda *_: None)
     shutil.copytree(originals / "parquet", tmp_path / "in")
     shutil.copy(tmp_path / "other/data/train-00000.parquet", tmp_path / "in/data/train-00001.parquet")
-    refused(tmp_path / "in", tmp_path / "out", "parquet", "another cache", teacher)
+    refused(tmp_path / "in", tmp_path / "out", "parquet", "a different cache", teacher)
 
 
 def test_rows_too_large_and_files_of_other_kinds_are_refused(

@@ -156,7 +156,7 @@ def test_a_catalogue_that_is_not_one(root: Path, text: str, problem: str, monkey
 def test_a_catalogue_of_the_future(root: Path) -> None:
     catalog = scan(str(root)).model_copy(update={"catalog_version": 2})
     write(Storage(str(root)), catalog)
-    with pytest.raises(UserError, match="catalog_version 2 is newer"):
+    with pytest.raises(UserError, match="catalog_version 2, wanted at most 1"):
         read(str(root))
 
 
