@@ -1,8 +1,8 @@
-"""What do the losses on the student's inside cost? A training step with all four against the same step with TLA only.
+"""Cost of the losses on the student's internals: a training step with all four losses against one with TLA only.
 
-A random Llama of 60 M parameters, one row of 512 tokens with a batch as a cache gives it: top 64 of every token, int8
-hidden states of three layers at every token, attention rows of three heads at every eighth. Time: one process, steps by
-turns, medians. Memory: one process for each, its peak.
+A random Llama of 60 M parameters and a batch of one row of 512 tokens, in the form a cache delivers: top 64 of every
+token, int8 hidden states of three layers at every token, attention rows of three attention heads at every eighth. Time:
+medians of alternating steps in one process. Memory: peak of one process per arm.
 """
 
 import statistics
@@ -83,7 +83,7 @@ def make_step(arm: str) -> Step:
 
 
 def make_manifest() -> Any:
-    """What the losses ask of a cache's manifest."""
+    """A stub of a cache's manifest with what the losses read."""
     from types import SimpleNamespace
 
     from schemas.cache_config import AttentionCapture, CaptureConfig, HiddenCapture
@@ -93,7 +93,7 @@ def make_manifest() -> Any:
 
 
 def make_batch() -> dict[str, Any]:
-    """Random values of the shapes and dtypes that a cache gives."""
+    """A batch of random values, with the shapes and dtypes of a cache's."""
     import torch
 
     from schemas.cache_config import HiddenCapture
