@@ -18,26 +18,26 @@ from teacher_cache.signals.encoders import make_code_table, side_codecs
 from teacher_cache.signals.logits.codec import LogitsCodec
 from teacher_cache.signals.side_signal import SideCodec
 from teacher_cache.signals.side_table import SIDE_SIGNALS
-from tools.making.derived import Part, read_payloads
+from tools.making.derived import ShardSlice, read_payloads
 
 MAX_OPEN_TABLES = 4  # each takes megabytes
 MOST_STEPS = {"float32": 1024, "float16": 32, "bfloat16": 4}
-"""Steps a nat that floats are exact enough for: at -64 nat their error is at most half a step."""
+"""Finest steps per nat for which floats are exact enough: at -64 nat their error is at most half a step."""
 FEWER_BITS = {("float32", "float16"), ("float32", "bfloat16"), ("float16", "bfloat16")}
 
 
 def check_not_finer(old: CodecConfig, new: CodecConfig) -> None:
-    """Raise UserError when ``new`` says of log-probabilities more than ``old`` keeps."""
+    """Raise UserError when ``new`` asks for more precise log-probabilities than ``old`` stores."""
     steps, most = new.logprob_steps_per_nat, MOST_STEPS.get(old.logprobs, old.logprob_steps_per_nat)
     if new.logprobs == "steps" and steps > most:
         raise UserError(
-            f"codec.logprob_steps_per_nat: {steps}: what the cache stores ({_named(old)}) is exact enough for at most "
-            f"{most} steps a nat; ask for fewer (--steps-per-nat), or cache the teacher again"
+            f"codec.logprob_steps_per_nat: {steps}, wanted at most {most}: the cache stores {_named(old)}; lower "
+            "--steps-per-nat, or cache the teacher again"
         )
     if new.logprobs not in ("steps", old.logprobs) and (old.logprobs, new.logprobs) not in FEWER_BITS:
         raise UserError(
-            f"codec.logprobs: {new.logprobs}: not coarser than what the cache stores ({_named(old)}), so it would take "
-            "more room and be no more exact; cache the teacher again with this setting"
+            f"codec.logprobs: {new.logprobs}: not coarser than the cache's {_named(old)}, so it would take more space "
+            "without being more precise; cache the teacher again with this setting"
         )
 
 
@@ -46,32 +46,35 @@ def _named(codec: CodecConfig) -> str:
 
 
 def first_entries(sample: LogitsSample, k: int) -> LogitsSample:
-    """The likeliest ``k`` entries of every row; all else as it was."""
+    """``sample`` with only the likeliest ``k`` entries of every row."""
     return replace(sample, counts=sample.counts.clip(max=k), ids=sample.ids[:, :k], logprobs=sample.logprobs[:, :k])
 
 
 class Recoder:
-    """Makes payloads of the cache ``new`` of those of ``old``, which is at ``source``; ``use_table`` first."""
+    """Re-encoder of payloads from the settings of ``old``, stored at ``source``, to those of ``new``.
+
+    Call ``use_table`` before the first payload.
+    """
 
     def __init__(self, source: Storage, old: Manifest, new: Manifest) -> None:
         self._source, self._old, self._new = source, old, new
         self._decoders = lru_cache(MAX_OPEN_TABLES)(self._open)
 
-    def code_table(self, parts: Sequence[Part]) -> np.ndarray:
-        """A code table (uint32 [V]) made from the ids of these samples."""
+    def code_table(self, parts: Sequence[ShardSlice]) -> np.ndarray:
+        """Build a code table (uint32 [V]) from the token ids of these samples."""
         return make_code_table(self._captured(parts), self._old.teacher.vocab_size)
 
     def use_table(self, table: np.ndarray) -> None:
         """Code token ids with ``table``."""
         self._encoders = _codecs(self._new, CodeTable(table))
 
-    def __call__(self, part: Part, row: int, signal: Signal, payload: bytes) -> bytes:
+    def __call__(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> bytes:
         """A sample's payload in the new cache; of signals without token ids as it is. Raises CorruptCacheError."""
         if signal not in self._encoders:
             return payload
         return self._encoders[signal].encode(self._decoded(part, row, signal, payload))
 
-    def _captured(self, parts: Sequence[Part]) -> Iterator[Captured]:
+    def _captured(self, parts: Sequence[ShardSlice]) -> Iterator[Captured]:
         side = [name for name in self._old.capture.side_settings if SIDE_SIGNALS[name].has_ids]
         for part in parts:
             payloads = [read_payloads(self._source, part.index, signal, part.rows) for signal in ("logits", *side)]
@@ -85,7 +88,7 @@ class Recoder:
         table = read_table(self._source, digest, self._old.teacher.vocab_size)
         return _codecs(self._old, CodeTable(table))
 
-    def _decoded(self, part: Part, row: int, signal: Signal, payload: bytes) -> Any:
+    def _decoded(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> Any:
         """A sample's record of a signal with token ids, with no more entries a row than the new cache has."""
         try:
             sample = self._decoders(part.index.table)[signal].decode(payload, part.index.num_tokens[row])

@@ -6,20 +6,17 @@ LATER is looked at: less than 1 % of the time of reading.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
+from teacher_cache.output_head import OutputHead
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.logits.consistency import contradictions, rows_of_batch
 from teacher_cache.signals.side_table import SIDE_SIGNALS
+from trainer.data.readable import Cache
 from trainer.data.row_plan import RowPlan
-
-if TYPE_CHECKING:
-    from teacher_cache.output_head import OutputHead
-    from trainer.data.batches import Cache
 
 FIRST = 2  # reads of which every row is looked at
 LATER = 64  # reads, of one of which one row is
@@ -60,7 +57,7 @@ class CheckedReader(CacheReader):
                 raise _refused(where + (" and those packed with it" if len(rows[row]) > 1 else ""), problem, self.url)
 
 
-def check_first_samples(caches: Sequence["Cache"], plan: RowPlan, row: int, head: "OutputHead | None") -> None:
+def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: OutputHead | None) -> None:
     """Raise UserError where targets in other signals, of the samples from ``row`` on, are not those of their logits.
 
     Training reads these signals without the logits, which may not even be there: then nothing can be said.
@@ -84,7 +81,7 @@ def check_first_samples(caches: Sequence["Cache"], plan: RowPlan, row: int, head
             continue  # what is needed is read by training, which will say so
 
 
-def _check_against_logits(reader: CacheReader, sample: int, head: "OutputHead | None") -> None:
+def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | None) -> None:
     logits = reader.read_logits(sample)
     for name, settings in reader.manifest.capture.side_settings.items():
         kind = SIDE_SIGNALS[name]
