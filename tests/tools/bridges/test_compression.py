@@ -24,7 +24,7 @@ def test_bits_are_packed_from_the_highest(bits: int, monkeypatch: pytest.MonkeyP
 
 
 def test_polynomials_residuals_and_differences_are_decoded() -> None:
-    """One row by hand, k = 6: two bfloat16 values; 1 + 2t - √t, with a 4-bit residual bin (scale 0.5) on its first two."""
+    """One row by hand, k = 6: two bfloat16 values; 1 + 2t - √t, the first two with 4-bit residuals of scale 0.5."""
     settings = Compression(
         d=300, k=6, exact_k=2, exact_dtype="bfloat16", polynomial_terms=[0, 1, "sqrt"],
         residual_bins=[{"scale_dtype": "float16", "element_bits": 4, "num_elements": 2}], delta_encoding=False,

@@ -146,9 +146,7 @@ def test_an_estimate_is_the_rest_spread_evenly(tmp_path: Path, teacher: Path) ->
     found = CacheReader(str(tmp_path / "out")).read_logits(0)
     np.testing.assert_allclose(found.next_logprob, np.log([0.25, 0.2]), atol=1 / 512)
     write_raw(tmp_path / "in2", [[7, 9, 9, 9]], [[[1, 5, 300]] * 3], [values.tolist()])
-    with pytest.raises(
-        UserError, match="log-partition at temperature 1 contradicts"
-    ):  # 381 tokens of ≤ 1e-4
+    with pytest.raises(UserError, match="log-partition at temperature 1 contradicts"):  # 381 tokens of ≤ 1e-4
         import_files(str(tmp_path / "in2"), str(tmp_path / "out2"), "distillkit", options(teacher), 100, silent)
     write_raw(tmp_path / "in3", [[7, 9, 9]], [[[1, 5, 300]] * 2], [values[:2].tolist()])
     import_files(str(tmp_path / "in3"), str(tmp_path / "out3"), "distillkit", options(teacher), 100, silent)

@@ -75,9 +75,7 @@ def test_groups_and_sums(tmp_path: Path) -> None:
     assert {name: (g["samples"], g["rows"]) for name, g in found["layers"].items()} == {"code": (2, 9), "prose": (1, 5)}
     assert list(found["sources"]) == ["a#b.py", "notes.md"]
     assert found["layers"]["code"] == found["sources"]["a#b.py"]
-    assert found["layers"]["prose"]["decorative_share"] == pytest.approx(
-        1 / 5
-    )  # the first is no response token
+    assert found["layers"]["prose"]["decorative_share"] == pytest.approx(1 / 5)  # the first is no response token
     assert found["layers"]["code"]["decorative_share"] == 0
     assert found["overall"]["decorative_share"] == pytest.approx(1 / 14)
     assert found["overall"]["response_length"]["mean"] == pytest.approx(14 / 3)
