@@ -123,7 +123,8 @@ def chunked(*names: str) -> Callable[[Any, Any, dict[str, Any]], Callable[[], An
         from schemas.cache_config import CaptureConfig
         from schemas.train_config import LossConfig
         from teacher_cache.output_head import OutputHead
-        from trainer.losses.objective import Objective, TeacherRows
+        from trainer.losses.objective import Objective
+        from trainer.losses.teacher_rows import TeacherRows
 
         weights = {name: {"weight": dict.fromkeys(("start", "end"), int(name in names))} for name in NAMES}
         objective = Objective(LossConfig.model_validate(weights), CaptureConfig.model_validate(CAPTURE))

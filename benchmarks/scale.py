@@ -249,7 +249,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
     """Seconds, memory and speed; to be run in its own process."""
     import teacher_cache.shards.reader  # noqa: F401
     import trainer.data.row_plan  # noqa: F401
-    from trainer.run.checkpoint import DataState
+    from trainer.data.data_state import DataState
 
     before = peak_mib()
     started = time.perf_counter()

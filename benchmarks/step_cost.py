@@ -52,8 +52,10 @@ def make_step(arm: str) -> Step:
     import torch
 
     from schemas.train_config import LossConfig
-    from trainer.data.batches import open_cache, read_capture, to_tensors
-    from trainer.losses.objective import Objective, teacher_rows
+    from trainer.data.batches import to_tensors
+    from trainer.data.open_caches import open_cache, read_capture
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.build import load_model
     from trainer.student.forward import masked_hidden, output_head
 

@@ -39,14 +39,12 @@ def main() -> int:
 
 def make_step(arm: str) -> Step:
     """A function that takes one optimiser step of a fresh student."""
-    from contextlib import nullcontext
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from schemas.train_config import LossConfig
-    from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
-    from trainer.losses.student_signals import StudentSignals, needs_student_signals
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.forward import masked_hidden, output_head
 
     torch.manual_seed(0)
@@ -64,19 +62,16 @@ def make_step(arm: str) -> Step:
     losses = LossConfig.model_validate(ARMS[arm])
     manifest = make_manifest()
     objective = Objective(losses, manifest.capture)
-    recorder = None
-    if needs_student_signals(losses):
-        objective.signals = StudentSignals(student, losses, manifest, seed=0)
-        recorder = objective.signals.recorder
+    objective.attach(student, manifest, seed=0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     batch = make_batch()
-    counts = dict(zip(ROWS, row_counts(batch).tolist(), strict=True))
+    counts = dict(zip(objective.rows, objective.row_counts(batch).tolist(), strict=True))
 
     def step() -> None:
-        with nullcontext() if recorder is None else recorder.recording() as recorded:
+        with objective.recording() as recorded:
             hidden_ND = masked_hidden(student, batch)
         head_loss, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.5)
-        terms = [] if recorded is None else objective.signal_terms(recorded, batch, progress=0.5)
+        terms = objective.feature_terms(recorded, batch, progress=0.5)
         loss = head_loss / counts["loss_mask"]
         for term in terms:
             loss = loss + term.weight * term.total / counts[term.rows]

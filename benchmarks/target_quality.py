@@ -168,13 +168,15 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     from transformers import get_cosine_schedule_with_warmup
 
     from schemas.train_config import LossConfig
-    from trainer.data.batches import CacheRows, evaluation_loader, open_cache, read_capture
+    from trainer.data.batches import CacheRows, evaluation_loader
+    from trainer.data.open_caches import open_cache, read_capture
     from trainer.data.order import CacheOrder, Shuffle
     from trainer.data.row_plan import plan_rows
     from trainer.data.selection import Selection, Subset
-    from trainer.evaluate import evaluate, head_on, open_for_evaluation, sorted_rows
-    from trainer.losses.objective import Objective, teacher_rows
-    from trainer.losses.target_form import needed_signals
+    from trainer.data.validation_data import open_for_evaluation, sorted_rows
+    from trainer.evaluate import evaluate, head_on
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.build import load_model
     from trainer.student.forward import masked_hidden, output_head
 
@@ -184,7 +186,6 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     losses = LossConfig.model_validate(HARD if form in (FLOOR, UNTRAINED) else {"tla": tla})
     url = str(cache_folder(form if form in CACHES else "top_k 64") / "cache")
     capture = read_capture(url)
-    cache = open_cache(url, needed_signals(losses, capture))
     student: Any = load_model(FOLDER / "student-init", key="student", dtype=torch.float32)
     head = output_head(student)
     if form == CEILING:
@@ -192,7 +193,8 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
         objective: Any = online_objective(losses, capture, teacher)
     else:
         objective = Objective(losses, capture)
-        objective.teacher_head = cache.read_head() if "final" in cache.signals else None
+    cache = open_cache(url, objective.signals)
+    teacher_head = cache.read_head() if "final" in cache.signals else None
 
     order = CacheOrder(Subset(cache, Selection()), Shuffle(seed, shards_mixed=64))
     plan = plan_rows([order], None, global_batch=MICRO_BATCH, epochs=1, max_steps=max(1, steps))
@@ -204,9 +206,9 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     for step in range(steps):
         batch = rows.__getitems__(list(range(step * MICRO_BATCH, (step + 1) * MICRO_BATCH)))
         if form == CEILING:
-            objective.listen(batch)
+            objective.losses["tla"].listen(batch)
         hidden_ND = masked_hidden(student, batch)
-        loss, _ = objective.head_terms(hidden_ND, head, teacher_rows(batch), step / steps)
+        loss, _ = objective.head_terms(hidden_ND, head, teacher_rows(batch, teacher_head), step / steps)
         (loss / len(hidden_ND)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -226,17 +228,20 @@ def online_objective(losses: Any, capture: Any, teacher: Any) -> Any:
 
     from trainer.losses.objective import Objective
     from trainer.losses.targets import DenseTarget
+    from trainer.losses.tla import Tla
     from trainer.student.forward import masked_hidden, output_head
 
-    class Online(Objective):
+    class Online(Tla):
         def listen(self, batch: dict[str, torch.Tensor]) -> None:
             with torch.no_grad():
                 self.hidden_ND = masked_hidden(teacher, batch)
 
-        def _target(self, rows: Any, vocabulary: int) -> DenseTarget:
-            return DenseTarget(self.hidden_ND, output_head(teacher), self.losses.tla.temperature)
+        def target_of(self, rows: Any, vocabulary: int) -> DenseTarget:
+            return DenseTarget(self.hidden_ND, output_head(teacher), self.settings.temperature)
 
-    return Online(losses, capture)
+    objective = Objective(losses, capture)
+    objective.losses["tla"] = Online(losses.tla, capture)
+    return objective
 
 
 def baseline(measured: dict[str, list[dict[str, Any]]], temperature: float) -> str:
