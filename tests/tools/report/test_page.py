@@ -1,4 +1,4 @@
-"""What the page holds, without a browser."""
+"""Contents of the page, without a browser."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_spread() -> None:
 
 
 def test_the_file_stays_small(tmp_path: Path) -> None:
-    """A million tokens, many samples asked for, each shown in full and hard to compress."""
+    """A million tokens, and many samples requested, each shown in full and incompressible."""
     (distinct,) = random_shards([[2048] * 2], vocab_size=2000)
     pairs = [
         (replace(tokens, key=f"{copy:04x}{tokens.key}"[:32], source_id=f"f{copy}#1"), logits)
