@@ -14,8 +14,8 @@ REQUESTS = 16  # at a time
 def names_by_manifest(storage: "Storage") -> list[str]:
     """Names of the manifest, and of the files that it lists; none where there is no manifest."""
     from teacher_cache.shards.marks import expected_names, read_manifest
+    from teacher_cache.shards.shard_table import with_lists
     from teacher_cache.shards.storage import MANIFEST
-    from teacher_cache.shards.table import with_lists
 
     if not storage.exists(MANIFEST):
         return []
