@@ -1,19 +1,70 @@
-"""``python -m benchmarks.readme [--check]``: fill the documents' tables from the results files.
+"""``python -m benchmarks.readme [--check]``: fill the generated parts of the documents from the results files.
 
-A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made from
-``benchmarks/results/NAME.json``. With ``--check`` nothing is written and the exit status is 1 when a table is stale.
+``<!-- results:NAME -->`` … ``<!-- /results -->`` holds the table of ``benchmarks/results/NAME.json``,
+``<!-- figures -->`` … ``<!-- /figures -->`` the README's six rows, and ``<!-- demo -->`` … ``<!-- /demo -->`` what
+``make demo`` prints at its end, shortened. With ``--check`` nothing is written, and the exit status is 1 when a part is
+stale.
 """
 
+import io
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.support.results import RESULTS, as_cells, read_results
+from benchmarks.support.results import RESULTS, Row, as_cells, format_value, print_table, read_results
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/targets.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+FIGURES_BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
+DEMO_BLOCK = re.compile(r"(<!-- demo -->\n).*?(<!-- /demo -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the README's table: the first row of ``results`` whose name matches ``row``."""
+
+    what: str  # ``{row}`` stands for the row's name
+    results: str
+    row: str
+    anchor: str
+
+
+FIGURES = (
+    Figure(
+        "Quality: share of online distillation's gain that a student keeps, 16 entries and 16 draws a token",
+        "target_quality",
+        r"head_and_tail 16 \+ 16, T = 1:",
+        "target-quality",
+    ),
+    Figure("Size on disk: {row}", "size", r"top \d+.* everything", "size"),
+    Figure(
+        "Capture: speed ÷ that of prefill and output head alone, in vLLM", "capture", r"captured ÷ floor", "capture"
+    ),
+    Figure(
+        "Reading: batches in random order, every checksum verified, decoded on two cores",
+        "decode",
+        r"this cache, random order",
+        "decoding",
+    ),
+    Figure(
+        "Streaming from S3: speed ÷ that of the fastest other reader, none of which verifies checksums",
+        "streaming",
+        r"S3: this cache ÷ the fastest",
+        "streaming",
+    ),
+    Figure(
+        "Training: time of a step with a resident teacher ÷ one from the cache",
+        "step_cost",
+        r"online ÷ from the cache, time",
+        "cost-of-a-training-step",
+    ),
+)
+DEMO_ROWS = (
+    r"KL\(teacher", r"… seed 0, hard", r"… seed 0, dist", r"top-1 agreement", r"teacher, captured", r"the whole demo"
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -33,8 +84,13 @@ def main(arguments: list[str]) -> int:
 
 
 def fill(text: str, results: Path) -> str:
-    """``text`` with every block made anew. Raises FileNotFoundError for a name without a results file."""
-    return BLOCK.sub(lambda block: block[1] + table(results / f"{block[2]}.json") + block[3], text)
+    """``text`` with every block made anew.
+
+    Raises FileNotFoundError for a name without a results file, and LookupError for a figure without a row.
+    """
+    text = BLOCK.sub(lambda block: block[1] + table(results / f"{block[2]}.json") + block[3], text)
+    text = FIGURES_BLOCK.sub(lambda block: block[1] + figures(results) + block[2], text)
+    return DEMO_BLOCK.sub(lambda block: block[1] + demo_output(results / "demo.json") + block[2], text)
 
 
 def table(path: Path) -> str:
@@ -54,6 +110,41 @@ def table(path: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def figures(results: Path) -> str:
+    """The README's table, each row with a link to the whole table behind it."""
+    lines = ["| what | measured |", "|---|---:|"]
+    for figure in FIGURES:
+        row = find_row(results / f"{figure.results}.json", figure.row)
+        what = figure.what.format(row=row.what)
+        value = f"{format_value(row.value)} {row.unit}"
+        lines.append(f"| {what} | [{value}](docs/benchmarks.md#{figure.anchor}) |")
+    return "\n".join(lines) + "\n"
+
+
+def find_row(path: Path, pattern: str) -> Row:
+    """The first row whose name begins as ``pattern`` says; raises LookupError."""
+    for row in read_results(path)[1]:
+        if re.match(pattern, row.what):
+            return row
+    raise LookupError(f"{path.name}: no row matches {pattern!r}; name another one in benchmarks/readme.py")
+
+
+def demo_output(path: Path) -> str:
+    """The last lines of ``make demo`` as a console block, some of its rows left out."""
+    title, rows = read_results(path)
+    kept = [row for row in rows if any(re.match(pattern, row.what) for pattern in DEMO_ROWS)]
+    kept = [row for row in kept if "perplexity" not in section(rows, row)]
+    printed = io.StringIO()
+    print_table(title, kept, printed)
+    return "```console\n$ make demo\n…\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+
+
+def section(rows: list[Row], row: Row) -> str:
+    """The name of the last row, up to ``row``, that does not continue (``…``) an earlier one."""
+    before = rows[: rows.index(row) + 1]
+    return next(each.what for each in reversed(before) if not each.what.startswith("…"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tests.support.browser import NAMES, browser, find_chromium
 
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")
+PICTURES = DOCS / "pictures"
 MODULES = ("bisect", "colorsys", "heapq")
 SHOWN = "bisect.py#1.1"  # the sample that is open, and …
 CHOSEN = (" insert", 1)  # … the token: its text, and how many equal ones stand before it
@@ -35,7 +36,7 @@ def main() -> None:
     _write_report(teacher, cache, page)
     with browser(chromium) as started:
         for scheme in ("light", "dark"):
-            picture = DOCS / f"report-{scheme}.png"
+            picture = PICTURES / f"report-{scheme}.png"
             _take(started, page, scheme, picture)
             print(f"{picture}: {picture.stat().st_size:,} bytes")
 

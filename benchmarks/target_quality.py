@@ -26,6 +26,7 @@ from benchmarks.support.results import RESULTS, Row, at_least, exit_status, writ
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")
+PICTURE = Path("docs/pictures/target-quality.png")
 MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
 MICRO_BATCH, LEARNING_RATE, WARM_UP = 4, 3e-4, 3
 TEMPERATURES = (1.0, 3.0)
@@ -73,7 +74,7 @@ def main() -> int:
     rows = table(measured, costs)
     raw = {"seeds": arguments.seeds, "steps": arguments.steps, "students": measured, "costs": costs}
     write_results("target_quality", f"Which target to cache: {len(arguments.seeds)} seeds, held-out code", rows, raw)
-    plot(measured, costs, RESULTS / "target_quality.png")
+    plot(measured, costs, PICTURE)
     return exit_status(rows)
 
 
