@@ -69,7 +69,7 @@ bench: setup ## run the benchmarks and fail when a bar does not hold (ARGS="NAME
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv-docs/.installed ## build the documentation in site/; any warning is an error
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
 .venv-docs/.installed: requirements/docs.lock

@@ -138,7 +138,11 @@ def demo_output(path: Path) -> str:
     kept = [row for row in kept if "perplexity" not in section(rows, row)]
     printed = io.StringIO()
     print_table(title, kept, printed)
-    return "```console\n$ make demo\n…\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```\n"
+    return (
+        "```console\n$ make demo\n…\n"
+        + "\n".join(line.rstrip() for line in printed.getvalue().splitlines())
+        + "\n```\n"
+    )
 
 
 def section(rows: list[Row], row: Row) -> str:

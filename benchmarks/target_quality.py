@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.installed import run_installed
-from benchmarks.support.results import RESULTS, Row, at_least, exit_status, write_results
+from benchmarks.support.results import Row, at_least, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")

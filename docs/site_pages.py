@@ -42,7 +42,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _outside(document: Path) -> set[str]:
     """The repository paths of files, not pages, outside of ``docs`` that a document links to."""
     folder = document.relative_to(ROOT).parent.as_posix()
-    links = {posixpath.normpath(posixpath.join(folder, match[2])) for match in LINK.finditer(document.read_text("utf-8"))}
+    links = {
+        posixpath.normpath(posixpath.join(folder, match[2])) for match in LINK.finditer(document.read_text("utf-8"))
+    }
     return {name for name in links - PAGES.keys() if not name.startswith("docs/") and (ROOT / name).is_file()}
 
 

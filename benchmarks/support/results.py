@@ -2,7 +2,7 @@
 
 A row states what was measured, its value and unit, and, where there is one, the bar and whether it holds. The file
 holds the raw figures behind the rows too, and the machine and versions they were measured on (no host name, no path),
-so that a figure can be judged later. ``python -m benchmarks.readme`` makes the README's tables from these files.
+so that a figure can be judged later. ``python -m benchmarks.readme`` makes the documents' tables from these files.
 """
 
 import json
