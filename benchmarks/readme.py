@@ -2,7 +2,7 @@
 
 ``<!-- results:NAME -->`` … ``<!-- /results -->`` holds the table of ``benchmarks/results/NAME.json``,
 ``<!-- figures -->`` … ``<!-- /figures -->`` the README's six rows, and ``<!-- demo -->`` … ``<!-- /demo -->`` what
-``make demo`` prints at its end, shortened. With ``--check`` nothing is written, and the exit status is 1 when a part is
+``make demo`` prints about its students. With ``--check`` nothing is written, and the exit status is 1 when a part is
 stale.
 """
 
@@ -10,10 +10,12 @@ import io
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.support.results import RESULTS, Row, as_cells, format_value, print_table, read_results
+from benchmarks.demo import show
+from benchmarks.support.results import RESULTS, Row, as_cells, format_value, read_results
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
@@ -62,9 +64,6 @@ FIGURES = (
         "cost-of-a-training-step",
     ),
 )
-DEMO_ROWS = (
-    r"KL\(teacher", r"… seed 0, hard", r"… seed 0, dist", r"top-1 agreement", r"teacher, captured", r"the whole demo"
-)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -132,23 +131,16 @@ def find_row(path: Path, pattern: str) -> Row:
 
 
 def demo_output(path: Path) -> str:
-    """The last lines of ``make demo`` as a console block, some of its rows left out."""
-    title, rows = read_results(path)
-    kept = [row for row in rows if any(re.match(pattern, row.what) for pattern in DEMO_ROWS)]
-    kept = [row for row in kept if "perplexity" not in section(rows, row)]
+    """What ``make demo`` prints about its students, as a console block."""
+    raw = json.loads(path.read_text(encoding="utf-8"))["raw"]
     printed = io.StringIO()
-    print_table(title, kept, printed)
-    return (
-        "```console\n$ make demo\n…\n"
-        + "\n".join(line.rstrip() for line in printed.getvalue().splitlines())
-        + "\n```\n"
-    )
-
-
-def section(rows: list[Row], row: Row) -> str:
-    """The name of the last row, up to ``row``, that does not continue (``…``) an earlier one."""
-    before = rows[: rows.index(row) + 1]
-    return next(each.what for each in reversed(before) if not each.what.startswith("…"))
+    with redirect_stdout(printed):
+        show("before training", raw["before"])
+        for seed, arms in raw["trained"].items():
+            for arm, measured in arms.items():
+                show(f"seed {seed}, {arm}", measured)
+    first, *others = printed.getvalue().splitlines()
+    return "\n".join(["```console", "$ make demo", "…", first, "…", *others, "…", "```", ""])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 BAR_MISSED = 3  # exit status; 1 is what a crash of the interpreter gives
@@ -70,8 +70,8 @@ def exit_status(rows: Sequence[Row]) -> int:
     return BAR_MISSED if any(row.holds is False for row in rows) else 0
 
 
-def print_table(title: str, rows: Sequence[Row], file: IO[str] | None = None) -> None:
-    """Print ``rows`` as a table, to the terminal or, 100 characters wide, to ``file``."""
+def print_table(title: str, rows: Sequence[Row]) -> None:
+    """Print ``rows`` as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -83,8 +83,7 @@ def print_table(title: str, rows: Sequence[Row], file: IO[str] | None = None) ->
     table.add_column("holds", no_wrap=True)
     for row in rows:
         table.add_row(*as_cells(row), style="bold red" if row.holds is False else None)
-    width = 100 if file else None if os.isatty(1) else 120
-    Console(file=file, width=width).print(table)
+    Console(width=None if os.isatty(1) else 120).print(table)
 
 
 def as_cells(row: Row) -> list[str]:

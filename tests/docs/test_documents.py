@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from benchmarks.support.results import RESULTS
 from schemas.cache_config import CacheConfig
+from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
 from support.documents import DOCUMENTS, GENERATED, ROOT, anchors, blocks, inline_code, links
 
@@ -52,7 +53,7 @@ def test_a_dead_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != HISTORY], ids=name)
 def test_files_that_are_named_exist(document: Path) -> None:
-    named = [code for code in inline_code(document) if NAMED_FILE.fullmatch(code)]
+    named = [code for code in inline_code(document) if NAMED_FILE.fullmatch(code) and "NAME" not in code]
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
@@ -64,9 +65,9 @@ def test_settings_that_are_named_exist(document: Path) -> None:
 
 
 def is_setting(dotted: str) -> bool:
-    """Whether either configuration has such a key; ``[]`` is an entry of a list."""
+    """Whether a configuration or a manifest has such a key; ``[]`` is an entry of a list."""
     names = dotted.replace("[]", "").split(".")
-    return any(_leads_on(model, names) for model in (CacheConfig, TrainConfig))
+    return any(_leads_on(model, names) for model in (CacheConfig, TrainConfig, Manifest))
 
 
 def _leads_on(model: type[BaseModel], names: list[str]) -> bool:
