@@ -184,6 +184,8 @@ def test_commands_within_the_text_exist(document: Path) -> None:
         "teacher-cache run configs/demo-cache.yaml --worker",
         "python -m benchmarks.nothing",
         "python nothing.py",
+        "pip install '.[nothing]'",
+        "pip install dist/offline_distillation-0.0.9-py3-none-any.whl",
         "rm -rf /",
     ],
 )

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from schemas.train_config import TrainConfig
 from support.commands import MODULES
 from support.documents import ROOT
 
-OTHERS = {"pip", "source", "pre-commit"}
+OTHERS = {"source", "pre-commit"}
 VARIABLE = re.compile(r"[A-Z_]+=")
 BIN = ".venv/bin/"
 
@@ -58,8 +59,21 @@ def _check(words: list[str], whole: bool) -> None:
         assert module == "pip" or importlib.util.find_spec(module) is not None, f"no module {module}"
     elif name in ("python", "python3"):
         assert (ROOT / words[1]).is_file(), f"no file {words[1]}"
+    elif name == "pip":
+        _check_packages(words[2:])
     else:
         assert name in OTHERS | {"make", "ruff", "mypy"}, f"unknown program {name}"
+
+
+def _check_packages(words: list[str]) -> None:
+    """What pip is to install of the project is named as ``pyproject.toml`` names it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wheel = f"{project['name'].replace('-', '_')}-{project['version']}-py3-none-any.whl"
+    for word in words:
+        if word.endswith(".whl"):
+            assert Path(word).name == wheel, f"the wheel is called {wheel}"
+        if extra := re.fullmatch(r"\.\[(\w+)\]", word):
+            assert extra[1] in project["optional-dependencies"], f"no extra {extra[1]}"
 
 
 def parse(words: list[str], whole: bool) -> None:
