@@ -5,6 +5,7 @@ for a few minutes. The run is kept in ``runs/training-curves``: a second call co
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def trailing_means(values: list[float], steps: int = 8) -> list[float]:
+    """Of each value and those up to ``steps`` - 1 before it."""
+    return [statistics.mean(values[max(0, i + 1 - steps) : i + 1]) for i in range(len(values))]
+
+
 def draw(metrics: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each loss term before its weight, one for the weights and one for validation."""
+    """A panel for each loss term before its weight (thin: each step), one for the weights and one for validation."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,15 +76,17 @@ def draw(metrics: list[dict[str, Any]], path: Path) -> None:
     figure, grid = pyplot.subplots(2, 3, figsize=(10, 5), layout="constrained", sharex=True)
     panels = grid.T.flatten()
     for panel, (name, title) in zip(panels, PANELS.items(), strict=False):
-        panel.plot(x, [line[name] for line in steps], linewidth=1.2)
+        values = [line[name] for line in steps]
+        panel.plot(x, values, linewidth=0.8, alpha=0.4, color="tab:blue")
+        panel.plot(x, trailing_means(values), linewidth=1.6, color="tab:blue")
         panel.set_title(title, fontsize=10)
     panels[4].set_title("weights of the terms", fontsize=10)
     for name in PANELS:
         panels[4].plot(x, [line[f"{name}_weight"] for line in steps], label=name, linewidth=1.2)
     panels[4].legend(fontsize=8)
-    validated = [line for line in metrics if "validation_kl" in line]
+    validated = [line for line in metrics if "eval_kl" in line]
     panels[5].plot(
-        [line["step"] for line in validated], [line["validation_kl"] for line in validated], marker="o", markersize=4
+        [line["step"] for line in validated], [line["eval_kl"] for line in validated], marker="o", markersize=4
     )
     panels[5].set_title("validation: KL(teacher ‖ student), nat", fontsize=10)
     for panel in grid[-1]:
