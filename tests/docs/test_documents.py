@@ -12,7 +12,7 @@ from benchmarks.support.results import RESULTS
 from schemas.cache_config import CacheConfig
 from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
-from support.documents import DOCUMENTS, GENERATED, ROOT, anchors, blocks, inline_code, links
+from support.markdown_pages import DOCUMENTS, GENERATED, ROOT, anchors, blocks, inline_code, links
 
 HISTORY = ROOT / "CHANGELOG.md"  # names what there was
 NAMED_FILE = re.compile(r"(?:schemas|teacher_cache|trainer|tools|tests|benchmarks|configs|docs|requirements)/[\w./-]+")

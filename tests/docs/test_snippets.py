@@ -23,7 +23,7 @@ from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.command_lines import check, programs
 from support.commands import MODULES, Forked, environment, finish
-from support.documents import DOCUMENTS, ROOT, Block, blocks, inline_code
+from support.markdown_pages import DOCUMENTS, ROOT, Block, blocks, inline_code
 from support.models import write_random_teacher, write_text_corpus
 
 SHARING = ROOT / "docs/sharing.md"

@@ -14,7 +14,7 @@ from schemas.cache_config import CacheConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
 from support.commands import MODULES
-from support.documents import ROOT
+from support.markdown_pages import ROOT
 
 OTHERS = {"source", "pre-commit"}
 VARIABLE = re.compile(r"[A-Z_]+=")
