@@ -46,7 +46,7 @@ def main() -> None:
         f"data={{cache: {cache}, validation_fraction: 0.15}}",
         f"student.teacher={teacher}",
         f"losses={LOSSES}",
-        f"loop={{max_steps: {STEPS}, micro_batch_size: 2, validate_every: 10, save_every: {STEPS}}}",
+        f"loop={{max_steps: {STEPS}, micro_batch_size: 2, validate_every: 5, save_every: {STEPS}}}",
         f"output={output}",
     ]
     run_installed("train-student", "run", TRAIN_CONFIG, *options(training))
@@ -96,7 +96,7 @@ def draw(metrics: list[dict[str, Any]], path: Path) -> None:
         panel.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-    Image.open(path).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
