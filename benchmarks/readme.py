@@ -36,7 +36,7 @@ class Figure:
 
 FIGURES = (
     Figure(
-        "Quality: share of online distillation's gain that a student keeps, 16 entries and 16 draws a token",
+        "Quality: share of online distillation's gain that a student keeps, 16 entries and 16 draws per token",
         "target_quality",
         r"head_and_tail 16 \+ 16, T = 1:",
         "target-quality",
