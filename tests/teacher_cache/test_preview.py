@@ -56,7 +56,7 @@ def test_what_is_learned_stands_in_brackets(config: CacheConfig) -> None:
     assert any(line.endswith("1 no reply, 1 malformed") for line in lines)
     assert "    · chats.jsonl is read as jsonl" in lines
     assert "    · records are read as messages" in lines
-    assert any(line.startswith("    · dropped (malformed)") for line in lines)
+    assert any(line.startswith("    · dropped (malformed;") for line in lines)
     assert any(line.startswith("  layer code: 5 documents, 5 samples, ") for line in lines)
 
 

@@ -111,7 +111,7 @@ def test_no_chat_template(replies):
 
 
 def test_template_that_refuses(replies):
-    with pytest.raises(UserError, match=r"data.jsonl:1: the chat template refuses this chat: roles must alternate"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: the chat template rejects this chat: roles must alternate"):
         replies("{{ raise_exception('roles must alternate') }}", chat("q", "a"))
 
 

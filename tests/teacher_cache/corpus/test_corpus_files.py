@@ -43,7 +43,7 @@ def test_a_snapshot_of_a_hub(snapshot, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     names = [f"data/train-0000{n}-of-00002.parquet#1" for n in range(2)]
     assert read(snapshot) == list(zip(names, ["text 0", "text 1"], strict=True))
-    assert "corpus.sources.0: files that hold no documents: .cache/x.jsonl, .gitattributes, README.md, " in caplog.text
+    assert "corpus.sources.0: skipped files, not documents: .cache/x.jsonl, .gitattributes, README.md, " in caplog.text
     before = corpus_fingerprint(CorpusConfig(sources=[source(snapshot)]))
     (snapshot / "README.md").write_text("other words")
     assert corpus_fingerprint(CorpusConfig(sources=[source(snapshot)])) == before
@@ -52,7 +52,7 @@ def test_a_snapshot_of_a_hub(snapshot, caplog):
 def test_parts_of_a_data_set_are_not_mixed(snapshot):
     pq.write_table(pa.table({"text": ["held out"]}), snapshot / "data" / "test-00000-of-00001.parquet")
     with pytest.raises(
-        UserError, match=r"holds several parts of a data set, test, train \(as in data/test-.*\*\*/train\*"
+        UserError, match=r"holds several splits of a data set: test, train \(such as data/test-.*\*\*/train\*"
     ):
         read(snapshot)
     assert len(read(snapshot, pattern="**/train*")) == 2

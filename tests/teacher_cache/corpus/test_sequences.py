@@ -461,7 +461,7 @@ def test_bad_records_stop_or_are_dropped_and_counted(make_corpus, new_tokenizer,
     refused = [[{"role": "system", "content": text}, *chat("q", "a")] for text in ("one", "two")]
     lost = [*chat("q"), {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
     records = [chat("q", "good"), bad_weight, *refused, lost, 5, "a text"]
-    for place, reason in ((2, "weight is 2"), (3, "refuses this chat: no system"), (5, "does not write this reply")):
+    for place, reason in ((2, "weight is 2"), (3, "rejects this chat: no system"), (5, "does not render this reply")):
         with pytest.raises(UserError, match=rf"data\.jsonl:2: .*{reason}"):
             list(make_corpus([records[0], records[place - 1]], tokenizer=tokenizer))
     corpus = make_corpus(records, tokenizer=tokenizer, on_bad_record="drop")
@@ -469,7 +469,7 @@ def test_bad_records_stop_or_are_dropped_and_counted(make_corpus, new_tokenizer,
     counts = corpus.counts
     assert (counts.malformed, counts.refused, counts.reply_lost, counts.not_located) == (2, 2, 1, 0)
     assert counts.documents == 7
-    assert sum("dropped (refused)" in record.getMessage() for record in caplog.records) == 1
+    assert sum("dropped (refused;" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_every_document_is_in_one_count(make_corpus):

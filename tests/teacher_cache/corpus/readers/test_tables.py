@@ -58,7 +58,7 @@ def test_rows_that_do_not_fit_are_bad_records(tmp_path):
 
 
 def test_headers(tmp_path):
-    with pytest.raises(UserError, match=r"d\.csv: the header \['text', 'text'\] names a field twice"):
+    with pytest.raises(UserError, match=r"d\.csv: duplicate field in the header \['text', 'text'\]"):
         read(tmp_path / "d.csv", "text,text\na,b\n")
     assert read(tmp_path / "d.csv", "") == read(tmp_path / "d.csv", "text\n") == []
 
