@@ -16,7 +16,7 @@ import pytest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import storage
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
@@ -61,7 +61,7 @@ def used_bytes(folder: Path) -> int:
 
 
 def test_any_part_of_a_file_is_read_from_its_copy(remote: Storage, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("teacher_cache.shards.storage.PART_BYTES", 999)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 999)
     local = LocalCopies(remote, str(folder), 3 * SIZE)
     for start, size in ((0, SIZE), (5, 1), (SIZE - 7, 7), (100, 3000)):
         assert local.read("2.bin", entry(2), start, size) == content(2)[start : start + size]
@@ -110,8 +110,8 @@ def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, mon
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(remote: Storage, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0)
-    monkeypatch.setattr("teacher_cache.shards.storage.PART_BYTES", 1000)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 1000)
     rng = np.random.default_rng(0)
     cat_file = type(remote._fs).cat_file
 

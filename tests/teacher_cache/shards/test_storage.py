@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
 from support.synthetic import file_entry, random_shards, write_cache
-from teacher_cache.shards import storage as storage_module
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 
@@ -130,12 +130,12 @@ def test_a_full_disk_is_one_line_that_names_the_file(storage: Storage) -> None:
 def test_a_file_is_taken_from_a_cache_of_the_same_kind_of_place(url: str) -> None:
     source, target = Storage(f"{url}/a"), Storage(f"{url}/b")
     source.write(TABLE, b"table")
-    assert target.take("shard-000000.tokens.tar", source, TABLE)
+    assert target.link_or_copy("shard-000000.tokens.tar", source, TABLE)
     assert target.read("shard-000000.tokens.tar") == b"table"
     source.write(TABLE, b"another")
     source.delete(TABLE)
     assert target.read("shard-000000.tokens.tar") == b"table"
-    assert not target.take(TABLE, source, "missing.json")
+    assert not target.link_or_copy(TABLE, source, "missing.json")
     assert target.names() == ["shard-000000.tokens.tar"]
 
 
@@ -143,8 +143,8 @@ def test_a_file_is_not_taken_from_elsewhere(tmp_path: Path) -> None:
     folder, memory = Storage(str(tmp_path)), Storage(f"memory://{tmp_path.name}/elsewhere")
     folder.write("a.json", b"a")
     memory.write("b.json", b"b")
-    assert not memory.take("a.json", folder, "a.json")
-    assert not folder.take("b.json", memory, "b.json")
+    assert not memory.link_or_copy("a.json", folder, "a.json")
+    assert not folder.link_or_copy("b.json", memory, "b.json")
     assert (folder.names(), memory.names()) == (["a.json"], ["b.json"])
 
 
@@ -168,7 +168,7 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
         requests.append(1)
         raise RuntimeError("quota\nexceeded")
 
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be written: quota exceeded"):
@@ -177,7 +177,7 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be read: quota exceeded"):
         storage.read("a.json")
-    assert len(requests) == 2 * storage_module.ATTEMPTS
+    assert len(requests) == 2 * store_requests.ATTEMPTS
 
 
 FAULTS: dict[str, Callable[[bytes], bytes]] = {
@@ -192,9 +192,9 @@ def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypa
     """Whatever is read: every second request fails."""
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"0123456789")
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
-    monkeypatch.setattr(storage_module, "PATIENCE", 0.2)
-    monkeypatch.setattr(storage_module, "LISTING_PATIENCE", 0.2)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PATIENCE", 0.2)
+    monkeypatch.setattr(store_requests, "LISTING_PATIENCE", 0.2)
     calls = itertools.count()
     for name in ("cat_file",) if fault == "ends early" else ("cat_file", "info", "find"):
         method = getattr(MemoryFileSystem, name)
@@ -217,8 +217,8 @@ def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypa
 def test_a_store_that_never_answers_is_one_line(tmp_path: Path, monkeypatch) -> None:
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"0123456789")
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
-    monkeypatch.setattr(storage_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PATIENCE", 0.1)
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **options: time.sleep(10))
     with pytest.raises(UserError, match=r"a\.json: cannot be read: no answer in time"):
         storage.read_range("a.json", 0, 3)

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import CorruptCacheError
 from support.proxy import proxied
-from teacher_cache.shards import storage as storage_module
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.storage import Storage
 
 DATA = np.random.default_rng(0).bytes(700_001)
@@ -48,8 +48,8 @@ def test_an_object_comes_by_one_request(s3_url: str, s3_server: str) -> None:
 @pytest.mark.parametrize("fault", ["error", "silence", "stall", "truncation", "reset"])
 def test_what_a_stream_lacks_is_read_in_ranges(s3_url: str, s3_server: str, monkeypatch, fault: str) -> None:
     Storage(s3_url).put("a.tar", DATA)
-    monkeypatch.setattr(storage_module, "PATIENCE", 1.0)
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(store_requests, "PATIENCE", 1.0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0.01)
     with proxied(s3_server, shares={fault: 0.5}) as proxy:
         storage = Storage(s3_url)
         while not proxy.injected:
