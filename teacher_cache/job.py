@@ -21,7 +21,7 @@ from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit, wai
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import Request, TokenSample
-from teacher_cache.shards.lease import part_of, remove_dead_parts
+from teacher_cache.shards.lease import part_lease, remove_dead_parts
 from teacher_cache.shards.marks import (
     assemble,
     check_committed,
@@ -31,7 +31,7 @@ from teacher_cache.shards.marks import (
     write_manifest,
 )
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.select_positions import to_request
 from teacher_cache.writing import UnitWriter
 
@@ -160,8 +160,8 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
 
     Raises CorruptCacheError when a file of a committed shard is missing, ConflictError when the plan is not ``plan``.
     """
-    with part_of(storage, "manifest", RUNNING, wait_for_workers) as lease:
-        present = listed(storage, read_manifest(storage))
+    with part_lease(storage, "manifest", RUNNING, wait_for_workers) as lease:
+        present = with_lists(storage, read_manifest(storage))
         if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
             raise ConflictError(f"{storage.where(MANIFEST)}: the cache was planned anew meanwhile; run again")
         scored = {unit.name for unit in plan.units} - done  # what the manifest says of these may be of former files

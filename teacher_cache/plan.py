@@ -41,7 +41,7 @@ from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
 from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-from teacher_cache.shards.table import listed, shard_name
+from teacher_cache.shards.table import shard_name, with_lists
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
@@ -76,7 +76,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
             "nothing can be added to it; choose another output.path"
         )
     _check_same(present, _in_older_terms(wanted, present, config), storage)
-    return listed(storage, present)
+    return with_lists(storage, present)
 
 
 def wait_for_workers(holder: Holder | None) -> bool:

@@ -1,4 +1,4 @@
-"""Are the final hidden states of a sample those of its stored entries? The head tells, at some rows."""
+"""Check a sample's final hidden states against its stored entries, by applying the output head to some rows."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from teacher_cache.output_head import OutputHead, rebuilt_error
 from teacher_cache.records import HiddenSample, LogitsSample
 from teacher_cache.signals.hidden import to_floats
 
-ROWS = 16  # of a sample, spread over it: each takes a product with the whole head
-LARGEST = 0.5  # nats, mean over rows: twice what is taken when a cache is made
+ROWS = 16  # per sample, evenly spaced: each costs a product with the whole output head
+LARGEST = 0.5  # nats, mean over rows: twice the tolerance when a cache is written
 
 
 def final_problem(final: HiddenSample, logits: LogitsSample, head: OutputHead, capture: FinalCapture) -> str:
-    """What is wrong, or ''."""
+    """Description of the mismatch, or ''."""
     common, at_final, at_logits = np.intersect1d(
         final.positions, logits.positions, assume_unique=True, return_indices=True
     )

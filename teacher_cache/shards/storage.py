@@ -1,7 +1,7 @@
-"""Where a cache lives: a folder or an object-store prefix. All of a cache's files are read and written here.
+"""A cache's place: a folder or an object-store prefix. All access to a cache's files goes through ``Storage``.
 
-``store_requests.py`` asks, ``store_writing.py`` writes, this file reads and lists. Only regular files are read, see
-``local_files.py`` for links.
+This file reads and lists; ``store_writing.py`` writes, ``store_requests.py`` bounds and retries requests. Only regular
+files are read; ``local_files.py`` follows links.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ class Storage(StoreWriting):
     """Reads and writes the files of one cache by name (``shard-000000.json``, ``tables/….zst``)."""
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there (asks the store, not a listing that was kept)."""
+        """Whether the file exists (asks the store, bypassing cached listings)."""
         path = self._path(name)
         if self.is_local:
             return os.path.lexists(path)
@@ -75,18 +75,17 @@ class Storage(StoreWriting):
         return self._ask(name, look)
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix.
+        """Size in bytes of every file, by name, sorted; names in ``tables/`` and ``signatures/`` have that prefix.
 
-        Leases are none of a cache's files. A server of plain HTTP has no listing: there, of the files that the
-        manifest lists.
+        Leases are excluded. Plain HTTP has no listings: there, the files that the manifest lists.
         """
-        return {name: size for name, size in self._listed().items() if not name.startswith(LEASE_PREFIX)}
+        return {name: size for name, size in self._list().items() if not name.startswith(LEASE_PREFIX)}
 
     def lease_names(self) -> list[str]:
-        """Names of the leases that processes have, or had when they were killed."""
-        return [name for name in self._listed() if name.startswith(LEASE_PREFIX) and SAFE_NAME.fullmatch(name)]
+        """Names of all leases, including those of killed processes."""
+        return [name for name in self._list() if name.startswith(LEASE_PREFIX) and SAFE_NAME.fullmatch(name)]
 
-    def _listed(self) -> dict[str, int]:
+    def _list(self) -> dict[str, int]:
         if not self.can_list:
             return sizes_by_manifest(self)
         root = self._root.rstrip("/") or "/"
@@ -98,11 +97,11 @@ class Storage(StoreWriting):
             inside = self._entries(entry.name, f"{root.rstrip('/')}/{entry.name}")
             files |= {f"{entry.name}/{each.name}": each.size for each in inside if not each.is_folder}
             if len(files) > MAX_FILES:
-                raise StoreError(f"{self.url}: more than {MAX_FILES} files, which no cache has")
+                raise StoreError(f"{self.url}: more than {MAX_FILES} files, too many for a cache; check the path")
         return dict(sorted(files.items()))
 
     def _entries(self, name: str, path: str) -> list[Entry]:
-        """What lies in a folder, empty where there is none."""
+        """The entries of a folder; empty if it does not exist."""
 
         def find() -> list[Entry]:
             if self.is_local:
@@ -112,15 +111,15 @@ class Storage(StoreWriting):
 
         try:
             return self._ask(name, find)
-        except CorruptCacheError:  # there is no such folder
+        except CorruptCacheError:  # no such folder
             return []
 
     def names(self) -> list[str]:
-        """Names of all files, as of ``sizes``."""
+        """Names of all files, the keys of ``sizes``."""
         return list(self.sizes()) if self.can_list else names_by_manifest(self)
 
     def size(self, name: str) -> int:
-        """Size in bytes; raises CorruptCacheError when the file is missing."""
+        """Size in bytes. Raises CorruptCacheError if the file is missing."""
         path = self._path(name)
         if self.is_local:
             with self.open_local(name) as file:
@@ -128,11 +127,11 @@ class Storage(StoreWriting):
         return self._ask(name, lambda: self._size_of(path))
 
     def _size_of(self, path: str) -> int:
-        """Size of a store's file."""
+        """Size in bytes of a file in a store."""
         if not self.can_list:
             size = http_size(self._fs, path, store_requests.PATIENCE)
             if size is None:
-                raise StoreError(f"{path}: the server does not say how large it is, neither to HEAD nor to GET")
+                raise StoreError(f"{path}: the server does not report the file's size, neither to HEAD nor to GET")
             return size
         self._fs.invalidate_cache()
         info = self._call(store_requests.PATIENCE, "info", path)
@@ -141,7 +140,7 @@ class Storage(StoreWriting):
         return int(info["size"])
 
     def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-        """The whole file; raises CorruptCacheError when it is missing or larger than ``max_bytes``."""
+        """Read the whole file. Raises CorruptCacheError if it is missing or larger than ``max_bytes``."""
         path = self._path(name)
         if self.is_local:
             return self._read_local(name, max_bytes)
@@ -152,7 +151,7 @@ class Storage(StoreWriting):
         def fetch() -> bytes:
             data = self._body(path, 0, size)
             if len(data) < size:
-                raise ConnectionError(f"{len(data)} of {size} bytes came")
+                raise ConnectionError(f"received {len(data)} of {size} bytes")
             return data
 
         return self._ask(name, fetch)
@@ -162,7 +161,7 @@ class Storage(StoreWriting):
             raise CorruptCacheError(f"{self.where(name)}: {size} bytes, at most {max_bytes} are allowed")
 
     def _body(self, path: str, start: int, stop: int) -> bytes:
-        """These bytes of a store's file, or fewer."""
+        """Bytes ``[start, stop)`` of a file in a store; fewer at its end."""
         if start >= stop:
             return b""
         return body(
@@ -170,23 +169,23 @@ class Storage(StoreWriting):
         )
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start``; fewer when the file ends before. Raises CorruptCacheError if it is missing."""
+        """Read ``size`` bytes from ``start``; fewer at the file's end. Raises CorruptCacheError if it is missing."""
         path = self._path(name)
         if self.is_local:
             with self.open_local(name) as file:
-                room = max(0, min(size, os.fstat(file.fileno()).st_size - start))  # is made for all that is asked for
+                room = max(0, min(size, os.fstat(file.fileno()).st_size - start))  # pread allocates the full request
                 return self._ask(name, lambda: os.pread(file.fileno(), room, start))
 
         def fetch() -> bytes:
             data = self._body(path, start, start + size)
             if len(data) < size and start + len(data) < self._size_of(path):
-                raise ConnectionError(f"{len(data)} of {size} bytes came")
+                raise ConnectionError(f"received {len(data)} of {size} bytes")
             return data
 
         return self._ask(name, fetch)
 
     def open_local(self, name: str) -> FileIO:
-        """A local file, unbuffered. Raises CorruptCacheError when it is missing, special, or a link that leads out."""
+        """Open a local file, unbuffered. Raises CorruptCacheError if it is missing, special, or links elsewhere."""
         path = self._path(name)
         try:
             return self._ask(name, lambda: open_regular(resolve_link(self._root, path), follow=False))
@@ -200,14 +199,14 @@ class Storage(StoreWriting):
             return self._ask(name, lambda: file.read(size) if size else b"")
 
     def parts(self, name: str, size: int) -> Iterator[bytes]:
-        """The first ``size`` bytes in parts of store_requests.PART_BYTES; fewer when the file ends before.
+        """Yield the first ``size`` bytes in parts of PART_BYTES; fewer at the file's end.
 
-        Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
+        Raises CorruptCacheError if the file is missing, UserError if it cannot be read.
         """
         yield from self._ranges(name, 0, size)
 
     def stream(self, name: str, size: int) -> Iterator[bytes | memoryview]:
-        """The same in smaller parts, at less cost; each holds until the next is asked for."""
+        """``parts``, cheaper and in smaller parts; each is valid until the next iteration."""
         if self.is_local:
             yield from self._local_stream(name, size)
             return
@@ -235,7 +234,7 @@ class Storage(StoreWriting):
 
 
 def has_content(storage: "Storage", name: str, entry: FileEntry) -> bool:
-    """Whether a file, which is there, has this content: reads all of it."""
+    """Whether an existing file has this content; reads all of it."""
     found = hashlib.sha256()
     for part in storage.stream(name, entry.bytes):
         found.update(part)

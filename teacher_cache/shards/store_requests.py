@@ -47,17 +47,17 @@ class StoreRequests:
         self.url = url
         self._fs, self._root = open_store(url)
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        self.has_locks = True  # until a folder's file system turns out to have none
+        self.has_locks = True  # until the file system of a local folder turns out to have none
         self.can_list = not is_http(self._fs)
         self._urls = SignedUrls(self._fs)
         self._conditional = Conditional(self._fs, partial(self._call, PATIENCE), url)
 
     def where(self, name: str) -> str:
-        """The file as a user would write it, for messages."""
+        """The file's URL as the user would write it, for messages."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def local_path(self, name: str) -> Path:
-        """The file's path; only for local storage."""
+        """The file's path; local storage only."""
         return Path(self._path(name))
 
     def _path(self, name: str) -> str:
@@ -66,17 +66,17 @@ class StoreRequests:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _call(self, seconds: float, method: str, *arguments: Any, **options: Any) -> Any:
-        """A method of the store's client, which must answer in time; TimeoutError if it does not."""
+        """Call a method of the store's client. Raises TimeoutError after ``seconds``."""
         if self.is_local:
             return getattr(self._fs, method)(*arguments, **options)
-        if self._fs.async_impl:  # can be cancelled, so that its connection is free again
+        if self._fs.async_impl:  # cancellable, which frees its connection
             return sync(self._fs.loop, getattr(self._fs, f"_{method}"), *arguments, timeout=seconds, **options)
         return in_time(seconds, partial(getattr(self._fs, method), *arguments, **options))
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
-        """What is read of the store by ``request``.
+        """Make a read request, with retries.
 
-        Raises CorruptCacheError when the file is missing, UserError when it cannot be read.
+        Raises CorruptCacheError if the file is missing, UserError if it cannot be read.
         """
         try:
             return self._patiently(name, "read", request)
@@ -88,7 +88,7 @@ class StoreRequests:
             raise failure(error, f"{self.where(name)}: cannot be read") from error
 
     def _patiently(self, name: str, doing: str, request: Callable[[], Answer]) -> Answer:
-        """The store's answer to ``request``, which is made again while the store fails; raises its last exception."""
+        """Make ``request``, and retry while the store fails; raises the last exception."""
         attempt, delay, start = 1, FIRST_DELAY, time.monotonic()
         while True:
             try:
@@ -98,6 +98,6 @@ class StoreRequests:
                 if self.is_local or spent or isinstance(error, UserError) or not is_of_the_store(error):
                     raise
                 problem = f"{self.where(name)}: cannot be {doing}: {reason(error)}"
-                logger.warning("%s; asking again (%d of %d)", problem, attempt + 1, ATTEMPTS)
+                logger.warning("%s; retrying (attempt %d of %d)", problem, attempt + 1, ATTEMPTS)
             time.sleep(delay * random.uniform(0.5, 1.5))
             attempt, delay = attempt + 1, min(2 * delay, LONGEST_DELAY)

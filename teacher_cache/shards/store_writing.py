@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 class Fence(Protocol):
-    """A lease, as far as those who write need it."""
+    """The part of a lease that writers need."""
 
     def check(self, certain: bool = True) -> None:
-        """Raise ConflictError when it was lost; not ``certain``: as far as is known without asking a store."""
+        """Raise ConflictError if the lease was lost; if not ``certain``, without a request to the store."""
 
 
 class StoreWriting(StoreRequests):
@@ -46,10 +46,10 @@ class StoreWriting(StoreRequests):
     _fence: Fence | None = None
 
     def fenced(self, fence: Fence) -> Self:
-        """The same place for a writer with a lease: once that is lost, nothing is written or removed any more.
+        """The same place, fenced by a lease: once that is lost, nothing is written or deleted any more.
 
-        In a store that compares, files are then created only where there is none, or replaced as they were seen while
-        the lease held: a writer that was away cannot overwrite what came after it.
+        In a store with conditional writes, files are only created if absent, or replaced if unchanged since seen under
+        the lease, so that a writer that was suspended cannot overwrite its successor's files.
         """
         other = copy.copy(self)
         other._fence = fence
@@ -61,9 +61,9 @@ class StoreWriting(StoreRequests):
         return file_entry(data)
 
     def put(self, name: str, data: bytes | bytearray, owner: str = "", sha256: str = "") -> None:
-        """Write a file atomically: locally by way of a temporary one, to a store in one request.
+        """Write a file atomically: locally through a temporary file, to a store in one request.
 
-        ``sha256``: of ``data``, where it is known.
+        ``sha256``: of ``data``, if already known.
         """
         if self.is_local:
             with self.staged(name, owner) as path:
@@ -73,7 +73,7 @@ class StoreWriting(StoreRequests):
 
         def send(new: bool) -> None:
             if self._urls.put(final, data, sha256 or hashlib.sha256(data).hexdigest(), store_requests.PATIENCE, new):
-                self._fs.invalidate_cache(final)  # of listings, by which its client would not see the file
+                self._fs.invalidate_cache(final)  # otherwise the client's cached listings would miss the file
                 return
             options = {"IfNoneMatch": "*"} if new else {}
             self._call(store_requests.patience(len(data)), "pipe_file", final, bytes(data), **options)
@@ -82,10 +82,10 @@ class StoreWriting(StoreRequests):
             self._publish_object(name, send, lambda tag: self._conditional.replace(final, bytes(data), tag))
 
     def upload(self, name: str, size: int, parts: Callable[[], Iterator[bytes]]) -> None:
-        """Write an object of ``size`` bytes to a store from its parts, of which one or two are in memory at a time.
+        """Write an object of ``size`` bytes to a store in parts, of which one or two are in memory at a time.
 
-        It appears when ``parts`` ends; where that raises, nothing does. After a failure of the store ``parts`` is
-        called again.
+        The object appears when ``parts`` is exhausted, and not at all if it raises. ``parts`` is called again after a
+        failure of the store.
         """
         final, part_bytes = self._path(name), max(store_requests.PART_BYTES, -(-size // MAX_PARTS))
 
@@ -98,21 +98,21 @@ class StoreWriting(StoreRequests):
                 within(file.close)
                 within(file.commit)
             except BaseException:
-                with suppress(Exception):  # of which nothing is seen but what the store keeps of the parts
+                with suppress(Exception):  # at worst the store keeps some uploaded parts
                     within(file.discard)
-                    file.closed = True  # or it would be flushed when it is collected
+                    file.closed = True  # otherwise it would be flushed on garbage collection
                 raise
 
         with self._writing(name):
             self._publish_object(name, send)
 
     def conditional(self, name: str) -> tuple[Conditional, str]:
-        """How small objects are written on a condition here, and the object's path."""
+        """The client for conditional writes of small objects, and the object's path."""
         self._check_writable(name)
         return self._conditional, self._path(name)
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Delete a file if it exists."""
         path = self._path(name)
         self._check_writable(name)
         if self._fence is not None:
@@ -125,10 +125,10 @@ class StoreWriting(StoreRequests):
             raise failure(error, f"{self.where(name)}: cannot be deleted") from error
 
     def link_or_copy(self, name: str, source: "Storage", source_name: str) -> bool:
-        """Have another cache's file here as ``name``, its content not passing through: a hard link or a store's copy.
+        """Hard-link, or copy within the store, another cache's file as ``name``, without transferring its content.
 
-        Returns False where that is not possible. A link is safe since a cache's files are never rewritten in place:
-        whoever replaces one renames a new file over its name, and the other name keeps the old content.
+        Returns False if that is not possible. Links are safe because a cache's files are never rewritten in place:
+        replacing one renames a new file over its name, and the other name keeps the old content.
         """
         path, final = source._path(source_name), self._path(name)
         if self._fence is not None:
@@ -142,16 +142,16 @@ class StoreWriting(StoreRequests):
             else:
                 return False
         except Exception as error:
-            logger.debug("%s: neither linked nor copied by its store: %s", source.where(source_name), reason(error))
+            logger.debug("%s: cannot be linked or copied by the store: %s", source.where(source_name), reason(error))
             return False
         return True
 
     @contextmanager
     def staged(self, name: str, owner: str = "") -> Iterator[Path]:
-        """A local path to write to; becomes the file ``name`` when the block ends well, else it is removed.
+        """A local path to write to, published as the file ``name`` if the block succeeds, else removed.
 
-        ``owner`` sets apart the temporary names of several writers of one cache. Raises UserError when the disk (or
-        the store) does not take the file.
+        ``owner`` distinguishes the temporary names of concurrent writers. Raises UserError if the disk (or the store)
+        does not accept the file.
         """
         final = self._path(name)
         with self._writing(name), self._temporary(name, owner) as temporary:
@@ -165,19 +165,19 @@ class StoreWriting(StoreRequests):
             yield
         except OSError as error:
             raise failure(
-                error, f"{self.where(name)}: cannot be written", "what was committed before is intact"
+                error, f"{self.where(name)}: cannot be written", "everything committed before is intact"
             ) from error
 
     def _check_writable(self, name: str) -> None:
         if not self.can_list:
-            raise UserError(f"{self.where(name)}: nothing is written over plain HTTP; give a folder, or a store")
+            raise UserError(f"{self.where(name)}: plain HTTP is read-only; use a folder or an object store")
         folder, separator, _ = name.rpartition("/")
         if self.is_local and separator and os.path.islink(f"{self._root}/{folder}"):
-            raise UserError(f"{self.where(folder)}: a link, through which nothing is written; put a folder there")
+            raise UserError(f"{self.where(folder)}: refusing to write through a link; replace it with a folder")
 
     @contextmanager
     def _temporary(self, name: str, owner: str) -> Iterator[Path]:
-        """A path of a name that no other writer uses, and that ends in the file's own."""
+        """A path whose name is unique among writers and ends in the file's own."""
         file_name = f"{TEMPORARY_PREFIX}{owner}{secrets.token_hex(6)}-{name.replace('/', '-')}"
         if not self.is_local:
             with scratch_folder() as folder:
@@ -213,13 +213,13 @@ class StoreWriting(StoreRequests):
         send: Callable[[bool], None],
         replace: Callable[[str], object] | None = None,
     ) -> None:
-        """Have a store take an object: ``send(only if there is none)``.
+        """Upload an object with ``send(only_if_absent)``.
 
-        Of a writer with a lease, one that is there is replaced as it was seen while the lease held: by ``replace`` of
-        its tag, or removed before.
+        Under a lease, an existing object is only replaced if unchanged since seen under the lease: by ``replace(tag)``,
+        or else deleted first.
         """
         if self._fence is not None:
-            self._fence.check(certain=name.endswith(".json"))  # marks and manifests: what makes others count
+            self._fence.check(certain=name.endswith(".json"))  # marks and manifests, which commit the other files
         if self._fence is None or not self._conditional.compares:
             self._store(name, partial(send, False))
             return
@@ -239,10 +239,10 @@ class StoreWriting(StoreRequests):
                 self._conditional.delete(path, tag)
             elif replace(tag):
                 return
-        raise ConflictError(f"{self.where(name)}: another process writes it at the same time; run again when it ended")
+        raise ConflictError(f"{self.where(name)}: another process is writing it; run again once that has ended")
 
     def _store(self, name: str, request: Callable[[], object]) -> None:
-        """Have the store take something; raises OSError when it does not, as a disk would."""
+        """Make a write request; raises OSError if it fails, like a disk."""
         try:
             self._patiently(name, "written", request)
         except UserError:

@@ -24,7 +24,7 @@ from teacher_cache.shards.tar import checksum
 from tools.checking.verify import verify
 from tools.making.derived import copy_samples
 
-REPLACED = "sha256 of its .* bytes begins with .* and yet their xxh3 is right"
+REPLACED = "sha256 of its .* bytes begins with .* although the xxh3 matches"
 ROWS = [[0], [1]]
 
 

@@ -33,7 +33,7 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.tars import check_file, check_tar
 
@@ -68,7 +68,7 @@ def verify(
     storage = Storage(url)
     manifest = up_to_date_manifest(storage)
     untrusted = [problem for check in checks for problem in _problem(partial(check, storage, manifest))]
-    manifest = listed(storage, manifest)
+    manifest = with_lists(storage, manifest)
     problems = list(dict.fromkeys(_structure(storage, manifest)))
     sound = [entry for entry in manifest.shards if not any(entry.name in problem for problem in problems)]
     if not quick:

@@ -10,14 +10,14 @@ from teacher_cache.records import HiddenSample, LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.hidden import to_floats
 
 
 def describe(url: str) -> dict[str, Any]:
     """The facts a user asks of a cache first, as plain data. Raises UserError when there is none at ``url``."""
     storage = Storage(url)
-    manifest = listed(storage, up_to_date_manifest(storage))
+    manifest = with_lists(storage, up_to_date_manifest(storage))
     totals, sizes = manifest.totals, manifest.sizes()
     return {
         "cache": url,

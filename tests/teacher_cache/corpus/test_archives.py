@@ -97,7 +97,7 @@ def test_methods_of_zip(tmp_path, method):
 def test_names_that_lead_out_of_the_archive_are_refused(tmp_path, name, pack):
     path = tmp_path / ("x.zip" if pack is zipped else "x.tar")
     path.write_bytes(pack([("a.jsonl", lines("a")), (name, b"x")]))
-    with pytest.raises(UserError, match=rf"{path.name}: cannot be read: the archive holds a file named .*up|passwd"):
+    with pytest.raises(UserError, match=rf"{path.name}: cannot be read: unsafe member name .*up|passwd"):
         read(path)
 
 
@@ -194,7 +194,7 @@ def test_a_long_window_of_zstd_is_raised_on_request(tmp_path):
     frame = frame[:6] + (1 | len(lines("far")) << 3).to_bytes(3, "little") + lines("far")
     (tmp_path / "x.jsonl.zst").write_bytes(frame)
     with pytest.raises(
-        UserError, match=r"x\.jsonl\.zst: cannot be read: a frame .*--long\).*: raise `zstd_window_log`"
+        UserError, match=r"x\.jsonl\.zst: cannot be read: a frame's .*--long\).*; raise the source's `zstd_window_log`"
     ):
         read(tmp_path / "x.jsonl.zst")
     assert read(tmp_path / "x.jsonl.zst", zstd_window_log=31) == {"x.jsonl.zst#1": "far"}

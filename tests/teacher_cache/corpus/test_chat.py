@@ -106,7 +106,7 @@ def test_generation_marks_are_not_needed_but_do_no_harm(replies):
 
 
 def test_no_chat_template(replies):
-    with pytest.raises(UserError, match=r"data.jsonl:1: the record is a chat .* no chat template"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: the record is a chat, .* no chat template"):
         replies(None, chat("q", "a"))
 
 
@@ -117,7 +117,7 @@ def test_template_that_refuses(replies):
 
 def test_a_template_that_leaves_out_the_reply_is_refused(replies):
     with pytest.raises(
-        UserError, match=r"data.jsonl:1: message 1: the chat template does not write this reply .*'one'"
+        UserError, match=r"data.jsonl:1: message 1: the chat template does not render this reply .*'one'"
     ):
         replies("{{ 'a text' }}", chat("q", "one", "q", "two"))
 
@@ -202,7 +202,7 @@ def test_what_the_template_does_not_take_is_named_once(renderer, caplog):
         chats.render(document(messages, tools=[WEATHER]))
     assert sorted(record.getMessage() for record in caplog.records) == [
         "corpus.chat_template_kwargs: 'enable_thinkin' is ignored: the chat template has no such variable",
-        "data.jsonl:1: 'mood' of messages is ignored: the chat template does not ask for it",
+        "data.jsonl:1: message key 'mood' is ignored: the chat template does not use it",
         "data.jsonl:1: the record's 'tools' is ignored: the chat template has no such variable",
     ]
 
@@ -324,17 +324,17 @@ def test_what_is_left_out_of_a_reply_is_counted_and_said(render, caplog):
         1,
         ["one<|im_end|>", "two<|im_end|>"],
     )
-    assert "message 1: the chat template leaves out <think> ('long thoughts')" in caplog.text
+    assert "message 1: the chat template omits <think> ('long thoughts')" in caplog.text
     messages = chat("q", "one")
     messages[1]["reasoning_content"] = "why"
     assert render(CHATML, messages).cut_replies == 1
-    assert "leaves out reasoning_content ('why')" in caplog.text
+    assert "omits reasoning_content ('why')" in caplog.text
     assert render(CHATML, chat("q", "one")).cut_replies == 0
 
 
 def test_a_lost_call_is_counted(render):
     assert render(CHATML, calling("I look.", {})).cut_replies == 1
-    with pytest.raises(UserError, match=r"message 1: the chat template does not write this reply .*'weather'"):
+    with pytest.raises(UserError, match=r"message 1: the chat template does not render this reply .*'weather'"):
         render(CHATML, calling("", {}))
 
 
@@ -376,7 +376,7 @@ def test_named_templates(replies):
 
 
 def test_variables_that_are_the_chats_own_are_refused(render):
-    with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs has 'messages'"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs sets 'messages'"):
         render(CHATML, chat("q", "a"), template_kwargs={"messages": []})
     with pytest.raises(ValueError, match="add_generation_prompt: is given by each record"):
         render(CHATML, chat("q", "a"), {"chat_template_kwargs": {"add_generation_prompt": True}})

@@ -62,7 +62,7 @@ def test_snapshots_are_not_mixed(snapshot):
     assert len(read(snapshot.parent.parent)) == 2
     (snapshot.parent / "89ab").mkdir()
     (snapshot.parent / "89ab" / "train.jsonl").write_text('{"text": "older"}\n')
-    with pytest.raises(UserError, match=r"holds several snapshots: append one to `path`: snapshots/0123abc"):
+    with pytest.raises(UserError, match=r"holds several snapshots; append one to `path`: snapshots/0123abc"):
         read(snapshot.parent.parent)
 
 

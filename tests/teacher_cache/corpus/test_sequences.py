@@ -321,7 +321,7 @@ def test_lone_surrogate_needs_cleaning(make_corpus, record):
 
 def test_empty_corpus_is_one_error_with_the_counts(make_corpus):
     corpus = make_corpus(["", "text one", "text one", "a"], min_tokens=100)
-    with pytest.raises(UserError, match=r"corpus is empty: 4 documents read, of which 1 empty, 1 dupl.*2 too short"):
+    with pytest.raises(UserError, match=r"corpus is empty: 4 documents read: 1 empty, 1 dupl.*2 too short"):
         list(corpus)
     with pytest.raises(UserError, match=r"corpus is empty: 0 documents read"):
         list(make_corpus([]))
@@ -343,7 +343,7 @@ def test_slow_tokenizer_is_refused(make_corpus):
     class Slow(PreTrainedTokenizerBase):
         is_fast = False
 
-    with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is not a fast tokenizer"):
+    with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is a slow tokenizer"):
         make_corpus(["text"], tokenizer=Slow(name_or_path="somewhere"))
 
 
@@ -441,7 +441,7 @@ def test_chats_without_a_role_to_train_on_are_counted_as_that(make_corpus):
     corpus = make_corpus([unknown, silent, chat("q", "a")])
     assert len(list(corpus)) == 1
     assert (corpus.counts.no_reply, corpus.counts.too_short) == (2, 0)
-    with pytest.raises(UserError, match=r"corpus is empty: 1 documents .* 1 without a message of assistant"):
+    with pytest.raises(UserError, match=r"corpus is empty: 1 documents .* 1 without a message by assistant"):
         list(make_corpus([unknown]))
     (sample,) = make_corpus([unknown], roles_to_train=["AI"])
     assert sample.loss_mask.any()

@@ -284,4 +284,4 @@ def test_ever_new_columns_do_not_fill_the_log(read, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     assert len(read(*({"text": "x", f"column {n}": n} for n in range(3000)))) == 3000
     assert len(caplog.records) == 50
-    assert said(caplog)[-1].endswith("; nothing more is said of this source")
+    assert said(caplog)[-1].endswith("; further messages about this source are suppressed")

@@ -80,7 +80,7 @@ def test_what_was_not_used_for_longest_makes_room(remote: Storage, folder: Path)
 
 
 def test_a_file_larger_than_the_bound_is_refused(remote: Storage, folder: Path) -> None:
-    with pytest.raises(UserError, match=r"0\.bin: 40000 bytes, more than the 39999 that local copies may take"):
+    with pytest.raises(UserError, match=r"0\.bin: 40000 bytes exceed the limit of 39999 for all local copies"):
         LocalCopies(remote, str(folder), SIZE - 1).read("0.bin", entry(0), 0, 1)
 
 

@@ -21,7 +21,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import lease, locked_file
 from teacher_cache.shards.conditional import Conditional
 from teacher_cache.shards.holder import Holder, parse_holder, this_process
-from teacher_cache.shards.lease import WHOLE, Held, part_of, whole_place
+from teacher_cache.shards.lease import WHOLE, Held, part_lease, whole_place
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.slot import StoreObject
 from teacher_cache.shards.storage import Storage
@@ -65,7 +65,7 @@ def test_one_has_the_whole_place(storage: Storage) -> None:
         refusal = rf"\.lease\.json: in use by process {pid} on \S+ \(cache-tools merge, since .*\); wait for its end"
         with pytest.raises(ConflictError, match=refusal), whole_place(storage, "cache-tools push"):
             pass
-        with pytest.raises(ConflictError, match=refusal), part_of(storage, "shard-000000", "teacher-cache run"):
+        with pytest.raises(ConflictError, match=refusal), part_lease(storage, "shard-000000", "teacher-cache run"):
             pass
         assert storage.lease_names() == [WHOLE]
         assert storage.names() == []
@@ -75,8 +75,8 @@ def test_one_has_the_whole_place(storage: Storage) -> None:
 
 
 def test_parts_share_the_place_and_exclude_the_whole(storage: Storage) -> None:
-    with part_of(storage, "shard-000000", "run"), part_of(storage, "shard-000001", "run"):
-        with pytest.raises(Held) as held, part_of(storage, "shard-000001", "run"):
+    with part_lease(storage, "shard-000000", "run"), part_lease(storage, "shard-000001", "run"):
+        with pytest.raises(Held) as held, part_lease(storage, "shard-000001", "run"):
             pass
         assert held.value.name == ".lease-shard-000001.json"
         with pytest.raises(ConflictError, match="lease-shard-000000"), whole_place(storage, "cache-tools prune"):
@@ -112,7 +112,7 @@ def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.Fix
         wait_for(partial(has_holder, storage))
         os.kill(process.pid, signal.SIGSTOP)
         wait_for(psutil.Process(process.pid).status, psutil.STATUS_STOPPED)
-        wanted = f"process {process.pid} .* it is stopped: let it go on with `kill -CONT {process.pid}`"
+        wanted = f"process {process.pid} .* it is stopped: resume it with `kill -CONT {process.pid}`"
         with pytest.raises(ConflictError, match=wanted), whole_place(storage, "cache-tools push"):
             pass
         os.kill(process.pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ def test_a_holder_elsewhere_that_does_not_move_is_dead(
     with caplog.at_level(logging.INFO), whole_place(storage, "cache-tools push") as mine:
         mine.check()
         assert storage.lease_names() == [WHOLE]
-    assert "no heartbeat of process 1 on other" in caplog.text
+    assert "no heartbeat from process 1 on other" in caplog.text
     assert storage.lease_names() == []
 
 
@@ -242,7 +242,7 @@ def test_a_store_that_knows_no_conditions_is_said_once(
         mine.storage.write("a.json", b"x")
         with pytest.raises(ConflictError), whole_place(storage, "y"):
             pass
-    assert caplog.text.count("this store knows no conditional writes") == 1
+    assert caplog.text.count("this store has no conditional writes") == 1
     assert storage.lease_names() == []
 
 
@@ -273,7 +273,10 @@ def test_on_a_full_disk_a_lease_can_be_had(tmp_path: Path, monkeypatch: pytest.M
     storage = Storage(str(tmp_path))
     with whole_place(storage, "cache-tools prune") as mine:
         mine.check()
-        with pytest.raises(ConflictError, match="another process, which did not write"), whole_place(storage, "x"):
+        with (
+            pytest.raises(ConflictError, match=r"another process \(unknown: its lease has no record\)"),
+            whole_place(storage, "x"),
+        ):
             pass
 
 
@@ -288,7 +291,7 @@ def test_reading_needs_no_lease_and_sees_none(tmp_path: Path, monkeypatch: pytes
     url = str(tmp_path / "cache")
     write_cache(url, random_shards([[5, 3]]))
     with whole_place(Storage(url), "x"):
-        monkeypatch.setattr(lease, "take", None)
+        monkeypatch.setattr(lease, "acquire", None)
         assert verify(url).problems == []
         assert len(CacheReader(url)) == 2
         assert ".lease.json" not in Storage(url).sizes()

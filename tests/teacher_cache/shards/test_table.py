@@ -18,7 +18,7 @@ from teacher_cache.shards import table as table_module
 from teacher_cache.shards.marks import assemble, read_manifest, remove_garbage, up_to_date_manifest, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import ShardTable, listed, read_shard_table, table_file
+from teacher_cache.shards.table import ShardTable, read_shard_table, table_file, with_lists
 from tools.checking.verify import verify
 from tools.looking.inspect import describe
 
@@ -45,7 +45,7 @@ def test_the_lists_stand_in_the_table_and_come_back(large: str, small: Manifest)
     stored = read_manifest(storage)
     assert stored.units == stored.shards == []
     assert stored.shard_table is not None
-    whole = listed(storage, stored)
+    whole = with_lists(storage, stored)
     assert (whole.units, whole.shards) == (small.units, small.shards)
     assert whole.digest() == stored.digest() != small.digest()
     assert table_file(stored.shard_table) in storage.names()
@@ -118,11 +118,11 @@ def replace(large: str, data: bytes) -> None:
 
 
 WRONG = {
-    "numbers do not rise": {"number": [0, 2, 1]},
+    "numbers are not ascending": {"number": [0, 2, 1]},
     "a shard has no sample": {"samples": [2, 0, 4]},
-    "samples are not those of the totals": {"samples": [2, 1, 4]},
-    "tokens are not those of the totals": {"tokens": [8, 7, 13]},
-    "though the cache is complete": {"index_bytes": [1, 1, 0], "samples": [3, 3, 1], "tokens": [20, 7, 1]},
+    "samples do not add up to the manifest's totals": {"samples": [2, 1, 4]},
+    "tokens do not add up to the manifest's totals": {"tokens": [8, 7, 13]},
+    "although the cache is complete": {"index_bytes": [1, 1, 0], "samples": [3, 3, 1], "tokens": [20, 7, 1]},
 }
 
 

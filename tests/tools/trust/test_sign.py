@@ -215,7 +215,7 @@ def test_commands(tmp_path: Path, cache: Storage, monkeypatch: pytest.MonkeyPatc
 def test_keys_that_are_none(tmp_path: Path, cache: Storage) -> None:
     (tmp_path / "text").write_text("hello")
     assert "not a private key" in invoke("sign", cache.url, "--key", tmp_path / "text", "--name", "x").stderr
-    for text, problem in [("00 Bob\n", "64 hex digits and a name"), ("", "0 keys, wanted one line")]:
+    for text, problem in [("00 Bob\n", "64 hex digits and a name"), ("", "0 keys, expected one line")]:
         (tmp_path / "bad.pub").write_text(text)
         refused = invoke("verify", cache.url, "--require-signature", tmp_path / "bad.pub")
         assert refused.exit_code == 2

@@ -68,7 +68,7 @@ def test_encodings(tmp_path):
     (document,) = read_documents(SourceConfig(path=str(tmp_path / "d.csv")), "s")
     assert document.text == "café"
     (tmp_path / "d.csv").write_bytes("text\ncafé\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"d\.csv: not UTF-8 text: .*; set `encoding` of the source"):
+    with pytest.raises(UserError, match=r"d\.csv: not UTF-8 text: .*; set the source's `encoding`"):
         list(read_documents(SourceConfig(path=str(tmp_path / "d.csv")), "s"))
 
 
