@@ -1,6 +1,6 @@
-"""Whether a teacher has the layers whose signals are asked for, of a width and a kind of attention that can be stored.
+"""Check that a teacher has the configured layers, with a width and attention type that can be stored.
 
-Known from its configuration, before anything is loaded.
+Uses only its configuration, before anything is loaded.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ from schemas.errors import UserError
 
 
 def check_layers(capture: CaptureConfig, text_config: Any, max_tokens: int) -> None:
-    """Raise UserError when the teacher has no such layer, or one whose states or attention rows cannot be stored."""
+    """Raise UserError for missing layers, and for layers whose hidden states or attention rows cannot be stored."""
     num_layers = text_config.num_hidden_layers
     for key, quantised in (("hidden", capture.hidden), ("final", capture.final)):
         if quantised is not None and quantised.dtype == "int4" and text_config.hidden_size % 2:
             raise UserError(
-                f"capture.{key}.dtype: int4 keeps two channels in a byte, and the teacher has "
+                f"capture.{key}.dtype: int4 packs two channels per byte, but the teacher has an odd hidden size, "
                 f"{text_config.hidden_size}; choose int8"
             )
     if capture.hidden is not None:
@@ -24,8 +24,8 @@ def check_layers(capture: CaptureConfig, text_config: Any, max_tokens: int) -> N
         numbers = capture.hidden.layer_numbers(num_layers)
         if len(set(numbers)) != len(numbers):
             raise UserError(
-                f"capture.hidden.layers: {capture.hidden.layers} are layers {numbers} of {num_layers}; each may stand "
-                "once"
+                f"capture.hidden.layers: {capture.hidden.layers} are layers {numbers} of {num_layers}; list each layer "
+                "only once"
             )
     if capture.attention is not None:
         number = layer_number(capture.attention.layer, num_layers)
@@ -43,19 +43,19 @@ def _check_attention(capture: AttentionCapture, number: int, text_config: Any, m
     if kind != "full_attention":
         raise UserError(
             f"capture.attention.layer: {capture.layer}: layer {number} of a {text_config.model_type} teacher is of "
-            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or leave the signal out"
+            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or remove capture.attention"
         )
     n_heads = text_config.num_attention_heads
     listed = [] if isinstance(capture.heads, int) else capture.heads
     if capture.n_heads > n_heads or any(head >= n_heads for head in listed) or len(set(listed)) != len(listed):
         raise UserError(
-            f"capture.attention.heads: {capture.heads}: the teacher has heads 0 to {n_heads - 1}; lower the number, "
-            "or list each head once"
+            f"capture.attention.heads: {capture.heads}: the teacher has attention heads 0 to {n_heads - 1}; lower the "
+            "number, or list each attention head once"
         )
 
 
 def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
-    """The kind of attention in layer ``number``; a sliding window that no sequence fills counts as full attention."""
+    """Attention type of layer ``number``; a sliding window that no sequence fills counts as full attention."""
     if getattr(text_config, "kv_lora_rank", None):
         return "multi-head latent attention"
     if text_config.model_type == "gpt_oss":

@@ -47,7 +47,7 @@ def of(number: int) -> OSError:
         (TimeoutError(), StoreError, "no answer in time"),
         (translated("ExpiredToken"), AccessError, "expired"),
         (translated("AccessDenied", 403), AccessError, "credentials"),
-        (translated("PreconditionFailed", 412), ConflictError, "somebody else"),
+        (translated("PreconditionFailed", 412), ConflictError, "another process"),
         (translated("InternalError", 500), StoreError, "try again later"),
         (of(errno.ENOENT), UserError, "No such file"),
         (NotRegularError("it is a named pipe, not a regular file"), UserError, "named pipe"),

@@ -27,13 +27,13 @@ def test_what_sdpa_drops_needs_eager_attention(kind: str) -> None:
     config = CONFIGS[kind]()
     assert exact_attention(config) == "eager"
     check_attention(config, "eager", "key")
-    with pytest.raises(UserError, match=r"^student\.attention: sdpa: leaves out .* of a \w+ model; set it to eager"):
+    with pytest.raises(UserError, match=r"^student\.attention: sdpa drops .* of a \w+ model; set it to eager"):
         check_attention(config, "sdpa", "student.attention")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind.startswith("sinks")])
 def test_flash_attention_2_has_no_sinks(kind: str) -> None:
-    with pytest.raises(UserError, match=r"^key: flash_attention_2: leaves out .*; set it to eager, or leave it out$"):
+    with pytest.raises(UserError, match=r"^key: flash_attention_2 drops .*; set it to eager, or remove it$"):
         check_attention(CONFIGS[kind](), "flash_attention_2", "key")
 
 

@@ -217,7 +217,7 @@ def test_a_plan_removes_nobodys_files(tmp_path: Path, teacher: Path, corpus: Pat
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "head.safetensors").write_text("somebody's")
-    with pytest.raises(UserError, match=r"cache/head\.safetensors: is there without a manifest"):
+    with pytest.raises(UserError, match=r"cache/head\.safetensors: exists without a manifest"):
         job.run(make_config(teacher, corpus, folder))
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("head.safetensors", "somebody's")]
 
@@ -246,7 +246,7 @@ def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
 def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, corpus: Path) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=2**25)
     config = make_config(teacher, corpus, tmp_path / "cache", max_tokens=2**24)
-    with pytest.raises(UserError, match=r"capture: 136 bytes a row in memory, and corpus\.max_tokens is 16777216"):
+    with pytest.raises(UserError, match=r"capture: 136 bytes a row \(in memory\) times corpus\.max_tokens 16777216"):
         job.run(config)
     assert not (tmp_path / "cache").exists()
 
@@ -316,7 +316,7 @@ def test_a_cache_with_the_older_fingerprint_of_its_teacher_goes_on(
     assert CacheReader(config.output.path).manifest.teacher.fingerprint == older
     assert job.run(config).units_scored == 0
     other = write_random_teacher(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=r"made differently: .*teacher\.fingerprint"):
+    with pytest.raises(UserError, match=r"made with other settings: .*teacher\.fingerprint"):
         job.run(make_config(other, corpus, tmp_path / "cache"))
 
 

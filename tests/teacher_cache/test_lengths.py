@@ -90,7 +90,9 @@ def test_too_long_is_said_before_anything_is_tokenized(
     monkeypatch.setattr("teacher_cache.plan.Corpus", None)
     config = job_config(tmp_path, teacher, max_tokens=65)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": engine})})
-    with pytest.raises(UserError, match=r"^corpus\.max_tokens: 65: the teacher reads at most 64 tokens; set it to 64"):
+    with pytest.raises(
+        UserError, match=r"^corpus\.max_tokens: 65: the teacher supports at most 64 tokens; set it to 64"
+    ):
         job.load_or_make_plan(config, job.Storage(config.output.path))
     assert not (tmp_path / "cache/manifest.json").exists()
 

@@ -55,7 +55,7 @@ def test_fingerprint_samples_files_too_large_to_read_whole(folder: Path, monkeyp
 
 def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no weights found, looked for \*\.safetensors"):
+    with pytest.raises(UserError, match=r"no weights found, expected \*\.safetensors"):
         describe(folder)
 
 
@@ -124,6 +124,6 @@ def test_what_is_no_folder_is_said_to_be_none(path: str) -> None:
     with pytest.raises(UserError) as refused:
         load_model_config(TeacherConfig(path=path))
     assert str(refused.value) == (
-        f"teacher.path: {path} (no such folder here): cannot load a model configuration; give the folder of a Hugging "
+        f"teacher.path: {path} (no such folder): cannot load a model configuration; pass the folder of a Hugging "
         "Face model with its tokenizer"
     )

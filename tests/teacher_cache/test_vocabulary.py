@@ -39,7 +39,7 @@ def test_a_text_that_uses_one_is_found_in_plan_and_probe(tree: dict[str, Any], t
     config = validate(CacheConfig, tree, "test")
     said = (
         rf"^teacher\.path: {folder}/tokenizer\w*\.json: token {number} \"{token.replace('|', '[|]')}\" is in the "
-        rf"corpus \(.*other\.txt.*\), and teacher has a vocabulary of {VOCAB_SIZE}, ids 0 to {VOCAB_SIZE - 1}; "
+        rf"corpus \(.*other\.txt.*\), but teacher has a vocabulary of {VOCAB_SIZE}, ids 0 to {VOCAB_SIZE - 1}; "
     )
     for plan in (lambda: job.run(config), lambda: survey(config, 1)):
         with pytest.raises(UserError, match=said):
