@@ -16,7 +16,7 @@ TOKENS_SCHEMA = pa.schema(
         pa.field("source_id", pa.string(), nullable=False),  # where the document came from: file#record
         pa.field("layer", pa.string(), nullable=False),  # layer of the data mix
         pa.field("frame", pa.binary(), nullable=False),  # token ids, loss mask
-        pa.field("text_frame", pa.binary(), nullable=False),  # the text, and where each token stands in it
+        pa.field("text_frame", pa.binary(), nullable=False),  # the text, and the byte spans of its tokens
     ]
 )
 

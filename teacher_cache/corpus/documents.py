@@ -30,7 +30,7 @@ class Document(NamedTuple):
 
     source_id: str  # relative/name#record, records counted from 1
     where: str  # location for error messages
-    layer: str
+    mix_layer: str
     text: str
     messages: Messages | None = None
     tools: list[dict[str, Any]] | None = None

@@ -217,7 +217,7 @@ class Corpus:
         batch = TokenBatch(
             keys=keys,
             source_ids=[item.document.source_id for item in items],
-            layers=[item.document.layer for item in items],
+            layers=[item.document.mix_layer for item in items],
             texts=spans.data,
             num_tokens=tokens_M,
             input_ids=ids_N,
@@ -270,7 +270,7 @@ class Corpus:
             yield TokenSample(
                 key=key,
                 source_id=item.document.source_id + number,
-                layer=item.document.layer,
+                layer=item.document.mix_layer,
                 text=text,
                 input_ids=input_ids,
                 loss_mask=loss_mask,

@@ -58,7 +58,7 @@ class Holder(Strict):
     def advice(self) -> str:
         """What the user can do about it."""
         stopped = self.is_here and _state(self.pid) == "T"
-        wake = f"it is stopped: resume it with `kill -CONT {self.pid}`" if stopped else "wait until it ends"
+        wake = f"it is stopped: resume it with `kill -CONT {self.pid}`" if stopped else "wait for its end"
         return (
             f"{wake}, or end it with `kill -9 {self.pid}`{'' if self.is_here else f' on {self.host}'}; then run again"
         )

@@ -39,7 +39,7 @@ class Held(ConflictError):
     def __init__(self, name: str, where: str, holder: Holder | None) -> None:
         self.name, self.holder = name, holder
         who = "another process (unknown: its lease has no record)" if holder is None else str(holder)
-        then = "wait until it ends, then run again" if holder is None else holder.advice
+        then = "wait for its end, then run again" if holder is None else holder.advice
         super().__init__(f"{where}: in use by {who}; {then}")
 
 

@@ -1,4 +1,4 @@
-"""Each cause has its class, hence its exit status, and advice that fits it."""
+"""Each cause maps to its class, and so to its exit status, with fitting advice."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ class ClientError(Exception):
 
 
 def translated(code: str, status: int = 400) -> OSError:
-    """As s3fs passes it on: nothing but an EIO or a PermissionError, with the cause behind it."""
+    """As s3fs re-raises it: as EIO or PermissionError, with the original as its cause."""
     error = OSError(errno.EIO, code)
     error.__cause__ = ClientError(code, status)
     return error

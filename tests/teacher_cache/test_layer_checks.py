@@ -1,4 +1,4 @@
-"""Layers that a teacher does not have, or whose attention rows cannot be stored, are refused before anything runs."""
+"""Missing layers, and layers whose attention rows cannot be stored, are rejected before anything runs."""
 
 from types import SimpleNamespace
 from typing import Any

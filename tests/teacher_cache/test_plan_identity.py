@@ -1,4 +1,4 @@
-"""A plan is continued only by what tokenizes and renders its corpus in the same way."""
+"""A plan can only be continued with a tokenizer and template that treat its corpus alike."""
 
 import json
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_a_changed_template_of_ones_own_is_refused_by_name(config: CacheConfig, 
     (tmp_path / "elsewhere").mkdir()
     moved = template.rename(tmp_path / "elsewhere" / "own.jinja")
     own = own.model_copy(update={"corpus": own.corpus.model_copy(update={"chat_template": str(moved)})})
-    assert plan(own).digest() == first.digest()  # where it lies does not matter
+    assert plan(own).digest() == first.digest()  # its path does not matter
     moved.write_text(CHAT_TEMPLATE + " ")
     with pytest.raises(UserError, match=r"made with other settings: .*\.files\.own\.jinja: "):
         plan(own)

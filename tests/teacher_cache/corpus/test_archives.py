@@ -116,7 +116,7 @@ def test_links_and_devices_are_left_out_by_name(tmp_path, caplog):
 
 def test_an_archive_in_an_archive_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(zipped([("a.jsonl", lines("a")), ("in.zip", zipped([]))]))
-    with pytest.raises(UserError, match=r"x\.zip: holds the archive 'in\.zip': unpack it"):
+    with pytest.raises(UserError, match=r"x\.zip: nested archive 'in\.zip'; unpack it"):
         read(tmp_path / "x.zip")
     assert read(tmp_path / "x.zip", pattern="*.jsonl") == {"x.zip/a.jsonl#1": "a"}
 

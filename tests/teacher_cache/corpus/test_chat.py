@@ -34,7 +34,7 @@ def chat(*turns):
 
 @pytest.fixture
 def renderer(byte_level, monkeypatch):
-    """A renderer, given a template and settings of the corpus."""
+    """Factory of renderers, from a template and corpus settings."""
 
     def make(template, settings=None):
         monkeypatch.setattr(byte_level, "chat_template", template)
@@ -50,7 +50,7 @@ def document(messages, **record):
 
 @pytest.fixture
 def render(renderer):
-    """The renderer's answer, given a template, messages, settings of the corpus, and what else the record holds."""
+    """Render messages with a template, corpus settings and the record's other fields."""
 
     def rendered(template, messages, settings=None, **record):
         return renderer(template, settings).render(document(messages, **record))
@@ -60,7 +60,7 @@ def render(renderer):
 
 @pytest.fixture
 def replies(render):
-    """The text of each reply, given the same."""
+    """The text of each reply, from the same arguments."""
 
     def located(*args, **kwargs):
         chat = render(*args, **kwargs)
@@ -150,7 +150,7 @@ WITH_CALLS = (
 
 
 def calling(content=None, arguments=None, names=("weather",)):
-    """A question, a reply that calls tools (no content, no arguments: not said), their results, and the answer."""
+    """A question, a reply that calls tools (without the keys for no content, no arguments), tool results, an answer."""
     functions = [{"name": name, **({} if arguments is None else {"arguments": arguments})} for name in names]
     reply = {"role": "assistant", "tool_calls": [{"type": "function", "function": each} for each in functions]}
     if content is not None:
@@ -235,7 +235,7 @@ BY_NUMBER = (
     "{% for i in range(messages | length) %}{% set m = messages[i] %}{{ '<' + m.role + '>' + m.content + '</s>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-IN_A_MACRO = (  # the number that a macro writes is looked at
+IN_A_MACRO = (  # the template compares a number that a macro writes
     "{% macro last() %}{% for m in messages %}{% if loop.last %}{{ loop.index0 }}{% endif %}{% endfor %}{% endmacro %}"
     "{% set end = last() | int %}{% for m in messages %}{{ '<' + m.role + '>' + m.content }}"
     "{% if loop.index0 == end %}{{ '!' }}{% endif %}{% endfor %}"

@@ -25,7 +25,7 @@ def read(path, **settings):
 
 @pytest.fixture
 def snapshot(tmp_path):
-    """A data set as a hub's cache lays it out: links into a folder of blobs."""
+    """A data set in the layout of a hub's cache: links into a folder of blobs."""
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
     (folder / "data").mkdir(parents=True)
     blobs.mkdir()
@@ -125,7 +125,7 @@ def test_choosing_is_by_name():
     assert choose(names, "auto", all_of_them=True) == wanted
     assert choose(["notes.txt", "a.py"], "auto", all_of_them=True) == {"notes.txt": "text", "a.py": "text"}
     assert choose(["README.md"], "jsonl", all_of_them=True) == {"README.md": "jsonl"}  # there is nothing else
-    for everything in (True, False):  # as always: what is there is meant
+    for everything in (True, False):  # an explicit choice is never overruled
         assert choose(["README.md", ".x"], "text", everything) == {"README.md": "text", ".x": "text"}
         assert choose([".x.jsonl", "state.json"], "jsonl", everything).keys() >= {".x.jsonl"}
 

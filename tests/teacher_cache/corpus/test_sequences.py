@@ -18,7 +18,7 @@ def chat(*turns):
 
 
 def check(sample, tokenizer):
-    """What holds for every sample: types, shapes, spans within the text, last row without loss."""
+    """Invariants of every sample: dtypes, shapes, spans within the text, no loss in the last row."""
     length = len(sample.input_ids)
     types = [sample.input_ids.dtype, sample.loss_mask.dtype, sample.byte_start.dtype, sample.byte_end.dtype]
     assert types == [np.uint32, bool, np.uint32, np.uint32]
@@ -270,7 +270,7 @@ def test_max_tokens_must_exceed_the_leading_special_tokens(make_corpus, sentence
 
 
 def counted_text(sample, tokenizer):
-    """The text of the tokens whose predictions count: those after a True."""
+    """Text of the trained tokens: those that follow a True in the loss mask."""
     return tokenizer.decode(sample.input_ids[1:][sample.loss_mask[:-1]].tolist(), skip_special_tokens=False)
 
 
@@ -313,7 +313,7 @@ def test_chat_without_template(make_corpus, sentencepiece):
 
 @pytest.mark.parametrize("record", ["lone \ud800", chat("q", "lone \ud800")])
 def test_lone_surrogate_needs_cleaning(make_corpus, record):
-    with pytest.raises(UserError, match=r"data\.jsonl:1: .*lone surrogate, \\ud800.*corpus\.clean"):
+    with pytest.raises(UserError, match=r"data\.jsonl:1: .*lone surrogate \\ud800.*corpus\.clean"):
         list(make_corpus([record], clean=False))
     (sample,) = make_corpus([record])
     assert "lone" in sample.text
@@ -368,7 +368,7 @@ def test_of_a_prompt_and_its_completion_only_the_completion_counts(corpus_of, re
     learned = np.flatnonzero(sample.loss_mask) + 1
     spelt = [sample.text.encode()[sample.byte_start[i] : sample.byte_end[i]].decode() for i in learned]
     assert "".join(spelt) == "print(word)\n"
-    assert learned[-1] == len(sample.input_ids) - 1  # the end of sequence, where there is one
+    assert learned[-1] == len(sample.input_ids) - 1  # EOS, if the tokenizer adds one
 
 
 def test_a_token_that_is_partly_prompt_does_not_count(corpus_of, byte_level):

@@ -19,7 +19,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 @pytest.fixture
 def read(tmp_path):
-    """Documents and bad records of JSON lines with these records."""
+    """Documents and bad records, read from JSON lines of these records."""
 
     def read(*records, **settings):
         path = tmp_path / "d.jsonl"
@@ -268,7 +268,7 @@ def test_what_is_found_is_said_once(read, caplog):
 def test_an_output_taken_as_text_names_the_instruction_that_is_not_read(read, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     record = {"instruction": "i", "input": "", "output": "o"}
-    assert only(read(record, text_field="output")).messages[0]["content"] == "i"  # an Alpaca record all the same
+    assert only(read(record, text_field="output")).messages[0]["content"] == "i"  # still an Alpaca record
     caplog.clear()
     assert only(read(record, text_field="output", shape="text")).text == "o"
     assert "corpus.sources.0: ignored columns: instruction, input" in said(caplog)

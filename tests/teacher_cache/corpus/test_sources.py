@@ -15,7 +15,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def read_all(path, format="jsonl", **settings):
-    """Documents, and bad records as they are."""
+    """Documents, and bad records without raising them."""
     return list(read_documents(SourceConfig(path=str(path), format=format, **settings), "corpus.sources.0"))
 
 
@@ -36,7 +36,7 @@ def write(path, *lines):
 def test_jsonl_text_and_chat_with_line_numbers(tmp_path):
     path = write(tmp_path / "d.jsonl", '{"text": "one"}', "", json.dumps({"text": "not read", "messages": CHAT}))
     first, second = read(path, layer="code")
-    assert (first.text, first.messages, first.source_id, first.layer) == ("one", None, "d.jsonl#1", "code")
+    assert (first.text, first.messages, first.source_id, first.mix_layer) == ("one", None, "d.jsonl#1", "code")
     assert (second.messages, second.source_id) == (CHAT, "d.jsonl#3")
     assert second.where == f"{path}:3"
 

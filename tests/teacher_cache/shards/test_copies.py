@@ -1,4 +1,4 @@
-"""Local copies: right or refused, within their bound, shared by processes, whatever kills them."""
+"""Local copies: verified, within their size limit, shared by processes, safe when these are killed."""
 
 import hashlib
 import itertools
@@ -51,7 +51,7 @@ def entry(number: int) -> FileEntry:
 
 
 def held(folder: Path) -> set[int]:
-    """Numbers of the files that there are copies of."""
+    """Numbers of the files with a copy."""
     names = {path.name for path in folder.iterdir()}
     return {number for number in range(5) if entry(number).sha256 in names}
 
@@ -92,7 +92,7 @@ def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, mon
     read_range = Storage.read_range
     monkeypatch.setattr(Storage, "read_range", lambda *args: reads.append(args[1]) or read_range(*args))
     local = LocalCopies(remote, str(folder), 3 * SIZE)
-    if wrong == "longer":  # what the manifest does not know of is not fetched
+    if wrong == "longer":  # bytes beyond the listed size are not fetched
         assert local.read("1.bin", entry(1), 0, SIZE) == content(1)
         return
     with pytest.raises(
@@ -150,7 +150,7 @@ def test_what_is_fetched_ahead_is_there_when_it_is_needed(remote: Storage, folde
 
 
 def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remote, folder, monkeypatch) -> None:
-    """Room for three: files are announced far ahead and read in order; none is fetched twice."""
+    """With room for three, files are prefetched far ahead and read in order; none is fetched twice."""
     fetched = []
     read_range = Storage.read_range
     monkeypatch.setattr(Storage, "read_range", lambda *args: fetched.append(args[1]) or read_range(*args))
@@ -165,7 +165,7 @@ def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remot
 
 
 def read_for_ever(url: str, folder: str, seed: int, reports: "multiprocessing.Queue[str]") -> None:
-    """Read files at random, with room for three of five, and report what goes wrong."""
+    """Read files at random, with room for three of five, and report errors."""
     local, rng = LocalCopies(Storage(url), folder, 3 * SIZE), np.random.default_rng(seed)
     try:
         while True:
@@ -177,7 +177,7 @@ def read_for_ever(url: str, folder: str, seed: int, reports: "multiprocessing.Qu
 
 
 def test_killing_a_process_that_shares_the_folder_harms_no_other(tmp_path: Path, folder: Path) -> None:
-    """Twenty SIGKILLs; the folder is within its bound at every look, and what was left is cleared away."""
+    """Twenty SIGKILLs: the folder never exceeds its size limit, and leftovers are removed."""
     remote = Storage(f"local://{tmp_path}/remote")
     for number in range(5):
         remote.write(f"{number}.bin", content(number))
@@ -196,7 +196,7 @@ def test_killing_a_process_that_shares_the_folder_harms_no_other(tmp_path: Path,
             victim.join()
             assert survivor.is_alive(), reports.get(timeout=5)
             assert survivor.pid is not None
-            os.kill(survivor.pid, signal.SIGSTOP)  # so that nothing moves while it is looked at
+            os.kill(survivor.pid, signal.SIGSTOP)  # freeze the folder for inspection
             assert used_bytes(folder) <= 3 * SIZE
             os.kill(survivor.pid, signal.SIGCONT)
     finally:

@@ -1,4 +1,4 @@
-"""Leases in a folder, in an object store, and in a store that compares nothing."""
+"""Leases in a folder, in an object store, and in a store without conditional writes."""
 
 import errno
 import fcntl
@@ -49,7 +49,7 @@ def elsewhere(**changes: Any) -> Holder:
 
 
 def place(storage: Storage, holder: Holder, name: str = WHOLE) -> None:
-    """Put a lease there, as if another process had."""
+    """Create a lease as another process would."""
     if storage.is_local:
         storage.local_path(name).parent.mkdir(exist_ok=True)
         storage.local_path(name).write_bytes(holder.to_bytes())
@@ -125,7 +125,7 @@ def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.Fix
 def test_a_holder_elsewhere_that_does_not_move_is_dead(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its clock is never looked at: since when it says that it has it is of the year 3000."""
+    """Its clock is never consulted: the recorded start is in the year 3000."""
     monkeypatch.setattr(lease, "EXPIRY", 0.5)
     monkeypatch.setattr(lease, "POLL", 0.05)
     for name in (WHOLE, ".lease-shard-000000.json"):
@@ -164,14 +164,14 @@ def staged(storage: Storage) -> None:
 
 
 def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
-    """Another machine has taken its place and written other files."""
+    """Another machine has taken over and written other files."""
     with whole_place(storage, "cache-tools merge") as mine:
         storage.write("shard-000000.json", b"theirs")
         storage.write("shard-000000.logits.tar", b"theirs")
         if storage.is_local:
             storage.local_path(WHOLE).unlink()
         place(storage, elsewhere())
-        mine._confirmed -= 1000  # seconds that it was away
+        mine._confirmed -= 1000  # seconds without a heartbeat
         for what, act in writers(mine.storage):
             with pytest.raises(ConflictError, match="so long that another one has taken its place"):
                 act()
@@ -186,7 +186,7 @@ def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
 def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
     s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was away between its last look at the lease and its request."""
+    """It was suspended between its last check of the lease and its request."""
     storage = Storage(s3_url)
     with whole_place(storage, "cache-tools merge") as mine:
         for name in ("shard-000000.json", "manifest.json"):
@@ -207,7 +207,7 @@ def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
 
 
 def test_what_a_writer_with_a_lease_finds_is_replaced(storage: Storage) -> None:
-    """What a killed one left of a shard, say."""
+    """For instance, leftovers of a killed writer."""
     for name in ("shard-000000.json", "shard-000000.logits.tar", "manifest.json"):
         storage.write(name, b"left")
     with whole_place(storage, "x") as mine:
@@ -248,7 +248,7 @@ def test_a_store_that_knows_no_conditions_is_said_once(
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_lease_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    """A link would have another file written to, a pipe would never answer."""
+    """A link would redirect the write to another file, a pipe would block."""
     (tmp_path / "mine").write_text("mine")
     path = tmp_path / WHOLE
     if kind == "link":
@@ -263,7 +263,7 @@ def test_a_lease_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_on_a_full_disk_a_lease_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the command that frees space."""
+    """Commands that free space must still start."""
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""Where a new cache is written: empty before, and empty again when it fails."""
+"""The place of a new cache must be empty, and is empty again after a failure."""
 
 from pathlib import Path
 

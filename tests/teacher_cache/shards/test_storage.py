@@ -1,4 +1,4 @@
-"""One behaviour in a folder, in memory and in an object store behind a real S3 server."""
+"""Storage behaves alike in a folder, in memory and in an object store behind a real S3 server."""
 
 import itertools
 import time
@@ -189,7 +189,7 @@ FAULTS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypatch, fault: str) -> None:
-    """Whatever is read: every second request fails."""
+    """Every second request fails, for every kind of read."""
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"0123456789")
     monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)

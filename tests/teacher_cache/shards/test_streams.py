@@ -1,4 +1,4 @@
-"""Streams of whole files: by a signed URL as far as it goes, the rest in the client's own way."""
+"""Streams of whole files: by signed URL as far as possible, the rest through the store's client."""
 
 from base64 import b64decode
 from hashlib import sha256
@@ -71,7 +71,7 @@ def test_what_the_store_refuses_goes_the_clients_way(s3_url: str, s3_server: str
 
 
 def test_settings_of_uploads_are_kept(s3_url: str, s3_server: str, monkeypatch) -> None:
-    """They are not in a URL."""
+    """A URL cannot carry them."""
     storage, signed = Storage(s3_url), []
     monkeypatch.setattr(storage._fs, "sign", lambda *_, **__: signed.append(1))
     monkeypatch.setattr(storage._fs, "s3_additional_kwargs", {"ServerSideEncryption": "AES256"})

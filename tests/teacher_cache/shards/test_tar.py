@@ -49,7 +49,7 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("x.tar", "y.tar"):
         write(tmp_path / name)
     assert (tmp_path / "x.tar").read_bytes() == (tmp_path / "y.tar").read_bytes()
-    with tarfile.open(tmp_path / "x.tar") as tar:  # nothing of the machine or the moment
+    with tarfile.open(tmp_path / "x.tar") as tar:  # independent of machine and time
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
 
 

@@ -1,4 +1,4 @@
-"""The signature of a whole cache goes with its parts, and proves what it can."""
+"""The signature of a whole cache travels with its parts, and covers what it can."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,7 @@ def other_teacher(url: str) -> None:
 
 
 def other_whole(url: str) -> None:
-    """The whole's manifest is made to list what the part has."""
+    """The manifest of the whole is forged to list the files of the part."""
     other_samples(url)
     entry = file_entry(Storage(url).read(mark_name("shard-000000"))).model_dump()
 

@@ -1,4 +1,4 @@
-"""Which signatures count."""
+"""Which signatures are accepted."""
 
 from pathlib import Path
 
