@@ -163,7 +163,7 @@ def test_a_folder_without_a_manifest_is_not_a_cache(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_what_to_do(url: str) -> None:
     write_cache(url, random_shards([[3]]))
     change_manifest(url, lambda tree: tree.update(format_version=FORMAT_VERSION + 1))
-    with pytest.raises(UserError, match=rf"manifest\.json: format_version {FORMAT_VERSION + 1} is newer .* update"):
+    with pytest.raises(UserError, match=rf"manifest\.json: format_version {FORMAT_VERSION + 1} is newer .* upgrade"):
         CacheReader(url)
 
 
