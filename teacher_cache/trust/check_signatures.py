@@ -39,7 +39,7 @@ def read_statement(storage: Storage, public_key: str) -> Statement:
         key.verify(bytes.fromhex(signature.signature), signature.statement.message())
     except (InvalidSignature, ValueError):
         raise CorruptCacheError(
-            f"{where}: invalid signature by {public_key}: it or its statement was forged or modified"
+            f"{where}: the signature does not match its statement: one of them was forged or modified"
         ) from None
     if data != signature.content():
         raise CorruptCacheError(f"{where}: not in canonical form: expected one line of JSON without spaces")

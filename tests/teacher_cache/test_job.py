@@ -346,5 +346,5 @@ def test_a_part_of_a_cache_is_no_place_for_a_run(tmp_path: Path, teacher: Path, 
     job.run(config)
     source, manifest = open_source(config.output.path)
     write_subset(choose(source, manifest, Selection(shards=[(0, 0)])), str(tmp_path / "part"))
-    with pytest.raises(UserError, match=r"made of others \(subset\), not by a run"):
+    with pytest.raises(UserError, match=r"derived from others \(subset\), so a run"):
         job.run(make_config(teacher, corpus, tmp_path / "part"))

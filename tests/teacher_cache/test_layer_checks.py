@@ -46,7 +46,7 @@ def test_stored_layers_rise_whatever_their_order_in_the_configuration() -> None:
             r"capture\.attention\.heads: 9: the teacher has attention heads 0 to 7",
         ),
         ({"attention": AttentionCapture(heads=[8])}, r"heads: \[8\]"),
-        ({"attention": AttentionCapture(heads=[1, 1])}, r"list each head once"),
+        ({"attention": AttentionCapture(heads=[1, 1])}, r"list each attention head once"),
     ],
 )
 def test_what_the_teacher_does_not_have(capture: dict[str, Any], message: str) -> None:

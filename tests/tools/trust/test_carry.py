@@ -90,7 +90,7 @@ def other_whole(url: str) -> None:
     ("change", "problem"),
     [
         (other_samples, r"1 of 2 shards, the first shard-000000, are not files of the signed cache"),
-        (other_teacher, r"teacher: not as in the signed manifest"),
+        (other_teacher, r"teacher: differs from the signed manifest"),
         (other_whole, r"signed manifest \w+, this cache's is \w+: the cache was modified since"),
     ],
 )
