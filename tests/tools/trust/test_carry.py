@@ -1,4 +1,4 @@
-"""The signature of a whole cache travels with its parts, and covers what it can."""
+"""A cache's signature is carried with its parts, and verifies them as far as possible."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,7 @@ def other_teacher(url: str) -> None:
 
 
 def other_whole(url: str) -> None:
-    """The manifest of the whole is forged to list the files of the part."""
+    """The signed manifest is changed to list the part's files."""
     other_samples(url)
     entry = file_entry(Storage(url).read(mark_name("shard-000000"))).model_dump()
 

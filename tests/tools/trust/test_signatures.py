@@ -1,4 +1,4 @@
-"""Which signatures are accepted."""
+"""Validity of signatures."""
 
 from pathlib import Path
 
