@@ -1,8 +1,8 @@
 """What each loss of the recipe adds: the demo's student on hard labels, on TLA, and on TLA with LHSM, APC, ASR.
 
 Every arm starts from the same weights (22 of the teacher's 30 layers), sees the same batches and takes the same number
-of steps; each is run with several seeds, that is, orders of the data. TLA is at T = 1 with a constant weight, as in the
-demo; the other terms have the recipe's weights and schedules. The matched layers are the ones that the student still
+of steps; each is run with several seeds, that is, orders of the data. TLA learns from 64 entries at T = 1, with a
+constant weight; the other terms have the recipe's weights and schedules. The matched layers are the ones that the student still
 has: its layer 17 was the teacher's layer 25.
 
 An arm's spread is over its seeds (largest minus smallest). What a term adds is its difference to TLA alone, paired seed
@@ -25,6 +25,7 @@ from benchmarks.support.results import Row, exit_status, write_results
 from benchmarks.support.students import (
     CACHE_CONFIG,
     HARD_LABELS,
+    TOP_64,
     TRAIN_CONFIG,
     cache_settings,
     evaluate,
@@ -72,7 +73,7 @@ def make_caches(teacher: Path) -> Path:
     """Write the cache with every signal, and the held-out one, unless they are there; returns the held-out one."""
     write_corpora(FOLDER)
     for folder, signals in ((FOLDER, SIGNALS), (FOLDER / "held-out", ())):
-        changes = [f"teacher.path={teacher}", *cache_settings(folder), *signals]
+        changes = [f"teacher.path={teacher}", *cache_settings(folder), *TOP_64, *signals]
         run_installed("teacher-cache", "run", CACHE_CONFIG, *options(changes), "--json")
     return FOLDER / "held-out/cache"
 
