@@ -2,8 +2,8 @@
 
 Every arm starts from the same weights (22 of the teacher's 30 layers), sees the same batches and takes the same number
 of steps; each is run with several seeds, that is, orders of the data. TLA learns from 64 entries at T = 1, with a
-constant weight; the other terms have the recipe's weights and schedules. The matched layers are the ones that the student still
-has: its layer 17 was the teacher's layer 25.
+constant weight; the other terms have the recipe's weights and schedules. The matched layers are the ones that the
+student still has: its layer 17 was the teacher's layer 25.
 
 An arm's spread is over its seeds (largest minus smallest). What a term adds is its difference to TLA alone, paired seed
 by seed, because the order of the data moves all arms together.
