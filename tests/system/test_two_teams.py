@@ -48,7 +48,7 @@ def test_one_team_shares_a_cache_and_another_trains_from_it(
     workspace: Workspace, make_team: Callable[[str], Team]
 ) -> None:
     first, second = make_team("first"), make_team("second")
-    capture = {"logits": {"k": 16}, "hidden": {"layers": [1]}}
+    capture = {"logits": {"k": 16}, "draws": None, "hidden": {"layers": [1]}}
     config = workspace.cache_config(first.folder / "runs/demo/cache", capture=capture)
     first.types(f"teacher-cache run {config}")
     for line in commands("team A"):
@@ -57,7 +57,7 @@ def test_one_team_shares_a_cache_and_another_trains_from_it(
     shutil.copy(first.folder / "team-a.key.pub", second.folder)
     corpus = write_text_corpus(workspace.folder / "other corpus", documents=12, seed=1)
     ours = Workspace(workspace.folder, workspace.teacher, corpus)
-    config = ours.cache_config(second.folder / "runs/ours/cache", capture={"logits": {"k": 16}})
+    config = ours.cache_config(second.folder / "runs/ours/cache", capture={"logits": {"k": 16}, "draws": None})
     second.types(f"teacher-cache run {config}")
     config = ours.train_config(second.folder / "nothing", second.folder / "runs/student")
     (second.folder / "configs").mkdir()
