@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from schemas.errors import ConflictError, UserError
 from schemas.train_config import StudentConfig, TrainConfig
+from teacher_cache.logs import shows_details
 from teacher_cache.teacher import model_fingerprint
 from trainer.data.alignment import check_first_samples
 from trainer.data.batches import CacheRows, check_vocabulary, evaluation_loader, read_capture
@@ -399,6 +400,8 @@ def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' own messages and progress bars off the terminal; ours say what matters."""
+    """Keep transformers' own messages and progress bars off the terminal, unless details are asked for."""
+    if shows_details():
+        return
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
