@@ -1,58 +1,63 @@
 """What commands print is ours: results on standard output, on standard error log lines of our own, each of one line.
 
-Libraries say a lot while they load and save models; real processes are needed to hear all of it.
+Libraries say a lot while they are loaded, and while they load and save models: a fresh process hears all of it.
 """
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from support.commands import run_installed
+from support.commands import MODULES, environment
 from support.workspace import Workspace
 from teacher_cache.logs import QUIET
 
 OUR_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (teacher_cache|trainer|tools)\.[\w.]+: \S.*")
+END = "-- end of a command"
+SEVERAL = f"""
+import json, sys
+from importlib import import_module
+for module, *arguments in json.loads(sys.argv[1]):
+    try:
+        import_module(module).main(arguments)
+    except SystemExit as ended:
+        assert not ended.code, (arguments, ended.code)
+    print({END!r}, flush=True)
+"""
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a command with --json and returns what it said, if that is all there is."""
-    for name in QUIET:  # commands that ran in this very process have set them
-        monkeypatch.delenv(name, raising=False)
+def said(*lines: tuple[object, ...]) -> list[Any]:
+    """What commands say with --json, one after the other in a process of their own, if that is all there is."""
+    commands = [[MODULES[str(command)], *map(str, arguments), "--json"] for command, *arguments in lines]
+    clean = {name: value for name, value in environment().items() if name not in QUIET}
+    clean["PYTHONPATH"] = ":".join(sys.path)
+    process = [sys.executable, "-c", SEVERAL, json.dumps(commands)]
+    done = subprocess.run(process, env=clean, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if not OUR_LINE.fullmatch(line)] == []
+    *outputs, rest = done.stdout.split(f"{END}\n")
+    assert rest == ""
+    return [json.loads(output) for output in outputs]
 
-    def run(*line: object) -> Any:
-        done = run_installed(*map(str, line), "--json")
-        assert done.returncode == 0, done.stderr
-        assert [part for part in done.stderr.splitlines() if not OUR_LINE.fullmatch(part)] == []
-        return json.loads(done.stdout)
 
-    return run
-
-
-def test_caching_training_and_checking_print_nothing_of_others(workspace: Workspace, said: Callable[..., Any]) -> None:
+def test_caching_training_and_checking_print_nothing_of_others(workspace: Workspace) -> None:
     cache, output = workspace.folder / "cache", workspace.folder / "student"
-    assert said("teacher-cache", "run", workspace.cache_config(cache))["complete"]
     config = workspace.train_config(cache, output, data={"cache": str(cache), "num_workers": 1})
-    assert said("train-student", "run", config, "--set", "loop.max_steps=2")["steps"] == 2
-    assert said("train-student", "evaluate", output / "final", cache, "--limit", 4)["samples"] == 4
-    assert said("cache-tools", "verify", cache, "--teacher", workspace.teacher)["rescored"]["problems"] == []
+    made, trained, measured, verified = said(
+        ("teacher-cache", "run", workspace.cache_config(cache, capture={})),
+        ("train-student", "run", config, "--set", "loop.max_steps=2"),
+        ("train-student", "evaluate", output / "final", cache, "--limit", 4),
+        ("cache-tools", "verify", cache, "--teacher", workspace.teacher),
+    )
+    assert (made["complete"], trained["steps"], trained["target"], measured["samples"]) == (True, 2, "draws", 4)
+    assert verified["rescored"]["problems"] == []
 
 
-def test_nor_does_caching_in_vllm(workspace: Workspace, said: Callable[..., Any]) -> None:
+def test_nor_does_caching_in_vllm(workspace: Workspace) -> None:
     pytest.importorskip("vllm")
     engine = {"kind": "vllm", "cpu_kv_cache_gib": 1, "max_batch_tokens": 256}
-    config = workspace.cache_config(workspace.folder / "cache", engine=engine)
-    assert said("teacher-cache", "run", config)["complete"]
-
-
-def test_details_are_there_for_the_asking(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in QUIET:
-        monkeypatch.delenv(name, raising=False)
-    config: Path = workspace.train_config(workspace.folder / "none", workspace.folder / "student")
-    done = run_installed("train-student", "init", config, "--verbose", "--json")
-    assert json.loads(done.stdout)["layers"] == 1
-    assert "Loading weights" in done.stderr
+    (made,) = said(("teacher-cache", "run", workspace.cache_config(workspace.folder / "cache", engine=engine)))
+    assert made["complete"]

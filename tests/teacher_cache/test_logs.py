@@ -4,11 +4,15 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import transformers
 
 from support.commands import environment
+from teacher_cache.engines.vllm_errors import causes
 from teacher_cache.logs import QUIET, _OneLine, _Stderr, shows_details
+from trainer.distiller import quiet_transformers
 
 NOISE = """
 import logging, os, subprocess, sys, warnings
@@ -82,12 +86,33 @@ def test_messages_go_to_what_is_standard_error_at_the_time(capsys: pytest.Captur
     assert capsys.readouterr() == ("second\n", "first\n")
 
 
-@pytest.mark.parametrize(("level", "details"), [(logging.DEBUG, True), (logging.INFO, False)])
-def test_details_are_shown_where_they_are_logged(level: int, details: bool) -> None:
-    ours = logging.getLogger("teacher_cache")
+@pytest.fixture(params=[logging.DEBUG, logging.INFO], ids=["verbose", "quiet"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The level that our messages are logged from."""
+    ours, verbosity = logging.getLogger("teacher_cache"), transformers.logging.get_verbosity()
     before = ours.level
-    ours.setLevel(level)
+    ours.setLevel(request.param)
+    transformers.logging.set_verbosity_warning()
+    yield request.param
+    ours.setLevel(before)
+    transformers.logging.set_verbosity(verbosity)
+
+
+def test_details_are_shown_where_they_are_logged(level: int) -> None:
+    assert shows_details() is (level == logging.DEBUG)
+
+
+def test_transformers_is_quiet_unless_details_are_shown(level: int) -> None:
+    quiet_transformers()
+    assert transformers.logging.get_verbosity() == (logging.WARNING if level == logging.DEBUG else logging.ERROR)
+
+
+def test_vllm_is_quiet_unless_details_are_shown(level: int, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, handler = logging.getLogger("vllm"), _Stderr()
+    logger.addHandler(handler)
     try:
-        assert shows_details() is details
+        with causes():
+            logger.error("an error of vLLM")
     finally:
-        ours.setLevel(before)
+        logger.removeHandler(handler)
+    assert ("an error of vLLM" in capsys.readouterr().err) is (level == logging.DEBUG)
