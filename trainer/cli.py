@@ -12,6 +12,7 @@ from schemas.train_config import DataConfig, TrainConfig
 from teacher_cache.command import MOST, json_option, progress, set_option, show
 from teacher_cache.program import Program
 
+logger = logging.getLogger(__name__)
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
@@ -164,6 +165,11 @@ def evaluate(
     with progress("evaluating") as advance:
         measured = evaluate_folder(
             model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code
+        )
+    if not measured["kl_is_exact"]:
+        logger.info(
+            "kl is a lower bound: of the entries that the cache stores of each row, and one bucket for all others; "
+            "a cache with capture.final gives it exactly, one with a larger capture.logits.k more nearly"
         )
     show(measured, as_json)
 
