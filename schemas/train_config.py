@@ -292,9 +292,9 @@ class LossConfig(Strict):
 
     tla: TlaConfig = TlaConfig()
     cross_entropy: CrossEntropyConfig = CrossEntropyConfig()
-    lhsm: LhsmConfig | None = None
-    apc: ApcConfig | None = None
-    asr: AsrConfig | None = None
+    lhsm: LhsmConfig | None = Field(None, description="Off: needs a cache with `capture.hidden`.")
+    apc: ApcConfig | None = Field(None, description="Off: needs a cache with `capture.attention`.")
+    asr: AsrConfig | None = Field(None, description="Off: for students that are to have sparse activations.")
 
     @model_validator(mode="before")
     @classmethod
@@ -349,7 +349,7 @@ class LoopConfig(Strict):
     gradient_accumulation: int = Field(
         1, ge=1, le=65536, description="Forward passes a step and device; 1: each is a step. The recipe has 32."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Of the order of the data and of random weights.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of the order of the data and of random weights; any does.")
     bf16: bool = Field(
         False, description="bf16 autocast; off, since processors without bf16 instructions are several times slower so."
     )
@@ -372,7 +372,9 @@ class LoopConfig(Strict):
     save_every: Steps = Field(500, description="Steps between two checkpoints: what a killed run loses at most.")
     keep_checkpoints: Steps = Field(2, description="Newest checkpoints that are kept: one more than is needed.")
     validate_every: Steps = Field(500, description="Steps between two validations (when validation data is set).")
-    early_stopping_patience: Steps | None = Field(None, description="Validations without progress before stopping.")
+    early_stopping_patience: Steps | None = Field(
+        None, description="Validations without progress before stopping; default: never, as a short run may recover."
+    )
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
 
     @model_validator(mode="after")
