@@ -266,8 +266,8 @@ class Quantised(Strict):
         64,
         ge=2,
         le=MAX_CHANNELS,
-        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16, since it would "
-        "leave its neighbours one or two steps.",
+        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16, since it "
+        "would leave its neighbours one or two steps.",
     )
 
     @property
@@ -395,8 +395,8 @@ class CodecConfig(Strict):
         16,
         ge=1,
         le=1024,
-        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n. 16 are off by a "
-        "KL of 0.0006 nat; each halving costs four bytes a row and changes nothing.",
+        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n. 16 are off by "
+        "a KL of 0.0006 nat; each halving costs four bytes a row and changes nothing.",
     )
     scalar_steps_per_nat: int = Field(
         1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
