@@ -1,4 +1,4 @@
-"""Doing the same to many things, a few at a time, in order."""
+"""An ordered parallel map over threads, with a bounded number of pending items."""
 
 import threading
 from collections import deque
@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-THREADS = 8  # each waits for a disk or a store most of the time
+THREADS = 8  # mostly waiting for a disk or an object store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -14,20 +14,20 @@ Result = TypeVar("Result")
 def side_by_side(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
 ) -> Generator[Result, None, None]:
-    """``function`` of each item, in order, by so many threads. What it raises is raised here.
+    """Yield ``function(item)`` in the order of ``items``. An exception in a thread is raised here.
 
-    Nothing more is begun then, nor when the generator is closed, which waits for what is under way.
+    After an exception, or once the generator is closed, no further item starts; running ones are waited for.
     """
     pending: deque[Future[Result]] = deque()
-    over = threading.Event()
+    stopped = threading.Event()
 
     def run(item: Item) -> Result:
-        if over.is_set():
-            raise CancelledError  # never seen: an item before this one has raised
+        if stopped.is_set():
+            raise CancelledError  # never seen by the caller: an earlier item has raised
         try:
             return function(item)
         except BaseException:
-            over.set()
+            stopped.set()
             raise
 
     with ThreadPoolExecutor(threads) as pool:
@@ -39,4 +39,4 @@ def side_by_side(
             while pending:
                 yield pending.popleft().result()
         finally:
-            over.set()
+            stopped.set()

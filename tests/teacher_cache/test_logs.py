@@ -12,7 +12,7 @@ import transformers
 from support.commands import environment
 from teacher_cache.engines.vllm_errors import causes
 from teacher_cache.logs import QUIET, _OneLine, _Stderr, shows_details
-from trainer.distiller import quiet_transformers
+from trainer.run.quiet import quiet_transformers
 
 NOISE = """
 import logging, os, subprocess, sys, warnings
