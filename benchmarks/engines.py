@@ -69,7 +69,7 @@ def config_of(folder: Path, kind: str, signals: list[str], dtype: str = "float32
         "teacher": {"path": str(folder), "dtype": dtype},
         "engine": {"kind": kind, "device": "cpu", "max_batch_tokens": 256, "cpu_kv_cache_gib": 1, **engine},
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": MAX_TOKENS},
-        "capture": {name: CAPTURE[name] for name in signals},
+        "capture": {"draws": None, **{name: CAPTURE[name] for name in signals}},
         "output": {"path": "unused"},
     }
     return validate(CacheConfig, tree, "engines")

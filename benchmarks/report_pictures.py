@@ -64,6 +64,7 @@ def _write_cache(teacher: Path, cache: Path) -> None:
             ],
         },
         "capture": {
+            "logits": {"k": 64},
             "draws": {"n": 20, "temperatures": [1.0]},
             "hidden": {"layers": [0.25, 0.5, 0.75]},
             "attention": {"heads": 3, "keys": 16, "positions": "loss_mask"},

@@ -23,7 +23,7 @@ from tools.sharing.subset import choose, open_source, write_subset
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
-    capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+    capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}
     tree = cache_tree(teacher, corpus, output, tokens_per_shard=300, **{"capture": capture, **changes})
     return validate(CacheConfig, tree, "test")
 
@@ -46,7 +46,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("positions", ["all", "loss_mask"])
 def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, positions: str) -> None:
     folder, logprobs_VV = write_successor_teacher(tmp_path / "teacher")
-    capture = {"logits": {"k": 16, "positions": positions}}
+    capture = {"logits": {"k": 16, "positions": positions}, "draws": None}
     summary = job.run(make_config(folder, corpus, tmp_path / "cache", capture=capture))
     reader = CacheReader(str(tmp_path / "cache"))
     entropies_V, read = -(np.exp(logprobs_VV) * logprobs_VV).sum(axis=1), []
@@ -157,7 +157,7 @@ def test_nucleus_rows_are_ragged_and_reach_the_mass(tmp_path: Path, teacher: Pat
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"capture": {"logits": {"k": 8}}}, "capture.logits.k: 16 in the cache, 8 now"),
+        ({"capture": {"logits": {"k": 8}, "draws": None}}, "capture.logits.k: 16 in the cache, 8 now"),
         ({"codec": {"logprob_steps_per_nat": 32}}, "codec.logprob_steps_per_nat: 16 in the cache, 32 now"),
     ],
 )

@@ -76,7 +76,9 @@ def longrope(original: int, extended: int, **changes: Any) -> dict[str, Any]:
 
 
 def job_config(folder: Path, teacher: Path, **corpus: Any) -> CacheConfig:
-    tree = cache_tree(teacher, folder / "corpus", folder / "cache", capture={"logits": {"k": 8, "positions": "all"}})
+    tree = cache_tree(
+        teacher, folder / "corpus", folder / "cache", capture={"logits": {"k": 8, "positions": "all"}, "draws": None}
+    )
     tree["corpus"] |= corpus
     return validate(CacheConfig, tree, "test")
 

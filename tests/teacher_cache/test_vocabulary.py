@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     tokenizer.add_tokens([PLAIN])
     tokenizer.save_pretrained(teacher)
     write_text_corpus(tmp_path / "corpus")
-    return cache_tree(teacher, tmp_path / "corpus", tmp_path / "cache", capture={"logits": {"k": 8}})
+    return cache_tree(teacher, tmp_path / "corpus", tmp_path / "cache", capture={"logits": {"k": 8}, "draws": None})
 
 
 @pytest.mark.parametrize(("token", "number"), [(SPECIAL, VOCAB_SIZE), (PLAIN, VOCAB_SIZE + 1)])

@@ -18,7 +18,7 @@ from teacher_cache.engines import open_engine
 from teacher_cache.engines import transformers as module
 from teacher_cache.records import Request
 
-CAPTURE = {"logits": {"k": 4}, "attention": {"heads": 2, "keys": 6}}
+CAPTURE = {"logits": {"k": 4}, "draws": None, "attention": {"heads": 2, "keys": 6}}
 
 
 def make_config(teacher: Path, **changes: object) -> CacheConfig:
