@@ -15,11 +15,11 @@ def names_by_manifest(storage: "Storage") -> list[str]:
     """Names of the manifest, and of the files that it lists; none where there is no manifest."""
     from teacher_cache.shards.marks import expected_names, read_manifest
     from teacher_cache.shards.storage import MANIFEST
-    from teacher_cache.shards.table import listed
+    from teacher_cache.shards.table import with_lists
 
     if not storage.exists(MANIFEST):
         return []
-    return sorted({MANIFEST} | expected_names(listed(storage, read_manifest(storage))))
+    return sorted({MANIFEST} | expected_names(with_lists(storage, read_manifest(storage))))
 
 
 def sizes_by_manifest(storage: "Storage") -> dict[str, int]:
