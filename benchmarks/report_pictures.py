@@ -18,6 +18,7 @@ from tests.support.browser import NAMES, browser, find_chromium
 
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")
+PICTURES = DOCS / "pictures"
 MODULES = ("bisect", "colorsys", "heapq")
 SHOWN = "bisect.py#1.1"  # source_id of the sample to open
 CHOSEN = (" insert", 1)  # token to select: its text, and the number of equal ones before it
@@ -35,7 +36,7 @@ def main() -> None:
     _write_report(teacher, cache, page)
     with browser(chromium) as started:
         for scheme in ("light", "dark"):
-            picture = DOCS / f"report-{scheme}.png"
+            picture = PICTURES / f"report-{scheme}.png"
             _screenshot(started, page, scheme, picture)
             print(f"{picture}: {picture.stat().st_size:,} bytes")
 

@@ -22,10 +22,12 @@ from typing import Any
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.installed import run_installed
-from benchmarks.support.results import RESULTS, Row, at_least, exit_status, write_results
+from benchmarks.support.results import Row, at_least, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, TOP_64, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")
+PICTURE = Path("docs/pictures/target-quality.png")
+SIZES = (40, 60, 100, 200, 400)  # bytes per token that the picture's axis names
 MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
 MICRO_BATCH, LEARNING_RATE, WARM_UP = 4, 3e-4, 3
 TEMPERATURES = (1.0, 3.0)
@@ -74,7 +76,7 @@ def main() -> int:
     rows = table(measured, costs)
     raw = {"seeds": arguments.seeds, "steps": arguments.steps, "students": measured, "costs": costs}
     write_results("target_quality", f"Which target to cache: {len(arguments.seeds)} seeds, held-out code", rows, raw)
-    plot(measured, costs, RESULTS / "target_quality.png")
+    plot(measured, costs, PICTURE)
     return exit_status(rows)
 
 
@@ -317,15 +319,17 @@ def plot(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, A
             mean = statistics.mean(kept)
             errors = [[mean - min(kept)], [max(kept) - mean]]
             size = cost["bytes"][str(temperature)]
-            panel.errorbar(size, mean, yerr=errors, fmt="o", capsize=3)
-            panel.annotate(form, (size, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            panel.errorbar(size, mean, yerr=errors, fmt="o", capsize=3, label=form)
         panel.axhline(100, color="gray", linewidth=0.8)
         panel.axhline(0, color="gray", linewidth=0.8)
         title = f"T = {temperature:g}, reduction from {baseline(measured, temperature)}"
         panel.set(title=title, xlabel="bytes per token, everything included", xscale="log")
         panel.set_ylim(bottom=max(-60, panel.get_ylim()[0]))
+        panel.set_xticks(SIZES, [str(size) for size in SIZES])
+        panel.minorticks_off()
     panels[0].set_ylabel("share of online distillation's\nKL reduction kept, %")
-    figure.savefig(path, dpi=150)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of whoever takes its results, in order."""
+"""Ordered parallel map with bounded read-ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """``function`` of each item, in order, by threads that are at most ``threads`` + 1 items ahead.
+    """Yield ``function`` of each item, in order, computed by threads at most ``threads`` + 1 items ahead.
 
-    Raises what ``function`` raises, in its place. Nothing is begun before the first result is asked for, and nothing
-    more after the iterator is closed.
+    Re-raises an exception of ``function`` in place of its result. Starts with the first ``next`` and stops when the
+    iterator is closed.
     """
     with ThreadPoolExecutor(threads, "ahead") as pool:
         pending: deque[Future[Result]] = deque()

@@ -1,4 +1,4 @@
-"""The files of a cache on a server that lists none: those its manifest accounts for, and no others."""
+"""The files of a cache on a server without listings: those that its manifest accounts for."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -8,11 +8,11 @@ from schemas.errors import CorruptCacheError
 if TYPE_CHECKING:
     from teacher_cache.shards.storage import Storage
 
-REQUESTS = 16  # at a time
+REQUESTS = 16  # concurrent
 
 
 def names_by_manifest(storage: "Storage") -> list[str]:
-    """Names of the manifest, and of the files that it lists; none where there is no manifest."""
+    """Names of the manifest and the files that it lists; none if there is no manifest."""
     from teacher_cache.shards.marks import expected_names, read_manifest
     from teacher_cache.shards.storage import MANIFEST
     from teacher_cache.shards.table import with_lists
@@ -23,7 +23,7 @@ def names_by_manifest(storage: "Storage") -> list[str]:
 
 
 def sizes_by_manifest(storage: "Storage") -> dict[str, int]:
-    """What the server says about each of these files; what is missing is left out."""
+    """Size in bytes of each of these files, except missing ones."""
 
     def size(name: str) -> int | None:
         try:

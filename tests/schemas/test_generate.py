@@ -1,4 +1,4 @@
-"""The JSON Schemas that are checked in are those of the models, and they say what the models say."""
+"""The committed JSON Schemas are up to date, and accept what the models accept."""
 
 import json
 import os

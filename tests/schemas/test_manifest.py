@@ -1,4 +1,4 @@
-"""The manifest and the commit mark: text and model are interchangeable, and what cannot be true is refused."""
+"""Manifest and commit mark: text and model round-trip, and impossible values are rejected."""
 
 import hashlib
 import json

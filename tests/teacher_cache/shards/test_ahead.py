@@ -1,4 +1,4 @@
-"""Results in order, a few items ahead, errors in their place."""
+"""Ordered results, bounded read-ahead, errors in place of their result."""
 
 import threading
 import time

@@ -79,7 +79,7 @@ def test_the_commands_carry_a_cache_there_and_back(s3_url: str, tmp_path: Path) 
     assert CacheReader(f"{s3_url}/b").keys == CacheReader(f"{s3_url}/a").keys
     run = CliRunner().invoke(main, ["import", str(tmp_path / "out"), f"{s3_url}/b", "--from", "parquet"])
     assert run.exit_code == 2
-    assert f"error: {s3_url}/b/manifest.json: a cache is there already" in run.stderr
+    assert f"error: {s3_url}/b/manifest.json: a cache already exists" in run.stderr
 
 
 @pytest.mark.parametrize("draws", [None, DrawsCapture(n=2)])
