@@ -14,8 +14,8 @@ REQUESTS = 16  # concurrent
 def names_by_manifest(storage: "Storage") -> list[str]:
     """Names of the manifest and the files that it lists; none if there is no manifest."""
     from teacher_cache.shards.marks import expected_names, read_manifest
+    from teacher_cache.shards.shard_table import with_lists
     from teacher_cache.shards.storage import MANIFEST
-    from teacher_cache.shards.table import with_lists
 
     if not storage.exists(MANIFEST):
         return []
