@@ -5,6 +5,8 @@ imported here.
 """
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 
 from schemas.errors import (
@@ -18,6 +20,7 @@ from schemas.errors import (
 )
 
 Kind = tuple[type[UserError], str]  # error class, advice
+_IN_RUST = re.compile(r'\(os error (\d+)\)(?: at path "([^"]*)")?')
 
 EXPIRED: Kind = (AccessError, "the credentials have expired: get new ones")
 REFUSED: Kind = (AccessError, "check the credentials and their permissions")
@@ -97,6 +100,14 @@ BY_NAME: dict[str, Kind] = {  # class names of client exceptions
     "ClientConnectorError": UNREACHABLE,
     "ClientConnectorDNSError": UNREACHABLE,
 }
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """The OSError that a library written in Rust (safetensors, tokenizers) tells in the text of another exception."""
+    found = _IN_RUST.search(str(error))
+    if found is None:
+        return None
+    return OSError(int(found[1]), os.strerror(int(found[1])), found[2])
 
 
 def failure(error: BaseException, what: str, more: str = "") -> UserError:

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 import click
 
 from schemas.errors import UNEXPECTED, MachineError, UserError, printable
-from schemas.failures import failure, reason
+from schemas.failures import failure, os_error_in, reason
 from teacher_cache.logs import configure_logging
 from teacher_cache.stop_request import handling
 
@@ -172,6 +172,8 @@ def _report(error: BaseException) -> int:
         return _say("stopped by Ctrl-C", 128 + signal.SIGINT)
     if isinstance(error, Stopped):
         return _say(f"stopped by {signal.Signals(error.number).name}", 128 + error.number)
+    if not isinstance(error, OSError | UserError):
+        error = os_error_in(error) or error
     if isinstance(error, OSError | MemoryError) and not isinstance(error, UserError):
         if _was_output(error):
             if getattr(error, "errno", None) == errno.EPIPE:

@@ -3,12 +3,16 @@
 import errno
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from schemas.errors import AccessError, ConflictError, CorruptCacheError, FullError, MachineError, StoreError, UserError
-from schemas.failures import failure, is_of_the_store
+from schemas.failures import failure, is_of_the_store, os_error_in
 from schemas.regular_files import NotRegularError
 
 
@@ -65,3 +69,15 @@ def test_a_cause_has_a_class_and_advice(error: Exception, kind: type[UserError],
 def test_what_is_for_users_already_stays() -> None:
     error = CorruptCacheError("a.json: damaged")
     assert failure(error, "anything") is error
+
+
+def test_an_error_of_a_rust_library_is_one_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError) as caught:
+        save_file({"weight": np.zeros(2)}, str(tmp_path / "missing" / "file"))
+    found = os_error_in(caught.value)
+    assert found is not None
+    assert found.errno == errno.ENOENT
+    assert os_error_in(ValueError("os error")) is None
+    told = os_error_in(Exception('I/O error: No space left on device (os error 28) at path "/a b/c"'))
+    assert told is not None
+    assert (told.errno, told.filename) == (errno.ENOSPC, "/a b/c")

@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 
 from schemas.errors import MachineError, UserError
-from schemas.failures import failure
+from schemas.failures import failure, os_error_in
 
 GOES_ON = "whole checkpoints stay, and the same command goes on from them"
 TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust words it
 LOST_RANK = re.compile(r"closed by peer|reset by peer|Broken pipe|Socket Timeout|recvValue failed|remote process")
 PROBE_BYTES = 1 << 20
 
@@ -62,8 +61,8 @@ def as_user_error(error: BaseException, output: Path) -> UserError | None:
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         place = os.fsdecode(error.filename or output) if not isinstance(error.filename, int) else output
         return failure(error, str(place), GOES_ON)
-    if in_rust := OS_ERROR.search(text):
-        return _failed(int(in_rust[1]), output)
+    if (in_rust := os_error_in(error)) and in_rust.errno is not None:
+        return _failed(in_rust.errno, output)
     if isinstance(error, RuntimeError) and TORCH_WRITER.search(text):
         number = _cause(output)
         if number is None:
