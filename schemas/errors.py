@@ -52,6 +52,9 @@ class MachineError(UserError):
 UNEXPECTED = 70  # exit status after any other exception: a defect of this program
 
 
-def printable(text: str) -> str:
-    """``text`` with what a terminal would obey rather than show (control, bidi, half characters) as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with what a terminal would obey rather than show (control, bidi, half characters) as escapes.
+
+    ``keep``: characters that stay as they are, say newlines.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

@@ -46,7 +46,6 @@ from teacher_cache.shards.conditional import Conditional, is_refused
 from teacher_cache.shards.opening import open_store
 from teacher_cache.shards.scratch import scratch_folder
 from teacher_cache.shards.streams import SignedUrls, new_buffer
-from teacher_cache.shards.unlisted import names_by_manifest, sizes_by_manifest
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"
@@ -61,6 +60,7 @@ LISTING_PATIENCE = 45.0  # seconds for a listing, which a store gives in many pa
 GIVE_UP = 30.0  # seconds after which nothing is asked again
 PART_BYTES = 1 << 23  # of a file that is read or uploaded in parts
 MAX_PARTS = 9000  # of an upload; S3 takes 10,000
+ELSEWHERE = "give a folder, or a store"
 _TEMPORARY = re.compile(r"\.tmp-[A-Za-z0-9._-]*[0-9a-f]{12}-[A-Za-z0-9._-]+")
 _SAFE_NAME = re.compile(r"((tables|signatures)/)?\.?[A-Za-z0-9][A-Za-z0-9._-]*")
 logger = logging.getLogger(__name__)
@@ -149,8 +149,8 @@ class Storage:
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file, by name, sorted; those in ``tables/`` and ``signatures/`` with that prefix.
 
-        Leases are none of a cache's files. A server of plain HTTP has no listing: there, of the files that the
-        manifest lists.
+        Leases are none of a cache's files. Raises UserError for plain HTTP, which has no listing; ``unlisted`` has the
+        files of a cache there.
         """
         return {name: size for name, size in self._listed().items() if not name.startswith(LEASE_PREFIX)}
 
@@ -160,7 +160,7 @@ class Storage:
 
     def _listed(self) -> dict[str, int]:
         if not self.can_list:
-            return sizes_by_manifest(self)
+            raise UserError(f"{self.url}: plain HTTP has no listing, and nothing is written there; {ELSEWHERE}")
         root = self._root.rstrip("/") or "/"
         files: dict[str, int] = {}
         for entry in self._entries("", root):
@@ -189,7 +189,7 @@ class Storage:
 
     def names(self) -> list[str]:
         """Names of all files, as of ``sizes``."""
-        return list(self.sizes()) if self.can_list else names_by_manifest(self)
+        return list(self.sizes())
 
     def size(self, name: str) -> int:
         """Size in bytes; raises CorruptCacheError when the file is missing."""
@@ -468,7 +468,7 @@ class Storage:
 
     def _check_writable(self, name: str) -> None:
         if not self.can_list:
-            raise UserError(f"{self.where(name)}: nothing is written over plain HTTP; give a folder, or a store")
+            raise UserError(f"{self.where(name)}: nothing is written over plain HTTP; {ELSEWHERE}")
         folder, separator, _ = name.rpartition("/")
         if self.is_local and separator and os.path.islink(f"{self._root}/{folder}"):
             raise UserError(f"{self.where(folder)}: a link, through which nothing is written; put a folder there")

@@ -34,6 +34,7 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
+from teacher_cache.shards.unlisted import file_sizes
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.tars import check_file, check_tar
 
@@ -81,7 +82,7 @@ def verify(
 
 def _structure(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Marks, indexes and sizes of each shard, planned sequences, the code tables, and tars that belong to no shard."""
-    sizes = storage.sizes()
+    sizes = file_sizes(storage)
     for name, file in _planned(manifest):
         if name not in sizes:
             yield f"{storage.where(name)}: the file is missing, and so the sequences that are still to be scored"
