@@ -150,7 +150,7 @@ class LocalCopies:
         for attempt in (1, 2):
             with self._unfinished(copy.with_suffix(".part"), entry.bytes) as file:
                 found = hashlib.sha256()
-                for data in self._storage.parts(name, entry.bytes):
+                for data in self._storage.stream(name, entry.bytes):
                     found.update(data)
                     file.write(data)
                 file.flush()

@@ -304,10 +304,13 @@ class Storage:
         yield from self._ranges(name, done, size)
 
     def _ranges(self, name: str, start: int, stop: int) -> Iterator[bytes]:
-        if start < stop:
-            stop = min(stop, self.size(name))  # stores refuse a range that begins at the end
         for begin in range(start, stop, PART_BYTES):
-            yield self.read_range(name, begin, min(PART_BYTES, stop - begin))
+            wanted = min(PART_BYTES, stop - begin)
+            part = self.read_range(name, begin, wanted)
+            if part:
+                yield part
+            if len(part) < wanted:
+                return
 
     def _local_stream(self, name: str, size: int) -> Iterator[memoryview]:
         buffer = new_buffer()

@@ -36,7 +36,7 @@ def measured(*arguments: object, **env: str) -> tuple[subprocess.CompletedProces
     """The command in a process of its own, in time; and by how many MiB its memory grew."""
     line = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS + 10, env=env)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS, env=env)
     *lines, grew = [each for each in done.stderr.splitlines() if each.startswith(("error: ", "GREW"))]
     assert "Traceback" not in done.stderr, done.stderr
     assert len(lines) <= 1, done.stderr

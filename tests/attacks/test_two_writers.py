@@ -23,9 +23,13 @@ from teacher_cache.shards.storage import MANIFEST, Storage
 from tools.checking.verify import verify
 from tools.trust.signatures import signatures
 from tools.trust.trusted_keys import read_keys
+from trainer.run.checkpoint import checkpoint_folders, damage
 
 COMMANDS = ("run", "merge", "repack", "prune", "push", "pull", "sign", "catalog")
-PAIRS = list(itertools.combinations_with_replacement(COMMANDS, 2))
+PAIRS = {
+    "folder": list(itertools.combinations_with_replacement((*COMMANDS, "train"), 2)),
+    "s3": list(itertools.combinations_with_replacement(COMMANDS, 2)),  # students are trained in folders
+}
 TIMES = amount(1, full=20)  # of each pair; in the usual tests a third of the pairs is tried
 APART = amount(0.3, full=2.0)  # seconds, at most
 INSTANTS = 25  # the changes that most commands make
@@ -44,6 +48,8 @@ class Ground:
         self.config = self.workspace.cache_config(folder / "whole", capture=CAPTURE)
         self.whole, self.half, self.litter = folder / "whole", folder / "half", folder / "litter"
         self.key = folder / "key"
+        loop = {"max_steps": 4, "micro_batch_size": 4, "save_every": 2}
+        self.train_config = self.workspace.train_config(self.whole, folder / "student", loop=loop)
         run_ok("teacher-cache", "run", self.config, "--set", f"output.path={self.half}", "--worker", "0/2")
         run_ok("teacher-cache", "run", self.config)
         run_ok("cache-tools", "keygen", self.key, "--name", "me")
@@ -61,6 +67,7 @@ class Ground:
             "pull": ("cache-tools", "pull", self.whole, url),
             "sign": ("cache-tools", "sign", url, "--key", self.key),
             "catalog": ("cache-tools", "catalog", url.rpartition("/")[0]),
+            "train": ("train-student", "run", self.train_config, "--set", f"output={url}"),
         }[name]
 
     def prepare(self, start: str, url: str) -> None:
@@ -79,9 +86,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 
 def tried(place: str) -> Iterator[tuple[str, str]]:
-    """The pairs that are tried: in a store and in the usual tests some of them."""
-    every = amount(3, full=1) * (3 if place == "s3" else 1)
-    return itertools.islice(PAIRS, 0, None, every)
+    """The pairs that are tried: in the usual tests some of them, fewer in a store."""
+    every = amount(9 if place == "s3" else 3, full=1)
+    return itertools.islice(PAIRS[place], 0, None, every)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def check(
         problems = [problem for problem in verify(url).problems if not any(name in problem for name in LITTER)]
         assert problems == [], story
     manifest = read_manifest(storage) if storage.exists(MANIFEST) else None
-    made = succeeded - {"prune", "sign", "catalog"}
+    made = succeeded - {"prune", "sign", "catalog", "train"}
     if made:
         assert manifest is not None, story
         assert manifest.complete, story
@@ -162,6 +169,10 @@ def check(
         folder = Storage(url.rpartition("/")[0])
         found = json.loads(folder.read("catalog.json"))
         assert all(cache["path"] == "cache" for cache in found["caches"]), story
+    if "train" in succeeded:
+        assert json.loads(storage.read("summary.json"))["ended"] == "completed", story
+        assert (Path(url) / "final/model.safetensors").exists(), story
+        assert [damage(folder) for folder in checkpoint_folders(Path(url))] == [None, None], story
     assert storage.lease_names() == [], story
 
 
