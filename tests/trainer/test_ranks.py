@@ -1,7 +1,7 @@
 """Several processes train as one does: the same losses, validations and final model. Gloo.
 
-Most are forked, with the environment that torchrun gives its processes; a whole run, a run that is stopped and one
-that fails are by a real torchrun.
+Most are forked, with the environment that torchrun gives its processes; a run that is stopped and one that fails are
+by a real torchrun, in the full tests a whole run, too.
 """
 
 import json
@@ -229,7 +229,7 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     }
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel="fsdp")
-    wanted, summary = distill(one), run_by_torchrun(two, 2)
+    wanted, summary = distill(one), amount(run, full=run_by_torchrun)(two, 2)
     assert summary["ended"] == "early stopping"
     assert summary["final_step"] == wanted["final_step"] < summary["steps"] == wanted["steps"]
     check_same_curve(two.output, one.output)
