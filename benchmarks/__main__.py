@@ -1,8 +1,8 @@
-"""``python -m benchmarks [NAME…]``: run the benchmarks (default: all), each in a process of its own, and sum up.
+"""``python -m benchmarks [NAME…]``: run benchmarks (default: all), each in its own process, and summarise their bars.
 
-Exits with status 3 when a bar does not hold and with 1 when a benchmark crashed. Three that train students are not
-among them, since each takes as long as all of these together or longer: the demo (``make demo``),
-``benchmarks.loss_quality`` and ``benchmarks.target_quality``.
+Exit status 3 if a bar is missed, 1 if a benchmark crashed. Three that train students are not included, because each
+takes at least as long as all of these together: the demo (``make demo``), ``benchmarks.loss_quality`` and
+``benchmarks.target_quality``.
 """
 
 import subprocess
@@ -36,7 +36,7 @@ def main(names: list[str]) -> int:
     """Run the benchmarks called ``names``; returns the exit status."""
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        print(f"error: no benchmark is called {', '.join(unknown)}; choose from {', '.join(NAMES)}", file=sys.stderr)
+        print(f"error: no benchmark named {', '.join(unknown)}; choose from {', '.join(NAMES)}", file=sys.stderr)
         return 2
     closing: list[Row] = []
     statuses = []
@@ -51,7 +51,7 @@ def main(names: list[str]) -> int:
             closing.append(Row(f"{name}: did not finish", f"exit status {status}", bar="0", holds=False))
     print()
     print_table("All bars", closing)
-    print("python -m benchmarks.readme brings the tables in README.md up to date")
+    print("python -m benchmarks.readme updates the tables in README.md")
     if all(status == 0 for status in statuses):
         return 0
     return BAR_MISSED if all(status in (0, BAR_MISSED) for status in statuses) else 1

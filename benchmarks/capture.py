@@ -1,18 +1,18 @@
-"""What does capture cost, next to what the same engine does without it?
+"""Cost of capture, relative to the same engine without it.
 
-One process, one vLLM engine, the same sequences handed over in as many calls as there are units, every way run once
-before it counts (vLLM compiles what it needs then), medians of repetitions in which each way has another place in line:
+One process and one vLLM engine score the same sequences, one call per unit. Every variant is warmed up once (vLLM
+compiles then), and reported as the median of repetitions with rotated order:
 
-- plain: prefill with capture taken off the model; one token is sampled for each sequence, as vLLM requires.
+- plain: prefill with the capture hook removed; one token is sampled per sequence, as vLLM requires.
 - captured: the job's own path from two planned units to committed shards: score, reduce, encode, tar, sync, rename,
   commit.
-- prompt_logprobs: what vLLM offers itself, with the same k, in its faster (flat) form, as it comes: with every
-  token's text. Less is done here: no log-partitions, nothing written.
+- prompt_logprobs: vLLM's own feature with the same k, in its faster (flat) form, with every token's text as by default.
+  It does less: no log-partitions, nothing written.
 - … without texts: the same with ``detokenize=False``.
-- … as dicts: with texts, in the form that vLLM gives unless it is told otherwise.
+- … as dicts: with texts, in vLLM's default form.
 - transformers: its forward pass, log-softmax and ``torch.topk``; nothing written.
-- floor: plain, plus the head's matrix product for every row and nothing else. Whatever lies between it and captured
-  is this project's to remove.
+- floor: plain, plus only the output head's matrix product for every row. The gap between floor and captured is this
+  project's overhead.
 """
 
 import statistics
@@ -44,11 +44,11 @@ MIN_OF_FLOOR, MIN_OF_PROMPT_LOGPROBS, MAX_OVERHEAD, MAX_IDLE = 0.92, 2.2, 0.2, 2
 def main() -> int:
     """Run the benchmark; returns the exit status."""
     tree = settings(FOLDER / "capture", modules=SEQUENCES, characters=7_000, max_tokens=TOKENS)
-    tree["corpus"]["over_long"] = "truncate"  # one sequence a module
+    tree["corpus"]["over_long"] = "truncate"  # one sequence per module
     tree["output"]["tokens_per_shard"] = SEQUENCES * TOKENS // UNITS
     config = as_config(tree)
     engine = open_engine_with_tokenizer(config)
-    captured(engine, config)  # leaves the sequences in the cache
+    captured(engine, config)  # writes the cache that the sequences are read from
     sequences = sequences_of(CacheReader(config.output.path), limit=SEQUENCES)
     tokens = sum(map(len, sequences))
     idle: list[float] = []
@@ -111,13 +111,13 @@ def main() -> int:
 
 
 def noted(summary: Summary, idle: list[float]) -> float:
-    """The seconds of a captured run; how long its engine stood idle is appended to ``idle``."""
+    """The seconds of a captured run; appends its share of engine idle time to ``idle``."""
     idle.append(summary.engine_idle_share or 0.0)
     return summary.seconds
 
 
 def open_engine_with_tokenizer(config: CacheConfig) -> Any:
-    """The job's engine, but vLLM has a tokenizer: without one it could not add texts to prompt_logprobs."""
+    """The job's engine with vLLM's tokenizer enabled, which prompt_logprobs needs for its texts."""
     import vllm
 
     load = vllm.LLM
@@ -126,7 +126,7 @@ def open_engine_with_tokenizer(config: CacheConfig) -> Any:
 
 
 def plain(engine: Any, sequences: list[np.ndarray]) -> float:
-    """Prefill without capture."""
+    """Seconds of prefill without capture."""
     with hooks_replaced(engine, None):
         start = time.perf_counter()
         generate(engine, sequences)
@@ -134,8 +134,8 @@ def plain(engine: Any, sequences: list[np.ndarray]) -> float:
 
 
 def prompt_logprobs(engine: Any, sequences: list[np.ndarray], texts: bool, flat: bool = True) -> float:
-    """Prefill with vLLM's own log-probabilities of the prompt, with every token's text or without."""
-    engine._llm.llm_engine.model_config.max_logprobs = K  # the default refuses more than 20
+    """Seconds of prefill with vLLM's prompt_logprobs, with or without every token's text."""
+    engine._llm.llm_engine.model_config.max_logprobs = K  # the default limit is 20
     with hooks_replaced(engine, None):
         start = time.perf_counter()
         outputs = generate(engine, sequences, prompt_logprobs=K, flat_logprobs=flat, detokenize=texts)
@@ -143,12 +143,12 @@ def prompt_logprobs(engine: Any, sequences: list[np.ndarray], texts: bool, flat:
     found = outputs[0].prompt_logprobs
     entries = len(found.logprobs) if flat else sum(len(row or ()) for row in found)
     if entries < K * (len(sequences[0]) - 1):
-        raise RuntimeError("vLLM returned fewer log-probabilities than were asked for")
+        raise RuntimeError("vLLM returned fewer log-probabilities than requested")
     return seconds
 
 
 def floor(engine: Any, sequences: list[np.ndarray], chunk_rows: int) -> float:
-    """Prefill, and the head's matrix product for every row."""
+    """Seconds of prefill plus the output head's matrix product for every row."""
 
     def head_only(model: Any, _args: Any, hidden_ND: Any) -> None:
         for hidden in hidden_ND.split(chunk_rows):
@@ -161,7 +161,7 @@ def floor(engine: Any, sequences: list[np.ndarray], chunk_rows: int) -> float:
 
 
 def transformers_top_k(model: Any, sequences: list[np.ndarray]) -> float:
-    """Top k log-probabilities of every row, as many sequences at a time as elsewhere."""
+    """Seconds for the top k log-probabilities of every row, with the same batching as the other variants."""
     start = time.perf_counter()
     with torch.inference_mode():
         for call in calls(sequences):
@@ -170,7 +170,7 @@ def transformers_top_k(model: Any, sequences: list[np.ndarray]) -> float:
 
 
 def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
-    """vLLM's ``generate`` with one sampled token a sequence."""
+    """vLLM's ``generate`` with one sampled token per sequence."""
     from vllm import SamplingParams
 
     parameters = SamplingParams(max_tokens=1, temperature=0.0, **{"detokenize": False, **sampling})
@@ -182,14 +182,14 @@ def generate(engine: Any, sequences: list[np.ndarray], **sampling: Any) -> Any:
 
 
 def calls(sequences: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The sequences of each call: as many as of a unit."""
+    """The sequences of each call: one unit's."""
     per_call = SEQUENCES // UNITS
     return (sequences[first : first + per_call] for first in range(0, len(sequences), per_call))
 
 
 @contextmanager
 def hooks_replaced(engine: Any, hook: Any) -> Iterator[None]:
-    """The engine's model without the hook that captures, and with ``hook`` instead unless it is None."""
+    """Replace the model's capture hook by ``hook`` (None: by nothing) for the duration."""
     (model,) = engine._llm.collective_rpc(lambda worker: worker.model_runner.get_model())
     hooks, with_kwargs = dict(model._forward_hooks), dict(model._forward_hooks_with_kwargs)
     model._forward_hooks.clear()

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.chat_templates FOLDER``: chat templates × shapes of chat, which are masked right.
+"""``python -m benchmarks.chat_templates FOLDER``: correctness of loss masks over chat templates × chat shapes.
 
-FOLDER holds templates as ``*.jinja``. Each cell is a chat that goes through the corpus, one byte a token, and is then
-judged by ``chat_oracle``. Prints the table, writes it as JSON, and exits with status 3 when a cell is wrong.
+FOLDER holds templates as ``*.jinja``. For each cell, a chat goes through the corpus with one token per byte and is then
+judged by ``chat_oracle``. Prints the table, writes it as JSON, and exits with status 3 if a cell is wrong.
 """
 
 import json
@@ -29,10 +29,10 @@ SIGNS = {RIGHT: ".", REFUSED: "r", WRONG: "W"}
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file; default: none is written.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write (default: none).")
 def main(folder: Path, output: Path | None) -> None:
-    """Judge every template of FOLDER in every shape of chat."""
-    logging.disable(logging.WARNING)  # one of each kind of cut would be said
+    """Judge every template in FOLDER on every chat shape."""
+    logging.disable(logging.WARNING)  # the corpus logs each kind of cut
     table = {path.stem: judge_template(path.read_text()) for path in sorted(folder.glob("*.jinja"))}
     totals = Counter(verdict.kind for row in table.values() for verdict in row.values())
     _print(table)
@@ -44,13 +44,13 @@ def main(folder: Path, output: Path | None) -> None:
 
 
 def judge_template(source: str) -> dict[str, Verdict]:
-    """The verdict on each shape of chat."""
+    """The verdict on each chat shape."""
     tokenizer = byte_tokenizer(source)
     return {shape.name: Judge(tokenizer, shape).judge(answer(tokenizer, shape)) for shape in SHAPES}
 
 
 def answer(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Answer:
-    """What the corpus makes of a chat."""
+    """The corpus's rendering and mask of a chat, or its refusal."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chat.jsonl"
         path.write_text(json.dumps({"messages": shape.messages, **shape.record}))
@@ -67,7 +67,7 @@ def answer(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Answer:
 
 
 def byte_tokenizer(source: str) -> Any:
-    """A tokenizer with a token for each byte, and ``source`` as its chat template."""
+    """A tokenizer with one token per byte, and ``source`` as its chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,10 +1,10 @@
-"""How fast does a cache decode into padded batch arrays, in random order and in order, in one process?
+"""Decoding speed of a cache into padded batch arrays, in random and in sequential order, in one process.
 
-``CacheReader.read_batches`` reads, checks and decodes tokens and logits; the other layouts (see ``layouts``)
-hold the same rows, verify nothing, and read no tokens. All read from the page cache into arrays of the same shapes.
-Rounds of all alternate and every round reads every sample ``PASSES`` times, after one time that does not count: it
-undoes what the round of another left in the processor's caches and in the heap. The best round of each counts, because
-other programs on the machine only ever slow a round down. Medians are in the raw figures.
+``CacheReader.read_batches`` reads, verifies and decodes tokens and logits; the other layouts (see ``layouts``) hold the
+same rows, verify nothing, and read no tokens. All read from the page cache into arrays of the same shapes. Rounds of
+the layouts alternate. A round reads every sample ``PASSES`` times, after an untimed pass that resets processor caches
+and heap. The best round is reported, because other programs on the machine can only slow a round down; medians are in
+the raw figures.
 """
 
 import shutil
@@ -32,7 +32,7 @@ def main() -> int:
     """Run the benchmark; returns the exit status."""
     cache, _ = shared_cache()
     reader = CacheReader(str(cache))
-    samples = [Rows.of(reader.read_logits(position)) for position in range(len(reader))]
+    samples = [Rows.of(reader.read_logits(number)) for number in range(len(reader))]
     shutil.rmtree(FOLDER / "layouts", ignore_errors=True)
     layouts = {name: kind(FOLDER / "layouts" / kind.__name__, samples) for name, kind in LAYOUTS.items()}
     for layout in layouts.values():
@@ -76,26 +76,26 @@ def main() -> int:
 
 
 def check_equal(found: Rows, samples: list[Rows]) -> None:
-    """A layout must give what was written, up to float16."""
+    """Raise RuntimeError unless a layout returns samples 1 and 0 as written, up to float16 rounding."""
     for r, sample in enumerate((samples[1], samples[0])):
         n = len(sample.ids)
         same = np.array_equal(found.ids[r, :n], sample.ids) and np.array_equal(found.scalars[r, :n], sample.scalars)
         if not same or np.abs(found.logprobs[r, :n] - sample.logprobs).max() > 1 / 64:
-            raise RuntimeError("a layout does not give the rows that were written")
+            raise RuntimeError("a layout returned other rows than were written")
 
 
 def ours(reader: CacheReader, rng: np.random.Generator) -> tuple[Way, Way]:
-    """Every sample once, in random order and in order."""
+    """Functions that read every sample once, in random and in sequential order."""
 
     def read(order: np.ndarray) -> None:
-        for _ in reader.read_batches([[position] for position in batch] for batch in batches(order)):
+        for _ in reader.read_batches([[number] for number in batch] for batch in batches(order)):
             pass
 
     return lambda: read(rng.permutation(len(reader))), lambda: read(np.arange(len(reader)))
 
 
 def theirs(layout: Layout, n_samples: int, rng: np.random.Generator) -> tuple[Way, Way]:
-    """The same of another layout."""
+    """The same for another layout."""
 
     def random() -> None:
         for batch in batches(rng.permutation(n_samples)):
@@ -109,7 +109,7 @@ def theirs(layout: Layout, n_samples: int, rng: np.random.Generator) -> tuple[Wa
 
 
 def batches(order: np.ndarray) -> Iterator[list[int]]:
-    """``order`` in batches."""
+    """``order`` split into batches."""
     return (order[start : start + BATCH].tolist() for start in range(0, len(order), BATCH))
 
 

@@ -1,9 +1,9 @@
-"""Architecture × signal × engine: right, or refused by name; there is no third state.
+"""Correctness of every architecture × signal × engine: each cell must be right, or refused with an error.
 
 Tiny random models of every family (``tests/support/families.py``) are scored by both engines in float32, all signals at
-once, and compared with one eager forward pass of transformers each. States are compared before they are quantised.
-Where vLLM's CPU kernels take bfloat16 only, the family is also run in bfloat16, within rounding. Then sound engines
-are broken, on purpose, after loading: the self-check must refuse them.
+once, and each is compared with one eager forward pass of transformers. Hidden states are compared before quantisation.
+Where vLLM's CPU kernels support only bfloat16, the family is also run in bfloat16, within rounding. Finally, working
+engines are deliberately broken after loading, and the self-check must refuse them.
 
 ``python -m benchmarks.engines`` writes ``docs/engines.md`` and ``docs/engines.json``.
 """
@@ -61,7 +61,7 @@ INTRODUCTION = (
     "vLLM has other kernels, and the self-check compares them at every start."
 )
 Cells = dict[str, dict[str, str | float]]
-"""Of each signal ``state`` (right, refused, wrong) and ``error`` or ``reason``."""
+"""Signal → ``state`` (right, refused, wrong), and ``error`` or ``reason``."""
 
 
 def config_of(folder: Path, kind: str, signals: list[str], dtype: str = "float32", **engine: Any) -> CacheConfig:
@@ -77,7 +77,7 @@ def config_of(folder: Path, kind: str, signals: list[str], dtype: str = "float32
 
 
 def cells_of(folder: Path, kind: str, wanted: Expected, dtype: str = "float32") -> Cells:
-    """What became of each signal of one family in one engine: as ``teacher-cache run`` would go, step by step."""
+    """The cell of each signal for one family and engine, following the steps of ``teacher-cache run``."""
     cells: Cells = {}
     signals = list(SIGNALS)
     while signals:
@@ -96,7 +96,7 @@ def cells_of(folder: Path, kind: str, wanted: Expected, dtype: str = "float32") 
 
 
 def _check_plan(config: CacheConfig) -> None:
-    """The checks of a plan that look at the teacher."""
+    """The planning checks that depend on the teacher."""
     model_config = load_model_config(config.teacher)
     check_length(config, model_config.get_text_config())
     check_layers(config.capture, model_config.get_text_config(), config.corpus.max_tokens)
@@ -104,10 +104,10 @@ def _check_plan(config: CacheConfig) -> None:
 
 
 def _compared(engine: Engine, config: CacheConfig, wanted: Expected) -> Cells:
-    """The cells of a loaded engine. Raises UserError where its self-check would refuse it."""
+    """The cells of a loaded engine. Raises UserError where the self-check would refuse it."""
     if config.teacher.dtype != "float32":
         errors = self_check(engine, config, wanted)
-        errors.setdefault("draws", errors["logits"])  # of the same logits
+        errors.setdefault("draws", errors["logits"])  # draws come from the same logits
         return {name: {"state": "right", "error": float(f"{errors[name]:.2g}")} for name in config.capture.signals}
     with raw_states():
         captured = engine.score(wanted.requests)
@@ -126,7 +126,7 @@ def _compared(engine: Engine, config: CacheConfig, wanted: Expected) -> Cells:
 
 
 def _draws_error(captured: list[Captured], wanted: Expected, config: CacheConfig) -> float:
-    """Largest error of an entropy, nats; infinite if more than 1 % of the drawn ids differ (near edges some may)."""
+    """Largest entropy error, nats; infinite if more than 1 % of drawn ids differ (few may, near CDF edges)."""
     capture = config.capture.draws
     assert capture is not None
     same = total = 0
@@ -153,7 +153,7 @@ def cheap(kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def raw_states() -> Iterator[None]:
-    """Let the engines of this process keep hidden states in float32, as computed."""
+    """Make this process's engines store hidden states unquantised, in float32."""
 
     def keep(hidden_ND: torch.Tensor, _capture: Any) -> HiddenRows:
         return HiddenRows(hidden_ND.float(), *[hidden_ND.new_empty((len(hidden_ND), 0))] * 3)
@@ -167,7 +167,7 @@ def raw_states() -> Iterator[None]:
 
 
 def scale_head(model: Any) -> None:
-    """Logits a fifth too large."""
+    """Break the model: scale its logits by 1.2."""
     if hasattr(model, "logits_processor"):
         model.logits_processor.scale *= 1.2
     else:
@@ -175,7 +175,7 @@ def scale_head(model: Any) -> None:
 
 
 def add_residual(model: Any) -> None:
-    """The input of a layer, added to its output once more."""
+    """Break the model: add a layer's input to its output a second time."""
     inner = getattr(model, "language_model", model).model
 
     def add(_layer: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -187,7 +187,7 @@ def add_residual(model: Any) -> None:
 
 
 def ignore_soft_cap(model: Any) -> None:
-    """Attention scores are not capped."""
+    """Break the model: disable the soft cap of attention scores."""
     for layer in model.model.layers:
         attention = layer.self_attn
         if hasattr(attention, "attn"):
@@ -204,7 +204,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], None]]] = {
 
 
 def break_and_check(folder: Path, kind: str, wanted: Expected, breaks: Callable[[Any], None]) -> dict[str, str | float]:
-    """What the self-check says of an engine that ``breaks`` changed after loading, and the seconds it took."""
+    """The self-check's verdict on an engine broken by ``breaks`` after loading, and the seconds it took."""
     config = config_of(folder, kind, ["logits", "hidden"])
     with cheap(kind), load_engine(config) as engine:
         if kind == "vllm":
@@ -220,8 +220,8 @@ def break_and_check(folder: Path, kind: str, wanted: Expected, breaks: Callable[
 
 
 def survey(kind: str, names: list[str] | None = None) -> dict[str, Any]:
-    """The cells of every family in one engine, and the broken engines; all in this process."""
-    torch._dynamo.config.disable = True  # vLLM compiles some norms, for twenty seconds
+    """The cells of every family for one engine, and of the broken engines, all in this process."""
+    torch._dynamo.config.disable = True  # vLLM would spend twenty seconds compiling norms
     logging.disable(logging.WARNING)
     result: dict[str, Any] = {"families": {}, "broken": {}}
     with tempfile.TemporaryDirectory() as parent:
@@ -254,14 +254,14 @@ def _in_short(cells: Cells) -> str:
 
 
 def wrong_cells(result: dict[str, Any]) -> list[str]:
-    """The cells, and broken engines, that are neither right nor refused."""
+    """Cells and broken engines that are neither right nor refused."""
     cells = [(name, signal, cell) for name, row in result["families"].items() for signal, cell in row.items()]
     cells += [("broken", what, cell) for what, cell in result["broken"].items()]
     return [f"{name}, {signal}: {cell}" for name, signal, cell in cells if cell["state"] not in ("right", "refused")]
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """``docs/engines.md``."""
+    """The text of ``docs/engines.md``."""
     reasons: list[str] = []
 
     def shown(cell: dict[str, Any]) -> str:
@@ -285,7 +285,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Run both engines, each in a process of its own; returns the exit status."""
+    """Run both engines, each in its own process; returns the exit status."""
     results = {kind: in_own_process(survey, kind) for kind in ENGINES}
     PAGE.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")

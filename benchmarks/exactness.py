@@ -1,12 +1,11 @@
-"""Are the stored values the teacher's? Against a plain transformers forward pass, and vLLM against transformers.
+"""Exactness of stored values: against a plain transformers forward pass, and vLLM against transformers.
 
-First, a cache is written by ``teacher-cache run`` with the transformers engine in float32 and read back; every value
-is compared with ``log_softmax`` in float64 of an independent forward pass, one sequence at a time, that shares no
-code with the engines. Second, the two engines score the same sequences, each in a process of its own; in bf16 too,
-without a bar.
+First, ``teacher-cache run`` writes a cache with the transformers engine in float32; every value read back is compared
+with a float64 ``log_softmax`` over an independent forward pass, one sequence at a time, which shares no code with the
+engines. Second, both engines score the same sequences, each in its own process; also in bf16, without a bar.
 
-Near-ties: float32 itself orders entries arbitrarily when they differ by less than its noise. So an id that only one
-side has among its top k is excused when its log-probability is within the tolerance of that side's k-th.
+Near-ties: entries that differ by less than float32 noise have no defined order. An id in only one side's top k is
+therefore excused if its log-probability is within the tolerance of that side's k-th.
 """
 
 import sys
@@ -89,7 +88,7 @@ def main() -> int:
 
 
 def compare_with_forward(sequences: list[np.ndarray], stored: list[LogitsSample]) -> dict[str, Any]:
-    """Largest errors of the stored values against an independent forward pass, and how many ids are wrong."""
+    """Largest errors of stored values against an independent forward pass, and the number of wrong ids."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -103,7 +102,7 @@ def compare_with_forward(sequences: list[np.ndarray], stored: list[LogitsSample]
         true_PV = log_p_PV.numpy()
         at_PK = np.take_along_axis(true_PV, sample.ids.astype(np.int64), axis=1)
         kth_P1 = -np.partition(-true_PV, K - 1, axis=1)[:, K - 1 :][:, :1]
-        short_PK = np.maximum(kth_P1 - at_PK, 0)  # how far below the k-th a stored entry truly is
+        short_PK = np.maximum(kth_P1 - at_PK, 0)  # distance of a stored entry below the true k-th
         realised = sample.positions < len(ids) - 1
         next_P = true_PV[realised, ids[1:][sample.positions[realised]]]
         partition_PT = torch.stack([(log_p_PV / t).logsumexp(dim=-1) for t in TEMPERATURES], dim=1).numpy()
@@ -113,12 +112,12 @@ def compare_with_forward(sequences: list[np.ndarray], stored: list[LogitsSample]
         errors["tie"].append(float(short_PK.max()))
         differing += int((short_PK > 0).sum())
         wrong += int((short_PK > TIE).sum()) + int((sample.counts != K).sum())
-        wrong += sum(K - len(set(row)) for row in sample.ids.tolist())  # an id that is stored twice
+        wrong += sum(K - len(set(row)) for row in sample.ids.tolist())  # ids stored twice
     return {name: max(values) for name, values in errors.items()} | {"differing_ids": differing, "wrong_ids": wrong}
 
 
 def scored(tree: dict[str, Any], kind: str, dtype: str, sequences: list[np.ndarray]) -> list[LogitsSample]:
-    """The samples of an engine that runs, and ends, in a process of its own."""
+    """Samples scored by an engine in a separate process, which then ends."""
     changed = tree | {
         "teacher": tree["teacher"] | {"dtype": dtype},
         "engine": tree["engine"] | {"kind": kind},
@@ -135,13 +134,13 @@ def _score(tree: dict[str, Any], sequences: list[np.ndarray]) -> list[LogitsSamp
 
 
 def first_rows(sample: LogitsSample, rows: int) -> LogitsSample:
-    """The beginning of a sample: causal attention makes it the sample of the beginning."""
+    """A sample's first rows, which by causal attention are the sample of the truncated sequence."""
     arrays = {name: array[:rows] for name, array in vars(sample).items() if name != "num_tokens"}
     return LogitsSample(num_tokens=rows, **arrays)
 
 
 def compare_engines(left: list[LogitsSample], right: list[LogitsSample]) -> dict[str, Any]:
-    """Differences of two engines' values at the ids both have, and the ids only one of them has."""
+    """Differences between two engines' values at shared ids, and counts of ids that only one of them has."""
     at_common: list[np.ndarray] = []
     next_logprob = log_partition = tie = 0.0
     differing = wrong = total = 0

@@ -1,10 +1,10 @@
-"""How true is what a cache gives back, at each precision, and what does the precision cost?
+"""Fidelity of decoded values at each precision, and its cost in bytes.
 
-Rows of the real teacher from a forward pass are encoded and decoded. A stored row says the probabilities of its top k
-and of all else together; so does the true one. KL(stored ‖ true) is what rounding added, at temperature 1 and, by way
-of the stored log-partition, at 3; stored rows whose entries sum to 1 or more are divided by it, as the losses do.
-``final`` stores a row's last hidden state instead, from which every logit is rebuilt: its KL is over the whole
-vocabulary. What its dtypes lose, the hidden states of ``hidden`` lose too.
+Rows from a forward pass of the real teacher are encoded and decoded. Both the stored and the true row are reduced to
+their top k and one bucket for all other tokens; KL(stored ‖ true) then measures the rounding, at temperature 1 and,
+through the stored log-partition, at 3. Stored rows whose entries sum to more than 1 are normalised, as the losses do.
+``final`` stores a row's final hidden state instead, from which every logit is rebuilt: its KL is over the whole
+vocabulary. The hidden states of ``hidden`` lose as much at each dtype.
 """
 
 import sys
@@ -62,12 +62,12 @@ def main() -> int:
 
 
 def joined(values: dict[str, float], *names: str) -> str:
-    """Several small figures in one cell."""
+    """Several small figures formatted for one table cell."""
     return " · ".join(f"{values[name]:.2g}" for name in names)
 
 
 def rebuilt(forward: Forward, capture: Quantised) -> dict[str, float]:
-    """Mean KL(true ‖ rebuilt) over the whole vocabulary, mean relative error of a hidden state, and its payload."""
+    """Mean KL(true ‖ rebuilt) over the vocabulary, mean relative error of a hidden state, and payload bytes a token."""
     import torch
 
     from teacher_cache.signals.hidden import dequantise, quantise, to_hidden_sample
@@ -90,7 +90,7 @@ def rebuilt(forward: Forward, capture: Quantised) -> dict[str, float]:
 
 
 def through_codec(forward: Forward, codec_config: CodecConfig) -> dict[str, float]:
-    """Errors of decoded rows, and their payload."""
+    """Errors and KL of decoded rows, and payload bytes a token."""
     table = CodeTable(make_code_table(map(Captured, forward.samples), len(forward.head_VD)))
     codec = LogitsCodec(forward.capture, codec_config, table)
     errors, kls, size = [], {"kl_1": [], "kl_3": []}, 0  # type: ignore[var-annotated]
@@ -107,7 +107,7 @@ def through_codec(forward: Forward, codec_config: CodecConfig) -> dict[str, floa
 
 
 def bucket_kl(true: LogitsSample, found: LogitsSample, temperature: float, column: int) -> np.ndarray:
-    """KL(found ‖ true) of each row's entries and its bucket, float64 [S]."""
+    """KL(found ‖ true) over each row's entries and bucket, float64 [S]."""
     log_p, log_q = (
         sample.logprobs.astype(np.float64) / temperature - sample.log_partition[:, [column]] for sample in (true, found)
     )

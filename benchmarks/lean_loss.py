@@ -1,10 +1,9 @@
-"""What does the loss behind the output head cost? The chunked pass against a plain [N, V] implementation, and against
-plain cross-entropy.
+"""Cost of the chunked loss at the output head, against a plain [N, V] implementation and plain cross-entropy.
 
-4,096 rows, 151,936 tokens, width 1,024, float32, top 64 with a bucket at T = 1: hidden states in, gradients of hidden
-states and head out. *Plain* is the same loss written with autograd over whole logits. Each figure comes from processes
-of its own: memory is the peak above what hidden states, head and the cached rows take themselves, and time the median
-of a few repetitions, the arms by turns.
+4,096 rows, 151,936 tokens, width 1,024, float32, top 64 with a bucket at T = 1; from hidden states to gradients with
+respect to hidden states and output head. *Plain* is the same loss by autograd over full logits. Every measurement runs
+in its own process, alternating between arms. Memory is the peak beyond hidden states, output head and cached rows; time
+is the median over a few repetitions.
 """
 
 import argparse
@@ -79,7 +78,7 @@ def measure(arm: str, n_rows: int) -> dict[str, float]:
 
 
 def cached_rows(n_rows: int) -> dict[str, Any]:
-    """Ids, log-probabilities and log-partition as a cache gives them: the top 64 hold 90 % of the mass."""
+    """Random rows as read from a cache: ids, log-probabilities, log-partition; the top 64 hold 90 % of the mass."""
     import torch
 
     ids = torch.randint(0, VOCABULARY // K, (n_rows, K)) * K + torch.arange(K)
@@ -89,7 +88,7 @@ def cached_rows(n_rows: int) -> dict[str, Any]:
 
 
 def plain_tla(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], Any]:
-    """The sparse KL with a bucket, by autograd over whole logits."""
+    """The sparse KL with a bucket, by autograd over full logits."""
     import torch
 
     from trainer.losses.targets import top_k_target
@@ -111,20 +110,21 @@ def plain_tla(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], An
 
 
 def plain_cross_entropy(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], Any]:
-    """torch's own."""
+    """torch's own cross-entropy over full logits."""
     import torch
 
     return lambda: torch.nn.functional.cross_entropy(hidden @ weight.T, rows["next"], reduction="sum")
 
 
 def chunked(*names: str) -> Callable[[Any, Any, dict[str, Any]], Callable[[], Any]]:
-    """The project's pass over the head, with these losses."""
+    """The project's chunked pass over the output head, with the losses ``names``."""
 
     def make(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], Any]:
         from schemas.cache_config import CaptureConfig
         from schemas.train_config import LossConfig
         from teacher_cache.output_head import OutputHead
-        from trainer.losses.objective import Objective, TeacherRows
+        from trainer.losses.objective import Objective
+        from trainer.losses.teacher_rows import TeacherRows
 
         weights = {name: {"weight": dict.fromkeys(("start", "end"), int(name in names))} for name in NAMES}
         objective = Objective(LossConfig.model_validate(weights), CaptureConfig.model_validate(CAPTURE))

@@ -1,14 +1,14 @@
-"""What each loss of the recipe adds: the demo's student on hard labels, on TLA, and on TLA with LHSM, APC, ASR.
+"""Contribution of each loss of the recipe: the demo's student on hard labels, on TLA, and on TLA with LHSM, APC, ASR.
 
 Every arm starts from the same weights (22 of the teacher's 30 layers), sees the same batches and takes the same number
-of steps; each is run with several seeds, that is, orders of the data. TLA is at T = 1 with a constant weight, as in the
-demo; the other terms have the recipe's weights and schedules. The matched layers are the ones that the student still
-has: its layer 17 was the teacher's layer 25.
+of steps, for several seeds, which set the order of the data. TLA is at T = 1 with a constant weight, as in the demo;
+the other terms use the recipe's weights and schedules. Only layers that the student still has are matched: its layer 17
+was the teacher's layer 25.
 
-An arm's spread is over its seeds (largest minus smallest). What a term adds is its difference to TLA alone, paired seed
-by seed, because the order of the data moves all arms together.
+An arm's spread is its largest minus its smallest value over seeds. A term's contribution is the difference from TLA
+alone, paired by seed, because the order of the data shifts all arms together.
 
-Each evaluation is kept in runs/loss-quality: a run that was interrupted goes on where it stopped.
+Evaluations are kept in runs/loss-quality, so that an interrupted run resumes.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def make_caches(teacher: Path) -> Path:
-    """Write the cache with every signal, and the held-out one, unless they are there; returns the held-out one."""
+    """Write the cache with every signal and the held-out one, unless they exist; returns the held-out one's path."""
     write_corpora(FOLDER)
     for folder, signals in ((FOLDER, SIGNALS), (FOLDER / "held-out", ())):
         changes = [f"teacher.path={teacher}", *cache_settings(folder), *signals]
@@ -78,14 +78,14 @@ def make_caches(teacher: Path) -> Path:
 
 
 def make_student(teacher: Path) -> Path:
-    """The weights that every arm starts from."""
+    """Write the initial weights of all arms; returns their folder."""
     changes = [f"student.teacher={teacher}", f"output={FOLDER / 'student'}"]
     run_installed("train-student", "init", TRAIN_CONFIG, *options(changes))
     return FOLDER / "student/student-init"
 
 
 def trained(arm: str, seed: int, steps: int, student: Path, held_out: Path) -> dict[str, Any]:
-    """Train one student and evaluate it on the held-out cache, unless that was done before."""
+    """Train one student and evaluate it on the held-out cache, unless its evaluation exists."""
     output = FOLDER / f"{arm.replace(' ', '-')}-seed-{seed}-steps-{steps}"
     done = output / "evaluation.json"
     if not done.exists():
@@ -104,7 +104,7 @@ def trained(arm: str, seed: int, steps: int, student: Path, held_out: Path) -> d
 
 
 def table(before: dict[str, Any], measured: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """Mean and spread of every arm, and its mean difference to TLA alone with the smallest and the largest."""
+    """Mean and spread of every arm, and the mean, smallest and largest difference from TLA alone."""
     rows = []
     for name, unit, key, factor in MEASURES:
         rows.append(Row(f"{name}: before training", factor * before[key], unit))

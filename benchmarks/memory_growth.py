@@ -1,8 +1,8 @@
-"""Does a caching run need more memory the longer it runs?
+"""Memory growth of a long caching run.
 
-``teacher-cache run`` with vLLM, the real teacher and every signal writes many small units. Whenever another unit is
-committed, the resident memory of the job's processes is read; the means over the first and the last tenth of the units
-are compared. The first units include what every later one uses too: buffers, compiled code, threads.
+``teacher-cache run`` with vLLM, the real teacher and every signal writes many small units. The resident memory of the
+job's processes is read at each commit, and the means over the first and last tenth of the units are compared. The first
+units already include everything allocated once: buffers, compiled code, threads.
 """
 
 import itertools
@@ -50,9 +50,9 @@ def main() -> int:
 
 
 def resident_at_commits(config: Path, cache: Path) -> Iterator[int]:
-    """Resident bytes of a job's processes, at each new commit mark; the job is stopped when no more are asked for.
+    """Resident bytes of a job's processes at each new commit mark. Closing the generator stops the job.
 
-    Ends this process with a message when the job ends before.
+    Exits this process with a message when the job ends first.
     """
     command = str(Path(sys.executable).parent / "teacher-cache")
     process = subprocess.Popen([command, "run", str(config)], stdout=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ def resident_at_commits(config: Path, cache: Path) -> Iterator[int]:
 
 
 def resident_bytes(process: psutil.Process) -> int:
-    """Of a process and those it started."""
+    """Resident bytes of a process and its descendants."""
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 

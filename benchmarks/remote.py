@@ -1,10 +1,10 @@
-"""How long does training wait for its data when the cache lies in an object store?
+"""Data stalls in training when the cache lies in an object store.
 
-The same run twice, with the installed command: from a folder, and from an S3 server (moto, in a process of its own on
-this machine) through local copies that may take a quarter of the cache, fetched ahead. The student is two of the
-real teacher's layers, so a step is several times shorter than the demo's, and the wait a larger share of it. Losses
-must be equal. ``data_wait`` is what the loop measures itself; the first batch, which nothing could be fetched ahead
-of, is apart.
+The same run twice, with the installed command: from a folder, and from an S3 server (moto, in its own process on this
+machine) through prefetched local copies limited to a quarter of the cache. The student is two of the real teacher's
+layers, so a step is several times shorter than the demo's and waiting a larger share of it. Losses must be equal.
+``data_wait`` is the training loop's own measurement; the first batch, which cannot be prefetched, is reported
+separately.
 """
 
 import json
@@ -67,12 +67,12 @@ def main() -> int:
 
 
 def share(lines: list[dict[str, Any]]) -> float:
-    """Percent of the steps' time, after the first, that they waited for data."""
+    """Percentage of step time spent waiting for data, without the first step."""
     return 100 * sum(line["data_wait"] for line in lines[1:]) / sum(line["step_seconds"] for line in lines[1:])
 
 
 def train(output: Path, cache: str, local_copies: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A whole run; returns its lines of metrics, one a step."""
+    """Run a whole training; returns its metrics, one dictionary per step."""
     shutil.rmtree(output, ignore_errors=True)
     tree = {
         "data": {"cache": cache, "shards_mixed": 4, "local_copies": local_copies},

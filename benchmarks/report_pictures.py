@@ -1,7 +1,7 @@
-"""``python -m benchmarks.report_pictures``: pictures of ``cache-tools report`` for the docs, light and dark.
+"""``python -m benchmarks.report_pictures``: screenshots of ``cache-tools report`` for the docs, light and dark.
 
-A real teacher reads a little Python, some chats and some prose with the transformers engine, most signals on; the
-report of that cache is opened in Chromium. The cache is kept in ``runs/report-pictures`` and used again.
+The transformers engine caches a little Python, some chats and some prose with the real teacher and most signals; the
+report on that cache is opened in Chromium. The cache is kept in ``runs/report-pictures`` and reused.
 """
 
 import shutil
@@ -19,15 +19,15 @@ from tests.support.browser import NAMES, browser, find_chromium
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")
 MODULES = ("bisect", "colorsys", "heapq")
-SHOWN = "bisect.py#1.1"  # the sample that is open, and …
-CHOSEN = (" insert", 1)  # … the token: its text, and how many equal ones stand before it
+SHOWN = "bisect.py#1.1"  # source_id of the sample to open
+CHOSEN = (" insert", 1)  # token to select: its text, and the number of equal ones before it
 
 
 def main() -> None:
-    """Write both pictures. Raises UserError where there is no Chromium."""
+    """Write both pictures. Raises UserError without Chromium."""
     chromium = find_chromium()
     if chromium is None:
-        raise UserError(f"none of {', '.join(NAMES)} is on the PATH; apt-get install chromium")
+        raise UserError(f"none of {', '.join(NAMES)} is on PATH; apt-get install chromium")
     teacher = make_teacher()
     cache = FOLDER / "cache"
     _write_cache(teacher, cache)
@@ -36,12 +36,12 @@ def main() -> None:
     with browser(chromium) as started:
         for scheme in ("light", "dark"):
             picture = DOCS / f"report-{scheme}.png"
-            _take(started, page, scheme, picture)
+            _screenshot(started, page, scheme, picture)
             print(f"{picture}: {picture.stat().st_size:,} bytes")
 
 
 def _write_cache(teacher: Path, cache: Path) -> None:
-    """Make the cache, or what is missing of it."""
+    """Write the cache, or resume it."""
     from schemas.cache_config import CacheConfig
     from schemas.load import validate
     from teacher_cache import job
@@ -82,8 +82,8 @@ def _write_report(teacher: Path, cache: Path, page: Path) -> None:
     report(str(cache), page, keys=[key], tokenizer=str(teacher))
 
 
-def _take(started: Any, file: Path, scheme: str, picture: Path) -> None:
-    """From the figures to the end of the samples, with a token chosen."""
+def _screenshot(started: Any, file: Path, scheme: str, picture: Path) -> None:
+    """Capture the page from the figures to the end of the samples, with a token selected."""
     page = started.new_page(viewport={"width": 1280, "height": 1000}, color_scheme=scheme)
     page.goto(file.resolve().as_uri())
     chosen = "([text, n]) => [...document.querySelectorAll('#text > *')].filter(e => e.textContent === text)[n].click()"

@@ -1,11 +1,11 @@
-"""How starting, memory and the sampler grow with the cache: up to 100,000 shards and 100 million samples, simulated.
+"""Scaling of start-up, memory and sampler with the cache: up to 100,000 shards and 100 million samples, simulated.
 
-All shards hold the same samples (short random ones) under the same keys; their manifests, shard tables and indexes are
-real ones. Of the large caches only those shards are written that are read from. Each cache is opened in a process of
-its own, as a worker of the trainer does it, without a student: what is timed is the part that depends on the cache.
+All shards hold the same short random samples under the same keys; manifests, shard tables and indexes are real. Of
+large caches, only the shards that are read are written. Each cache is opened in its own process as a trainer worker
+does, but without a student: only the parts that depend on the cache are timed.
 
-Two ways of training on it: one sample a row, and packed rows with a validation split, whose order cannot be known
-without keys and lengths of every sample before it; there the checkpoint's note of the place matters.
+Two modes of training: one sample a row; and packed rows with a validation split, where the order depends on keys and
+lengths of all earlier samples, so that resuming relies on the place recorded in the checkpoint.
 """
 
 import os
@@ -31,7 +31,7 @@ START_SECONDS, MEMORY_MIB, SAMPLES_PER_SECOND, RESUME_SECONDS, STATE_BYTES = 5, 
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    from benchmarks.support.common import FOLDER, in_own_process  # imports all that a caching run needs
+    from benchmarks.support.common import FOLDER, in_own_process  # heavy: imports everything a caching run needs
 
     found: dict[int, dict[str, dict[str, float]]] = {}
     for shards in SHARDS:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def rows_of(shards: int, plain: dict[str, float], packed: dict[str, float]) -> list[Row]:
-    """The figures of one cache; bars are those of the largest one, and of the one of a million samples."""
+    """The figures of one cache; the largest cache and that of a million samples have bars."""
     samples = shards * SHARD_SAMPLES
     start = f"{shards:,} shards, {samples:,} samples: start"
     memory, sampler = "… peak memory of the process", "… sampler"
@@ -75,7 +75,7 @@ def rows_of(shards: int, plain: dict[str, float], packed: dict[str, float]) -> l
 
 
 class SimulatedCache:
-    """A cache of equal shards, of which only a few exist."""
+    """A cache of identical shards, of which only a few are written."""
 
     def __init__(self, folder: Path, shards: int) -> None:
         from schemas.cache_config import (
@@ -145,10 +145,10 @@ class SimulatedCache:
             units=units, complete=True, shards=entries, tables=tables, totals=totals,
         )  # fmt: skip
         if write_manifest(self.storage, manifest).shard_table is None:
-            self.write_shards(range(shards))  # such caches are looked at when they are opened
+            self.write_shards(range(shards))  # without a shard table, opening a cache checks all files
 
     def write_shards(self, numbers: Iterable[int]) -> None:
-        """Have these shards exist."""
+        """Write these shards: indexes, and tars as hard links."""
         from teacher_cache.shards.marks import mark_name, tar_name
         from teacher_cache.shards.table import shard_name
 
@@ -161,7 +161,7 @@ class SimulatedCache:
 
 
 def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], lengths: list[int]) -> dict[Any, Any]:
-    """The tars of the first shard; by signal, where its members lie."""
+    """Write the first shard's tars; returns signal → member index."""
     from benchmarks.support.longer_cache import write_tar
     from schemas.cache_config import CodecConfig
     from teacher_cache.codec.logits import LogitsCodec
@@ -179,15 +179,15 @@ def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], l
 
 
 def random_tokens(key: str, n: int, rng: np.random.Generator) -> Any:
-    """A TokenSample of ``n`` tokens."""
+    """A random TokenSample of ``n`` tokens."""
     from teacher_cache.records import TokenSample
 
-    ids, place = rng.integers(0, VOCABULARY, n).astype(np.uint32), np.arange(n, dtype=np.uint32)
-    return TokenSample(key, "none", "base", "x" * n, ids, place < n - 1, place, place + 1)
+    ids, position = rng.integers(0, VOCABULARY, n).astype(np.uint32), np.arange(n, dtype=np.uint32)
+    return TokenSample(key, "none", "base", "x" * n, ids, position < n - 1, position, position + 1)
 
 
 def random_logits(n: int, n_temperatures: int, rng: np.random.Generator) -> Any:
-    """A LogitsSample of a sequence of ``n`` tokens."""
+    """A random LogitsSample of ``n`` tokens."""
     from teacher_cache.records import LogitsSample
 
     return LogitsSample(
@@ -202,7 +202,7 @@ def random_logits(n: int, n_temperatures: int, rng: np.random.Generator) -> Any:
 
 
 def opened(folder: str, way: str, known: Any = None) -> tuple[Any, Any, Any]:
-    """Reader, order and plan of a run on the cache."""
+    """Reader, order and row plan of a training run on the cache."""
     from teacher_cache.shards.reader import CacheReader
     from trainer.data.order import START, CacheOrder, Shuffle
     from trainer.data.row_plan import plan_rows
@@ -219,20 +219,20 @@ def opened(folder: str, way: str, known: Any = None) -> tuple[Any, Any, Any]:
     return reader, order, plan_rows([order], None, global_batch=BATCH, epochs=1, max_steps=len(reader))
 
 
-def places(order: Any, way: str) -> Any:
-    """Where the run begins, and a place half-way through an epoch (in packed rows, in the second group)."""
+def half_way(order: Any, way: str) -> Any:
+    """The place half-way through an epoch."""
     from trainer.data.order import Place
 
     if way == PLAIN:
         return order.place(int(order.subset.cache.shard_sizes.sum()) // 2)
     groups = order.n_groups // 2
-    return Place(first_row=groups * 10_000, epoch=0, group=groups)  # about as many; what matters is the group
+    return Place(first_row=groups * 10_000, epoch=0, group=groups)  # only the group matters
 
 
 def shards_read(folder: str, way: str) -> list[int]:
-    """The shards that ``measure`` will read from."""
+    """The shards that ``measure`` reads."""
     _, order, _ = opened(folder, PLAIN)
-    half, mixed = places(order, way), order.shuffle.shards_mixed
+    half, mixed = half_way(order, way), order.shuffle.shards_mixed
     groups = {half.group, half.group + 1}
     if way == PACKED:
         groups |= set(range(packed_groups(order) + 1))
@@ -241,15 +241,15 @@ def shards_read(folder: str, way: str) -> list[int]:
 
 
 def packed_groups(order: Any) -> int:
-    """How many groups the sampler of packed rows is timed on."""
+    """Number of groups that the packed sampler is timed on."""
     return min(order.n_groups, 4)
 
 
 def measure(folder: str, way: str) -> dict[str, float]:
-    """Seconds, memory and speed; runs in a process of its own."""
+    """Seconds, memory and speed; to be run in its own process."""
     import teacher_cache.shards.reader  # noqa: F401
     import trainer.data.row_plan  # noqa: F401
-    from trainer.run.checkpoint import DataState
+    from trainer.data.data_state import DataState
 
     before = peak_mib()
     started = time.perf_counter()
@@ -264,7 +264,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
         if way == PACKED and order.place(first + BATCH).group >= packed_groups(order):
             break
     per_second = samples / (time.perf_counter() - started)
-    known = places(order, way)
+    known = half_way(order, way)
     del reader, order, plan
     started = time.perf_counter()
     reader, _, resumed = opened(folder, way, known)
@@ -285,7 +285,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
 
 def peak_mib() -> float:
     """Peak resident memory of this process."""
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with that of the parent
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would include the parent's
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 

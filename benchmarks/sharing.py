@@ -1,10 +1,10 @@
-"""How fast are caches moved, against tools that copy files?
+"""Transfer speed of caches, against bulk file copies.
 
-``cache-tools push`` and ``pull`` (every file's sha256 checked on its way, the manifest last) against bulk copies of the
-same files, which check nothing of that kind: fsspec's ``put`` and ``get``, recursive, and, where there is one on PATH,
-s5cmd (compiled, not Python), alone and with sha256sum: what a user would do for the same promise. All talk to the same
-S3 server (moto, in a process of its own on this machine), by turns, several rounds; the figures are medians. What is
-copied is a cache in form: a valid manifest and indexes, tars of realistic sizes whose payloads are random.
+``cache-tools push`` and ``pull`` (every file's sha256 checked in transit, the manifest last) against unchecked bulk
+copies of the same files: fsspec's recursive ``put`` and ``get``; and, if it is on PATH, s5cmd (compiled, not Python),
+alone and with sha256sum, which gives the same guarantee. All talk to the same S3 server (moto, in its own process on
+this machine) in alternating rounds; figures are medians. The cache has a valid manifest and indexes, and tars of
+realistic sizes with random payloads.
 """
 
 import os
@@ -30,8 +30,8 @@ from tools.sharing.push import copy_cache
 
 FOLDER = Path("runs/bench/sharing")
 SHARDS, ROUNDS = 24, 3
-SAMPLES = 64  # of a shard
-MIB = (8, 32)  # of its logits, from and to; its tokens take an eighth of that
+SAMPLES = 64  # per shard
+MIB = (8, 32)  # smallest and largest logits tar; tokens tars are an eighth of that
 VOCABULARY = 1000
 OURS, FSSPEC, S5CMD, CHECKED = "cache-tools", "fsspec", "s5cmd", "s5cmd and sha256sum"
 MIN_SHARE = 0.9
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def rows_of(what: str, seconds: dict[str, list[float]], n_bytes: int) -> list[Row]:
-    """Throughput of one direction, and ours as a share of the others'."""
+    """Throughput in one direction, and ours relative to the others."""
     speed = {name: n_bytes / 1e6 / statistics.median(times) for name, times in seconds.items()}
     rows = [Row(f"{what}: {name}", value, "MB/s") for name, value in speed.items()]
     rows.append(at_least(f"{what} ÷ {FSSPEC}", speed[OURS] / speed[FSSPEC], "×", MIN_SHARE))
@@ -70,7 +70,7 @@ def rows_of(what: str, seconds: dict[str, list[float]], n_bytes: int) -> list[Ro
 
 
 def ways(server: Server) -> tuple[dict[str, Copy], dict[str, Copy]]:
-    """Uploads of a folder to a URL and downloads of a URL to a folder, by name."""
+    """Functions by name: uploads of a folder to a URL, and downloads of a URL to a folder."""
     pushes: dict[str, Copy] = {OURS: copy_cache}
     pulls: dict[str, Copy] = {OURS: copy_cache}
     pushes[FSSPEC] = lambda folder, url: server.store.put(f"{folder}/", f"{url}/", recursive=True)
@@ -90,14 +90,14 @@ def s5cmd(server: Server, source: str, target: str) -> int:
 
 
 def sha256sum(folder: str) -> int:
-    """Read every file for its sha256, several at a time; returns the exit status, 0."""
+    """Compute every file's sha256, several in parallel; returns the exit status, 0."""
     files = b"\0".join(os.fsencode(path) for path in Path(folder).rglob("*") if path.is_file())
     command = ["xargs", "-0", "-n", "4", "-P", str(os.cpu_count()), "sha256sum"]
     return subprocess.run(command, input=files, check=True, stdout=subprocess.DEVNULL).returncode
 
 
 def s5cmd_version() -> str | None:
-    """Of the s5cmd on PATH, if there is one."""
+    """Version of the s5cmd on PATH; None without one."""
     if shutil.which("s5cmd") is None:
         return None
     return subprocess.run(["s5cmd", "version"], check=True, capture_output=True, text=True).stdout.strip()
@@ -106,7 +106,9 @@ def s5cmd_version() -> str | None:
 def rounds(
     pushes: dict[str, Copy], pulls: dict[str, Copy], source: Path, server: Server, n_rounds: int, up: bool
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round. What it copied is compared with the source, and removed, after each."""
+    """Seconds of each tool in each round. After each copy, its file sizes are compared with the source's, and it is
+    removed.
+    """
     url, folder = f"s3://{BUCKET}/sharing", FOLDER / "fetched"
     if not up:
         pushes[FSSPEC](str(source), url)
@@ -114,13 +116,13 @@ def rounds(
     seconds: dict[str, list[float]] = {name: [] for name in copies}
     for number in range(n_rounds):
         for name in sorted(copies, key=lambda name: (list(copies).index(name) + number) % len(copies)):
-            os.sync()  # nobody waits for what another has written
+            os.sync()  # so that no tool waits for another's writes
             start = time.perf_counter()
             copies[name](*((str(source), url) if up else (url, str(folder))))
             seconds[name].append(time.perf_counter() - start)
             found = Storage(url if up else str(folder)).sizes()
             if found != Storage(str(source)).sizes():
-                raise RuntimeError(f"{name} has not copied all files")
+                raise RuntimeError(f"{name} did not copy all files")
             if up:
                 server.store.rm(url, recursive=True)
             else:
@@ -131,7 +133,7 @@ def rounds(
 
 
 def write_cache(folder: Path, shards: int, mib: tuple[int, int]) -> Manifest:
-    """A cache in form: random payloads in shards of so many MiB."""
+    """Write a cache of random payloads, with logits tars of ``mib`` MiB (smallest, largest)."""
     rng, storage = np.random.default_rng(0), Storage(str(folder))
     table = build_code_table(np.ones(VOCABULARY))
     digest = table_digest(table)

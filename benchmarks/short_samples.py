@@ -1,12 +1,12 @@
-"""What do short samples cost: 200,000 of about 15 tokens, planned, stored, and decoded in random order?
+"""Cost of short samples: 200,000 of about 15 tokens, planned, stored, and decoded in random order.
 
-The corpus is real text: consecutive words of the standard library's modules, a line a sample. Planning is measured in
-processor time, whatever thread it is spent in. Rows are the real teacher's, taken from the shared cache of long
-samples: a sample gets as many consecutive rows as it has tokens, so that what is stored compresses as real rows do,
-and the cost of making the rows anew is saved. (They are not the rows of that text; nothing here looks at that.)
+The corpus is real text: consecutive words of the standard library's modules, one line per sample. Planning is measured
+in processor time over all threads. Rows come from the shared cache of long samples: each sample gets as many
+consecutive rows as it has tokens, so that the data compresses like real rows without running the teacher again. (They
+are not the rows of that text, which does not matter here.)
 
-Overhead is every byte of the cache, but for the code table, that is no compressed content: tar headers, Arrow
-messages, padding, indexes. The same samples with a member each (format 1.0) are measured beside it.
+Overhead is every byte of the cache except compressed content and the code table: tar headers, Arrow messages, padding,
+indexes. The same samples with a tar member each (format 1.0) are measured for comparison.
 """
 
 import itertools
@@ -37,10 +37,10 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.writing import UnitWriter
 
 SAMPLES, WORDS = 200_000, 7  # seven words of code and prose are about 15 tokens
-SAMPLES_APART = 20_000  # of the cache of format 1.0
-WARM_UP, PLANS = 300, 4  # the best plan counts: other programs on the machine only ever slow one down
+SAMPLES_APART = 20_000  # in the cache of format 1.0
+WARM_UP, PLANS = 300, 4  # the best plan is reported: other programs can only slow one down
 BATCH, ROUNDS = 256, 5
-ROWS, ROW = 8, 2048  # of a packed batch
+ROWS, ROW = 8, 2048  # rows of a packed batch, and tokens of a row
 MIN_PLANNED, MAX_OVERHEAD, MIN_DECODED = 20_000, 40, 0.5
 Batches = Callable[[np.ndarray, np.ndarray], Iterator[list[list[int]]]]
 
@@ -51,7 +51,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     source = CacheReader(str(shared_cache()[0]))
-    pool = [source.read_logits(position) for position in range(len(source))]
+    pool = [source.read_logits(number) for number in range(len(source))]
     planned(folder, "warm-up", WARM_UP, bundle=True)  # imports, the tokenizer, compiled loops
     rounds = [planned(folder, f"bundles-{number}", SAMPLES, bundle=True) for number in range(PLANS)]
     plan, seconds = rounds[-1][0], min(seconds for _, seconds in rounds)
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def planned(folder: Path, name: str, samples: int, bundle: bool) -> tuple[Manifest, float]:
-    """The plan of so many samples, and the processor time it took."""
+    """Plan a cache of ``samples`` samples; returns the plan and its processor seconds."""
     corpus = folder / f"{name}.jsonl"
     with corpus.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in itertools.islice(texts(), samples))
@@ -115,7 +115,7 @@ def planned(folder: Path, name: str, samples: int, bundle: bool) -> tuple[Manife
 
 
 def texts() -> Iterator[str]:
-    """Different pieces of text of ``WORDS`` words."""
+    """Distinct texts of ``WORDS`` words."""
     seen: set[str] = set()
     for path in sorted(standard_library()[0].parent.rglob("*.py")):
         words = path.read_text(encoding="utf-8", errors="ignore").split()
@@ -127,13 +127,13 @@ def texts() -> Iterator[str]:
 
 
 def processor_seconds() -> float:
-    """Of this process, all threads."""
+    """Processor time of this process so far, all threads."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def fill(folder: Path, plan: Manifest, pool: Sequence[LogitsSample]) -> None:
-    """Commit every unit of a plan, with rows of the pool."""
+    """Commit every unit of a plan, with rows from ``pool``."""
     storage, rng = Storage(str(folder)), np.random.default_rng(0)
     with UnitWriter(storage, plan, "", lambda *_: None) as writer:
         for unit in plan.units:
@@ -145,7 +145,7 @@ def fill(folder: Path, plan: Manifest, pool: Sequence[LogitsSample]) -> None:
 
 
 def rows_for(sample: TokenSample, pool: Sequence[LogitsSample], rng: np.random.Generator) -> LogitsSample:
-    """Rows of the pool, consecutive ones, for the rows of a sample that count."""
+    """Consecutive rows from ``pool`` for all rows of a sample but the last."""
     n = len(sample.input_ids)
     rows = pool[int(rng.integers(len(pool)))]
     first = int(rng.integers(len(rows.positions) - n))
@@ -162,28 +162,28 @@ def rows_for(sample: TokenSample, pool: Sequence[LogitsSample], rng: np.random.G
 
 
 def accounts(folder: Path) -> dict[str, float]:
-    """Bytes a token of all files but the code table, and of those that are no compressed content."""
+    """Bytes a token: all files but the code table, and the overhead among them."""
     reader = CacheReader(str(folder))
     tokens = int(reader.num_tokens.sum())
     total = sum(path.stat().st_size for path in folder.glob("shard-*"))
     some = np.random.default_rng(0).permutation(len(reader))[:2000].tolist()
-    content = sum(content_bytes(reader, position) for position in some) * len(reader) / len(some)
+    content = sum(content_bytes(reader, number) for number in some) * len(reader) / len(some)
     return {"all": total / tokens, "overhead": (total - content) / tokens}
 
 
-def content_bytes(reader: CacheReader, position: int) -> int:
-    """Of the frames of a sample, and of the names in its tokens."""
-    payload = reader.payload(position, "tokens")
+def content_bytes(reader: CacheReader, number: int) -> int:
+    """Bytes of a sample's compressed frames and of the names in its tokens."""
+    payload = reader.payload(number, "tokens")
     if reader.index(0).signals["tokens"].bundles is not None:
         tokens = sum(map(len, record_frames(payload)))
     else:
         row = RowReader(TOKENS_SCHEMA).read(payload)
         tokens = sum(len(row.binary(name)) for name in ("frame", "text_frame", "source_id", "layer", "key"))
-    return tokens + len(payload_frame(reader.payload(position, "logits")))
+    return tokens + len(payload_frame(reader.payload(number, "logits")))
 
 
 def decoded(reader: CacheReader, batches: Batches) -> float:
-    """Million tokens a second, every sample once, in random order."""
+    """Decoding speed, million tokens a second: every sample once, in random order."""
     prepared = list(batches(np.random.default_rng(0).permutation(len(reader)), reader.num_tokens))
     started = time.perf_counter()
     for _ in reader.read_batches(prepared):
@@ -192,9 +192,9 @@ def decoded(reader: CacheReader, batches: Batches) -> float:
 
 
 def pad_rows(order: np.ndarray, num_tokens: np.ndarray) -> Iterator[list[list[int]]]:
-    """Batches of BATCH samples, each in a row of its own."""
+    """Batches of BATCH samples, one per row."""
     for start in range(0, len(order), BATCH):
-        yield [[position] for position in order[start : start + BATCH].tolist()]
+        yield [[number] for number in order[start : start + BATCH].tolist()]
 
 
 def pack_rows(order: np.ndarray, num_tokens: np.ndarray) -> Iterator[list[list[int]]]:

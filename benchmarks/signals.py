@@ -1,12 +1,12 @@
-"""Are stored hidden states and attention rows the teacher's, and what does capturing them cost?
+"""Exactness of stored hidden states and attention rows, and the cost of capturing them.
 
-Exactness: vLLM in float32 with int8 and with bfloat16 storage, each in a process of its own, against an eager
-``transformers`` forward pass, one sequence at a time. That a layer is the one it claims to be shows by its neighbours:
-the residual stream one layer earlier or later is far away. Quantisation is judged with all channels and without the
-largest one percent of each row, which would hide what happens to the rest.
+Exactness: vLLM in float32 with int8 and with bfloat16 storage, each in its own process, against an eager
+``transformers`` forward pass, one sequence at a time. That each layer is the right one is shown by its neighbours: the
+residual stream one layer earlier or later is far away. Quantisation error is measured on all channels, and without the
+largest one percent of each row, which would hide the error of the rest.
 
-Cost: one process and one vLLM engine, jobs that store logits only and jobs that store all signals by turns, from a
-planned unit to its committed shard.
+Cost: one process and one vLLM engine; jobs that store only logits and jobs that store all signals alternate, timed from
+a planned unit to its committed shard.
 """
 
 import statistics
@@ -33,7 +33,7 @@ from teacher_cache.shards.reader import CacheReader
 
 LAYERS = [0.25, 0.5, 0.75]
 HEADS, KEYS = 3, 32
-LARGEST = 0.01  # share of the channels that is left out
+LARGEST = 0.01  # share of channels excluded as largest
 REPETITIONS = 3
 SIGNALS: tuple[Signal, ...] = ("tokens", "logits", "hidden", "attention")
 
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def tree_of(name: str, dtype: str, sequences: int) -> dict[str, Any]:
-    """A cache of all signals of the beginnings of standard library modules, one sequence each."""
+    """Settings of a cache with all signals over the beginnings of standard library modules, one sequence each."""
     tree = settings(FOLDER / name, modules=sequences, characters=3_500, max_tokens=256, max_batch_tokens=2048)
     tree["corpus"]["over_long"] = "truncate"
     tree["capture"]["hidden"] = {"layers": LAYERS, "dtype": dtype, "positions": "all"}
@@ -118,7 +118,7 @@ def compare(stored: dict[str, CacheReader], sequences: list[np.ndarray]) -> dict
 
 
 def worst(name: str, values: list[float]) -> float:
-    """Over sequences: the mean of means, the lowest of what should be high, the largest of errors."""
+    """Aggregate over sequences: mean of means, minimum of figures that should be high, maximum of errors."""
     if name.startswith("mean"):
         return statistics.mean(values)
     return min(values) if name in ("cosine", "neighbours") else max(values)
@@ -155,7 +155,7 @@ def hidden_errors(reader: CacheReader, sample: HiddenSample, states: list[np.nda
 
 
 def attention_errors(sample: AttentionSample, weights_HSS: np.ndarray) -> dict[str, float]:
-    """Errors of one sequence's attention rows; heads and weights are chosen here anew."""
+    """Errors of one sequence's attention rows; attention heads and weights are selected here independently."""
     rows_HPS = weights_HSS[:, sample.positions]
     entropy_H = -(rows_HPS * np.log(np.maximum(rows_HPS, 1e-30))).sum(axis=2).mean(axis=1)
     wanted_heads = np.argsort(entropy_H, kind="stable")[:HEADS]
@@ -173,7 +173,7 @@ def attention_errors(sample: AttentionSample, weights_HSS: np.ndarray) -> dict[s
 
 
 def cost() -> dict[str, list[float]]:
-    """Seconds from reading a unit to its commit mark: logits only, and all signals."""
+    """Seconds from reading a unit to its commit mark, with logits only and with all signals."""
     from teacher_cache.engines import open_engine
 
     trees = {"all": tree_of("signals-cost", "int8", sequences=16)}

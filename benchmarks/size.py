@@ -1,15 +1,15 @@
-"""How large is a cached token, and how far off are its values?
+"""Size of a cached token, and the error of its values.
 
-Two caches of the real teacher are written by ``teacher-cache run``, of the same sequences of 2,048 tokens of code (the
-default length): top 64 with two log-partitions, and 50 draws at temperature 1 beside a top 1. What counts is every file
-but the code table, which is a fixed cost of the cache, not of a token: it is reported next to it.
+``teacher-cache run`` writes two caches of the real teacher over the same sequences of 2,048 tokens of code (the default
+length): top 64 with two log-partitions, and 50 draws at temperature 1 next to a top 1. All files are counted except the
+code table, a fixed cost per cache that is reported separately.
 
-Other systems' layouts (see ``layouts``) hold the same rows as a forward pass gives them, in float16, and, to
-be compared at the very same error, as the cache gives them back. The quantisation error is what the codec adds: float32
-rows are encoded with the cache's own table, decoded, and compared.
+Other systems' layouts (see ``layouts``) hold the same rows from a forward pass, in float16; and, for a comparison at
+equal error, the rows as decoded from the cache. The quantisation error is that of the codec: float32 rows are encoded
+with the cache's own table, decoded, and compared.
 
-Rows of a vocabulary of 248 K are simulated: each id of a real row becomes one of five, chosen by a hash of the id and
-the token that was read, so the same token in another context is often another id.
+A vocabulary of 248 K is simulated: each id of a real row is mapped to one of five, by a hash of the id and the token
+just read, so that the same token often has another id in another context.
 """
 
 import shutil
@@ -35,7 +35,7 @@ from teacher_cache.shards.tar import member_bytes
 
 MAX_BYTES, MAX_BYTES_248K, MAX_SAMPLED = 118, 135, 32
 MAX_OF_ARROW, MAX_OF_DISTILLKIT = 3 / 4, 2 / 5
-VARIANTS = 5  # ids that one becomes in the simulated vocabulary
+VARIANTS = 5  # ids per real id in the simulated vocabulary
 FORWARD_SEQUENCES = 4
 
 
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def sampled_cache() -> Path:
-    """The cache of draws."""
+    """Write the cache of draws; returns its path."""
     folder = FOLDER / "sampled"
     tree = shared_settings(folder)
     tree["capture"] = {
@@ -105,7 +105,7 @@ def sampled_cache() -> Path:
 
 
 def layout_sizes(samples: list[Rows], name: str) -> dict[str, float]:
-    """Bytes a token of every layout."""
+    """Bytes a token for every layout."""
     shutil.rmtree(FOLDER / "sizes" / name, ignore_errors=True)
     return {
         title: kind(FOLDER / "sizes" / name / kind.__name__, samples).bytes_per_token for title, kind in LAYOUTS.items()
@@ -113,11 +113,11 @@ def layout_sizes(samples: list[Rows], name: str) -> dict[str, float]:
 
 
 def large_vocabulary(reader: CacheReader) -> float:
-    """Bytes a token of the logits tar if the teacher had five times as many ids."""
+    """Bytes a token of the logits tar if the vocabulary were five times as large."""
     capture, codec = reader.manifest.capture.logits, reader.manifest.codec
     samples = []
-    for position in range(len(reader)):
-        sample, read = reader.read_logits(position), reader.read_tokens(position).input_ids.astype(np.uint64)
+    for number in range(len(reader)):
+        sample, read = reader.read_logits(number), reader.read_tokens(number).input_ids.astype(np.uint64)
         hashed = (sample.ids.astype(np.uint64) * np.uint64(0x9E3779B1) + read[sample.positions, None]) * np.uint64(
             0xC2B2AE3D27D4EB4F
         )
@@ -125,20 +125,20 @@ def large_vocabulary(reader: CacheReader) -> float:
         ids = sample.ids * VARIANTS + variants.astype(np.int32)
         samples.append(replace(sample, ids=ids))
     vocabulary = VARIANTS * reader.manifest.teacher.vocab_size
-    first = samples[: len(samples) // len(reader.manifest.shards)]  # a job makes its table from its first unit
+    first = samples[: len(samples) // len(reader.manifest.shards)]  # a job builds its code table from its first unit
     large = LogitsCodec(capture, codec, CodeTable(make_code_table(map(Captured, first), vocabulary)))
     return sum(member_bytes(len(large.encode(sample))) for sample in samples) / int(reader.num_tokens.sum())
 
 
 def quantisation_error(url: str, manifest: Manifest, samples: list[LogitsSample]) -> dict[str, float]:
-    """Largest difference between rows before the encoder and after the decoder, in nats."""
+    """Largest difference between rows before encoding and after decoding, in nats."""
     table = CodeTable(read_table(Storage(url), next(iter(manifest.tables)), manifest.teacher.vocab_size))
     codec = LogitsCodec(manifest.capture.logits, manifest.codec, table)
     worst = {"logprobs": 0.0, "scalars": 0.0}
     for sample in samples:
         decoded = codec.decode(codec.encode(sample), sample.num_tokens)
         if not np.array_equal(decoded.ids, sample.ids):
-            raise RuntimeError("ids changed on their way through the codec")
+            raise RuntimeError("the codec changed ids")
         for kind, before, after in (
             ("logprobs", sample.logprobs, decoded.logprobs),
             ("scalars", sample.log_partition, decoded.log_partition),

@@ -1,12 +1,12 @@
-"""What does a step of distillation from a cache cost, next to fine-tuning on hard labels, and to online distillation?
+"""Cost of a distillation step from a cache, against fine-tuning on hard labels and online distillation.
 
 The same student (22 of the real teacher's 30 layers), the same real sequence of 2,048 tokens, float32, AdamW:
 
 - hard labels: transformers' own loss, ``student(input_ids, labels=…)``.
-- from the cache: the batch is read, checked and decoded, then TLA with the top 64 of every row.
-- online: the teacher is resident; its forward pass gives all logits, and KL is taken over the whole vocabulary.
+- from the cache: the batch is read, verified and decoded, then TLA on the top 64 of every row.
+- online: the teacher is resident; its forward pass computes all logits, and the KL is over the whole vocabulary.
 
-Time: one process, steps by turns, medians. Memory: one process for each, its peak.
+Time: medians of alternating steps in one process. Memory: peak of one process per arm.
 """
 
 import statistics
@@ -52,8 +52,10 @@ def make_step(arm: str) -> Step:
     import torch
 
     from schemas.train_config import LossConfig
-    from trainer.data.batches import open_cache, read_capture, to_tensors
-    from trainer.losses.objective import Objective, teacher_rows
+    from trainer.data.batches import to_tensors
+    from trainer.data.open_caches import open_cache, read_capture
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.build import load_model
     from trainer.student.forward import masked_hidden, output_head
 

@@ -1,8 +1,8 @@
-"""What do the losses on the student's inside cost? A training step with all four against the same step with TLA only.
+"""Cost of the losses on the student's internals: a training step with all four losses against one with TLA only.
 
-A random Llama of 60 M parameters, one row of 512 tokens with a batch as a cache gives it: top 64 of every token, int8
-hidden states of three layers at every token, attention rows of three heads at every eighth. Time: one process, steps by
-turns, medians. Memory: one process for each, its peak.
+A random Llama of 60 M parameters and a batch of one row of 512 tokens, in the form a cache delivers: top 64 of every
+token, int8 hidden states of three layers at every token, attention rows of three attention heads at every eighth. Time:
+medians of alternating steps in one process. Memory: peak of one process per arm.
 """
 
 import statistics
@@ -39,14 +39,12 @@ def main() -> int:
 
 def make_step(arm: str) -> Step:
     """A function that takes one optimiser step of a fresh student."""
-    from contextlib import nullcontext
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from schemas.train_config import LossConfig
-    from trainer.losses.objective import ROWS, Objective, row_counts, teacher_rows
-    from trainer.losses.student_signals import StudentSignals, needs_student_signals
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.forward import masked_hidden, output_head
 
     torch.manual_seed(0)
@@ -64,19 +62,16 @@ def make_step(arm: str) -> Step:
     losses = LossConfig.model_validate(ARMS[arm])
     manifest = make_manifest()
     objective = Objective(losses, manifest.capture)
-    recorder = None
-    if needs_student_signals(losses):
-        objective.signals = StudentSignals(student, losses, manifest, seed=0)
-        recorder = objective.signals.recorder
+    objective.attach(student, manifest, seed=0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     batch = make_batch()
-    counts = dict(zip(ROWS, row_counts(batch).tolist(), strict=True))
+    counts = dict(zip(objective.rows, objective.row_counts(batch).tolist(), strict=True))
 
     def step() -> None:
-        with nullcontext() if recorder is None else recorder.recording() as recorded:
+        with objective.recording() as recorded:
             hidden_ND = masked_hidden(student, batch)
         head_loss, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.5)
-        terms = [] if recorded is None else objective.signal_terms(recorded, batch, progress=0.5)
+        terms = objective.feature_terms(recorded, batch, progress=0.5)
         loss = head_loss / counts["loss_mask"]
         for term in terms:
             loss = loss + term.weight * term.total / counts[term.rows]
@@ -88,7 +83,7 @@ def make_step(arm: str) -> Step:
 
 
 def make_manifest() -> Any:
-    """What the losses ask of a cache's manifest."""
+    """A stub of a cache's manifest with what the losses read."""
     from types import SimpleNamespace
 
     from schemas.cache_config import AttentionCapture, CaptureConfig, HiddenCapture
@@ -98,7 +93,7 @@ def make_manifest() -> Any:
 
 
 def make_batch() -> dict[str, Any]:
-    """Random values of the shapes and dtypes that a cache gives."""
+    """A batch of random values, with the shapes and dtypes of a cache's."""
     import torch
 
     from schemas.cache_config import HiddenCapture

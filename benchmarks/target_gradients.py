@@ -1,13 +1,14 @@
-"""How close is the gradient of each cached form of the target to that of the whole distributions?
+"""Gradients of each cached form of the target, compared with that of the full distributions.
 
-Real rows: SmolLM2-135M over standard library code, and as the student the same model without a third of its layers.
-The gradient is that of the summed loss by the student's final hidden states, one vector of (rows × width) numbers.
-Forms are as stored: log-probabilities went through the codec, final hidden states through their quantisation.
+Real rows: SmolLM2-135M over standard library code; the student is the same model without a third of its layers. The
+gradient is that of the summed loss with respect to the student's final hidden states, flattened to one vector of
+rows × width. Forms are as stored: log-probabilities have been through the codec, final hidden states through
+quantisation.
 
-Draws are made anew 200 times. For each form the mean gradient is compared with the dense one: along its direction,
-where the difference must be within three standard errors; and as a whole, where the squared distance is divided by what
-chance alone gives (1 when unbiased). ``head_and_tail`` is judged with a head as the teacher computed it, because the
-rounding of stored log-probabilities (steps of 1/16 nat) is a bias of its own, which the last lines show.
+Draws are resampled 200 times. The mean gradient of each such form is compared with the dense one: along the latter's
+direction, where the difference must be within three standard errors; and in full, as squared distance divided by its
+expectation under sampling noise alone (1 if unbiased). ``head_and_tail`` is judged with unrounded top entries, because
+rounding stored log-probabilities (steps of 1/16 nat) adds a bias of its own, shown in the last lines.
 """
 
 import sys
@@ -55,13 +56,13 @@ def main() -> int:
 
 
 def joined(values: list[float]) -> str:
-    """Several figures in one cell."""
+    """Several figures formatted for one table cell."""
     return " · ".join(f"{value:.3g}" if abs(value) < 0.9 else f"{value:.4f}" for value in values)
 
 
 @torch.no_grad()
 def measure() -> dict[str, Any]:
-    """All figures, in a process that ends with its models."""
+    """Compute all figures; to be run in its own process, which frees the models."""
     from teacher_cache.output_head import OutputHead
     from teacher_cache.shards.reader import CacheReader
 
@@ -108,7 +109,7 @@ def hidden_states(ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Any]:
 
 
 class Problem:
-    """The rows, and the gradient of any target of them by the student's final hidden states, flattened."""
+    """The rows, and the loss gradient of any target with respect to the student's final hidden states, flattened."""
 
     def __init__(
         self, logits_NV: torch.Tensor, teacher_ND: torch.Tensor, student_ND: torch.Tensor, head: Any, next_ids: Any
@@ -136,14 +137,14 @@ class Problem:
         return codec.decode(codec.encode(sample), sample.num_tokens)
 
     def gradient(self, target: Any, temperature: float) -> torch.Tensor:
-        """[N · D]"""
+        """The gradient for ``target``, flattened to [N · D]."""
         from trainer.losses.tla import tla_
 
         _, gradient_NV = tla_(self.head.logits(self.student_ND), target, temperature)
         return (gradient_NV @ self.head.weight_VD).flatten()
 
     def dense(self, temperature: float) -> torch.Tensor:
-        """The gradient of the whole distributions."""
+        """The gradient for the full distributions, [N · D]; cached."""
         from trainer.losses.targets import DenseTarget
 
         if temperature not in self._dense:
@@ -152,7 +153,7 @@ class Problem:
         return self._dense[temperature]
 
     def fixed_forms(self) -> dict[str, Callable[[float], Any]]:
-        """Targets without chance, as functions of the temperature."""
+        """Deterministic forms: name → function from temperature to target."""
         from schemas.cache_config import LogitsCapture, Quantised
         from teacher_cache.signals.hidden import dequantise, quantise
         from teacher_cache.signals.logits import select_counts
@@ -162,18 +163,18 @@ class Problem:
         kept = torch.from_numpy(select_counts(self.exact.logprobs, nucleus))
         counts = {f"top_k {k}": torch.tensor(k) for k in (8, 16, K)} | {"nucleus 0.95": kept[:, None]}
         forms: dict[str, Callable[[float], Any]] = {
-            f"{name}, bucket": partial(self.listed, self.stored, count, "bucket") for name, count in counts.items()
+            f"{name}, bucket": partial(self.top_k, self.stored, count, "bucket") for name, count in counts.items()
         }
         for tail in ("renormalise", "ignore"):
-            forms[f"top_k {K}, {tail}"] = partial(self.listed, self.stored, torch.tensor(K), tail)
+            forms[f"top_k {K}, {tail}"] = partial(self.top_k, self.stored, torch.tensor(K), tail)
         for dtype in ("int8", "bfloat16"):
             capture = Quantised(dtype=dtype)
             hidden = dequantise(*quantise(self.teacher_ND, capture), capture)
             forms[f"dense, {dtype}"] = partial(DenseTarget, hidden, self.head)
         return forms
 
-    def listed(self, sample: Any, k: torch.Tensor, tail: Any, temperature: float) -> Any:
-        """The target of the first ``k`` entries of each row."""
+    def top_k(self, sample: Any, k: torch.Tensor, tail: Any, temperature: float) -> Any:
+        """The target from the first ``k`` entries of each row."""
         from trainer.losses.targets import top_k_target
 
         ids, logprobs, partition = map(torch.from_numpy, (sample.ids, sample.logprobs, sample.log_partition))
@@ -182,7 +183,7 @@ class Problem:
         return top_k_target(ids, logprobs, log_partition, temperature, self.vocabulary, tail)
 
     def resampled(self, region: str, n: int, stored: bool, temperature: float) -> dict[str, float]:
-        """What 200 sets of draws say about the estimate."""
+        """Bias and noise of the gradient over RESAMPLINGS sets of draws."""
         from schemas.cache_config import DrawsCapture
         from teacher_cache.records import Request
         from teacher_cache.signals.draws import draw, uniforms
@@ -190,18 +191,18 @@ class Problem:
 
         capture = DrawsCapture(n=n, region=region, temperatures=[temperature])
         rows = np.arange(len(self.logits_NV), dtype=np.int32)
-        head = head_ids = None
+        top = top_ids = None
         if region == "tail":
-            head = self.listed(self.stored if stored else self.exact, torch.tensor(K), "bucket", temperature)
-            head_ids = torch.from_numpy(self.exact.ids)
+            top = self.top_k(self.stored if stored else self.exact, torch.tensor(K), "bucket", temperature)
+            top_ids = torch.from_numpy(self.exact.ids)
         dense = self.dense(temperature)
         direction = dense / dense.norm()
         along, cosines = [], []
         total, squares = torch.zeros_like(dense, dtype=torch.float64), torch.zeros_like(dense, dtype=torch.float64)
         for seed in range(RESAMPLINGS):
-            places = torch.from_numpy(uniforms(Request(rows, rows, seed=seed), capture))
-            drawn = draw(self.logits_NV, head_ids, places, [temperature])
-            target = draws_target(head, drawn.ids_NTM[:, 0], drawn.entropy_NT[:, 0], self.vocabulary)
+            random = torch.from_numpy(uniforms(Request(rows, rows, seed=seed), capture))
+            drawn = draw(self.logits_NV, top_ids, random, [temperature])
+            target = draws_target(top, drawn.ids_NTM[:, 0], drawn.entropy_NT[:, 0], self.vocabulary)
             gradient = self.gradient(target, temperature)
             along.append(float(gradient @ direction))
             cosines.append(along[-1] / float(gradient.norm()))
@@ -219,7 +220,7 @@ class Problem:
 
 
 def compared(gradient: torch.Tensor, dense: torch.Tensor) -> dict[str, float]:
-    """Cosine with the dense gradient, and the norm in units of its."""
+    """Cosine with the dense gradient, and the ratio of norms."""
     return {
         "cosine": float(torch.nn.functional.cosine_similarity(gradient, dense, dim=0)),
         "norm": float(gradient.norm() / dense.norm()),

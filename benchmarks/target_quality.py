@@ -1,14 +1,14 @@
-"""Which target should a cache hold? Students of every cached form between a ceiling and a floor.
+"""Quality of students trained on each cached form of the target, relative to a ceiling and a floor.
 
-The ceiling is online distillation: the teacher resident, its full logits at every step. The floor is hard labels. All
-students start from the same weights (22 of SmolLM2-135M's 30 layers), see the same batches in the same order and take
-the same number of steps; a seed is an order of the data. Judged on held-out files by the KL of whole distributions at
-T = 1: share kept = (floor - form) / (floor - ceiling), with the ceiling of the same temperature, seed by seed. Where
-that ceiling is no better than the floor, the student before training takes the floor's place.
+The ceiling is online distillation, with the teacher resident and its full logits at every step; the floor is hard
+labels. All students start from the same weights (22 of SmolLM2-135M's 30 layers), see the same batches in the same
+order and take the same number of steps; a seed sets the order of the data. The measure is the KL of full distributions
+on held-out files at T = 1: share kept = (floor - form) / (floor - ceiling), with the ceiling of the same temperature,
+paired by seed. Where that ceiling is no better than the floor, the untrained student replaces the floor.
 
 Bytes are those of files: tokens and text, the target, and the index; draws are counted at the one temperature that is
-learned from. The teacher's head, once a cache, is apart. A whole run takes hours; each student's result is kept in
-runs/target-quality, and a run that was interrupted goes on where it stopped.
+trained on. The teacher's output head, stored once per cache, is not included. A whole run takes hours; results are kept
+in runs/target-quality, so that an interrupted run resumes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ RENORMALISED = "top_k 64, renormalised"
 
 
 def arms() -> list[tuple[str, float]]:
-    """Every student: its form, and the temperature it learns at."""
+    """All students, each with the form and the temperature it trains on."""
     forms = [CEILING, *CACHES, RENORMALISED]
     return [(FLOOR, 1.0), *((form, temperature) for temperature in TEMPERATURES for form in forms)]
 
@@ -78,12 +78,12 @@ def main() -> int:
 
 
 def key(form: str, temperature: float) -> str:
-    """Name of an arm."""
+    """The name of an arm."""
     return form if form in (FLOOR, UNTRAINED) else f"{form}, T = {temperature:g}"
 
 
 def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
-    """Write the cache of every form and the held-out one unless they are there; returns what each costs."""
+    """Write the cache of every form and the held-out one, unless they exist; returns the cost of each form."""
     write_corpora(FOLDER, MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS)
     held_out = [*cache_settings(FOLDER / "held-out"), "capture.final={dtype: bfloat16}"]
     write_cache(teacher, FOLDER / "held-out", held_out)
@@ -97,12 +97,12 @@ def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
 
 
 def cache_folder(name: str) -> Path:
-    """Where the cache of a form lies."""
+    """The folder of a form's cache."""
     return FOLDER / "caches" / name.replace(" ", "-")
 
 
 def write_cache(teacher: Path, folder: Path, changes: list[str]) -> dict[str, Any]:
-    """Run ``teacher-cache`` unless its summary is there; returns the summary."""
+    """Run ``teacher-cache`` unless its summary exists; returns the summary."""
     summary = folder / "summary.json"
     if not summary.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def write_cache(teacher: Path, folder: Path, changes: list[str]) -> dict[str, An
 
 
 def bytes_per_token(folder: Path) -> dict[str, float]:
-    """Everything a form needs at each temperature: the draws of one temperature are encoded alone to be weighed."""
+    """Bytes a token that a form needs for each temperature alone: the draws' bytes are split by encoding each apart."""
     from schemas.cache_config import DrawsCapture
     from teacher_cache.codec.draws import DrawsCodec
     from teacher_cache.codec.permutation import CodeTable
@@ -136,21 +136,21 @@ def bytes_per_token(folder: Path) -> dict[str, float]:
     table = CodeTable(read_table(Storage(url), digest, manifest.teacher.vocab_size))
     codec = DrawsCodec(codec_of, manifest.codec, table)
     sizes = dict.fromkeys(draws.temperatures, 0.0)
-    for position in range(len(reader)):
-        sample = reader.read_draws(position)
-        both = len(reader.payload(position, "draws"))
+    for number in range(len(reader)):
+        sample = reader.read_draws(number)
+        both = len(reader.payload(number, "draws"))
         alone = [
             len(codec.encode(DrawsSample(sample.positions, sample.ids[:, [c]], sample.entropy[:, [c]])))
             for c in range(len(draws.temperatures))
         ]
         for temperature, size in zip(draws.temperatures, alone, strict=True):
             sizes[temperature] += both * size / sum(alone)
-    padding = totals.bytes["draws"] / sum(sizes.values())  # of the tar
+    padding = totals.bytes["draws"] / sum(sizes.values())  # overhead factor of the tar
     return {str(t): (fixed + padding * size) / totals.tokens for t, size in sizes.items()}
 
 
 def student_of(form: str, temperature: float, seed: int, steps: int) -> dict[str, Any]:
-    """Train and evaluate one student, in a process of its own, unless that was done before."""
+    """Train and evaluate one student in its own process, unless its result exists."""
     name = f"{key(form, temperature)} seed {seed} steps {steps}".replace(" ", "-").replace(",", "")
     done = FOLDER / "students" / f"{name}.json"
     if not done.exists():
@@ -163,18 +163,20 @@ def student_of(form: str, temperature: float, seed: int, steps: int) -> dict[str
 
 
 def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> dict[str, Any]:
-    """One student: the trainer's data order, losses and student taps, in a plain loop that can hold a teacher too."""
+    """Train one student with the trainer's data order and losses, in a plain loop that can also hold a teacher."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
     from schemas.train_config import LossConfig
-    from trainer.data.batches import CacheRows, evaluation_loader, open_cache, read_capture
+    from trainer.data.batches import CacheRows, evaluation_loader
+    from trainer.data.open_caches import open_cache, read_capture
     from trainer.data.order import CacheOrder, Shuffle
     from trainer.data.row_plan import plan_rows
     from trainer.data.selection import Selection, Subset
-    from trainer.evaluate import evaluate, head_on, open_for_evaluation, sorted_rows
-    from trainer.losses.objective import Objective, teacher_rows
-    from trainer.losses.target_form import needed_signals
+    from trainer.data.validation_data import open_for_evaluation, sorted_rows
+    from trainer.evaluate import evaluate, head_on
+    from trainer.losses.objective import Objective
+    from trainer.losses.teacher_rows import teacher_rows
     from trainer.student.build import load_model
     from trainer.student.forward import masked_hidden, output_head
 
@@ -184,7 +186,6 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     losses = LossConfig.model_validate(HARD if form in (FLOOR, UNTRAINED) else {"tla": tla})
     url = str(cache_folder(form if form in CACHES else "top_k 64") / "cache")
     capture = read_capture(url)
-    cache = open_cache(url, needed_signals(losses, capture))
     student: Any = load_model(FOLDER / "student-init", key="student", dtype=torch.float32)
     head = output_head(student)
     if form == CEILING:
@@ -192,7 +193,8 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
         objective: Any = online_objective(losses, capture, teacher)
     else:
         objective = Objective(losses, capture)
-        objective.teacher_head = cache.read_head() if "final" in cache.signals else None
+    cache = open_cache(url, objective.signals)
+    teacher_head = cache.read_head() if "final" in cache.signals else None
 
     order = CacheOrder(Subset(cache, Selection()), Shuffle(seed, shards_mixed=64))
     plan = plan_rows([order], None, global_batch=MICRO_BATCH, epochs=1, max_steps=max(1, steps))
@@ -204,9 +206,9 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
     for step in range(steps):
         batch = rows.__getitems__(list(range(step * MICRO_BATCH, (step + 1) * MICRO_BATCH)))
         if form == CEILING:
-            objective.listen(batch)
+            objective.losses["tla"].listen(batch)
         hidden_ND = masked_hidden(student, batch)
-        loss, _ = objective.head_terms(hidden_ND, head, teacher_rows(batch), step / steps)
+        loss, _ = objective.head_terms(hidden_ND, head, teacher_rows(batch, teacher_head), step / steps)
         (loss / len(hidden_ND)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -221,26 +223,29 @@ def train_and_evaluate(form: str, temperature: float, seed: int, steps: int) -> 
 
 
 def online_objective(losses: Any, capture: Any, teacher: Any) -> Any:
-    """An Objective whose target comes from a resident teacher."""
+    """An Objective with targets from a resident teacher."""
     import torch
 
     from trainer.losses.objective import Objective
     from trainer.losses.targets import DenseTarget
+    from trainer.losses.tla import Tla
     from trainer.student.forward import masked_hidden, output_head
 
-    class Online(Objective):
+    class Online(Tla):
         def listen(self, batch: dict[str, torch.Tensor]) -> None:
             with torch.no_grad():
                 self.hidden_ND = masked_hidden(teacher, batch)
 
-        def _target(self, rows: Any, vocabulary: int) -> DenseTarget:
-            return DenseTarget(self.hidden_ND, output_head(teacher), self.losses.tla.temperature)
+        def target_of(self, rows: Any, vocabulary: int) -> DenseTarget:
+            return DenseTarget(self.hidden_ND, output_head(teacher), self.settings.temperature)
 
-    return Online(losses, capture)
+    objective = Objective(losses, capture)
+    objective.losses["tla"] = Online(losses.tla, capture)
+    return objective
 
 
 def baseline(measured: dict[str, list[dict[str, Any]]], temperature: float) -> str:
-    """What the reduction of the KL is counted from."""
+    """The arm from which the KL's reduction is measured."""
     pairs = zip(measured[FLOOR], measured[key(CEILING, temperature)], strict=True)
     return FLOOR if all(high["kl"] < low["kl"] for low, high in pairs) else UNTRAINED
 
@@ -248,7 +253,7 @@ def baseline(measured: dict[str, list[dict[str, Any]]], temperature: float) -> s
 def shares(
     measured: dict[str, list[dict[str, Any]]], form: str, temperature: float, counted_from: str | None = None
 ) -> list[float]:
-    """The share of the ceiling's reduction of the KL that a form keeps, in percent, seed by seed."""
+    """The share of the ceiling's KL reduction that a form keeps, in percent, one value per seed."""
     low_runs = measured[counted_from or baseline(measured, temperature)]
     return [
         100 * (low["kl"] - own["kl"]) / (low["kl"] - high["kl"])
@@ -275,7 +280,7 @@ def table(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, 
             runs = measured[key(form, temperature)]
             cost = costs[form if form in CACHES else "top_k 64"]
             size = cost["bytes"][str(temperature)]
-            speed = max(run["tokens_per_second"] for run in runs)  # other programs only ever slow one down
+            speed = max(run["tokens_per_second"] for run in runs)  # other programs can only slow a run down
             mean_kl = statistics.mean(run["kl"] for run in runs)
             online_speed = max(run["tokens_per_second"] for run in ceiling)
             what = (
@@ -298,7 +303,7 @@ def table(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, 
 
 
 def plot(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Share kept over bytes a token, one panel a temperature."""
+    """Plot share kept against bytes a token, one panel per temperature."""
     import matplotlib
 
     matplotlib.use("Agg")

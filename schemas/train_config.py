@@ -274,8 +274,8 @@ class LossConfig(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":
-        terms = (self.tla, self.cross_entropy, self.lhsm, self.apc)
-        if not any(term.weight.start or term.weight.end for term in terms if term is not None):
+        terms = (getattr(self, name) for name in type(self).model_fields if name != "asr")
+        if all(_is_off(term) for term in terms):
             raise ValueError("at least one loss other than asr must have a weight above 0")
         return self
 

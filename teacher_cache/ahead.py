@@ -1,4 +1,4 @@
-"""A map over many items by a few threads: results in order, a bounded number of items ahead."""
+"""An ordered parallel map over threads, with a bounded number of pending items."""
 
 import threading
 from collections import deque
@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-THREADS = 8  # each waits for a disk or a store most of the time
+THREADS = 8  # mostly waiting for a disk or an object store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -14,22 +14,22 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS, ahead: int | None = None
 ) -> Generator[Result, None, None]:
-    """``function`` of each item, in order; at most ``ahead`` results (default: two a thread) wait to be taken.
+    """Yield ``function(item)`` in the order of ``items``. An exception in a thread is raised here, in its place.
 
-    Raises what ``function`` raises, in its place. Nothing is begun before the first result is asked for, nor after an
-    error, nor once the generator is closed, which waits for the calls under way.
+    At most ``ahead`` results (default: two a thread) are pending. Nothing starts before the first is asked for, nor
+    after an exception or once the generator is closed; running calls are waited for.
     """
     ahead = 2 * threads if ahead is None else ahead
     pending: deque[Future[Result]] = deque()
-    over = threading.Event()
+    stopped = threading.Event()
 
     def run(item: Item) -> Result:
-        if over.is_set():
-            raise CancelledError  # never seen: an earlier item has raised, or nobody takes results any more
+        if stopped.is_set():
+            raise CancelledError  # never seen by the caller: an earlier item has raised, or it takes no more
         try:
             return function(item)
         except BaseException:
-            over.set()
+            stopped.set()
             raise
 
     with ThreadPoolExecutor(threads, "ahead") as pool:
@@ -41,4 +41,4 @@ def map_ahead(
             while pending:
                 yield pending.popleft().result()
         finally:
-            over.set()
+            stopped.set()

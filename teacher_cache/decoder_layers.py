@@ -1,14 +1,32 @@
 """Finding the decoder layers in a model."""
 
+from typing import Literal, NamedTuple
+
 import torch
 
 from schemas.errors import UserError
 
 MULTIMODAL_PREFIXES = ("visual", "vision", "audio")
+ADVICE = {
+    "teacher": "leave out capture.hidden and capture.attention for this teacher",
+    "student": "leave out loop.compile and the losses on hidden states, attention and FFN inputs for this student",
+}
+
+
+class Decoder(NamedTuple):
+    """A model's decoder: the module that owns the layers, and these."""
+
+    module: torch.nn.Module
+    layers: torch.nn.ModuleList
 
 
 def decoder_layers(model: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList:
-    """The list of the text model's decoder layers. Raises UserError when there is not exactly one candidate."""
+    """The list of a teacher's decoder layers. Raises UserError as ``find_decoder``."""
+    return find_decoder(model, num_layers, "teacher").layers
+
+
+def find_decoder(model: torch.nn.Module, num_layers: int, whose: Literal["teacher", "student"]) -> Decoder:
+    """The text model's decoder. Raises UserError when there is not exactly one candidate."""
     found = {
         name: module
         for name, module in model.named_modules()
@@ -19,7 +37,8 @@ def decoder_layers(model: torch.nn.Module, num_layers: int) -> torch.nn.ModuleLi
     }
     if len(found) != 1:
         raise UserError(
-            f"capture: a {type(model).__name__} has {len(found)} lists of {num_layers} layers {sorted(found)}, wanted "
-            "one; leave out capture.hidden and capture.attention for this teacher"
+            f"{whose}: a {type(model).__name__} has {len(found)} lists of {num_layers} layers {sorted(found)}, wanted "
+            f"one; {ADVICE[whose]}"
         )
-    return next(iter(found.values()))
+    ((name, layers),) = found.items()
+    return Decoder(model.get_submodule(name.rpartition(".")[0]), layers)

@@ -5,7 +5,6 @@ at, the next run finds only whole shards and garbage that it removes.
 """
 
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +32,12 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import listed
 from teacher_cache.signals.select_positions import to_request
+from teacher_cache.stop_request import StopRequest
 from teacher_cache.writing import UnitWriter
 
 logger = logging.getLogger(__name__)
 
 Part = list[tuple[TokenSample, Request]]
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
 
 
@@ -90,17 +89,17 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
     tally = _Tally()
-    stop = _StopRequest()
+    stop = StopRequest()
     with Claims(storage, plan, pending) as claims:
         if first := claims.next():
             started = time.perf_counter()
-            with open_engine(config) as engine, stop.listening():
+            with open_engine(config) as engine, stop.listening("the unit in hand", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
                 logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
                 tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
                 _score_units(engine, plan, first, claims, storage, worker, tally, stop, tokens_per_call)
         manifest = _write_manifest(storage, plan, done)
-        if not stop.signal_name:
+        if not stop:
             claims.check_all_done(manifest)
     return _summarise(manifest, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
 
@@ -113,7 +112,7 @@ def _score_units(
     storage: Storage,
     worker: Worker,
     tally: "_Tally",
-    stop: "_StopRequest",
+    stop: StopRequest,
     tokens_per_call: int,
 ) -> None:
     """Score unit after unit. The next one is read, and those scored are written, while the engine works."""
@@ -139,7 +138,7 @@ def _score_units(
             tally.start()
             claim: Claim | None = first
             ahead = reading.submit(read, first.unit)
-            while claim is not None and not stop.signal_name:
+            while claim is not None and not stop:
                 tokens_index, parts = ahead.result()
                 following = claims.next()
                 if following is not None:
@@ -219,27 +218,6 @@ class _Tally:
     @property
     def engine_idle_share(self) -> float | None:
         return 1 - self.engine_seconds / (self._engine_stopped - self._started) if self.engine_seconds else None
-
-
-class _StopRequest:
-    """Remembers the first SIGINT, SIGTERM or SIGHUP (unless that is ignored); the second takes its default course."""
-
-    signal_name: str | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        ignored = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_IGN]
-        before = {number: signal.signal(number, self._remember) for number in STOPPING if number not in ignored}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: object) -> None:
-        self.signal_name = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-        logger.warning("%s: finishing the unit in hand; send it again to end at once", self.signal_name)
 
 
 def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str | None) -> Summary:

@@ -31,6 +31,7 @@ import click
 
 from schemas.errors import UNEXPECTED, MachineError, UserError, printable
 from schemas.failures import failure, reason
+from teacher_cache.stop_request import handling
 
 TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
 STATUSES = (
@@ -174,16 +175,10 @@ def _stopped_by_signals() -> Iterator[None]:
         return
 
     def stop(number: int, _: object) -> NoReturn:
-        for each in before:
+        for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # a second one does not end the cleaning up
         raise Stopped(number)
 
-    before = {each: signal.getsignal(each) for each in _SIGNALS if signal.getsignal(each) == signal.SIG_DFL}
-    for each in before:
-        signal.signal(each, stop)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of requests that nobody waits for any more
-    try:
+    with handling(_SIGNALS, stop):
         yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

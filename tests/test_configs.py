@@ -8,9 +8,8 @@ import pytest
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
+from trainer.losses.objective import Objective
 from trainer.losses.schedule import weight_at
-from trainer.losses.student_signals import used
-from trainer.losses.target_form import needed_signals
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -29,7 +28,7 @@ def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> No
     assert {share.url for share in train.data.shares} == {cache.output.path}
     layers = {source.layer for source in cache.corpus.sources}
     assert {layer for share in train.data.shares for layer in share.layers or []} <= layers
-    assert set(needed_signals(used(train.losses), cache.capture)) <= {"tokens", *cache.capture.signals}
+    assert set(Objective(train.losses, cache.capture).signals) <= {"tokens", *cache.capture.signals}
     assert train.losses.tla.temperature in cache.capture.logits.temperatures
     assert not train.data.packing or train.data.pack_tokens >= cache.corpus.max_tokens
 

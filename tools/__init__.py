@@ -1,1 +1,1 @@
-"""Commands for people who share caches."""
+"""The ``cache-tools`` command line: inspect, verify, share and derive caches."""

@@ -1,4 +1,4 @@
-"""Parts of a file on their way to another place: counted, and held against the size and sha256 promised."""
+"""Streamed file contents: counted for progress, and checked against the size and sha256 of a manifest entry."""
 
 import hashlib
 import threading
@@ -13,24 +13,24 @@ Data = TypeVar("Data", bytes, bytes | memoryview)
 
 
 def unseen(done: int, total: int) -> None:
-    """Progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 class Progress:
-    """Adds up the bytes that several threads are done with."""
+    """Thread-safe byte counter that reports to ``advance(bytes done, total)``."""
 
     def __init__(self, total: int, advance: Advance = unseen) -> None:
         self._done, self._total, self._advance, self._lock = 0, total, advance, threading.Lock()
 
     def add(self, n_bytes: int) -> None:
-        """So many bytes more (or fewer, of what has to be done again)."""
+        """Add bytes; negative for bytes that have to be sent again."""
         with self._lock:
             self._done += n_bytes
             self._advance(self._done, self._total)
 
 
 def checked(parts: Iterator[Data], entry: FileEntry, where: str, progress: Progress) -> Iterator[Data]:
-    """These parts of a file; raises CorruptCacheError after the last unless they are what ``entry`` says."""
+    """Pass the parts of a file through; raises CorruptCacheError after the last one unless they match ``entry``."""
     found, n_bytes = hashlib.sha256(), 0
     try:
         for part in parts:

@@ -1,4 +1,4 @@
-"""Files that commands write for people: whole or not at all, with the modes that the user's umask says."""
+"""Atomic writes of files for users, with permissions that follow the umask."""
 
 import os
 import stat
@@ -11,16 +11,16 @@ from schemas.failures import failure
 
 
 def write_whole(out: Path, data: bytes) -> None:
-    """Write the file; one that is there is replaced, with its mode kept. Links are followed.
+    """Write a file atomically. An existing file is replaced and its mode kept; symlinks are followed.
 
-    A terminal, a pipe or a device (``/dev/stdout``) takes the data itself: it is never replaced by a file. Raises
-    UserError when the file cannot be written; then what was there is as it was.
+    Terminals, pipes and devices (``/dev/stdout``) are written to, never replaced. Raises UserError when the file cannot
+    be written; an existing one is then untouched.
     """
     try:
         final = Path(os.path.realpath(out))
         mode = final.stat().st_mode if final.exists() else stat.S_IFREG | (0o666 & ~umask())
         if stat.S_ISDIR(mode) or stat.S_ISFIFO(mode) or stat.S_ISBLK(mode):
-            raise UserError(f"{out}: cannot be written: a folder, a named pipe or a disk is there; name another file")
+            raise UserError(f"{out}: cannot be written: it is a folder, a named pipe or a disk; give another file")
         if not stat.S_ISREG(mode):
             with open(final, "wb", buffering=0) as device:
                 device.write(data)
@@ -42,7 +42,7 @@ def write_whole(out: Path, data: bytes) -> None:
 
 
 def umask() -> int:
-    """The process' own, which can only be read by setting it."""
+    """The process's umask. Reading it means setting it, so it is set and restored."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

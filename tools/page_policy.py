@@ -1,11 +1,11 @@
-"""The content security policy of a page that holds its style and script: these run, by their hashes, nothing else."""
+"""Content security policy of a self-contained page: only its own style and script, allowed by hash."""
 
 import base64
 import hashlib
 
 
 def page_policy(style: str, script: str, *more: str) -> str:
-    """The policy for these texts; ``more``: what else is allowed, such as ``img-src data:``. No request at all is."""
+    """The policy for ``style`` and ``script``, without network access; ``more``: further directives."""
     allowed = [f"style-src '{_hash(style)}'", f"script-src '{_hash(script)}'", *more]
     return "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
 

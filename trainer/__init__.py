@@ -1,1 +1,10 @@
-"""Trains a student from cached signals, with no teacher in the process."""
+"""Trains a student from cached signals, with no teacher in the process.
+
+Rooms, in order; each imports only those before it::
+
+    student    the model: building it, loading it, reading hidden states, attention and FFN inputs off it
+    losses     what is learned: targets, losses and their table, the objective
+    data       from caches to batches: which samples, in which order
+    run        bookkeeping: checkpoints and resume, metrics, progress, the final model
+    evaluate < loop < distiller < cli
+"""

@@ -39,8 +39,8 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     """
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
-    from trainer.distiller import quiet_transformers
     from trainer.run.owner import only_run_in
+    from trainer.run.quiet import quiet_transformers
     from trainer.student.build import load_model_config, materialise_student
     from trainer.student.preflight import check_output
 
@@ -79,14 +79,14 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -
     configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     _read_manifests(settings.data)
+    from teacher_cache.stop_request import StopRequest
     from trainer.distiller import distill
-    from trainer.run.interrupts import stop_on_signals
     from trainer.run.progress_bar import progress_callbacks
     from trainer.student.parallel import leave_together
 
     if is_other_rank():
         logging.disable(logging.INFO)
-    with stop_on_signals() as stop:
+    with StopRequest().listening("this step") as stop:
         summary = distill(settings, stop, progress_callbacks())
     interrupted = summary["ended"] == "interrupted"
     if not is_other_rank():
@@ -152,9 +152,9 @@ def evaluate(
     """
     configure_logging(verbose)
     from teacher_cache.trust.required import Required
-    from trainer.distiller import quiet_transformers
     from trainer.evaluate import evaluate_folder
     from trainer.run.progress_bar import batch_progress
+    from trainer.run.quiet import quiet_transformers
 
     quiet_transformers()
     required = Required(digest, signed_by)

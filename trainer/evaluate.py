@@ -1,23 +1,27 @@
 """How close a student is to the teacher, and how well it predicts the text, over the samples of a cache."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
-from schemas.train_config import LocalCopiesConfig
 from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
 from teacher_cache.trust.required import NOTHING, Required
-from trainer.data.batches import Batch, Cache, Readable, check_vocabulary, evaluation_loader, open_cache, read_capture
-from trainer.data.row_plan import SortedRows
+from trainer.data.batches import evaluation_loader
+from trainer.data.open_caches import check_vocabulary
+from trainer.data.readable import Readable
 from trainer.data.selection import Selection, Subset
+from trainer.data.validation_data import open_for_evaluation, sorted_rows
+from trainer.data.worker_transfer import Batch
 from trainer.losses.lean import chunk_rows
-from trainer.losses.objective import TeacherRows, dense_target, stored_target, teacher_rows
-from trainer.losses.target_form import evaluation_signals
+from trainer.losses.target_form import dense_target, stored_target
 from trainer.losses.targets import Target
+from trainer.losses.teacher_rows import TeacherRows, teacher_rows
 from trainer.losses.tla import tla_
 from trainer.student.build import load_model
 from trainer.student.forward import check_head, masked_hidden, output_head
@@ -26,6 +30,15 @@ from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
 
 CONFIDENCE_BINS = 15
 SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What each validation of a run reads."""
+
+    batches: DataLoader[Any]
+    capture: CaptureConfig  # of its cache, which may store with another precision than the one that is trained on
+    teacher_head: OutputHead | None  # of a cache with final hidden states
 
 
 def evaluate(
@@ -57,14 +70,14 @@ def evaluate(
     with torch.no_grad():
         for cpu_batch in batches:
             batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
-            rows = teacher_rows(batch)
+            rows = teacher_rows(batch, teacher_head)
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)
             target: Target
             if teacher_head is None:
                 target = stored_target(rows, capture, 1.0, len(head.weight_VD))
             else:
-                target = dense_target(rows, capture, teacher_head, 1.0)
+                target = dense_target(rows, capture, 1.0)
             for chunk in chunk_rows(head, len(hidden_ND)):
                 totals += _sums(head.logits(hidden_ND[chunk]), rows, target, chunk, calibration)
             tokens += len(hidden_ND)
@@ -118,16 +131,6 @@ class _Calibration:
 
     def error(self) -> float:
         return float((self.sums[:, 0] - self.sums[:, 1]).abs().sum() / self.sums[:, 2].sum())
-
-
-def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None, required: Required = NOTHING) -> Cache:
-    """Open a cache for all that ``evaluate`` reads. Raises UserError."""
-    return open_cache(url, evaluation_signals(read_capture(url, required)), copies, required)
-
-
-def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
-    """The samples of a subset, or the first of them, in an order that suits evaluation."""
-    return SortedRows(*subset.selected(at_most))
 
 
 def head_on(device: torch.device, cache: Readable) -> OutputHead | None:

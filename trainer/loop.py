@@ -9,84 +9,86 @@ the loss terms since the last line of metrics, so that a line whose window spans
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from schemas.errors import UserError
 from teacher_cache.output_head import OutputHead
-from trainer.data.batches import Batch, CacheRows, training_loader
+from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
-from trainer.evaluate import evaluate
-from trainer.losses.objective import ROWS, TERMS, Objective, row_counts, teacher_rows
-from trainer.losses.student_signals import MAPS
+from trainer.data.worker_transfer import Batch
+from trainer.evaluate import Validation, evaluate
+from trainer.losses.objective import Objective
+from trainer.losses.teacher_rows import teacher_rows
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
+from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
-from trainer.run.interrupts import StopRequest
-from trainer.run.owner import Fence
-from trainer.student.forward import masked_hidden, output_head
+from trainer.student.forward import flattens, masked_hidden, output_head
 from trainer.student.parallel import from_all, from_first, shard_on_cpus
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LoopData:
+    """What the loop reads."""
+
+    rows: CacheRows[RowPlan]
+    teacher_head: OutputHead | None = None  # of a cache with final hidden states
+    validation: Validation | None = None
+
+
 class DistillationTrainer(Trainer):
-    """Trains ``model`` on the planned rows of ``train_dataset`` from ``run_state.data.rows_consumed`` on."""
+    """Trains a student on the planned rows from ``state.data.rows_consumed`` on."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole global batch
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        *,
-        train_dataset: CacheRows[RowPlan],
-        validation: DataLoader[Any] | None,
-        evaluation_head: OutputHead | None,
+        student: PreTrainedModel,
+        run: RunContext,
+        data: LoopData,
         objective: Objective,
-        run_state: RunState,
-        early_stopping_patience: int | None,
-        keep_checkpoints: int,
-        stop: StopRequest,
-        fence: Fence,
-        callbacks: list[TrainerCallback],
-        log_gradient_norms: bool = False,
+        state: RunState,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """``validation`` yields the batches of one validation.
-
-        ``evaluation_head`` is the teacher's, if these need it; ``stop`` turns true when the run should end early;
-        ``fence`` raises when the output folder has become another run's.
-        """
-        keeper = RunKeeper(self, keep_checkpoints, stop)
+        """``objective`` is attached to the student; ``state`` is updated as training goes."""
+        args, loop = run.arguments, run.config.loop
         super().__init__(
-            model=model,
+            model=student,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=None if validation is None else validation.dataset,
-            callbacks=[keeper, *callbacks],
+            train_dataset=data.rows,
+            eval_dataset=None if data.validation is None else data.validation.batches.dataset,
+            callbacks=[RunKeeper(self), *callbacks],
         )
-        self.rows = train_dataset
-        self.validation = validation
-        self.evaluation_head = evaluation_head
+        self.remove_callback(PrinterCallback)
+        self.run = run
+        self.data = data
         self.objective: Objective = objective
-        self.run_state = run_state
-        self.patience = early_stopping_patience
-        self.fence = fence
-        self.flatten = str(model.config._attn_implementation).startswith("flash")
-        self.window = {name: torch.tensor(total, device=args.device) for name, total in run_state.window.items()}
-        data = run_state.data
-        self.totals = torch.tensor([data.tokens, data.skipped_samples], device=args.device)
+        self.run_state = state
+        self.patience = loop.early_stopping_patience
+        self.flatten = flattens(student)
+        self.window = {name: torch.tensor(total, device=args.device) for name, total in state.window.items()}
+        self.totals = torch.tensor([state.data.tokens, state.data.skipped_samples], device=args.device)
         self.evaluation_seconds = 0.0
         self.step_started = 0.0
         self.step_loss = self.grad_norm = torch.zeros((), device=args.device)
         self.finite = FiniteCheck()
-        self.log_gradient_norms = log_gradient_norms
 
     def create_accelerator_and_postprocess(self) -> None:
         """On CPUs as on GPUs, a sharded student is sharded."""
@@ -109,7 +111,7 @@ class DistillationTrainer(Trainer):
         """Micro-batches in the plan's order, from the first row that was not consumed. Ranks take turns."""
         args = self.args
         loader = training_loader(
-            self.rows,
+            self.data.rows,
             self.run_state.data.rows_consumed,
             args.per_device_train_batch_size,
             args.dataloader_num_workers,
@@ -119,8 +121,9 @@ class DistillationTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All but the learned maps: a loss that does not depend on their size would only let it decay."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(MAPS)]
+        """All but what losses learn: one that does not depend on the size of its weights would only let it decay."""
+        learned = self.objective.learned
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(learned)]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -131,16 +134,16 @@ class DistillationTrainer(Trainer):
         self.record_seconds("data_wait", time.perf_counter() - self.step_started)
         self.step_loss = torch.zeros((), device=self.args.device)
         skipped = sum(int(batch.pop("skipped", 0)) for batch in batches)
-        counts = torch.stack([row_counts(batch) for batch in batches]).sum(dim=0).to(device)
+        counts = torch.stack([self.objective.row_counts(batch) for batch in batches]).sum(dim=0).to(device)
         counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
-        self.totals += torch.stack([counts[ROWS.index("attention_mask")], counts[-1]])
+        self.totals += torch.stack([counts[self.objective.rows.index("attention_mask")], counts[-1]])
         return batches, counts[:-1]
 
     def note_data(self) -> None:
         """Bring the state of the data up to date."""
         data = self.run_state.data
         data.tokens, data.skipped_samples = self.totals.tolist()
-        data.places = [(*place,) for place in self.rows.plan.places(data.rows_consumed)]
+        data.places = [(*place,) for place in self.data.rows.plan.places(data.rows_consumed)]
 
     def compute_loss(
         self,
@@ -154,29 +157,28 @@ class DistillationTrainer(Trainer):
         Gradients of the micro-batches are added up, those of the ranks averaged, hence the factor.
         """
         assert isinstance(num_items_in_batch, torch.Tensor)
-        counts = dict(zip(ROWS, num_items_in_batch.clamp(min=1), strict=True))
-        signals = self.objective.signals
-        with nullcontext() if signals is None else signals.recorder.recording() as recorded:
+        counts = dict(zip(self.objective.rows, num_items_in_batch.clamp(min=1), strict=True))
+        with self.objective.recording() as recorded:
             hidden_ND = masked_hidden(model, inputs, self.flatten)
         head = output_head(self.accelerator.unwrap_model(model))
-        rows, progress = teacher_rows(inputs), self.progress()
+        rows, progress = teacher_rows(inputs, self.data.teacher_head), self.progress()
         head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
-        signal_terms = [] if recorded is None else self.objective.signal_terms(recorded, inputs, progress)
+        feature_terms = self.objective.feature_terms(recorded, inputs, progress)
         loss = head_loss / counts["loss_mask"]
         if not head_terms:  # then nothing else ties the last layers to the loss, and ranks wait for their gradients
             loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())
-        for term in signal_terms:
+        for term in feature_terms:
             loss = loss + term.weight * term.total / counts[term.rows]
-        for term in head_terms + signal_terms:
+        for term in head_terms + feature_terms:
             mean = term.total / counts[term.rows]
             self._record(term.name, mean)
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
-        if self.log_gradient_norms:
-            for term in self.objective.head_terms_apart(hidden_ND, head, rows, progress) + signal_terms:
+        if self.run.config.loop.log_gradient_norms:
+            for term in self.objective.head_terms_apart(hidden_ND, head, rows, progress) + feature_terms:
                 norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
                 self._record(f"{term.name}_gradient_norm", norm / self._shares())
-        for name, value in ({} if signals is None else signals.figures()).items():
+        for name, value in self.objective.figures().items():
             self._record(name, value / self._shares())
         self._record("loss", loss)
         self.step_loss = self.step_loss + loss.detach().float()
@@ -203,9 +205,10 @@ class DistillationTrainer(Trainer):
             means = {name: self.sum_over_ranks(total).item() / steps for name, total in sorted(self.window.items())}
             means["data_wait_share"] = means["data_wait"] / means["step_seconds"]
             rest = {name: value for name, value in logs.items() if name != "loss"}
-            first = {name: means.pop(name) for name in (*TERMS, "loss") if name in means}  # before any weight
+            before_weights = (*self.objective.losses, "loss")
+            first = {name: means.pop(name) for name in before_weights if name in means}
             logs = {**first, **means, **rest, "rows": self.run_state.data.rows_consumed}
-            if self.rows.skip_corrupt:
+            if self.data.rows.skip_corrupt:
                 logs["skipped_samples"] = int(self.totals[1])
             self.window = {}
             self.run_state.window_steps = 0
@@ -234,18 +237,18 @@ class DistillationTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Validate, log, and decide about early stopping. The arguments are the base class's and not used."""
-        assert self.validation is not None
+        validation = self.data.validation
+        assert validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        held_out: Any = self.validation.dataset
         measured = evaluate(
             self.model,
-            self.validation,
-            held_out.cache.manifest.capture,  # which may be of another precision than what is trained on
-            self.evaluation_head,
+            validation.batches,
+            validation.capture,
+            validation.teacher_head,
             reduce=self.sum_over_ranks,
             device=self.args.device,
-            passes=self._validation_passes() if self.args.fsdp else 0,
+            passes=self._passes(validation) if self.args.fsdp else 0,
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
@@ -254,10 +257,9 @@ class DistillationTrainer(Trainer):
         self._judge(measured)
         return metrics
 
-    def _validation_passes(self) -> int:
+    def _passes(self, validation: Validation) -> int:
         """Batches of the rank that has most of them."""
-        assert self.validation is not None
-        rows: Any = self.validation.dataset
+        rows: Any = validation.batches.dataset
         return math.ceil(math.ceil(len(rows) / self.args.world_size) / self.args.per_device_train_batch_size)
 
     def _judge(self, measured: dict[str, float]) -> None:
@@ -288,10 +290,8 @@ def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
 class RunKeeper(TrainerCallback):
     """Keeps the RunState: updates it each step, saves it with each checkpoint, ends the run when asked to."""
 
-    def __init__(self, trainer: DistillationTrainer, keep_checkpoints: int, stop: StopRequest) -> None:
+    def __init__(self, trainer: DistillationTrainer) -> None:
         self.trainer = trainer
-        self.keep_checkpoints = keep_checkpoints
-        self.stop = stop
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -305,7 +305,7 @@ class RunKeeper(TrainerCallback):
     ) -> TrainerControl:
         """Count the step; at the last one validate and log as well."""
         trainer, run_state = self.trainer, self.trainer.run_state
-        plan = trainer.rows.plan
+        plan = trainer.data.rows.plan
         run_state.global_step = state.global_step
         run_state.data.rows_consumed = state.global_step * (len(plan) // args.max_steps)
         run_state.window_steps += 1
@@ -313,8 +313,8 @@ class RunKeeper(TrainerCallback):
         state.epoch = plan.epoch(run_state.data.rows_consumed)
         if state.global_step >= args.max_steps:
             control.should_log = True
-            control.should_evaluate = trainer.validation is not None
-        asked = bool(self.stop)
+            control.should_evaluate = trainer.data.validation is not None
+        asked = bool(trainer.run.stop)
         figures = torch.stack([trainer.step_loss, trainer.grad_norm])
         if args.world_size == 1:
             trainer.finite.add(state.global_step, figures)
@@ -345,11 +345,11 @@ class RunKeeper(TrainerCallback):
             write_state(folder, trainer.run_state)
         names = from_first(lambda: names_in(folder))
         parts = from_all(settle(folder, names[args.process_index :: args.world_size]))
-        trainer.fence()
+        trainer.run.fence()
         if is_first:
             seal(folder, state.global_step, {name: entry for part in parts for name, entry in part.items()})
             best = None if trainer.patience is None else trainer.run_state.best_step
-            keep_newest(output, self.keep_checkpoints, best)
+            keep_newest(output, trainer.run.config.loop.keep_checkpoints, best)
 
 
 def follow_schedule(scheduler: Any, optimizer: Any, rate: float, step: int) -> None:

@@ -1,7 +1,7 @@
-"""Readers in processes of their own, each with its rows on the local disk or in an object store.
+"""Arms of the benchmark: readers in separate processes, with their rows on the local disk or in an object store.
 
-From the disk, a reader is opened once and everything is in the page cache. From a store, it is opened anew in every
-round, with nothing kept locally: an epoch starts with opening.
+From disk, a reader is opened once and everything is in the page cache. From a store, it is opened again for every
+round, with nothing kept locally, so that an epoch includes opening.
 """
 
 import multiprocessing
@@ -24,31 +24,31 @@ from benchmarks.support.environments import use
 
 HERE = FOLDER / "streaming"
 CACHE, ROWS, ENVIRONMENT, COPIES = HERE / "cache", HERE / "rows", HERE / "environment", HERE / "copies"
-MAX_ERROR = 1 / 64  # nats, of float16
+MAX_ERROR = 1 / 64  # nats; float16 rounding
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A reader that is ready, or why there is none."""
+    """The outcome of preparing a reader."""
 
     version: str = ""
     bytes_on_disk: int = 0
-    error: float = 0.0  # largest, of a log-probability
-    problem: str | None = None
+    error: float = 0.0  # largest error of a log-probability, nats
+    problem: str | None = None  # why the reader cannot run
 
 
 @dataclass(frozen=True)
 class Round:
-    """An epoch."""
+    """Measurements of one epoch."""
 
     seconds: float
     processor_seconds: float  # of the reader's process
-    first_batch: float  # seconds until it was there
+    first_batch: float  # seconds to the first batch
 
 
 @dataclass
 class Arm:
-    """A reader in a process of its own."""
+    """A reader in its own process."""
 
     name: str
     rounds: list[Round] = field(default_factory=list)
@@ -61,13 +61,13 @@ class Arm:
 
     @property
     def seconds(self) -> list[float]:
-        """Of every epoch."""
+        """Seconds of every epoch."""
         return [each.seconds for each in self.rounds]
 
     def prepare(self, missing: str | None, store: tuple[str, str] | None = None) -> None:
-        """Write the rows, or find them in ``store`` (URL and endpoint), and check what is read of them.
+        """Write the rows, or use those in ``store`` (URL and endpoint), and check that they are read back correctly.
 
-        ``missing``: why the foreign packages are not there.
+        ``missing``: why third-party packages cannot be installed, or None.
         """
         if missing is not None and self.kind.foreign:
             self.prepared = Prepared(problem=f"not installable here: {missing}")
@@ -78,7 +78,7 @@ class Arm:
                 self.prepared = Prepared(problem="did not run: its process died")
 
     def round(self, number: int) -> None:
-        """Read an epoch."""
+        """Read one epoch and record it."""
         self.rounds.append(self._run(read, number))
 
     def close(self) -> None:
@@ -89,11 +89,11 @@ class Arm:
         return self._pool.submit(function, *arguments).result()
 
 
-_own: dict[str, Any] = {}  # in an arm's process: its class, store, and the reader that was opened once
+_own: dict[str, Any] = {}  # state of an arm's process: class, store, and the reader opened from disk
 
 
 def prepare(name: str, store: tuple[str, str] | None) -> Prepared:
-    """Called in a process of its own, as is ``read``. What goes wrong is told, not raised."""
+    """Prepare a reader; runs in the arm's process, like ``read``. Failures are returned as problems, not raised."""
     kind = STREAMERS[name]
     if kind.foreign:
         use(ENVIRONMENT)
@@ -102,7 +102,7 @@ def prepare(name: str, store: tuple[str, str] | None) -> Prepared:
         streamer = kind(folder_of(kind))
         if store is None:
             streamer.store(reference)
-        size = streamer.bytes_on_disk  # before a reader adds files of its own
+        size = streamer.bytes_on_disk  # before the reader adds files of its own
         _own.update(kind=kind, store=store, streamer=streamer)
         with empty_folder() as copies:
             reader = opened(copies)
@@ -114,12 +114,12 @@ def prepare(name: str, store: tuple[str, str] | None) -> Prepared:
 
 
 def folder_of(kind: type[Streamer]) -> Path:
-    """Where its rows are on the local disk."""
+    """The reader's rows on the local disk."""
     return CACHE if issubclass(kind, Ours) else HERE / kind.__name__
 
 
 def read(number: int) -> Round:
-    """An epoch."""
+    """Read epoch ``number`` and measure it."""
     with empty_folder() as copies:
         started, processor, first = time.perf_counter(), time.process_time(), 0.0
         reader = opened(copies)
@@ -131,20 +131,20 @@ def read(number: int) -> Round:
 
 
 def opened(copies: Path) -> Streamer:
-    """The reader that was opened once, or, of a store, a new one."""
+    """The reader opened from disk, or a new one on the store."""
     kind, store = _own["kind"], _own["store"]
     return _own["streamer"] if store is None else kind(folder_of(kind), Remote(store[0], store[1], copies))
 
 
 def release(reader: Streamer) -> None:
-    """Close one that is not read again."""
+    """Close a reader unless it is the one kept open."""
     if reader is not _own["streamer"]:
         reader.close()
 
 
 @contextmanager
 def empty_folder() -> Iterator[Path]:
-    """For local copies; they go with it."""
+    """A temporary folder for local copies."""
     COPIES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=COPIES.resolve(), ignore_cleanup_errors=True) as folder:
         yield Path(folder)

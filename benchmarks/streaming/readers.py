@@ -1,8 +1,8 @@
-"""Streaming readers of top-k rows, each with the storage and the loader that its documentation shows.
+"""Streaming readers of top-k rows, each with the storage and loader that its documentation recommends.
 
-Those that compress use zstd, level 3, their own way where they have one. Every loader runs in the process that asks for
-the batches, without workers, and every batch is padded by the same function. Packages are imported where they are used,
-because some of them are only there in an environment of their own.
+Compressed variants use zstd level 3, through the library's own option where it has one. Every loader runs in the
+calling process, without workers, and every batch is padded by the same function. Packages are imported where they are
+used, because some exist only in an environment of their own.
 """
 
 import importlib
@@ -21,29 +21,29 @@ from benchmarks.streaming.ours import Ours, OursMixed, OursOneThread
 from benchmarks.streaming.row_storage import BATCH, OF_ENTRIES, STORED, Streamer, packed, stored, unpacked
 from benchmarks.support.layouts import ZSTD_LEVEL
 
-BUFFER = 100  # samples, of those that shuffle in a buffer
-SMALL_SHARD = 1 << 23  # bytes, of those that read such shards faster from a store than the usual ones
+BUFFER = 100  # samples in a shuffle buffer
+SMALL_SHARD = 1 << 23  # bytes; for readers that are faster from a store with shards this small
 
 
 class WebDatasetNpy(Streamer):
-    """A tar member a column, as ``.npy``; shards in random order, samples by a buffer.
+    """One tar member per column, as ``.npy``; shards in random order, samples shuffled in a buffer.
 
-    It reads a store by a command, whose output it takes: by HTTP with curl.
+    From a store, it reads the output of a command: curl over HTTP.
     """
 
     package = "webdataset"
     shuffle = f"shards, then a buffer of {BUFFER}"
 
     def write(self, reference: Reference) -> None:
-        """With its own writer."""
+        """Write with webdataset's own writer."""
         import webdataset
 
         with webdataset.ShardWriter(f"{self.folder}/%06d.tar", maxsize=self.shard_bytes, verbose=0) as writer:
-            for position, sample in enumerate(stored(reference)):
-                writer.write({"__key__": f"{position:08d}", **self.members(sample)})
+            for number, sample in enumerate(stored(reference)):
+                writer.write({"__key__": f"{number:08d}", **self.members(sample)})
 
     def epoch(self, number: int) -> Iterator[Columns]:
-        """Shuffled while still bytes, which is cheaper to hold."""
+        """Shuffled before decoding, when samples are smaller."""
         import webdataset
 
         paths = self.files()
@@ -52,18 +52,18 @@ class WebDatasetNpy(Streamer):
         yield from self.decoded(shuffled).batched(BATCH, collation_fn=collate, partial=True)
 
     def files(self) -> list[str]:
-        """By HTTP."""
+        """Local paths, or HTTP URLs."""
         files = super().files()
         return (
             files if self.remote is None else [self.remote.http + file.removeprefix(self.remote.url) for file in files]
         )
 
     def members(self, sample: Columns) -> dict[str, Any]:
-        """What is written of a sample."""
+        """A sample's tar members: extension → value."""
         return {f"{name}.npy": array for name, array in sample.items()}
 
     def decoded(self, samples: Any) -> Any:
-        """The pipeline that makes columns of members."""
+        """The pipeline from members to columns."""
         return samples.decode().map(lambda sample: {name: sample[f"{name}.npy"] for name in STORED})
 
 
@@ -71,19 +71,19 @@ class WebDatasetZstd(WebDatasetNpy):
     """All columns of a sample in one zstd frame."""
 
     def members(self, sample: Columns) -> dict[str, Any]:
-        """One."""
+        """A single member."""
         return {"rows.zst": packed(sample)}
 
     def decoded(self, samples: Any) -> Any:
-        """A user's own decoder."""
+        """A custom decoder, as a user would write it."""
         return samples.map(lambda sample: unpacked(sample["rows.zst"]))
 
 
 class LitData(Streamer):
-    """Chunks of numpy columns; chunks in random order, and samples inside of them.
+    """Chunks of numpy columns; chunks and the samples inside them in random order.
 
-    Samples are decoded one by one; the default is some at a time.
-    Its client of S3 refuses a server without TLS unless it is told not to, for which there is no setting.
+    Samples are decoded one by one; the default is several at a time. Its S3 client refuses servers without TLS, and the
+    library exposes no setting for that, so an internal option is changed.
     """
 
     package = "litdata"
@@ -94,18 +94,18 @@ class LitData(Streamer):
     settings: ClassVar[dict[str, Any]] = {"batch_decode": 0}
 
     def write(self, reference: Reference) -> None:
-        """With the writer that its ``optimize`` runs in workers."""
+        """Write with the writer that ``litdata.optimize`` runs in workers."""
         from litdata.streaming.writer import BinaryWriter
 
         writer = BinaryWriter(str(self.folder), chunk_bytes=self.shard_bytes, compression=self.compression)
-        for position, sample in enumerate(stored(reference)):
-            writer[position] = dict(sample)
+        for number, sample in enumerate(stored(reference)):
+            writer[number] = dict(sample)
         writer.done()
         writer.merge()
 
     @cached_property
     def loader(self) -> Any:
-        """Its own."""
+        """litdata's own loader."""
         from litdata import StreamingDataLoader, StreamingDataset
         from litdata.streaming import downloader
 
@@ -118,24 +118,24 @@ class LitData(Streamer):
         return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=collate)
 
     def epoch(self, number: int) -> Iterator[Columns]:
-        """The next one: the loader counts them."""
+        """The next epoch: the loader counts them itself."""
         yield from self.loader
 
 
 class LitDataDefault(LitData):
-    """With the settings that it comes with."""
+    """litdata with its default settings."""
 
     settings: ClassVar[dict[str, Any]] = {}
 
 
 class LitDataZstd(LitData):
-    """Compressed its own way."""
+    """litdata with its own compression."""
 
     compression = f"zstd:{ZSTD_LEVEL}"
 
 
 class Mosaic(Streamer):
-    """MDS shards of arrays; its ``py1e`` order. Shards compressed its own way are unzipped for good at first use."""
+    """MDS shards of arrays in ``py1e`` order. Its own compression is not used: it unpacks shards once, permanently."""
 
     package = "mosaicml-streaming"
     foreign = True
@@ -144,14 +144,14 @@ class Mosaic(Streamer):
     columns: ClassVar[dict[str, str]] = {name: f"ndarray:{np.dtype(kind).name}" for name, kind in STORED.items()}
 
     def write(self, reference: Reference) -> None:
-        """With its own writer."""
+        """Write with mosaicml-streaming's own writer."""
         with mosaic().MDSWriter(out=str(self.folder), columns=self.columns, size_limit=self.shard_bytes) as writer:
             for sample in stored(reference):
                 writer.write(self.encoded(sample))
 
     @cached_property
     def loader(self) -> Any:
-        """Its own."""
+        """mosaicml-streaming's own loader."""
         streaming = mosaic()
         where = {"local": str(self.folder)}
         if self.remote is not None:
@@ -160,41 +160,41 @@ class Mosaic(Streamer):
         return streaming.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=self.collated)
 
     def epoch(self, number: int) -> Iterator[Columns]:
-        """The next one: the dataset counts them."""
+        """The next epoch: the dataset counts them itself."""
         yield from self.loader
 
     def encoded(self, sample: Columns) -> dict[str, Any]:
-        """What is written of a sample."""
+        """A sample's stored columns."""
         return {name: np.ascontiguousarray(array) for name, array in sample.items()}
 
     def collated(self, samples: list[dict[str, Any]]) -> Columns:
-        """A batch."""
+        """Pad stored samples into a batch."""
         return collate(samples)
 
 
 class MosaicZstd(Mosaic):
-    """All columns of a sample in one zstd frame, a column of bytes."""
+    """All columns of a sample in one zstd frame, stored as a column of bytes."""
 
     columns: ClassVar[dict[str, str]] = {"rows": "bytes"}
 
     def encoded(self, sample: Columns) -> dict[str, Any]:
-        """One value."""
+        """A single column."""
         return {"rows": packed(sample)}
 
     def collated(self, samples: list[dict[str, Any]]) -> Columns:
-        """A batch."""
+        """Decompress and pad stored samples into a batch."""
         return collate([unpacked(sample["rows"]) for sample in samples])
 
 
 class HuggingFace(Streamer):
-    """Parquet files of list columns, streamed as Arrow; files in random order, samples by a buffer."""
+    """Parquet files of list columns, streamed as Arrow; files in random order, samples shuffled in a buffer."""
 
     package = "datasets"
     shuffle = f"shards, then a buffer of {BUFFER}"
     builder, suffix = "parquet", "parquet"
 
     def write(self, reference: Reference) -> None:
-        """Files of about the size of the others' shards."""
+        """Write files of about the size of the other readers' shards."""
         import pyarrow as pa
 
         samples = stored(reference)
@@ -212,10 +212,10 @@ class HuggingFace(Streamer):
 
     @cached_property
     def dataset(self) -> Any:
-        """It gives Arrow tables: its numpy format would make int64 of every id."""
+        """The streamed data set, in Arrow format: its numpy format would widen every id to int64."""
         import datasets
 
-        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # a pause of 5 s after an epoch: ten epochs long here
+        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # default: 5 s after an epoch, as long as ten epochs here
         streamed = datasets.load_dataset(
             self.builder,
             data_files=self.files(),
@@ -227,13 +227,13 @@ class HuggingFace(Streamer):
         return streamed.with_format("arrow").shuffle(seed=0, buffer_size=BUFFER)
 
     def epoch(self, number: int) -> Iterator[Columns]:
-        """In batches of rows."""
+        """Batches of BATCH samples."""
         self.dataset.set_epoch(number)
         for table in self.dataset.iter(batch_size=BATCH):
             yield collate([self.columns(table, row) for row in range(len(table))])
 
     def write_table(self, table: Any, path: Path) -> None:
-        """One file."""
+        """Write one file."""
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(table, path, compression="zstd", compression_level=ZSTD_LEVEL, row_group_size=BATCH)
@@ -251,7 +251,7 @@ class HuggingFaceArrow(HuggingFace):
     builder, suffix = "arrow", "arrow"
 
     def write_table(self, table: Any, path: Path) -> None:
-        """One file."""
+        """Write one file."""
         import pyarrow as pa
 
         with pa.ipc.new_stream(str(path), table.schema) as writer:
@@ -277,6 +277,6 @@ STREAMERS: dict[str, type[Streamer]] = {
 
 
 def mosaic() -> ModuleType:
-    """``streaming``, without its datasets of pictures: they import torchvision, which is nowhere else needed."""
+    """Import ``streaming`` without its vision datasets, which need torchvision."""
     sys.modules.setdefault("streaming.vision", ModuleType("streaming.vision"))
     return importlib.import_module("streaming")

@@ -1,19 +1,19 @@
-"""How fast does one process read cached rows as padded batches, here and with other streaming readers?
+"""Reading speed of cached rows as padded batches, in one process, against other streaming readers.
 
-All hold the same rows, of some 400 sequences of 512 to 2,048 tokens. Each reads in a process of its own, without worker
-processes, with the threads that it starts by itself. Each first shows that it gives every row once and as it was
-written. Then rounds alternate, an epoch each: the best round counts, because other programs on the machine only ever
-slow a round down. All rounds are in the raw figures.
+All readers hold the same rows, of some 400 sequences of 512 to 2,048 tokens. Each runs in its own process, without
+worker processes, with whatever threads it starts itself, and is first checked to return every row exactly once and
+unchanged. Then rounds of one epoch alternate. The best round is reported, because other programs on the machine can
+only slow a round down; all rounds are in the raw figures.
 
-First the rows are on a local disk, and everything is in the page cache. Then they are in an S3 server (moto) on this
-machine, and nothing is kept locally: a round starts with opening. The server shares the processor's cores with the
-reader, and there is no network in between: the slower bytes come, the more it counts how few of them a reader needs.
+First from a local disk, with everything in the page cache. Then from an S3 server (moto) on this machine, with nothing
+kept locally, so that a round includes opening. The server shares the processor's cores with the reader and there is no
+network in between; the slower the link, the more an advantage it is to need few bytes.
 
-This cache is read in a true random order and every checksum is verified. From S3 that order waits for all shards, as it
-needs all of them from the first batch on; it is also read two shards at a time. The others shuffle as they can and
-check nothing. They read what is compressed, or arrays as they are, which take two to three times the bytes. Shards
-of litdata and mosaicml-streaming are of 8 MB, as this cache's are, because from S3 they read those faster than their
-default of 64 MB; the others do not, and have 64 MB.
+This cache is read in a fully random order with every checksum verified. From S3 that order needs all shards from the
+first batch on, and waits for them; so it is also read two shards at a time. The other readers shuffle as far as they
+support it and verify nothing. They read compressed data, or uncompressed arrays of two to three times the bytes. Shards
+of litdata and mosaicml-streaming have 8 MB, as this cache's, because they read these faster from S3 than their default
+of 64 MB; the others do not, and have 64 MB.
 """
 
 import statistics
@@ -62,7 +62,7 @@ def main() -> int:
 
 def from_disk(missing: str | None) -> list[Arm]:
     """Every reader's rounds from the local disk."""
-    arms = [Arm(name) for name in STREAMERS if name != OURS_MIXED]  # no order is faster than another there
+    arms = [Arm(name) for name in STREAMERS if name != OURS_MIXED]  # from disk, the order makes no difference
     for arm in arms:
         arm.prepare(missing)
     run_rounds(arms, ROUNDS)
@@ -70,7 +70,7 @@ def from_disk(missing: str | None) -> list[Arm]:
 
 
 def from_s3(local: list[Arm], server: Server) -> list[Arm]:
-    """The same from the server, for those that could write their rows."""
+    """The same from the S3 server, for the readers that could write their rows."""
     problems = {arm.kind: arm.prepared.problem for arm in local}
     arms = [Arm(name) for name in STREAMERS if name != OURS_ONE_THREAD]
     for arm in arms:
@@ -85,7 +85,7 @@ def from_s3(local: list[Arm], server: Server) -> list[Arm]:
 
 
 def run_rounds(arms: list[Arm], rounds: int, server: Server | None = None) -> None:
-    """One of every arm in turn, until each has had so many after one that warms up; then their processes end."""
+    """Run ``rounds`` alternating rounds of all arms, after one warm-up round each; then end their processes."""
     for number in range(1, rounds + 2):
         for arm in arms:
             if arm.prepared.problem is None:
@@ -98,7 +98,7 @@ def run_rounds(arms: list[Arm], rounds: int, server: Server | None = None) -> No
 
 
 def make_rows() -> int:
-    """Write the cache and the reference unless they are there; returns how many tokens they are of."""
+    """Write the cache (unless it exists) and the reference; returns their number of tokens."""
     longer_cache(shared_cache()[0], CACHE, PER_SEQUENCE)
     reader = CacheReader(str(CACHE))
     Reference.save(ROWS, reader)
@@ -106,7 +106,7 @@ def make_rows() -> int:
 
 
 def as_rows(local: list[Arm], remote: list[Arm], tokens: int) -> list[Row]:
-    """Readers that did not run have no part in the bars."""
+    """The table's rows; the bars ignore readers that did not run."""
     speeds, speeds_from_s3 = speeds_of(local, tokens), speeds_of(remote, tokens)
     ours, ours_from_s3 = speeds.pop(OURS), speeds_from_s3.pop(OURS)
     speeds.pop(OURS_ONE_THREAD, None)
@@ -133,7 +133,7 @@ def as_rows(local: list[Arm], remote: list[Arm], tokens: int) -> list[Row]:
 
 
 def row_of(arm: Arm, what: str, ours: float, tokens: int, last: str, unit: str) -> Row:
-    """An arm's best round."""
+    """The table row of an arm's best round."""
     if arm.prepared.problem is not None:
         return Row(what, arm.prepared.problem)
     speed = tokens / min(arm.seconds) / 1e6
@@ -141,20 +141,20 @@ def row_of(arm: Arm, what: str, ours: float, tokens: int, last: str, unit: str) 
 
 
 def speeds_of(arms: list[Arm], tokens: int) -> dict[str, float]:
-    """Million tokens a second in the best round. Raises RuntimeError when this cache was not read."""
+    """Million tokens a second in each arm's best round. Raises RuntimeError when this cache could not be read."""
     if arms[0].prepared.problem is not None:
         raise RuntimeError(f"{arms[0].name}: {arms[0].prepared.problem}")
     return {arm.name: tokens / min(arm.seconds) / 1e6 for arm in arms if arm.rounds}
 
 
 def server_share(arm: Arm) -> float:
-    """The server's processor time of the best round, of the time that the round took."""
+    """The server's processor time in the best round, as a share of the round's duration."""
     best = min(range(len(arm.rounds)), key=arm.seconds.__getitem__)
     return arm.server_seconds[best] / arm.seconds[best]
 
 
 def raw_figures(arms: list[Arm], tokens: int) -> dict[str, Any]:
-    """Everything measured of arms."""
+    """All measurements of the arms."""
     ran = [arm for arm in arms if arm.rounds]
     return {
         "seconds": {arm.name: arm.seconds for arm in ran},

@@ -1,8 +1,8 @@
-"""Whether a chat was rendered and masked right, judged without the code that did it.
+"""Independent check that a chat was rendered and masked correctly.
 
-The judge renders with ``apply_chat_template`` alone. It knows every word of the chat, so it sees which of them count;
-where renderings of the chat's beginnings begin the whole it knows each turn's first and last character; and where a
-template has ``{% generation %}`` marks, the mask that transformers makes of them is the right one.
+The judge renders with ``apply_chat_template`` alone. It knows every word of the chat, hence which must be in the mask;
+where renderings of the chat's prefixes are prefixes of the full text, it knows each turn's first and last character;
+and where a template has ``{% generation %}`` marks, the mask that transformers derives from them is the reference.
 """
 
 import itertools
@@ -24,7 +24,7 @@ _ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)
 
 @dataclass(frozen=True)
 class Verdict:
-    """``right``, ``refused`` (rightly) or ``wrong``, and why."""
+    """``right``, ``refused`` (correctly) or ``wrong``, with the reason."""
 
     kind: str
     why: str = ""
@@ -32,7 +32,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was made of a chat: its text and the bytes of it that count, or the reason of a refusal."""
+    """The result under test: a chat's text and loss mask, or the reason for refusing it."""
 
     text: str = ""
     mask: np.ndarray | None = None  # bool [bytes]
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Judge:
-    """Judges what was made of a chat of one template."""
+    """The judge of one chat under one template."""
 
     def __init__(self, tokenizer: Any, shape: Shape) -> None:
         self._tokenizer = tokenizer
@@ -50,7 +50,7 @@ class Judge:
         self._extras |= shape.record.get("chat_template_kwargs", {})
 
     def judge(self, answer: Answer) -> Verdict:
-        """The verdict; the first fault is given."""
+        """The verdict, with the first fault found."""
         references = {text: form for form in _forms(self._shape.messages) if (text := self._render(form)) is not None}
         if answer.refusal is not None:
             return self._judge_refusal(answer.refusal, list(references))
@@ -142,7 +142,7 @@ class Judge:
         return None
 
     def _end_of_turn(self) -> str:
-        """What follows a reply both at a chat's end and within one."""
+        """The text that ends a reply both at the end of a chat and within it."""
         chat = [{"role": "user", "content": "zqu"}, {"role": "assistant", "content": "zqv"}]
         short = self._render(chat)
         long = self._render([*chat, {"role": "user", "content": "zqw"}])
@@ -155,7 +155,7 @@ class Judge:
         return "".join(a for a, _ in both).rstrip() or self._late_end(long)
 
     def _late_end(self, long: str) -> str:
-        """What stands between a reply and the header of the user's next turn, which begins a chat as well."""
+        """The text between a reply and the user's next header, which is known from the beginning of a chat."""
         first = self._render([{"role": "user", "content": "zqu"}])
         gap = _ATOM.findall(long.partition("zqv")[2].partition("zqw")[0])
         before = _ATOM.findall(first.partition("zqu")[0]) if first else []
@@ -164,12 +164,12 @@ class Judge:
         return "".join(gap).rstrip()
 
     def _always_prompts(self) -> bool:
-        """Whether a reply's header is written after every chat, asked for or not."""
+        """Whether the template always appends a reply's header, even without a generation prompt."""
         text = self._render([{"role": "user", "content": "zqu"}])
         return text is not None and _HEADER.search(text.rpartition("zqu")[2]) is not None
 
     def _marked_by_template(self, form: list[Message], text: str) -> np.ndarray | None:
-        """bool [characters]: the template's own marks; None where it has none."""
+        """The mask from the template's ``{% generation %}`` marks, bool [characters]; None without marks."""
         if "{%" not in str(self._tokenizer.chat_template) or not re.search(
             r"\{%-?\s*generation\s*-?%\}", str(self._tokenizer.chat_template)
         ):
@@ -195,7 +195,7 @@ class Judge:
 
 
 def _forms(messages: list[Message]) -> Iterator[list[Message]]:
-    """The chat in every form that means the same."""
+    """All equivalent forms of the chat."""
     plain = [{key: value for key, value in m.items() if key not in ("weight", "train")} for m in messages]
     for silence, arguments, content in itertools.product(("", None, "absent"), (dict, str), ("as is", str, list)):
         yield [_in_form(message, silence, arguments, content) for message in plain]
@@ -226,7 +226,7 @@ def _called(message: Message) -> set[str]:
 
 
 def _of_characters(text: str, mask: np.ndarray) -> np.ndarray:
-    """bool [characters] of bool [bytes]: a character counts when its first byte does."""
+    """Convert a mask over bytes to one over characters: a character has the value of its first byte."""
     starts = np.cumsum([0, *(len(character.encode()) for character in text)])[:-1]
     return mask[starts] if len(text) else mask
 

@@ -1,4 +1,4 @@
-"""Shapes of chat that data sets hold. Every text in them is a word of its own, so that it can be found again."""
+"""Shapes of chats found in data sets. Every text is a unique word, so that it can be located in the rendering."""
 
 import re
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ WEATHER = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A record: messages, which of them are learned, and what else it holds."""
+    """A record of a data set."""
 
     name: str
     messages: list[Message]
-    learned: list[int]
-    record: dict[str, Any] = field(default_factory=dict)
+    learned: list[int]  # messages in the loss
+    record: dict[str, Any] = field(default_factory=dict)  # other keys of the record
 
 
 def _user(word: str) -> Message:

@@ -1,7 +1,7 @@
-"""What several benchmarks share: the real teacher, real token sequences, and one cache of them.
+"""Fixtures shared by benchmarks: the real teacher, real token sequences, and one cache of them.
 
-The cache is written once, by ``teacher-cache run``, by whichever benchmark runs first, and kept in ``runs/bench``
-until its settings change. Everything computes in float32: processors without bf16 instructions run bf16 several times
+The first benchmark that needs the cache writes it with ``teacher-cache run``; it is kept in ``runs/bench`` until its
+settings change. Everything computes in float32, because processors without bf16 instructions run bf16 several times
 slower.
 """
 
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 def settings(folder: Path, modules: int, characters: int, max_tokens: int, **engine: Any) -> dict[str, Any]:
     """A cache configuration over the beginnings of ``modules`` standard library modules; sequences of ``max_tokens``.
 
-    Writes the modules to ``folder``, and names ``folder/cache`` as the output.
+    Writes the modules below ``folder``; the output is ``folder/cache``.
     """
     files = [path for path in standard_library() if path.stat().st_size >= characters][:modules]
     shutil.rmtree(folder / "corpus", ignore_errors=True)
@@ -56,12 +56,12 @@ def settings(folder: Path, modules: int, characters: int, max_tokens: int, **eng
 
 
 def as_config(tree: dict[str, Any]) -> CacheConfig:
-    """``tree`` as the engines take it."""
+    """``tree`` as a validated configuration."""
     return validate(CacheConfig, tree, where="benchmark")
 
 
 def cached(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """Write the cache that ``tree`` describes unless it is there; returns the summary of the run that wrote it."""
+    """Write the cache configured by ``tree`` unless it exists; returns the summary of the run that wrote it."""
     text = yaml.safe_dump(tree, sort_keys=False)
     summary, config = folder / "summary.json", folder / "cache.yaml"
     if summary.exists() and config.exists() and config.read_text() == text:
@@ -75,7 +75,7 @@ def cached(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def shared_cache() -> tuple[Path, dict[str, Any]]:
-    """The cache of the size and decode benchmarks, some 30 sequences of 2,048 tokens, and its run's summary."""
+    """The shared cache, some 30 sequences of 2,048 tokens, and the summary of its run."""
     folder = FOLDER / "shared"
     tree = shared_settings(folder)
     return Path(tree["output"]["path"]), cached(folder, tree)
@@ -92,18 +92,18 @@ def sequences_of(reader: CacheReader, limit: int) -> list[np.ndarray]:
 
 
 def digest(arrays: list[np.ndarray]) -> str:
-    """A short name for what was measured on, so that two results can be seen to be of the same sequences."""
+    """A short digest of the measured sequences, to tell whether two results are comparable."""
     return hashlib.sha256(b"".join(array.astype("<i8").tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def captured(engine: Any, config: CacheConfig) -> job.Summary:
-    """A whole job with the loaded engine; the seconds it counts run from reading a unit to the last commit mark."""
+    """Run a whole job with a loaded engine; its seconds span from reading a unit to the last commit mark."""
     shutil.rmtree(config.output.path, ignore_errors=True)
     with mock.patch.object(job, "open_engine", return_value=nullcontext(engine)):
         return job.run(config)
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call ``function`` in a fresh process, which ends with it."""
+    """Call ``function`` in a fresh process, which ends afterwards."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

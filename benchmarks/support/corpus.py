@@ -1,8 +1,7 @@
-"""Real text found on any machine: the standard library's own source code, and the HumanEval problems as chats.
+"""Real text available on any machine: the standard library's source code, and the HumanEval problems as chats.
 
-Modules are written out as files of a folder, cut at a line end after ``max_characters`` so that many modules fit in a
-small budget; every ``HOLD_OUT_EVERY``-th module or problem belongs to the held-out side, so nothing of a held-out
-file is ever trained on.
+Modules are truncated at the last line end within ``max_characters``, so that many fit in a small budget. Every
+``HOLD_OUT_EVERY``-th module or problem is held out as a whole, so no part of it is ever trained on.
 """
 
 import gzip
@@ -19,7 +18,7 @@ HOLD_OUT_EVERY = 8
 
 
 def standard_library() -> list[Path]:
-    """The interpreter's own top-level modules, in order of their names."""
+    """The interpreter's top-level modules, sorted by name."""
     return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 

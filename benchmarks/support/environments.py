@@ -1,7 +1,7 @@
-"""A virtual environment for packages that the project itself does without, made from a file of pinned requirements.
+"""Virtual environments for third-party packages that the project does not depend on, from pinned requirements.
 
-It holds these packages only. A process that is to use them calls ``use``: they come before the project's own packages
-there, which serve everything else that they need.
+An environment holds only these packages. A process calls ``use`` to put them before the project's own packages on its
+path; all other dependencies come from the latter.
 """
 
 import shutil
@@ -15,7 +15,7 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 
 
 def make_environment(folder: Path, requirements: Path) -> str | None:
-    """Make the environment unless it stands there already; returns why that is not possible, or None."""
+    """Create the environment unless it is up to date; returns None, or the reason for a failure."""
     text, installed = requirements.read_text(), folder / "installed.txt"
     if installed.exists() and installed.read_text() == text:
         return None
@@ -36,6 +36,6 @@ def make_environment(folder: Path, requirements: Path) -> str | None:
 
 
 def use(folder: Path) -> None:
-    """Let this process import the environment's packages."""
+    """Make the environment's packages importable in this process."""
     variables = {"base": str(folder.resolve()), "platbase": str(folder.resolve())}
     sys.path.insert(0, sysconfig.get_path("purelib", "venv", variables))

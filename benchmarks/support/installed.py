@@ -1,4 +1,4 @@
-"""Running the project's installed commands as a user does, with what each cost: seconds and peak memory."""
+"""Running the project's installed commands as a user does, measuring seconds and peak memory."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from teacher_cache.process import peak_memory_bytes
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well."""
+    """A command that succeeded."""
 
     stdout: str
     seconds: float
@@ -22,16 +22,16 @@ class Finished:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The JSON object that the command printed; native libraries may have printed lines before it."""
+        """The JSON object that the command printed, possibly after lines from native libraries."""
         lines = self.stdout.splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("{"))
         return json.loads("\n".join(lines[start:]))
 
 
 def run_installed(command: str, *arguments: str | Path) -> Finished:
-    """Run a console command of the environment this interpreter belongs to; its stderr goes to the terminal.
+    """Run a console command of this interpreter's environment; its stderr goes to the terminal.
 
-    Ends this process with a message when the command fails.
+    Exits this process with a message when the command fails.
     """
     words = [str(Path(sys.executable).parent / command), *map(str, arguments)]
     print(f"$ {' '.join([command, *words[1:]])}", flush=True)

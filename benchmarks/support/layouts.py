@@ -1,14 +1,14 @@
-"""Other systems' layouts of top-k rows, from their public descriptions, to be measured next to this project's.
+"""Other systems' layouts of top-k rows, implemented from their public descriptions, for comparison.
 
-Each writes the same sequences to a folder and reads batches of them into padded arrays. They store what they need to
-be as true as ours, and nothing else: ids, log-probabilities and the two scalars of each row.
+Each writes the same sequences to a folder and reads batches into padded arrays. They store what is needed for the
+accuracy of our cache and nothing else: ids, log-probabilities and the two scalars of each row.
 
-- ``raw``: u32 and f32 arrays, memory-mapped: as fast as reading can be.
-- ``halves``: the same as u16 and f16.
-- ``arrow``: an Arrow IPC stream with zstd buffers for each sequence, members of a WebDataset tar.
-- ``parquet``: DistillKit's, a Parquet file of nested lists: of each row the bytes of its bit-packed ids, and of its
+- ``Raw``: memory-mapped u32 and f32 arrays, the upper bound of reading speed.
+- ``Halves``: the same as u16 and f16.
+- ``Arrow``: per sequence an Arrow IPC stream with zstd buffers, as members of a WebDataset tar.
+- ``Parquet``: DistillKit's, a Parquet file of nested lists: per row the bytes of its bit-packed ids and of its
   log-probabilities as float16 (``exact_k`` = k; its quantised forms are off by more than 1/32 nat at 8 bits).
-- ``megatron``: Megatron-LM's, float16 values and u16 ids of each sequence as a zstd (level 3) member of a tar.
+- ``Megatron``: Megatron-LM's, float16 values and u16 ids of each sequence as a zstd (level 3) member of a tar.
 """
 
 import io
@@ -39,17 +39,17 @@ class Rows:
 
     ids: np.ndarray  # int32 [S, K]
     logprobs: np.ndarray  # float32 [S, K]
-    scalars: np.ndarray  # float32 [S, 2]; of the realised token, and a log-partition
+    scalars: np.ndarray  # float32 [S, 2]; realised token's log-probability, and a log-partition
 
     @staticmethod
     def of(sample: LogitsSample) -> "Rows":
-        """What the layouts store of a sample."""
+        """The part of a sample that the layouts store."""
         scalars = np.stack([np.nan_to_num(sample.next_logprob), sample.log_partition[:, -1]], axis=1)
         return Rows(sample.ids, sample.logprobs, scalars)
 
     @staticmethod
     def padded(samples: Sequence["Rows"], k: int) -> "Rows":
-        """A batch of these sequences."""
+        """Pad sequences into a batch."""
         shape = (len(samples), max(len(sample.ids) for sample in samples))
         batch = Rows(
             np.empty((*shape, k), np.int32), np.empty((*shape, k), np.float32), np.empty((*shape, 2), np.float32)
@@ -62,7 +62,7 @@ class Rows:
 
 
 class Layout(ABC):
-    """Sequences in a folder of their own."""
+    """Sequences stored in a folder."""
 
     def __init__(self, folder: Path, samples: Sequence[Rows]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,15 +73,15 @@ class Layout(ABC):
 
     @property
     def bytes_per_token(self) -> float:
-        """On disk, everything included."""
+        """Bytes of all files per token."""
         return sum(path.stat().st_size for path in self.folder.iterdir()) / int(self._first[-1])
 
-    def read(self, positions: Sequence[int]) -> Rows:
-        """A padded batch of these sequences."""
-        return Rows.padded([self._sample(position) for position in positions], self.k)
+    def read(self, numbers: Sequence[int]) -> Rows:
+        """A padded batch of the sequences with these numbers."""
+        return Rows.padded([self._sample(number) for number in numbers], self.k)
 
     def sequential(self, batch: int) -> Iterator[Rows]:
-        """All sequences in order, in batches."""
+        """All sequences in order, in padded batches."""
         for start in range(0, len(self._first) - 1, batch):
             yield self.read(range(start, min(start + batch, len(self._first) - 1)))
 
@@ -89,7 +89,7 @@ class Layout(ABC):
     def _write(self, samples: Sequence[Rows]) -> None: ...
 
     @abstractmethod
-    def _sample(self, position: int) -> Rows: ...
+    def _sample(self, number: int) -> Rows: ...
 
 
 class Raw(Layout):
@@ -105,19 +105,19 @@ class Raw(Layout):
             np.save(self.folder / f"{name}.npy", whole)
             self._columns.append(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
-    def _sample(self, position: int) -> Rows:
-        rows = slice(*self._first[position : position + 2])
+    def _sample(self, number: int) -> Rows:
+        rows = slice(*self._first[number : number + 2])
         return Rows(*(column[rows] for column in self._columns))
 
 
 class Halves(Raw):
-    """Memory-mapped arrays of half the size."""
+    """Memory-mapped arrays of half the width."""
 
     dtypes = (np.uint16, np.float16)
 
 
 class Tar(Layout):
-    """Members of a tar, read at their offsets."""
+    """Tar members, read at their offsets."""
 
     extension: str
 
@@ -133,8 +133,8 @@ class Tar(Layout):
             self._spans = [(member.offset_data, member.size) for member in tar]
         self._file = self._path.open("rb")
 
-    def _sample(self, position: int) -> Rows:
-        offset, size = self._spans[position]
+    def _sample(self, number: int) -> Rows:
+        offset, size = self._spans[number]
         self._file.seek(offset)
         return self._decode(self._file.read(size))
 
@@ -146,7 +146,7 @@ class Tar(Layout):
 
 
 class Arrow(Tar):
-    """Arrow IPC streams with zstd buffers; in order they are read through ``webdataset``."""
+    """Arrow IPC streams with zstd buffers; sequential reads go through ``webdataset``."""
 
     extension = "arrow"
     types = (pa.uint16(), pa.float16(), pa.float32())
@@ -169,7 +169,7 @@ class Arrow(Tar):
         return Rows(ids.reshape(-1, self.k), logprobs.reshape(-1, self.k), scalars.reshape(-1, 2))
 
     def sequential(self, batch: int) -> Iterator[Rows]:
-        """Through ``webdataset``, as its users read."""
+        """All sequences in order through ``webdataset``, as its users read them."""
         members = webdataset.WebDataset(str(self._path), shardshuffle=False, empty_check=False)
         samples = (self._decode(member[self.extension]) for member in members)
         while group := list(itertools.islice(samples, batch)):
@@ -201,7 +201,7 @@ class Megatron(Tar):
 
 
 class Parquet(Layout):
-    """One row group of nested lists a sequence, so that sequences can be read in any order."""
+    """One row group of nested lists per sequence, for random access."""
 
     def _write(self, samples: Sequence[Rows]) -> None:
         self._path = self.folder / "samples.parquet"
@@ -225,8 +225,8 @@ class Parquet(Layout):
                 writer.write_table(pa.Table.from_pylist([row], schema=schema))
         self._file = pa.parquet.ParquetFile(self._path)
 
-    def _sample(self, position: int) -> Rows:
-        table: Any = self._file.read_row_group(position)
+    def _sample(self, number: int) -> Rows:
+        table: Any = self._file.read_row_group(number)
         ids, logprobs = (table[name].combine_chunks().flatten().flatten().to_numpy() for name in table.column_names[:2])
         scalars = table["scalars"].combine_chunks().flatten().to_numpy()
         return Rows(

@@ -1,7 +1,7 @@
-"""A longer cache made of another one, without a teacher.
+"""A longer cache made from another one, without a teacher.
 
-Samples are beginnings, of 512 to 2,048 tokens, of the other's sequences: their rows are the teacher's true rows, since
-no row knows what comes after it. They are coded and written as a caching run writes them.
+Samples are prefixes, of 512 to 2,048 tokens, of the source's sequences. By causal attention their rows are true rows of
+the teacher. They are encoded and written as in a caching run.
 """
 
 import hashlib
@@ -28,10 +28,7 @@ SAMPLES_PER_SHARD = 64
 
 
 def longer_cache(source: Path, folder: Path, per_sequence: int) -> None:
-    """Write to ``folder`` so many beginnings of every sequence of the cache ``source``.
-
-    Nothing is done when they are there already.
-    """
+    """Write ``per_sequence`` prefixes of every sequence of the cache ``source`` to ``folder``, unless they exist."""
     reader, storage = CacheReader(str(source)), Storage(str(folder))
     made_of = folder.with_name(f"{folder.name}.json")
     text = json.dumps({"source": reader.manifest.digest(), "per sequence": per_sequence})
@@ -46,28 +43,28 @@ def longer_cache(source: Path, folder: Path, per_sequence: int) -> None:
     codec = LogitsCodec(reader.manifest.capture.logits, reader.manifest.codec, CodeTable(table))
     units: list[Unit] = []
     for start in range(0, len(chosen), SAMPLES_PER_SHARD):
-        samples = [beginning(reader, *which) for which in chosen[start : start + SAMPLES_PER_SHARD]]
+        samples = [prefix(reader, *which) for which in chosen[start : start + SAMPLES_PER_SHARD]]
         units.append(write_shard(storage, f"shard-{len(units):06d}", samples, codec, table_digest))
     storage.write(MANIFEST, assemble(storage, planned(reader.manifest, units)).to_json().encode())
     made_of.write_text(text)
 
 
 def choose(num_tokens: np.ndarray, per_sequence: int) -> list[tuple[int, int]]:
-    """Sequences and lengths of their beginnings, no two the same.
+    """Distinct pairs of sequence number and prefix length.
 
-    Those of one sequence are as far from each other as can be, so that no compressor finds a row again.
+    Prefixes of one sequence are spaced as far apart as possible, so that no compressor sees a row twice.
     """
     rng = np.random.default_rng(0)
     lengths = [
         rng.choice(np.arange(MIN_TOKENS, min(int(longest), MAX_TOKENS) + 1), per_sequence, replace=False)
         for longest in num_tokens
     ]
-    return [(position, int(length)) for turn in zip(*lengths, strict=True) for position, length in enumerate(turn)]
+    return [(number, int(length)) for turn in zip(*lengths, strict=True) for number, length in enumerate(turn)]
 
 
-def beginning(reader: CacheReader, position: int, length: int) -> tuple[TokenSample, LogitsSample]:
-    """The first ``length`` tokens of a sample, as a sample of its own."""
-    tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+def prefix(reader: CacheReader, number: int, length: int) -> tuple[TokenSample, LogitsSample]:
+    """The first ``length`` tokens of a sample, as a new sample."""
+    tokens, logits = reader.read_tokens(number), reader.read_logits(number)
     loss_mask, next_logprob = tokens.loss_mask[:length].copy(), logits.next_logprob[:length].copy()
     loss_mask[-1], next_logprob[-1] = False, np.nan
     cut_tokens = replace(
@@ -118,7 +115,7 @@ def write_tar(
 
 
 def planned(source: Manifest, units: Sequence[Unit]) -> Manifest:
-    """The manifest of a cache of these units of which nothing is listed yet; the rest as in ``source``."""
+    """The manifest of a planned cache of ``units``, with nothing committed; otherwise as ``source``."""
     totals = {"samples": sum(unit.samples for unit in units), "tokens": sum(unit.tokens for unit in units)}
     counts = source.corpus.counts.model_copy(update=totals)
     return source.model_copy(

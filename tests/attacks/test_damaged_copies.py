@@ -21,7 +21,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
 from trainer.data.batches import CacheRows
 from trainer.data.selection import Selection, Subset
-from trainer.evaluate import sorted_rows
+from trainer.data.validation_data import sorted_rows
 
 BOUND = 1 << 22
 DAMAGES = {

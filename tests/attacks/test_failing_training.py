@@ -15,9 +15,9 @@ from support.forker import FAULTS, Forker
 from support.logged import losses
 from support.ranks import started, written
 from support.training import training_in
+from teacher_cache.stop_request import StopRequest
 from trainer.distiller import distill
 from trainer.run.checkpoint import checkpoint_folders, damage
-from trainer.run.interrupts import StopRequest
 
 INSTANTS = amount(2, full=40)  # of each fault
 

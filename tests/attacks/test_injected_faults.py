@@ -21,7 +21,7 @@ JOB_POINTS = amount(1, full=12)
 WRITERS = ("import", "merge", "repack", "push", "pull", "subset", "split")
 USUAL = amount(("merge", "push", "keygen", "sign", "report"), full=tuple(TOOLS))
 USUAL_JOBS = amount(("run",), full=tuple(JOBS))
-IS_DONE = {"export": "is there already", "keygen": "exists already"}  # said when the first attempt had finished
+IS_DONE = {"export": "exists already", "keygen": "exists already"}  # said when the first attempt had finished
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="faults are injected by a library that gcc makes")
 

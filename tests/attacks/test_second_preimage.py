@@ -217,7 +217,7 @@ def test_samples_taken_of_a_cache_of_format_1_0(s3_url: str, tmp_path: Path, pla
     assert run(*take, tmp_path / "loose", *options[:2]).returncode == 0
     done = run(*take, tmp_path / "sound", *options)
     if place == "store":
-        assert (done.returncode, "of format 1.0, without digests" in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, "format 1.0 has no digests" in done.stderr) == (2, True), done.stderr
         assert run(*take, tmp_path / "whole", *options[2:]).returncode == 0
         return
     assert done.returncode == 0, done.stderr

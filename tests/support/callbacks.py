@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trainer.run.interrupts import StopRequest
+from teacher_cache.stop_request import StopRequest
 
 
 class StopAt(TrainerCallback):

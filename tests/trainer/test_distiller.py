@@ -23,13 +23,14 @@ from support.models import tiny_tokenizer
 from support.reference_rows import tla
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.stop_request import StopRequest
 from teacher_cache.tokenizer import describe_tokenizer
-from trainer.data.batches import open_cache, to_tensors
+from trainer.data.batches import to_tensors
+from trainer.data.open_caches import open_cache
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.selection import Selection, Subset, is_held_out
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.run.interrupts import StopRequest
 
 BOTH = {
     "losses": {

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from support.amount import amount
 from support.indexed import Indexed
 from trainer.data import batches as data
-from trainer.data.batches import Batch, training_loader
+from trainer.data.batches import training_loader
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.row_plan import RowPlan, plan_rows
 from trainer.data.selection import Selection, Subset
+from trainer.data.worker_transfer import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 RANKS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 4, 8)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from trainer.data.batches import open_cache
+from trainer.data.data_state import DataState
+from trainer.data.open_caches import open_cache
 from trainer.data.training_data import plan_training
-from trainer.distiller import training_arguments
-from trainer.run.checkpoint import DataState
+from trainer.run.arguments import training_arguments
 
 EXTREMES: list[tuple[str, str, Any]] = [
     ("data", "shards_mixed", 2**31 - 1),

@@ -1,1 +1,1 @@
-"""Bridges: caches in the layouts of other systems, and their data as caches. One file a layout."""
+"""Export to, and import from, the file layouts of other systems; one module per layout."""

@@ -1,17 +1,17 @@
-"""Axolotl's layout of prepared sequences with a teacher's top tokens, for its distillation plugin.
+"""Axolotl's layout of pre-tokenised sequences with a teacher's top tokens, for its distillation plugin.
 
-What is known of it is from the public sources of axolotl-ai-cloud/axolotl: the columns and their padding from
-src/axolotl/integrations/kd/collator.py, what stands in them from chat_template.py and collator_online_teacher.py there,
-which row is compared with which from kernels/liger.py, and that a data set with input_ids, attention_mask and labels is
-taken as it is from src/axolotl/utils/data/wrappers.py.
+Derived from the public sources of axolotl-ai-cloud/axolotl: columns and padding from
+src/axolotl/integrations/kd/collator.py, their contents from chat_template.py and collator_online_teacher.py there, row
+alignment from kernels/liger.py; src/axolotl/utils/data/wrappers.py passes a data set with input_ids, attention_mask and
+labels through unchanged.
 
-Row t of the targets is compared with the student's row t, as with us; labels are shifted by Axolotl, so
-``labels[t + 1]`` is set where row t counts. Its own loaders soften the teacher to ``kd_temperature`` and normalise over
-the stored tokens when they read; that is done here when writing, and the mass of all other tokens is lost. Of a nucleus
-and at rows that do not count, what is not there is masked out, with id and value as its collator pads them.
+Target row t is compared with the student's row t, as in our caches. Axolotl shifts labels itself, so ``labels[t + 1]``
+is set where row t is in the loss mask. Axolotl's own loaders apply ``kd_temperature`` and renormalise over the stored
+tokens on reading; here that happens on writing, and the mass outside the stored tokens is lost. Entries beyond a
+nucleus, and rows outside the loss mask, are masked out, with the ids and values of Axolotl's own padding.
 
-A cache holds texts and tokens, no messages, so the layout that its chat template strategies read (``logprobs`` beside
-``messages``) is not written: it would be tokenised anew.
+A cache holds text and tokens but no messages, so the layout for Axolotl's chat-template strategies (``logprobs`` beside
+``messages``) is not written: those strategies tokenise again.
 """
 
 import math
@@ -26,7 +26,7 @@ from tools.bridges.layout import Layout, Pairs, every_row
 from tools.bridges.lists import lists, lists_of_lists
 
 IGNORED = -100
-PADDING = np.float32(-1e9)  # log-probability of what is masked out
+PADDING = np.float32(-1e9)  # log-probability of a masked entry
 SCHEMA = pa.schema(
     [
         pa.field("input_ids", pa.list_(pa.int32())),
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 
 class AxolotlLayout(Layout):
-    """Writes the layout."""
+    """Writer of Axolotl's layout."""
 
     name = "axolotl"
     pattern = "data/train-{number:05d}.parquet"
@@ -75,24 +75,24 @@ class AxolotlLayout(Layout):
         stored_PK = np.arange(logits.ids.shape[1]) < logits.counts[:, None]
         scaled_PK = logits.logprobs.astype(np.float64) / self.temperature
         scaled_PK -= np.logaddexp.reduce(scaled_PK, axis=1, keepdims=True)
-        used_PK = stored_PK & tokens.loss_mask[logits.positions, None]
-        logprobs_PK = np.where(used_PK, scaled_PK, PADDING).astype(np.float32)
-        ids_PK = np.where(used_PK, logits.ids, 0).astype(np.int32)
+        in_loss_PK = stored_PK & tokens.loss_mask[logits.positions, None]
+        logprobs_PK = np.where(in_loss_PK, scaled_PK, PADDING).astype(np.float32)
+        ids_PK = np.where(in_loss_PK, logits.ids, 0).astype(np.int32)
         return (
             every_row(logits, ids_PK, 0),
             every_row(logits, logprobs_PK, float(PADDING)),
-            every_row(logits, used_PK.astype(np.int8), 0),
+            every_row(logits, in_loss_PK.astype(np.int8), 0),
         )
 
     def about(self) -> str:
-        """The columns, and how Axolotl is told to read them."""
+        """The columns, and Axolotl's settings for reading them."""
         return (
-            "In the layout of sequences that Axolotl prepared for distillation. Row t of the targets predicts token "
-            "t + 1, as Axolotl's loss compares them; `labels` are not shifted.\n\n"
-            "- `input_ids`, `attention_mask`, `labels` (-100 at tokens that are not to be learned)\n"
-            "- `target_token_ids`, `target_logprobs`: the teacher's likeliest tokens, best first, softened to "
-            f"temperature {self.temperature:g} and normalised over these tokens: what lay on others is left out\n"
-            "- `target_mask`: 1 where an entry counts\n\n"
+            "In Axolotl's layout of sequences prepared for distillation. Row t of the targets predicts token t + 1, as "
+            "Axolotl's loss compares them; `labels` are not shifted.\n\n"
+            "- `input_ids`, `attention_mask`, `labels` (-100 at tokens outside the loss)\n"
+            "- `target_token_ids`, `target_logprobs`: the teacher's likeliest tokens, in descending order, at "
+            f"temperature {self.temperature:g} and normalised over these tokens: the mass of all others is dropped\n"
+            "- `target_mask`: 1 where an entry is in the loss\n\n"
             "```yaml\nplugins:\n  - axolotl.integrations.kd.KDPlugin\nkd_trainer: true\n"
             f"kd_temperature: {self.temperature:g}\nkd_normalize_topk: true\nskip_prepare_dataset: true\ndatasets:\n"
             "  - path: this folder\n    type: completion\n    split: train\n```\n"

@@ -1,16 +1,16 @@
-"""From DistillKit's rows to samples: who the teacher was, what the text is, and what its layout lacks.
+"""DistillKit's rows as samples: the teacher, the text, and what DistillKit's files leave out.
 
-A row of the data set that does not count, by ``labels``, is not stored; nor is the last one of a sequence, which no
-token follows. A padding token that was put behind a sequence is taken away, unless it is the tokenizer's end of text.
+Rows excluded by ``labels`` are not stored, nor is the last row of a sequence, which has no next token. A padding token
+appended to a sequence is removed, unless it is also the tokenizer's end-of-text token.
 
-Where every log-probability is a float, rows must fall. Where polynomials or few bits stand for some,
-they may rise, so entries are sorted; and where they contradict themselves (they sum to more than 1, or are so small
-that what lacks of 1 cannot lie on tokens that are less likely), only the row's exact entries are taken. The manifest's
-notes say at how many rows.
+Where every log-probability is a float of its own, rows must be in descending order. Where polynomials or quantised
+residuals approximate some, they may not be, so entries are sorted. Where the approximations are inconsistent (they sum
+to more than 1, or are so small that the missing mass cannot fit on less likely tokens), only the row's exact entries
+are kept; the manifest's notes count these rows.
 
-The realised token's log-probability is that of its entry. Where it has none, what the stored probabilities lack of 1 is
-spread evenly over all other tokens, and is no more than the last entry's: an estimate, which no loss reads (it is the
-teacher's cross-entropy in evaluations). The notes say at how many rows.
+``next_logprob`` is the stored log-probability of the realised token. Where that token has no entry it is an estimate:
+the missing mass spread evenly over all other tokens, and at most the last entry's probability. No loss reads it;
+evaluations use it for the teacher's cross-entropy. The notes count these rows too.
 """
 
 import json
@@ -45,34 +45,34 @@ from tools.bridges.compression import Compression, read_compression
 from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Rows, sequences
 from tools.bridges.import_sources import Found, Source
 from tools.bridges.origin import describe, fingerprint
-from tools.bridges.parquet_files import open_file, read_parts
+from tools.bridges.parquet_files import open_file, read_blocks
 from tools.bridges.spelling import readable
 
 COLUMNS = (
     "input_ids", "labels", "attention_mask", "compressed_logprobs", "bytepacked_indices", "token_ids", "top_values",
     "packed_indices",
 )  # fmt: skip
-SLACK = 1 / 32  # nats; by which what is stored of a log-probability may be off
-LEAST_REST = 1e-7  # of a row's probability that is taken to lie on tokens that are not stored
+SLACK = 1 / 32  # nats; tolerated error of a stored log-probability
+LEAST_REST = 1e-7  # floor on the probability outside a row's stored entries
 
 
 @dataclass(frozen=True)
 class DistillKitOptions:
-    """What DistillKit's files do not say."""
+    """Facts that DistillKit's files leave out."""
 
     teacher: str | None = None  # folder
     teacher_name: str | None = None
     teacher_dtype: Dtype = "bfloat16"
     tokenizer: str | None = None  # folder; None: the teacher's
-    compression_config: str | None = None  # file; None: that of the data set's folder
+    compression_config: str | None = None  # file; None: the one in the data set's folder
     layer: str = "base"
 
 
 class DistillKitSource(Source):
-    """What ``python -m distillkit.sample_logits_vllm`` wrote, packed or not."""
+    """The output of ``python -m distillkit.sample_logits_vllm``, packed or not."""
 
     def __init__(self, files: list[Path], options: DistillKitOptions, tokens_per_shard: int) -> None:
-        """Raises UserError when settings or the teacher cannot be found."""
+        """Raises UserError when the compression settings or the teacher cannot be found."""
         super().__init__(files)
         self._options = options
         self._tokens_per_shard = tokens_per_shard
@@ -103,16 +103,16 @@ class DistillKitSource(Source):
         self._counts: Counter[str] = Counter()
 
     def _raw_k(self) -> int:
-        """Entries of a row of uncompressed values."""
+        """Entries per row of an uncompressed data set."""
         for file in self.files:
-            for part in read_parts(file, COLUMNS):
-                for row in sequences(part.rows, None, str(file), part.first_row):
+            for block in read_blocks(file, COLUMNS):
+                for row in sequences(block.rows, None, str(file), block.first_row):
                     if row.ids.size:
                         return row.ids.shape[1]
-        raise UserError(f"{self.files[0].parent}: no row with values in any file")
+        raise UserError(f"{self.files[0].parent}: no file holds a row with log-probabilities")
 
     def plan(self) -> Manifest:
-        """A manifest with temperature 1 alone."""
+        """The manifest of an empty cache; its only temperature is 1."""
         sources = [SourceConfig(path=self.files[0].parent.name or "files", format="parquet", layer=self._options.layer)]
         return Manifest(
             teacher=self._teacher,
@@ -134,14 +134,14 @@ class DistillKitSource(Source):
         )
 
     def samples(self) -> Iterator[Found]:
-        """One a sequence; a packed row holds several."""
+        """One sample per sequence; a packed row holds several sequences."""
         done = 0
         for file in self.files:
-            for part in read_parts(file, COLUMNS):
-                for i in range(part.rows.num_rows):
-                    number, done = part.first_row + i, done + 1
+            for block in read_blocks(file, COLUMNS):
+                for i in range(block.rows.num_rows):
+                    number, done = block.first_row + i, done + 1
                     self._counts["documents"] += 1
-                    found = sequences(part.rows.slice(i, 1), self._compression, str(file), number)
+                    found = sequences(block.rows.slice(i, 1), self._compression, str(file), number)
                     for piece, row in enumerate(map(self._without_padding, found)):
                         at = f"{file}: row {number}"
                         tokens = self._tokens(row, f"{file.name}#{number}" + (f".{piece}" if piece else ""), at)
@@ -151,21 +151,21 @@ class DistillKitSource(Source):
                         yield Found(at, done, tokens, self._logits(row, tokens, at))
 
     def _without_padding(self, row: Rows) -> Rows:
-        """Without the padding token that DistillKit puts behind a sequence when it captures a teacher."""
+        """Drop the padding token that DistillKit appends to a sequence when it captures a teacher."""
         n = len(row.ids)
         if n and n < len(row.input_ids) and row.input_ids[-1] == self._padding:
-            return row._replace(input_ids=row.input_ids[:n], counts=row.counts[:n])
+            return row._replace(input_ids=row.input_ids[:n], loss_mask=row.loss_mask[:n])
         return row
 
     def _tokens(self, row: Rows, source_id: str, at: str) -> TokenSample | None:
-        """None where no row counts."""
+        """The sequence's tokens; None where no row is in the loss mask."""
         n = len(row.input_ids)
         vocabulary = self._teacher.vocab_size
         if row.input_ids.min() < 0 or row.input_ids.max() >= vocabulary:
             raise UserError(
                 f"{at}: input_ids from {row.input_ids.min()} to {row.input_ids.max()}, wanted 0 to {vocabulary - 1}"
             )
-        loss_mask = row.counts.copy()
+        loss_mask = row.loss_mask.copy()
         loss_mask[min(n - 1, len(row.ids)) :] = False
         if not loss_mask.any():
             return None
@@ -174,7 +174,7 @@ class DistillKitSource(Source):
         return TokenSample(self._key(ids, loss_mask), source_id, self._options.layer, text, ids, loss_mask, start, end)
 
     def _key(self, ids: np.ndarray, loss_mask: np.ndarray) -> str:
-        """As of a corpus: the hash of what is learned, and of how often it was there before."""
+        """A sample key made as a corpus makes it: a hash of ids and mask, and of the occurrence if repeated."""
         content = xxhash.xxh3_128(ids.astype("<u4").tobytes() + loss_mask.tobytes())
         digest = content.digest()
         self._seen[digest] += 1
@@ -186,16 +186,16 @@ class DistillKitSource(Source):
         positions = np.flatnonzero(tokens.loss_mask).astype(np.int32)
         ids_PK, logprobs_PK = row.ids[positions], row.logprobs[positions]
         if ids_PK.shape[1] != self._k:
-            raise UserError(f"{at}: {ids_PK.shape[1]} entries a row, wanted {self._k} as in the rows before")
+            raise UserError(f"{at}: {ids_PK.shape[1]} entries a row, wanted {self._k} as in earlier rows")
         _refuse(np.isnan(logprobs_PK), "a log-probability is not a number", positions, at)
         if self._compression is not None and not self._compression.is_exact:
             ids_PK, logprobs_PK = self._repaired(ids_PK, logprobs_PK, positions, at)
-        with np.errstate(invalid="ignore"):  # of infinities, which are no entries
+        with np.errstate(invalid="ignore"):  # infinities mark absent entries
             rising_PK = logprobs_PK[:, 1:] > logprobs_PK[:, :-1]
-        _refuse(rising_PK, "log-probabilities do not fall", positions, at)
+        _refuse(rising_PK, "log-probabilities are not in descending order", positions, at)
         stored_PK = logprobs_PK > ABSENT
         counts = stored_PK.sum(axis=1).astype(np.int32)
-        _refuse(counts[:, None] == 0, "it counts, and has no entry", positions, at)
+        _refuse(counts[:, None] == 0, "in the loss mask, but without an entry", positions, at)
         logprobs_PK = np.where(stored_PK, logprobs_PK, -np.inf).astype(np.float32)
         self._counts["fewer"] += int((counts < self._k).sum())
         return LogitsSample(
@@ -211,7 +211,7 @@ class DistillKitSource(Source):
     def _repaired(
         self, ids_PK: np.ndarray, logprobs_PK: np.ndarray, positions: np.ndarray, at: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows with approximations in order; see the module's text."""
+        """Rows of approximations, sorted, or cut to their exact entries; see the module docstring."""
         assert self._compression is not None
         exact_k, outside = self._compression.exact_k, self._teacher.vocab_size - self._k
         order_PK = np.argsort(-logprobs_PK, axis=1, kind="stable")
@@ -220,13 +220,13 @@ class DistillKitSource(Source):
             probabilities_PK = np.exp(sorted_PK.astype(np.float64))
         least_P = probabilities_PK.sum(axis=1)
         most_P = least_P + outside * probabilities_PK[:, -1]
-        wrong_P1 = ((least_P > math.exp(SLACK)) | (most_P < math.exp(-SLACK)))[:, None]
+        inconsistent_P1 = ((least_P > math.exp(SLACK)) | (most_P < math.exp(-SLACK)))[:, None]
         if exact_k == 0:
-            _refuse(wrong_P1, "its approximations contradict themselves", positions, at)
-        self._counts["cut"] += int(wrong_P1.sum())
+            _refuse(inconsistent_P1, "approximated log-probabilities cannot sum to 1", positions, at)
+        self._counts["cut"] += int(inconsistent_P1.sum())
         cut_PK = np.where(np.arange(self._k) < exact_k, logprobs_PK, -np.inf)
-        ids_PK = np.where(wrong_P1, ids_PK, np.take_along_axis(ids_PK, order_PK, axis=1))
-        return ids_PK, np.where(wrong_P1, cut_PK, sorted_PK).astype(np.float32)
+        ids_PK = np.where(inconsistent_P1, ids_PK, np.take_along_axis(ids_PK, order_PK, axis=1))
+        return ids_PK, np.where(inconsistent_P1, cut_PK, sorted_PK).astype(np.float32)
 
     def _realised(
         self,
@@ -236,7 +236,7 @@ class DistillKitSource(Source):
         tokens: TokenSample,
         positions: np.ndarray,
     ) -> np.ndarray:
-        """float32 [P]: see the module's text."""
+        """Log-probability of the realised token, stored or estimated, float32 [P]; see the module docstring."""
         found_PK = ids_PK == tokens.input_ids[positions + 1].astype(np.int64)[:, None]
         found_P = found_PK.any(axis=1)
         rest_P = np.maximum(1 - np.exp(logprobs_PK.astype(np.float64)).sum(axis=1), LEAST_REST)
@@ -248,7 +248,7 @@ class DistillKitSource(Source):
         return np.minimum(np.where(found_P, entry_P, np.minimum(even_P, last_P)), 0).astype(np.float32)
 
     def finished(self, manifest: Manifest, longest: int) -> Manifest:
-        """With the corpus' counts, the longest sequence, and what was repaired and estimated."""
+        """``manifest`` with the corpus counts, the longest sequence, and notes on repaired and estimated rows."""
         counts = CorpusCounts(
             **NO_COUNTS.model_dump()
             | {
@@ -283,7 +283,7 @@ class DistillKitSource(Source):
 
 
 def _compression(files: list[Path], options: DistillKitOptions) -> Compression | None:
-    """The settings of compressed files; None where values are not compressed."""
+    """The compression settings; None if the files are uncompressed."""
     if options.compression_config is not None:
         return read_compression(Path(options.compression_config))
     with open_file(files[0]) as opened:
@@ -297,6 +297,7 @@ def _json(compression: Compression) -> str:
 
 
 def _refuse(wrong_PX: np.ndarray, what: str, positions: np.ndarray, at: str) -> None:
+    """Raise UserError with ``what`` if any row has a True, naming the first such position."""
     rows = np.flatnonzero(wrong_PX.any(axis=1))
     if len(rows):
         raise UserError(f"{at}: token {positions[rows[0]]}: {what}")

@@ -1,6 +1,6 @@
-"""How DistillKit compresses the rows of a teacher: its settings, and their bytes. ``distillkit`` says where from.
+"""DistillKit's compression of a teacher's rows: settings and byte layout; sources are listed in ``distillkit``.
 
-Shape letters: R rows, K entries of each, B bytes of a row, C terms of a polynomial.
+Shape letters: R or P rows, K entries each, B bytes of a row, C polynomial terms.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Term = Literal["sqrt", "exp"] | int
 
 
 class Bin(BaseModel):
-    """Residuals that share a scale."""
+    """A run of residuals with one scale."""
 
     scale_dtype: Dtype
     element_bits: int = Field(ge=1, le=32)
@@ -31,7 +31,7 @@ class Bin(BaseModel):
 
 
 class Compression(BaseModel):
-    """``compression_config.yaml``, or ``teacher.logprob_compressor`` of a training configuration."""
+    """DistillKit's ``compression_config.yaml``, or ``teacher.logprob_compressor`` of a training configuration."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -63,17 +63,17 @@ class Compression(BaseModel):
 
     @property
     def id_bits(self) -> int:
-        """Bits of an id."""
-        return max(1, int(np.ceil(np.log2(np.float32(self.d)))))  # in the precision that they take it in
+        """Bits per token id."""
+        return max(1, int(np.ceil(np.log2(np.float32(self.d)))))  # float32, as DistillKit computes it
 
     @property
     def id_bytes(self) -> int:
-        """Bytes of a row's ids."""
+        """Bytes of the ids of a row."""
         return -(-self.k * self.id_bits // 8)
 
     @cached_property
     def logprob_bytes(self) -> int:
-        """Bytes of a row's log-probabilities."""
+        """Bytes of the log-probabilities of a row."""
         bins = sum(_WIDTH[each.scale_dtype] + _packed_bytes(each) for each in self.residual_bins)
         terms = len(self.polynomial_terms or []) * _WIDTH[self.term_dtype]
         return self.exact_k * _WIDTH[self.exact_dtype] + terms + bins
@@ -87,11 +87,11 @@ def _packed_bytes(each: Bin) -> int:
 
 
 def read_compression(path: Path) -> Compression:
-    """The settings in a YAML file: DistillKit's own, or a training configuration. Raises UserError."""
+    """Read the settings from ``compression_config.yaml`` or a training configuration. Raises UserError."""
     if not path.exists():
         raise UserError(
-            f"{path}: not found; DistillKit's bytes cannot be read without the settings they were written with: give "
-            "them with --compression-config"
+            f"{path}: not found; DistillKit's bytes can only be decoded with the settings that wrote them: give these "
+            "with --compression-config"
         )
     tree = parse_yaml(read_file(path, MAX_CONFIG_BYTES), f"{path}:")
     if isinstance(tree, dict) and isinstance(tree.get("teacher"), dict):
@@ -107,7 +107,7 @@ def read_compression(path: Path) -> Compression:
 
 
 def pack_bits(values_PN: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 [P, B]: ``bits`` bits of each value, the highest first, a row filled up to whole bytes."""
+    """Pack ``bits`` bits per value, most significant first, rows padded to whole bytes: uint8 [P, B]."""
     n_rows, n = values_PN.shape
     packed_PB = np.empty((n_rows, -(-n * bits // 8)), np.uint8)
     for rows in _few_rows(n_rows, n * bits):
@@ -117,7 +117,7 @@ def pack_bits(values_PN: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_bits(bytes_PB: np.ndarray, bits: int, n: int) -> np.ndarray:
-    """int64 [P, n]: the inverse of ``pack_bits``."""
+    """Inverse of ``pack_bits``: int64 [P, n]."""
     values_PN = np.zeros((len(bytes_PB), n), np.int64)
     for rows in _few_rows(len(bytes_PB), n * bits):
         bits_XNB = np.unpackbits(bytes_PB[rows], axis=1, count=n * bits).reshape(-1, n, bits)
@@ -127,25 +127,25 @@ def unpack_bits(bytes_PB: np.ndarray, bits: int, n: int) -> np.ndarray:
 
 
 def _few_rows(n_rows: int, bits_of_row: int) -> Iterator[slice]:
-    """Rows whose bits, a byte each, take little memory."""
+    """Slices of rows, so that unpacked bits (a byte each) take little memory."""
     step = max(1, BITS_AT_A_TIME // bits_of_row)
     return (slice(start, start + step) for start in range(0, n_rows, step))
 
 
 def decode_logprobs(bytes_RB: np.ndarray, settings: Compression) -> np.ndarray:
-    """float32 [R, k] from the bytes of R rows. DistillKit itself rounds what it computes to ``exact_dtype``."""
+    """Decode the bytes of R rows to float32 [R, k]. DistillKit itself rounds the result to ``exact_dtype``."""
     cursor = _Cursor(np.ascontiguousarray(bytes_RB))
     exact = cursor.floats(settings.exact_k, settings.exact_dtype)
     n_others = settings.k - settings.exact_k
     others = np.zeros((len(bytes_RB), n_others), np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):  # hostile floats are refused by who takes the values
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller refuses hostile floats
         if settings.polynomial_terms:
             coefficients_RC = cursor.floats(len(settings.polynomial_terms), settings.term_dtype)
             others += _polynomial(coefficients_RC, settings, n_others)
         start = 0
         for each in settings.residual_bins:
             scale_R1 = cursor.floats(1, each.scale_dtype)
-            integers = unpack_bits(cursor.take(_packed_bytes(each)), each.element_bits, each.num_elements)
+            integers = unpack_bits(cursor.read(_packed_bytes(each)), each.element_bits, each.num_elements)
             signed = 2 * integers - 1 if each.element_bits == 1 else integers - 2 ** (each.element_bits - 1)
             others[:, start : start + each.num_elements] += signed * scale_R1
             start += each.num_elements
@@ -156,33 +156,34 @@ def decode_logprobs(bytes_RB: np.ndarray, settings: Compression) -> np.ndarray:
 
 
 def _polynomial(coefficients_RC: np.ndarray, settings: Compression, n: int) -> np.ndarray:
-    """The polynomial at each of n places, float64 [R, n]; products are rounded to ``term_dtype``, as theirs are."""
+    """Evaluate each row's polynomial at n points: float64 [R, n], rounded to ``term_dtype`` as DistillKit does."""
     import torch
 
     dtype = getattr(torch, settings.term_dtype)
-    at = torch.linspace(0, 1, n, dtype=dtype) if settings.normalize_t else torch.arange(n, dtype=dtype)
+    points = torch.linspace(0, 1, n, dtype=dtype) if settings.normalize_t else torch.arange(n, dtype=dtype)
     coefficients = torch.from_numpy(coefficients_RC).to(dtype)
     total = torch.zeros((len(coefficients_RC), n), dtype=torch.promote_types(dtype, torch.float32))
     for column, term in enumerate(settings.polynomial_terms or []):
-        values = at**term if isinstance(term, int) else getattr(torch, term)(at)
+        values = points**term if isinstance(term, int) else getattr(torch, term)(points)
         total += coefficients[:, [column]] * values
     return total.to(dtype).double().numpy()
 
 
 class _Cursor:
-    """Takes the parts of every row's bytes one after the other."""
+    """Sequential reader over the bytes of all rows at once."""
 
     def __init__(self, bytes_RB: np.ndarray) -> None:
         self._bytes_RB = bytes_RB
         self._at = 0
 
-    def take(self, n: int) -> np.ndarray:
+    def read(self, n: int) -> np.ndarray:
+        """The next ``n`` bytes of every row, uint8 [R, n]."""
         self._at += n
         return np.ascontiguousarray(self._bytes_RB[:, self._at - n : self._at])
 
     def floats(self, n: int, dtype: Dtype) -> np.ndarray:
-        """float64 [R, n]."""
-        part = self.take(n * _WIDTH[dtype])
+        """The next ``n`` floats of every row, float64 [R, n]."""
+        part = self.read(n * _WIDTH[dtype])
         if dtype == "bfloat16":
             return from_bits(part.view("<u2"), "bfloat16").astype(np.float64)
         return part.view({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype]).astype(np.float64)

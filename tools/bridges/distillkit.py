@@ -1,23 +1,24 @@
 """DistillKit's layout of captured teachers: Parquet of bit-packed ids and compressed log-probabilities.
 
-What is known of it is from the public sources of arcee-ai/DistillKit: the columns from distillkit/sample_common.py
-(``compressed_logit_schema``), which row predicts what from distillkit/sample_logits_vllm.py, the bytes from
+Derived from the public sources of arcee-ai/DistillKit: columns from distillkit/sample_common.py
+(``compressed_logit_schema``), row alignment from distillkit/sample_logits_vllm.py, bytes from
 distillkit/compression/bitpack.py, config.py and monotonic_logprobs.py, masks from distillkit/trainer.py, packed rows
 from distillkit/pack_logits.py. A row of the data set is a sequence of S tokens:
 
 - ``input_ids``: list of u64.
-- ``compressed_logprobs``: for each row t the bytes of its k log-probabilities, falling; the settings they depend on are
-  in ``compression_config.yaml``: ``exact_k`` floats; the coefficients of a polynomial for the others; residuals in
-  bins, each a scale and integers of some bits; with ``delta_encoding`` all of these are differences along the row.
-- ``bytepacked_indices``: k ids of ceil(log2 d) bits each, the highest bit first, filled up to whole bytes.
+- ``compressed_logprobs``: for each token row t the bytes of its k log-probabilities in descending order. Their encoding
+  is set in ``compression_config.yaml``: ``exact_k`` floats; polynomial coefficients for the others; residuals in bins,
+  each a scale and integers of a few bits; with ``delta_encoding`` all of these are differences along the row.
+- ``bytepacked_indices``: k ids of ceil(log2 d) bits each, most significant bit first, padded to whole bytes.
 
-Row t predicts token t + 1, as with us; DistillKit writes S - 1 rows, and cuts ``input_ids`` to them when it packs.
-``labels`` may be there: its KL leaves out the row t where ``labels[t]`` is negative (its cross-entropy token t).
+Row t predicts token t + 1, as in our caches. DistillKit writes S - 1 rows, and truncates ``input_ids`` to match when
+packing. With an optional ``labels`` column, its KL skips row t where ``labels[t]`` is negative, and its cross-entropy
+skips token t.
 
-We write ``exact_k`` = k floats of 32 bits, so that nothing is lost; S rows; and ``labels``, negative at rows that do
-not count. Rows that are not stored, and places beyond a nucleus, must be finite numbers and distinct ids: its losses
-multiply them by 0. Of a nucleus, ``missing_probability_handling: symmetric_uniform`` takes the student's probability
-of what fills the places for that of stored tokens; ``zero`` is not affected.
+We write ``exact_k`` = k float32 values, which is lossless; S rows; and ``labels``, negative outside the loss mask. Rows
+that are not stored, and entries beyond a nucleus, are filled with finite numbers and distinct ids, because DistillKit's
+losses multiply them by 0. With a nucleus, ``missing_probability_handling: symmetric_uniform`` counts the student's
+probability of these fill-in ids as stored; ``zero`` is not affected.
 """
 
 import math
@@ -36,11 +37,11 @@ from tools.bridges.layout import Layout, Pairs, every_row
 from tools.bridges.lists import Ragged, check_size, lists, lists_of_lists, read_lists, read_lists_of_lists
 
 CONFIG_FILE = "compression_config.yaml"
-IGNORED = -100  # label of a row that does not count
-ABSENT = np.float32(-1e4)  # log-probability of an entry that is none; a cache's lowest is about -4,090
+IGNORED = -100  # label of a row outside the loss mask
+ABSENT = np.float32(-1e4)  # log-probability of a fill-in entry; the lowest a cache can store is about -4,090
 TRAINER_WANTS = """\
-DistillKit's trainer does not read these files as they are. It wants a data set that `datasets` has saved to disk, of
-packed rows of one length: save it, pack it with DistillKit's `pack_logits.py`, and name the packed one.
+DistillKit's trainer does not read these files directly. It expects a data set saved to disk by `datasets`, with
+packed rows of one length: save it, pack it with DistillKit's `pack_logits.py`, and point the trainer at the packed one.
 
 ```python
 from datasets import load_dataset
@@ -65,7 +66,7 @@ SCHEMA = pa.schema(
 
 
 class DistillKitLayout(Layout):
-    """Writes the layout."""
+    """Writer of DistillKit's layout."""
 
     name = "distillkit"
     pattern = "data_{number}.parquet"
@@ -84,7 +85,7 @@ class DistillKitLayout(Layout):
         labels, logprobs, indices = [], [], []
         for tokens, logits in pairs:
             labels.append(np.where(tokens.loss_mask, tokens.input_ids.astype(np.int64), IGNORED))
-            ids_PK, logprobs_PK = filled_up(logits)
+            ids_PK, logprobs_PK = fill_rows(logits)
             k, vocabulary = ids_PK.shape[1], self.compression.d
             logprobs_SK = every_row(logits, logprobs_PK, -math.log(vocabulary))
             ids_SK = every_row(logits, ids_PK, 0)
@@ -100,54 +101,54 @@ class DistillKitLayout(Layout):
         return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     def more_files(self) -> dict[str, str]:
-        """The settings that the bytes depend on."""
+        """``compression_config.yaml``: the settings that decode the bytes."""
         return {CONFIG_FILE: yaml.safe_dump(self.compression.model_dump(mode="json"), sort_keys=True)}
 
     def about(self) -> str:
-        """The columns, and how DistillKit is told to read them."""
+        """The columns, and DistillKit's settings for reading them."""
         settings = "".join(f"    {line}\n" for line in self.more_files()[CONFIG_FILE].splitlines())
         return (
             "In the layout of DistillKit's captured teachers. Row t predicts token t + 1; all log-probabilities are "
             "exact float32.\n\n"
             "- `input_ids`\n"
-            "- `labels`: -100 at rows that are not to be learned. DistillKit's KL leaves out row t where `labels[t]` "
-            "is negative, and its cross-entropy token t: at the borders of what counts, that one is a token early.\n"
-            "- `compressed_logprobs`, `bytepacked_indices`: of each row, as `compression_config.yaml` says; where "
-            "nothing is stored a uniform row stands, which does not count; entries beyond a nucleus have "
-            "log-probability -10000\n"
+            "- `labels`: -100 at rows outside the loss mask. DistillKit's KL skips row t where `labels[t]` is "
+            "negative; its cross-entropy skips token t, so it is one token early at the edges of the mask.\n"
+            "- `compressed_logprobs`, `bytepacked_indices`: one list of bytes a row, encoded as "
+            "`compression_config.yaml` says. Rows that are not stored are uniform and outside the loss mask; entries "
+            "beyond a nucleus have log-probability -10000\n"
             "\n```yaml\nteacher:\n  kind: dataset\n  logprob_compressor:\n" + settings + "```\n\n" + TRAINER_WANTS
         )
 
 
-def filled_up(logits: LogitsSample) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and log-probabilities float32 [P, K] of K entries in every row, whose ids are distinct.
+def fill_rows(logits: LogitsSample) -> tuple[np.ndarray, np.ndarray]:
+    """Pad every row to K entries with distinct ids: ids int32 and log-probabilities float32, [P, K].
 
-    What is added has log-probability ABSENT and the lowest ids that the row has not.
+    Added entries have log-probability ABSENT and the lowest ids not yet in the row.
     """
     k = logits.ids.shape[1]
     absent_PK = np.arange(k) >= logits.counts[:, None]
     if not absent_PK.any():
         return logits.ids, logits.logprobs
-    taken_PK = np.zeros(logits.ids.shape, bool)  # of the ids below K: at most as many as the row has entries
-    rows, places = np.nonzero(~absent_PK & (logits.ids < k))
-    taken_PK[rows, logits.ids[rows, places]] = True
-    free_PK = np.argsort(taken_PK, axis=1, kind="stable")
+    in_row_PK = np.zeros(logits.ids.shape, bool)  # whether id 0..K-1 is in the row: enough, as a row has ≤ K entries
+    rows, columns = np.nonzero(~absent_PK & (logits.ids < k))
+    in_row_PK[rows, logits.ids[rows, columns]] = True
+    free_PK = np.argsort(in_row_PK, axis=1, kind="stable")
     nth_PK = np.maximum(np.arange(k) - logits.counts[:, None], 0)
     ids_PK = np.where(absent_PK, np.take_along_axis(free_PK, nth_PK, axis=1), logits.ids)
     return ids_PK.astype(np.int32), np.where(absent_PK, ABSENT, logits.logprobs)
 
 
 class Rows(NamedTuple):
-    """One sequence as it stands in the data set."""
+    """One sequence of the data set, decoded."""
 
     input_ids: np.ndarray  # int64 [S]
-    counts: np.ndarray  # bool [S]; rows that are to be learned
+    loss_mask: np.ndarray  # bool [S]
     ids: np.ndarray  # int64 [R, K]; R is S or S - 1
-    logprobs: np.ndarray  # float32 [R, K]; as decoded
+    logprobs: np.ndarray  # float32 [R, K]
 
 
 def sequences(batch: pa.RecordBatch, compression: Compression | None, where: str, first_row: int) -> Iterator[Rows]:
-    """The sequences of these rows, packed ones apart; ``first_row``: number in the file, for messages.
+    """Decode a batch's sequences and split packed rows. ``first_row``: the batch's first row in the file, for errors.
 
     Raises UserError when a column is missing or lengths disagree.
     """
@@ -158,8 +159,8 @@ def sequences(batch: pa.RecordBatch, compression: Compression | None, where: str
 
     if "packed_indices" in names:
         raise UserError(
-            f"{where}: `packed_indices`: DistillKit's older layout may hold logits relative to their mean, whose "
-            "normaliser is not stored, so no probability follows from them; capture the teacher anew"
+            f"{where}: `packed_indices`: DistillKit's older layout may hold mean-centred logits without their "
+            "normaliser, which give no probabilities; capture the teacher again"
         )
     pairs = [("bytepacked_indices", "compressed_logprobs"), ("token_ids", "top_values")]
     found = [pair for pair in pairs if set(pair) <= set(names)]
@@ -182,16 +183,16 @@ def sequences(batch: pa.RecordBatch, compression: Compression | None, where: str
         if not len(tokens) or n_rows not in (len(tokens), len(tokens) - 1) or len(values[i].lengths) != n_rows:
             raise UserError(
                 f"{at}: {len(tokens)} input_ids, {n_rows} rows of {id_name} and {len(values[i].lengths)} of "
-                f"{value_name}; wanted one a token, or one less"
+                f"{value_name}; wanted one row a token, or one row fewer"
             )
         for name, column_of_rows in (("labels", labels), ("attention_mask", packing)):
             if column_of_rows is not None and len(column_of_rows[i]) != len(tokens):
-                raise UserError(f"{at}: {len(column_of_rows[i])} {name}, wanted {len(tokens)}, one a token")
+                raise UserError(f"{at}: {len(column_of_rows[i])} {name}, wanted {len(tokens)}: one a token")
         k = compression.k if compression is not None and kind == "integer" else max(ids[i].lengths, default=1)
         check_size(n_rows, int(k), at)
         ids_RK, logprobs_RK = _decoded(ids[i], values[i], compression if kind == "integer" else None, at)
-        counts = np.ones(len(tokens), bool) if labels is None else labels[i] >= 0
-        row = Rows(tokens, counts, ids_RK, logprobs_RK)
+        loss_mask = np.ones(len(tokens), bool) if labels is None else labels[i] >= 0
+        row = Rows(tokens, loss_mask, ids_RK, logprobs_RK)
         yield from [row] if packing is None else _unpacked(row, packing[i])
 
 
@@ -213,14 +214,14 @@ def _decoded(ids: Ragged, values: Ragged, compression: Compression | None, at: s
         return ids_RX, values_RX
     for matrix in matrices:
         if matrix.dtype != np.uint8 and matrix.size and (matrix.min() < 0 or matrix.max() > 255):
-            raise UserError(f"{at}: numbers from {matrix.min()} to {matrix.max()} where bytes were wanted")
+            raise UserError(f"{at}: numbers from {matrix.min()} to {matrix.max()}, wanted bytes (0 to 255)")
     ids_RK = unpack_bits(ids_RX.astype(np.uint8), compression.id_bits, compression.k)
     return ids_RK, decode_logprobs(values_RX.astype(np.uint8), compression)
 
 
 def _unpacked(row: Rows, packing_S: np.ndarray) -> Iterator[Rows]:
-    """The sequences that were laid one after the other: each has a number of its own in the mask, padding has 0."""
-    borders = np.flatnonzero(np.diff(packing_S)) + 1
-    for start, stop in zip([0, *borders], [*borders, len(packing_S)], strict=True):
+    """Split a packed row: each sequence has its own number in the attention mask, padding has 0."""
+    boundaries = np.flatnonzero(np.diff(packing_S)) + 1
+    for start, stop in zip([0, *boundaries], [*boundaries, len(packing_S)], strict=True):
         if packing_S[start] > 0:
             yield Rows(*(array[start:stop] for array in row))

@@ -1,6 +1,6 @@
 """``cache-tools export``: a cache's tokens and logits as a folder of Parquet files in another system's layout.
 
-The folder is written beside its final place and renamed when it is whole. A batch of sequences is in memory at a time.
+The folder is written under a temporary name and renamed when complete. One batch of sequences is in memory at a time.
 """
 
 import html
@@ -26,7 +26,7 @@ from tools.bridges.parquet import ParquetLayout
 from tools.output import umask
 
 LAYOUTS: tuple[type[Layout], ...] = (ParquetLayout, DistillKitLayout, AxolotlLayout)
-ENTRIES_AT_A_TIME = 1 << 21  # of a row group, and in memory
+ENTRIES_AT_A_TIME = 1 << 21  # stored entries per row group, and in memory
 CARD = "README.md"
 
 
@@ -39,16 +39,18 @@ class Exported:
     files: int
     samples: int
     tokens: int
-    rows: int  # of the logits
+    rows: int  # of logits
     bytes: int
 
 
 def make_layout(name: str, manifest: Manifest, temperature: float | None) -> Layout:
-    """The layout of that name. Raises UserError when it does not take a temperature."""
+    """The layout called ``name``. Raises UserError when a temperature is given for a layout without one."""
     if name == AxolotlLayout.name:
         return AxolotlLayout(manifest, 1.0 if temperature is None else temperature)
     if temperature is not None:
-        raise UserError(f"--temperature: the layout {name} keeps log-probabilities at temperature 1; leave it out")
+        raise UserError(
+            f"--temperature {temperature:g}: the layout {name} stores log-probabilities at temperature 1; leave it out"
+        )
     return next(layout for layout in LAYOUTS if layout.name == name)(manifest)
 
 
@@ -60,15 +62,15 @@ def export(
     tokens_per_file: int,
     advance: Callable[[int, int], None],
 ) -> Exported:
-    """Write the cache at ``url`` to the new folder ``out``; ``advance`` is told (samples done, of how many).
+    """Write the cache at ``url`` to the new folder ``out``; progress as ``advance(samples done, samples in all)``.
 
-    Raises UserError when ``out`` is there already or cannot be written.
+    Raises UserError when ``out`` exists or cannot be written.
     """
     target = Path(out)
     if "://" in out:
-        raise UserError(f"{out}: an export is written to a local folder; copy it to the store when it is whole")
+        raise UserError(f"{out}: an export is written to a local folder; give one, and upload it when it is complete")
     if target.exists() or target.is_symlink():
-        raise UserError(f"{out}: is there already; choose a new folder")
+        raise UserError(f"{out}: exists already; choose a new folder")
     reader = CacheReader(url)
     if not len(reader):
         raise UserError(f"{url}: the cache has no committed samples, so there is nothing to export")
@@ -93,7 +95,7 @@ def export(
 def _write_files(
     reader: CacheReader, layout: Layout, folder: Path, tokens_per_file: int, advance: Callable[[int, int], None]
 ) -> tuple[int, int, int, int]:
-    """Files, samples, tokens and rows that were written."""
+    """Write the Parquet files; returns the numbers of files, samples, tokens and rows."""
     n_files = n_samples = n_tokens = n_rows = in_file = 0
     writer: pq.ParquetWriter | None = None
     try:
@@ -119,22 +121,22 @@ def _write_files(
 
 
 def _batches(reader: CacheReader, tokens_per_file: int) -> Iterator[list[tuple[TokenSample, LogitsSample]]]:
-    """All samples, a few at a time."""
-    most = min(tokens_per_file, ENTRIES_AT_A_TIME // reader.manifest.capture.logits.k)
-    positions = iter(range(len(reader)))
-    for first in positions:
+    """All samples, in batches bounded by their number of tokens."""
+    max_tokens = min(tokens_per_file, ENTRIES_AT_A_TIME // reader.manifest.capture.logits.k)
+    numbers = iter(range(len(reader)))
+    for first in numbers:
         pairs: list[tuple[TokenSample, LogitsSample]] = []
         tokens = 0
-        for position in itertools.chain([first], positions):
-            pairs.append((reader.read_tokens(position), reader.read_logits(position)))
+        for number in itertools.chain([first], numbers):
+            pairs.append((reader.read_tokens(number), reader.read_logits(number)))
             tokens += len(pairs[-1][0].input_ids)
-            if tokens >= most:
+            if tokens >= max_tokens:
                 break
         yield pairs
 
 
 def _card(layout: Layout, manifest: Manifest) -> str:
-    """The data set's card."""
+    """The data set card, README.md."""
     teacher, totals, provenance = manifest.teacher, manifest.totals, manifest.provenance
     logits = manifest.capture.logits
     left_out = [signal for signal in manifest.capture.signals if signal != "logits"]
@@ -150,6 +152,6 @@ def _card(layout: Layout, manifest: Manifest) -> str:
         "notes": provenance.notes or "none",
     }
     pattern = layout.pattern.replace("{number:05d}", "*").replace("{number}", "*")
-    head = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {pattern}\n---\n"
+    front_matter = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {pattern}\n---\n"
     lines = "".join(f"- {name}: {html.escape(' '.join(fact.split()))}\n" for name, fact in facts.items())
-    return f"{head}\n# Logits of a teacher\n\n{layout.about()}\n## From the cache's manifest\n\n{lines}"
+    return f"{front_matter}\n# Logits of a teacher\n\n{layout.about()}\n## From the cache's manifest\n\n{lines}"

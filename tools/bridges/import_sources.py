@@ -1,4 +1,4 @@
-"""What an import reads: the manifest it leads to, and the samples."""
+"""Sources of an import: files of one layout, as samples and a manifest."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from schemas.manifest import Manifest
 from teacher_cache.plan import NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
 from tools.bridges import parquet
-from tools.bridges.parquet_files import open_file, read_parts
+from tools.bridges.parquet_files import open_file, read_blocks
 
 
 class Found(NamedTuple):
-    """A sample, and where it came from, for messages."""
+    """A sample and its origin."""
 
-    where: str
-    rows_done: int  # of all files
+    where: str  # file and row, for error messages
+    rows_done: int  # over all files
     tokens: TokenSample
     logits: LogitsSample
 
 
 class Source(ABC):
-    """Files of one layout."""
+    """The files of one layout to import."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -36,32 +36,35 @@ class Source(ABC):
 
     @abstractmethod
     def plan(self) -> Manifest:
-        """The manifest of a cache that nothing was imported to yet."""
+        """The new cache's manifest before anything is imported."""
 
     @abstractmethod
     def samples(self) -> Iterator[Found]:
-        """Every sample. Raises UserError when a file is not of the layout."""
+        """Every sample, in order. Raises UserError when a file does not follow the layout."""
 
     @abstractmethod
     def finished(self, manifest: Manifest, longest: int) -> Manifest:
-        """``manifest``, of all samples, of up to ``longest`` tokens, with what is known only now; with ``derived``."""
+        """Complete the manifest after all samples are imported; ``longest``: tokens of the longest sequence.
+
+        Sets ``derived``, and all that is known only at the end.
+        """
 
 
 class ParquetSource(Source):
-    """What ``cache-tools export --to parquet`` wrote."""
+    """The output of ``cache-tools export --to parquet``."""
 
     def __init__(self, files: list[Path], tokens_per_shard: int) -> None:
-        """Raises UserError unless all files are of one export."""
+        """Raises UserError unless all files come from one export."""
         super().__init__(files)
         self._tokens_per_shard = tokens_per_shard
         facts = [parquet.facts_of(open_file(file).schema_arrow.metadata, str(file)) for file in files]
         self._facts = facts[0]
         for file, others in zip(files, facts, strict=True):
             if others != self._facts:
-                raise UserError(f"{file}: was exported from another cache than {files[0]}; import one export at a time")
+                raise UserError(f"{file}: exported from a different cache than {files[0]}; import one export at a time")
 
     def plan(self) -> Manifest:
-        """As the exported cache's manifest, with its logits alone. Raises UserError when that cannot be one."""
+        """The exported cache's manifest, reduced to its logits. Raises UserError when it is not valid."""
         facts = self._facts
         tree = {
             "teacher": facts.teacher,
@@ -80,21 +83,21 @@ class ParquetSource(Source):
         return validate(Manifest, tree, str(self.files[0]))
 
     def samples(self) -> Iterator[Found]:
-        """One a row."""
+        """One sample per row of the files."""
         done = 0
         for file in self.files:
-            for part in read_parts(file, parquet.SCHEMA.names):
-                pairs = parquet.samples(part.rows, self._facts, str(file), part.first_row)
+            for block in read_blocks(file, parquet.SCHEMA.names):
+                pairs = parquet.samples(block.rows, self._facts, str(file), block.first_row)
                 for i, (tokens, logits) in enumerate(pairs):
                     done += 1
-                    yield Found(f"{file}: row {part.first_row + i}", done, tokens, logits)
+                    yield Found(f"{file}: row {block.first_row + i}", done, tokens, logits)
 
     def finished(self, manifest: Manifest, longest: int) -> Manifest:
-        """Says where the samples came from. Raises UserError when some are missing."""
+        """``manifest`` with the derivation. Raises UserError when samples are missing or were added."""
         source = self._facts.source
         if manifest.totals.samples != source.samples:
             raise UserError(
-                f"{self.files[0].parent}: {manifest.totals.samples} samples, {source.samples} were exported; files are "
-                "missing or were added"
+                f"{self.files[0].parent}: {manifest.totals.samples} samples, but {source.samples} were exported; files "
+                "are missing or were added"
             )
         return manifest.model_copy(update={"derived": parquet.derivation(self._facts)})

@@ -1,7 +1,7 @@
-"""``cache-tools import``: other systems' files as a new cache.
+"""``cache-tools import``: a new cache from another system's files.
 
-A shard's samples are in memory at a time. The manifest is written last: until then there is no cache at the target.
-What was written is removed when an import fails, and by the next one when it was killed.
+One shard's samples are in memory at a time. The manifest is written last: until then there is no cache at the target.
+A failed import removes what it wrote; after a killed one, the next import does.
 """
 
 import re
@@ -25,22 +25,22 @@ from tools.bridges.import_sources import Found, ParquetSource, Source
 from tools.bridges.parquet_files import parquet_files
 from tools.checking.verify import check_sample
 
-IMPORTING = "cache-tools import"  # as whose the place is taken
-MAX_SHARD_ENTRIES = 1 << 25  # of the logits, in memory
+IMPORTING = "cache-tools import"  # the owner named in the target's lease
+MAX_SHARD_ENTRIES = 1 << 25  # stored entries, in memory
 _KEY = re.compile(r"[0-9a-z]{1,64}")
 Pair = tuple[TokenSample, LogitsSample]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was made."""
+    """What was imported."""
 
     cache: str
     manifest_digest: str
     shards: int
     samples: int
     tokens: int
-    rows: int  # of the logits
+    rows: int  # of logits
     notes: str
 
 
@@ -52,10 +52,10 @@ def import_files(
     tokens_per_shard: int,
     advance: Callable[[int, int], None],
 ) -> Imported:
-    """Make a cache at ``url``; ``advance`` is told (rows of the files done, of how many).
+    """Import the files at ``path`` into a new cache at ``url``; progress as ``advance(rows of files done, in all)``.
 
-    Nothing may be at ``url`` but what a killed import left. Raises UserError naming file and row when a value cannot be
-    right, and leaves nothing there then.
+    ``url`` must be empty, leftovers of a killed import aside. Raises UserError, naming file and row, at an impossible
+    value; nothing is then left at ``url``.
     """
     files = parquet_files(path)
     settings = path, layout, options, tokens_per_shard
@@ -69,7 +69,7 @@ def import_files(
     with new_cache(url, IMPORTING, *settings) as storage:
         units, longest, rows, minor = _write_shards(storage, plan, source, advance)
         if not units:
-            raise UserError(f"{path}: no sample to be learned from in any file")
+            raise UserError(f"{path}: no file holds a sample with a row in the loss mask")
         manifest = assemble(storage, plan.model_copy(update={"units": units, "format_minor": minor}))
         manifest = write_manifest(storage, source.finished(manifest, longest))
     assert manifest.derived is not None
@@ -80,7 +80,7 @@ def import_files(
 def _write_shards(
     storage: Storage, plan: Manifest, source: Source, advance: Callable[[int, int], None]
 ) -> tuple[list[Unit], int, int, int]:
-    """The units, all committed; tokens of the longest sequence; rows; the format's minor version."""
+    """Write and commit all shards; returns units, tokens of the longest sequence, rows, and format minor version."""
     units: list[Unit] = []
     longest = rows = minor = 0
     with UnitWriter(storage, plan, "", lambda *_: None) as writer:
@@ -99,7 +99,7 @@ def _write_shards(
 
 
 def _shards(plan: Manifest, source: Source, advance: Callable[[int, int], None]) -> Iterator[list[Pair]]:
-    """The samples, checked, shard by shard."""
+    """The checked samples, one list per shard."""
     seen: set[str] = set()
     pairs: list[Pair] = []
     n_tokens = n_entries = 0
@@ -107,7 +107,7 @@ def _shards(plan: Manifest, source: Source, advance: Callable[[int, int], None])
         pair = checked(found, plan)
         key = pair[0].key
         if key in seen:
-            raise UserError(f"{found.where}: key {key} was there before; every sample must have a key of its own")
+            raise UserError(f"{found.where}: key {key} occurs twice; every sample needs a unique key")
         seen.add(key)
         pairs.append(pair)
         n_tokens += len(pair[0].input_ids)
@@ -121,17 +121,17 @@ def _shards(plan: Manifest, source: Source, advance: Callable[[int, int], None])
 
 
 def checked(found: Found, plan: Manifest) -> Pair:
-    """A sample of the records' types. Raises UserError naming file and row for what no teacher can have said."""
+    """Check a sample and cast it to the records' dtypes. Raises UserError, naming file and row, for invalid values."""
     tokens, logits, vocabulary = found.tokens, found.logits, plan.teacher.vocab_size
     n, positions = len(tokens.input_ids), logits.positions
     stored_PK = np.arange(logits.ids.shape[1]) < logits.counts[:, None]
     follows_P = positions < n - 1
     sound = {
         f"{n} tokens, wanted 1 to {plan.corpus.settings.max_tokens}": 1 <= n <= plan.corpus.settings.max_tokens,
-        f"key {tokens.key[:80]!r}: wanted up to 64 digits and small letters": _KEY.fullmatch(tokens.key) is not None,
+        f"key {tokens.key[:80]!r}: wanted 1 to 64 digits or lower-case letters": bool(_KEY.fullmatch(tokens.key)),
         f"input_ids: wanted 0 to {vocabulary - 1}": _within(tokens.input_ids, vocabulary),
-        "the last token counts, though none follows it": n == 0 or not tokens.loss_mask[-1],
-        f"positions: wanted rising ones below {n}": _within(positions, n) and bool((np.diff(positions) > 0).all()),
+        "the last token is in the loss mask, but no token follows it": n == 0 or not tokens.loss_mask[-1],
+        f"positions: wanted increasing ones below {n}": _within(positions, n) and bool((np.diff(positions) > 0).all()),
         f"ids: wanted 0 to {vocabulary - 1}": _within(logits.ids[stored_PK], vocabulary),
         "a log-probability is not a finite number": bool(np.isfinite(logits.logprobs[stored_PK]).all()),
         "a log-partition is not a finite number": bool(np.isfinite(logits.log_partition).all()),

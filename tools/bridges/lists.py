@@ -1,7 +1,7 @@
-"""Arrow columns of lists, and of lists of lists, from numpy arrays and back, without a Python object an entry.
+"""Arrow columns of lists and of nested lists, to and from numpy without a Python object per entry.
 
-A column has one list for each sequence of a batch. Reading checks what hostile files get wrong: types, nulls, lengths.
-Shape letters: S numbers of a list, P inner lists, K entries of each.
+A column has one list per sequence of a batch. Reading checks types, nulls and lengths, since files may be hostile.
+Shape letters: S numbers of a list, P inner lists, K entries each, E entries of all inner lists.
 """
 
 import itertools
@@ -13,40 +13,36 @@ import pyarrow as pa
 
 from schemas.errors import UserError
 
-MAX_ENTRIES = 2**31 - 1  # of a column of one batch: Arrow's offsets are 32 bits wide
-
-
-MAX_PADDED = 1 << 28  # entries of one sequence
+MAX_ENTRIES = 2**31 - 1  # per column and batch: Arrow's list offsets are int32
+MAX_PADDED = 1 << 28  # padded entries of one sequence
 
 
 def check_size(n_rows: int, width: int, where: str) -> None:
-    """Raise UserError when that many rows of that many entries are more than a sequence may have in memory."""
+    """Raise UserError when [n_rows, width] is more than one sequence may take in memory."""
     if n_rows * width > MAX_PADDED:
-        raise UserError(
-            f"{where}: {n_rows} rows of {width} entries; more than the {MAX_PADDED} that are read of a sequence"
-        )
+        raise UserError(f"{where}: {n_rows} rows of {width} entries, wanted at most {MAX_PADDED} entries a sequence")
 
 
 class Ragged(NamedTuple):
     """The inner lists of one sequence."""
 
-    values: np.ndarray  # [E], one list after the other
+    values: np.ndarray  # [E], concatenated
     lengths: np.ndarray  # int64 [P]
 
     def padded(self, width: int, fill: float) -> np.ndarray:
-        """[P, width], with ``fill`` behind each list. No list may be longer."""
+        """Right-pad the lists with ``fill``: [P, width]. No list may be longer than ``width``."""
         rows = np.full((len(self.lengths), width), fill, self.values.dtype)
         rows[np.arange(width) < self.lengths[:, None]] = self.values
         return rows
 
 
 def lists(parts: Sequence[np.ndarray]) -> pa.ListArray:
-    """A column of lists: one [S] array a sequence."""
+    """A column of lists, from one [S] array per sequence."""
     return pa.ListArray.from_arrays(_offsets([len(part) for part in parts]), pa.array(np.concatenate(parts)))
 
 
 def lists_of_lists(parts: Sequence[np.ndarray], counts: Sequence[np.ndarray] | None = None) -> pa.ListArray:
-    """A column of lists of lists: one [P, K] array a sequence, of which the first ``counts`` [P] of each row are taken.
+    """A column of nested lists, from one [P, K] array per sequence, of each row its first ``counts`` [P] entries.
 
     Raises UserError when the batch is too large for Arrow.
     """
@@ -65,12 +61,14 @@ def lists_of_lists(parts: Sequence[np.ndarray], counts: Sequence[np.ndarray] | N
 def _offsets(lengths: Any) -> pa.Array:
     ends = np.cumsum(lengths, dtype=np.int64)
     if len(ends) and ends[-1] > MAX_ENTRIES:
-        raise UserError(f"a sequence with {ends[-1]} entries is larger than an Arrow list can be, {MAX_ENTRIES}")
+        raise UserError(
+            f"a column of {ends[-1]} entries in one batch, wanted at most {MAX_ENTRIES} (Arrow's 32-bit offsets)"
+        )
     return pa.array(np.concatenate([[0], ends]).astype(np.int32))
 
 
 def texts(column: pa.Array, where: str) -> list[str]:
-    """A column of strings. Raises UserError."""
+    """The strings of a column. Raises UserError for other types, nulls, and invalid UTF-8."""
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         raise UserError(f"{where}: is {column.type}, wanted string")
     if column.null_count:
@@ -82,7 +80,7 @@ def texts(column: pa.Array, where: str) -> list[str]:
 
 
 def read_lists(column: pa.Array, kind: str, where: str) -> list[np.ndarray]:
-    """The arrays [S] of a column of lists; ``kind``: ``integer`` (int64), ``floating`` (float32) or ``boolean``.
+    """One [S] array per list of a column; ``kind``: ``integer`` (int64), ``floating`` (float32) or ``boolean``.
 
     Raises UserError naming ``where``.
     """
@@ -92,7 +90,7 @@ def read_lists(column: pa.Array, kind: str, where: str) -> list[np.ndarray]:
 
 
 def read_lists_of_lists(column: pa.Array, kind: str, where: str) -> list[Ragged]:
-    """The inner lists of each sequence of a column of lists of lists. Raises UserError naming ``where``."""
+    """The inner lists of each sequence of a nested column. Raises UserError naming ``where``."""
     offsets, inner = _peel(column, where)
     inner_offsets, values = _peel(inner, where)
     flat, lengths = _numbers(values, kind, where), np.diff(inner_offsets)
@@ -103,7 +101,7 @@ def read_lists_of_lists(column: pa.Array, kind: str, where: str) -> list[Ragged]
 
 
 def _peel(column: Any, where: str) -> tuple[np.ndarray, pa.Array]:
-    """Offsets int64 [N + 1], from 0, of the N lists of a column, and what is in them."""
+    """Unwrap one level of lists: offsets int64 [N + 1], starting at 0, and the flat values."""
     if pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
@@ -126,5 +124,5 @@ def _numbers(values: Any, kind: str, where: str) -> np.ndarray:
     if kind == "floating":
         return numbers.astype(np.float32, copy=False)
     if numbers.dtype == np.uint64 and len(numbers) and numbers.max() >= 2**63:
-        raise UserError(f"{where}: holds {numbers.max()}, which cannot be right")
+        raise UserError(f"{where}: holds {numbers.max()}, wanted numbers below 2^63")
     return numbers.astype(np.int64, copy=False) if numbers.dtype != np.uint8 else numbers

@@ -1,4 +1,4 @@
-"""What an imported cache's manifest says of where it came from: the teacher, with or without weights, and the files."""
+"""Origin of an imported cache, for its manifest: the teacher, with or without weights, and the files' fingerprint."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ HASH_BYTES = 1 << 20
 
 
 def describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
-    """The teacher, and whether its weights are in its fingerprint."""
+    """The teacher's description, and whether its fingerprint covers the weights (False: configuration only)."""
     folder = Path(config.path)
     if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
         return describe_teacher(config), True
@@ -35,7 +35,7 @@ def describe(config: TeacherConfig) -> tuple[TeacherInfo, bool]:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """sha256 over the files' names and bytes."""
+    """sha256 over names and contents of the files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.name.encode()).digest())

@@ -1,7 +1,7 @@
-"""The layout ``parquet``: everything of the tokens and logits signals as plain columns, for ``datasets`` and others.
+"""The layout ``parquet``: the tokens and logits signals, complete, as plain columns for ``datasets`` and others.
 
-One row a sequence; the Parquet schema's metadata holds the cache's manifest without its lists under ``teacher_cache``.
-What is read back is what was written: a cache that was exported and imported has the same values in every bit.
+One row per sequence; the schema metadata key ``teacher_cache`` holds the cache's manifest without its lists. The round
+trip is lossless: a cache that was exported and imported has bit-identical values.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 class Facts(Strict):
-    """What the metadata of every file says of the cache that was exported."""
+    """The metadata of every file: a description of the exported cache."""
 
     version: int = Field(ge=1, le=VERSION)
     source: SourceCache
@@ -56,7 +56,7 @@ class Facts(Strict):
 
 
 class ParquetLayout(Layout):
-    """Writes the layout."""
+    """Writer of the plain Parquet layout."""
 
     name = "parquet"
     pattern = "data/train-{number:05d}.parquet"
@@ -105,14 +105,15 @@ class ParquetLayout(Layout):
         """The columns."""
         temperatures = ", ".join(f"{t:g}" for t in self.manifest.capture.logits.temperatures)
         return (
-            "One row a sequence. Row t of the teacher is its distribution after reading tokens 0..t: it predicts token "
-            "t + 1.\n\n"
-            "- `key`, `source_id`, `layer`, `text`: its name, where it came from, its part of the data mix, its text\n"
+            "One row per sequence. The teacher's row t is its distribution after reading tokens 0..t: it predicts "
+            "token t + 1.\n\n"
+            "- `key`, `source_id`, `layer`, `text`: the sequence's key, origin, layer of the data mix, and text\n"
             "- `input_ids`; `byte_start`, `byte_end`: each token and its span in the UTF-8 of `text`\n"
-            "- `loss_mask`: true at t where the prediction of token t + 1 is to be learned\n"
-            "- `positions`: the rows that are stored; all columns below have one entry for each\n"
-            "- `ids`, `logprobs`: the likeliest tokens, best first, and log-probabilities at temperature 1, nats\n"
-            "- `next_logprob`: log-probability of the token that follows; NaN where none does\n"
+            "- `loss_mask`: true at t where the prediction of token t + 1 is in the loss\n"
+            "- `positions`: the stored rows; all columns below have one entry per stored row\n"
+            "- `ids`, `logprobs`: the likeliest tokens, in descending order, and log-probabilities in nats at "
+            "temperature 1\n"
+            "- `next_logprob`: log-probability of the next token; NaN at the last token\n"
             f"- `log_partitions`: A_T = log Σ_v p(v)^(1/T) for T = {temperatures}; "
             "log p_T(i) = logprobs / T − A_T\n\n"
             "```python\nfrom datasets import load_dataset\n\n"
@@ -121,23 +122,23 @@ class ParquetLayout(Layout):
 
 
 def facts_of(metadata: dict[bytes, bytes] | None, where: str) -> Facts:
-    """What a file says of the cache it was exported from. Raises UserError."""
+    """The description of the exported cache, from a file's metadata. Raises UserError."""
     if not metadata or METADATA not in metadata:
-        raise UserError(f"{where}: no `teacher_cache` in its metadata: it was not written by `cache-tools export`")
+        raise UserError(f"{where}: no `teacher_cache` in its metadata; give files written by `cache-tools export`")
     return parse_json(Facts, metadata[METADATA], f"{where}: metadata")
 
 
 def derivation(facts: Facts) -> Derivation:
-    """The manifest's account of an import."""
+    """The import's derivation, for the manifest."""
     return Derivation(action="import", sources=[facts.source], notes="From Parquet files that a cache was exported to.")
 
 
 def samples(
     batch: pa.RecordBatch, facts: Facts, where: str, first_row: int
 ) -> Iterator[tuple[TokenSample, LogitsSample]]:
-    """The samples of these rows, whose lengths agree; what the values say is not checked.
+    """The samples of a batch. Types and lengths are checked, values are not.
 
-    ``first_row``: number in the file, for messages. Raises UserError.
+    ``first_row``: the batch's first row in the file, for error messages. Raises UserError.
     """
     found = {field.name: field.type for field in batch.schema}
     if missing := [name for name in SCHEMA.names if name not in found]:
@@ -175,16 +176,16 @@ def _sample(
         if length != right:
             raise UserError(f"{where}: {length} entries of {name}, wanted {right}")
     if not np.array_equal(nested["logprobs"].lengths, counts):
-        raise UserError(f"{where}: ids and logprobs have rows of different lengths")
+        raise UserError(f"{where}: ids and logprobs differ in row lengths")
     if n_rows and (counts.min() < 1 or counts.max() > k):
-        raise UserError(f"{where}: a row of {counts.min()} to {counts.max()} entries, wanted 1 to {k}")
+        raise UserError(f"{where}: rows of {counts.min()} to {counts.max()} entries, wanted 1 to {k}")
     if (nested["log_partitions"].lengths != n_temperatures).any():
-        raise UserError(f"{where}: rows of log_partitions must have {n_temperatures} entries")
+        raise UserError(f"{where}: rows of log_partitions must have {n_temperatures} entries, one a temperature")
     check_size(n_rows, k, where)
     spans = row["byte_start"], row["byte_end"]
     n_bytes = len(names["text"][i].encode())
     if n_tokens and (spans[0].min() < 0 or (spans[0] > spans[1]).any() or spans[1].max() > n_bytes):
-        raise UserError(f"{where}: a span of bytes is not within its text of {n_bytes}")
+        raise UserError(f"{where}: byte_start and byte_end: a span is not within the text of {n_bytes} bytes")
     tokens = TokenSample(
         key=key,
         source_id=names["source_id"][i],

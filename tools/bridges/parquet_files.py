@@ -1,4 +1,4 @@
-"""Reading Parquet files of others, a few rows at a time."""
+"""Bounded reading of untrusted Parquet files, a few rows at a time."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,25 +13,25 @@ from schemas.errors import UserError
 from schemas.regular_files import open_regular
 
 VALUES_AT_A_TIME = 1 << 23  # of the largest column
-MAX_ROW_VALUES = 1 << 28  # of one column, on average over a row group
+MAX_ROW_VALUES = 1 << 28  # of one column, averaged over a row group
 MAX_ROWS_AT_A_TIME = 1024
-DENSE_VALUES = 1 << 25  # of a column of a row group; more of them must not stand for …
-MAX_VALUES_OF_A_BYTE = 256  # … so many each: a row could then be larger than any memory
-MAX_TEXT_BYTES = 1 << 27  # of one column of the rows read at a time
+DENSE_VALUES = 1 << 25  # a column of a row group with more values than this …
+MAX_VALUES_OF_A_BYTE = 256  # … may not decode to more values per compressed byte: a row could exhaust memory
+MAX_TEXT_BYTES = 1 << 27  # of one column of a block
 
 
-class Part(NamedTuple):
-    """A few rows of a file."""
+class RowBlock(NamedTuple):
+    """Consecutive rows of a file."""
 
     file: Path
-    first_row: int  # of the file
+    first_row: int  # counted in the file
     rows: pa.RecordBatch
 
 
 def parquet_files(path: str) -> list[Path]:
-    """The Parquet files of a folder, by name with numbers in order; or the one file. Raises UserError."""
+    """The Parquet files below a folder, in natural order of their names; or the one file. Raises UserError."""
     if "://" in path:
-        raise UserError(f"{path}: files are imported from a local folder; copy them here first")
+        raise UserError(f"{path}: only local files can be imported; download them first")
     top = Path(path)
     if top.is_file():
         return [top]
@@ -39,29 +39,29 @@ def parquet_files(path: str) -> list[Path]:
         raise UserError(f"{path}: no such file or folder; give the one that holds the Parquet files")
     found = [file for file in top.rglob("*.parquet") if file.is_file()]
     if not found:
-        raise UserError(f"{path}: no *.parquet file there; give the folder that holds the Parquet files")
-    return sorted(found, key=lambda file: _in_order(str(file.relative_to(top))))
+        raise UserError(f"{path}: no *.parquet file below it; give the folder that holds the Parquet files")
+    return sorted(found, key=lambda file: _natural_order(str(file.relative_to(top))))
 
 
-def _in_order(name: str) -> list[tuple[int, str]]:
+def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def open_file(file: Path) -> pq.ParquetFile:
-    """The file, whose metadata was read. Raises UserError."""
+    """Open a file and read its metadata. Raises UserError."""
     try:
         with open_regular(file) as opened:
             schema = pq.read_schema(opened)
         texts = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
-        return pq.ParquetFile(file, read_dictionary=texts)  # a text that stands in many rows is in memory once
+        return pq.ParquetFile(file, read_dictionary=texts)  # a text repeated in many rows is in memory once
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read: {error}") from None
+        raise UserError(f"{file}: not a readable Parquet file: {error}") from None
 
 
-def read_parts(file: Path, columns: Sequence[str]) -> Iterator[Part]:
-    """All rows of a file, of those of ``columns`` that it has. Raises UserError, also for what rows cannot hold."""
+def read_blocks(file: Path, columns: Sequence[str]) -> Iterator[RowBlock]:
+    """All rows of a file, of those of ``columns`` it has. Raises UserError when it is damaged or rows are too large."""
     with open_file(file) as opened:
         names = [name for name in columns if name in opened.schema_arrow.names]
         first_row = 0
@@ -69,37 +69,39 @@ def read_parts(file: Path, columns: Sequence[str]) -> Iterator[Part]:
             try:
                 step = _rows_at_a_time(opened.metadata.row_group(group), file, first_row)
                 for rows in opened.iter_batches(step, row_groups=[group], columns=names):
-                    yield Part(file, first_row, _decoded(rows, file, first_row))
+                    yield RowBlock(file, first_row, _decoded(rows, file, first_row))
                     first_row += rows.num_rows
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise UserError(f"{file}: cannot be read after row {first_row}: {error}") from None
+                raise UserError(f"{file}: cannot be read from row {first_row} on: {error}") from None
 
 
 def _decoded(rows: pa.RecordBatch, file: Path, first_row: int) -> pa.RecordBatch:
-    """The rows with texts as such, unless they would take too much memory."""
+    """The rows with dictionary-encoded texts decoded. Raises UserError when these would take too much memory."""
     columns = []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         if pa.types.is_dictionary(column.type):
             lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
             if (pc.sum(lengths.cast(pa.int64())).as_py() or 0) > MAX_TEXT_BYTES:
-                raise UserError(f"{file}: rows from {first_row} on: {name}: texts of more than {MAX_TEXT_BYTES} bytes")
+                raise UserError(
+                    f"{file}: rows from {first_row} on: {name}: over {MAX_TEXT_BYTES} bytes of text in a block of rows"
+                )
             column = column.dictionary_decode()
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 
 
 def _rows_at_a_time(group: Any, file: Path, first_row: int) -> int:
+    """Rows per block of a row group, from its metadata. Raises UserError when rows are too large."""
     for column in map(group.column, range(group.num_columns)):
         if column.num_values > max(DENSE_VALUES, MAX_VALUES_OF_A_BYTE * column.total_compressed_size):
             raise UserError(
                 f"{file}: rows from {first_row} on: {column.path_in_schema}: {column.num_values} values in "
-                f"{column.total_compressed_size} bytes, more than {MAX_VALUES_OF_A_BYTE} in a byte are not read"
+                f"{column.total_compressed_size} compressed bytes, wanted at most {MAX_VALUES_OF_A_BYTE} values a byte"
             )
     values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
     mean = values // max(1, group.num_rows)
     if mean > MAX_ROW_VALUES:
         raise UserError(
-            f"{file}: row {first_row} and the next ones have {mean} values in a column, more than the "
-            f"{MAX_ROW_VALUES} that are read"
+            f"{file}: rows from {first_row} on: {mean} values of a column per row, wanted at most {MAX_ROW_VALUES}"
         )
     return max(1, min(MAX_ROWS_AT_A_TIME, VALUES_AT_A_TIME // max(1, mean)))

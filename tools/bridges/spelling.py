@@ -1,17 +1,17 @@
-"""The text of token ids where a data set has none: what its tokenizer's vocabulary spells, byte by byte."""
+"""Text of a data set that has token ids only, spelled byte by byte from its tokenizer's vocabulary."""
 
 import numpy as np
 
 from teacher_cache.corpus.token_spans import TokenSpans
 
 SUBSTITUTE = "\ufffd"
-_ESCAPED = (0xDC80, 0xDCFF)  # what bytes that are not UTF-8 become with `surrogateescape`
+_ESCAPED = (0xDC80, 0xDCFF)  # code points of bytes that are not UTF-8, under `surrogateescape`
 
 
 def readable(spans: TokenSpans) -> tuple[str, np.ndarray, np.ndarray]:
-    """The text, and where each token starts and ends in its UTF-8 (uint32 [S]).
+    """The text, and each token's start and end in its UTF-8 (uint32 [S]).
 
-    A byte that is no part of a character, as at the end of a sequence that was cut, becomes the replacement character.
+    A byte outside any character, such as at the end of a truncated sequence, becomes the replacement character.
     """
     escaped = spans.data.decode("utf-8", "surrogateescape")
     codes = np.frombuffer(escaped.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -22,7 +22,7 @@ def readable(spans: TokenSpans) -> tuple[str, np.ndarray, np.ndarray]:
     before = np.where(lost, 1, widths)
     after = np.where(lost, len(SUBSTITUTE.encode()), widths)
     first_before, first_after = np.cumsum(before) - before, np.cumsum(after) - after
-    new = np.empty(len(spans.data) + 1, np.int64)  # place of each byte
+    new = np.empty(len(spans.data) + 1, np.int64)  # new offset of each byte
     new[:-1] = np.repeat(first_after - first_before, before) + np.arange(len(spans.data))
     new[-1] = after.sum()
     text = np.where(lost, ord(SUBSTITUTE), codes).astype("<u4").tobytes().decode("utf-32-le")

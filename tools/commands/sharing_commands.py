@@ -68,7 +68,7 @@ def pull(
     from schemas.derivation import Selection
     from teacher_cache.shards.storage import Storage
     from tools.sharing.push import copy_cache
-    from tools.sharing.selecting import in_order
+    from tools.sharing.selecting import canonical
     from tools.sharing.subset import choose, open_source, write_subset
     from tools.trust.sign import trust_check
 
@@ -78,7 +78,7 @@ def pull(
     with progress("fetching") as advance:
         if selection != everything:
             source, manifest = open_source(url, digest, check, whole=True)
-            selection = in_order(selection, manifest, url)
+            selection = canonical(selection, manifest, url)
         if selection == everything:  # also all signals by name: as it is, with its signatures
             report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:

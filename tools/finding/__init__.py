@@ -1,1 +1,1 @@
-"""Finding caches: catalogues, search, cards."""
+"""Discovery of caches: catalogues, search, cards."""

@@ -1,6 +1,6 @@
-"""``cache-tools card``: what a cache is, in Markdown, as model cards have it. All of it follows from the cache's files.
+"""``cache-tools card``: a Markdown card of a cache, like a model card, generated from the cache's files alone.
 
-What others wrote (names, notes, licence) is shown as code, in which Markdown and HTML mean nothing.
+Free text from the manifest (names, notes, licence) is shown as code, so that Markdown and HTML in it have no effect.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from tools.looking.stats import Stats, stats
 from tools.trust.signatures import valid_signatures
 
 CARD = "CACHE_CARD.md"
-MAX_SOURCES = 50  # of the data, and caches of a history
+MAX_SOURCES = 50  # data sources, source caches and signatures that are listed
 MAX_GENERATIONS = 6
 
 
 def describe(url: str, samples: int = 0, advance: Callable[[int, int], None] = lambda done, total: None) -> str:
-    """The card of the cache at ``url``; with figures of quality if ``samples`` are to be read for them.
+    """The card of the cache at ``url``; with ``samples`` > 0, quality figures measured on that many samples.
 
-    Raises UserError when there is no cache, CorruptCacheError when a sample that is read is damaged.
+    Raises UserError when there is no cache at ``url``, CorruptCacheError when a sample is damaged.
     """
     storage = Storage(url)
     manifest = listed(storage, up_to_date_manifest(storage))
@@ -35,7 +35,7 @@ def describe(url: str, samples: int = 0, advance: Callable[[int, int], None] = l
 
 
 def _figures(found: Stats) -> dict[str, float]:
-    """What a card says of ``cache-tools stats``: means over the rows read."""
+    """The card's quality figures from ``cache-tools stats``: means over the rows read."""
     figures = found.overall.summary()
     entropy = "entropy in nats" if found.entropy_is_exact else "entropy in nats, at least"
     return {
@@ -49,7 +49,7 @@ def _figures(found: Stats) -> dict[str, float]:
 
 
 def write_card(url: str, text: str) -> str:
-    """Put the card into the cache; readers ignore it. Returns where it is."""
+    """Write the card into the cache, where readers ignore it. Returns its location."""
     with whole_place(Storage(url), "cache-tools card") as lease:
         lease.storage.write(CARD, text.encode())
         return lease.storage.where(CARD)
@@ -63,8 +63,8 @@ def cache_card(
 ) -> str:
     """The text of ``CACHE_CARD.md``.
 
-    manifest: with its lists of shards; signatures: key and statement of valid ones; quality: figures by name,
-    measured on the cache.
+    manifest: with its list of shards; signatures: public key and statement of each valid one; quality: figures
+    measured on the cache, by name.
     """
     lines = [
         *_header(manifest),
@@ -135,7 +135,7 @@ def _data(manifest: Manifest) -> list[str]:
     ]
     if len(settings.sources) > MAX_SOURCES:
         sources.append(f"- and {len(settings.sources) - MAX_SOURCES} more")
-    became = {
+    outcomes = {
         "read": counts.documents,
         "empty, dropped": counts.empty,
         "equal to an earlier one, dropped": counts.duplicates,
@@ -147,17 +147,17 @@ def _data(manifest: Manifest) -> list[str]:
     return [
         "## Data",
         "",
-        f"{totals.samples:,} samples of {totals.tokens:,} tokens, of sequences of {settings.min_tokens} to "
-        f"{settings.max_tokens} tokens. The corpus gave {counts.samples:,} samples of {counts.tokens:,} tokens, of "
-        f"which {counts.loss_tokens:,} count. Sources:",
+        f"{totals.samples:,} samples, {totals.tokens:,} tokens, in sequences of {settings.min_tokens} to "
+        f"{settings.max_tokens} tokens. The corpus has {counts.samples:,} samples with {counts.tokens:,} tokens, of "
+        f"which {counts.loss_tokens:,} are in the loss. Sources:",
         "",
         *sources,
         "",
         "| documents | number |",
         "|---|--:|",
-        *(f"| {what} | {count:,} |" for what, count in became.items()),
+        *(f"| {what} | {count:,} |" for what, count in outcomes.items()),
         "",
-        f"Text was {'cleaned' if settings.clean else 'taken as it is'}. Fingerprint of the corpus: "
+        f"Text was {'cleaned' if settings.clean else 'not changed'}. Fingerprint of the corpus: "
         f"`{manifest.corpus.fingerprint}`",
         "",
     ]
@@ -165,7 +165,7 @@ def _data(manifest: Manifest) -> list[str]:
 
 def _signals(manifest: Manifest) -> list[str]:
     words, per_token, codec = capture_in_words(manifest), manifest.bytes_per_token(), manifest.codec
-    words |= {"index": "where samples lie, and checksums", "tables": "codes of token ids", "head": "output head, once"}
+    words |= {"index": "offsets and checksums", "tables": "code tables of token ids", "head": "output head, once"}
     sizes = manifest.sizes().items()
     rows = [f"| {name} | {words.get(name, '')} | {count:,} | {per_token[name]:.2f} |" for name, count in sizes]
     logprobs = f"as {codec.logprobs}"
@@ -178,8 +178,8 @@ def _signals(manifest: Manifest) -> list[str]:
         "|---|---|--:|--:|",
         *rows,
         "",
-        f"Log-probabilities are stored {logprobs}; log-partitions in steps of 1/{codec.scalar_steps_per_nat} nat; all "
-        f"is compressed with zstd at level {codec.zstd_level}. In all {total_bytes(manifest):,} bytes.",
+        f"Log-probabilities are stored {logprobs}, log-partitions in steps of 1/{codec.scalar_steps_per_nat} nat; "
+        f"everything is compressed with zstd at level {codec.zstd_level}. Total: {total_bytes(manifest):,} bytes.",
         "",
     ]
 
@@ -211,12 +211,12 @@ def _provenance(manifest: Manifest, signatures: Sequence[tuple[str, Statement]])
     lines += [f"- {name}: {code_span(text) if text.strip() else 'not stated'}" for name, text in stated.items()]
     for public_key, statement in signatures[:MAX_SOURCES]:
         lines.append(
-            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{public_key}` by somebody who gives "
-            f"the name {code_span(statement.signer)}"
+            f"- signed on {statement.signed_at:%Y-%m-%d} with the key `{public_key}`; self-stated name "
+            f"{code_span(statement.signer)}"
         )
-    lines += ["- signed by nobody"] if not signatures else []
+    lines += ["- not signed"] if not signatures else []
     if manifest.derived is not None:
-        lines += ["", "Made of other caches:", "", *_history(manifest.derived)]
+        lines += ["", "Derived from other caches:", "", *_history(manifest.derived)]
     if provenance.notes.strip():
         lines += ["", "Notes:", "", *code_block(provenance.notes)]
     return [*lines, ""]
@@ -228,7 +228,7 @@ def _history(derived: Derivation, generation: int = 0) -> list[str]:
     more += [f": {code_span(derived.notes)}"] if derived.notes.strip() else []
     if derived.selection is not None:
         more.append(f"; selection {code_span(derived.selection.model_dump_json(exclude_none=True))}")
-    lines = [f"{indent}- {derived.action}{''.join(more)}, of"]
+    lines = [f"{indent}- {derived.action}{''.join(more)}, from"]
     for source in derived.sources[:MAX_SOURCES]:
         lines.append(f"{indent}  - `{source.manifest_sha256}`: {source.samples:,} samples, {source.tokens:,} tokens")
         if source.derived is not None and generation < MAX_GENERATIONS:
@@ -240,22 +240,24 @@ def _history(derived: Derivation, generation: int = 0) -> list[str]:
 
 def _limits(manifest: Manifest) -> list[str]:
     logits, final = manifest.capture.logits, manifest.capture.final
-    kept = "every logit can be rebuilt from the final hidden states" if final else "all else is one remainder"
-    rows = "rows whose next token counts" if logits.positions == "loss_mask" else "all rows"
+    others = (
+        "every logit can be rebuilt from the final hidden states" if final else "all other tokens are one remainder"
+    )
+    rows = "rows in the loss mask" if logits.positions == "loss_mask" else "all rows"
     lines = [
         "## Limits",
         "",
-        f"- Distributions are stored at {rows}, {capture_in_words(manifest)['logits'].split(';')[0]}; {kept}.",
-        "- Values are rounded as said above, and are the teacher's in the arithmetic of its engine.",
-        "- The cache holds the text of its corpus: its licence and its faults are those of the corpus and the teacher.",
+        f"- Distributions are stored at {rows}, {capture_in_words(manifest)['logits'].split(';')[0]}; {others}.",
+        "- Values are rounded as stated above, and computed in the teacher engine's arithmetic.",
+        "- The cache contains the text of its corpus: licence and flaws of the corpus and of the teacher apply.",
     ]
     if not manifest.complete:
-        lines.append("- Shards are missing: the run that writes them is under way or was interrupted.")
+        lines.append("- Shards are missing: the run that writes them is still in progress or was interrupted.")
     return [*lines, ""]
 
 
 def shown_url(url: str) -> str:
-    """A URL for others to use: without name, password and query; of a folder of this machine, a placeholder."""
+    """A URL to publish: without user, password and query; a placeholder for a local folder."""
     parts = urlsplit(url)
     if "://" not in url or parts.scheme in ("file", "local"):
         return "URL_OF_THIS_CACHE"

@@ -1,4 +1,4 @@
-"""``cache-tools catalog``: an index of the caches in a folder, as data and as a page."""
+"""``cache-tools catalog``: an index of the caches below a folder, as JSON and as an HTML page."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +28,13 @@ from tools.trust.signatures import valid_signatures
 
 CATALOG, PAGE = "catalog.json", "catalog.html"
 MAX_CATALOG_VALUES = 400_000
-MAX_CATALOG_BYTES = 1 << 24  # 5,000 caches, of some 2,000 bytes each, take more than half of it
+MAX_CATALOG_BYTES = 1 << 24  # 5,000 caches at about 2,000 bytes each take a little over half
 
 
 def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Catalog:
-    """The catalogue of what lies below ``url`` now; a cache that cannot be read is one of its problems.
+    """Scan the caches below ``url``; unreadable ones are listed as the catalogue's problems.
 
-    ``advance(done, of how many)`` counts folders, then caches. Raises UserError when there is nothing at ``url``.
+    ``advance(done, total)`` counts folders first, then caches. Raises UserError when there is nothing at ``url``.
     """
     prefix = Prefix(url)
     listing = prefix.listing(depth, advance)
@@ -62,18 +62,18 @@ def scan(url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lam
 def update(
     url: str, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Catalog, list[str]]:
-    """Scan and write, as the only one: a catalogue that was read before another's is never written after it.
+    """Scan and write under a lease, so that an older scan never overwrites a newer one.
 
-    Raises ConflictError when another process is at it.
+    Returns the catalogue and the locations of its files. Raises ConflictError while another process holds the lease.
     """
-    Prefix(url).listing(1)  # or a mistyped place would be made
+    Prefix(url).listing(1)  # before the lease, which would create a mistyped folder
     with whole_place(Storage(url), "cache-tools catalog") as lease:
         catalog = scan(url, depth, advance)
         return catalog, write(lease.storage, catalog)
 
 
 def write(storage: Storage, catalog: Catalog) -> list[str]:
-    """Write the catalogue and its page, each whole or not at all; returns where they are."""
+    """Write the catalogue and its page, each atomically; returns their locations."""
     from tools.finding.page import page
 
     storage.write(PAGE, page(catalog).encode())
@@ -82,7 +82,7 @@ def write(storage: Storage, catalog: Catalog) -> list[str]:
 
 
 def read(url: str) -> Catalog | None:
-    """The catalogue at ``url``, None where there is none. Raises UserError when it is not valid, or too large."""
+    """The catalogue at ``url``, or None if there is none. Raises UserError when it is invalid or too large."""
     storage = Storage(url)
     if not storage.exists(CATALOG):
         return None
@@ -90,28 +90,28 @@ def read(url: str) -> Catalog | None:
     try:
         catalog = parse_json(Catalog, storage.read(CATALOG, MAX_CATALOG_BYTES), where, MAX_CATALOG_VALUES)
     except UserError as error:
-        raise UserError(f"{error}; use --scan to look at the caches themselves") from None
+        raise UserError(f"{error}; use --scan to read the caches themselves") from None
     if catalog.catalog_version > CATALOG_VERSION:
         raise UserError(
-            f"{where}: catalog_version {catalog.catalog_version} is newer than {CATALOG_VERSION}, the newest that this "
-            "version reads; update this package, or use --scan"
+            f"{where}: catalog_version {catalog.catalog_version}, wanted at most {CATALOG_VERSION}; update this "
+            "package, or use --scan"
         )
     return catalog
 
 
 def _entry(prefix: Prefix, found: Found) -> CatalogEntry | str:
-    """A cache's entry, or why there is none."""
+    """A cache's entry, or the error that prevented it."""
     storage = prefix.cache(found.path)
     try:
         if found.bytes > MAX_MANIFEST_BYTES:
-            raise UserError(f"manifest.json: {found.bytes} bytes, at most {MAX_MANIFEST_BYTES} are read")
+            raise UserError(f"manifest.json: {found.bytes} bytes, wanted at most {MAX_MANIFEST_BYTES}")
         return catalog_entry(storage, found)
     except UserError as error:
         return str(error).replace(storage.where(""), "")
 
 
 def catalog_entry(storage: Storage, found: Found) -> CatalogEntry:
-    """The entry of the cache at ``storage``. Raises UserError when its manifest is not valid."""
+    """The entry of the cache at ``storage``. Raises UserError when its manifest is invalid."""
     manifest = read_manifest(storage)
     sizes = {signal: manifest.totals.bytes[signal] for signal in sorted(manifest.totals.bytes)}
     teacher, provenance = manifest.teacher, manifest.provenance

@@ -1,4 +1,4 @@
-"""A folder or bucket prefix that holds caches: where they are, found by their manifests."""
+"""Search of a folder or bucket prefix for caches, which are found by their manifests."""
 
 import re
 from collections.abc import Callable
@@ -14,47 +14,47 @@ from schemas.errors import UserError
 from teacher_cache.shards.answers import Entry
 from teacher_cache.shards.storage import MANIFEST, PATIENCE, Storage
 
-MAX_FOLDERS = 20_000  # that are looked into
+MAX_FOLDERS = 20_000  # visited
 THREADS = 8
 DEPTH = 3
-_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # of stores' clients
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # keys used by fsspec clients
 
 
 @dataclass(frozen=True)
 class Found:
-    """A manifest below the prefix: the cache's folder, the file's size in bytes and when the store says it came."""
+    """A manifest below the prefix."""
 
-    path: str
-    bytes: int
-    written_at: datetime | None
+    path: str  # of the cache's folder
+    bytes: int  # of the manifest
+    written_at: datetime | None  # according to the store
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a prefix: caches by path, folders that could not be read, and how many had unusable names."""
+    """The result of a search below a prefix."""
 
-    caches: list[Found]
-    problems: dict[str, str]
-    left_out: int
+    caches: list[Found]  # sorted by path
+    problems: dict[str, str]  # unreadable folder → reason
+    left_out: int  # folders with unusable names
 
 
 class Prefix(Storage):
-    """The storage of many caches. As a `Storage` it reads and writes files at its root."""
+    """Storage of many caches. As a `Storage`, it reads and writes files at its root."""
 
     def cache(self, path: str) -> Storage:
-        """The storage of the cache at ``path``, which matches the pattern of paths."""
+        """The storage of the cache at ``path``, whose parts match ``PATH_PART``."""
         return Storage(self.where(path))
 
     def listing(self, depth: int = DEPTH, advance: Callable[[int, int], None] = lambda done, total: None) -> Listing:
-        """Caches up to ``depth`` folders below; nothing is looked for inside a cache, and links are not followed.
+        """Caches up to ``depth`` folders below; does not descend into caches or follow symlinks.
 
         ``advance(folders done, folders known)``. Raises UserError when there is no such folder, when it is a cache
         itself, or when there are too many folders or caches.
         """
         if not self.can_list:
-            raise UserError(f"{self.url}: plain HTTP has no listing; give a folder, or a store with one")
+            raise UserError(f"{self.url}: plain HTTP cannot list folders; give a local folder or an object store")
         if self._manifest("") is not None:
-            raise UserError(f"{self.url}: this is a cache itself; give the folder that holds caches, or use inspect")
+            raise UserError(f"{self.url}: is itself a cache; give the folder that holds caches, or use inspect")
         level, left_out = self._subfolders("")
         caches: list[Found] = []
         problems: dict[str, str] = {}
@@ -63,16 +63,16 @@ class Prefix(Storage):
             for remaining in reversed(range(depth)):
                 below: list[str] = []
                 self._check_number(done + len(level), len(caches))
-                for path, answer in zip(level, pool.map(partial(self._look, remaining), level), strict=True):
+                for path, result in zip(level, pool.map(partial(self._visit, remaining), level), strict=True):
                     done += 1
                     advance(done, max(done, len(level)))
-                    if isinstance(answer, Found):
-                        caches.append(answer)
-                    elif isinstance(answer, str):
-                        problems[path] = answer
+                    if isinstance(result, Found):
+                        caches.append(result)
+                    elif isinstance(result, str):
+                        problems[path] = result
                     else:
-                        below += answer[0]
-                        left_out += answer[1]
+                        below += result[0]
+                        left_out += result[1]
                 level = below
         self._check_number(done, len(caches))
         return Listing(sorted(caches, key=lambda found: found.path), problems, left_out)
@@ -80,18 +80,18 @@ class Prefix(Storage):
     def _check_number(self, folders: int, caches: int) -> None:
         if folders > MAX_FOLDERS or caches > MAX_CACHES:
             raise UserError(
-                f"{self.url}: {folders} folders and {caches} caches, at most {MAX_FOLDERS} and {MAX_CACHES} are "
-                "listed; give a folder further down, or a smaller --depth"
+                f"{self.url}: {folders} folders and {caches} caches, wanted at most {MAX_FOLDERS} and {MAX_CACHES}; "
+                "give a folder further down, or a smaller --depth"
             )
 
     def files(self, folder: str) -> list[str]:
-        """Names of the files right in ``folder`` (``""``: at the root), sorted; none when it is not there."""
+        """Sorted names of the files directly in ``folder`` (``""``: the root); empty if it does not exist."""
         return sorted(entry.name for entry in self._ls(folder) if not entry.is_folder)
 
-    def _look(self, remaining: int, path: str) -> Found | str | tuple[list[str], int]:
-        """The cache at ``path``; or why it cannot be read; or what to look into next, and how many not to.
+    def _visit(self, remaining: int, path: str) -> Found | str | tuple[list[str], int]:
+        """The cache at ``path``; or the error; or the subfolders to visit and the number of skipped ones.
 
-        ``remaining``: how many folders further down there may be caches.
+        ``remaining``: levels left to descend.
         """
         try:
             return self._manifest(path) or (self._subfolders(path) if remaining else ([], 0))
@@ -118,15 +118,15 @@ class Prefix(Storage):
         return [f"{path}/{name}".lstrip("/") for name in usable], len(names) - len(usable)
 
     def _ls(self, folder: str) -> list[Entry]:
-        """What lies right in a folder."""
+        """Direct entries of a folder."""
         found = self._entries(folder, f"{self._root.rstrip('/')}/{folder}".rstrip("/") or "/")
         if not found and not folder and not (self.is_local and Path(self._root).is_dir()):
-            raise UserError(f"{self.url}: nothing is there; give a folder or prefix that holds caches")
+            raise UserError(f"{self.url}: empty or missing; give a folder or prefix that holds caches")
         return found
 
 
 def _time(info: dict[str, Any]) -> datetime | None:
-    """When a file was written, from what the store's client says about it."""
+    """Modification time of a file from fsspec's ``info``, if any."""
     for key in _TIMES:
         value = info.get(key)
         try:

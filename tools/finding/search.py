@@ -1,4 +1,4 @@
-"""``cache-tools search``: caches of a catalogue that have what is wanted."""
+"""``cache-tools search``: filter the caches of a catalogue."""
 
 import re
 from collections import Counter
@@ -8,15 +8,15 @@ from pathlib import Path
 from schemas.catalog_file import Catalog, CatalogEntry
 from schemas.errors import UserError
 
-MIN_DIGITS = 6  # of a fingerprint's beginning
+MIN_DIGITS = 6  # of a fingerprint prefix
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a cache must have; None and () ask for nothing. Text matches in part, whatever its case."""
+    """Criteria for a cache; None and () match anything. Text matches as a case-insensitive substring."""
 
-    teacher: str | None = None  # part of the name, or the beginning of the fingerprint
-    tokenizer: str | None = None  # beginning of the fingerprint
+    teacher: str | None = None  # substring of the name, or prefix of the fingerprint
+    tokenizer: str | None = None  # prefix of the fingerprint
     licence: str | None = None
     owner: str | None = None
     signals: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Wanted:
     signed_by: str | None = None  # public key
 
     def fits(self, entry: CatalogEntry) -> bool:
-        """Whether a cache has all of it."""
+        """Whether a cache meets all criteria."""
         teacher, tokenizer = entry.teacher, entry.tokenizer.fingerprint
         return (
             (self.teacher is None or _within(self.teacher, teacher.name) or _begins(self.teacher, teacher.fingerprint))
@@ -46,7 +46,7 @@ def _begins(digits: str, fingerprint: str) -> bool:
 
 
 def tokenizer_fingerprint(value: str) -> str:
-    """``value``, if it is (the beginning of) a fingerprint; else that of the tokenizer in the folder it names.
+    """``value`` itself if it is a fingerprint or a prefix of one; else the fingerprint of the tokenizer in that folder.
 
     Raises UserError when it is neither.
     """
@@ -54,8 +54,8 @@ def tokenizer_fingerprint(value: str) -> str:
         return value.lower()
     if not Path(value).is_dir():
         raise UserError(
-            f"--tokenizer {value}: expected a tokenizer's folder, or the first {MIN_DIGITS} or more hex digits of its "
-            "fingerprint (a folder with such a name: ./NAME)"
+            f"--tokenizer {value}: wanted a tokenizer's folder, or the first {MIN_DIGITS} or more hex digits of its "
+            "fingerprint (for a folder with such a name: ./NAME)"
         )
     from transformers import AutoTokenizer
 
@@ -69,7 +69,7 @@ def tokenizer_fingerprint(value: str) -> str:
 
 
 def summary(catalog: Catalog) -> str:
-    """What there is, in a few lines, for somebody who found nothing."""
+    """A few lines on the catalogue's contents, shown when a search finds nothing."""
     lines = [f"{len(catalog.caches)} caches, {len(catalog.problems)} that cannot be read"]
     facts: dict[str, list[str]] = {
         "teachers": [entry.teacher.name for entry in catalog.caches],

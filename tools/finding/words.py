@@ -1,4 +1,4 @@
-"""What a catalogue, a card and a search say of a cache: how to fetch it, its size, and what it stores."""
+"""Descriptions of a cache shared by catalogue, card and search: pull command, size, capture settings."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from teacher_cache.text import one_line
 
 
 def pull_command(url: str, digest: str | None) -> str:
-    """How the cache at ``url`` is fetched, so that it is this one; without a digest, whatever is there then."""
+    """The command that fetches the cache at ``url``; ``digest`` pins it to exactly this cache."""
     return f"cache-tools pull {shlex.quote(url)} FOLDER" + (f" --digest {digest}" if digest else "")
 
 
 def total_bytes(manifest: Manifest) -> int:
-    """Bytes of a cache's files: signals, indexes, tables, head; not of the manifest itself."""
+    """Bytes of a cache's signals, indexes, tables and output head; without the manifest."""
     return sum(manifest.sizes().values())
 
 
 def capture_in_words(manifest: Manifest) -> dict[str, str]:
-    """What is stored of each signal, on a line each."""
+    """One line per signal: what of it is stored."""
     capture, layers = manifest.capture, manifest.teacher.num_layers
     logits = capture.logits
     best = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"

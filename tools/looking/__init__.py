@@ -1,1 +1,1 @@
-"""Figures of caches: what they hold, and how sure their teachers are."""
+"""Statistics of caches: their contents, and how certain their teachers are."""

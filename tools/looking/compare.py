@@ -1,8 +1,8 @@
 """``cache-tools compare``: two teachers on the same text, row by row.
 
-Made for the claim that a lighter teacher has the lower entropy and teaches better: the first half can be read here.
-Samples are those that both caches have (same key: same tokens, same loss mask), rows those that both store. Entropies
-are comparable: exact where both caches store it, else both are lower bounds from equally many entries a row.
+Made to test the claim that a lighter teacher has lower entropy and teaches better; the first half can be read off here.
+Compared are the samples in both caches (same key: same tokens, same loss mask) at the rows that both store. Entropies
+are comparable: exact where both caches store them, else lower bounds from the same number of entries a row.
 """
 
 import math
@@ -20,15 +20,15 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.looking.decoration import DecorativeIds, decorative_tokens
 from tools.looking.divergence import Divergences, divergences
-from tools.looking.figures import Measured, exact_column, kept, measure, perplexity, signals_for
+from tools.looking.figures import Measured, exact_column, measure, perplexity, select_rows, signals_for
 from tools.looking.sampling import choose, common_samples, read_each
 from tools.looking.tally import Groups, Tally
 
-MOST_KL = 32.0  # nats; what is above is counted as this in quantiles, and as it is in means
+MAX_KL = 32.0  # nats; larger values are clipped in quantiles, not in means
 
 
 class PairedMean:
-    """The mean over rows of a difference, and its standard error: samples are independent, rows of one are not."""
+    """Mean difference over rows, with a standard error clustered by sample: rows of one sample are dependent."""
 
     def __init__(self) -> None:
         self._n = self._samples = 0
@@ -45,7 +45,7 @@ class PairedMean:
         self._n_squares += float(n) * n
 
     def summary(self) -> dict[str, float | None]:
-        """``mean``, and ``standard_error`` (None of a single sample): that of a ratio of sums over samples."""
+        """``mean``, and ``standard_error`` of the ratio estimator over samples (None for a single sample)."""
         mean = self._sum / max(1, self._n)
         if self._samples < 2 or self._n == 0:
             return {"mean": mean, "standard_error": None}
@@ -57,7 +57,7 @@ class PairedMean:
 
 
 class Teacher:
-    """What one of the two is like."""
+    """Figures of one of the two teachers."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.rows = {
@@ -68,7 +68,7 @@ class Teacher:
         self.surprise = self.support = self.decorative_mass = self.at_most = 0.0
 
     def add(self, sample: Measured, decorative_V: np.ndarray) -> None:
-        """Count the rows of a sample in; ``decorative_V`` says which ids are decorative."""
+        """Add the rows of a sample; ``decorative_V``: which ids are decorative, bool [V]."""
         for name, tally in self.rows.items():
             tally.add(getattr(sample.figures, name))
         self.surprise += float(sample.figures.surprise.sum())
@@ -92,18 +92,18 @@ class Teacher:
 
 
 class Pair:
-    """What both teachers make of the samples of one group."""
+    """Figures of both teachers on one group of samples."""
 
     def __init__(self, a: Manifest, b: Manifest) -> None:
         self.samples = self.response_tokens = self.decorative = self.agreeing = 0
         self.a, self.b = Teacher(a), Teacher(b)
         self.difference = PairedMean()
         self.length = Tally(max(a.corpus.settings.max_tokens, b.corpus.settings.max_tokens))
-        self.kl_a_b, self.kl_b_a = Tally(MOST_KL), Tally(MOST_KL)
+        self.kl_a_b, self.kl_b_a = Tally(MAX_KL), Tally(MAX_KL)
         self.shared_a = self.shared_b = 0.0
 
-    def add(self, a: Measured, b: Measured, apart: Divergences, decorative_V: np.ndarray) -> None:
-        """Count a sample in, of the same rows under both."""
+    def add(self, a: Measured, b: Measured, kl: Divergences, decorative_V: np.ndarray) -> None:
+        """Add a sample, with the same rows under both teachers."""
         self.samples += 1
         response = np.flatnonzero(a.tokens.loss_mask)
         self.response_tokens += len(response)
@@ -113,10 +113,10 @@ class Pair:
         self.b.add(b, decorative_V)
         self.difference.add(b.figures.entropy - a.figures.entropy)
         self.agreeing += int((a.logits.ids[:, 0] == b.logits.ids[:, 0]).sum())
-        self.kl_a_b.add(apart.a_b_P)
-        self.kl_b_a.add(apart.b_a_P)
-        self.shared_a += float(apart.shared_a_P.sum())
-        self.shared_b += float(apart.shared_b_P.sum())
+        self.kl_a_b.add(kl.a_b_P)
+        self.kl_b_a.add(kl.b_a_P)
+        self.shared_a += float(kl.shared_a_P.sum())
+        self.shared_b += float(kl.shared_b_P.sum())
 
     def summary(self) -> dict[str, Any]:
         """All figures as plain data."""
@@ -137,18 +137,18 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """Two caches compared: all samples, and those of each layer."""
+    """Figures of two caches: over all samples, and by layer of the data mix."""
 
     a: Manifest
     b: Manifest
     common_samples: int
     entropy_is_exact: bool
     overall: Pair = field(init=False)
-    layers: Groups[Pair] = field(init=False)
+    mix_layers: Groups[Pair] = field(init=False)
 
     def __post_init__(self) -> None:
         self.overall = Pair(self.a, self.b)
-        self.layers = Groups(lambda: Pair(self.a, self.b), "other layers")
+        self.mix_layers = Groups(lambda: Pair(self.a, self.b), "other layers")
 
     def summary(self) -> dict[str, Any]:
         """All figures as plain data."""
@@ -158,7 +158,7 @@ class Comparison:
             "common_samples": self.common_samples,
             "entropy_is_exact": self.entropy_is_exact,
             "overall": self.overall.summary(),
-            "layers": {name: pair.summary() for name, pair in sorted(self.layers.by_name.items())},
+            "layers": {name: pair.summary() for name, pair in sorted(self.mix_layers.by_name.items())},
         }
 
 
@@ -173,9 +173,9 @@ def compare(
     samples: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Figures of two teachers over ``samples`` of the samples that both caches have (None: all), always the same ones.
+    """Compare two teachers on ``samples`` of the samples in both caches (None: all); the choice is deterministic.
 
-    The text is read twice: first for which ids are decorative, of which a teacher's mass is then added up.
+    Tokens are read twice: the first pass finds the decorative ids, whose mass under each teacher the second adds up.
     Raises UserError when the tokenizers differ or no sample is in both, CorruptCacheError when a file is damaged.
     """
     manifests = [up_to_date_manifest(Storage(url)) for url in (url_a, url_b)]
@@ -192,8 +192,8 @@ def compare(
     in_a, in_b = common_samples(a.reader, b.reader)
     if not len(in_a):
         raise UserError(
-            f"{url_a} ({len(a.reader)} samples) and {url_b} ({len(b.reader)} samples): no key is in both; only caches "
-            "of the same texts, cut into the same sequences (corpus settings), can be compared"
+            f"{url_a} ({len(a.reader)} samples) and {url_b} ({len(b.reader)} samples): no sample key in common; give "
+            "caches of the same texts, cut into the same sequences (corpus settings)"
         )
     chosen = choose(len(in_a), samples)
     decorative = DecorativeIds(max(manifest.teacher.vocab_size for manifest in manifests))
@@ -202,37 +202,37 @@ def compare(
         decorative.add(tokens)
     decorative_V = decorative.flags()
 
-    def measured(place: int) -> tuple[Measured, Measured]:
-        first = measure(a.reader, int(in_a[place]), a.exact, entries)
-        second = measure(b.reader, int(in_b[place]), b.exact, entries)
-        return _same_rows(first, second, b.reader.where(int(in_b[place]), "logits"))
+    def measured(number: int) -> tuple[Measured, Measured]:
+        first = measure(a.reader, int(in_a[number]), a.exact, entries)
+        second = measure(b.reader, int(in_b[number]), b.exact, entries)
+        return _same_rows(first, second, b.reader.where(int(in_b[number]), "logits"))
 
     found = Comparison(manifests[0], manifests[1], len(in_a), both_exact)
     codecs = manifests[0].codec, manifests[1].codec
     for first, second in read_each(chosen.tolist(), measured, lambda done, _: advance(len(chosen) + done, total)):
-        apart = divergences(first.logits, second.logits, *codecs)
-        for pair in (found.overall, found.layers[first.tokens.layer]):
-            pair.add(first, second, apart, decorative_V)
+        kl = divergences(first.logits, second.logits, *codecs)
+        for pair in (found.overall, found.mix_layers[first.tokens.layer]):
+            pair.add(first, second, kl, decorative_V)
     return found
 
 
 def _check_tokenizers(url_a: str, url_b: str, a: Manifest, b: Manifest) -> None:
     if a.tokenizer.fingerprint != b.tokenizer.fingerprint:
         raise UserError(
-            f"{url_a} and {url_b}: their tokenizers differ: fingerprints {a.tokenizer.fingerprint} and "
-            f"{b.tokenizer.fingerprint}; distributions over different vocabularies cannot be compared row by row"
+            f"{url_a} and {url_b}: different tokenizers, with fingerprints {a.tokenizer.fingerprint} and "
+            f"{b.tokenizer.fingerprint}; give two caches with the same tokenizer: rows are compared token by token"
         )
 
 
 def _same_rows(a: Measured, b: Measured, where: str) -> tuple[Measured, Measured]:
-    """The rows that both store."""
+    """Both samples, reduced to the rows that both store."""
     if not np.array_equal(a.tokens.input_ids, b.tokens.input_ids):
-        raise CorruptCacheError(f"{where}: sample {b.tokens.key} has other tokens than in the first cache")
+        raise CorruptCacheError(f"{where}: sample {b.tokens.key}: its tokens differ from those in the first cache")
     _, in_a, in_b = np.intersect1d(a.logits.positions, b.logits.positions, assume_unique=True, return_indices=True)
     return _only(a, in_a), _only(b, in_b)
 
 
 def _only(sample: Measured, rows: np.ndarray) -> Measured:
-    logits: LogitsSample = kept(sample.logits, rows)
+    logits: LogitsSample = select_rows(sample.logits, rows)
     figures = {name: values[rows] for name, values in vars(sample.figures).items()}
     return Measured(sample.tokens, logits, type(sample.figures)(**figures))

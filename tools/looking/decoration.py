@@ -1,14 +1,14 @@
-"""Decorative tokens: what a text is dressed up with, as opposed to what it says.
+"""Decorative tokens: formatting and ornament, as opposed to content.
 
 A character is *decoration* if it is
 
 - an emoji, a dingbat, a box-drawing, block or geometric character, a typographic bullet, or a joiner of emoji;
-- a Markdown mark in its place, outside of fenced code: the ``#`` of a heading (two to six of them: a single one is a
-  comment in too many languages), the ``*`` around bold or italic words, the backticks around inline code, the mark
-  that begins a list item or a quotation, the ``|`` and the rule of a table, a horizontal rule; or a fence itself.
+- Markdown markup outside of fenced code: the ``#`` of a heading (two to six; a single one is a comment in too many
+  languages), ``*`` around bold or italic words, backticks around inline code, the marker of a list item or quotation,
+  the ``|`` and the rule of a table, a horizontal rule; or a fence itself.
 
-A token is *decorative* if it has a visible character and all visible ones are decoration. So ``**`` in ``**Note**`` is
-and ``**`` in ``x ** 2`` is not. Part of an emoji's bytes counts as the emoji.
+A token is *decorative* if it has a visible character and all its visible characters are decoration: ``**`` in
+``**Note**`` is, ``**`` in ``x ** 2`` is not. Any part of an emoji's bytes counts as the emoji.
 """
 
 import re
@@ -23,14 +23,14 @@ PICTURES = re.compile(
     "\ufe0f\U0001f000-\U0001faff]+"
 )
 _FENCE = re.compile(r"^[ \t]*(?P<mark>```+|~~~+)[ \t]*(?P<after>[^`\n]*)$", re.MULTILINE)
-_MARKS = re.compile(  # every named group is decoration, nothing else of a match is
+_MARKS = re.compile(  # the named groups are decoration, the rest of a match is not
     r"^[ \t]*(?P<rule>([-*_=])\2{2,})[ \t]*$"
     r"|^[ \t]*(?P<heading>\#{2,6})(?=[ \t])"
     r"|^[ \t]*(?P<quote>>)(?=[ \t]\S)"
     r"|^[ \t]*(?P<item>[-*+])(?=[ \t]+\S)",
     re.MULTILINE | re.VERBOSE,
 )
-_PAIRS = re.compile(  # marks around words of one line, which neither continue a word nor touch blanks inside
+_PAIRS = re.compile(  # marks around words on one line, neither inside a word nor next to inner white space
     r"(?<![\w*])(?P<open>\*{1,3})(?=[^\s*])[^*\n]{1,400}?(?<=[^\s*])(?P<close>\*{1,3})(?![\w*])"
     r"|(?<!`)(?P<tick>`)(?=[^`\n]{1,400}`(?!`))[^`\n]*(?P<tock>`)"
 )
@@ -68,7 +68,7 @@ def decoration(text: str) -> np.ndarray:
 
 
 def _outside_of_fences(text: str, marked_C: np.ndarray) -> list[tuple[int, int]]:
-    """The spans that no fence encloses; the fences' marks are marked. A fence that is not closed reaches to the end."""
+    """Spans outside of fenced code; fences themselves are set in ``marked_C``. An unclosed fence runs to the end."""
     spans, start, opening = [], 0, ""
     for match in _FENCE.finditer(text):
         mark, after = match.group("mark", "after")
@@ -104,23 +104,23 @@ def _byte_lengths(text: str) -> np.ndarray:
 
 
 def _inside(flags_B: np.ndarray, sample: TokenSample) -> np.ndarray:
-    """How many of the bytes that each token spans are flagged, int64 [S]."""
+    """Number of flagged bytes in each token, int64 [S]."""
     before = np.concatenate([[0], np.cumsum(flags_B)])
     return before[sample.byte_end] - before[sample.byte_start]
 
 
 class DecorativeIds:
-    """Which token ids are decorative: in most of their places in the texts that were added."""
+    """Classifier of token ids: decorative if most of their occurrences in the added texts are."""
 
     def __init__(self, vocab_size: int) -> None:
-        self._met_V = np.zeros(vocab_size, np.int64)
+        self._seen_V = np.zeros(vocab_size, np.int64)
         self._decorative_V = np.zeros(vocab_size, np.int64)
 
     def add(self, sample: TokenSample) -> None:
         """Count the tokens of a sequence."""
-        np.add.at(self._met_V, sample.input_ids, 1)
+        np.add.at(self._seen_V, sample.input_ids, 1)
         np.add.at(self._decorative_V, sample.input_ids[decorative_tokens(sample)], 1)
 
     def flags(self) -> np.ndarray:
-        """bool [V]; False for ids that were never met."""
-        return 2 * self._decorative_V > self._met_V
+        """Which ids are decorative, bool [V]; False for ids that never occurred."""
+        return 2 * self._decorative_V > self._seen_V

@@ -1,9 +1,9 @@
-"""How far two teachers' stored distributions are apart.
+"""Kullback-Leibler divergence between two teachers' stored distributions.
 
-Of each distribution only some entries are stored, so both are looked at through the same partition of the vocabulary: a
-cell for each token that both store, one cell for all other tokens. Merging tokens never makes a Kullback-Leibler
-divergence larger (the data processing inequality; Cover and Thomas, Elements of Information Theory, 2.7.1): what is
-computed is a lower bound of the true one, up to the rounding of the stored values.
+Only some entries of each distribution are stored, so both are coarsened to the same partition of the vocabulary: one
+cell per token that both store, and one cell for all others. Coarsening never increases a KL divergence (data processing
+inequality; Cover and Thomas, Elements of Information Theory, 2.7.1), so the result is a lower bound of the true
+divergence, up to the rounding of the stored values.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from teacher_cache.records import LogitsSample
 
 
 class Divergences(NamedTuple):
-    """Of P rows."""
+    """KL divergences and shared mass of P rows."""
 
     a_b_P: np.ndarray  # KL(a ‖ b), nats
     b_a_P: np.ndarray  # KL(b ‖ a), nats
@@ -24,10 +24,10 @@ class Divergences(NamedTuple):
 
 
 def divergences(a: LogitsSample, b: LogitsSample, codec_a: CodecConfig, codec_b: CodecConfig) -> Divergences:
-    """KL both ways of rows that stand for the same places: ``a`` and ``b`` have the same ``positions``.
+    """KL in both directions; ``a`` and ``b`` must have the same ``positions``.
 
-    The mass of the other tokens is what a teacher's other stored entries have, and what all of its entries lack of 1.
-    It is known to the rounding of the stored values only, and not taken as smaller than that.
+    The mass of the other tokens is that of a teacher's entries that are not shared, plus its missing mass. It is known
+    only up to the rounding of the stored values, and floored at that error.
     """
     n_rows = len(a.positions)
     row_a_N, place_a_N, row_b_N, place_b_N = _shared(a, b)
@@ -47,7 +47,7 @@ def divergences(a: LogitsSample, b: LogitsSample, codec_a: CodecConfig, codec_b:
 
 
 def _shared(a: LogitsSample, b: LogitsSample) -> tuple[np.ndarray, ...]:
-    """Rows and places, in ``a`` and in ``b``, of the N entries that both store."""
+    """Row and column indices, in ``a`` and in ``b``, of the N entries that both store."""
     row_a, place_a = np.nonzero(np.isfinite(a.logprobs))
     row_b, place_b = np.nonzero(np.isfinite(b.logprobs))
     id_a, id_b = a.ids[row_a, place_a].astype(np.int64), b.ids[row_b, place_b].astype(np.int64)
@@ -57,7 +57,7 @@ def _shared(a: LogitsSample, b: LogitsSample) -> tuple[np.ndarray, ...]:
 
 
 def _rest(logits: LogitsSample, shared_P: np.ndarray, codec: CodecConfig) -> np.ndarray:
-    """Mass of the tokens that are not shared, at least what rounding leaves open."""
+    """Mass of the tokens that are not shared [P], floored at the rounding error."""
     probabilities_PK = np.exp(logits.logprobs.astype(np.float64))
     stored_P = probabilities_PK.sum(axis=1)
     rest_P = np.maximum(stored_P - shared_P, 0) + np.maximum(1 - stored_P, 0)
@@ -65,7 +65,7 @@ def _rest(logits: LogitsSample, shared_P: np.ndarray, codec: CodecConfig) -> np.
 
 
 def mass_error(logits: LogitsSample, codec: CodecConfig) -> np.ndarray:
-    """By how much the sum of each row's stored probabilities may be off, [P]: each entry by half a step."""
+    """Error bound of each row's sum of stored probabilities [P]: half a quantisation step per entry."""
     finite_PK = np.where(np.isfinite(logits.logprobs), logits.logprobs, 0).astype(np.float64)
     probabilities_PK = np.exp(logits.logprobs.astype(np.float64))
     if codec.logprobs == "steps":

@@ -1,4 +1,4 @@
-"""What a teacher's distributions are like, row by row. In float64."""
+"""Per-row figures of a teacher's distributions (entropy, coverage, surprise, …), in float64."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,87 +14,87 @@ from teacher_cache.signals.entropy import bucket_entropy
 
 @dataclass(frozen=True)
 class RowFigures:
-    """Of the rows of a sample that are stored and in its loss mask; row t predicts token t + 1."""
+    """Figures of the rows of a sample that are stored and in its loss mask; row t predicts token t + 1."""
 
     positions: np.ndarray  # int [P]
     entropy: np.ndarray  # [P]; nats, at temperature 1
-    at_most: np.ndarray  # [P]; what the entropy could be: itself if it is exact
+    at_most: np.ndarray  # [P]; upper bound of the entropy, equal to it if it is exact
     top1: np.ndarray  # [P]; probability of the likeliest token
-    coverage: np.ndarray  # [P]; probability of all stored entries
-    surprise: np.ndarray  # [P]; −log probability of the token that follows, nats
+    coverage: np.ndarray  # [P]; probability mass of the stored entries
+    surprise: np.ndarray  # [P]; −log probability of the next token, nats
 
     @property
     def support(self) -> np.ndarray:
-        """[P]; exp(entropy): of how many equally likely tokens a distribution has this entropy."""
+        """Effective support, exp(entropy) [P]: as many equally likely tokens have the same entropy."""
         return np.exp(self.entropy)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A sample: what it is, and the figures of its rows."""
+    """A sample with the figures of its rows."""
 
     tokens: TokenSample
-    logits: LogitsSample  # the rows of the figures only
+    logits: LogitsSample  # only the rows that ``figures`` covers
     figures: RowFigures
 
 
 def exact_column(manifest: Manifest) -> int | None:
-    """Which temperature of the draws holds the exact entropy at T = 1; None if none does."""
+    """Index of temperature 1 among the draws' temperatures, where the exact entropy is stored; None without it."""
     draws = manifest.capture.draws
     return draws.temperatures.index(1.0) if draws is not None and 1.0 in draws.temperatures else None
 
 
 def signals_for(exact: int | None) -> tuple[Signal, ...]:
-    """What a reader has to open for ``measure``."""
+    """The signals a reader must open for ``measure``."""
     return ("tokens", "logits") if exact is None else ("tokens", "logits", "draws")
 
 
-def measure(reader: CacheReader, position: int, exact: int | None, entries: int | None = None) -> Measured:
-    """Read a sample and work its figures out.
+def measure(reader: CacheReader, number: int, exact: int | None, entries: int | None = None) -> Measured:
+    """Read sample ``number`` of a reader and compute its figures.
 
-    ``exact``: see ``exact_column``; the entropy is a lower bound without it. ``entries``: how many of a row's entries
-    the bound is taken from (None: all), which makes those of caches of several depths comparable.
+    ``exact``: see ``exact_column``; without it, the entropy is a lower bound. ``entries``: compute the bound from a
+    row's first so many entries (None: all), to make caches of different k comparable.
     """
-    tokens, logits = reader.read_tokens(position), reader.read_logits(position)
-    draws = None if exact is None else read_draws_of(reader, position, logits)
-    counting_P = tokens.loss_mask[logits.positions]
-    figures = row_figures(logits, counting_P, reader.manifest.teacher.vocab_size, draws, exact, entries)
-    return Measured(tokens, kept(logits, counting_P), figures)
+    tokens, logits = reader.read_tokens(number), reader.read_logits(number)
+    draws = None if exact is None else read_draws_of(reader, number, logits)
+    in_loss_P = tokens.loss_mask[logits.positions]
+    figures = row_figures(logits, in_loss_P, reader.manifest.teacher.vocab_size, draws, exact, entries)
+    return Measured(tokens, select_rows(logits, in_loss_P), figures)
 
 
-def read_draws_of(reader: CacheReader, position: int, logits: LogitsSample) -> DrawsSample:
-    """The draws of the rows of ``logits``. Raises CorruptCacheError when they are of others."""
-    draws = reader.read_draws(position)
+def read_draws_of(reader: CacheReader, number: int, logits: LogitsSample) -> DrawsSample:
+    """The draws of sample ``number``. Raises CorruptCacheError unless their rows are those of ``logits``."""
+    draws = reader.read_draws(number)
     if not np.array_equal(draws.positions, logits.positions):
-        raise CorruptCacheError(f"{reader.where(position, 'draws')}: its rows are not those of the logits")
+        raise CorruptCacheError(f"{reader.where(number, 'draws')}: its rows are not those of the logits")
     return draws
 
 
-def kept(logits: LogitsSample, keep_P: np.ndarray) -> LogitsSample:
-    """These rows of a sample: ``keep_P`` is bool or int."""
-    rows = ("positions", "counts", "ids", "logprobs", "next_logprob", "log_partition")
-    return replace(logits, **{name: getattr(logits, name)[keep_P] for name in rows})
+def select_rows(logits: LogitsSample, rows: np.ndarray) -> LogitsSample:
+    """A sample reduced to ``rows``: a bool mask [P], or indices."""
+    names = ("positions", "counts", "ids", "logprobs", "next_logprob", "log_partition")
+    return replace(logits, **{name: getattr(logits, name)[rows] for name in names})
 
 
 def perplexity(mean_surprise: float) -> float:
-    """exp of it, but no number that is too large for a float."""
+    """exp(mean surprise), capped to stay within float range."""
     return math.exp(min(mean_surprise, 700.0))
 
 
 def row_figures(
     logits: LogitsSample,
-    counting_P: np.ndarray,
+    chosen_P: np.ndarray,
     vocab_size: int,
     draws: DrawsSample | None = None,
     exact: int | None = None,
     entries: int | None = None,
 ) -> RowFigures:
-    """The figures of the rows ``counting_P`` (bool [P]), each of which a token follows.
+    """Figures of the rows ``chosen_P`` (bool [P]), each of which must have a next token.
 
-    With a rest r over n tokens, a row's entropy is that of its entries and one bucket, and r times that within the
-    bucket, which is between 0 and log n.
+    With missing mass r over n tokens, a row's entropy is the entropy of its entries plus one bucket, plus r times the
+    entropy within the bucket, which lies between 0 and log n.
     """
-    logits = kept(logits, counting_P)
+    logits = select_rows(logits, chosen_P)
     probabilities_PK = np.exp(logits.logprobs.astype(np.float64))
     coverage_P = np.minimum(probabilities_PK.sum(axis=1), 1)
     if draws is None or exact is None:
@@ -102,7 +102,7 @@ def row_figures(
         outside_P = np.maximum(vocab_size - logits.counts, 1)
         at_most_P = np.maximum(bucket_entropy(logits), 0) + (1 - coverage_P) * np.log(outside_P)
     else:
-        entropy_P = at_most_P = draws.entropy[counting_P, exact].astype(np.float64)
+        entropy_P = at_most_P = draws.entropy[chosen_P, exact].astype(np.float64)
     return RowFigures(
         positions=logits.positions,
         entropy=np.minimum(entropy_P, np.log(vocab_size)),

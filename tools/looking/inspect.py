@@ -1,4 +1,4 @@
-"""``cache-tools inspect``: what a cache is, from its manifest; and one sample of it, token by token."""
+"""``cache-tools inspect``: a summary of a cache from its manifest, and one sample token by token."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from teacher_cache.signals.hidden import to_floats
 
 
 def describe(url: str) -> dict[str, Any]:
-    """The facts a user asks of a cache first, as plain data. Raises UserError when there is none at ``url``."""
+    """Summary of a cache as plain data. Raises UserError when there is none at ``url``."""
     storage = Storage(url)
     manifest = listed(storage, up_to_date_manifest(storage))
     totals, sizes = manifest.totals, manifest.sizes()
@@ -40,12 +40,11 @@ def describe(url: str) -> dict[str, Any]:
 
 
 def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[dict[str, Any]]:
-    """``limit`` rows of the sample ``key``, from the first that counts on: the token read, the teacher's best guesses,
-    what came next.
+    """``limit`` rows of the sample ``key``, from the first in the loss mask: token, top predictions, next token.
 
-    And what other signals hold at a row: the norms of its hidden states layer by layer and of the final one, the
-    strongest weight of each attention head, the tokens drawn at each temperature. Of what is not stored at a row, None.
-    Raises UserError when the cache has no such sample.
+    Other signals, where the cache has them: the norms of the hidden states per layer and of the final one, the largest
+    weight of each attention head, the tokens drawn at each temperature. None for what is not stored at a row. Raises
+    UserError when the cache has no such sample.
     """
     manifest = up_to_date_manifest(Storage(url))
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
@@ -53,11 +52,11 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
         raise UserError(
             f"{url}: no sample {key!r} among {len(reader)}; keys are 32 hex digits, see `keys` in shard-*.json"
         )
-    position = reader.keys.index(key)
-    tokens = reader.read_tokens(position)
-    by_name = _figures(reader, position, alternatives)
+    number = reader.keys.index(key)
+    tokens = reader.read_tokens(number)
+    by_name = _figures(reader, number, alternatives)
     text = tokens.text.encode()
-    first = int(tokens.loss_mask.argmax())  # 0 where none counts
+    first = int(tokens.loss_mask.argmax())  # 0 if the mask is empty
     rows = []
     for t in range(first, min(first + limit, len(tokens.input_ids))):
         rows.append(

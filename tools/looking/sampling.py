@@ -1,4 +1,4 @@
-"""Which samples of a cache are looked at, and reading them one after the other."""
+"""Deterministic choice of samples of a cache, and reading them in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -10,14 +10,14 @@ from schemas.errors import UserError
 from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
-BLOCK = 32  # shards whose indexes are fetched side by side
+BLOCK = 32  # shards whose indexes are fetched in parallel
 Read = TypeVar("Read")
 
 
 def choose(total: int, wanted: int | None) -> np.ndarray:
-    """``wanted`` of the numbers below ``total`` (None: all), rising, int64; the same every time.
+    """``wanted`` of the numbers below ``total`` (None: all), increasing, int64; deterministic.
 
-    They are spread evenly: one at random of each of as many equal slices.
+    Stratified: one at random from each of ``wanted`` equal slices.
     """
     if wanted is None or wanted >= total:
         return np.arange(total)
@@ -27,18 +27,16 @@ def choose(total: int, wanted: int | None) -> np.ndarray:
 
 
 def choose_samples(reader: CacheReader, wanted: int | None) -> np.ndarray:
-    """The samples of a cache to look at. Raises UserError when it has none yet."""
+    """``choose`` over a cache's samples. Raises UserError when it has none yet."""
     if len(reader) == 0:
-        raise UserError(
-            f"{reader.url}: no shard is committed yet, so there is no sample; wait for the first, and retry"
-        )
+        raise UserError(f"{reader.url}: no shard is committed yet; wait for the first one and retry")
     return choose(len(reader), wanted)
 
 
 def common_samples(a: CacheReader, b: CacheReader) -> tuple[np.ndarray, np.ndarray]:
-    """Where the samples lie that two caches share, in the order of ``a``: positions in ``a`` and in ``b``, int64.
+    """Numbers of the samples that two caches share, in ``a`` and in ``b``, int64, in the order of ``a``.
 
-    Reads all indexes, and keeps 8 bytes a sample.
+    Reads all indexes; memory is 8 bytes a sample.
     """
     _, in_a, in_b = np.intersect1d(_key_hashes(a), _key_hashes(b), return_indices=True)
     order = np.argsort(in_a)
@@ -58,19 +56,16 @@ def _key_hashes(reader: CacheReader) -> np.ndarray:
 
 
 def read_each(
-    places: Sequence[int], read: Callable[[int], Read], advance: Callable[[int, int], None] = lambda done, total: None
+    numbers: Sequence[int], read: Callable[[int], Read], advance: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Read]:
-    """``read`` of each place, in order; a few threads read ahead."""
-    for done, found in enumerate(map_ahead(read, places, DECODE_THREADS), 1):
+    """``read`` of each sample number, in order; a few threads read ahead."""
+    for done, found in enumerate(map_ahead(read, numbers, DECODE_THREADS), 1):
         yield found
-        advance(done, len(places))
+        advance(done, len(numbers))
 
 
 def find_samples(reader: CacheReader, keys: Sequence[str]) -> list[int]:
-    """Where the samples of these keys lie. Reads indexes until all are found.
-
-    Raises UserError when one is not there.
-    """
+    """Numbers of the samples with these keys. Reads indexes until all are found; raises UserError if one is missing."""
     found: dict[str, int] = {}
     first = 0
     for shard in range(len(reader.shard_sizes)):

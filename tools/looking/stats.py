@@ -1,9 +1,9 @@
-"""``cache-tools stats``: how sure a teacher is of what it reads, over a cache, its layers and its sources.
+"""``cache-tools stats``: a teacher's certainty over a cache, by layer of the data mix and by source.
 
-Entropies are at temperature 1, in nats. A cache stores the likeliest tokens of each row and the mass of all others: the
-entropy of these, with one bucket for the others, is a lower bound of the row's, and what it could be at most is that of
-the others spread evenly. Where a cache has draws at temperature 1 the exact entropy is stored with them, and is taken.
-Memory does not grow with the samples read.
+Entropies are at temperature 1, in nats. A cache stores the likeliest tokens of each row and the mass of all others. The
+entropy of the stored entries plus one bucket is a lower bound of the row's; spreading the bucket evenly over the other
+tokens gives the upper bound. A cache with draws at temperature 1 stores the exact entropy, which is then used. Memory
+does not grow with the number of samples.
 """
 
 import math
@@ -24,11 +24,11 @@ from tools.looking.tally import Groups, Tally
 
 SHOWN_SOURCES = 20
 POSITION_BINS = 48
-MOST_SURPRISE = 64.0  # nats; what is above is counted as this in quantiles, and as it is in means
+MAX_SURPRISE = 64.0  # nats; larger values are clipped in quantiles, not in means
 
 
 class Figures:
-    """Figures of the samples of one group."""
+    """Figures of one group of samples."""
 
     def __init__(self, manifest: Manifest) -> None:
         most_entropy = math.log(manifest.teacher.vocab_size)
@@ -37,13 +37,13 @@ class Figures:
             "entropy": Tally(most_entropy),
             "top1": Tally(1.0),
             "coverage": Tally(1.0),
-            "surprise": Tally(MOST_SURPRISE),
+            "surprise": Tally(MAX_SURPRISE),
         }
         self.support_sum = self.at_most = 0.0
         self.length = Tally(manifest.corpus.settings.max_tokens)
 
     def add(self, sample: Measured, decorative_S: np.ndarray) -> None:
-        """Count a sample in; ``decorative_S`` says which of its tokens are decorative."""
+        """Add a sample; ``decorative_S``: which of its tokens are decorative, bool [S]."""
         self.samples += 1
         response = np.flatnonzero(sample.tokens.loss_mask)
         self.length.add(np.array([float(len(response))]))
@@ -74,13 +74,13 @@ class Figures:
 
 @dataclass
 class Stats:
-    """Figures of a cache: of all samples read, of each layer, of each source file."""
+    """Figures of a cache: over all samples read, by layer of the data mix, and by source file."""
 
     manifest: Manifest
     samples_in_cache: int
     entropy_is_exact: bool
     overall: Figures = field(init=False)
-    layers: Groups[Figures] = field(init=False)
+    mix_layers: Groups[Figures] = field(init=False)
     sources: Groups[Figures] = field(init=False)
     entropy_by_position: np.ndarray = field(init=False)  # [2, POSITION_BINS]: rows, and the sum of their entropies
 
@@ -89,15 +89,15 @@ class Stats:
             return Figures(self.manifest)
 
         self.overall = make()
-        self.layers = Groups(make, "other layers")
+        self.mix_layers = Groups(make, "other layers")
         self.sources = Groups(make, "other sources")
         self.entropy_by_position = np.zeros((2, POSITION_BINS))
 
     def add(self, sample: Measured) -> None:
-        """Count a sample in."""
+        """Add a sample."""
         decorative_S = decorative_tokens(sample.tokens)
         source = source_file(sample.tokens.source_id)
-        for figures in (self.overall, self.layers[sample.tokens.layer], self.sources[source]):
+        for figures in (self.overall, self.mix_layers[sample.tokens.layer], self.sources[source]):
             figures.add(sample, decorative_S)
         bins = sample.figures.positions.astype(np.int64) * POSITION_BINS // self.manifest.corpus.settings.max_tokens
         self.entropy_by_position[0] += np.bincount(bins, minlength=POSITION_BINS)
@@ -116,14 +116,14 @@ class Stats:
             "samples_in_cache": self.samples_in_cache,
             "entropy_is_exact": self.entropy_is_exact,
             "overall": self.overall.summary(),
-            "layers": {name: figures.summary() for name, figures in sorted(self.layers.by_name.items())},
+            "layers": {name: figures.summary() for name, figures in sorted(self.mix_layers.by_name.items())},
             "sources": {name: figures.summary() for name, figures in self.largest_sources().items()},
             "sources_not_shown": max(0, len(self.sources.by_name) - SHOWN_SOURCES),
         }
 
 
 def source_file(source_id: str) -> str:
-    """The file that a sample came from: its ``source_id`` without the number of the record."""
+    """The file a sample came from: its ``source_id`` without the record number."""
     file, _, record = source_id.rpartition("#")
     return file if record[:1].isdigit() else source_id
 
@@ -131,16 +131,16 @@ def source_file(source_id: str) -> str:
 def stats(
     url: str, samples: int | None = None, advance: Callable[[int, int], None] = lambda done, total: None
 ) -> Stats:
-    """Figures of ``samples`` samples of a cache (None: of all), always the same ones.
+    """Figures of ``samples`` samples of a cache (None: all); the choice is deterministic.
 
     ``advance(samples done, samples in all)`` is called after each. Raises UserError when there is no cache at ``url``
-    or it has no sample, CorruptCacheError when a file is damaged.
+    or it has no samples, CorruptCacheError when a file is damaged.
     """
     manifest = up_to_date_manifest(Storage(url))
     exact = exact_column(manifest)
     reader = CacheReader(url, signals_for(exact), manifest)
     chosen = choose_samples(reader, samples).tolist()
     found = Stats(manifest, len(reader), exact is not None)
-    for sample in read_each(chosen, lambda position: measure(reader, position, exact), advance):
+    for sample in read_each(chosen, lambda number: measure(reader, number, exact), advance):
         found.add(sample)
     return found

@@ -1,4 +1,4 @@
-"""Means and quantiles of figures of which there are too many to keep: a histogram each."""
+"""Streaming means and quantiles from fixed-size histograms."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -11,7 +11,7 @@ Group = TypeVar("Group")
 
 
 class Tally:
-    """Figures from 0 to ``high``; what is above counts as in the last bin. Quantiles are a bin off at most."""
+    """Histogram of values from 0 to ``high``; larger ones fall in the last bin. Quantiles are at most a bin off."""
 
     def __init__(self, high: float) -> None:
         self.high = high
@@ -21,29 +21,29 @@ class Tally:
         self.least, self.most = np.inf, -np.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add an array of figures, none of them NaN."""
+        """Add an array of values, none of them NaN."""
         if not len(values):
             return
-        places = np.clip(values * (BINS / self.high), 0, BINS - 1).astype(np.int64)
-        self.counts += np.bincount(places, minlength=BINS)
+        bins = np.clip(values * (BINS / self.high), 0, BINS - 1).astype(np.int64)
+        self.counts += np.bincount(bins, minlength=BINS)
         self.n += len(values)
         self.sum += float(values.sum())
         self.least, self.most = min(self.least, float(values.min())), max(self.most, float(values.max()))
 
     @property
     def mean(self) -> float:
-        """Of what was added; 0 if nothing was."""
+        """Mean of the added values; 0 if there are none."""
         return self.sum / max(1, self.n)
 
     def quantile(self, share: float) -> float:
-        """The figure that this share of all figures lies below; 0 if nothing was added."""
+        """Quantile at ``share`` (0 to 1), interpolated within its bin; 0 if nothing was added."""
         if self.n == 0:
             return 0.0
         ends = np.cumsum(self.counts)
-        wanted = share * self.n
-        place = int(np.searchsorted(ends, wanted, side="left"))
-        inside = (wanted - (ends[place] - self.counts[place])) / max(1, self.counts[place])
-        return float(np.clip((place + inside) * self.high / BINS, self.least, self.most))
+        rank = share * self.n
+        bin_ = int(np.searchsorted(ends, rank, side="left"))
+        inside = (rank - (ends[bin_] - self.counts[bin_])) / max(1, self.counts[bin_])
+        return float(np.clip((bin_ + inside) * self.high / BINS, self.least, self.most))
 
     def summary(self) -> dict[str, float]:
         """Mean and quantiles."""
@@ -51,7 +51,7 @@ class Tally:
 
 
 class Groups(Generic[Group]):
-    """Groups by name, made when they are first met; those beyond ``most`` share one."""
+    """Groups by name, created on first use; names beyond the first ``most`` share the group ``rest``."""
 
     def __init__(self, make: Callable[[], Group], rest: str, most: int = 500) -> None:
         self._make, self._rest, self._most = make, rest, most

@@ -1,4 +1,4 @@
-"""Making a cache of others: shards of chosen samples, and a manifest that says what the cache was made of."""
+"""Building blocks for derived caches: shards of chosen samples, and a manifest with the derivation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from teacher_cache.shards.tar import payload_problem
 from teacher_cache.shards.writer import ShardWriter, check_tars
 from tools.checking.tars import check_file
 
-READ_BYTES = 1 << 23  # of one request, if a single payload is not larger
+READ_BYTES = 1 << 23  # maximum of one request, unless a single payload is larger
 
 
 def source_of(manifest: Manifest) -> SourceCache:
-    """How a cache is named by those made of it."""
+    """A cache's entry in the derivation of caches made from it."""
     return SourceCache(
         manifest_sha256=manifest.digest(),
         samples=manifest.totals.samples,
@@ -31,9 +31,9 @@ def source_of(manifest: Manifest) -> SourceCache:
 def derived_manifest(
     base: Manifest, shards: Sequence[ShardEntry], derived: Derivation, rewritten: bool, **changes: Any
 ) -> Manifest:
-    """The manifest of a complete cache of these shards, which is like ``base`` but for ``changes``.
+    """The manifest of a complete cache of ``shards``: ``base`` with ``changes``.
 
-    ``rewritten``: whether any shard's tars were written anew, and so are of the newest format.
+    ``rewritten``: whether any tars were rewritten, which makes them the newest format version.
     """
     units = [
         Unit(name=entry.name, samples=entry.samples, tokens=entry.tokens, tokens_file=entry.files["tokens"])
@@ -46,15 +46,15 @@ def derived_manifest(
 
 
 @dataclass(frozen=True)
-class Part:
-    """Samples of one shard: its checked index, and which of them, rising."""
+class ShardSlice:
+    """Chosen samples of one shard."""
 
-    index: ShardIndex
-    rows: Sequence[int]
+    index: ShardIndex  # checked
+    rows: Sequence[int]  # the samples' places in the index, increasing
 
 
-def as_it_is(part: Part, row: int, signal: Signal, payload: bytes) -> bytes:
-    """A payload that does not change."""
+def unchanged(part: ShardSlice, row: int, signal: Signal, payload: bytes) -> bytes:
+    """The identity, as a ``recode``."""
     return payload
 
 
@@ -67,28 +67,28 @@ def copy_samples(
     name: str,
     owner: str = "",
 ) -> ShardEntry:
-    """Write a shard ``name`` of the samples ``rows`` (rising) of another one; payloads stay as they are.
+    """Write the samples ``rows`` (increasing) of a shard to a new shard ``name``, payloads unchanged.
 
-    ``index`` is that other shard's, checked; ``owner`` as of ``Storage.staged``. Raises CorruptCacheError when a
-    payload's checksum is wrong.
+    ``index``: the source shard's, checked; ``owner``: see ``Storage.staged``. Raises CorruptCacheError when a payload's
+    checksum is wrong.
     """
-    return join_parts(source, target, [Part(index, rows)], signals, name, index.table, owner=owner)
+    return join_parts(source, target, [ShardSlice(index, rows)], signals, name, index.table, owner=owner)
 
 
 def join_parts(
     source: Storage,
     target: Storage,
-    parts: Sequence[Part],
+    parts: Sequence[ShardSlice],
     signals: Sequence[Signal],
     name: str,
     table: str,
-    recode: Callable[[Part, int, Signal, bytes], bytes] = as_it_is,
+    recode: Callable[[ShardSlice, int, Signal, bytes], bytes] = unchanged,
     owner: str = "",
 ) -> ShardEntry:
-    """Write a shard ``name`` of samples of several others, whose indexes either all tell layers or none does.
+    """Join samples of several shards into a new shard ``name``; all of their indexes list layers, or none does.
 
-    ``table``: digest of the code table that its token ids are coded with, once ``recode(part, row, signal, payload)``
-    made a sample's payload in the new shard of that in the old. Raises CorruptCacheError as ``copy_samples``.
+    ``recode(part, row, signal, payload)`` turns a sample's old payload into the new one; ``table``: digest of the code
+    table of the new payloads' token ids. Raises CorruptCacheError as ``copy_samples``.
     """
     for part in parts:
         check_tars_without_digests(source, part.index, signals)
@@ -118,26 +118,26 @@ def join_parts(
 
 
 def check_tars_without_digests(source: Storage, index: ShardIndex, signals: Sequence[Signal]) -> None:
-    """Hold whole tars of a folder against their sha256, where the index cannot tell whose payload one is (format 1.0).
+    """Check the sha256 of whole local tars whose index has no digests of single payloads (format 1.0).
 
-    The new index will vouch for what is taken. Raises CorruptCacheError.
+    The new index will vouch for the copied payloads. Raises CorruptCacheError.
     """
     for signal in signals:
         if source.is_local and index.signals[signal].digests is None:
             check_file(source, tar_name(index.name, signal), index.signals[signal].file)
 
 
-def bundles_of(parts: Sequence[Part]) -> list[int] | None:
-    """Samples of each bundle of a shard of these parts: None unless one of them has bundles."""
+def bundles_of(parts: Sequence[ShardSlice]) -> list[int] | None:
+    """Samples per bundle of a shard joined from ``parts``; None unless one of them has bundles."""
     if all(part.index.signals["tokens"].bundles is None for part in parts):
         return None
     return bundle_sizes(part.index.num_tokens[row] for part in parts for row in part.rows)
 
 
 def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Sequence[int]) -> Iterator[bytes]:
-    """The verified payloads of these samples (rising) of a shard, neighbours by one request."""
+    """The verified payloads of the samples ``rows`` (increasing) of a shard; adjacent ones are read in one request."""
     member, name = index.signals[signal], tar_name(index.name, signal)
-    for run in _neighbours(member, rows):
+    for run in _contiguous_runs(member, rows):
         start = member.offsets[run[0]]
         data = storage.read_range(name, start, member.offsets[run[-1]] + member.sizes[run[-1]] - start)
         for row in run:
@@ -148,8 +148,8 @@ def read_payloads(storage: Storage, index: ShardIndex, signal: Signal, rows: Seq
             yield payload
 
 
-def _neighbours(member: MemberIndex, rows: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of rows that follow each other, of READ_BYTES at most if they are more than one."""
+def _contiguous_runs(member: MemberIndex, rows: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of consecutive rows, each a single row or at most READ_BYTES."""
     run: list[int] = []
     for row in rows:
         if run and (

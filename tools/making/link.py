@@ -1,4 +1,4 @@
-"""Having a file of one cache in another one, under any name: by the cheapest way there is."""
+"""Link or copy a file between caches."""
 
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
@@ -6,10 +6,10 @@ from tools.checked_parts import Progress, checked
 
 
 def share_file(source: Storage, source_name: str, target: Storage, target_name: str, entry: FileEntry) -> bool:
-    """Have ``source``'s file in ``target``: linked, or copied by the store; else its content is read and written.
+    """Hard-link the file, or copy it within the object store; where neither works, read and write it.
 
-    Returns whether the content was read, which is then checked against ``entry``: raises CorruptCacheError when it is
-    something else, UserError when it cannot be read or written.
+    Returns whether the content was read. It is then checked against ``entry``: raises CorruptCacheError when it
+    differs, UserError when it cannot be read or written.
     """
     if target.take(target_name, source, source_name):
         return False

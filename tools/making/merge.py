@@ -1,9 +1,9 @@
-"""``cache-tools merge``: a union of caches whose payloads are not rewritten.
+"""``cache-tools merge``: the union of caches, without rewriting payloads.
 
-Shards keep their tars and get new names: a local tar is hard-linked, which is safe because committed files are never
-rewritten in place, and one in an object store is copied by the store. Written anew are the indexes, since they hold the
-shard's name, and the shards with a sample that an earlier one has. The price: what is linked is not read, so that a
-damaged payload is found by ``verify``, before or after, not here. Sizes, indexes and tables are checked first.
+Shards keep their tars under new names: a local tar is hard-linked, which is safe because committed files are never
+modified in place; one in an object store is copied by the store. Only indexes are rewritten, because they hold the
+shard's name, and shards that contain duplicates. The trade-off: linked tars are not read, so a damaged payload goes
+unnoticed here and is found by ``verify``. Sizes, indexes and tables are checked first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,22 +28,22 @@ from tools.making.source import Source, open_complete, read_index
 from tools.making.union import check_fits, union_manifest
 
 Duplicates = Literal["drop", "refuse", "keep"]
-MERGING = "cache-tools merge"  # as whose the place is taken
+MERGING = "cache-tools merge"  # the owner named in the target's lease
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did."""
+    """The outcome of a merge."""
 
     sources: int
     shards: int
     samples: int
     tokens: int
-    duplicates: int  # samples whose key an earlier one has
+    duplicates: int  # samples that repeat an earlier one's key
     duplicates_dropped: int
-    shards_rewritten: int  # for the sake of duplicates
-    shards_left_out: int  # with nothing but duplicates
-    tars_shared: int  # linked, or copied by their store
+    shards_rewritten: int  # to drop duplicates
+    shards_left_out: int  # all of whose samples were dropped
+    tars_shared: int  # hard-linked, or copied by the object store
     tars_copied: int  # read and written
 
 
@@ -55,19 +55,19 @@ class _Shard(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A shard to be written, and which samples it takes of an old one; None: all."""
+    """A shard to write."""
 
     old: _Shard
     name: str
-    rows: list[int] | None
+    rows: list[int] | None  # samples to keep of the old shard; None: all
 
 
 class _Done(NamedTuple):
-    """A shard that was written, and how many of its tars were linked and read."""
+    """A written shard."""
 
     entry: ShardEntry
-    shared: int
-    copied: int
+    shared: int  # tars linked, or copied by the store
+    copied: int  # tars read and written
 
 
 def merge(
@@ -76,14 +76,14 @@ def merge(
     duplicates: Duplicates = "drop",
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Merged:
-    """Write to ``target`` the union of complete caches; ``advance(steps done, steps in all)``, two steps a shard.
+    """Write the union of complete caches to ``target``; ``advance(steps done, steps in all)``, two steps a shard.
 
-    Of samples with the same key the first one stays, in the order of ``sources``. Raises UserError when the caches do
-    not fit together (the differing settings are named), a file of theirs is missing or wrong, ``target`` is not empty,
-    or there are duplicates that are to be refused. Nothing is left at ``target`` then.
+    Among samples with the same key, the first in the order of ``sources`` is kept. Raises UserError when the caches are
+    incompatible (naming the settings), one of their files is missing or wrong, ``target`` is not empty, or there are
+    duplicates and ``duplicates`` is "refuse"; nothing is then left at ``target``.
     """
     settings = list(sources), duplicates
-    check_free(target, MERGING, *settings)  # before all else is looked at, which may take long
+    check_free(target, MERGING, *settings)  # fail early: the other checks may take long
     caches = list(map_ahead(open_complete, sources))
     for cache in caches[1:]:
         check_fits(caches[0].manifest, sources[0], cache.manifest, cache.storage.url)
@@ -133,7 +133,7 @@ def merge(
 
 
 def _tables(caches: Sequence[Source]) -> dict[str, Source]:
-    """By digest, the first cache with this code table, which is checked."""
+    """The code tables, checked: digest → first cache that has it."""
     found: dict[str, Source] = {}
     for cache in caches:
         for digest in cache.manifest.tables:
@@ -144,7 +144,7 @@ def _tables(caches: Sequence[Source]) -> dict[str, Source]:
 
 
 def _tasks(shards: Sequence[_Shard], dropped_N: np.ndarray) -> Iterator[_Task]:
-    """Number the shards that are left, and choose the samples of those that hold a dropped one."""
+    """Number the remaining shards, and list the samples to keep where some are dropped."""
     number = first = 0
     for shard in shards:
         dropped_S = dropped_N[first : first + shard.entry.samples]
@@ -156,7 +156,7 @@ def _tasks(shards: Sequence[_Shard], dropped_N: np.ndarray) -> Iterator[_Task]:
 
 
 def _write_shard(task: _Task, target: Storage) -> _Done:
-    """Tars first, the mark last."""
+    """Write a shard: tars first, the commit mark last."""
     (source, manifest), entry = task.old
     index = read_index(*task.old)
     if task.rows is not None:
@@ -173,9 +173,9 @@ def _refusal(shards: Sequence[_Shard], keys: SampleKeys, repeated_N: np.ndarray)
     later = int(repeated_N.argmax())
     ends = np.cumsum([shard.entry.samples for shard in shards])
     first, second = np.searchsorted(ends, [keys.first_like(later), later], side="right").tolist()
-    key = read_index(*shards[second]).keys[later - int(ends[second])]  # counted from its end
+    key = read_index(*shards[second]).keys[later - int(ends[second])]  # a negative index, from the shard's end
     where = [shards[shard].source.storage.where(mark_name(shards[shard].entry.name)) for shard in (first, second)]
     return UserError(
-        f"{int(repeated_N.sum())} samples are there more than once: the first is {key}, in {where[0]} and {where[1]}; "
-        "use --duplicates drop to leave the later ones out, or keep"
+        f"{int(repeated_N.sum())} duplicate samples, the first of them {key}, in {where[0]} and {where[1]}; use "
+        "--duplicates drop to leave out the later ones, or keep"
     )

@@ -1,4 +1,4 @@
-"""``cache-tools prune``: remove what killed runs and transfers left of files in a cache."""
+"""``cache-tools prune``: remove the leftovers of killed runs and transfers from a cache."""
 
 from schemas.errors import UserError
 from teacher_cache.shards.lease import whole_place
@@ -8,28 +8,28 @@ from teacher_cache.shards.table import listed
 
 
 def prune(url: str, dry_run: bool = False) -> dict[str, int]:
-    """Remove files that are a cache's by name but that its manifest does not account for; their bytes by name.
+    """Delete files named like a cache's but not in its manifest; returns name → bytes.
 
-    Files that are not a cache's are never touched. With ``dry_run`` none is. Raises UserError when there is no complete
-    cache at ``url``: a run may be writing an incomplete one.
+    Other files are never touched; with ``dry_run`` nothing is deleted. Raises UserError when there is no complete cache
+    at ``url``: a run may still be writing an incomplete one.
     """
     storage = Storage(url)
     if dry_run:
-        return _found(storage)
-    read_manifest(storage)  # or nothing is written, not even a lease
+        return _leftovers(storage)
+    read_manifest(storage)  # raises before anything is written, even a lease
     with whole_place(storage, "cache-tools prune") as lease:
-        found = _found(storage)
-        for name in found:
+        leftovers = _leftovers(storage)
+        for name in leftovers:
             lease.storage.delete(name)
-    return found
+    return leftovers
 
 
-def _found(storage: Storage) -> dict[str, int]:
+def _leftovers(storage: Storage) -> dict[str, int]:
     manifest = listed(storage, read_manifest(storage))
     if not manifest.complete:
         raise UserError(
-            f"{storage.url}: the cache is not complete, and a run may be writing to it; let `teacher-cache run` finish "
-            "it, which removes what killed runs left, too"
+            f"{storage.url}: the cache is not complete, and a run may be writing to it; finish it with `teacher-cache "
+            "run`, which also removes leftovers"
         )
     sizes = storage.sizes()
     return {name: sizes[name] for name in garbage(sizes, manifest)}

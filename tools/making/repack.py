@@ -1,8 +1,8 @@
 """``cache-tools repack``: the same samples in shards of another size, with fewer entries a row, or coarser values.
 
-Where only shards change their size, payloads are copied as they are, and a shard ends where the code table changes;
-else logits and draws are decoded and coded anew, with one code table, and other signals copied. One sample at a time is
-held in memory, and the indexes of the shards that make up a new one.
+If only the shard size changes, payloads are copied unchanged, and a shard ends where the code table changes. Otherwise
+logits and draws are re-encoded with a single code table, and other signals copied. Memory holds one sample at a time,
+and the indexes of the shards that are joined into a new one.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from teacher_cache.shards.marks import write_manifest
 from teacher_cache.shards.new_place import new_cache
 from teacher_cache.shards.storage import HEAD
 from teacher_cache.shards.table import shard_name, signals_of
-from tools.making.derived import Part, as_it_is, derived_manifest, join_parts, source_of
+from tools.making.derived import ShardSlice, derived_manifest, join_parts, source_of, unchanged
 from tools.making.link import share_file
 from tools.making.recode import Recoder, check_not_finer
 from tools.making.source import open_complete, read_index
@@ -27,19 +27,19 @@ from tools.making.source import open_complete, read_index
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be different; None: as it is."""
+    """Requested changes; None: keep the current setting."""
 
     tokens_per_shard: int | None = None
     k: int | None = None
     logprobs: str | None = None
     steps_per_nat: int | None = None
     zstd_level: int | None = None
-    recode: bool = False  # code logits and draws anew, with one code table, though no setting of theirs changes
+    recode: bool = False  # re-encode logits and draws, with a single code table, even if their settings do not change
 
 
 @dataclass(frozen=True)
 class Repacked:
-    """What came of it."""
+    """The outcome of a repack."""
 
     shards_before: int
     shards: int
@@ -54,10 +54,10 @@ class Repacked:
 def repack(
     source: str, target: str, changes: Changes, advance: Callable[[int, int], None] = lambda done, total: None
 ) -> Repacked:
-    """Write to ``target`` the samples of the complete cache ``source``; ``advance(samples done, samples in all)``.
+    """Write the samples of the complete cache ``source`` to ``target``; ``advance(samples done, samples in all)``.
 
-    Raises UserError when nothing would change or more is asked for than the cache stores, CorruptCacheError when one of
-    its files is wrong. Nothing is left at ``target`` then.
+    Raises UserError when nothing would change or the cache stores less than is asked for, CorruptCacheError when one of
+    its files is wrong; nothing is then left at ``target``.
     """
     if changes == Changes():
         raise UserError("nothing to change: give --tokens-per-shard, --k, --logprobs, --steps-per-nat or --zstd-level")
@@ -83,7 +83,7 @@ def repack(
                 tables[digest] = storage.write(table_path(digest), encode_table(table))
             digest = parts[0].index.table if recoder is None else next(iter(tables))
             name, signals = shard_name(number), signals_of(base)
-            shards.append(join_parts(cache.storage, storage, parts, signals, name, digest, recoder or as_it_is))
+            shards.append(join_parts(cache.storage, storage, parts, signals, name, digest, recoder or unchanged))
             done += shards[-1].samples
             advance(done, base.totals.samples)
         notes = "; ".join(what_changed(base, new, recodes))
@@ -103,7 +103,7 @@ def repack(
 
 
 def changed(base: Manifest, changes: Changes) -> Manifest:
-    """``base`` with other settings. Raises UserError when it does not store what they ask for."""
+    """``base`` with the requested settings. Raises UserError when the cache stores too little for them."""
     wanted = {
         "logprobs": changes.logprobs,
         "logprob_steps_per_nat": changes.steps_per_nat,
@@ -113,8 +113,8 @@ def changed(base: Manifest, changes: Changes) -> Manifest:
     codec = validate(CodecConfig, settings, where="codec")
     if changes.steps_per_nat is not None and codec.logprobs != "steps":
         raise UserError(
-            f"codec.logprob_steps_per_nat: {changes.steps_per_nat}: log-probabilities are kept as {codec.logprobs}, "
-            "which has no steps; ask for --logprobs steps too"
+            f"codec.logprob_steps_per_nat: {changes.steps_per_nat}: log-probabilities are stored as {codec.logprobs}, "
+            "without steps; add --logprobs steps"
         )
     check_not_finer(base.codec, codec)
     return base.model_copy(
@@ -127,37 +127,39 @@ def changed(base: Manifest, changes: Changes) -> Manifest:
 
 
 def with_k(capture: CaptureConfig, k: int) -> CaptureConfig:
-    """``capture`` with at most ``k`` entries a row. Raises UserError when that is impossible."""
+    """``capture`` with at most ``k`` entries a row. Raises UserError when the cache does not allow it."""
     stored = capture.logits.k
     if k > stored:
         raise UserError(
-            f"capture.logits.k: {k}: the cache stores {stored} entries a row; choose {stored} or fewer, or cache the "
-            "teacher again"
+            f"capture.logits.k: {k}, wanted at most {stored}, the entries a row that the cache stores; lower --k, or "
+            "cache the teacher again"
         )
     if k < stored and capture.draws is not None and capture.draws.region == "tail":
         raise UserError(
-            f"capture.logits.k: {k}: the cache's draws are from the tail beyond its {stored} entries (draws.region: "
-            f"tail); with {k} entries they would be from another tail. Take the logits alone first with "
-            "`cache-tools subset`, or cache the teacher again"
+            f"capture.logits.k: {k}: the cache's draws are from the tail beyond {stored} entries (draws.region: tail), "
+            f"which is not the tail beyond {k}; drop the draws first with `cache-tools subset`, or cache the teacher "
+            "again"
         )
     return capture.model_copy(update={"logits": capture.logits.model_copy(update={"k": k})})
 
 
 def what_changed(base: Manifest, new: Manifest, recoded: bool) -> list[str]:
-    """Each setting that differs, with both values."""
+    """Each changed setting with its old and new value."""
     keys = ("capture", "codec", "tokens_per_shard")
     before, now = base.model_dump(include=set(keys)), new.model_dump(include=set(keys))
     found = [f"{name}: {old} → {new}" for key in keys for name, old, new in differences(key, before[key], now[key])]
     return [*found, "one code table"] if recoded else found
 
 
-def grouped(indexes: Iterable[ShardIndex], tokens_per_shard: int | None, mixes_tables: bool) -> Iterator[list[Part]]:
-    """Consecutive samples that make up a shard each: so many tokens or the first number beyond; None: as they are.
+def grouped(
+    indexes: Iterable[ShardIndex], tokens_per_shard: int | None, mixes_tables: bool
+) -> Iterator[list[ShardSlice]]:
+    """Group consecutive samples into shards of at least ``tokens_per_shard`` tokens (None: keep the shards).
 
-    A shard ends early before a key that it has, since keys of a shard are distinct; where indexes begin or cease to
-    tell layers; and where the code table changes, unless ``mixes_tables``.
+    A shard ends early before a key that it already has, since keys within a shard are unique; where indexes start or
+    stop listing layers; and, unless ``mixes_tables``, where the code table changes.
     """
-    parts: list[Part] = []
+    parts: list[ShardSlice] = []
     keys: set[str] = set()
     n_tokens = 0
     for index in indexes:
@@ -168,12 +170,12 @@ def grouped(indexes: Iterable[ShardIndex], tokens_per_shard: int | None, mixes_t
         for row, (key, n) in enumerate(zip(index.keys, index.num_tokens, strict=True)):
             full = tokens_per_shard is not None and n_tokens >= tokens_per_shard
             if full or key in keys or len(keys) == MAX_SHARD_SAMPLES:
-                yield [*parts, Part(index, rows)] if rows else parts
+                yield [*parts, ShardSlice(index, rows)] if rows else parts
                 parts, rows, keys, n_tokens = [], [], set(), 0
             rows.append(row)
             keys.add(key)
             n_tokens += n
-        parts.append(Part(index, rows))
+        parts.append(ShardSlice(index, rows))
     if parts:
         yield parts
 

@@ -1,4 +1,4 @@
-"""A cache that another one is made of: complete, with all its files there in full."""
+"""Opening of a complete cache as the source of a derived one."""
 
 from typing import NamedTuple
 
@@ -12,20 +12,23 @@ from teacher_cache.shards.unlisted import file_sizes
 
 
 class Source(NamedTuple):
-    """Where it is, and its manifest with all lists."""
+    """A complete cache and its manifest, with all lists."""
 
     storage: Storage
     manifest: Manifest
 
 
 def open_complete(url: str) -> Source:
-    """Raises UserError when the cache is not complete, CorruptCacheError when a file is missing or of a wrong size."""
+    """Open a complete cache and check the sizes of its files.
+
+    Raises UserError when it is not complete, CorruptCacheError when a file is missing or has the wrong size.
+    """
     storage = Storage(url)
     manifest = listed(storage, up_to_date_manifest(storage))
     if not manifest.complete:
         raise UserError(
             f"{url}: the cache is not complete: {len(manifest.shards)} of {len(manifest.units)} shards are committed; "
-            "finish the run, or make a cache of these shards first with `cache-tools subset`"
+            "finish the run, or first extract these shards with `cache-tools subset`"
         )
     sizes = file_sizes(storage)
     for entry in manifest.shards:
@@ -38,7 +41,7 @@ def open_complete(url: str) -> Source:
 
 
 def read_index(source: Source, entry: ShardEntry) -> ShardIndex:
-    """A shard's index, checked, of the signals that the cache has: it may name others. Raises CorruptCacheError."""
+    """A shard's checked index, reduced to the cache's signals (the file may name others). Raises CorruptCacheError."""
     storage, manifest = source
     signals = signals_of(manifest)
     index = marks.read_index(storage, manifest, entry, signals)

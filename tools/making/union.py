@@ -1,4 +1,4 @@
-"""What the manifest of a union of caches says, and which caches can have one."""
+"""The manifest of a union of caches, and the check that caches are compatible."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,25 +18,25 @@ SAME: dict[str, Any] = {
     "codec": True,
     "head": True,
 }
-MAY_DIFFER = {"teacher.name", "teacher.revision"}  # the weights are known by their fingerprint
+MAY_DIFFER = {"teacher.name", "teacher.revision"}  # the fingerprint identifies the weights
 
 
 def check_fits(first: Manifest, first_url: str, other: Manifest, other_url: str) -> None:
-    """Raise UserError, naming the differing settings, unless the values of two caches mean the same."""
+    """Raise UserError, naming the differing settings, unless two caches are compatible."""
     before, now = first.model_dump(include=SAME), other.model_dump(include=SAME)
     found = [each for key in SAME for each in differences(key, before[key], now[key]) if each[0] not in MAY_DIFFER]
     if found:
         named = "; ".join(f"{key}: {old!r} in {first_url}, {new!r} in {other_url}" for key, old, new in found)
         raise UserError(
-            f"these caches cannot be merged: {named}. `cache-tools repack` lowers k and precision; what differs "
-            "otherwise must stay apart (a trainer takes several caches)"
+            f"these caches cannot be merged: {named}; `cache-tools repack` can align k and precision, caches that "
+            "differ otherwise must stay separate (a trainer takes several)"
         )
 
 
 def union_manifest(
     sources: Sequence[Manifest], shards: Sequence[ShardEntry], tables: Mapping[str, FileEntry], dropped: int
 ) -> Manifest:
-    """The manifest of the union of ``sources``: these shards, of which ``dropped`` duplicates were left out."""
+    """The manifest of the union of ``sources``, with ``shards``, from which ``dropped`` duplicates were left out."""
     derived = Derivation(action="merge", sources=list(map(source_of, sources)), duplicates_dropped=dropped)
     return derived_manifest(
         sources[0],
@@ -52,10 +52,10 @@ def union_manifest(
 
 
 def join_corpora(corpora: Sequence[CorpusInfo]) -> CorpusInfo:
-    """Several corpora as one; equal ones are one corpus, of which several caches hold parts.
+    """Join corpora into one; equal ones count once, as one corpus of which several caches hold parts.
 
-    Sources are listed after each other, counts added up. Lengths are the widest; `clean` and `deduplicate` hold where
-    they do for all; how over-long documents are treated is the first corpus' way.
+    Sources are concatenated and counts summed. `max_tokens` is the largest, `min_tokens` the smallest; `clean` and
+    `deduplicate` hold if they do for all; other settings are the first corpus's.
     """
     distinct = list({corpus.model_dump_json(): corpus for corpus in corpora}.values())
     if len(distinct) == 1:
@@ -80,7 +80,7 @@ def join_corpora(corpora: Sequence[CorpusInfo]) -> CorpusInfo:
 
 
 def join_provenance(sources: Sequence[Provenance]) -> Provenance:
-    """All that the sources say, each thing once; where some say nothing, that too."""
+    """Distinct values of each field, joined; fields that only some sources state also say "not stated"."""
     return Provenance(
         **{name: _joined(getattr(source, name) for source in sources) for name in Provenance.model_fields}
     )

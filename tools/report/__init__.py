@@ -1,1 +1,1 @@
-"""``cache-tools report``: one HTML file that shows a cache; everything is inside, and nothing is fetched."""
+"""``cache-tools report``: a self-contained HTML file that shows a cache, without network access."""

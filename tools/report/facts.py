@@ -1,4 +1,4 @@
-"""What a cache's manifest says, in words for the page."""
+"""The manifest as facts for the report."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import ShardTable
 from tools.trust.signatures import Signed
 
-MOST_CHARACTERS = 2000  # of a text of the manifest
+MOST_CHARACTERS = 2000  # of a text from the manifest
 
 
 class Fact(NamedTuple):
@@ -21,7 +21,7 @@ class Fact(NamedTuple):
 
 
 def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signed]) -> list[dict[str, Any]]:
-    """What the manifest says, in groups."""
+    """The manifest's facts, in titled groups."""
     teacher, counts, capture = manifest.teacher, manifest.corpus.counts, manifest.capture
     logits = capture.logits
     stored = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"
@@ -38,7 +38,7 @@ def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signe
         signals.append(Fact("hidden", f"layers {layers}; {capture.hidden.dtype}"))
     if capture.attention is not None:
         attention = capture.attention
-        signals.append(Fact("attention", f"{attention.n_heads} heads, {attention.keys} keys a row"))
+        signals.append(Fact("attention", f"{attention.n_heads} attention heads, {attention.keys} keys a row"))
     provenance = [
         Fact(term, cut(value) or "not given")
         for term, value in (
@@ -62,7 +62,7 @@ def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signe
         "Corpus": [
             Fact("documents", f"{counts.documents:,}"),
             Fact("samples", f"{counts.samples:,}, at most {manifest.corpus.settings.max_tokens:,} tokens each"),
-            Fact("tokens", f"{counts.tokens:,}; {counts.loss_tokens:,} to be learned"),
+            Fact("tokens", f"{counts.tokens:,}; {counts.loss_tokens:,} in the loss"),
             Fact(
                 "left out", f"{counts.duplicates:,} duplicates, {counts.too_short:,} too short, {counts.empty:,} empty"
             ),
@@ -72,7 +72,7 @@ def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signe
         "Provenance": [
             *provenance,
             *_derived(manifest.derived),
-            Fact("signed", "by nobody") if not signed else Fact("signed", "\n".join(map(_signature, signed))),
+            Fact("signed", "no") if not signed else Fact("signed", "\n".join(map(_signature, signed))),
             Fact("manifest", manifest.digest(), code=True),
             Fact("read from", cut(url)),
         ],
@@ -82,9 +82,9 @@ def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signe
 
 def _signature(signed: Signed) -> str:
     if signed.statement is None:
-        return f"not valid, by key {signed.public_key}: {signed.problem}"
+        return f"invalid signature of key {signed.public_key}: {signed.problem}"
     signer, signed_at = signed.statement.signer, signed.statement.signed_at.isoformat(timespec="seconds")
-    return f"“{signer}”, as it says itself, {signed_at}; the signature holds, of key {signed.public_key}"
+    return f"by “{signer}” (self-stated name), {signed_at}; valid signature of key {signed.public_key}"
 
 
 def _derived(derived: Derivation | None) -> list[Fact]:
@@ -94,7 +94,7 @@ def _derived(derived: Derivation | None) -> list[Fact]:
     more = len(derived.sources) - len(sources)
     facts = [
         Fact("made by", derived.action),
-        Fact("made of", "\n".join(sources) + (f"\nand {more} more" if more else "")),
+        Fact("made from", "\n".join(sources) + (f"\nand {more} more" if more else "")),
     ]
     if derived.notes:
         facts.append(Fact("how", cut(derived.notes)))
@@ -110,10 +110,10 @@ def lead(manifest: Manifest) -> str:
         "attention": "attention rows",
     }
     stored = ["the likeliest next tokens", *(signals[name] for name in manifest.capture.signals if name in signals)]
-    listed = stored[0] if len(stored) == 1 else f"{', '.join(stored[:-1])} and {stored[-1]}"
-    return f"What this teacher expects after each token of a corpus: {listed}."
+    joined = stored[0] if len(stored) == 1 else f"{', '.join(stored[:-1])} and {stored[-1]}"
+    return f"What this teacher predicts after each token of a corpus: {joined}."
 
 
 def cut(text: str) -> str:
-    """A text of the manifest, shortened if it is long."""
+    """A text from the manifest, truncated if long."""
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"

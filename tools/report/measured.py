@@ -1,4 +1,4 @@
-"""What was measured of a cache, as figures, plots and a table for the page."""
+"""Measured statistics of a cache, as key figures, plots and a table for the report."""
 
 import math
 from functools import partial
@@ -14,7 +14,7 @@ SHOWN_GROUPS = 20
 
 
 def key_figures(stats: Stats) -> list[dict[str, str]]:
-    """The largest figures of the page, and what they are."""
+    """The headline figures of the page, with their labels."""
     totals, overall = stats.manifest.totals, stats.overall
     size = sum(stats.manifest.sizes().values())
     about = "mean entropy, nats" if stats.entropy_is_exact else "mean entropy, nats, at least"
@@ -30,18 +30,18 @@ def key_figures(stats: Stats) -> list[dict[str, str]]:
 
 
 def reading(stats: Stats) -> str:
-    """What was measured, and what the words mean."""
+    """What was measured, and definitions of the terms."""
     n, total = stats.overall.samples, stats.samples_in_cache
     part = f"All {total:,} samples" if n == total else f"{n:,} of {total:,} samples, spread evenly over the cache"
     kind = (
         "exact, as stored with the draws"
         if stats.entropy_is_exact
-        else "of the stored entries and one bucket for all other tokens, a lower bound of the whole distribution’s"
+        else "of the stored entries and one bucket for all other tokens, a lower bound of the full distribution’s"
     )
     return (
-        f"{part}; rows of the loss mask only. Entropy is in nats at temperature 1, {kind}. Support is exp(entropy): "
-        "as many equally likely tokens have the same. Stored is the probability of the entries in the cache. "
-        "Decorative tokens are Markdown’s marks, emoji and the like."
+        f"{part}; only rows in the loss mask. Entropy is in nats at temperature 1, {kind}. Support is exp(entropy), "
+        "the number of equally likely tokens with that entropy. Stored is the probability mass of the entries in the "
+        "cache. Decorative tokens are Markdown markup, emoji and the like."
     )
 
 
@@ -51,19 +51,19 @@ def figures(stats: Stats) -> list[plots.Figure]:
     high = max(0.5, math.ceil(2 * entropy.quantile(0.995)) / 2)
     low = min(0.9, math.floor(10 * coverage.quantile(0.02)) / 10)
     bound = "" if stats.entropy_is_exact else ", at least"
-    spread_of = f"mean {{:.2f}}, median {{:.2f}}, 95 % of rows below {{:.2f}}{bound and ': lower bounds'}".format
-    stored = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
+    entropy_caption = f"mean {{:.2f}}, median {{:.2f}}, 95 % of rows below {{:.2f}}{bound and ': lower bounds'}".format
+    coverage_caption = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
     sizes = sorted(stats.manifest.bytes_per_token().items(), key=lambda item: -item[1])
-    drawn = [
+    plotted = [
         plots.Figure(
             f"Entropy of rows{bound}",
             plots.histogram(
                 "Histogram of entropy", plots.rebinned(entropy.counts, entropy.high, 0, high, 36), 0, high, "nats"
             ),
-            spread_of(entropy.mean, entropy.quantile(0.5), entropy.quantile(0.95)),
+            entropy_caption(entropy.mean, entropy.quantile(0.5), entropy.quantile(0.95)),
         ),
         plots.Figure(
-            "Probability that is stored",
+            "Stored probability mass",
             plots.histogram(
                 "Histogram of the stored mass",
                 plots.rebinned(coverage.counts, 1, low, 1, 36),
@@ -71,41 +71,41 @@ def figures(stats: Stats) -> list[plots.Figure]:
                 1,
                 "of a row’s mass",
             ),
-            stored(coverage.mean, coverage.quantile(0.5), coverage.quantile(0.05)),
+            coverage_caption(coverage.mean, coverage.quantile(0.5), coverage.quantile(0.05)),
         ),
     ]
     rows, sums = stats.entropy_by_position
     longest = stats.manifest.corpus.settings.max_tokens
-    there = rows > 0
-    middles = (there.nonzero()[0] + 0.5) * longest / POSITION_BINS
-    if there.sum() > 1:
-        used = float((there.nonzero()[0][-1] + 1) * longest / POSITION_BINS)
-        means = sums[there] / rows[there]
-        drawn.append(
+    filled = rows > 0
+    middles = (filled.nonzero()[0] + 0.5) * longest / POSITION_BINS
+    if filled.sum() > 1:
+        last_position = float((filled.nonzero()[0][-1] + 1) * longest / POSITION_BINS)
+        means = sums[filled] / rows[filled]
+        plotted.append(
             plots.Figure(
                 f"Entropy along the sequence{bound}",
-                plots.line("Mean entropy by position", middles, means, used, "position, tokens", "mean, nats"),
+                plots.line("Mean entropy by position", middles, means, last_position, "position, tokens", "mean, nats"),
                 f"{means[0]:.2f} nats at the start, {means[-1]:.2f} at the end",
             )
         )
-    drawn.append(
+    plotted.append(
         plots.Figure(
             "Size by kind of file",
             plots.bars("Bytes a token by signal", sizes, "B"),
             f"{sum(size for _, size in sizes):,.1f} bytes a token in all",
         )
     )
-    return drawn
+    return plotted
 
 
 def groups(stats: Stats) -> list[list[dict[str, Any]]]:
-    """The rows of the table: all, the layers, the sources."""
-    layers = sorted(stats.layers.by_name.items(), key=lambda item: (-item[1].rows["entropy"].n, item[0]))[:SHOWN_GROUPS]
+    """The table's rows: all samples, layers of the data mix, sources."""
+    by_size = sorted(stats.mix_layers.by_name.items(), key=lambda item: (-item[1].rows["entropy"].n, item[0]))
     high = max(0.5, stats.overall.rows["entropy"].quantile(0.99))
     group = partial(_group, high=high, at_least="" if stats.entropy_is_exact else "≥ ")
     return [
         [group("", "all", stats.overall)],
-        [group("layer", name, figures) for name, figures in layers],
+        [group("layer", name, figures) for name, figures in by_size[:SHOWN_GROUPS]],
         [group("source", name, figures) for name, figures in stats.largest_sources(SHOWN_GROUPS).items()],
     ]
 

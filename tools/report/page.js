@@ -7,7 +7,7 @@
   const text = byId("text"), panel = byId("panel"), which = byId("which");
   if (!samples.length) return;
 
-  let sample, options, current, head;  // current: the place (in what is shown) of the token that was chosen
+  let sample, options, current, head;  // current: offset of the selected token in the window; head: of attention
 
   const make = (tag, className, content) => {
     const element = document.createElement(tag);
@@ -33,7 +33,7 @@
     const token = sample.spelled[id];
     if (token !== undefined) return word(token);
     const element = make("span", "word unknown", `id ${id}`);
-    element.title = "Not among the texts that were read; give --tokenizer to have it spelled";
+    element.title = "Does not occur in the texts that were read; use --tokenizer to spell it";
     return element;
   }
 
@@ -130,7 +130,7 @@
       panel.append(measures(entropy), ...alternatives(best));
     }
     const rows = sample.attention?.[row];
-    if (rows) panel.append(make("h4", "", "Attention: where each head looks"), heads(rows), keys(rows[head] ?? []));
+    if (rows) panel.append(make("h4", "", "Attention: where each attention head looks"), heads(rows), keys(rows[head] ?? []));
     const norms = [];
     if (sample.hidden?.[row]) sample.hidden[row].forEach((norm, i) => norms.push([`layer ${sample.layers[i]}`, norm]));
     if (sample.final?.[row] !== undefined) norms.push(["final", sample.final[row]]);
@@ -218,7 +218,7 @@
     return found;
   }
 
-  // Underlines the tokens that the chosen head looks at.
+  // Underlines the tokens that the selected attention head attends to.
   function mark() {
     for (const option of text.querySelectorAll(".a1, .a2, .a3, .a4")) option.classList.remove("a1", "a2", "a3", "a4");
     const row = sample.attention?.[sample.first + current]?.[head] ?? [];

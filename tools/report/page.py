@@ -1,8 +1,7 @@
-"""The page: what is measured and known of a cache, put into the template; style, script and data are inside.
+"""The report page: statistics and facts rendered into the template, with style, script and data inlined.
 
-Nothing of a cache becomes markup: the template escapes all text, and the data of the samples is JSON that the script
-puts in as text. A content security policy allows this style and this script by their hashes and nothing else: no
-request at all.
+Nothing from a cache becomes markup: the template escapes all text, and the samples are JSON that the script inserts as
+text. The content security policy allows only this style and script, by hash, and no network requests.
 """
 
 import json
@@ -31,8 +30,8 @@ from tools.trust.signatures import Signed, signatures
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000  # of the file
 MOST_DATA_BYTES = 4_500_000  # of the samples in it
-MEASURED_SAMPLES = 500  # whose figures are shown
-STEPS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)  # nats, at which the colour changes
+MEASURED_SAMPLES = 500  # for the statistics
+STEPS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)  # nats; thresholds of the colour scale
 _DANGEROUS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
@@ -53,11 +52,11 @@ def report(
     tokenizer: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Write the page of the cache at ``url`` to ``out``.
+    """Write the report on the cache at ``url`` to ``out``.
 
-    ``samples``: how many are shown token by token, chosen over all layers, after those of ``keys``. ``tokenizer``: the
-    teacher's folder, to spell tokens that the texts do not show. Raises UserError when there is no such cache or
-    sample, or the file cannot be written, CorruptCacheError when a file of the cache is damaged.
+    ``samples``: how many to show token by token, spread over the layers of the data mix, after those of ``keys``.
+    ``tokenizer``: the teacher's folder, to spell tokens that do not occur in the texts. Raises UserError when there is
+    no such cache or sample, or the file cannot be written, CorruptCacheError when a file of the cache is damaged.
     """
     storage = Storage(url)
     manifest = up_to_date_manifest(storage)
@@ -65,14 +64,14 @@ def report(
     wanted = find_samples(reader, keys)
     speller = None if tokenizer is None else load_tokenizer(tokenizer, manifest.tokenizer)
     spelling = Spelling(manifest.teacher.vocab_size, speller)
-    stats, by_layer = _measure(reader, spelling, advance)
-    shown = list(dict.fromkeys([*wanted, *spread(by_layer, samples)]))
+    stats, by_mix_layer = _measure(reader, spelling, advance)
+    shown = list(dict.fromkeys([*wanted, *spread(by_mix_layer, samples)]))
     found, left_out = _viewer_samples(reader, shown, spelling)
     data = {"samples": found, "steps": STEPS, "exact": stats.entropy_is_exact}
     page = _render(url, storage, stats, signatures(storage, manifest), data, left_out)
     if len(page) > MOST_BYTES:
         raise UserError(
-            f"{url}: its report would take {len(page):,} bytes, more than {MOST_BYTES:,}; use fewer --samples"
+            f"{url}: the report would have {len(page):,} bytes, wanted at most {MOST_BYTES:,}; use fewer --samples"
         )
     write_whole(out, page)
     return Report(str(out), len(page), [sample["key"] for sample in found], left_out)
@@ -81,43 +80,43 @@ def report(
 def _measure(
     reader: CacheReader, spelling: Spelling, advance: Callable[[int, int], None]
 ) -> tuple[Stats, dict[str, list[int]]]:
-    """Figures of a part of the samples, and which samples were read, by layer."""
+    """Statistics of up to ``MEASURED_SAMPLES`` samples, and the numbers of these samples by layer of the data mix."""
     exact = exact_column(reader.manifest)
     stats = Stats(reader.manifest, len(reader), exact is not None)
     chosen = choose_samples(reader, MEASURED_SAMPLES).tolist()
-    by_layer: dict[str, list[int]] = {}
-    measured = read_each(chosen, lambda position: measure(reader, position, exact), advance)
-    for position, sample in zip(chosen, measured, strict=True):
+    by_mix_layer: dict[str, list[int]] = {}
+    measured = read_each(chosen, lambda number: measure(reader, number, exact), advance)
+    for number, sample in zip(chosen, measured, strict=True):
         stats.add(sample)
         spelling.add(sample.tokens)
-        by_layer.setdefault(sample.tokens.layer, []).append(position)
-    return stats, by_layer
+        by_mix_layer.setdefault(sample.tokens.layer, []).append(number)
+    return stats, by_mix_layer
 
 
-def spread(by_layer: dict[str, list[int]], wanted: int) -> list[int]:
-    """``wanted`` of the samples, as many of each layer as there are, or one more; a layer's are spread over it."""
-    quotas = dict.fromkeys(sorted(by_layer), 0)
-    while sum(quotas.values()) < min(wanted, sum(map(len, by_layer.values()))):
-        open_layers = [layer for layer in quotas if quotas[layer] < len(by_layer[layer])]
-        quotas[min(open_layers, key=lambda layer: quotas[layer])] += 1
-    return [by_layer[layer][i] for layer, quota in quotas.items() if quota for i in choose(len(by_layer[layer]), quota)]
+def spread(groups: dict[str, list[int]], wanted: int) -> list[int]:
+    """``wanted`` samples, spread evenly over the groups as far as they go, and evenly within each group."""
+    quotas = dict.fromkeys(sorted(groups), 0)
+    while sum(quotas.values()) < min(wanted, sum(map(len, groups.values()))):
+        not_exhausted = [name for name in quotas if quotas[name] < len(groups[name])]
+        quotas[min(not_exhausted, key=lambda name: quotas[name])] += 1
+    return [groups[name][i] for name, quota in quotas.items() if quota for i in choose(len(groups[name]), quota)]
 
 
 def _viewer_samples(reader: CacheReader, shown: Sequence[int], spelling: Spelling) -> tuple[list[dict[str, Any]], int]:
-    """As many samples as fit, and how many do not."""
+    """As many samples as fit in the page, and the number left out."""
     found: list[dict[str, Any]] = []
     size = 0
-    for number, position in enumerate(shown):
-        sample = viewer_sample(reader, position, spelling)
+    for done, number in enumerate(shown):
+        sample = viewer_sample(reader, number, spelling)
         size += len(_json(sample).encode())
         if size > MOST_DATA_BYTES:
-            return found, len(shown) - number
+            return found, len(shown) - done
         found.append(sample)
     return found, 0
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand in a script element: it holds nothing that ends the element or begins a comment."""
+    """JSON that is safe inside a script element: it cannot end the element or begin a comment."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_DANGEROUS)
 
 
@@ -144,6 +143,6 @@ def _render(
         more_sources=max(0, len(stats.sources.by_name) - SHOWN_GROUPS),
         legend=["0", *(f"{step:g}" for step in STEPS[:-1]), f"{STEPS[-1]:g}+ nats"],
         left_out=left_out,
-        footer=f"Written by cache-tools report from the cache whose manifest is {manifest.digest()}.",
+        footer=f"Written by cache-tools report from the cache with manifest {manifest.digest()}.",
     )
     return text.encode("utf-8", "replace")

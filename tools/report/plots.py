@@ -1,4 +1,4 @@
-"""The page's figures: small SVG drawings without colours or fonts of their own, which the style sheet gives them."""
+"""The report's plots: small SVGs without colours or fonts, which come from the style sheet."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 270, 156
-LEFT, RIGHT, TOP, BOTTOM = 34, 4, 22, 30  # margins, for the labels of the axes
+LEFT, RIGHT, TOP, BOTTOM = 34, 4, 22, 30  # margins, for axis labels
 
 
 class Figure(NamedTuple):
-    """A drawing and what stands below it."""
+    """A plot with title and caption."""
 
     title: str
     svg: Markup
@@ -20,14 +20,14 @@ class Figure(NamedTuple):
 
 
 def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str) -> Markup:
-    """Bars of equally wide bins from ``low`` to ``high``, as shares of the whole."""
+    """Histogram with equal bins from ``low`` to ``high``, as shares of the total."""
     shares = counts / max(1, counts.sum())
     top = _round_up(float(shares.max(initial=0)) or 1.0)
     step = (WIDTH - LEFT - RIGHT) / len(shares)
     parts = _axes(low, high, 0, top, unit, "share of rows", percent=True)
     for i, share in enumerate(shares.tolist()):
         if share:
-            height = share / top * _room()
+            height = share / top * _plot_height()
             parts.append(_rect("bar", LEFT + i * step + 0.5, HEIGHT - BOTTOM - height, step - 1, height))
     return _svg(title, parts)
 
@@ -37,7 +37,7 @@ def line(title: str, x: np.ndarray, y: np.ndarray, high_x: float, unit_x: str, u
     top = _round_up(float(y.max(initial=0)) or 1.0)
     parts = _axes(0, high_x, 0, top, unit_x, unit_y)
     xs = LEFT + x / high_x * (WIDTH - LEFT - RIGHT)
-    ys = HEIGHT - BOTTOM - y / top * _room()
+    ys = HEIGHT - BOTTOM - y / top * _plot_height()
     points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(xs.tolist(), ys.tolist(), strict=True))
     parts.append(Markup('<polyline class="curve" points="{}"/>').format(points))
     return _svg(title, parts)
@@ -59,7 +59,7 @@ def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Markup:
 
 
 def strip(title: str, quantiles: dict[str, float], high: float) -> Markup:
-    """A row of a table: from the 5th to the 95th percentile a line, the middle half thick, the median a dot."""
+    """Box plot for a table row: whiskers from the 5th to the 95th percentile, box of the quartiles, median as a dot."""
     width, height = 120, 14
 
     def x(value: float) -> float:
@@ -75,13 +75,13 @@ def strip(title: str, quantiles: dict[str, float], high: float) -> Markup:
 
 
 def rebinned(counts: np.ndarray, high: float, low: float, shown_high: float, bins: int) -> np.ndarray:
-    """The histogram ``counts`` of 0 to ``high``, in ``bins`` bins of ``low`` to ``shown_high``; the last takes more."""
+    """Rebin the histogram ``counts`` over 0 … ``high`` to ``bins`` bins over ``low`` … ``shown_high``, clipped."""
     middles = (np.arange(len(counts)) + 0.5) * high / len(counts)
-    places = np.clip((middles - low) / (shown_high - low) * bins, 0, bins - 1).astype(np.int64)
-    return np.bincount(places, counts, minlength=bins)
+    new_bins = np.clip((middles - low) / (shown_high - low) * bins, 0, bins - 1).astype(np.int64)
+    return np.bincount(new_bins, counts, minlength=bins)
 
 
-def _room() -> int:
+def _plot_height() -> int:
     return HEIGHT - TOP - BOTTOM
 
 
@@ -91,7 +91,7 @@ def _axes(
     """Grid lines and labels."""
     parts = []
     for share in (0.0, 0.5, 1.0):
-        y = HEIGHT - BOTTOM - share * _room()
+        y = HEIGHT - BOTTOM - share * _plot_height()
         value = low_y + share * (high_y - low_y)
         parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
         parts.append(_text("tick", LEFT - 5, y + 3.5, _percent(value) if percent else f"{value:.3g}", "end"))
@@ -109,7 +109,7 @@ def _percent(share: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next number of one or two digits that is easily halved."""
+    """The next larger round number with one or two digits, easily halved."""
     scale = 10.0 ** math.floor(math.log10(value))
     return next(step * scale for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * scale >= value * (1 - 1e-9))
 

@@ -1,7 +1,7 @@
-"""What the page knows of the samples it shows: small columns of rounded numbers, ready for JSON.
+"""Data of the samples that the page shows: columns of rounded numbers, ready for JSON.
 
-Probabilities are in steps of 1/10,000, entropies of 1/100 nat. Positions are those in the sequence; a long sequence is
-shown in part, from a little before the first row that counts.
+Probabilities are in steps of 1/10,000, entropies of 1/100 nat. Positions are counted in the whole sequence; of a long
+sequence a window is shown, from shortly before the first row in the loss mask.
 """
 
 import math
@@ -17,15 +17,15 @@ from tools.looking.figures import exact_column, read_draws_of, row_figures
 from tools.report.token_text import Spelling, token_text
 
 MOST_TOKENS = 512
-LEAD = 64  # tokens before the first row that counts, of a sequence that is shown in part
+LEAD = 64  # tokens shown before the first row in the loss mask
 ALTERNATIVES = 6
 MOST_HEADS, MOST_KEYS, MOST_LAYERS = 6, 8, 12
 
 
-def viewer_sample(reader: CacheReader, position: int, spelling: Spelling) -> dict[str, Any]:
-    """One sample for the page. The reader has all signals of the cache open. Raises CorruptCacheError."""
+def viewer_sample(reader: CacheReader, number: int, spelling: Spelling) -> dict[str, Any]:
+    """Sample ``number`` for the page; the reader has all signals of the cache open. Raises CorruptCacheError."""
     capture = reader.manifest.capture
-    tokens, logits = reader.read_tokens(position), reader.read_logits(position)
+    tokens, logits = reader.read_tokens(number), reader.read_logits(number)
     first, stop = _window(tokens)
     shown: dict[str, Any] = {
         "key": tokens.key,
@@ -37,16 +37,16 @@ def viewer_sample(reader: CacheReader, position: int, spelling: Spelling) -> dic
     }
     rows = np.flatnonzero((logits.positions >= first) & (logits.positions < stop))
     exact = exact_column(reader.manifest)
-    draws = None if exact is None else read_draws_of(reader, position, logits)
-    keep_P = np.zeros(len(logits.positions), bool)
-    keep_P[rows] = True
-    figures = row_figures(logits, keep_P, reader.manifest.teacher.vocab_size, draws, exact)
+    draws = None if exact is None else read_draws_of(reader, number, logits)
+    shown_P = np.zeros(len(logits.positions), bool)
+    shown_P[rows] = True
+    figures = row_figures(logits, shown_P, reader.manifest.teacher.vocab_size, draws, exact)
     n = stop - first
-    place = figures.positions - first
-    shown["entropy"] = _column(n, place, np.rint(100 * figures.entropy))
-    shown["stored"] = _column(n, place, _ten_thousandths(figures.coverage))
-    follows = figures.positions < len(tokens.input_ids) - 1
-    shown["next"] = _column(n, place[follows], _ten_thousandths(np.exp(-figures.surprise[follows])))
+    offsets = figures.positions - first
+    shown["entropy"] = _column(n, offsets, np.rint(100 * figures.entropy))
+    shown["stored"] = _column(n, offsets, _ten_thousandths(figures.coverage))
+    has_next = figures.positions < len(tokens.input_ids) - 1
+    shown["next"] = _column(n, offsets[has_next], _ten_thousandths(np.exp(-figures.surprise[has_next])))
     shown["mean_entropy"] = round(float(figures.entropy.mean()), 2) if len(rows) else None
     best = [
         {"ids": ids[:count], "p": chances[:count]}
@@ -59,48 +59,49 @@ def viewer_sample(reader: CacheReader, position: int, spelling: Spelling) -> dic
     ]
     shown["best"] = dict(zip(figures.positions.tolist(), best, strict=True))
     following = tokens.input_ids[first + 1 : stop + 1].tolist()
-    used = {index for row in best for index in row["ids"]} | set(following)
-    shown["spelled"] = {index: text for index in sorted(used) if (text := spelling[index]) is not None}
+    mentioned = {token_id for row in best for token_id in row["ids"]} | set(following)
+    shown["spelled"] = {token_id: text for token_id in sorted(mentioned) if (text := spelling[token_id]) is not None}
     shown["following"] = following
     if capture.attention is not None:
-        shown |= _attention(reader.read_attention(position), first, stop)
+        shown |= _attention(reader.read_attention(number), first, stop)
     if capture.hidden is not None:
         layers = capture.hidden.layer_numbers(reader.manifest.teacher.num_layers)
-        shown |= _hidden(reader.read_hidden(position), capture.hidden, layers, first, stop)
+        shown |= _hidden(reader.read_hidden(number), capture.hidden, layers, first, stop)
     if capture.final is not None:
-        norms = _norms(reader.read_final(position), capture.final, first, stop)
+        norms = _norms(reader.read_final(number), capture.final, first, stop)
         shown["final"] = {row: values[0] for row, values in norms.items()}
     return shown
 
 
 def _window(tokens: TokenSample) -> tuple[int, int]:
+    """The positions shown: first, and one past the last."""
     n = len(tokens.input_ids)
     if n <= MOST_TOKENS:
         return 0, n
-    counting = np.flatnonzero(tokens.loss_mask)
-    first = max(0, int(counting[0]) - LEAD) if len(counting) else 0
+    in_loss = np.flatnonzero(tokens.loss_mask)
+    first = max(0, int(in_loss[0]) - LEAD) if len(in_loss) else 0
     first = min(first, n - MOST_TOKENS)
     return first, first + MOST_TOKENS
 
 
 def _texts(tokens: TokenSample, first: int, stop: int) -> dict[str, Any]:
-    """The text of each token; the bytes, in hex, of those that cut a character; and text that no token spells.
+    """Each token's text; the bytes, in hex, of tokens that split a character; and text between tokens.
 
-    A character that several tokens make stands where it begins.
+    A character split over several tokens belongs to the first of them.
     """
     data = tokens.text.encode()
     texts: list[str] = []
     raw: dict[int, str] = {}
     gaps: dict[int, str] = {}
     end = int(tokens.byte_end[first - 1]) if first else 0
-    for place in range(first, stop):
-        start, token_end = int(tokens.byte_start[place]), int(tokens.byte_end[place])
-        text, cut = token_text(data, start, token_end)
+    for position in range(first, stop):
+        start, token_end = int(tokens.byte_start[position]), int(tokens.byte_end[position])
+        text, split_bytes = token_text(data, start, token_end)
         texts.append(text)
-        if cut:
-            raw[place] = cut
+        if split_bytes:
+            raw[position] = split_bytes
         if start > end:
-            gaps[place] = token_text(data, end, start)[0]
+            gaps[position] = token_text(data, end, start)[0]
         end = max(end, token_end)
     return {"text": texts, "raw": raw, "gaps": gaps}
 
@@ -109,16 +110,16 @@ def _ten_thousandths(shares: np.ndarray) -> np.ndarray:
     return np.rint(10_000 * np.minimum(shares, 1))
 
 
-def _column(n: int, places: np.ndarray, values: np.ndarray) -> list[int | None]:
-    """Integers at these places of n, None elsewhere."""
+def _column(n: int, offsets: np.ndarray, values: np.ndarray) -> list[int | None]:
+    """A list of length n with integers at ``offsets``, None elsewhere."""
     column: list[int | None] = [None] * n
-    for place, value in zip(places.tolist(), values.astype(np.int64).tolist(), strict=True):
-        column[place] = value
+    for offset, value in zip(offsets.tolist(), values.astype(np.int64).tolist(), strict=True):
+        column[offset] = value
     return column
 
 
 def _attention(sample: AttentionSample, first: int, stop: int) -> dict[str, Any]:
-    """The heads, and of each row for each head its largest weights as a flat list: key, weight, key, weight, …"""
+    """The attention heads, and for each row and head its largest weights, flat: key, weight, key, weight, …"""
     rows = np.flatnonzero((sample.positions >= first) & (sample.positions < stop))
     keys = sample.keys[rows, :MOST_HEADS, :MOST_KEYS]
     weights = _ten_thousandths(sample.weights[rows, :MOST_HEADS, :MOST_KEYS].astype(np.float64)).astype(np.int64)
@@ -140,7 +141,7 @@ def _hidden(sample: HiddenSample, capture: Quantised, layers: list[int], first: 
 
 
 def _norms(sample: HiddenSample, capture: Quantised, first: int, stop: int) -> dict[int, list[float | None]]:
-    """Euclidean norms of the layers' hidden states, to four digits, by row; None where one is not finite."""
+    """Euclidean norms of the layers' hidden states by row, to four digits; None if not finite."""
     rows = (sample.positions >= first) & (sample.positions < stop)
     part = HiddenSample(**{name: values[rows] for name, values in vars(sample).items()})
     norms_PC = to_floats(part, capture).norm(dim=2).tolist()

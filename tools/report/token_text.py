@@ -1,4 +1,4 @@
-"""How token ids are spelled. A cache stores no vocabulary: a tokenizer has it, or the texts show part of it."""
+"""Spelling of token ids. A cache stores no vocabulary: it comes from a tokenizer, or in part from the texts."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MOST_CHARACTERS = 200  # of a token, in the page
 
 
 class Spelling:
-    """The spellings of ids: from the texts that were added; or all, of a tokenizer."""
+    """Spellings of token ids: all of them from a tokenizer, or those that occur in the added texts."""
 
     def __init__(self, vocab_size: int, tokenizer: Any = None) -> None:
         self._tokenizer = tokenizer
@@ -21,48 +21,49 @@ class Spelling:
         self._spelled: dict[int, str] = {}
 
     def add(self, sample: TokenSample) -> None:
-        """Learn the tokens of a sequence that were not met before; not those that are part of a character only."""
+        """Learn new tokens from a sequence, except those that hold only part of a character."""
         if self._tokenizer is not None:
             return
         new = np.flatnonzero(~self._known_V[sample.input_ids])
         if not len(new):
             return
         data = sample.text.encode()
-        for place in new.tolist():
-            index = int(sample.input_ids[place])
-            text, cut = token_text(data, int(sample.byte_start[place]), int(sample.byte_end[place]))
-            if text and not cut:
-                self._spelled.setdefault(index, text)
-                self._known_V[index] = True
+        for position in new.tolist():
+            token_id = int(sample.input_ids[position])
+            text, split_bytes = token_text(data, int(sample.byte_start[position]), int(sample.byte_end[position]))
+            if text and not split_bytes:
+                self._spelled.setdefault(token_id, text)
+                self._known_V[token_id] = True
 
-    def __getitem__(self, index: int) -> str | None:
-        """The spelling of an id; None if it is not known."""
+    def __getitem__(self, token_id: int) -> str | None:
+        """The spelling of an id; None if unknown."""
         if self._tokenizer is not None:
-            return self._tokenizer.decode([index])[:MOST_CHARACTERS]
-        return self._spelled.get(index)
+            return self._tokenizer.decode([token_id])[:MOST_CHARACTERS]
+        return self._spelled.get(token_id)
 
 
 def token_text(data: bytes, start: int, stop: int) -> tuple[str, str]:
-    """A token's characters, and its bytes in hex if it cuts one (else nothing); long ones not in full.
+    """A token's characters, and its bytes in hex if it splits a character (else ""); both truncated if long.
 
-    ``data`` is UTF-8. A character that several tokens make is the one's in which it begins.
+    ``data`` is UTF-8. A character split over several tokens belongs to the first of them.
     """
-    cut = start < stop and (_continues(data, start) or _continues(data, stop))
-    spelled = data[start : min(stop, start + 8)].hex(" ") if cut else ""
+    splits = start < stop and (_continues(data, start) or _continues(data, stop))
+    raw = data[start : min(stop, start + 8)].hex(" ") if splits else ""
     stop = min(stop, start + 4 * MOST_CHARACTERS)
     while start < stop and _continues(data, start):
         start += 1
     while start < stop and _continues(data, stop):
         stop += 1
-    return data[start:stop].decode()[:MOST_CHARACTERS], spelled
+    return data[start:stop].decode()[:MOST_CHARACTERS], raw
 
 
-def _continues(data: bytes, place: int) -> bool:
-    return place < len(data) and data[place] & 0xC0 == 0x80
+def _continues(data: bytes, offset: int) -> bool:
+    """Whether the byte at ``offset`` continues a character."""
+    return offset < len(data) and data[offset] & 0xC0 == 0x80
 
 
 def load_tokenizer(folder: str, wanted: TokenizerInfo) -> Any:
-    """The tokenizer in ``folder``. Raises UserError when it cannot be loaded or is not the one of the cache."""
+    """Load the tokenizer in ``folder``. Raises UserError when it cannot be loaded or is not the cache's."""
     from teacher_cache.teacher import load_tokenizer as load
     from teacher_cache.tokenizer import describe_tokenizer
 
@@ -70,7 +71,7 @@ def load_tokenizer(folder: str, wanted: TokenizerInfo) -> Any:
     found = describe_tokenizer(tokenizer).fingerprint
     if found != wanted.fingerprint:
         raise UserError(
-            f"--tokenizer {folder}: its fingerprint is {found}, the cache was made with {wanted.fingerprint}; give the "
-            "teacher's, or leave the option out"
+            f"--tokenizer {folder}: fingerprint {found}, wanted the cache's, {wanted.fingerprint}; give the teacher's "
+            "folder, or leave the option out"
         )
     return tokenizer

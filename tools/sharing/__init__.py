@@ -1,1 +1,1 @@
-"""Moving caches, whole or in part, between folders and object stores."""
+"""Transfer of caches, whole or in part, between folders and object stores."""

@@ -1,7 +1,7 @@
-"""Copying files from one place to another, several at a time, each checked on its way.
+"""Parallel copying of files between storages, with checksums.
 
-The content of a file is hashed while it is copied, and what is not what the manifest promises never appears at the
-target. Small files are sent in one request; of larger ones a part or two are in memory at a time.
+Files are hashed while they are copied, and one that differs from its manifest entry never appears at the target. Small
+files are sent in one request; of larger ones, a part or two are in memory at a time.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ File = tuple[str, FileEntry]
 
 
 def bytes_of(files: Sequence[File]) -> int:
-    """Size of these files together."""
+    """Total size of the files."""
     return sum(entry.bytes for _, entry in files)
 
 
 def copy_files(source: Storage, target: Storage, files: Sequence[File], parallel: int, progress: Progress) -> None:
-    """Copy these files, ``parallel`` at a time; each appears whole or not at all.
+    """Copy files, ``parallel`` at a time, each atomically.
 
-    Raises CorruptCacheError naming a source file that is missing or whose content is not what its entry says, UserError
-    when it cannot be read or written.
+    Raises CorruptCacheError naming a source file that is missing or differs from its entry, UserError when one cannot
+    be read or written.
     """
     for _ in map_ahead(lambda file: _copy_file(source, target, *file, progress), files, parallel):
         pass
 
 
 def _copy_file(source: Storage, target: Storage, name: str, entry: FileEntry, progress: Progress) -> None:
-    attempts = 1 if source.is_local else 2  # it may be damaged on its way
+    attempts = 1 if source.is_local else 2  # it may have been damaged in transit
     for attempt in range(1, attempts + 1):
         try:
             _send(source, target, name, entry, progress)

@@ -1,7 +1,7 @@
-"""``cache-tools push`` and ``pull``: a whole cache copied from one place to another, as it is.
+"""``cache-tools push`` and ``pull``: copy a whole cache between storages, unchanged.
 
-Objects come first, then the manifest, then signatures: a reader of the target finds no cache, or all of it. The same
-command goes on where a killed one stopped.
+Data is written first, then the manifest, then signatures, so that a reader of the target finds the whole cache or none.
+Rerunning the same command resumes a killed transfer.
 """
 
 from collections import Counter
@@ -35,12 +35,12 @@ Check = Callable[[Storage, Manifest], None]
 
 
 def unchecked(source: Storage, manifest: Manifest) -> None:
-    """No check of who vouches for a cache."""
+    """No check of signatures."""
 
 
 @dataclass
 class Report:
-    """What a transfer sent and what was there from before: files and bytes by kind (signal, ``index``, …)."""
+    """Files and bytes of a transfer, sent and already at the target, by kind (signal, ``index``, …)."""
 
     source: str
     target: str
@@ -57,12 +57,12 @@ class Report:
             self.add(kind_of(name), entry.bytes, sent=True)
 
     def there(self, files: Iterable[File]) -> None:
-        """Count files that were there."""
+        """Count files that were already at the target."""
         for name, entry in files:
             self.add(kind_of(name), entry.bytes, sent=False)
 
     def add(self, kind: str, n_bytes: int, sent: bool) -> None:
-        """Count a file."""
+        """Count one file."""
         files, sizes = (self.sent_files, self.sent_bytes) if sent else (self.there_files, self.there_bytes)
         files[kind] += 1
         sizes[kind] += n_bytes
@@ -82,28 +82,28 @@ class Report:
 
 
 def kind_of(name: str) -> str:
-    """What a file of a cache counts as: its signal, ``index``, ``tables`` or ``head``."""
+    """The kind of a cache's file: its signal, ``index``, ``tables`` or ``head``."""
     if name.endswith(".tar"):
         return name.split(".")[1]
     return "tables" if name.startswith("tables/") else "head" if name == HEAD else "index"
 
 
 def tars_of(shards: Iterable[ShardEntry]) -> list[File]:
-    """The tars of shards."""
+    """The shards' tars."""
     return [(tar_name(shard.name, signal), entry) for shard in shards for signal, entry in shard.files.items()]
 
 
 def marks_of(shards: Iterable[ShardEntry]) -> list[File]:
-    """The indexes of shards."""
+    """The shards' indexes, which are their commit marks."""
     return [(mark_name(shard.name), shard.index) for shard in shards]
 
 
 def checked_source(
     url: str, digest: str | None = None, check: Check = unchecked, whole: bool = True
 ) -> tuple[Storage, bytes, Manifest]:
-    """A cache to copy, the text of its manifest, and the manifest; nothing else of it was read.
+    """Open a cache to copy: its storage, the manifest's bytes, and the manifest; nothing else is read.
 
-    Raises UserError when its sha256 is not ``digest``, or it is not complete and ``whole`` is set.
+    Raises UserError when the manifest's sha256 is not ``digest``, or ``whole`` is set and the cache is not complete.
     """
     source = Storage(url)
     where, text = source.where(MANIFEST), read_manifest_text(source)
@@ -112,8 +112,8 @@ def checked_source(
     check(source, manifest)
     if whole and not manifest.complete:
         raise UserError(
-            f"{where}: the cache is not complete; run teacher-cache to its end, or make a cache of what is committed: "
-            f"cache-tools subset {url} FOLDER"
+            f"{where}: the cache is not complete; finish it with `teacher-cache run`, or extract the committed shards "
+            f"with `cache-tools subset {url} FOLDER`"
         )
     return source, text, manifest
 
@@ -127,15 +127,15 @@ def copy_cache(
     check: Check = unchecked,
     advance: Advance = unseen,
 ) -> Report:
-    """Copy a complete cache; each may be a folder or in an object store.
+    """Copy a complete cache from one folder or object store to another.
 
-    ``digest``: sha256 that the manifest must have. ``check`` is called before anything is fetched and may raise.
+    ``digest``: required sha256 of the manifest. ``check`` is called before anything is fetched, and may raise.
     ``advance(bytes done, bytes in all)`` is called from several threads, one at a time.
 
     Raises:
-        UserError: there is no complete cache at the source, another cache at the target, or a store fails.
-        CorruptCacheError: a file of the source is not what the manifest says: it does not appear at the target; or a
-            tar is not what its index says: the manifest does not.
+        UserError: no complete cache at the source, another cache at the target, or a storage error.
+        CorruptCacheError: a source file differs from the manifest, and does not appear at the target; or a tar differs
+            from its index, and the manifest does not appear at the target.
     """
     source, text, manifest = checked_source(source_url, digest, check)
     with opened_target(target_url, manifest.sha256, dry_run) as target:
@@ -169,9 +169,9 @@ def copy_cache(
 
 
 def check_tars(source: Storage, target: Storage, manifest: Manifest, shards: Iterable[ShardEntry]) -> None:
-    """Refuse tars, copied from ``source`` to a folder, that hold something else than their indexes say.
+    """Check that tars copied to a local folder have exactly the members that their indexes list.
 
-    Unpacked, they could write anywhere. Raises CorruptCacheError naming the source's file.
+    Otherwise unpacking them could write anywhere. Raises CorruptCacheError naming the source's file.
     """
     if not target.is_local:
         return
@@ -184,7 +184,7 @@ def check_tars(source: Storage, target: Storage, manifest: Manifest, shards: Ite
 
 
 def missing_of(target: Target, files: Sequence[File], parallel: int, report: Report) -> list[File]:
-    """The files that have to be sent; both they and the others are counted."""
+    """The files that must be sent; these and the others are counted in ``report``."""
     missing = target.missing(files, parallel)
     names = {name for name, _ in missing}
     report.sent(missing)
@@ -193,16 +193,18 @@ def missing_of(target: Target, files: Sequence[File], parallel: int, report: Rep
 
 
 def another_cache(target: Target, ours: str) -> UserError:
-    """The error of a place that is taken."""
+    """The error for a target that holds another cache."""
     assert target.manifest is not None
     return UserError(
         f"{target.storage.where(MANIFEST)}: another cache is there: the sha256 of its manifest is "
-        f"{target.manifest.sha256}, {ours}; choose another place, or remove it"
+        f"{target.manifest.sha256}, {ours}; choose another target, or remove it"
     )
 
 
 def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
-    """Signatures of the source by file name, of which the target has none or others; raises as ``read_signatures``."""
+    """The source's signatures that the target lacks or has differently: file name → bytes. Raises as
+    ``read_signatures``.
+    """
     return {
         name: data
         for name, data in read_signatures(source, file_names(source)).items()

@@ -1,4 +1,4 @@
-"""Which part of a cache is meant by a selection: signals, shards, and samples of shards."""
+"""Resolution of a selection (signals, shards, layers, share of samples) to the parts of a cache's shards."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,45 +19,42 @@ from tools.checked_parts import Advance, Progress, unseen
 from tools.making import derived
 from tools.making.derived import bundles_of
 
-SHARE_SEED = 1  # not 0, by which the trainer chooses samples for validation: a share is to have some of both
+SHARE_SEED = 1  # not 0, the trainer's for validation samples: a share should contain some of these too
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is taken of a shard: ``entry`` lists the chosen signals only; ``rows`` (int32, rising) None: all samples.
+class ShardPart:
+    """The selected part of a shard."""
 
-    ``sizes``: bytes of the tars that it becomes.
-    """
-
-    entry: ShardEntry
-    rows: np.ndarray | None
-    sizes: dict[Signal, int]
+    entry: ShardEntry  # with the chosen signals only
+    rows: np.ndarray | None  # the samples' places in the shard, int32, increasing; None: all samples
+    sizes: dict[Signal, int]  # bytes of the resulting tars
 
     @property
     def bytes(self) -> int:
-        """Of all tars that it becomes."""
+        """Total bytes of the resulting tars."""
         return sum(self.sizes.values())
 
 
 def share_numbers(keys: Iterable[str]) -> np.ndarray:
-    """The numbers from 0 to below 1 that keys hash to, float64, for ``Selection.share``."""
+    """Hash keys to uniform numbers in [0, 1), float64, for ``Selection.share``."""
     hashes = np.array([xxhash.xxh3_64_intdigest(key.encode(), SHARE_SEED) for key in keys], np.uint64)
     return (hashes >> np.uint64(11)) * 2.0**-53
 
 
-def in_order(selection: Selection, manifest: Manifest, url: str) -> Selection:
-    """The same selection, written in the one way: equal parts of a cache have equal selections.
+def canonical(selection: Selection, manifest: Manifest, url: str) -> Selection:
+    """The selection in canonical form, so that equal parts of a cache have equal selections.
 
-    Raises UserError when the cache has not all of the signals.
+    Raises UserError when the cache lacks one of the signals.
     """
     changes: dict[str, Any] = {}
     if selection.signals is not None:
-        there = manifest.capture.signals
-        missing = [signal for signal in selection.signals if signal not in there]
+        stored = manifest.capture.signals
+        missing = [signal for signal in selection.signals if signal not in stored]
         if missing:
-            raise UserError(f"{url}: the cache has no signal {', '.join(missing)}; it has tokens, {', '.join(there)}")
-        chosen = [signal for signal in there if signal in selection.signals]
-        changes["signals"] = None if chosen == there else chosen
+            raise UserError(f"{url}: the cache has no signal {', '.join(missing)}; it has tokens, {', '.join(stored)}")
+        chosen = [signal for signal in stored if signal in selection.signals]
+        changes["signals"] = None if chosen == stored else chosen
     if selection.shards is not None:
         changes["shards"] = _joined(selection.shards)
     if selection.layers is not None:
@@ -68,6 +65,7 @@ def in_order(selection: Selection, manifest: Manifest, url: str) -> Selection:
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges sorted, with overlapping and adjacent ones joined."""
     joined: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
         if joined and start <= joined[-1][1] + 1:
@@ -78,14 +76,14 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def chosen_signals(selection: Selection, manifest: Manifest) -> tuple[Signal, ...]:
-    """The signals that are taken, tokens first."""
+    """The selected signals, tokens first."""
     if selection.signals is None:
         return signals_of(manifest)
     return ("tokens", *selection.signals)
 
 
 def settings_of(selection: Selection, manifest: Manifest) -> dict[str, Any]:
-    """What the part's manifest says otherwise than ``manifest``: no settings of signals that are left out."""
+    """Changes to ``manifest`` for the part: without the settings of signals that are left out."""
     left_out = set(manifest.capture.signals) - set(chosen_signals(selection, manifest))
     capture = manifest.capture.model_copy(update=dict.fromkeys(left_out))
     return {"capture": capture, "head": None if "final" in left_out else manifest.head}
@@ -93,49 +91,53 @@ def settings_of(selection: Selection, manifest: Manifest) -> dict[str, Any]:
 
 def chosen_parts(
     source: Storage, manifest: Manifest, selection: Selection, parallel: int, advance: Advance = unseen
-) -> list[Part]:
-    """What is taken of each shard, those left out of which nothing is; ``manifest`` with its lists.
+) -> list[ShardPart]:
+    """The selected part of each shard, without empty ones.
 
-    ``selection`` as ``in_order`` writes it. Reads the shards' indexes only where samples are chosen.
-    ``advance(shards done, of how many)``. Raises UserError when nothing is left, CorruptCacheError.
+    ``manifest``: with its lists; ``selection``: in ``canonical`` form. Indexes are read only if samples are chosen.
+    ``advance(shards done, shards in all)``. Raises UserError when nothing is selected, CorruptCacheError for a damaged
+    index or manifest.
     """
     signals = chosen_signals(selection, manifest)
     shards = [entry for entry in manifest.shards if _in_ranges(entry, selection.shards)]
     if not shards:
-        raise UserError(f"{source.url}: no shard is chosen; {_shards_of(manifest)}")
+        raise UserError(f"{source.url}: no shard is selected; {_shards_of(manifest)}")
     narrowed = [_narrowed(entry, signals, source) for entry in shards]
     if not selection.chooses_samples:
         return [_whole(entry) for entry in narrowed]
-    progress, layers = Progress(len(shards), advance), set[str]()
+    progress, mix_layers = Progress(len(shards), advance), set[str]()
 
-    def choose(entry: ShardEntry) -> Part | None:
+    def choose(entry: ShardEntry) -> ShardPart | None:
         index = read_index(source, manifest, entry)
-        layers.update(index.layers or ())
+        mix_layers.update(index.layers or ())
         rows = _rows(index, selection, source)
         progress.add(1)
         if len(rows) == len(index.keys):
             return _whole(entry)
-        bundles = bundles_of([derived.Part(index, rows.tolist())])
+        bundles = bundles_of([derived.ShardSlice(index, rows.tolist())])
         sizes = {signal: _tar_bytes(index.signals[signal], rows, bundles) for signal in entry.files}
-        return Part(entry, rows, sizes) if len(rows) else None
+        return ShardPart(entry, rows, sizes) if len(rows) else None
 
     found = list(map_ahead(choose, narrowed, parallel))
-    unknown = [layer for layer in selection.layers or () if layer not in layers]
+    unknown = [layer for layer in selection.layers or () if layer not in mix_layers]
     if unknown:
-        raise UserError(f"{source.url}: no sample of layer {', '.join(unknown)}; there are {', '.join(sorted(layers))}")
+        raise UserError(
+            f"{source.url}: no sample of layer {', '.join(unknown)}; its layers are {', '.join(sorted(mix_layers))}"
+        )
     parts = [part for part in found if part is not None]
     if not parts:
         n_samples = sum(entry.samples for entry in shards)
         raise UserError(
-            f"{source.url}: no sample is chosen; there are {n_samples} in {len(shards)} shards: choose more"
+            f"{source.url}: none of {n_samples} samples in {len(shards)} shards is selected; widen the selection"
         )
     return parts
 
 
 def _narrowed(entry: ShardEntry, signals: Sequence[Signal], source: Storage) -> ShardEntry:
+    """``entry`` with the files of ``signals`` only."""
     missing = [signal for signal in signals if signal not in entry.files]
     if missing:
-        raise CorruptCacheError(f"{source.where(MANIFEST)}: {entry.name} has no file of {', '.join(missing)}")
+        raise CorruptCacheError(f"{source.where(MANIFEST)}: {entry.name} has no file for {', '.join(missing)}")
     return entry.model_copy(update={"files": {signal: entry.files[signal] for signal in signals}})
 
 
@@ -145,6 +147,7 @@ def _in_ranges(entry: ShardEntry, ranges: list[tuple[int, int]] | None) -> bool:
 
 
 def _shards_of(manifest: Manifest) -> str:
+    """The cache's shard numbers, for an error message."""
     if not manifest.shards:
         return "none is committed"
     numbers = [int(entry.name.removeprefix("shard-")) for entry in manifest.shards]
@@ -152,6 +155,7 @@ def _shards_of(manifest: Manifest) -> str:
 
 
 def _rows(index: ShardIndex, selection: Selection, source: Storage) -> np.ndarray:
+    """Places of the selected samples in the shard, int32, increasing."""
     chosen = np.ones(len(index.keys), bool)
     if selection.layers is not None:
         chosen &= np.isin(_layers(index, source), selection.layers)
@@ -162,8 +166,8 @@ def _rows(index: ShardIndex, selection: Selection, source: Storage) -> np.ndarra
     return np.flatnonzero(chosen).astype(np.int32)
 
 
-def _whole(entry: ShardEntry) -> Part:
-    return Part(entry, None, {signal: file.bytes for signal, file in entry.files.items()})
+def _whole(entry: ShardEntry) -> ShardPart:
+    return ShardPart(entry, None, {signal: file.bytes for signal, file in entry.files.items()})
 
 
 def _tar_bytes(member: MemberIndex, rows: np.ndarray, bundles: Sequence[int] | None) -> int:
@@ -171,7 +175,7 @@ def _tar_bytes(member: MemberIndex, rows: np.ndarray, bundles: Sequence[int] | N
 
 
 def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:
-    """Layers of the data mix of a cache's samples, sorted; reads all indexes. Raises UserError when they do not say."""
+    """The layers of the data mix in a cache, sorted; reads all indexes. Raises UserError when these list none."""
 
     def layers(entry: ShardEntry) -> set[str]:
         return set(_layers(read_index(source, manifest, entry), source))
@@ -182,7 +186,7 @@ def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:
 def _layers(index: ShardIndex, source: Storage) -> list[str]:
     if index.layers is None:
         raise UserError(
-            f"{source.where(mark_name(index.name))}: it does not say which layer of the data mix its samples are of, "
-            "so they cannot be chosen by layer; cache the teacher again with this version"
+            f"{source.where(mark_name(index.name))}: lists no layers of the data mix, so samples cannot be selected by "
+            "layer; cache the teacher again with this version"
         )
     return index.layers

@@ -1,7 +1,7 @@
-"""``cache-tools subset``, ``split``, and a selective ``pull``: a part of a cache, as a cache.
+"""``cache-tools subset``, ``split`` and selective ``pull``: a part of a cache as a cache of its own.
 
-Shards that are taken whole are copied as they are; of others the chosen samples are fetched, by range requests, and
-written to shards of the same name. What was written before the process was killed is found again and kept.
+Fully selected shards are copied unchanged; of others, the selected samples are fetched by range requests and written to
+shards of the same name. Rerunning resumes a killed process: shards already written are kept.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from tools.sharing.push import (
     tars_of,
     unchecked,
 )
-from tools.sharing.selecting import Part, chosen_parts, in_order, layers_of, settings_of
+from tools.sharing.selecting import ShardPart, canonical, chosen_parts, layers_of, settings_of
 from tools.sharing.target import Target, opened_target
 from tools.trust.carry import carry_signatures
 
@@ -51,24 +51,24 @@ _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a cache that is not written yet."""
+    """A selected part of a cache, not written yet."""
 
     source: Storage
     manifest: Manifest
     derivation: Derivation
-    parts: list[Part]
-    bound: bool = False  # to a digest or a signature that was asked for
+    parts: list[ShardPart]
+    bound: bool = False  # whether a digest or signature is required, which all data must be verified against
 
     @property
     def identity(self) -> str:
-        """Names this part of this cache, 64 hex digits."""
+        """Fingerprint of this part of this cache, 64 hex digits."""
         return hashlib.sha256(self.derivation.model_dump_json().encode()).hexdigest()
 
 
 def open_source(
     url: str, digest: str | None = None, check: Check = unchecked, whole: bool = False
 ) -> tuple[Storage, Manifest]:
-    """A cache to take parts of, and its manifest with all lists; of an incomplete one what is committed by now.
+    """Open a cache to select from; its manifest has all lists, of an incomplete cache those of the committed shards.
 
     Arguments and errors are those of ``checked_source``.
     """
@@ -84,8 +84,8 @@ def choose(
     advance: Advance = unseen,
     bound: bool = False,
 ) -> Subset:
-    """The part of a cache that is meant; nothing is written. Raises UserError when there is nothing in it."""
-    selection = in_order(selection, manifest, source.url)
+    """Select a part of a cache, without writing anything. Raises UserError when it is empty."""
+    selection = canonical(selection, manifest, source.url)
     parts = chosen_parts(source, manifest, selection, parallel, advance)
     derivation = Derivation(action="subset", sources=[source_of(manifest)], selection=selection)
     return Subset(source, manifest, derivation, parts, bound)
@@ -94,15 +94,15 @@ def choose(
 def write_subset(
     subset: Subset, target_url: str, parallel: int = PARALLEL, dry_run: bool = False, advance: Advance = unseen
 ) -> Report:
-    """Write a part of a cache; raises as ``copy_cache`` does.
+    """Write a part of a cache; raises as ``copy_cache``.
 
-    The report has the sha256 of the new manifest, or nothing where that is not known yet.
+    The report holds the new manifest's sha256, or "" if it is not known yet (dry run).
     """
     source, selection = subset.source, subset.derivation.selection
     assert selection is not None
     settings = settings_of(selection, subset.manifest)
     whole = [part.entry for part in subset.parts if part.rows is None]
-    in_part = [part for part in subset.parts if part.rows is not None]
+    partial = [part for part in subset.parts if part.rows is not None]
     with opened_target(target_url, subset.identity, dry_run) as target:
         if target.manifest is not None and target.manifest.derived != subset.derivation:
             raise another_cache(
@@ -112,14 +112,14 @@ def write_subset(
         beside = files_beside_shards(subset.manifest.model_copy(update={**settings, "shard_table": None}))
         objects = missing_of(target, [*beside, *tars_of(whole)], parallel, report)
         marks = missing_of(target, marks_of(whole), parallel, report)
-        kept = list(map_ahead(lambda part: _kept(subset, target, part), in_part, parallel))
-        for part, entry in zip(in_part, kept, strict=True):
+        kept = list(map_ahead(lambda part: _kept(subset, target, part), partial, parallel))
+        for part, entry in zip(partial, kept, strict=True):
             for signal, size in part.sizes.items():
                 report.add(signal, size, sent=entry is None)
         if dry_run:
             return report
         target.begin()
-        to_write = [part for part, entry in zip(in_part, kept, strict=True) if entry is None]
+        to_write = [part for part, entry in zip(partial, kept, strict=True) if entry is None]
         progress = Progress(bytes_of(objects) + bytes_of(marks) + sum(part.bytes for part in to_write), advance)
         copy_files(source, target.storage, objects, parallel, progress)
         written = list(map_ahead(lambda part: _write(subset, target, part, progress), to_write, parallel))
@@ -130,15 +130,15 @@ def write_subset(
 
         by_name = {entry.name: entry for entry in (*whole, *(entry for entry in kept if entry is not None), *written)}
         shards = [by_name[part.entry.name] for part in subset.parts]
-        manifest = derived_manifest(subset.manifest, shards, subset.derivation, rewritten=bool(in_part), **settings)
+        manifest = derived_manifest(subset.manifest, shards, subset.derivation, rewritten=bool(partial), **settings)
         if target.manifest is None:
             target.confirm()
             manifest = write_manifest(target.storage, manifest, OWNER)
             report.manifest_sha256 = manifest.digest()
         elif listed(target.storage, target.manifest).shards != shards:
             raise UserError(
-                f"{target.storage.where(MANIFEST)}: the shards that were missing came out otherwise than the manifest "
-                "says: another version has written it; remove the cache and run again"
+                f"{target.storage.where(MANIFEST)}: the missing shards were written, but differ from this manifest, "
+                "which another version wrote; remove the cache and run again"
             )
         report.add("manifest", len(manifest.to_json().encode()), sent=target.manifest is None)
         if carried := carry_signatures(source, subset.manifest, target.storage):
@@ -147,24 +147,24 @@ def write_subset(
     return report
 
 
-def _write(subset: Subset, target: Target, part: Part, progress: Progress) -> ShardEntry:
-    """Write a shard of some of another one's samples."""
+def _write(subset: Subset, target: Target, part: ShardPart, progress: Progress) -> ShardEntry:
+    """Write a shard with the selected samples of a source shard."""
     assert part.rows is not None
     index = read_index(subset.source, subset.manifest, part.entry)
     signals = tuple(part.entry.files)
     if subset.bound and not subset.source.is_local and any(index.signals[s].digests is None for s in signals):
         raise UserError(
-            f"{subset.source.where(mark_name(index.name))}: of format 1.0, without digests of single samples by which "
-            "what a store sends could be held against the digest or signature that is required; pull whole shards "
-            "(--signals, --shards), and choose samples from these with `cache-tools subset`"
+            f"{subset.source.where(mark_name(index.name))}: format 1.0 has no digests of single samples, which "
+            "the required digest or signature needs; pull whole shards (--signals, --shards), then select samples "
+            "with `cache-tools subset`"
         )
     entry = copy_samples(subset.source, target.storage, index, part.rows.tolist(), signals, part.entry.name, OWNER)
     progress.add(part.bytes)
     return entry
 
 
-def _kept(subset: Subset, target: Target, part: Part) -> ShardEntry | None:
-    """The shard of a part, where it is there from before: with the right samples, and its files whole."""
+def _kept(subset: Subset, target: Target, part: ShardPart) -> ShardEntry | None:
+    """The shard already written for a part, if it has the right samples and intact files; else None."""
     name = part.entry.name
     if mark_name(name) not in target.sizes:
         return None
@@ -178,8 +178,8 @@ def _kept(subset: Subset, target: Target, part: Part) -> ShardEntry | None:
     return None if target.missing([*tars_of([entry]), *marks_of([entry])], parallel=1) else entry
 
 
-def _is_part(found: ShardIndex, index: ShardIndex, part: Part) -> bool:
-    """Whether ``found`` has exactly these samples of ``index``, and the same payloads of the chosen signals."""
+def _is_part(found: ShardIndex, index: ShardIndex, part: ShardPart) -> bool:
+    """Whether ``found`` has exactly the part's samples of ``index``, with the same payloads of its signals."""
     assert part.rows is not None
     rows, signals = part.rows.tolist(), part.entry.files
 
@@ -205,18 +205,18 @@ def _same_payloads(found: MemberIndex, member: MemberIndex, rows: list[int]) -> 
 
 
 def by_layer(source: Storage, manifest: Manifest, parallel: int = PARALLEL) -> dict[str, Selection]:
-    """A part for each layer of the data mix, by its name. Raises UserError when a layer cannot name a folder."""
+    """One selection per layer of the data mix, by its name. Raises UserError when the indexes list no layers."""
     return {layer: Selection(layers=[layer]) for layer in layers_of(source, manifest, parallel)}
 
 
 def by_share(shares: Mapping[str, Decimal]) -> dict[str, Selection]:
-    """Parts of these shares of the samples (0 to 1), one after the other. Raises UserError beyond 1."""
+    """Disjoint selections of these shares of the samples (0 to 1). Raises UserError when they sum to more than 1."""
     parts, start = {}, Decimal(0)
     for name, share in shares.items():
         parts[name] = Selection(share=(float(start), float(min(start + share, Decimal(1)))))
         start += share
     if start > 1:
-        raise UserError(f"the parts are {100 * start:f} % together, at most 100 % can be")
+        raise UserError(f"the parts sum to {100 * start:f} %, wanted at most 100 %")
     return parts
 
 
@@ -229,12 +229,12 @@ def split(
     dry_run: bool = False,
     advance: Advance = unseen,
 ) -> dict[str, Report]:
-    """Write each part to ``OUT/{its name}``. What is in each is known before any is written. Raises UserError."""
+    """Write each part to ``OUT/{its name}``, after all of them have been selected. Raises UserError."""
     for name in parts:
         if not _PART_NAME.fullmatch(name):
             raise UserError(
-                f"{name!r} cannot name a part, which becomes a folder: wanted are at most 100 letters, digits, '.', "
-                "'_' and '-', the first a letter or digit"
+                f"{name!r}: not usable as the name of a part's folder; wanted at most 100 letters, digits, '.', '_' "
+                "and '-', the first a letter or digit"
             )
     subsets = {name: choose(source, manifest, selection, parallel) for name, selection in parts.items()}
     return {

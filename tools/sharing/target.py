@@ -1,8 +1,8 @@
-"""The place a cache is copied to: what of it is there from before, and that nobody sees it before it is whole.
+"""The target of a transfer: which files it has already, and invisibility of the cache until it is complete.
 
-A folder's files are known by their content. An object store lists sizes only; there a marker object says that what
-stands beside it was put there by a transfer of the same cache, whose every upload was checked and is atomic. The
-marker is written before anything else, when all else of a cache is gone, and removed at the end.
+In a folder, existing files are recognised by content. An object store lists only sizes; there, a marker object says
+that the files beside it were uploaded, checked and atomically, by a transfer of the same cache. The marker is written
+first, after other caches' files have been removed, and deleted at the end.
 """
 
 import re
@@ -23,19 +23,19 @@ MARKER_TEXT = b'{"note": "a transfer to this place is not finished; the same com
 
 
 class Target:
-    """A place as it was found; ``manifest`` is that of the cache that is there, or None."""
+    """A target as found; ``manifest`` is that of the cache already there, or None."""
 
     def __init__(self, storage: Storage, identity: str) -> None:
-        """``identity``: 64 hex digits that name what is copied."""
+        """``identity``: fingerprint of what is copied, 64 hex digits."""
         self.storage = storage
         self._marker = f".push-{identity}.json"
         self.sizes = storage.sizes()
         self.manifest: Manifest | None = read_manifest(storage) if MANIFEST in self.sizes else None
 
     def missing(self, files: Sequence[File], parallel: int = PARALLEL) -> list[File]:
-        """Those of the files that are not there with the right content; a folder's are read."""
-        there = list(map_ahead(self._has, files, parallel))
-        return [file for file, is_there in zip(files, there, strict=True) if not is_there]
+        """The files that are absent or differ; in a folder, their content is read."""
+        has = list(map_ahead(self._has, files, parallel))
+        return [file for file, is_there in zip(files, has, strict=True) if not is_there]
 
     def _has(self, file: File) -> bool:
         name, entry = file
@@ -46,7 +46,7 @@ class Target:
         return self.manifest is not None or self._marker in self.sizes
 
     def begin(self) -> None:
-        """Make the place ready: nothing of other transfers is left, and the marker is there where one is needed."""
+        """Remove leftovers of other transfers, and write the marker where one is needed."""
         for name in garbage(self.sizes, None):
             if name.startswith(TEMPORARY_PREFIX):
                 self.storage.delete(name)
@@ -58,16 +58,16 @@ class Target:
         self.sizes = {self._marker: len(MARKER_TEXT)}
 
     def confirm(self) -> None:
-        """Raise UserError when another cache, or another transfer, has come here meanwhile: before the manifest."""
+        """Raise UserError when another cache or transfer has appeared here. To be called before the manifest is put."""
         if self.storage.exists(MANIFEST):
-            raise UserError(f"{self.storage.where(MANIFEST)}: another process has written it meanwhile; run again")
+            raise UserError(f"{self.storage.where(MANIFEST)}: written by another process in the meantime; run again")
         if not self.storage.is_local and not self.storage.exists(self._marker):
             raise UserError(
-                f"{self.storage.url}: another transfer to this place has begun meanwhile; choose another place"
+                f"{self.storage.url}: another transfer to it has started in the meantime; choose another target"
             )
 
     def finish(self) -> None:
-        """Remove the marker, and shards and tables that the cache does not have. Its manifest must be there."""
+        """Remove the marker, and shards and tables that the manifest does not list. The manifest must be written."""
         remove_garbage(self.storage, listed(self.storage, read_manifest(self.storage)))
         self._remove_markers()
 
@@ -79,7 +79,7 @@ class Target:
 
 @contextmanager
 def opened_target(url: str, identity: str, dry_run: bool) -> Iterator[Target]:
-    """A place to copy to. One process at a time may have it, unless it does not write (``dry_run``)."""
+    """A target, under a lease: one process at a time. Without a lease for ``dry_run``, which writes nothing."""
     storage = Storage(url)
     if dry_run:
         yield Target(storage, identity)

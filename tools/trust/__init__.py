@@ -1,1 +1,1 @@
-"""Who vouches for a cache."""
+"""Signing of caches, and management of trusted keys."""

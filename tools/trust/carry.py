@@ -1,4 +1,4 @@
-"""The signed manifest of a cache and its signatures, carried along with a part of it."""
+"""Copying of a cache's signed manifest and signatures along with a part of it."""
 
 import os
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ OWNER = "signed-"  # of temporary files
 
 
 def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> int:
-    """Put a complete cache's manifest and signatures, if it is signed, beside a part of it; how many bytes these are.
+    """Copy a signed cache's manifest and signatures beside a part of it; returns the bytes written.
 
-    Of a source that is a part itself, and that nobody signed, what it came with is passed on. ``manifest``: its own.
+    If ``source`` is itself an unsigned part, the signed manifest it carries is passed on. ``manifest``: the source's.
     """
     names = _signatures(source)
     if not names:
@@ -36,30 +36,30 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
     files |= read_signatures(source, names)
     whole = signed_whole(target)
     if whole.is_local and os.path.islink(whole.url):
-        raise UserError(f"{whole.url}: a link, through which nothing is written; put a folder there, or nothing")
+        raise UserError(f"{whole.url}: a symlink, wanted a folder or nothing; remove the link")
     for name, data in files.items():
         whole.put(name, data, OWNER)
     return sum(map(len, files.values()))
 
 
 def _signatures(storage: Storage) -> list[str]:
-    """Names of the signatures' files; nothing else of a large cache is listed."""
+    """Names of the signature files, listed without the rest of a large cache."""
     folder, _, _ = signature_file("").partition("/")
     names = [f"{folder}/{name}" for name in file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))]
     return [name for name in names if SIGNATURES.fullmatch(name)]
 
 
 def read_signatures(storage: Storage, names: Iterable[str]) -> dict[str, bytes]:
-    """The files among ``names`` that signatures have, by name. No other file is looked at.
+    """Read the signature files among ``names``: name → bytes. Other files are not read.
 
-    Raises CorruptCacheError when there are too many, or one is too large; UserError when one is something else.
+    Raises CorruptCacheError when there are too many or one is too large, UserError when one is not a signature.
     """
     names = [name for name in names if SIGNATURES.fullmatch(name)]
     if len(names) > MAX_SIGNATURES:
         raise CorruptCacheError(
-            f"{storage.where('signatures')}: {len(names)} signatures, at most {MAX_SIGNATURES} are allowed"
+            f"{storage.where('signatures')}: {len(names)} signatures, wanted at most {MAX_SIGNATURES}"
         )
     found = {name: storage.read(name, MAX_SIGNATURE_BYTES) for name in names}
     for name, data in found.items():
-        parse_json(Signature, data, storage.where(name))  # whatever else it is, a key say, is not for others
+        parse_json(Signature, data, storage.where(name))  # anything else, such as a private key, must not be shared
     return found

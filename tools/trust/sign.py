@@ -1,4 +1,4 @@
-"""Keys to sign caches with, signing, and what a transfer asks of signatures; ``teacher_cache.trust`` checks them."""
+"""Signing keys, signing of caches, and the signature check of a transfer; ``teacher_cache.trust`` verifies."""
 
 import os
 import secrets
@@ -33,12 +33,12 @@ Check = Callable[[Storage, Manifest], None]
 
 
 def generate_key(path: Path, name: str, passphrase: bytes | None = None) -> str:
-    """Write a new private key to ``path`` (mode 0600) and its public half beside it; returns that, 64 hex digits.
+    """Write a new private key to ``path`` (mode 0600) and the public key beside it; returns the latter, 64 hex digits.
 
-    Raises UserError when one of the two files is there already, or cannot be written.
+    Raises UserError when one of the two files exists or cannot be written.
     """
     validate(Statement, {"manifest_sha256": "0" * 64, "signer": name, "signed_at": datetime.now(UTC)}, "the name")
-    if path.is_file() and not os.path.lexists(public_file(path)):  # made before, and interrupted
+    if path.is_file() and not os.path.lexists(public_file(path)):  # an earlier call was interrupted
         key = load_private_key(path, lambda: (passphrase or b"").decode())
     else:
         key = Ed25519PrivateKey.generate()
@@ -60,7 +60,7 @@ def _refuse_to_overwrite(file: Path) -> None:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that must not be there, whole or not at all."""
+    """Create a file atomically; it must not exist."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         try:
@@ -80,37 +80,37 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def load_private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
-    """The private key in a PEM file; ``passphrase`` is asked if it is encrypted. Raises UserError."""
+    """Read the private key in a PEM file; ``passphrase`` is called if it is encrypted. Raises UserError."""
     pem = read_file(path, MAX_KEY_BYTES, "cannot read the key")
     password = passphrase().encode() if b"ENCRYPTED" in pem else None
     try:
         key = serialization.load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        hint = "wrong passphrase?" if password is not None else "wanted the file that `cache-tools keygen` writes"
-        raise UserError(f"{path}: not a private key that can be read: {error}; {hint}") from None
+        hint = "wrong passphrase?" if password is not None else "give a file written by `cache-tools keygen`"
+        raise UserError(f"{path}: not a readable private key: {error}; {hint}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{path}: a key of another kind, wanted Ed25519; make one with `cache-tools keygen`")
+        raise UserError(f"{path}: {type(key).__name__}, wanted an Ed25519 key; make one with `cache-tools keygen`")
     return key
 
 
 def public_key_of(key: Ed25519PrivateKey) -> str:
-    """The public half, 64 hex digits."""
+    """The public key, 64 hex digits."""
     return key.public_key().public_bytes_raw().hex()
 
 
 def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
-    """Sign the manifest of a complete cache, and write the signature's file beside it. Raises UserError."""
-    read_manifest(storage)  # or nothing is written, not even a lease
+    """Sign the manifest of a complete cache and write the signature into the cache. Raises UserError."""
+    read_manifest(storage)  # raises before anything is written, even a lease
     with whole_place(storage, "cache-tools sign") as lease:
         return _sign(lease.storage, key, signer)
 
 
 def _sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     manifest = read_manifest(storage)
-    listed(storage, manifest)  # a shard table must be there, and what the manifest says
+    listed(storage, manifest)  # checks the shard table against the manifest
     if not manifest.complete:
         raise UserError(
-            f"{storage.url}: {len(manifest.shards)} of {len(manifest.units) or 'its'} shards are there, and the "
+            f"{storage.url}: {len(manifest.shards)} of {len(manifest.units) or 'its'} shards are committed, and the "
             "manifest will change; sign the cache when it is complete"
         )
     claim = {"manifest_sha256": manifest.digest(), "signer": signer, "signed_at": datetime.now(UTC)}
@@ -122,19 +122,19 @@ def _sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
 
 
 def check_not_older(found: Statement, known: Statement) -> None:
-    """Raise UserError when ``found`` says less than ``known`` did: a state that its signer has replaced since."""
+    """Raise UserError on a rollback: when ``found`` is an older statement, about another manifest, than ``known``."""
     if found.manifest_sha256 != known.manifest_sha256 and found.signed_at <= known.signed_at:
         raise UserError(
             f"the manifest {found.manifest_sha256} was signed by {found.signer} at {found.signed_at.isoformat()}, "
-            f"before {known.manifest_sha256} of {known.signed_at.isoformat()}, which is here already: an older state "
-            "of the cache was put back; ask its owner, or use another folder to have it nevertheless"
+            f"before {known.manifest_sha256}, signed at {known.signed_at.isoformat()}, which is here already: an older "
+            "state of the cache was put back; ask its owner, or fetch it to another folder"
         )
 
 
 def trust_check(required: Sequence[str], trusted_keys: Path | None = None, target: Storage | None = None) -> Check:
-    """What is to be called with a source and its manifest before anything is fetched; raises as ``check_trust``.
+    """A check to call with a source and its manifest before anything is fetched; raises as ``check_trust``.
 
-    ``target``: where the cache is fetched to. A source that was signed before what is there is refused.
+    ``target``: where the cache is fetched to; a source with an older signature than the target's is refused.
     """
 
     def check(source: Storage, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""The signatures beside a cache, for people to see. Whose key to trust is not decided here."""
+"""A cache's signatures, for display. Whether to trust a key is decided elsewhere."""
 
 import re
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import check_signature
 
-MAX_SIGNATURES = 20  # that are looked at
+MAX_SIGNATURES = 20  # checked and shown
 
 
 class Signed(NamedTuple):
-    """A signature that is there: what its key's owner states, or, where it does not count, why."""
+    """A signature of a cache."""
 
     public_key: str
-    statement: Statement | None
-    problem: str
+    statement: Statement | None  # None if the signature is invalid
+    problem: str  # why it is invalid, or ""
 
 
 def signatures(storage: Storage, manifest: Manifest) -> list[Signed]:
-    """The first signatures of a cache by key, whether they count or not; no other file is listed or read."""
+    """The first signatures of a cache by key, valid or not; no other files are listed or read."""
     folder, _, _ = signature_file("").partition("/")
     names = file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))
     keys = [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{64}\.json", name)]
@@ -30,7 +30,7 @@ def signatures(storage: Storage, manifest: Manifest) -> list[Signed]:
 
 
 def valid_signatures(storage: Storage, manifest: Manifest) -> list[tuple[str, Statement]]:
-    """Key and statement of those that count."""
+    """Public key and statement of the valid signatures."""
     return [(key, statement) for key, statement, _ in signatures(storage, manifest) if statement is not None]
 
 

@@ -1,4 +1,4 @@
-"""Changing the file of trusted keys, which ``teacher_cache.trust.keys`` reads."""
+"""Updates to the file of trusted keys, which ``teacher_cache.trust.keys`` reads."""
 
 import re
 from contextlib import AbstractContextManager
@@ -14,27 +14,27 @@ from tools.output import write_whole
 
 
 def public_file(private_key: Path) -> Path:
-    """Where the public half of a private key is written."""
+    """The public key's file, beside the private key's."""
     return private_key.with_name(private_key.name + ".pub")
 
 
 def trust(path: Path, key: str, name: str) -> None:
-    """Add a key to the file of trusted keys, which is made if need be. Raises UserError if the name has another."""
+    """Add a key to the file of trusted keys, creating it if needed. Raises UserError if the name has another key."""
     if not re.fullmatch(NAME, name) or name != name.strip():
         raise UserError(f"the name {name!r}: wanted at most 200 printable characters in one line")
     with _updating(path):
         known = read_keys(path) if path.exists() else {}
         if known.get(name, key) != key:
-            raise UserError(f"{path}: {name!r} is trusted with another key, {known[name]}; remove that, or use --name")
+            raise UserError(f"{path}: {name!r} has another key, {known[name]}; remove that one, or use --name")
         if name not in known:
             text = read_file(path, MAX_BYTES).decode() if path.exists() else ""
             _replace(path, text + ("" if not text or text.endswith("\n") else "\n") + f"{key} {name}\n")
 
 
 def distrust(path: Path, name: str) -> None:
-    """Take a name out of the file of trusted keys. Raises UserError when it is not there."""
+    """Remove a name from the file of trusted keys. Raises UserError when it is not there."""
     if not path.exists() or name not in read_keys(path):
-        raise UserError(f"{path}: no key of the name {name!r}; `cache-tools trust` lists them")
+        raise UserError(f"{path}: no key named {name!r}; `cache-tools trust` lists the keys")
     with _updating(path):
         lines = read_file(path, MAX_BYTES).decode().splitlines(keepends=True)
         kept = [line for line in lines if (match := LINE.fullmatch(line.strip())) is None or match.group(2) != name]
@@ -42,7 +42,7 @@ def distrust(path: Path, name: str) -> None:
 
 
 def _updating(path: Path) -> AbstractContextManager[Lease]:
-    """Have the file for oneself, from reading it to replacing it; others are waited for."""
+    """An exclusive lease on the file, from reading to replacing it; waits for other holders."""
     return part_of(Storage(str(path.absolute().parent)), "trusted-keys", "cache-tools trust", lambda holder: True)
 
 

@@ -6,19 +6,16 @@ LATER is looked at: less than 1 % of the time of reading.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
 from teacher_cache.consistency import contradictions, draws_contradictions, rows_of_batch
+from teacher_cache.output_head import OutputHead
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import CacheReader
+from trainer.data.readable import Cache
 from trainer.data.row_plan import RowPlan
-
-if TYPE_CHECKING:
-    from teacher_cache.output_head import OutputHead
-    from trainer.data.batches import Cache
 
 FIRST = 2  # reads of which every row is looked at
 LATER = 64  # reads, of one of which one row is
@@ -59,7 +56,7 @@ class CheckedReader(CacheReader):
                 raise _refused(where + (" and those packed with it" if len(rows[row]) > 1 else ""), problem, self.url)
 
 
-def check_first_samples(caches: Sequence["Cache"], plan: RowPlan, row: int, head: "OutputHead | None") -> None:
+def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: OutputHead | None) -> None:
     """Raise UserError where draws or final hidden states of the samples from ``row`` on are not of their logits.
 
     Training reads these signals without the logits, which may not even be there: then nothing can be said.
@@ -83,7 +80,7 @@ def check_first_samples(caches: Sequence["Cache"], plan: RowPlan, row: int, head
             continue  # what is needed is read by training, which will say so
 
 
-def _check_against_logits(reader: CacheReader, sample: int, head: "OutputHead | None") -> None:
+def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | None) -> None:
     from teacher_cache.shards.rebuilding import final_problem
 
     logits, capture = reader.read_logits(sample), reader.manifest.capture

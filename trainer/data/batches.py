@@ -1,115 +1,31 @@
-"""From cache to batches: opening the cache, checking that it fits the student, the data set and its sampler.
+"""From cache to batches: the data set and its loaders.
 
 A batch is read in one vectorised call: torch's loader hands ``__getitems__`` all row numbers of a batch at once and the
 reader decodes them straight into padded arrays.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from schemas.cache_config import CaptureConfig
-from schemas.errors import CorruptCacheError, UserError
-from schemas.manifest import Manifest, ShardIndex, Signal
-from schemas.train_config import LocalCopiesConfig
-from teacher_cache.output_head import OutputHead
+from schemas.errors import CorruptCacheError
 from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
-from teacher_cache.shards.storage import Storage
-from teacher_cache.trust.required import NOTHING, Required, required_manifest
-from trainer.data.worker_transfer import PATIENCE, WORKERS_START_BY, Batch, Sender, shares_memory
-from trainer.run.interrupts import leave_interrupts_to_main
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from trainer.data.readable import Readable
+from trainer.data.worker_transfer import (
+    PATIENCE,
+    WORKERS_START_BY,
+    Batch,
+    Sender,
+    leave_interrupts_to_main,
+    shares_memory,
+)
 
 logger = logging.getLogger(__name__)
 SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
-
-
-class Readable(Protocol):
-    """What batches are read from: a cache, or several as one."""
-
-    manifest: Manifest
-    signals: tuple[Signal, ...]
-
-    def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
-        """Decode the samples of each row, one after the other, into padded arrays."""
-
-    def fetch_ahead(self, positions: np.ndarray) -> None:
-        """These samples will be read next."""
-
-    def read_head(self) -> OutputHead:
-        """The teacher's output head, of a cache with final hidden states."""
-
-    def close(self) -> None:
-        """Release files."""
-
-
-class Cache(Readable, Protocol):
-    """What the trainer needs of one cache: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
-
-    url: str
-    shard_sizes: np.ndarray
-
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether shards are fetched to a local folder."""
-
-    def index(self, shard: int) -> ShardIndex:
-        """Keys, lengths and layers of a shard's samples."""
-
-    def load_indexes(self, shards: Iterable[int]) -> None:
-        """The indexes of these shards will be asked for next."""
-
-
-def open_cache(
-    url: str,
-    signals: tuple[Signal, ...] = ("tokens", "logits"),
-    copies: LocalCopiesConfig | None = None,
-    required: Required = NOTHING,
-) -> Cache:
-    """Open the cache at ``url`` for these signals.
-
-    Raises UserError, also when it does not store one of them, or is not as ``required``.
-    """
-    from trainer.data.alignment import CheckedReader
-
-    cache = CheckedReader(
-        url,
-        signals,
-        required_manifest(Storage(url), required) if required else None,
-        None if copies is None else (copies.folder, copies.max_bytes),
-        bound=bool(required),
-    )
-    if not cache.shard_sizes.sum():
-        raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
-    if not cache.manifest.complete:
-        committed, planned = len(cache.shard_sizes), len(cache.manifest.units)
-        logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
-    return cache
-
-
-def read_capture(url: str, required: Required = NOTHING) -> CaptureConfig:
-    """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
-    return required_manifest(Storage(url), required).capture
-
-
-def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:
-    """Raise UserError if the cache at ``where`` uses token ids that the student has no embedding for.
-
-    A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
-    """
-    needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
-    found = student.get_text_config().vocab_size
-    if found < needed:
-        raise UserError(
-            f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
-            f"{found}; use a student that shares the teacher's tokenizer"
-        )
 
 
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:

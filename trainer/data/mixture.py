@@ -3,24 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.errors import UserError
 from schemas.manifest import TokenizerInfo
+from teacher_cache.output_head import OutputHead
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.batch import join_batches
-
-if TYPE_CHECKING:
-    from teacher_cache.output_head import OutputHead
-    from trainer.data.batches import Cache
+from trainer.data.readable import Cache
 
 
 class CacheMixture:
     """The reading interface of one cache over several. A row holds samples of one cache only."""
 
-    def __init__(self, caches: Sequence["Cache"]) -> None:
+    def __init__(self, caches: Sequence[Cache]) -> None:
         """Raises UserError where the caches cannot be read as one."""
         self.caches = caches
         self.manifest = caches[0].manifest
@@ -50,7 +47,7 @@ class CacheMixture:
             if len(own):
                 cache.fetch_ahead(own - first)
 
-    def read_head(self) -> "OutputHead":
+    def read_head(self) -> OutputHead:
         """The teacher's output head, which all of them have."""
         return self.caches[0].read_head()
 
@@ -60,12 +57,12 @@ class CacheMixture:
             cache.close()
 
 
-def read_as_one(caches: Sequence["Cache"]) -> "Cache | CacheMixture":
+def read_as_one(caches: Sequence[Cache]) -> Cache | CacheMixture:
     """One cache as it is, several as a mixture. Raises UserError where they do not go together."""
     return caches[0] if len(caches) == 1 else CacheMixture(caches)
 
 
-def digest_of(caches: Sequence["Cache"]) -> str:
+def digest_of(caches: Sequence[Cache]) -> str:
     """Names the caches in their present state: the manifest's digest, or one over those of several."""
     digests = [cache.manifest.digest() for cache in caches]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -76,7 +73,7 @@ def names_tokens(tokenizer: TokenizerInfo) -> tuple[str, int]:
     return tokenizer.fingerprint, tokenizer.vocab_size
 
 
-def check_alike(first: "Cache", other: "Cache") -> None:
+def check_alike(first: Cache, other: Cache) -> None:
     """Raise UserError unless two caches agree on what their numbers mean."""
     ours, theirs = first.manifest, other.manifest
     if names_tokens(ours.tokenizer) != names_tokens(theirs.tokenizer):

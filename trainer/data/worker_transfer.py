@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -167,3 +168,11 @@ def _room() -> str:
     return (
         f", which has {found.f_bavail * found.f_frsize // 1024} of {found.f_blocks * found.f_frsize // 1024} KiB free"
     )
+
+
+def leave_interrupts_to_main(worker: int) -> None:
+    """For worker processes: Ctrl-C reaches the whole group, but only the main process acts on it.
+
+    SIGTERM keeps its default: it is how the main process ends its workers when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,13 +16,106 @@ Shape letters: N query rows, H heads of the student, G key-value heads, R ranks 
 keys, D head size.
 """
 
+import itertools
+import operator
+from typing import TYPE_CHECKING
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from schemas.cache_config import layer_number
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.train_config import ApcConfig
 from teacher_cache.query_key import QueryKey
 from teacher_cache.signals.attention import attention_scores
+from trainer.losses.loss import Batch, FeatureLoss
+from trainer.losses.places import places
+from trainer.student.forward import flattens
+from trainer.student.recorder import Recorded, Wanted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK_WEIGHTS = 1 << 22  # attention weights that exist at one time; each takes about 30 bytes
+
+
+class Apc(FeatureLoss[ApcConfig]):
+    """Attention rows of one layer, at the query rows where the teacher's are stored."""
+
+    rows = "attention"
+    signals = frozenset({"attention"})
+
+    def title(self) -> str:
+        """What is compared."""
+        return "APC, attention rows"
+
+    def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
+        """Checks that there is a head of the student for each stored one."""
+        config = student.config.get_text_config()
+        self.flat = flattens(student)
+        self.layer = layer_number(self.settings.student_layer, config.num_hidden_layers)
+        check_heads(self.settings, manifest, config.num_attention_heads)
+        return Wanted(attention_layers=[self.layer])
+
+    def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
+        """Sum over the stored query rows of the mean over heads."""
+        attention = recorded.query_key[self.layer]
+        row_N, column_N, shift_N = places(batch, "attention", self.flat)
+        if len(row_N) == 0:
+            return attention.query_RHLD.new_zeros(())
+        first_N = batch["attention_first_column"] + shift_N
+        weights_NRM = batch["attention_weights"]
+        keys_NRM = batch["attention_keys"] + (shift_N - first_N)[:, None, None]
+        keys_NRM = keys_NRM.masked_fill(weights_NRM == 0, 0)  # in the padding they may be another sample's
+        position_N = column_N - first_N
+        _, counts = batch["attention_sample"].unique_consecutive(return_counts=True)
+        sizes = counts.tolist()
+        query_NHD = attention.query_RHLD[row_N, :, column_N]
+        parts = (part.split(sizes) for part in (query_NHD, position_N, weights_NRM, keys_NRM))
+        keys, heads = _sample_keys(attention, row_N, first_N, column_N, sizes), self.settings.student_heads
+        return torch.stack(
+            [
+                apc_of_sequence(attention, query_nHD, key_GSD, position_n, weights_nRM, keys_nRM, heads)
+                for key_GSD, query_nHD, position_n, weights_nRM, keys_nRM in zip(keys, *parts, strict=True)
+            ]
+        ).sum()
+
+
+def _sample_keys(
+    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, column_N: torch.Tensor, sizes: list[int]
+) -> list[torch.Tensor]:
+    """The keys [G, S, D] of each sample, from its first token to its last stored row.
+
+    sizes: how many of the N rows each sample has, one after the other. Cut by ``split``, whose gradient is one array.
+    """
+    spans = [
+        (int(row[0]), int(first[0]), int(column.max()) + 1)
+        for row, first, column in zip(*(part.cpu().split(sizes) for part in (row_N, first_N, column_N)), strict=True)
+    ]
+    rows = attention.key_RGLD.unbind(0)
+    keys: list[torch.Tensor] = []
+    for r, group in itertools.groupby(spans, key=operator.itemgetter(0)):
+        bounds = [0, *(bound for _, first, stop in group for bound in (first, stop)), rows[r].shape[1]]
+        pieces = rows[r].split([stop - start for start, stop in itertools.pairwise(bounds)], dim=1)
+        keys += pieces[1::2]
+    return keys
+
+
+def check_heads(settings: ApcConfig, manifest: Manifest, student_heads: int) -> None:
+    """Raise UserError unless the student has a head for each that is stored."""
+    assert manifest.capture.attention is not None
+    stored, chosen = manifest.capture.attention.n_heads, settings.student_heads
+    if chosen is not None and (len(chosen) != stored or max(chosen) >= student_heads):
+        raise UserError(
+            f"losses.apc.student_heads: {chosen}: the cache stores {stored} heads and the student has heads 0 to "
+            f"{student_heads - 1}; name one of them for each stored head"
+        )
+    if stored > student_heads:
+        raise UserError(
+            f"losses.apc: the cache stores {stored} heads, the student has {student_heads}; leave the loss out or make "
+            "a cache with fewer"
+        )
 
 
 def apc_of_sequence(

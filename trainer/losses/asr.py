@@ -5,15 +5,38 @@ accumulated activation norm removes later. Trade-off: it needs no teacher and pu
 small weight. The recipe names two, 0.001 and 1e-5, and does not say of what; here it is 1e-3 times the *mean* over
 features, rows and layers, which means the same at every width, depth and batch size (a sum would not).
 
-Shape letter: F features of the feed-forward block.
+The mean over features and layers is taken where they are read: ``student/recorder.py``.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 
+from schemas.manifest import Manifest
+from schemas.train_config import AsrConfig
+from trainer.losses.loss import Batch, FeatureLoss
+from trainer.student.recorder import Recorded, Wanted
 
-def mean_abs_per_token(activation_F: torch.Tensor) -> torch.Tensor:
-    """Mean of |x| over the last of the dimensions [..., F], [...]; accumulated in float32 (float64 stays float64).
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-    The gradient is sign(x) / F, and 0 at 0.
-    """
-    return activation_F.abs().mean(dim=-1, dtype=torch.promote_types(activation_F.dtype, torch.float32))
+
+class Asr(FeatureLoss[AsrConfig]):
+    """The mean absolute FFN input of each token, padding left out."""
+
+    rows = "attention_mask"
+
+    def title(self) -> str:
+        """What is made small."""
+        return "ASR, sparsity"
+
+    def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
+        """Every student whose FFN inputs can be read will do."""
+        return Wanted(ffn=True)
+
+    def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
+        """Sum over the real tokens."""
+        assert recorded.ffn_abs_RL is not None
+        if recorded.ffn_abs_RL.shape != batch["attention_mask"].shape:  # flattened: without padding
+            return recorded.ffn_abs_RL.sum()
+        return recorded.ffn_abs_RL[batch["attention_mask"]].sum()

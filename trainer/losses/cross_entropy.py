@@ -2,9 +2,25 @@
 
 import torch
 
+from schemas.train_config import CrossEntropyConfig
+from trainer.losses.loss import HeadLoss, LossOfChunk, Pair
+from trainer.losses.teacher_rows import TeacherRows
 
-def cross_entropy_(logits_NV: torch.Tensor, next_ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log softmax(logits)[next id], nats [N], and the gradient of their sum by the logits, [N, V].
+
+class CrossEntropy(HeadLoss[CrossEntropyConfig]):
+    """Cross-entropy with the text."""
+
+    def title(self) -> str:
+        """What is compared."""
+        return "cross-entropy with the text"
+
+    def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
+        """``cross_entropy_`` with the tokens that follow."""
+        return lambda logits_nV, chunk: cross_entropy_(logits_nV, rows.next_ids_N[chunk])
+
+
+def cross_entropy_(logits_NV: torch.Tensor, next_ids_N: torch.Tensor) -> Pair:
+    """-log softmax(logits)[next id], nats [N], and the gradient of their sum w.r.t. the logits, [N, V].
 
     Row t of a sequence goes with ``input_ids[t + 1]``. logits_NV: float32 or float64; overwritten.
     """

@@ -15,12 +15,88 @@ Shape letters: N rows (token positions), E student width, D teacher width.
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from schemas.cache_config import layer_number
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.train_config import LhsmConfig
+from teacher_cache.signals.hidden import dequantise
+from trainer.losses.loss import Batch, FeatureLoss
+from trainer.losses.places import places
+from trainer.student.forward import flattens
+from trainer.student.recorder import Recorded, Wanted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Direction = Literal["teacher_to_student", "student_to_teacher"]
 EPSILON = 1e-6  # added to the variance
+MAPS = "distillation_maps"  # name of the student's submodule that holds the maps while it trains
+
+
+class Lhsm(FeatureLoss[LhsmConfig]):
+    """The hidden states of pairs of layers, at the rows where the teacher's are stored.
+
+    The maps are no part of the final model.
+    """
+
+    rows = "hidden"
+    signals = frozenset({"hidden"})
+    learns = MAPS
+
+    def title(self) -> str:
+        """What is compared."""
+        return "LHSM, hidden states"
+
+    def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
+        """Adds the maps, one for each pair of layers."""
+        config = student.config.get_text_config()
+        self.flat = flattens(student)
+        self.pairs = layer_pairs(self.settings, manifest, config.num_hidden_layers)
+        sizes = (config.hidden_size, manifest.teacher.hidden_size)
+        self.maps = HiddenMaps(len(self.pairs), *sizes, self.settings.direction, seed).to(student.device)
+        student.add_module(MAPS, self.maps)
+        return Wanted(hidden_layers=[layer for _, layer in self.pairs])
+
+    def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
+        """Sum over the stored rows of the mean over layer pairs."""
+        row_N, column_N, _ = places(batch, "hidden", self.flat)
+        assert self.capture.hidden is not None
+        teacher_NCD = dequantise(
+            batch["hidden_values"],
+            batch["hidden_scales"],
+            batch["hidden_outlier_index"],
+            batch["hidden_outliers"],
+            self.capture.hidden,
+        )
+        total = teacher_NCD.new_zeros(())
+        for pair, (stored, layer) in enumerate(self.pairs):
+            student_NE = recorded.hidden[layer][row_N, column_N]
+            total = total + self.maps(pair, student_NE, teacher_NCD[:, stored]).sum()
+        return total / len(self.pairs)
+
+    def figures(self) -> dict[str, torch.Tensor]:
+        """The norm of each map, 1 at the start."""
+        return {f"lhsm_map_norm_{pair}": norm for pair, norm in enumerate(self.maps.norms())}
+
+
+def layer_pairs(settings: LhsmConfig, manifest: Manifest, student_layers: int) -> list[tuple[int, int]]:
+    """(Column of the stored layers, layer of the student) of each pair. Raises UserError for one that is not stored."""
+    capture, teacher_layers = manifest.capture.hidden, manifest.teacher.num_layers
+    assert capture is not None
+    stored = capture.layer_numbers(teacher_layers)
+    if settings.pairs is None:
+        return [(c, layer_number(n / teacher_layers, student_layers)) for c, n in enumerate(stored)]
+    for pair in settings.pairs:
+        if pair.teacher not in stored:
+            raise UserError(
+                f"losses.lhsm.pairs: teacher layer {pair.teacher} is not in the cache, which stores {stored}; choose "
+                "one of them"
+            )
+    return [(stored.index(pair.teacher), pair.student) for pair in settings.pairs]
 
 
 def layer_norm(hidden_ND: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""Which form of target a run learns from, and which signals of the cache it therefore reads."""
-
-from typing import get_args
+"""Which form of target a run learns from, which signals of the cache it therefore reads, and the target they make."""
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.manifest import Signal
-from schemas.train_config import LossConfig, TargetForm, TlaConfig
-from trainer.losses.schedule import always_zero
+from schemas.train_config import Tail, TargetForm, TlaConfig
+from teacher_cache.signals.hidden import dequantise
+from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
+from trainer.losses.teacher_rows import TeacherRows
 
 
 def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
@@ -48,22 +48,43 @@ def said_of_target(tla: TlaConfig, form: TargetForm) -> str:
     return f"target of TLA, {chosen}, {whole[form]}{faster}"
 
 
-def needed_signals(losses: LossConfig, capture: CaptureConfig) -> tuple[Signal, ...]:
-    """The signals that training with these losses reads; no file of another one is touched."""
-    wanted: set[Signal] = {"tokens"}
-    if not always_zero(losses.tla.weight):
-        form = target_form(losses.tla, capture)
-        wanted |= {"logits"} if form == "top_k" else {form}
-        wanted |= {"logits"} if form == "draws" and _has_head(capture) else set()
-    wanted |= {"hidden"} if losses.lhsm is not None else set()
-    wanted |= {"attention"} if losses.apc is not None else set()
-    return tuple(signal for signal in get_args(Signal) if signal in wanted)
+def signals_of(form: TargetForm, capture: CaptureConfig) -> frozenset[Signal]:
+    """The signals that a form of the target is made of."""
+    if form != "draws":
+        return frozenset({"logits" if form == "top_k" else form})
+    assert capture.draws is not None
+    return frozenset({"draws", "logits"} if capture.draws.region == "tail" else {"draws"})
 
 
-def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
-    """The signals that an evaluation reads."""
-    return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
+def make_target(
+    form: TargetForm, rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail
+) -> Target:
+    """The target that the rows make in this form, for a student of ``vocabulary`` tokens."""
+    if form == "final":
+        return dense_target(rows, capture, temperature)
+    if form == "top_k":
+        return stored_target(rows, capture, temperature, vocabulary, tail)
+    draws = capture.draws
+    assert draws is not None
+    assert rows.draws_NTM is not None
+    assert rows.entropy_NT is not None
+    exact = stored_target(rows, capture, temperature, vocabulary) if draws.region == "tail" else None
+    column = draws.temperatures.index(temperature)
+    return draws_target(exact, rows.draws_NTM[:, column], rows.entropy_NT[:, column], vocabulary)
 
 
-def _has_head(capture: CaptureConfig) -> bool:
-    return capture.draws is not None and capture.draws.region == "tail"
+def stored_target(
+    rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail = "bucket"
+) -> ListedTarget:
+    """The target that the stored entries of the rows make."""
+    column = capture.logits.temperatures.index(temperature)
+    return top_k_target(rows.ids_NK, rows.logprobs_NK, rows.log_partition_NT[:, column], temperature, vocabulary, tail)
+
+
+def dense_target(rows: TeacherRows, capture: CaptureConfig, temperature: float) -> DenseTarget:
+    """The target that the final hidden states of the rows make."""
+    assert rows.final is not None
+    assert rows.head is not None
+    assert capture.final is not None
+    values, scales, outlier_index, outliers = rows.final
+    return DenseTarget(dequantise(values, scales, outlier_index, outliers, capture.final)[:, 0], rows.head, temperature)

@@ -16,16 +16,57 @@ from collections.abc import Callable
 
 import torch
 
-from schemas.train_config import Divergence
+from schemas.cache_config import CaptureConfig
+from schemas.train_config import Divergence, TlaConfig
+from trainer.losses.loss import HeadLoss, LossOfChunk, Pair
+from trainer.losses.target_form import make_target, said_of_target, signals_of, target_form
 from trainer.losses.targets import DenseTarget, ListedTarget, Target
+from trainer.losses.teacher_rows import TeacherRows
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+WORDS = {
+    "forward": "KL(teacher ‖ student)",
+    "reverse": "KL(student ‖ teacher)",
+    "jsd": "the Jensen-Shannon divergence",
+}
+
+
+class Tla(HeadLoss[TlaConfig]):
+    """A divergence of softened distributions, from the form of target that the cache has or the settings name."""
+
+    def __init__(self, settings: TlaConfig, capture: CaptureConfig) -> None:
+        super().__init__(settings, capture)
+        self.form = self.target = target_form(settings, capture)
+        self.signals = signals_of(self.form, capture)
+
+    def title(self) -> str:
+        """With the divergence, its temperature and the target."""
+        settings = self.settings
+        return (
+            f"TLA, {WORDS[settings.divergence]} at temperature {settings.temperature}, from the cache's `{self.form}` "
+            "target"
+        )
+
+    def note(self) -> str:
+        """What is learned from."""
+        return said_of_target(self.settings, self.form)
+
+    def target_of(self, rows: TeacherRows, vocabulary: int) -> Target:
+        """What the student is asked to match at these rows."""
+        settings = self.settings
+        return make_target(self.form, rows, self.capture, settings.temperature, vocabulary, settings.tail)
+
+    def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
+        """``tla_`` against their target."""
+        settings, target = self.settings, self.target_of(rows, vocabulary)
+        return lambda logits_nV, chunk: tla_(
+            logits_nV, target.rows(chunk), settings.temperature, settings.divergence, settings.jsd_beta
+        )
 
 
 def tla_(
     logits_NV: torch.Tensor, target: Target, temperature: float, divergence: Divergence = "forward", beta: float = 0.5
 ) -> Pair:
-    """Each row's divergence times temperature², nats [N], and the gradient of their sum by the logits, [N, V].
+    """Each row's divergence times temperature², nats [N], and the gradient of their sum w.r.t. the logits, [N, V].
 
     logits_NV: the student's, float32 or float64; overwritten. Both results are finite for finite logits.
 

@@ -21,6 +21,7 @@ from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.manifest import FileEntry
 from schemas.train_config import TargetForm, TrainConfig
+from trainer.data.data_state import DataState
 from trainer.run.output_files import difference, files_below, plain_mode, replace_text, settle_file, sync_folders
 from trainer.run.resume import changes, settings_of
 
@@ -42,24 +43,6 @@ class Mark(BaseModel):
     format: Literal[1] = 1
     step: int = Field(ge=0)
     files: dict[str, FileEntry]
-
-
-class DataState(BaseModel):
-    """``data_state.json``: seed and digest name the order of the rows, ``rows_consumed`` says how far it was read.
-
-    The rest follows from these, and saves work.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    cache_digest: str = ""  # sha256 of the cache's manifest; of several caches, one over theirs
-    seed: int = 0
-    rows_consumed: int = 0  # rows of the plan; one step consumes one global batch
-    tokens: int = 0  # in these rows
-    skipped_samples: int = 0  # of these rows: they could not be read
-    epochs: float | None = None  # the length of training that …
-    planned_rows: int | None = None  # … takes so many rows
-    places: list[tuple[int, int, int]] = []  # of each cache, first row, epoch and number of the group being read
 
 
 class RunState(BaseModel):
@@ -245,6 +228,17 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
             state.forget_best()
     state.settings, state.validation = start.settings, start.validation
     return folder, state
+
+
+def say_length(state: RunState, steps: int) -> None:
+    """Say that a run goes on to another end than it had."""
+    if state.planned_steps not in (0, steps):
+        logger.info(
+            "the run ends at step %d, not at %d any more: from step %d on the schedules of learning rate and loss "
+            "weights are those of %d steps", steps, state.planned_steps, state.global_step, steps,
+        )  # fmt: skip
+    if state.global_step > steps:
+        logger.warning("step %d is past the end, step %d: no step is left to do", state.global_step, steps)
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ Lines of steps that a crash has undone are cut off when the run resumes, so the 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,23 @@ class JsonlCallback(TrainerCallback):
         if state.is_world_process_zero and logs:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def reports(output: Path, last_step: int, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
+    """What writes down how the run goes, and ``callbacks``: for one rank."""
+    return [JsonlCallback(output / "metrics.jsonl"), _tensorboard(output, last_step), *callbacks]
+
+
+def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
+    """Metrics for TensorBoard in ``output/tensorboard``; hides what a killed run has logged after ``last_step``."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    writer = SummaryWriter(log_dir=str(output / "tensorboard"), purge_step=last_step + 1)
+
+    class Flushing(TensorBoardCallback):
+        def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
+            writer.flush()  # raises what its thread could not write; closing does not
+            super().on_train_end(*arguments, **kwargs)
+
+    return Flushing(writer)

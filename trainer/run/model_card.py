@@ -6,32 +6,24 @@ from typing import Any
 from schemas.manifest import Manifest, TeacherInfo
 from schemas.train_config import TrainConfig, WeightSchedule
 from teacher_cache.text import code_span
-
-DIVERGENCES = {
-    "forward": "KL(teacher ‖ student)",
-    "reverse": "KL(student ‖ teacher)",
-    "jsd": "the Jensen-Shannon divergence",
-}
+from trainer.losses.objective import Objective
 
 
-def model_card(config: TrainConfig, manifests: Sequence[Manifest], summary: dict[str, Any]) -> str:
+def model_card(
+    config: TrainConfig, objective: Objective, manifests: Sequence[Manifest], summary: dict[str, Any]
+) -> str:
     """The text of ``README.md`` in Markdown with a YAML header.
 
     manifests: of the caches trained on; summary: that of ``summary.json``.
     """
-    student, losses = config.student, config.losses
+    student = config.student
     if student.checkpoint is not None:
         start = f"the model `{student.checkpoint}`"
     elif student.config is not None:
         start = f"random weights for the configuration `{student.config}`"
     else:
         start = f"layers {student.from_layers} of `{student.teacher}`"
-    target = f", from the cache's `{summary['target']}` target" if summary["target"] else ""
-    divergence = DIVERGENCES[losses.tla.divergence]
-    terms = [f"- TLA, {divergence} at temperature {losses.tla.temperature}{target}: {_weight(losses.tla.weight)}"]
-    terms.append(f"- cross-entropy with the text: {_weight(losses.cross_entropy.weight)}")
-    more = {"LHSM, hidden states": losses.lhsm, "APC, attention rows": losses.apc, "ASR, sparsity": losses.asr}
-    terms += [f"- {name}: {_weight(loss.weight)}" for name, loss in more.items() if loss is not None]
+    terms = [f"- {loss.title()}: {_weight(loss.settings.weight)}" for loss in objective.losses.values()]
     lines = [
         "---",
         "library_name: transformers",
@@ -79,6 +71,6 @@ def _cache(manifest: Manifest) -> str:
 
 def _weight(weight: WeightSchedule) -> str:
     if weight.start == weight.end:
-        return f"weight {weight.start}" if weight.start else "not used"
+        return f"weight {weight.start}"
     held = f" after {weight.hold:.0%} of training" if weight.hold else ""
     return f"weight {weight.start} → {weight.end}, linear{held}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainer.losses.objective import TERMS
+from trainer.losses.loss_table import LOSSES
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
@@ -23,7 +23,7 @@ def progress_callbacks() -> list[TrainerCallback]:
 
 def describe(logs: dict[str, Any]) -> str:
     """The losses, each before its weight and then their weighted sum, or validation metrics, in a few words."""
-    shown = (*TERMS, "loss", "eval_kl", "eval_perplexity", "eval_top1_agreement")
+    shown = (*LOSSES, "loss", "eval_kl", "eval_perplexity", "eval_top1_agreement")
     return "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in shown if name in logs)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.train_config import TrainConfig
+from schemas.train_config import LossConfig, TrainConfig
 
 Effect = Literal["refused", "honoured", "by content"]
 
@@ -43,7 +43,7 @@ RULES = (
         "the weights would go on in another precision, or another layout",
     ),
     Rule(
-        ("losses.tla", "losses.cross_entropy", "losses.lhsm", "losses.apc", "losses.asr"),
+        tuple(f"losses.{name}" for name in LossConfig.model_fields),
         "refused",
         "the objective would be another",
     ),

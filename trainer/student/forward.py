@@ -56,6 +56,11 @@ def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = Fa
     return given[0][mask_RL]
 
 
+def flattens(model: "PreTrainedModel") -> bool:
+    """Whether packed rows must be laid out as one row for this model, as Flash Attention wants them."""
+    return str(model.config._attn_implementation).startswith("flash")
+
+
 @contextmanager
 def _without_logits(model: Any) -> Iterator[list[torch.Tensor]]:
     """What the output head is given in the meantime; it makes no logits of it."""

@@ -3,7 +3,7 @@
 Each decoder layer is gathered for its forward pass, freed, and gathered again for its backward pass (FULL_SHARD of
 FSDP1), the next one while the present one runs: FSDP2 prefetches without being asked. Embeddings, final norm and output
 head stay whole from the forward to the end of the backward pass, which is what lets the losses apply the head outside
-of the module (``trainer/taps``): its gradient is averaged over processes like any other.
+of the module (``losses/lean.py``): its gradient is averaged over processes like any other.
 
 A sharded checkpoint is a folder of ``torch.distributed.checkpoint``: any number of processes reads it, one as well.
 """
@@ -20,7 +20,7 @@ import torch
 
 from schemas.errors import UserError
 from schemas.train_config import LoopConfig
-from trainer.student.recorder import find_decoder
+from teacher_cache.decoder_layers import find_decoder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,6 +126,6 @@ def leave_together(status: int) -> NoReturn:
 
 def compile_layers(student: "PreTrainedModel") -> None:
     """Compile every decoder layer's own forward pass; hooks on the layer stay outside."""
-    _, layers = find_decoder(student, student.config.get_text_config().num_hidden_layers)
-    for layer in layers:
+    decoder = find_decoder(student, student.config.get_text_config().num_hidden_layers, "student")
+    for layer in decoder.layers:
         layer.forward = torch.compile(layer.forward)

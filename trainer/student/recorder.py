@@ -1,4 +1,4 @@
-"""What the extra losses read inside the student in one forward pass: hidden states, one layer's q and k, FFN inputs.
+"""What the losses on features read inside the student in one forward pass: hidden states, q and k, FFN inputs.
 
 Everything recorded is part of the autograd graph, and the attention kernel in use stays on: no attention weights are
 asked for, no [heads, L, L] array exists. Forward hooks on the decoder layers see the residual stream; q and k are read
@@ -9,7 +9,7 @@ Trade-off: while a recorder for FFN inputs is installed, their mean is taken in 
 or not. Gradient checkpointing repeats a layer in backward and wants the same operations as in the forward pass, so an
 operation must not depend on whether the pass is recorded. Install before a forward pass and close after its backward.
 
-Shape letters: R rows, L tokens, D hidden size, H heads, G key-value heads, T = R · L, K experts per token.
+Shape letters: R rows, L tokens, D hidden size, F FFN features, T = R · L, K experts per token.
 """
 
 import contextlib
@@ -21,11 +21,29 @@ import torch
 from transformers import PreTrainedModel
 
 from schemas.errors import UserError
+from teacher_cache.decoder_layers import find_decoder
 from teacher_cache.query_key import QueryKey, tap_query_key
-from trainer.losses.asr import mean_abs_per_token
 
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention")  # of config.layer_types
 ROW_ORDERS = ("grouped_mm", "batched_mm")  # experts implementations that call _apply_gate once, for all pairs
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be recorded. Layers are numbered from 1; the last is the number of layers."""
+
+    hidden_layers: Sequence[int] = ()
+    attention_layers: Sequence[int] = ()
+    ffn: bool = False
+
+
+def together(wanted: Sequence[Wanted]) -> Wanted:
+    """All that any of them wants."""
+    return Wanted(
+        sorted({layer for one in wanted for layer in one.hidden_layers}),
+        sorted({layer for one in wanted for layer in one.attention_layers}),
+        any(one.ffn for one in wanted),
+    )
 
 
 @dataclass
@@ -34,8 +52,8 @@ class Recorded:
 
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     """Layer n -> [R, L, D]: the residual stream after n decoder layers, before the next norm."""
-    query_key: QueryKey | None = None
-    """Of the chosen layer."""
+    query_key: dict[int, QueryKey] = field(default_factory=dict)
+    """Attention layer -> its queries and keys."""
     ffn_abs_RL: torch.Tensor | None = None
     """Mean |input of down_proj| over features, then over the FFNs that the token went through in a layer (its experts,
     a shared expert), then over layers; [R, L], float32 (float64 for a float64 model)."""
@@ -44,30 +62,23 @@ class Recorded:
 class Recorder:
     """Installs what is needed on ``model`` and records the passes made inside of ``recording()``.
 
-    hidden_layers and attention_layer are numbered from 1; the last is the number of layers. ``model`` is the student
-    before it is wrapped (DDP, compile), with its attention implementation set; one open recorder a model. Raises
-    UserError for a layer that does not exist, an attention layer that is not softmax attention over q and k, and FFNs
-    that cannot be read. q and k of a sliding-window layer are recorded whole: the window is not in them.
+    ``model`` is the student before it is wrapped (DDP, compile), with its attention implementation set; one open
+    recorder a model. Raises UserError for a layer that does not exist, an attention layer that is not softmax attention
+    over q and k, and FFNs that cannot be read. q and k of a sliding-window layer are recorded whole: the window is not
+    in them.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        hidden_layers: Sequence[int] = (),
-        attention_layer: int | None = None,
-        ffn: bool = False,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, wanted: Wanted) -> None:
         config = model.config.get_text_config()
-        decoder, layers = find_decoder(model, config.num_hidden_layers)
-        for layer in [*hidden_layers, *([] if attention_layer is None else [attention_layer])]:
+        decoder, layers = find_decoder(model, config.num_hidden_layers, "student")
+        for layer in [*wanted.hidden_layers, *wanted.attention_layers]:
             if not 1 <= layer <= len(layers):
                 raise UserError(
                     f"student layer {layer} does not exist: a {type(model).__name__} of this configuration has "
                     f"{len(layers)} decoder layers; choose 1 (the first) to {len(layers)} (the last)"
                 )
-        attention = None if attention_layer is None else _find_attention(layers, attention_layer, config)
-        ffns = _find_ffns(layers) if ffn else []
+        attentions = {layer: _find_attention(layers, layer, config) for layer in wanted.attention_layers}
+        ffns = _find_ffns(layers) if wanted.ffn else []
 
         self._recorded: Recorded | None = None  # set while inside recording()
         self._running = False  # while the decoder is inside its forward: false in backward, when layers are repeated
@@ -78,12 +89,12 @@ class Recorder:
 
         if hasattr(decoder, "has_recorder"):
             raise RuntimeError("this model has a Recorder already; close it first")
-        if attention is not None:
-            self._undo.callback(tap_query_key(attention, self._keep_query_key, "student"))
-        decoder.has_recorder = True
-        self._undo.callback(delattr, decoder, "has_recorder")
+        for layer, attention in attentions.items():
+            self._undo.callback(tap_query_key(attention, self._query_key_keeper(layer), "student"))
+        vars(decoder)["has_recorder"] = True
+        self._undo.callback(vars(decoder).pop, "has_recorder")
         self._hook(decoder.register_forward_pre_hook(self._start))
-        for layer in sorted(set(hidden_layers)):
+        for layer in sorted(set(wanted.hidden_layers)):
             self._hook(layers[layer - 1].register_forward_hook(self._hidden_hook(layer)))
         for layer, module in ffns:
             if isinstance(module.down_proj, torch.nn.Module):
@@ -145,9 +156,12 @@ class Recorder:
 
         return keep
 
-    def _keep_query_key(self, found: QueryKey) -> None:
-        if (recorded := self._target()) is not None:
-            recorded.query_key = found
+    def _query_key_keeper(self, layer: int) -> Callable[[QueryKey], None]:
+        def keep(found: QueryKey) -> None:
+            if (recorded := self._target()) is not None:
+                recorded.query_key[layer] = found
+
+        return keep
 
     def _ffn_hook(self, layer: int) -> Callable[..., None]:
         def measure(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -185,15 +199,12 @@ class Recorder:
         self._undo.callback(experts.__dict__.pop, "_apply_gate")
 
 
-def find_decoder(model: torch.nn.Module, n_layers: int) -> tuple[Any, torch.nn.ModuleList]:
-    """The module that owns the decoder layers, and these."""
-    for name, module in model.named_modules():
-        if name.split(".")[-1] == "layers" and isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
-            return model.get_submodule(name.rpartition(".")[0]), module
-    raise UserError(
-        f"student: no list of {n_layers} decoder layers named 'layers' in a {type(model).__name__}; losses on hidden "
-        "states, attention and FFN inputs need a decoder that is laid out like Llama's"
-    )
+def mean_abs_per_token(activation_F: torch.Tensor) -> torch.Tensor:
+    """Mean of |x| over the last of the dimensions [..., F], [...]; accumulated in float32 (float64 stays float64).
+
+    The gradient is sign(x) / F, and 0 at 0.
+    """
+    return activation_F.abs().mean(dim=-1, dtype=torch.promote_types(activation_F.dtype, torch.float32))
 
 
 def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> Any:

@@ -21,7 +21,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.bridges.captured import DistillKitOptions
 from tools.bridges.compression import Compression, pack_bits
-from tools.bridges.distillkit import SCHEMA, filled_up
+from tools.bridges.distillkit import SCHEMA, fill_rows
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
@@ -211,12 +211,12 @@ def test_the_text_is_what_the_tokens_spell(tmp_path: Path, teacher: Path) -> Non
     assert pieces[0].decode() == tokenizer.decode(ids[:1])
 
 
-def test_rows_are_filled_up_with_ids_that_they_lack() -> None:
+def test_rows_are_fill_rows_with_ids_that_they_lack() -> None:
     capture = LogitsCapture(policy="nucleus", k=6, mass=0.6)
     sample = token_sample(range(20))
     rng = np.random.default_rng(0)
     logits = logits_sample(rng.normal(0, 3, (20, 9)), sample.input_ids % 9, capture)
-    ids, logprobs = filled_up(logits)
+    ids, logprobs = fill_rows(logits)
     assert (logits.counts < 6).any()
     for p, count in enumerate(logits.counts):
         assert ids[p, :count].tolist() == logits.ids[p, :count].tolist()

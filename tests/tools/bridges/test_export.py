@@ -22,7 +22,7 @@ def test_a_target_that_is_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for out in ("out", "link"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             export(str(tmp_path / "cache"), str(tmp_path / out), "parquet", None, 100, print)
     with pytest.raises(UserError, match="local folder"):
         export(str(tmp_path / "cache"), "s3://bucket/x", "parquet", None, 100, print)

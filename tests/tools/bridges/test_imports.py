@@ -94,28 +94,28 @@ PARQUET = {
     "an id too large": (setter(1, "ids", 0, 2, value=VOCAB_SIZE), "row 1: ids: wanted 0 to 383"),
     "an id below 0": (setter(1, "ids", 0, 2, value=-1), "row 1: ids: wanted 0 to 383"),
     "an input id": (setter(1, "input_ids", 2, value=VOCAB_SIZE), "row 1: input_ids: wanted 0 to 383"),
-    "a position": (setter(1, "positions", 3, value=5), "row 1: positions: wanted rising ones below 5"),
-    "falling positions": (setter(1, "positions", 1, value=0), "row 1: positions: wanted rising"),
+    "a position": (setter(1, "positions", 3, value=5), "row 1: positions: wanted increasing ones below 5"),
+    "falling positions": (setter(1, "positions", 1, value=0), "row 1: positions: wanted increasing"),
     "a missing mask": (drop_last(2, "loss_mask"), "row 2: 6 entries of loss_mask, wanted 7"),
     "a missing row": (drop_last(2, "ids"), "row 2: 5 entries of ids, wanted 6"),
-    "a missing entry": (drop_last(2, "ids", 1), "row 2: ids and logprobs have rows of different lengths"),
-    "no entry": (lambda rows: [rows[0][c].__setitem__(0, []) for c in ("ids", "logprobs")], "row 0: a row of 0 to 8"),
+    "a missing entry": (drop_last(2, "ids", 1), "row 2: ids and logprobs differ in row lengths"),
+    "no entry": (lambda rows: [rows[0][c].__setitem__(0, []) for c in ("ids", "logprobs")], "row 0: rows of 0 to 8"),
     "a partition": (drop_last(0, "log_partitions", 3), "row 0: rows of log_partitions must have 2"),
     "a wrong partition": (setter(0, "log_partitions", 3, 1, value=-9.0), "row 0, token 3: the log-partition at"),
     "a NaN partition": (setter(0, "log_partitions", 3, 1, value=NAN), "row 0: a log-partition is not"),
     "the realised token": (setter(0, "next_logprob", 3, value=0.5), "row 0, token 3: the realised token"),
     "a NaN realised": (setter(0, "next_logprob", 3, value=NAN), "row 0: next_logprob is not a number"),
-    "a last row that counts": (setter(0, "loss_mask", 8, value=True), "row 0: the last token counts"),
+    "a last row that counts": (setter(0, "loss_mask", 8, value=True), "row 0: the last token is in the loss mask"),
     "a row that counts": (
         lambda rows: [rows[1][c].pop() for c in ("positions", "ids", "logprobs", "next_logprob", "log_partitions")],
         "row 1, token 3: it counts, and is not stored",
     ),
-    "a span": (setter(0, "byte_end", 2, value=10**6), "row 0: a span of bytes is not within"),
+    "a span": (setter(0, "byte_end", 2, value=10**6), "row 0: byte_start and byte_end: a span is not within"),
     "a key": (setter(3, "key", value="../x"), "row 3: key '../x'"),
-    "a key twice": (lambda rows: rows[3].__setitem__("key", rows[0]["key"]), "row 3: key .* was there before"),
+    "a key twice": (lambda rows: rows[3].__setitem__("key", rows[0]["key"]), "row 3: key .* occurs twice"),
     "a null": (setter(1, "key", value=None), "key: holds nulls"),
     "an inner null": (setter(1, "ids", 0, 2, value=None), "ids: holds nulls"),
-    "a missing sample": (lambda rows: rows.pop(), "3 samples, 4 were exported"),
+    "a missing sample": (lambda rows: rows.pop(), "3 samples, but 4 were exported"),
     "no tokens": (
         lambda rows: [rows[2].__setitem__(c, []) for c, v in rows[2].items() if isinstance(v, list)],
         "row 2: 0 tokens, wanted 1 to",
@@ -130,13 +130,13 @@ DISTILLKIT = {
     "an input id": (setter(2, "input_ids", 1, value=2**40), "row 2: input_ids from .* to 1099511627776"),
     "a huge input id": (setter(2, "input_ids", 1, value=2**64 - 1), "input_ids: holds 18446744073709551615"),
     "a NaN": (setter(2, "compressed_logprobs", 1, value=[0, 0, 192, 127] * K), "row 2: token 1: .* not a number"),
-    "no entry": (setter(2, "compressed_logprobs", 1, value=[0, 0, 128, 255] * K), "row 2: token 1: .* no entry"),
+    "no entry": (setter(2, "compressed_logprobs", 1, value=[0, 0, 128, 255] * K), "token 1: .* without an entry"),
     "rising": (
         lambda rows: rows[2]["compressed_logprobs"][1].__setitem__(slice(0, 4), [0, 0, 0, 193]),  # -8
-        "row 2: token 1: log-probabilities do not fall",
+        "row 2: token 1: log-probabilities are not in descending order",
     ),
     "above 0": (setter(2, "compressed_logprobs", 1, 3, value=63), "row 2, token 1: probabilities sum to more than 1"),
-    "no rows at all": (lambda rows: rows.clear(), "no sample to be learned from"),
+    "no rows at all": (lambda rows: rows.clear(), "no file holds a sample with a row in the loss mask"),
 }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_metadata_is_checked(originals: Path, tmp_path: Path, teacher: Path) -> 
     facts = json.loads(table.schema.metadata[b"teacher_cache"])
     huge = facts | {"logits": facts["logits"] | {"k": 65535}}
     for metadata, message in (
-        ({}, "not written by"), (facts | {"version": 2}, "version"), (facts | {"x": 1}, "x: unknown"),
+        ({}, "files written by"), (facts | {"version": 2}, "version"), (facts | {"x": 1}, "x: unknown"),
         (facts | {"teacher": facts["teacher"] | {"vocab_size": 2**30}}, "vocab_size"), (huge, "above the vocabulary"),
     ):  # fmt: skip
         stored = {b"teacher_cache": json.dumps(metadata).encode()} if metadata else None
@@ -216,7 +216,7 @@ def test_files_of_several_exports_are_not_mixed(originals: Path, tmp_path: Path,
     export(str(tmp_path / "cache"), str(tmp_path / "other"), "parquet", None, 100, lambda *_: None)
     shutil.copytree(originals / "parquet", tmp_path / "in")
     shutil.copy(tmp_path / "other/data/train-00000.parquet", tmp_path / "in/data/train-00001.parquet")
-    refused(tmp_path / "in", tmp_path / "out", "parquet", "another cache", teacher)
+    refused(tmp_path / "in", tmp_path / "out", "parquet", "a different cache", teacher)
 
 
 def test_rows_too_large_and_files_of_other_kinds_are_refused(
@@ -226,17 +226,17 @@ def test_rows_too_large_and_files_of_other_kinds_are_refused(
     refused(tmp_path / "in", tmp_path / "out", "parquet", "no \\*.parquet", teacher)
     refused(tmp_path / "nowhere", tmp_path / "out", "parquet", "no such file", teacher)
     (tmp_path / "in/a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
-    refused(tmp_path / "in", tmp_path / "out", "parquet", "a.parquet: not a Parquet file", teacher)
+    refused(tmp_path / "in", tmp_path / "out", "parquet", "a.parquet: not a readable Parquet file", teacher)
     damaged = tmp_path / "damaged"
     shutil.copytree(originals / "parquet", damaged)
     file = next(damaged.rglob("*.parquet"))
     data = bytearray(file.read_bytes())
     data[100:2000] = bytes(1900)
     file.write_bytes(data)
-    refused(damaged, tmp_path / "out", "parquet", "cannot be read after row 0", teacher)
+    refused(damaged, tmp_path / "out", "parquet", "cannot be read from row 0 on", teacher)
     monkeypatch.setattr(parquet_files, "MAX_ROW_VALUES", 30)
     for layout in ("parquet", "distillkit"):
-        refused(originals / layout, tmp_path / "out", layout, "values in a column", teacher)
+        refused(originals / layout, tmp_path / "out", layout, "values of a column per row", teacher)
 
 
 def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> None:

@@ -82,14 +82,14 @@ def test_the_text(url: str) -> None:
     n_bytes, per_token = manifest.totals.bytes["logits"], manifest.totals.bytes_per_token()["logits"]
     for part in (
         "- architecture: `SyntheticForCausalLM`, 2 layers of 8 channels, computed in `float32`",
-        "3 samples of 58 tokens",
+        "3 samples, 58 tokens",
         "- `synthetic.jsonl`, jsonl, layer `base`",
         "| read | 3 |",
         f"| logits | top 8; temperatures 1, 3; rows: loss_mask | {n_bytes:,} | {per_token:.2f} |",
         "in steps of 1/16 nat",
         f"cache-tools pull URL_OF_THIS_CACHE FOLDER --digest {manifest.sha256}\n",
         "- licence: not stated",
-        f"with the key `{public_key(1)}` by somebody who gives the name `Ann`",
+        f"with the key `{public_key(1)}`; self-stated name `Ann`",
     ):
         assert part in text
     assert "Bob" not in text
@@ -104,8 +104,8 @@ def test_the_history(url: str) -> None:
     storage = Storage(url)
     write_manifest(storage, read_manifest(storage).model_copy(update={"derived": derived}))
     text = describe(url)
-    assert f'- subset: `for a test`; selection `{{"layers":["code"]}}`, of\n  - `{"2" * 64}`: 5 samples' in text
-    assert f"    - merge, 4 duplicates dropped, of\n      - `{'1' * 64}`: 9 samples, 90 tokens\n" in text
+    assert f'- subset: `for a test`; selection `{{"layers":["code"]}}`, from\n  - `{"2" * 64}`: 5 samples' in text
+    assert f"    - merge, 4 duplicates dropped, from\n      - `{'1' * 64}`: 9 samples, 90 tokens\n" in text
 
 
 def test_a_long_history_is_cut(url: str) -> None:

@@ -108,7 +108,7 @@ def test_a_large_manifest_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatc
     catalog = scan(str(root))
     assert [entry.path for entry in catalog.caches] == ["small"]
     assert [problem.path for problem in catalog.problems] == ["team/large"]
-    assert "are read" in catalog.problems[0].reason
+    assert "bytes, wanted at most" in catalog.problems[0].reason
 
 
 def test_hostile_text_is_cut_and_on_one_line(root: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_catalogue_that_is_not_one(root: Path, text: str, problem: str, monkey
 def test_a_catalogue_of_the_future(root: Path) -> None:
     catalog = scan(str(root)).model_copy(update={"catalog_version": 2})
     write(Storage(str(root)), catalog)
-    with pytest.raises(UserError, match="catalog_version 2 is newer"):
+    with pytest.raises(UserError, match="catalog_version 2, wanted at most 1"):
         read(str(root))
 
 
@@ -176,7 +176,7 @@ def test_the_command(root: Path) -> None:
     shallow = run(main, ["catalog", str(root), "--depth", "1", "--json"])
     assert [entry["path"] for entry in json.loads(shallow.stdout)["caches"]] == ["small"]
     nothing = run(main, ["catalog", str(root / "nothing")])
-    assert (nothing.exit_code, "nothing is there" in nothing.stderr) == (2, True)
+    assert (nothing.exit_code, "empty or missing" in nothing.stderr) == (2, True)
     shutil.rmtree(root)
     root.mkdir()
     assert run(main, ["catalog", str(root)]).exit_code == 0

@@ -37,10 +37,10 @@ def test_nothing_is_looked_for_inside_a_cache(tmp_path: Path) -> None:
 
 
 def test_a_cache_itself_is_refused_and_so_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="empty or missing"):
         found(tmp_path / "absent")
     manifests(tmp_path, ".")
-    with pytest.raises(UserError, match="is a cache itself"):
+    with pytest.raises(UserError, match="is itself a cache"):
         found(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_an_object_store(s3_url: str) -> None:
         assert abs((before - cache.written_at).total_seconds()) < 600
     assert Prefix(s3_url).files("other") == ["file"]
     assert Prefix(s3_url).files("nothing") == []
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="empty or missing"):
         Prefix(f"{s3_url}/absent").listing()
 
 

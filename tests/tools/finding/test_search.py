@@ -120,7 +120,7 @@ def test_a_tokenizer_folder_stands_for_its_fingerprint(root: Path, tmp_path_fact
 
 
 def test_what_is_no_tokenizer(tmp_path: Path) -> None:
-    for value, problem in (("12345", "expected a tokenizer's folder"), (str(tmp_path), "no tokenizer can be loaded")):
+    for value, problem in (("12345", "wanted a tokenizer's folder"), (str(tmp_path), "no tokenizer can be loaded")):
         with pytest.raises(UserError, match=problem):
             tokenizer_fingerprint(value)
     assert tokenizer_fingerprint("ABCDEF") == "abcdef"

@@ -127,14 +127,14 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", pairs), write(tmp_path / "b", pairs)
     tokenizer = read_manifest(Storage(b)).tokenizer
     change(b, tokenizer=tokenizer.model_copy(update={"fingerprint": "d" * 64}))
-    with pytest.raises(UserError, match=f"tokenizers differ: fingerprints {'b' * 64} and {'d' * 64}"):
+    with pytest.raises(UserError, match=f"different tokenizers, with fingerprints {'b' * 64} and {'d' * 64}"):
         compare(a, b)
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "a"), random_shards([[5]], seed=1))
     write_cache(str(tmp_path / "b"), random_shards([[5]], seed=2))
-    with pytest.raises(UserError, match="no key is in both"):
+    with pytest.raises(UserError, match="no sample key in common"):
         compare(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
@@ -142,7 +142,7 @@ def test_one_key_of_two_texts_is_damage(tmp_path: Path) -> None:
     pairs, others = teacher(1.0)[0], teacher(1.0)[0]
     tokens, rows = others[2]
     others[2] = (replace(tokens, input_ids=tokens.input_ids + 1), rows)
-    with pytest.raises(CorruptCacheError, match="has other tokens than in the first cache"):
+    with pytest.raises(CorruptCacheError, match="its tokens differ from those in the first cache"):
         compare(write(tmp_path / "a", pairs), write(tmp_path / "b", others))
 
 

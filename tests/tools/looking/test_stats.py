@@ -18,7 +18,7 @@ from support.worded import worded_pair
 from teacher_cache.records import DrawsSample
 from teacher_cache.shards.reader import CacheReader
 from tools.cli import main
-from tools.looking.figures import exact_column, kept, read_draws_of, row_figures
+from tools.looking.figures import exact_column, read_draws_of, row_figures, select_rows
 from tools.looking.stats import source_file, stats
 
 FLOATS = CodecConfig(logprobs="float32", scalar_steps_per_nat=65536)
@@ -137,7 +137,7 @@ def test_draws_of_other_rows_are_refused() -> None:
     logits = reader.read_logits(0)
     assert isinstance(read_draws_of(reader, 0, logits), DrawsSample)
     with pytest.raises(CorruptCacheError, match=r"draws\.tar: sample .*not those of the logits"):
-        read_draws_of(reader, 0, kept(logits, logits.positions > 0))
+        read_draws_of(reader, 0, select_rows(logits, logits.positions > 0))
 
 
 @pytest.mark.parametrize(

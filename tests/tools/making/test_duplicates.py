@@ -23,7 +23,7 @@ def test_all_but_the_first_with_a_key_are_repeated(shards: list[list[str]]) -> N
 
 @pytest.mark.parametrize("compared", range(1, 9))
 def test_keys_are_compared_across_blocks(compared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "COMPARED", compared)
+    monkeypatch.setattr(duplicates, "BLOCK", compared)
     found = SampleKeys()
     found.add("abcd")
     found.add("abce")

@@ -160,7 +160,7 @@ def test_duplicates_are_refused_if_so_wished(two: list[str], tmp_path: Path) -> 
     write_cache(str(tmp_path / "c"), [samples(3, seed=2), [*samples(1, seed=3), pool[3], pool[1]]])
     with pytest.raises(UserError) as refusal:
         merge([two[1], two[0], str(tmp_path / "c")], str(tmp_path / "all"), "refuse")
-    assert f"2 samples are there more than once: the first is {pool[3][0].key}" in str(refusal.value)
+    assert f"2 duplicate samples, the first of them {pool[3][0].key}" in str(refusal.value)
     assert f"{two[0]}/shard-000001.json and {tmp_path}/c/shard-000001.json" in str(refusal.value)
     assert not (tmp_path / "all").exists()
     assert merge(two, str(tmp_path / "all"), "refuse").samples == 9

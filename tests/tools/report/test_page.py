@@ -132,7 +132,7 @@ def test_facts(tmp_path: Path) -> None:
         manifest.teacher.fingerprint,
         "Apache-2.0",
         "a golden cache",
-        "by nobody",
+        "<bdi>no</bdi>",
         "top 28",
     ):
         assert fact in page
@@ -146,15 +146,15 @@ def test_signatures(tmp_path: Path) -> None:
     sign(url, 2, "Eve", signer="Ada")
     report(url, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text("utf-8")
-    assert "“Ada &lt;x&gt;”, as it says itself, 2026-11-01T12:00:00+00:00; the signature holds" in page
-    assert f"not valid, by key {public_key(2)}: the signature is not one of its statement" in page
+    assert "by “Ada &lt;x&gt;” (self-stated name), 2026-11-01T12:00:00+00:00; valid signature" in page
+    assert f"invalid signature of key {public_key(2)}: the signature is not one of its statement" in page
 
 
 def test_from_a_store(s3_url: str, tmp_path: Path) -> None:
     write_cache(s3_url, random_shards([[20, 30]]))
     sign(s3_url)
     assert len(report(s3_url, tmp_path / "r.html").samples) == 2
-    assert "the signature holds" in (tmp_path / "r.html").read_text("utf-8")
+    assert "valid signature of key" in (tmp_path / "r.html").read_text("utf-8")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_another_cache_is_not_touched(source: Storage, target: Storage) -> None:
 
 def test_an_incomplete_cache_is_refused(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "source"), SHARDS, commit=2)
-    with pytest.raises(UserError, match=r"not complete; run teacher-cache to its end, .* cache-tools subset"):
+    with pytest.raises(UserError, match=r"not complete; finish it with .* `cache-tools subset"):
         copy_cache(str(tmp_path / "source"), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
@@ -160,7 +160,7 @@ def test_signatures_are_bounded(source: Storage, tmp_path: Path, monkeypatch) ->
         copy_cache(source.url, str(tmp_path / "target"))
     for name in "abc":
         source.put(f"signatures/{name * 64}.json", b"x")
-    with pytest.raises(CorruptCacheError, match="3 signatures, at most 2"):
+    with pytest.raises(CorruptCacheError, match="3 signatures, wanted at most 2"):
         copy_cache(source.url, str(tmp_path / "target"))
 
 
@@ -203,10 +203,10 @@ def test_who_was_overtaken_publishes_nothing(source: Storage, s3_url: str) -> No
     first.begin()
     first.confirm()
     second.begin()
-    with pytest.raises(UserError, match="another transfer to this place has begun"):
+    with pytest.raises(UserError, match="another transfer to it has started"):
         first.confirm()
     Storage(s3_url).put(MANIFEST, b"{}")
-    with pytest.raises(UserError, match="another process has written it"):
+    with pytest.raises(UserError, match="written by another process"):
         second.confirm()
 
 

@@ -209,9 +209,9 @@ def test_what_is_committed_of_an_unfinished_cache(tmp_path: Path, target: str) -
 
 
 NOTHING = {
-    r"no shard is chosen; there are 4, numbered 0 to 3": {"shards": [(4, 9)]},
-    r"no sample of layer rust; there are base, code, math": {"layers": ["code", "rust"]},
-    r"no sample is chosen; there are 11 in 4 shards": {"share": (0.5, 0.5)},
+    r"no shard is selected; there are 4, numbered 0 to 3": {"shards": [(4, 9)]},
+    r"no sample of layer rust; its layers are base, code, math": {"layers": ["code", "rust"]},
+    r"none of 11 samples in 4 shards is selected": {"share": (0.5, 0.5)},
     r"has no signal hidden; it has tokens, logits": {"signals": ["logits", "hidden"]},
 }
 
@@ -273,7 +273,7 @@ def test_consecutive_shares_take_every_sample_once(source: Storage, tmp_path: Pa
     found = [CacheReader(str(tmp_path / "out" / name)).keys for name in parts]
     assert sorted(found[0] + found[1]) == sorted(keys_of())
     check_part(source.url, str(tmp_path / "out/train"), keys_of(share=(0, 0.7)))
-    with pytest.raises(UserError, match="at most 100 % can be"):
+    with pytest.raises(UserError, match="wanted at most 100 %"):
         by_share({"a": Decimal("0.6"), "b": Decimal("0.5")})
 
 
@@ -288,7 +288,7 @@ def test_a_cache_by_layer(source: Storage, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", ".hidden", "x" * 101, "a\n", "-x"])
 def test_a_part_cannot_be_named_like_this(source: Storage, tmp_path: Path, name: str) -> None:
     storage, manifest = open_source(source.url)
-    with pytest.raises(UserError, match="cannot name a part"):
+    with pytest.raises(UserError, match="not usable as the name"):
         split(storage, manifest, {"good": Selection(), name: Selection()}, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -214,7 +214,7 @@ def test_commands(tmp_path: Path, cache: Storage, monkeypatch: pytest.MonkeyPatc
 
 def test_keys_that_are_none(tmp_path: Path, cache: Storage) -> None:
     (tmp_path / "text").write_text("hello")
-    assert "not a private key" in invoke("sign", cache.url, "--key", tmp_path / "text", "--name", "x").stderr
+    assert "not a readable private key" in invoke("sign", cache.url, "--key", tmp_path / "text", "--name", "x").stderr
     for text, problem in [("00 Bob\n", "64 hex digits and a name"), ("", "0 keys, wanted one line")]:
         (tmp_path / "bad.pub").write_text(text)
         refused = invoke("verify", cache.url, "--require-signature", tmp_path / "bad.pub")
@@ -234,7 +234,7 @@ def test_trusted_names(tmp_path: Path) -> None:
     assert invoke("trust", "1" * 64, "--name", "Ann B.", "--trusted-keys", file).exit_code == 0
     taken = invoke("trust", "2" * 64, "--name", "Ann B.", "--trusted-keys", file)
     assert taken.exit_code == 2
-    assert "trusted with another key, 1111" in taken.stderr
+    assert "has another key, 1111" in taken.stderr
     assert invoke("trust", "2" * 64, "--name", "a\nb", "--trusted-keys", file).exit_code == 2
     assert file.read_text() == f"# mine\n{'1' * 64} Ann B.\n"
     assert invoke("trust", "2" * 64, "--name", "Bo", "--trusted-keys", file).exit_code == 0

@@ -10,13 +10,8 @@ from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
-from trainer.data.batches import (
-    CacheRows,
-    check_vocabulary,
-    open_cache,
-    to_tensors,
-    training_loader,
-)
+from trainer.data.batches import CacheRows, to_tensors, training_loader
+from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.row_plan import RowPlan, plan_rows
 from trainer.data.selection import Selection, Subset

@@ -18,7 +18,7 @@ from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
-from trainer.data.training_data import check_comparable
+from trainer.data.validation_data import check_comparable
 from trainer.distiller import distill
 
 TEXTS = [f"def f{i}(x): return x + {i}  # user assistant" for i in range(8)]

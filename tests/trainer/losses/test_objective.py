@@ -7,7 +7,8 @@ from schemas.train_config import LossConfig
 from support.reference_rows import tla
 from teacher_cache.output_head import OutputHead
 from trainer.data.batches import to_tensors
-from trainer.losses.objective import Objective, teacher_rows
+from trainer.losses.objective import Objective
+from trainer.losses.teacher_rows import teacher_rows
 
 HARD_TOO = {
     "tla": {"temperature": 2.0, "weight": {"start": 1.0, "end": 0.3}},

@@ -21,12 +21,14 @@ from support.reference_rows import dense_kl
 from support.workspace import cache_tree
 from teacher_cache.job import run
 from tools.checking.verify import verify
-from trainer.data.batches import open_cache, to_tensors
+from trainer.data.batches import to_tensors
+from trainer.data.open_caches import open_cache
+from trainer.data.validation_data import evaluation_signals
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.losses.objective import Objective, teacher_rows
-from trainer.losses.student_signals import used
-from trainer.losses.target_form import evaluation_signals, needed_signals, target_form
+from trainer.losses.objective import Objective
+from trainer.losses.target_form import target_form
+from trainer.losses.teacher_rows import teacher_rows
 from trainer.student.forward import masked_hidden, output_head
 
 CAPTURES: dict[str, dict[str, Any]] = {
@@ -77,7 +79,7 @@ def test_a_dense_target_serves_any_temperature() -> None:
 def test_only_the_signals_that_the_losses_need_are_read() -> None:
     def needed(name: str, **losses: Any) -> tuple[str, ...]:
         captured = capture(name).model_copy(update=signals)
-        return needed_signals(used(LossConfig.model_validate(losses)), captured)
+        return Objective(LossConfig.model_validate(losses), captured).signals
 
     signals = vars(CaptureConfig.model_validate({"hidden": {}, "attention": {}}))
     signals = {key: signals[key] for key in ("hidden", "attention")}
@@ -181,10 +183,10 @@ def test_dense_loss_and_evaluation_are_the_dense_kl(
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
     objective = Objective(LossConfig.model_validate({"tla": {"temperature": 2.0}}), cache.manifest.capture)
-    objective.teacher_head = cache.read_head()
     batch = to_tensors(cache.read_rows(rows), packed)
     with torch.no_grad():
-        _, (term,) = objective.head_terms(masked_hidden(model, batch), output_head(model), teacher_rows(batch), 0.0)
+        teacher_side = teacher_rows(batch, cache.read_head())
+        _, (term,) = objective.head_terms(masked_hidden(model, batch), output_head(model), teacher_side, 0.0)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
         mask = batch["loss_mask"]
         wanted = dense_kl(model(**inputs).logits[mask], teacher(**inputs).logits[mask], 2.0).sum()

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import UserError
+from trainer.data.data_state import DataState
 from trainer.run.checkpoint import (
     DATA_STATE_FILE,
     MARK_FILE,
     STATE_FILE,
-    DataState,
     RunState,
     checkpoint_folders,
     damage,

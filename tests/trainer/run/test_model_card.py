@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from schemas.cache_config import CaptureConfig
 from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.hostile import write_hostile_cache
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
+from trainer.losses.objective import Objective
 from trainer.run.model_card import model_card
 
 TREE = {
@@ -31,21 +33,23 @@ def test_the_target_and_the_divergence_are_those_that_were_used(tmp_path: Path, 
     write_cache(str(tmp_path), random_shards([[5]]))
     manifest = read_manifest(Storage(str(tmp_path)))
     config = validate(TrainConfig, {**TREE, "losses": {"tla": {"divergence": divergence}}}, "test")
-    summary = {**SUMMARY, "target": "final", "validation_kl_is_exact": True}
-    card = model_card(config, [manifest], summary)
+    summary = {**SUMMARY, "validation_kl_is_exact": True}
+    objective = Objective(config.losses, CaptureConfig.model_validate({"final": {}}))
+    card = model_card(config, objective, [manifest], summary)
     (line,) = [line for line in card.splitlines() if line.startswith("- TLA")]
     assert words in line
     assert "from the cache's `final` target" in line
     assert "| kl | 0.5 |" in card
-    bound = model_card(config, [manifest], {**summary, "validation_kl_is_exact": False})
+    bound = model_card(config, objective, [manifest], {**summary, "validation_kl_is_exact": False})
     assert "| kl, at least: tokens that are not stored count as one | 0.5 |" in bound
 
 
 def test_names_from_a_cache_stay_text(tmp_path: Path) -> None:
     write_hostile_cache(tmp_path / "cache")
     manifest = read_manifest(Storage(str(tmp_path / "cache")))
-    summary = {**SUMMARY, "validation": {}, "target": "top_k", "validation_kl_is_exact": None}
-    text = model_card(validate(TrainConfig, TREE, "test"), [manifest], summary).split("---\n", 2)[2]
+    summary = {**SUMMARY, "validation": {}, "validation_kl_is_exact": None}
+    config = validate(TrainConfig, TREE, "test")
+    text = model_card(config, Objective(config.losses, manifest.capture), [manifest], summary).split("---\n", 2)[2]
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inline = {child.type for token in tokens for child in token.children or []}
     assert not {"html_inline", "link_open", "image"} & inline

@@ -14,8 +14,8 @@ from schemas.errors import UserError
 from schemas.train_config import TrainConfig
 from support.callbacks import StopAt
 from support.logged import losses, read_metrics
+from teacher_cache.stop_request import StopRequest
 from trainer.distiller import distill
-from trainer.run.interrupts import StopRequest
 from trainer.run.resume import RULES, page, rule_of
 
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from schemas.errors import UserError
-from trainer.student.recorder import Recorded, Recorder
+from trainer.student.recorder import Recorded, Recorder, Wanted, together
 
 LAYERS = 3
 SHAPE: dict[str, Any] = {
@@ -82,15 +82,14 @@ def build(family: str, attention: str = "sdpa", **settings: Any) -> PreTrainedMo
 
 
 def record(model: PreTrainedModel, inputs: dict[str, torch.Tensor] | None = None, **wanted: Any) -> Recorded:
-    with closing(Recorder(model, **wanted)) as recorder, recorder.recording() as recorded:
+    with closing(Recorder(model, Wanted(**wanted))) as recorder, recorder.recording() as recorded:
         model(**(inputs or {"input_ids": IDS}), use_cache=False)
     return recorded
 
 
 def rows_of(recorded: Recorded) -> torch.Tensor:
     """Attention weights [R, H, L, L] from what was recorded, without a window."""
-    assert recorded.query_key is not None
-    query, key, scaling, softcap = recorded.query_key
+    ((query, key, scaling, softcap),) = recorded.query_key.values()
     assert key.shape[1] < query.shape[1]
     scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT * scaling
     if softcap is not None:
@@ -132,7 +131,7 @@ class TupleModel(torch.nn.Module):
 
 def test_layers_may_return_tuples() -> None:
     model: Any = TupleModel()
-    recorder = Recorder(model, hidden_layers=[1, 2])
+    recorder = Recorder(model, Wanted(hidden_layers=[1, 2]))
     with recorder.recording() as recorded:
         model(torch.zeros(1, 2, 3))
     assert {layer: hidden.mean().item() for layer, hidden in recorded.hidden.items()} == {1: 1, 2: 2}
@@ -146,19 +145,35 @@ def test_rows_of_recorded_query_and_key_are_the_eager_weights(family: str, layer
     model = build(family, attention="eager" if family == "gemma2" else "sdpa")
     eager = build(family, attention="eager")
     ids = IDS[:, :5]  # no longer than the windows of Gemma 2 and 3
-    recorded = record(model, {"input_ids": ids}, attention_layer=layer)
+    recorded = record(model, {"input_ids": ids}, attention_layers=[layer])
     weights = eager(ids, output_attentions=True).attentions[layer - 1]
     torch.testing.assert_close(rows_of(recorded), weights, atol=2e-5, rtol=0)
     assert (weights[..., -1, :].amax(-1) > 0.3).any(), "rows too flat to tell apart"
-    assert (recorded.query_key.softcap is not None) == (family == "gemma2")
+    assert (recorded.query_key[layer].softcap is not None) == (family == "gemma2")
+
+
+@torch.no_grad()
+def test_several_layers_are_recorded_at_once() -> None:
+    model = build("llama")
+    found = record(model, attention_layers=[1, 3])
+    for layer in (1, 3):
+        alone = record(model, attention_layers=[layer])
+        assert torch.equal(found.query_key[layer].query_RHLD, alone.query_key[layer].query_RHLD)
+    assert not torch.equal(found.query_key[1].query_RHLD, found.query_key[3].query_RHLD)
+
+
+def test_what_several_losses_want_is_recorded_once() -> None:
+    wanted = together([Wanted(hidden_layers=[3, 1]), Wanted(attention_layers=[2]), Wanted([1, 2], [2], ffn=True)])
+    assert wanted == Wanted([1, 2, 3], [2], ffn=True)
+    assert together([]) == Wanted([], [], ffn=False)
 
 
 @torch.no_grad()
 def test_a_window_is_not_in_what_is_recorded() -> None:
     model, eager = build("gemma3"), build("gemma3", attention="eager")
     attentions = eager(IDS, output_attentions=True).attentions
-    torch.testing.assert_close(rows_of(record(model, attention_layer=2)), attentions[1], atol=2e-5, rtol=0)
-    windowed = rows_of(record(model, attention_layer=1))
+    torch.testing.assert_close(rows_of(record(model, attention_layers=[2])), attentions[1], atol=2e-5, rtol=0)
+    windowed = rows_of(record(model, attention_layers=[1]))
     assert (attentions[0][..., 11, :7] == 0).all()
     assert (windowed[..., 11, :7] > 0).all()
 
@@ -248,7 +263,7 @@ def test_experts_that_are_separate_modules_give_the_mean_of_the_batch() -> None:
     torch.testing.assert_close(record(model, ffn=True).ffn_abs_RL, expected)
 
 
-EVERYTHING: dict[str, Any] = {"hidden_layers": [1, 2], "attention_layer": 3, "ffn": True}
+EVERYTHING: dict[str, Any] = {"hidden_layers": [1, 2], "attention_layers": [3], "ffn": True}
 
 
 def loss_of(recorded: Recorded, logits: torch.Tensor | None = None) -> torch.Tensor:
@@ -276,7 +291,7 @@ def test_gradients_reach_all_that_lies_before(family: str) -> None:
     assert all(f"model.layers.{i}.self_attn.q_proj.weight" in reached for i in range(LAYERS))
     assert not any(name.startswith(f"model.layers.{LAYERS - 1}.mlp.down_proj") for name in reached)
 
-    rows_of(record(model, attention_layer=2)).square().sum().backward()
+    rows_of(record(model, attention_layers=[2])).square().sum().backward()
     reached = gradients(model)
     assert {"model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"} <= set(reached)
     assert reached["model.layers.0.self_attn.v_proj.weight"].abs().max() > 0
@@ -308,7 +323,7 @@ def test_gradients_of_ffn_inputs(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_moe"])
 def test_gradient_checkpointing_gives_the_same_gradients(family: str, inside: bool) -> None:
     model = build(family).train()
-    recorder = Recorder(model, **EVERYTHING)
+    recorder = Recorder(model, Wanted(**EVERYTHING))
     seen = []
     for checkpointing in (False, True):
         if checkpointing:
@@ -316,10 +331,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str, inside: bo
         with recorder.recording() as recorded:
             logits = model(IDS, use_cache=False).logits
             if inside:
-                before = copy.copy(recorded), dict(recorded.hidden)
+                before = copy.copy(recorded), dict(recorded.hidden), dict(recorded.query_key)
                 loss_of(recorded, logits).backward()
                 assert all(recorded.hidden[layer] is hidden for layer, hidden in before[1].items())
-                assert recorded.query_key is before[0].query_key
+                assert all(recorded.query_key[layer] is query_key for layer, query_key in before[2].items())
                 assert recorded.ffn_abs_RL is before[0].ffn_abs_RL
         if not inside:
             loss_of(recorded, logits).backward()
@@ -341,7 +356,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
     model = build("llama").train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.enable_input_require_grads()
-    for wanted in ({"hidden_layers": [1]}, {"attention_layer": 1}, {"ffn": True}):
+    for wanted in ({"hidden_layers": [1]}, {"attention_layers": [1]}, {"ffn": True}):
         with pytest.raises(UserError, match=r"^student: reentrant gradient checkpointing .*'use_reentrant': False"):
             record(model, **wanted)
     with torch.no_grad():
@@ -356,7 +371,7 @@ def test_logits_are_bit_equal(family: str, attention: str, packed: bool) -> None
     model = build(family, attention)
     inputs = {"input_ids": IDS, "position_ids": PACKED} if packed else {"input_ids": IDS}
     expected = model(**inputs, use_cache=False).logits
-    recorder = Recorder(model, **EVERYTHING)
+    recorder = Recorder(model, Wanted(**EVERYTHING))
     outside = model(**inputs, use_cache=False).logits
     with recorder.recording():
         inside = model(**inputs, use_cache=False).logits
@@ -382,12 +397,12 @@ def state_of(model: PreTrainedModel) -> list[Any]:
 def test_close_restores_everything(family: str, attention: str) -> None:
     model = build(family, attention)
     before, configuration = state_of(model), model.config.to_dict()
-    recorder = Recorder(model, **EVERYTHING)
+    recorder = Recorder(model, Wanted(**EVERYTHING))
     assert model.config.to_dict() == configuration
     assert model.config._attn_implementation == attention
     assert state_of(model) != before
     with pytest.raises(RuntimeError, match="has a Recorder already"):
-        Recorder(model, attention_layer=1)
+        Recorder(model, Wanted(attention_layers=[1]))
     for _ in range(2):
         recorder.close()
         assert state_of(model) == before
@@ -397,14 +412,14 @@ def test_close_restores_everything(family: str, attention: str) -> None:
 
 def test_nothing_is_recorded_or_kept_alive_outside() -> None:
     model = build("llama")
-    recorder = Recorder(model, **EVERYTHING)
+    recorder = Recorder(model, Wanted(**EVERYTHING))
     with recorder.recording() as recorded:
         pass
     model(IDS, use_cache=False)
     assert recorded == Recorded()
     with recorder.recording() as recorded:
         model(IDS, use_cache=False)
-    alive = [weakref.ref(t) for t in (recorded.hidden[1], recorded.query_key.query_RHLD, recorded.ffn_abs_RL)]
+    alive = [weakref.ref(t) for t in (recorded.hidden[1], recorded.query_key[3].query_RHLD, recorded.ffn_abs_RL)]
     del recorded
     gc.collect()
     assert [ref() for ref in alive] == [None] * 3
@@ -412,7 +427,7 @@ def test_nothing_is_recorded_or_kept_alive_outside() -> None:
 
 def test_one_pass_a_recording() -> None:
     model = build("llama")
-    recorder = Recorder(model, hidden_layers=[1])
+    recorder = Recorder(model, Wanted(hidden_layers=[1]))
     with recorder.recording():
         model(IDS)
         with pytest.raises(RuntimeError, match="one forward pass"):
@@ -429,19 +444,19 @@ def test_two_recorders_do_not_mix() -> None:
     first, second = build("llama"), build("llama", attention="eager")
     other = IDS.flip(0, 1)
     expected = record(first, **EVERYTHING), record(second, {"input_ids": other}, **EVERYTHING)
-    recorders = [Recorder(model, **EVERYTHING) for model in (first, second)]
+    recorders = [Recorder(model, Wanted(**EVERYTHING)) for model in (first, second)]
     with recorders[0].recording() as one, recorders[1].recording() as two:
         second(other, use_cache=False)
         first(IDS, use_cache=False)
     for got, wanted in zip((one, two), expected, strict=True):
         assert torch.equal(got.hidden[1], wanted.hidden[1])
-        assert torch.equal(got.query_key.query_RHLD, wanted.query_key.query_RHLD)
+        assert torch.equal(got.query_key[3].query_RHLD, wanted.query_key[3].query_RHLD)
         assert torch.equal(got.ffn_abs_RL, wanted.ffn_abs_RL)
     recorders[0].close()
     with recorders[1].recording() as two:
         first(IDS, use_cache=False)
         second(other, use_cache=False)
-    assert torch.equal(two.query_key.query_RHLD, expected[1].query_key.query_RHLD)
+    assert torch.equal(two.query_key[3].query_RHLD, expected[1].query_key[3].query_RHLD)
 
 
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p=0.0, softmax_scale=None, causal=False, **_: Any):
@@ -477,7 +492,7 @@ def test_flash_attention_keeps_its_path(monkeypatch) -> None:
     for inputs in ({"input_ids": IDS}, flat):
         expected = model(**inputs, use_cache=False).logits
         torch.testing.assert_close(expected, reference(**inputs, use_cache=False).logits, atol=1e-4, rtol=0)
-        recorder = Recorder(model, **EVERYTHING)
+        recorder = Recorder(model, Wanted(**EVERYTHING))
         implementation = model.model.layers[2].self_attn.config._attn_implementation
         assert implementation.startswith("flash")
         assert implementation != "flash_attention_2"
@@ -485,7 +500,7 @@ def test_flash_attention_keeps_its_path(monkeypatch) -> None:
             assert torch.equal(model(**inputs, use_cache=False).logits, expected)
         recorder.close()
         wanted = record(reference, inputs, **EVERYTHING)
-        torch.testing.assert_close(recorded.query_key.query_RHLD, wanted.query_key.query_RHLD, atol=1e-4, rtol=0)
+        torch.testing.assert_close(recorded.query_key[3].query_RHLD, wanted.query_key[3].query_RHLD, atol=1e-4, rtol=0)
         torch.testing.assert_close(recorded.ffn_abs_RL, wanted.ffn_abs_RL, atol=1e-4, rtol=0)
     assert names == ["flash_attention_2"]
 
@@ -516,7 +531,7 @@ def test_autograd_saves_no_more_activations(family: str, autocast: bool) -> None
     model = build(family)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         before = saved_bytes(model, None)
-        recorder = Recorder(model, **EVERYTHING)
+        recorder = Recorder(model, Wanted(**EVERYTHING))
         extra = saved_bytes(model, recorder) - before
     smallest_ffn_input = 24 * 24 * 2 * (2 if family == "qwen3_moe" else 4)
     assert extra < smallest_ffn_input / 2
@@ -525,12 +540,12 @@ def test_autograd_saves_no_more_activations(family: str, autocast: bool) -> None
 def config_error(model: PreTrainedModel, **wanted: Any) -> str:
     before = state_of(model)
     with pytest.raises(UserError) as caught:
-        Recorder(model, **wanted)
+        Recorder(model, Wanted(**wanted))
     assert state_of(model) == before
     return str(caught.value)
 
 
-@pytest.mark.parametrize("wanted", [{"hidden_layers": [1, 4]}, {"attention_layer": 4}, {"hidden_layers": [0]}])
+@pytest.mark.parametrize("wanted", [{"hidden_layers": [1, 4]}, {"attention_layers": [4]}, {"hidden_layers": [0]}])
 def test_layers_that_do_not_exist(wanted: dict[str, Any]) -> None:
     message = config_error(build("llama"), **wanted)
     number = 0 if 0 in wanted.get("hidden_layers", []) else 4
@@ -550,9 +565,9 @@ def test_attention_that_is_not_softmax_over_query_and_key() -> None:
             layer_types=["linear_attention", "full_attention", "linear_attention"],
         )
     )
-    assert "layer 1: " in config_error(hybrid, attention_layer=1)
-    assert "this layer is linear_attention; choose one of [2]" in config_error(hybrid, attention_layer=3)
-    assert record(hybrid, attention_layer=2).query_key is not None
+    assert "layer 1: " in config_error(hybrid, attention_layers=[1])
+    assert "this layer is linear_attention; choose one of [2]" in config_error(hybrid, attention_layers=[3])
+    assert list(record(hybrid, attention_layers=[2]).query_key) == [2]
     latent = AutoModelForCausalLM.from_config(
         DeepseekV3Config(
             **{**SHAPE, "num_key_value_heads": 4},
@@ -568,18 +583,34 @@ def test_attention_that_is_not_softmax_over_query_and_key() -> None:
             moe_intermediate_size=24,
         )
     )
-    message = config_error(latent, attention_layer=3)
+    message = config_error(latent, attention_layers=[3])
     assert "multi-head latent attention (kv_lora_rank 8); leave the attention loss out" in message
     sinks = AutoModelForCausalLM.from_config(
         GptOssConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2), attn_implementation="eager"
     )
     with pytest.raises(UserError, match="they depend on s_aux"):
-        record(sinks, attention_layer=1)
+        record(sinks, attention_layers=[1])
+
+
+@torch.no_grad()
+def test_layers_of_another_name_are_found() -> None:
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4)).eval()
+    states = gpt2(IDS, output_hidden_states=True).hidden_states
+    found = record(gpt2, hidden_layers=[1, 2]).hidden
+    assert all(torch.equal(found[layer], states[layer]) for layer in (1, 2))
+
+
+def test_a_model_with_two_lists_of_layers_is_refused() -> None:
+    model = build("llama")
+    model.model.predictor = torch.nn.Module()
+    model.model.predictor.layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(3))
+    message = config_error(model, hidden_layers=[1])
+    assert "has 2 lists of 3 layers ['model.layers', 'model.predictor.layers'], wanted one; leave out" in message
 
 
 def test_ffns_that_cannot_be_read() -> None:
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4))
-    assert "no list of 3 decoder layers named 'layers' in a GPT2LMHeadModel" in config_error(gpt2, hidden_layers=[1])
+    assert config_error(gpt2, ffn=True).startswith("student: no down_proj in a GPT2Block")
     model = build("llama")
     for layer in model.model.layers:
         layer.mlp = torch.nn.Identity()
@@ -590,7 +621,7 @@ def test_ffns_that_cannot_be_read() -> None:
         "Qwen3MoeExperts cannot be read with experts implementation 'eager'; wanted grouped_mm or batched_mm" in message
     )
     changed = build("qwen3_moe")
-    recorder = Recorder(changed, ffn=True)
+    recorder = Recorder(changed, Wanted(ffn=True))
     changed.set_experts_implementation("eager")
     changed(IDS)
     with pytest.raises(UserError, match="experts implementation 'eager'"), recorder.recording():

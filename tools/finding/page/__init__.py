@@ -1,7 +1,7 @@
-"""The catalogue as one page that needs nothing else: no server, no network, and no script but its own.
+"""The catalogue as one self-contained HTML page: no server, no network, no foreign scripts.
 
-Everything that caches say is text to the template, which escapes it; the content security policy allows exactly the
-style and the script beside this file, by their hashes.
+The template escapes all text that comes from caches; the content security policy allows only the style and script in
+this folder, by hash.
 """
 
 from importlib.resources import files
@@ -12,7 +12,7 @@ from tools.page_policy import page_policy
 
 
 def page(catalog: Catalog) -> str:
-    """The HTML."""
+    """The catalogue's HTML."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from rich.filesize import decimal

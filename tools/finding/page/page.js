@@ -1,6 +1,6 @@
 "use strict";
 {
-  const LIMIT = 200; // rows at first: laying out thousands takes a browser seconds
+  const LIMIT = 200; // rows shown at first: laying out thousands takes a browser seconds
   const body = document.querySelector("#caches tbody");
   const rows = Array.from(body.rows);
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
@@ -24,23 +24,23 @@
   more.addEventListener("click", () => {
     limit = Infinity;
     show();
-    input.focus(); // the button that had it is gone
+    input.focus(); // the focused button has disappeared
   });
   document.getElementById("search").addEventListener("submit", (event) => event.preventDefault());
-  show(); // browsers keep what was typed when a page is loaded again
+  show(); // browsers restore the filter text on reload
 
   const collator = new Intl.Collator("en", { numeric: true });
-  const heads = Array.from(document.querySelectorAll("#caches th"));
+  const headings = Array.from(document.querySelectorAll("#caches th"));
   const value = (row, column) => row.cells[column].dataset.value;
-  for (const [column, head] of heads.entries()) {
-    const button = head.querySelector("button");
+  for (const [column, heading] of headings.entries()) {
+    const button = heading.querySelector("button");
     const compare = button.dataset.kind === "number"
       ? (a, b) => Number(value(a, column)) - Number(value(b, column))
       : (a, b) => collator.compare(value(a, column), value(b, column));
     button.addEventListener("click", () => {
-      const ascending = head.getAttribute("aria-sort") !== "ascending";
-      for (const other of heads) other.setAttribute("aria-sort", "none");
-      head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      const ascending = heading.getAttribute("aria-sort") !== "ascending";
+      for (const other of headings) other.setAttribute("aria-sort", "none");
+      heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       rows.sort((a, b) => (ascending ? compare(a, b) : compare(b, a)));
       show();
       body.append(...rows);

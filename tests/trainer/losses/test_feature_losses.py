@@ -21,10 +21,11 @@ from support.models import tiny_config, write_random_teacher, write_text_corpus
 from support.tensor_memory import TensorMemory
 from support.workspace import cache_tree
 from teacher_cache.job import run
-from trainer.data.batches import Cache, open_cache, to_tensors
+from trainer.data.batches import to_tensors
+from trainer.data.open_caches import open_cache
+from trainer.data.readable import Cache
 from trainer.distiller import distill
-from trainer.losses.objective import row_counts
-from trainer.losses.student_signals import StudentSignals, used
+from trainer.losses.objective import Objective
 from trainer.student.forward import masked_hidden
 
 ALL = {"lhsm": {}, "apc": {}, "asr": {}}
@@ -79,16 +80,21 @@ def configure(full_cache: str, teacher_folder: Path, tmp_path: Path) -> Callable
 def means(cache: Cache, folder: Path, losses: dict[str, Any], rows: list[list[int]], packed: bool) -> dict[str, float]:
     """Mean of each term of the model in ``folder`` over these rows of the cache."""
     student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = used(LossConfig.model_validate(losses))
-    signals = StudentSignals(student, config, cache.manifest, seed=0)
+    objective = attached(student, losses, cache.manifest)
     batch = to_tensors(cache.read_rows(rows), packed)
-    with signals.recorder.recording() as recorded, torch.no_grad():
+    with objective.recording() as recorded, torch.no_grad():
         masked_hidden(student, batch)
-        totals = {"lhsm": signals.lhsm(recorded, batch), "apc": signals.apc(recorded, batch)}
-    _, _, hidden, attention = row_counts(batch).tolist()
-    assert hidden > 10
-    assert attention > 1
-    return {"lhsm": totals["lhsm"].item() / hidden, "apc": totals["apc"].item() / attention}
+        terms = objective.feature_terms(recorded, batch, progress=1.0)
+    counts = dict(zip(objective.rows, objective.row_counts(batch).tolist(), strict=True))
+    assert counts["hidden"] > 10
+    assert counts["attention"] > 1
+    return {term.name: term.total.item() / counts[term.rows] for term in terms}
+
+
+def attached(student: Any, losses: dict[str, Any], manifest: Any) -> Objective:
+    objective = Objective(LossConfig.model_validate(losses), manifest.capture)
+    objective.attach(student, manifest, seed=0)
+    return objective
 
 
 @pytest.mark.parametrize(("rows", "packed"), [([[0], [3], [5]], False), ([[0, 3], [5, 1, 2]], True)])
@@ -204,18 +210,18 @@ def test_a_cache_without_the_signal_is_refused(make_config, name: str) -> None:
 def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_folder: Path) -> None:
     cache = open_cache(full_cache, SIGNALS)
     student = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
-    signals = StudentSignals(student, LossConfig.model_validate(ALL), cache.manifest, seed=0)
+    objective = attached(student, ALL, cache.manifest)
     batch = to_tensors(cache.read_rows([[0], [1]]), packed=False)
     batch = {
         name: tensor[:0] if name.startswith(("hidden_", "attention_")) and name != "attention_mask" else tensor
         for name, tensor in batch.items()
     }
-    with signals.recorder.recording() as recorded:
+    with objective.recording() as recorded:
         masked_hidden(student, batch)
-        assert signals.lhsm(recorded, batch).item() == 0
-        assert signals.apc(recorded, batch).item() == 0
-    assert row_counts(batch).tolist()[2:] == [0, 0]
-    assert np.isfinite(signals.asr(recorded, batch).item())
+    totals = {term.name: term.total.item() for term in objective.feature_terms(recorded, batch, progress=0.0)}
+    assert totals["lhsm"] == totals["apc"] == 0
+    assert objective.row_counts(batch).tolist()[2:] == [0, 0]
+    assert np.isfinite(totals["asr"])
 
 
 def test_memory_of_attention_rows_does_not_grow_with_rows_times_keys() -> None:
@@ -224,15 +230,16 @@ def test_memory_of_attention_rows_does_not_grow_with_rows_times_keys() -> None:
     student = LlamaForCausalLM(tiny_config(num_hidden_layers=1, num_attention_heads=8, max_position_embeddings=8192))
     capture = CaptureConfig.model_validate({"attention": {"heads": 2, "keys": 4}})
     manifest: Any = SimpleNamespace(capture=capture, teacher=SimpleNamespace(num_layers=1))
-    signals = StudentSignals(student, LossConfig.model_validate({"apc": {}}), manifest, seed=0)
+    objective = attached(student, {"apc": {}}, manifest)
     column = torch.arange(15, 8192, 16)
     none = torch.zeros_like(column)
     batch = {"batch_row": none, "column": column, "first_column": none, "sample": none}
     batch |= {"weights": torch.full((512, 2, 4), 0.2), "keys": torch.arange(4).expand(512, 2, 4)}
-    with signals.recorder.recording() as recorded:
+    with objective.recording() as recorded:
         student.model(torch.randint(3, 300, (1, 8192)), use_cache=False)
     with TensorMemory() as memory:
-        signals.apc(recorded, {f"attention_{name}": values for name, values in batch.items()}).backward()
+        (term,) = objective.feature_terms(recorded, {f"attention_{name}": part for name, part in batch.items()}, 1.0)
+        term.total.backward()
     gradient = student.model.layers[0].self_attn.q_proj.weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0

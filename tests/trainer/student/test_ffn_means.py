@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.losses.asr import mean_abs_per_token
+from trainer.student.recorder import mean_abs_per_token
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**31), st.sampled_from([1e-3, 1.0, 1e3]))

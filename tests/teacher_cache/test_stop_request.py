@@ -1,0 +1,46 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from teacher_cache.stop_request import SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_asks_and_second_one_stops(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopRequest().listening("this step") as request:
+        assert not request
+        os.kill(os.getpid(), number)
+        assert request
+        assert request.signal_number == number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_detached_run_goes_on_when_its_terminal_closes() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().listening("this step") as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_second_signal_kills_where_that_is_asked_for(second: int) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from teacher_cache.stop_request import StopRequest\n"
+        "with StopRequest().listening('the unit in hand', kill=True) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert stop.signal_name == 'SIGTERM'\n"
+        f"    os.kill(os.getpid(), {int(second)})\n"
+        "    time.sleep(60)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -second

@@ -1,0 +1,62 @@
+"""Opening caches, and checking that they fit the student."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from schemas.cache_config import CaptureConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest, Signal
+from schemas.train_config import LocalCopiesConfig
+from teacher_cache.shards.storage import Storage
+from teacher_cache.trust.required import NOTHING, Required, required_manifest
+from trainer.data.alignment import CheckedReader
+from trainer.data.readable import Cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+
+def open_cache(
+    url: str,
+    signals: tuple[Signal, ...] = ("tokens", "logits"),
+    copies: LocalCopiesConfig | None = None,
+    required: Required = NOTHING,
+) -> Cache:
+    """Open the cache at ``url`` for these signals.
+
+    Raises UserError, also when it does not store one of them, or is not as ``required``.
+    """
+    cache = CheckedReader(
+        url,
+        signals,
+        required_manifest(Storage(url), required) if required else None,
+        None if copies is None else (copies.folder, copies.max_bytes),
+        bound=bool(required),
+    )
+    if not cache.shard_sizes.sum():
+        raise UserError(f"{url}: the cache has no committed samples; run teacher-cache until it commits a shard")
+    if not cache.manifest.complete:
+        committed, planned = len(cache.shard_sizes), len(cache.manifest.units)
+        logger.warning("%s: the cache is not complete, using %d of %d shards", url, committed, planned)
+    return cache
+
+
+def read_capture(url: str, required: Required = NOTHING) -> CaptureConfig:
+    """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
+    return required_manifest(Storage(url), required).capture
+
+
+def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:
+    """Raise UserError if the cache at ``where`` uses token ids that the student has no embedding for.
+
+    A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
+    """
+    needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
+    found = student.get_text_config().vocab_size
+    if found < needed:
+        raise UserError(
+            f"{where}: the cache's tokenizer has {needed} tokens but the student's vocabulary has "
+            f"{found}; use a student that shares the teacher's tokenizer"
+        )

@@ -1,0 +1,89 @@
+"""The samples to validate on, or to evaluate a model on."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from schemas.cache_config import CaptureConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest, Signal
+from schemas.train_config import LocalCopiesConfig, TrainConfig
+from teacher_cache.text import one_line
+from teacher_cache.trust.required import NOTHING, Required
+from trainer.data.mixture import names_tokens, read_as_one
+from trainer.data.open_caches import open_cache, read_capture
+from trainer.data.readable import Cache, Readable
+from trainer.data.row_plan import SortedRows
+from trainer.data.selection import Selection, Subset
+from trainer.data.shares import nothing_left, required_as, required_of, selection_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """The samples to validate on."""
+
+    cache: Readable
+    rows: SortedRows
+
+
+def open_validation(config: TrainConfig, training: Manifest) -> ValidationData | None:
+    """The samples to validate on, opened for evaluation; None without any. Raises UserError."""
+    data = config.data
+    if data.validation_cache is not None:
+        cache = open_for_evaluation(
+            data.validation_cache, data.local_copies, required_as(data.validation_digest, data.require_signature)
+        )
+        check_comparable(training, cache.manifest, data.validation_cache)
+        return ValidationData(cache, sorted_rows(Subset(cache, Selection())))
+    if data.validation_fraction == 0:
+        return None
+    caches, samples, lengths, first = [], [], [], 0
+    for share in data.shares:
+        cache = open_for_evaluation(share.url, data.local_copies, required_of(share, data))
+        subset = Subset(cache, replace(selection_of(share, data), held_out=True))
+        held_out, held_out_lengths = subset.selected()
+        caches.append(cache)
+        samples.append(first + held_out)
+        lengths.append(held_out_lengths)
+        first += int(cache.shard_sizes.sum())
+    if not any(map(len, samples)):
+        raise UserError(nothing_left(data.shares[0], data, "to validate on"))
+    return ValidationData(read_as_one(caches), SortedRows(np.concatenate(samples), np.concatenate(lengths)))
+
+
+def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
+    """The signals that an evaluation reads."""
+    return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
+
+
+def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None, required: Required = NOTHING) -> Cache:
+    """Open a cache for all that ``evaluate`` reads. Raises UserError."""
+    return open_cache(url, evaluation_signals(read_capture(url, required)), copies, required)
+
+
+def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
+    """The samples of a subset, or the first of them, in an order that suits evaluation."""
+    return SortedRows(*subset.selected(at_most))
+
+
+def check_comparable(train: Manifest, validation: Manifest, where: str) -> None:
+    """Raise UserError unless both caches mean the same tokens by their ids; warn where they are of different teachers.
+
+    Precision, number of entries and temperatures may differ: each cache is decoded by its own manifest.
+    """
+    if names_tokens(train.tokenizer) != names_tokens(validation.tokenizer):
+        raise UserError(
+            f"data.validation_cache: {where}: tokenizer {validation.tokenizer.fingerprint[:12]}… differs from the "
+            f"training cache's {train.tokenizer.fingerprint[:12]}…; validate on a cache of the same tokenizer"
+        )
+    if train.teacher.fingerprint != validation.teacher.fingerprint:
+        logger.warning(
+            "data.validation_cache: %s: is of another teacher (%s) than the training cache (%s): the validation KL is "
+            "to that one",
+            where,
+            one_line(validation.teacher.name),
+            one_line(train.teacher.name),
+        )

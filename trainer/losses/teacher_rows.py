@@ -1,0 +1,53 @@
+"""What a batch of the cache says about the rows that count."""
+
+from dataclasses import dataclass
+
+import torch
+
+from teacher_cache.output_head import OutputHead
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """What the cache says about the N rows that count. K entries per row, T temperatures, M draws, D channels.
+
+    K and T are 0 when the logits signal is not read.
+    """
+
+    ids_NK: torch.Tensor  # integer
+    logprobs_NK: torch.Tensor  # float, nats, temperature 1; -inf in the padding
+    log_partition_NT: torch.Tensor  # float, nats; log Σ_v p(v)^(1/temperature)
+    next_ids_N: torch.Tensor  # integer; the token that follows
+    next_logprob_N: torch.Tensor  # float, nats; the teacher's log-probability of it
+    draws_NTM: torch.Tensor | None = None  # integer
+    entropy_NT: torch.Tensor | None = None  # float, nats; at the temperatures of the draws
+    final: tuple[torch.Tensor, ...] | None = None  # final hidden states [N, 1, …], as ``dequantise`` takes them
+    head: OutputHead | None = None  # the teacher's, which ``final`` goes through
+
+
+def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None) -> TeacherRows:
+    """The rows of ``batch`` (tensors of a RowBatch, [R, L, …]) where loss_mask holds, in row-major order.
+
+    Row t is about token t+1 of the same sample: loss_mask is False at each sample's last token. head: the teacher's, of
+    a cache with final hidden states.
+    """
+    mask_RL = batch["loss_mask"]
+
+    def counting(signal: str, *names: str) -> list[torch.Tensor]:
+        """Of a signal that is stored row by row, the rows that count."""
+        keep_N = mask_RL[batch[f"{signal}_batch_row"], batch[f"{signal}_column"]]
+        return [batch[f"{signal}_{name}"][keep_N] for name in names]
+
+    draws_NTM, entropy_NT = counting("draws", "ids", "entropy") if "draws_ids" in batch else (None, None)
+    final = counting("final", "values", "scales", "outlier_index", "outliers") if "final_values" in batch else None
+    return TeacherRows(
+        ids_NK=batch["ids"][mask_RL],
+        logprobs_NK=batch["logprobs"][mask_RL],
+        log_partition_NT=batch["log_partition"][mask_RL],
+        next_ids_N=batch["input_ids"].roll(-1, dims=1)[mask_RL],
+        next_logprob_N=batch["next_logprob"][mask_RL],
+        draws_NTM=draws_NTM,
+        entropy_NT=entropy_NT,
+        final=None if final is None else tuple(final),
+        head=head,
+    )

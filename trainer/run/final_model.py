@@ -1,0 +1,58 @@
+"""The final model: which checkpoint it is of, and the folder it is written to."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from schemas.errors import UserError
+from schemas.train_config import StudentConfig
+from trainer.run.checkpoint import RunState, damage
+from trainer.run.finite import count_not_finite
+from trainer.run.output_files import settle_folder, sync_folder
+from trainer.student.student_tokenizer import copy_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path | None:
+    """The checkpoint that the final model is of; None: the last step. Raises UserError if it is damaged."""
+    if state.best_step is None or state.best_kl is None or state.best_step == state.global_step:
+        return None
+    if patience is None:
+        logger.warning(
+            "loop.early_stopping_patience is not set: `final` has the weights of step %d, validation KL %.4g; those of "
+            "step %d had %.4g", state.global_step, state.last_validation["kl"], state.best_step, state.best_kl,
+        )  # fmt: skip
+        return None
+    folder = output / f"checkpoint-{state.best_step}"
+    wrong = damage(folder)
+    if wrong is not None:
+        raise UserError(
+            f"{folder}: has the best validation KL, and is not whole ({wrong}); put the file back from a copy, or "
+            "unset loop.early_stopping_patience to take the last step's weights"
+        )
+    return folder
+
+
+def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:
+    """Write the finished model in its data type: an ordinary Hugging Face folder, complete or not there at all."""
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    student.config.use_cache = True  # the trainer turns it off
+    student.to(getattr(torch, settings.dtype))
+    if count_not_finite(student.parameters(), torch.device("cpu")):
+        raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
+    student.save_pretrained(unfinished)
+    copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    settle_folder(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+    sync_folder(folder.parent)
