@@ -32,11 +32,11 @@ from teacher_cache.engines import load_engine
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known
 from teacher_cache.engines.self_check import Expected, expected, measure, self_check
-from teacher_cache.layer_checks import check_layers
 from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured
-from teacher_cache.signals.draws import draw, uniforms
-from teacher_cache.signals.hidden import HiddenRows
+from teacher_cache.signals.draws.capture import draw, uniforms
+from teacher_cache.signals.hidden.capture import HiddenRows
+from teacher_cache.signals.side_table import check_teacher
 from teacher_cache.teacher import load_model_config
 from tests.support.families import BFLOAT16_IN_VLLM, FAMILIES, LAYERS, MAX_TOKENS, write_family
 
@@ -99,7 +99,7 @@ def _check_plan(config: CacheConfig) -> None:
     """The planning checks that depend on the teacher."""
     model_config = load_model_config(config.teacher)
     check_length(config, model_config.get_text_config())
-    check_layers(config.capture, model_config.get_text_config(), config.corpus.max_tokens)
+    check_teacher(config.capture, model_config.get_text_config(), config.corpus.max_tokens)
     check_known(config, model_config)
 
 
@@ -132,11 +132,14 @@ def _draws_error(captured: list[Captured], wanted: Expected, config: CacheConfig
     same = total = 0
     worst = 0.0
     for sample, request, computed in zip(captured, wanted.requests, wanted.exact, strict=True):
-        assert sample.draws is not None
         head_ids = torch.from_numpy(sample.logits.ids)
         again = draw(computed.logits_SV, head_ids, torch.from_numpy(uniforms(request, capture)), capture.temperatures)
-        worst = max(worst, float(np.abs(sample.draws.entropy - again.entropy_NT.numpy()).max()))
-        same, total = same + int((sample.draws.ids == again.ids_NTM.numpy()).sum()), total + sample.draws.ids.size
+        draws = sample.side["draws"]
+        worst = max(worst, float(np.abs(draws.entropy - again.entropy_NT.numpy()).max()))
+        same, total = (
+            same + int((draws.ids == again.ids_NTM.numpy()).sum()),
+            total + draws.ids.size,
+        )
     return worst if same >= 0.99 * total else float("inf")
 
 

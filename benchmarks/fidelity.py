@@ -16,12 +16,12 @@ from benchmarks.support.common import TEMPERATURES, K, sequences_of, shared_cach
 from benchmarks.support.results import Row, at_most, exit_status, write_results
 from benchmarks.support.true_rows import Forward
 from schemas.cache_config import CodecConfig, Quantised
-from teacher_cache.codec.encoders import make_code_table
-from teacher_cache.codec.hidden import HiddenCodec
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.encoders import make_code_table
+from teacher_cache.signals.hidden.codec import HiddenCodec
+from teacher_cache.signals.logits.codec import LogitsCodec
 
 SEQUENCES = 2
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def rebuilt(forward: Forward, capture: Quantised) -> dict[str, float]:
     """Mean KL(true ‖ rebuilt) over the vocabulary, mean relative error of a hidden state, and payload bytes a token."""
     import torch
 
-    from teacher_cache.signals.hidden import dequantise, quantise, to_hidden_sample
+    from teacher_cache.signals.hidden.capture import dequantise, quantise, to_hidden_sample
 
     codec = HiddenCodec(capture, CodecConfig(), layers=1, channels=forward.head_VD.shape[1])
     sums = {"kl_1": 0.0, "kl_3": 0.0, "error": 0.0, "bytes": 0.0}

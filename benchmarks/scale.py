@@ -164,10 +164,10 @@ def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], l
     """Write the first shard's tars; returns signal → member index."""
     from benchmarks.support.longer_cache import write_tar
     from schemas.cache_config import CodecConfig
-    from teacher_cache.codec.logits import LogitsCodec
     from teacher_cache.codec.permutation import CodeTable
     from teacher_cache.codec.tokens import encode_tokens
     from teacher_cache.shards.table import shard_name
+    from teacher_cache.signals.logits.codec import LogitsCodec
 
     codec = LogitsCodec(capture.logits, CodecConfig(), CodeTable(table))
     rng = np.random.default_rng(1)

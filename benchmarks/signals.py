@@ -28,8 +28,9 @@ from benchmarks.support.common import (
 )
 from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from schemas.manifest import Signal
-from teacher_cache.records import AttentionSample, HiddenSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.hidden.record import HiddenSample
 
 LAYERS = [0.25, 0.5, 0.75]
 HEADS, KEYS = 3, 32
@@ -126,7 +127,7 @@ def worst(name: str, values: list[float]) -> float:
 
 def hidden_errors(reader: CacheReader, sample: HiddenSample, states: list[np.ndarray]) -> dict[str, float]:
     """Errors of one sequence's hidden states over all layers and rows."""
-    from teacher_cache.signals.hidden import to_floats
+    from teacher_cache.signals.hidden.capture import to_floats
 
     capture: Any = reader.manifest.capture.hidden
     found_PCD = to_floats(sample, capture).double().numpy()

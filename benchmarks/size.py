@@ -24,14 +24,14 @@ from benchmarks.support.layouts import ARROW, DISTILLKIT, LAYOUTS, Rows
 from benchmarks.support.results import Row, at_most, exit_status, write_results
 from benchmarks.support.true_rows import Forward
 from schemas.manifest import Manifest
-from teacher_cache.codec.encoders import make_code_table
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.marks import read_table
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import member_bytes
+from teacher_cache.signals.encoders import make_code_table
+from teacher_cache.signals.logits.codec import LogitsCodec
 
 MAX_BYTES, MAX_BYTES_248K, MAX_SAMPLED = 118, 135, 32
 MAX_OF_ARROW, MAX_OF_DISTILLKIT = 3 / 4, 2 / 5

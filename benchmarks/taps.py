@@ -97,7 +97,7 @@ def make_batch() -> dict[str, Any]:
     import torch
 
     from schemas.cache_config import HiddenCapture
-    from teacher_cache.signals.hidden import quantise
+    from teacher_cache.signals.hidden.capture import quantise
 
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(0, 3, (TOKENS, VOCABULARY)).astype(np.float32))

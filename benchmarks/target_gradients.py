@@ -116,7 +116,7 @@ class Problem:
     ) -> None:
         from schemas.cache_config import LogitsCapture
         from teacher_cache.records import Request
-        from teacher_cache.signals.logits import reduce_logits, to_sample
+        from teacher_cache.signals.logits.capture import reduce_logits, to_sample
 
         self.logits_NV, self.teacher_ND, self.student_ND, self.head = logits_NV, teacher_ND, student_ND, head
         self.vocabulary = logits_NV.shape[1]
@@ -130,8 +130,8 @@ class Problem:
 
     def _through_codec(self, sample: Any) -> Any:
         from schemas.cache_config import CodecConfig
-        from teacher_cache.codec.logits import LogitsCodec
         from teacher_cache.codec.permutation import CodeTable
+        from teacher_cache.signals.logits.codec import LogitsCodec
 
         codec = LogitsCodec(self.capture, CodecConfig(), CodeTable(np.arange(self.vocabulary)))
         return codec.decode(codec.encode(sample), sample.num_tokens)
@@ -155,8 +155,8 @@ class Problem:
     def fixed_forms(self) -> dict[str, Callable[[float], Any]]:
         """Deterministic forms: name → function from temperature to target."""
         from schemas.cache_config import LogitsCapture, Quantised
-        from teacher_cache.signals.hidden import dequantise, quantise
-        from teacher_cache.signals.logits import select_counts
+        from teacher_cache.signals.hidden.capture import dequantise, quantise
+        from teacher_cache.signals.logits.capture import select_counts
         from trainer.losses.targets import DenseTarget
 
         nucleus = LogitsCapture(policy="nucleus", mass=0.95, k=K, temperatures=TEMPERATURES)
@@ -186,7 +186,7 @@ class Problem:
         """Bias and noise of the gradient over RESAMPLINGS sets of draws."""
         from schemas.cache_config import DrawsCapture
         from teacher_cache.records import Request
-        from teacher_cache.signals.draws import draw, uniforms
+        from teacher_cache.signals.draws.capture import draw, uniforms
         from trainer.losses.targets import draws_target
 
         capture = DrawsCapture(n=n, region=region, temperatures=[temperature])

@@ -116,12 +116,12 @@ def write_cache(teacher: Path, folder: Path, changes: list[str]) -> dict[str, An
 def bytes_per_token(folder: Path) -> dict[str, float]:
     """Bytes a token that a form needs for each temperature alone: the draws' bytes are split by encoding each apart."""
     from schemas.cache_config import DrawsCapture
-    from teacher_cache.codec.draws import DrawsCodec
     from teacher_cache.codec.permutation import CodeTable
-    from teacher_cache.records import DrawsSample
     from teacher_cache.shards.marks import read_table
     from teacher_cache.shards.reader import CacheReader
     from teacher_cache.shards.storage import Storage
+    from teacher_cache.signals.draws.codec import DrawsCodec
+    from teacher_cache.signals.draws.record import DrawsSample
 
     url = str(folder / "cache")
     reader = CacheReader(url, ("tokens",))

@@ -1,7 +1,7 @@
 """The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
 
 import codecs
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -180,7 +180,6 @@ class Stride(Strict):
 
 
 Positions = Literal["all", "loss_mask", "keywords"] | Stride
-CapturedSignal = Literal["logits", "draws", "final", "hidden", "attention"]
 
 CODE_KEYWORDS = [  # Python's
     "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif", "else",
@@ -271,6 +270,8 @@ class FinalCapture(Quantised):
 class CaptureConfig(Strict):
     """Which signals are stored."""
 
+    # Each field but ``keywords`` names a signal and holds its settings: ``captured_signals`` reads them off here.
+
     logits: LogitsCapture = LogitsCapture()
     draws: DrawsCapture | None = None
     final: FinalCapture | None = None
@@ -281,9 +282,18 @@ class CaptureConfig(Strict):
     )
 
     @property
-    def signals(self) -> list[CapturedSignal]:
+    def signals(self) -> list[str]:
         """The signals that are stored beside the tokens."""
-        return [name for name in get_args(CapturedSignal) if getattr(self, name) is not None]
+        return [name for name in captured_signals() if getattr(self, name) is not None]
+
+    @property
+    def side_settings(self) -> dict[str, Any]:
+        """Settings of the stored side signals (all but tokens and logits), by name."""
+        return {name: getattr(self, name) for name in self.signals if name != "logits"}
+
+    def positions(self, signal: str) -> Positions:
+        """The rows that a stored signal is kept at: those of the logits where its settings do not say."""
+        return getattr(getattr(self, signal), "positions", self.logits.positions)
 
     @property
     def row_bytes(self) -> int:
@@ -301,6 +311,11 @@ class CaptureConfig(Strict):
         if self.draws is not None and self.draws.region == "tail" and self.logits.policy == "nucleus":
             raise ValueError("draws.region: tail goes with logits.policy: top_k; use region: all beside a nucleus")
         return self
+
+
+def captured_signals() -> list[str]:
+    """The names that a signal beside the tokens can have, in the order in which they are written."""
+    return [name for name in CaptureConfig.model_fields if name != "keywords"]
 
 
 class CodecConfig(Strict):

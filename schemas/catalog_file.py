@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
-from schemas.cache_config import CapturedSignal
-from schemas.manifest import Count, Signal, TokenizerInfo
+from schemas.manifest import Count, TokenizerInfo
+from schemas.signal_names import CapturedSignal, Signal
 from schemas.signature import PublicKey
 from schemas.strict import Sha256, Strict
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.cache_config import CapturedSignal
+from schemas.signal_names import CapturedSignal
 from schemas.strict import Sha256, Strict
 
 ShardNumber = Annotated[int, Field(ge=0, lt=10**9)]

@@ -7,18 +7,18 @@ were committed. ``shard-000123.json`` is written last of a shard's files: its pr
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from schemas.cache_config import CaptureConfig, CapturedSignal, CodecConfig, CorpusConfig, Provenance
+from schemas.cache_config import CaptureConfig, CodecConfig, CorpusConfig, Provenance
 from schemas.derivation import Derivation
 from schemas.digests import DIGEST_BYTES, Base64
+from schemas.signal_names import Signal
 from schemas.strict import FORMAT_VERSION, Extended, Sha256, Strict, added
 
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,9}$")]
-Signal = Literal["tokens", CapturedSignal]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_SEQUENCE_TOKENS = 2**24
 MAX_SHARD_SAMPLES = 2**24

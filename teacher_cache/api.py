@@ -28,21 +28,23 @@ of a batch, L their padded length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import xxhash
 
-from schemas.cache_config import Quantised
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from teacher_cache.ahead import map_ahead
-from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
+from teacher_cache.records import LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import DECODE_AHEAD, DECODE_THREADS, CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.hidden.record import HiddenStates
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from teacher_cache.trust.required import Required, required_manifest
 
 if TYPE_CHECKING:
@@ -237,15 +239,6 @@ class Cache:
         return None
 
 
-@dataclass(frozen=True)
-class HiddenStates:
-    """Hidden states of one sample as floats."""
-
-    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
-    values: np.ndarray  # float32 [P, C, D], or [P, D] of the final hidden state
-    layers: tuple[int, ...]  # their numbers, from 1; of the final hidden state none
-
-
 class Sample:
     """One sequence and what the teacher said of it; each part is read and decoded when it is first asked for.
 
@@ -305,32 +298,35 @@ class Sample:
         float32 [P, K], falling, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the token that
         follows, NaN where none does; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
         """
-        return self._read("logits")
+        _need(self._reader, "logits")
+        return self._reader.read_logits(self.position)
 
     @cached_property
     def draws(self) -> DrawsSample:
         """Tokens drawn from the rows' distributions: ``positions`` int32 [P], ``ids`` int32 [P, T, M], ``entropy``."""
-        return self._read("draws")
+        return self.read("draws")
 
     @cached_property
     def attention(self) -> AttentionSample:
         """Attention rows: ``positions`` int32 [P], ``heads`` int32 [H], ``weights`` and ``keys`` [P, H, M]."""
-        return self._read("attention")
+        return self.read("attention")
 
     @cached_property
     def hidden(self) -> HiddenStates:
         """Hidden states after the stored layers, float32 [P, C, D]. Loads torch."""
-        sample: HiddenSample = self._read("hidden")
-        capture = self._reader.manifest.capture.hidden
-        assert capture is not None
-        layers = tuple(capture.layer_numbers(self._reader.manifest.teacher.num_layers))
-        return HiddenStates(sample.positions, _floats(sample, capture), layers)
+        return self.read("hidden")
 
     @cached_property
     def final(self) -> HiddenStates:
         """Final hidden states, after the last norm, float32 [P, D]. Loads torch."""
-        sample: HiddenSample = self._read("final")
-        return HiddenStates(sample.positions, _floats(sample, self._reader.manifest.capture.final)[:, 0], ())
+        return self.read("final")
+
+    def read(self, signal: str) -> Any:
+        """What is stored of a signal beside tokens and logits, by the signal's name."""
+        _need(self._reader, signal)
+        manifest = self._reader.manifest
+        sample, settings = self._reader.read(self.position, signal), manifest.capture.side_settings[signal]
+        return SIDE_SIGNALS[signal].shown(sample, settings, manifest.teacher.num_layers)
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """float32 [P, K]: of the stored entries at a stored temperature; what they lack of 1 lies on other tokens.
@@ -353,10 +349,6 @@ class Sample:
 
     def __repr__(self) -> str:
         return f"Sample({self.position}, {self.key!r}, {len(self)} tokens, {self.text[:40]!r})"
-
-    def _read(self, signal: Signal) -> Any:
-        _need(self._reader, signal)
-        return getattr(self._reader, f"read_{signal}")(self.position)
 
 
 def _need(reader: CacheReader, signal: Signal) -> None:
@@ -400,16 +392,9 @@ def _by_token(rows: RowBatch, reader: CacheReader) -> dict[str, np.ndarray]:
 
 def _by_stored_row(rows: RowBatch, manifest: Manifest) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
     """Of each other signal that was read: its name, where its N rows stand, and its arrays [N, …]."""
-    capture = manifest.capture
-    if rows.hidden is not None:
-        yield "hidden", rows.hidden, {"hidden": _floats(rows.hidden, capture.hidden)}
-    if rows.final is not None:
-        yield "final", rows.final, {"final": _floats(rows.final, capture.final)[:, 0]}
-    if rows.draws is not None:
-        yield "draws", rows.draws, {"draws": rows.draws.ids, "draws_entropy": rows.draws.entropy}
-    if rows.attention is not None:
-        weights, keys = rows.attention.weights, rows.attention.keys
-        yield "attention", rows.attention, {"attention": weights, "attention_keys": keys}
+    for name, batch in rows.side.items():
+        arrays = SIDE_SIGNALS[name].arrays(batch, manifest.capture.side_settings[name])
+        yield name, batch, {f"{name}_{part}" if part else name: array for part, array in arrays.items()}
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> "dict[str, torch.Tensor]":
@@ -417,11 +402,3 @@ def _tensors(arrays: dict[str, np.ndarray]) -> "dict[str, torch.Tensor]":
 
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()}
-
-
-def _floats(stored: Any, capture: Quantised | None) -> np.ndarray:
-    """float32 [..., C, D] of hidden states as they are stored."""
-    from teacher_cache.signals.hidden import to_floats
-
-    assert capture is not None
-    return to_floats(stored, capture).numpy()

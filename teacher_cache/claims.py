@@ -9,7 +9,7 @@ from schemas.errors import ConflictError
 from schemas.manifest import Manifest, Unit
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.shards.holder import Holder
-from teacher_cache.shards.lease import WHOLE, Held, Lease, take_part
+from teacher_cache.shards.lease import WHOLE, Held, Lease, acquire_part
 from teacher_cache.shards.marks import garbage, mark_name
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 
@@ -55,7 +55,7 @@ class Claims:
         left = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
         for unit in units:
             try:
-                lease = take_part(self._storage, unit.name, RUNNING, _is_short)
+                lease = acquire_part(self._storage, unit.name, RUNNING, _is_short)
             except Held as held:
                 if held.name == WHOLE:
                     raise

@@ -16,7 +16,6 @@ import numpy as np
 from schemas.cache_config import CacheConfig
 from schemas.manifest import CorpusCounts, Manifest, Signal
 from teacher_cache.codec.bundles import MOST_SAMPLES, are_short, as_record, bundle_bytes
-from teacher_cache.codec.encoders import Encoders, make_code_table
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.corpus import Corpus
@@ -26,6 +25,7 @@ from teacher_cache.plan import empty_plan
 from teacher_cache.progress import reading
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.tar import BLOCK, member_bytes
+from teacher_cache.signals.encoders import Encoders, make_code_table
 from teacher_cache.signals.select_positions import to_request
 from teacher_cache.teacher import load_tokenizer
 from teacher_cache.token_batch import in_parts
@@ -131,7 +131,7 @@ def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
 
 def _whole(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> float:
     """Bytes of a signal's tars, from the members of the sequences that were probed."""
-    positions = "all" if signal == "tokens" else _positions(plan, signal)
+    positions = "all" if signal == "tokens" else plan.capture.positions(signal)
     samples = survey.texts if signal == "tokens" else survey.samples
     if positions in ("loss_mask", "keywords"):
         rows, all_rows = [int(sample.loss_mask.sum()) for sample in samples], survey.counts.loss_tokens
@@ -144,10 +144,6 @@ def _whole(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> 
         if slope >= 0 and whole >= 0:
             return float(whole + ends)
     return sum(sizes) / max(1, sum(rows)) * all_rows + ends
-
-
-def _positions(plan: Manifest, signal: Signal) -> object:
-    return getattr(plan.capture, "logits" if signal == "draws" else signal).positions
 
 
 def _other_settings(

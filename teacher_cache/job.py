@@ -30,7 +30,7 @@ from teacher_cache.shards.marks import (
     write_manifest,
 )
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.select_positions import to_request
 from teacher_cache.stop_request import StopRequest
 from teacher_cache.writing import UnitWriter
@@ -160,7 +160,7 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
     Raises CorruptCacheError when a file of a committed shard is missing, ConflictError when the plan is not ``plan``.
     """
     with part_of(storage, "manifest", RUNNING, wait_for_workers) as lease:
-        present = listed(storage, read_manifest(storage))
+        present = with_lists(storage, read_manifest(storage))
         if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
             raise ConflictError(f"{storage.where(MANIFEST)}: the cache was planned anew meanwhile; run again")
         scored = {unit.name for unit in plan.units} - done  # what the manifest says of these may be of former files

@@ -31,7 +31,6 @@ from teacher_cache.codec.bundles import bundle_places, is_bundle
 from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
 from teacher_cache.engines.known import check_known
-from teacher_cache.layer_checks import check_layers
 from teacher_cache.lengths import check_length
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.progress import reading
@@ -41,9 +40,10 @@ from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
 from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-from teacher_cache.shards.table import listed, shard_name
+from teacher_cache.shards.table import shard_name, with_lists
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
+from teacher_cache.signals.side_table import check_teacher, needs_head
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
 from teacher_cache.teacher_head import write_head
 from teacher_cache.token_batch import TokenBatch, in_parts
@@ -76,7 +76,7 @@ def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
             "nothing can be added to it; choose another output.path"
         )
     _check_same(present, _in_older_terms(wanted, present, config), storage)
-    return listed(storage, present)
+    return with_lists(storage, present)
 
 
 def wait_for_workers(holder: Holder | None) -> bool:
@@ -89,7 +89,7 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
     _make_room(storage)
     corpus = Corpus(config.corpus, tokenizer)
     try:
-        head = None if config.capture.final is None else write_head(config.teacher, storage)
+        head = write_head(config.teacher, storage) if needs_head(config.capture) else None
         batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
         with paused_garbage_collection():
             units, minor = _write_units(batches, storage, config.output)
@@ -139,7 +139,7 @@ def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
     model_config = load_model_config(config.teacher)
     text_config = model_config.get_text_config()
     check_length(config, text_config)
-    check_layers(config.capture, text_config, config.corpus.max_tokens)
+    check_teacher(config.capture, text_config, config.corpus.max_tokens)
     check_known(config, model_config)
     teacher = describe_teacher(config.teacher)
     _check_k(config, teacher)

@@ -5,23 +5,18 @@ running engine, so that the plan can hold it whatever shares the model later.
 import json
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
-from schemas.manifest import HeadInfo, Manifest
+from schemas.manifest import HeadInfo
 from teacher_cache.model_class import model_class
-from teacher_cache.output_head import OutputHead, logit_transform, rebuilt_error
-from teacher_cache.records import Captured
+from teacher_cache.output_head import OutputHead, logit_transform
 from teacher_cache.shards.head_file import FLOATS
 from teacher_cache.shards.storage import HEAD, Storage, file_entry
-from teacher_cache.signals.hidden import to_floats
 from teacher_cache.teacher import load_model_config
-
-MAX_ERROR = 0.25  # nats; mean over a sequence's rows of the rebuilt log-probability of the best token
 
 
 def write_head(config: TeacherConfig, storage: Storage) -> HeadInfo:
@@ -94,26 +89,3 @@ def _find(files: dict[str, str], module: str, parameter: str) -> str | None:
 def _read(path: str, name: str) -> torch.Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
-
-
-def check_rebuilt(captured: Captured, head: OutputHead, manifest: Manifest) -> None:
-    """Raise UserError if the final hidden states of a sequence and the head do not give the logits that were captured.
-
-    So is an architecture found out whose logits are made in a way that ``OutputHead`` does not know.
-    """
-    capture = manifest.capture.final
-    assert capture is not None
-    assert captured.final is not None
-    _, in_final, in_logits = np.intersect1d(
-        captured.final.positions, captured.logits.positions, assume_unique=True, return_indices=True
-    )
-    if len(in_final) == 0:
-        return
-    best_P, logprob_P = captured.logits.ids[in_logits, 0], captured.logits.logprobs[in_logits, 0]
-    final_PD = to_floats(captured.final, capture)[in_final, 0]
-    error = rebuilt_error(head, final_PD, torch.from_numpy(best_P), torch.from_numpy(logprob_P))
-    if error > MAX_ERROR:
-        raise UserError(
-            f"capture.final: the logits of a {manifest.teacher.architecture} cannot be rebuilt from its final hidden "
-            f"state and output head (off by {error:.2g} nats on average); leave the signal out for this teacher"
-        )

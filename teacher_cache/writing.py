@@ -4,25 +4,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
+from typing import ParamSpec
 
 import numpy as np
 
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
-from teacher_cache.codec.encoders import Encoders, make_code_table
 from teacher_cache.codec.permutation import CodeTable, encode_table, table_digest, table_path
+from teacher_cache.output_head import OutputHead
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import committed, read_mark, read_table, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import ShardWriter, check_tars
-from teacher_cache.teacher_head import check_rebuilt
+from teacher_cache.signals.encoders import Encoders, make_code_table, signals_with_ids
+from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 
+Arguments = ParamSpec("Arguments")
 MAX_PENDING = 2  # parts that wait to be written: bounds the signals held in memory
 
 
 @dataclass
-class _Open:
+class _OpenUnit:
     """The unit that is being written."""
 
     unit: Unit
@@ -53,9 +57,9 @@ class UnitWriter:
         self._owner = owner
         self._on_commit = on_commit
         self._encoders = Encoders(plan)
-        self._unchecked_head = None if plan.capture.final is None else read_head(storage, plan)
+        self._unchecked_head = read_head(storage, plan) if needs_head(plan.capture) else None
         self._table = ""  # digest
-        self._open: _Open | None = None
+        self._open_unit: _OpenUnit | None = None
         self._failed = False
         self._pool = ThreadPoolExecutor(1, "write")
         self._pending: deque[Future[None]] = deque()
@@ -85,69 +89,75 @@ class UnitWriter:
             self._pool.submit(self._abandon).result()
             self._pool.shutdown()
 
-    def _submit(self, task: Callable[..., None], *arguments: object) -> None:
+    def _submit(self, task: Callable[Arguments, None], *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
         while self._pending and (self._pending[0].done() or len(self._pending) > MAX_PENDING):
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._run, task, *arguments))
+        self._pending.append(self._pool.submit(self._run, partial(task, *arguments, **named)))
 
-    def _run(self, task: Callable[..., None], *arguments: object) -> None:
+    def _run(self, task: Callable[[], None]) -> None:
         """Do a task, unless one before it failed: what follows a failure must not be written."""
         if self._failed:
             return
         self._failed = True
-        task(*arguments)
+        task()
         self._failed = False
 
     def _begin(self, unit: Unit, tokens_index: MemberIndex, storage: Storage) -> None:
         bundles = None if tokens_index.bundles is None else tokens_index.bundles.samples
         shard = ShardWriter(storage, unit, self._plan.capture.signals, self._owner, bundles)
-        self._open = _Open(unit, tokens_index, shard, storage)
+        self._open_unit = _OpenUnit(unit, tokens_index, shard, storage)
         shard.__enter__()
 
     def _add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
         """Write the sequences' signals, but those with token ids only if there is a code table already."""
-        is_open = self._opened()
+        opened = self._opened()
         for sample, signals in zip(sequences, captured, strict=True):
             if self._unchecked_head is not None:
-                check_rebuilt(signals, self._unchecked_head, self._plan)
+                self._check_captured(signals, self._unchecked_head)
                 self._unchecked_head = None
-            is_open.keys.append(sample.key)
-            is_open.num_tokens.append(len(sample.input_ids))
-            is_open.layers.append(sample.layer)
+            opened.keys.append(sample.key)
+            opened.num_tokens.append(len(sample.input_ids))
+            opened.layers.append(sample.layer)
             if signals.entropy is not None:
-                is_open.rows += len(signals.entropy)
-                is_open.entropy += float(signals.entropy.sum(dtype=np.float64))
-            is_open.waiting.append((sample.key, Captured(signals.logits, draws=signals.draws)))
+                opened.rows += len(signals.entropy)
+                opened.entropy += float(signals.entropy.sum(dtype=np.float64))
+            opened.waiting.append((sample.key, signals_with_ids(signals)))
             for signal, payload in self._encoders.encode_others(signals):
-                is_open.shard.add(signal, sample.key, payload)
+                opened.shard.add(signal, sample.key, payload)
         if self._table:
-            self._write_waiting(is_open)
+            self._write_waiting(opened)
+
+    def _check_captured(self, captured: Captured, head: OutputHead) -> None:
+        """Raise UserError if the teacher cannot give a signal that goes with the head."""
+        for name, settings in self._plan.capture.side_settings.items():
+            if SIDE_SIGNALS[name].needs_head:
+                SIDE_SIGNALS[name].check_captured(captured.side[name], captured.logits, settings, self._plan, head)
 
     def _commit(self) -> None:
-        is_open = self._opened()
+        opened = self._opened()
         if not self._table:
-            table, self._table = self._code_table(signals for _, signals in is_open.waiting)
+            table, self._table = self._code_table(signals for _, signals in opened.waiting)
             self._encoders.use_table(CodeTable(table))
-        self._write_waiting(is_open)
-        is_open.shard.__exit__(None, None, None)
-        self._open = None
+        self._write_waiting(opened)
+        opened.shard.__exit__(None, None, None)
+        self._open_unit = None
         index = ShardIndex(
-            name=is_open.unit.name,
-            keys=is_open.keys,
-            num_tokens=is_open.num_tokens,
-            layers=is_open.layers,
+            name=opened.unit.name,
+            keys=opened.keys,
+            num_tokens=opened.num_tokens,
+            layers=opened.layers,
             table=self._table,
-            signals={"tokens": is_open.tokens_index, **is_open.shard.indexes()},
+            signals={"tokens": opened.tokens_index, **opened.shard.indexes()},
         )
-        check_tars(is_open.storage, index)
-        write_mark(is_open.storage, index, self._owner)
-        self._on_commit(is_open.unit, is_open.rows, is_open.entropy)
+        check_tars(opened.storage, index)
+        write_mark(opened.storage, index, self._owner)
+        self._on_commit(opened.unit, opened.rows, opened.entropy)
 
-    def _write_waiting(self, is_open: _Open) -> None:
-        for key, signals in is_open.waiting:
+    def _write_waiting(self, opened: _OpenUnit) -> None:
+        for key, signals in opened.waiting:
             for signal, payload in self._encoders.encode_ids(signals):
-                is_open.shard.add(signal, key, payload)
-        is_open.waiting.clear()
+                opened.shard.add(signal, key, payload)
+        opened.waiting.clear()
 
     def _code_table(self, scored: Iterable[Captured]) -> tuple[np.ndarray, str]:
         """The code table in use in this cache, or one made from the first scored unit; and its digest."""
@@ -162,10 +172,10 @@ class UnitWriter:
 
     def _abandon(self) -> None:
         """Remove what was written of a unit that will not be committed."""
-        if self._open is not None:
+        if self._open_unit is not None:
             error = RuntimeError("the unit is abandoned")
-            self._open.shard.__exit__(type(error), error, None)
+            self._open_unit.shard.__exit__(type(error), error, None)
 
-    def _opened(self) -> _Open:
-        assert self._open is not None
-        return self._open
+    def _opened(self) -> _OpenUnit:
+        assert self._open_unit is not None
+        return self._open_unit

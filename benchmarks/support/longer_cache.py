@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Signal, Unit
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable, encode_table, table_path
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import LogitsSample, TokenSample
@@ -22,6 +21,7 @@ from teacher_cache.shards.marks import assemble, read_table, tar_name, write_mar
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import TarWriter
+from teacher_cache.signals.logits.codec import LogitsCodec
 
 MIN_TOKENS, MAX_TOKENS = 512, 2048
 SAMPLES_PER_SHARD = 64

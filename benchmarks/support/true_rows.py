@@ -15,7 +15,7 @@ class Forward:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from teacher_cache.signals.logits import reduce_logits, to_sample
+        from teacher_cache.signals.logits.capture import reduce_logits, to_sample
 
         model = AutoModelForCausalLM.from_pretrained(make_teacher(), dtype=torch.float32).eval()
         self.head_VD = model.lm_head.weight.detach()

@@ -18,8 +18,9 @@ from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.reference import Computed, Reference
 from teacher_cache.model_class import model_class
 from teacher_cache.process import available_memory_bytes
-from teacher_cache.records import AttentionSample, Captured, LogitsSample, Request
-from teacher_cache.signals.hidden import quantise, to_floats, to_hidden_sample
+from teacher_cache.records import Captured, LogitsSample, Request
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.hidden.capture import quantise, to_floats, to_hidden_sample
 from teacher_cache.teacher import load_model_config
 
 logger = logging.getLogger(__name__)
@@ -127,14 +128,14 @@ def measure(captured: list[Captured], wanted: Expected, capture: CaptureConfig) 
     errors: dict[Key, list[torch.Tensor]] = {}
     for sample, request, computed in zip(captured, wanted.requests, wanted.exact, strict=True):
         found = {Key("logits"): _logits_errors(sample.logits, request, computed.logits_SV, capture.logits)}
-        if capture.final is not None and sample.final is not None:
-            found[Key("final")] = _state_errors(to_floats(sample.final, capture.final)[:, 0], computed.final_SD)
-        if capture.hidden is not None and sample.hidden is not None:
-            states_SCD = to_floats(sample.hidden, capture.hidden)
+        if capture.final is not None:
+            found[Key("final")] = _state_errors(to_floats(sample.side["final"], capture.final)[:, 0], computed.final_SD)
+        if capture.hidden is not None:
+            states_SCD = to_floats(sample.side["hidden"], capture.hidden)
             for column, (layer, wanted_SD) in enumerate(computed.hidden_SD.items()):
                 found[Key("hidden", layer)] = _state_errors(states_SCD[:, column], wanted_SD)
-        if sample.attention is not None and computed.weights_HSS is not None:
-            found[Key("attention")] = _attention_errors(sample.attention, computed.weights_HSS)
+        if capture.attention is not None and computed.weights_HSS is not None:
+            found[Key("attention")] = _attention_errors(sample.side["attention"], computed.weights_HSS)
         for key, error in found.items():
             errors.setdefault(key, []).append(error.flatten())
     return {key: _summary(torch.cat(parts)) for key, parts in errors.items()}
@@ -258,7 +259,7 @@ def _requests(config: CacheConfig) -> list[Request]:
     random, pattern = rng.choice(ordinary, length), rng.choice(ordinary, 5)
     rows = [np.arange(n, dtype=np.int32) for n in (length, min(length, TOKENS // 2))]
     return [
-        Request(ids.astype(np.uint32), positions, positions, positions, positions, seed)
+        Request(ids.astype(np.uint32), positions, seed=seed)
         for seed, (ids, positions) in enumerate(zip((random, np.resize(pattern, len(rows[1]))), rows, strict=True))
     ]
 

@@ -6,12 +6,13 @@ so: batches are smaller there, and what cannot fit is refused before it runs.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from schemas.cache_config import CacheConfig, Quantised, layer_number
+from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.attention_implementation import EAGER, exact_attention
 from teacher_cache.decoder_layers import decoder_layers
@@ -20,11 +21,10 @@ from teacher_cache.lengths import forget_lengths, max_length, rope_scale
 from teacher_cache.model_class import model_class
 from teacher_cache.process import available_memory_bytes
 from teacher_cache.query_key import QueryKey, tap_query_key
-from teacher_cache.records import AttentionSample, Captured, DrawsSample, HiddenSample, Request
-from teacher_cache.signals.attention import attention_rows, to_attention_sample
-from teacher_cache.signals.draws import draw, to_draws_sample, uniforms
-from teacher_cache.signals.hidden import quantise, to_hidden_sample
-from teacher_cache.signals.logits import LogitsRows, reduce_logits, to_sample
+from teacher_cache.records import Captured, Request
+from teacher_cache.signals.logits.capture import LogitsRows, reduce_logits, to_sample
+from teacher_cache.signals.side_taps import taps_of
+from teacher_cache.signals.tap import SequenceQueryKey, Tap
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
@@ -63,32 +63,30 @@ class TransformersEngine(Engine):
         if self._model.config._attn_implementation == EAGER and heads is not None:
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
-        self._layer_outputs: list[torch.Tensor] = []
+        self._taps = taps_of(config.capture, text_config.num_hidden_layers)
+        self._layer_outputs: dict[int, torch.Tensor] = {}
+        self._query_keys: dict[int, QueryKey] = {}
         self._final_BSD: torch.Tensor | None = None
-        self._query_key: QueryKey | None = None
-        self._install_hooks(text_config)
+        self._install_hooks(text_config.num_hidden_layers)
 
-    def _install_hooks(self, text_config: Any) -> None:
-        num_layers = text_config.num_hidden_layers
-        if self._capture.hidden is not None:
-            layers = decoder_layers(self._model, num_layers)
-            for number in self._capture.hidden.layer_numbers(num_layers):
-                layers[number - 1].register_forward_hook(self._keep_output)
-        if self._capture.final is not None:
+    def _install_hooks(self, num_layers: int) -> None:
+        taps = self._taps.values()
+        wanted = sorted({number for tap in taps for number in tap.layers})
+        attended = {tap.query_key_layer for tap in taps if tap.query_key_layer is not None}
+        layers: Any = decoder_layers(self._model, num_layers) if wanted or attended else ()
+        for number in wanted:
+            layers[number - 1].register_forward_hook(partial(self._keep_output, number))
+        if any(tap.reads_final for tap in taps):
             self._model.get_output_embeddings().register_forward_pre_hook(self._keep_final)
-        if self._capture.attention is not None:
-            number = layer_number(self._capture.attention.layer, num_layers)
-            layer: Any = decoder_layers(self._model, num_layers)[number - 1]
-            tap_query_key(_attention_module(layer), self._keep_query_key, "teacher")
+        for number in sorted(attended):
+            keep = partial(self._query_keys.__setitem__, number)
+            tap_query_key(_attention_module(layers[number - 1]), keep, "teacher")
 
-    def _keep_output(self, _layer: Any, _args: Any, output: Any) -> None:
-        self._layer_outputs.append(output[0] if isinstance(output, tuple) else output)
+    def _keep_output(self, number: int, _layer: Any, _args: Any, output: Any) -> None:
+        self._layer_outputs[number] = output[0] if isinstance(output, tuple) else output
 
     def _keep_final(self, _head: Any, args: Any) -> None:
         self._final_BSD = args[0]
-
-    def _keep_query_key(self, found: QueryKey) -> None:
-        self._query_key = found
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine. Raises UserError for a sequence that the teacher is too short for."""
@@ -135,59 +133,32 @@ class TransformersEngine(Engine):
             positions = torch.from_numpy(request.logits_positions).to(self._model.device)
             logits_PV = logits_BSV[row, :, : self._vocab_size].index_select(0, positions)
             rows = reduce_logits(logits_PV, next_BS[row].index_select(0, positions), logits.k, logits.temperatures)
-            captured.append(
-                Captured(
-                    to_sample(rows, request, logits),
-                    self._hidden(row, request),
-                    self._attention(row, request),
-                    self._draws(logits_PV, rows, request),
-                    self._final(row, request),
-                    rows.entropy_N.cpu().numpy(),
-                )
-            )
+            side = {}
+            for name, tap in self._taps.items():
+                at = request.positions(name)
+                side[name] = tap.sample(at, list(self._pieces(tap, row, request, at, logits_PV, rows)))
+            captured.append(Captured(to_sample(rows, request, logits), side, rows.entropy_N.cpu().numpy()))
         return captured
 
-    def _draws(self, logits_PV: torch.Tensor, rows: LogitsRows, request: Request) -> DrawsSample | None:
-        capture = self._capture.draws
-        if capture is None:
-            return None
-        head_ids = rows.ids_NK if capture.region == "tail" else None
-        places = torch.from_numpy(uniforms(request, capture)).to(self._model.device)
-        return to_draws_sample(request.logits_positions, draw(logits_PV, head_ids, places, capture.temperatures))
-
-    def _final(self, row: int, request: Request) -> HiddenSample | None:
-        capture = self._capture.final
-        if capture is None:
-            return None
-        assert self._final_BSD is not None
-        return self._stored(row, request.final_positions, [self._final_BSD], capture)
-
-    def _hidden(self, row: int, request: Request) -> HiddenSample | None:
-        capture = self._capture.hidden
-        if capture is None:
-            return None
-        return self._stored(row, request.hidden_positions, self._layer_outputs, capture)
-
-    def _stored(
-        self, row: int, positions: np.ndarray, layers_BSD: list[torch.Tensor], capture: Quantised
-    ) -> HiddenSample:
-        """One sequence's rows of each layer's hidden states, as they are stored."""
-        rows = torch.from_numpy(positions).to(self._model.device)
-        return to_hidden_sample(
-            positions, [quantise(layer[row].index_select(0, rows), capture) for layer in layers_BSD]
-        )
-
-    def _attention(self, row: int, request: Request) -> AttentionSample | None:
-        capture = self._capture.attention
-        if capture is None:
-            return None
-        assert self._query_key is not None
-        query_BHSE, key_BGSE, scaling, softcap = self._query_key
-        length = len(request.input_ids)
-        query_SHE, key_SGE = (part[row, :, :length].transpose(0, 1) for part in (query_BHSE, key_BGSE))
-        positions = torch.from_numpy(request.attention_positions).to(self._model.device)
-        rows = attention_rows(query_SHE, key_SGE, positions, scaling, softcap, capture.keys)
-        return to_attention_sample(request.attention_positions, rows, capture.heads)
+    def _pieces(
+        self, tap: Tap, row: int, request: Request, at: np.ndarray, logits_PV: torch.Tensor, rows: LogitsRows
+    ) -> Iterator[Any]:
+        """What a tap makes of one sequence, which is a row of the batch, for its rows ``at``."""
+        device = self._model.device
+        positions_P = torch.from_numpy(at).to(device)
+        for number in tap.layers:
+            yield tap.from_layer(self._layer_outputs[number][row].index_select(0, positions_P))
+        if tap.reads_final:
+            assert self._final_BSD is not None
+            yield tap.from_final(self._final_BSD[row].index_select(0, positions_P))
+        if tap.query_key_layer is not None:
+            query_BHSE, key_BGSE, scaling, softcap = self._query_keys[tap.query_key_layer]
+            length = len(request.input_ids)
+            query_SHE, key_SGE = (part[row, :, :length].transpose(0, 1) for part in (query_BHSE, key_BGSE))
+            yield tap.from_query_key(SequenceQueryKey(query_SHE, key_SGE, scaling, softcap), positions_P)
+        if tap.reads_logits:
+            inputs_P = torch.from_numpy(tap.row_inputs(request)).to(device)
+            yield tap.from_logits(logits_PV, rows.ids_NK, inputs_P)
 
     def close(self) -> None:
         """See Engine."""

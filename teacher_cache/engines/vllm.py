@@ -22,10 +22,8 @@ from teacher_cache.engines.vllm_errors import causes, reason
 from teacher_cache.engines.vllm_worker import CapturedSequence
 from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.attention import merge_ranks, to_attention_sample
-from teacher_cache.signals.draws import to_draws_sample
-from teacher_cache.signals.hidden import to_hidden_sample
-from teacher_cache.signals.logits import to_sample
+from teacher_cache.signals.logits.capture import to_sample
+from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
 
 PROOF_TOKENS = 8
@@ -51,6 +49,7 @@ class VllmEngine(Engine):
         _make_llvmlite_inspectable()
         self._capture = config.capture
         model_config = load_model_config(config.teacher)
+        self._taps = taps_of(config.capture, model_config.get_text_config().num_hidden_layers)
         check_length(config, model_config.get_text_config())
         check_known(config, model_config)
         if current_platform.is_cpu():
@@ -101,13 +100,14 @@ class VllmEngine(Engine):
         self._llm.collective_rpc("begin_proof")
         ids = np.arange(1, 1 + min(PROOF_TOKENS, config.corpus.max_tokens))
         rows = np.arange(len(ids), dtype=np.int32)
-        ranks = self._run([Request(ids, rows, attention_positions=rows)])
+        ranks = self._run([Request(ids, rows)])
         check_ranks(self._llm.collective_rpc("end_proof"))
-        if self._capture.attention is not None and any(rank[0].attention is None for rank in ranks):
-            raise UserError(
-                "capture.attention: q and k of this teacher do not pass through vLLM's attention module; leave the "
-                "signal out, or set engine.kind: transformers"
-            )
+        for name, tap in self._taps.items():
+            if tap.query_key_layer is not None and any(0 not in rank or name not in rank[0].side for rank in ranks):
+                raise UserError(
+                    f"capture.{name}: q and k of this teacher do not pass through vLLM's attention module; leave the "
+                    "signal out, or set engine.kind: transformers"
+                )
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
@@ -122,24 +122,17 @@ class VllmEngine(Engine):
         return self._llm.collective_rpc("collect_captured")
 
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
-        """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its heads."""
+        """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its attention heads."""
         kept = [rank for rank in ranks if rank is not None]
         with_logits = next((rank for rank in kept if rank.logits is not None), None)
         if with_logits is None or with_logits.logits is None:
             raise RuntimeError(f"vLLM did not run a sequence of {len(request.input_ids)} tokens in one step")
-        hidden = attention = draws = final = None
-        if self._capture.hidden is not None:
-            hidden = to_hidden_sample(request.hidden_positions, kept[0].hidden)
-        if self._capture.attention is not None:
-            heads = merge_ranks([rank.attention for rank in kept if rank.attention is not None])
-            attention = to_attention_sample(request.attention_positions, heads, self._capture.attention.heads)
-        if self._capture.draws is not None and with_logits.draws is not None:
-            draws = to_draws_sample(request.logits_positions, with_logits.draws)
-        if self._capture.final is not None and kept[0].final is not None:
-            final = to_hidden_sample(request.final_positions, [kept[0].final])
+        side = {
+            name: tap.sample(request.positions(name), [piece for rank in kept for piece in rank.side.get(name, [])])
+            for name, tap in self._taps.items()
+        }
         logits = to_sample(with_logits.logits, request, self._capture.logits)
-        entropy = with_logits.logits.entropy_N.numpy()
-        return Captured(logits, hidden, attention, draws, final, entropy)
+        return Captured(logits, side, with_logits.logits.entropy_N.numpy())
 
     def close(self) -> None:
         """See Engine."""

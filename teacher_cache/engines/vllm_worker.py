@@ -11,23 +11,24 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from schemas.cache_config import CaptureConfig, FinalCapture, Quantised, layer_number
+from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.engines.stream import StreamProof, stream_of
 from teacher_cache.engines.text_only import stand_in
 from teacher_cache.records import Request
-from teacher_cache.signals.attention import AttentionRows, attention_rows, choose_heads
-from teacher_cache.signals.draws import DrawnRows, draw, uniforms
-from teacher_cache.signals.hidden import HiddenRows, quantise
-from teacher_cache.signals.logits import LogitsRows, reduce_logits
+from teacher_cache.signals.logits.capture import LogitsRows, reduce_logits
+from teacher_cache.signals.side_taps import taps_of
+from teacher_cache.signals.tap import SequenceQueryKey, Tap
 
 stand_in()  # before a worker that is a process of its own imports the model
+
+Piece = TypeVar("Piece", bound=tuple[torch.Tensor, ...])
 
 
 @dataclass
@@ -35,10 +36,7 @@ class CapturedSequence:
     """What one rank keeps of one sequence, on the CPU."""
 
     logits: LogitsRows | None = None  # on the rank that has the logits
-    hidden: list[HiddenRows] = field(default_factory=list)  # one a layer, on rank 0
-    attention: AttentionRows | None = None  # of this rank's heads
-    draws: DrawnRows | None = None  # on the rank that has the logits
-    final: HiddenRows | None = None  # on rank 0
+    side: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))  # pieces of each side signal
 
 
 class _Expected(NamedTuple):
@@ -76,7 +74,7 @@ class CaptureWorkerExtension:
 
     def collect_captured(self) -> dict[int, CapturedSequence]:
         """What was captured since the last call, by number in the order of the announcement."""
-        return self._capture.take()
+        return self._capture.collect()
 
 
 class _Capture:
@@ -95,17 +93,16 @@ class _Capture:
             embedding.register_forward_pre_hook(self._before_embedding)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward)
-        self._num_layers = num_layers = model.config.get_text_config().num_hidden_layers
-        if capture.attention is not None:
-            layer = decoder_layers(model, num_layers)[layer_number(capture.attention.layer, num_layers) - 1]
-            attention = _attention_module(layer)
-            self._first_head = _rank() * attention.num_heads
-            attention.register_forward_pre_hook(self._before_attention)
+        self._num_layers = model.config.get_text_config().num_hidden_layers
+        self._taps = taps_of(capture, self._num_layers)
+        self._tapped_layers = sorted({number for tap in self._taps.values() for number in tap.layers})
+        for number in sorted({tap.query_key_layer for tap in self._taps.values() if tap.query_key_layer is not None}):
+            attention = _attention_module(decoder_layers(model, self._num_layers)[number - 1])
+            attention.register_forward_pre_hook(partial(self._before_attention, number))
 
     def begin_proof(self) -> None:
-        if self._config.hidden is not None:
-            layers = decoder_layers(self._model, self._num_layers)
-            self._proof = StreamProof(self._model, layers, self._config.hidden.layer_numbers(self._num_layers))
+        if self._tapped_layers:
+            self._proof = StreamProof(self._model, decoder_layers(self._model, self._num_layers), self._tapped_layers)
 
     def end_proof(self) -> dict[int, torch.Tensor]:
         if self._proof is None:
@@ -114,7 +111,7 @@ class _Capture:
         if _rank() == 0:  # the residual stream is the same on every rank
             layers = decoder_layers(self._model, self._num_layers)
             for number, kind in kinds.items():
-                layers[number - 1].register_forward_hook(partial(self._after_layer, kind))
+                layers[number - 1].register_forward_hook(partial(self._after_layer, number, kind))
         return streams
 
     def expect(self, requests: list[Request]) -> None:
@@ -122,7 +119,7 @@ class _Capture:
         for number, request in enumerate(requests):
             self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
-    def take(self) -> dict[int, CapturedSequence]:
+    def collect(self) -> dict[int, CapturedSequence]:
         captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
         return captured
 
@@ -148,75 +145,79 @@ class _Capture:
                 self._running.append(_Running(expected.pop(0), start, stop))
 
     @torch.inference_mode()
-    def _after_layer(self, kind: str, _layer: Any, _args: Any, output: Any) -> None:
-        assert self._config.hidden is not None
+    def _after_layer(self, number: int, kind: str, _layer: Any, _args: Any, output: Any) -> None:
         stream_ND = stream_of(output, kind)
-        for expected, start, _ in self._running:
-            rows = _flat_rows(start, expected.request.hidden_positions, stream_ND.device)
-            self._captured[expected.number].hidden.append(_stored(stream_ND[rows], self._config.hidden))
+        for (expected, start, _), name, tap in self._running_taps():
+            if number in tap.layers:
+                rows = _flat_rows(start, expected.request.positions(name), stream_ND.device)
+                self._keep(expected, name, tap.from_layer(stream_ND[rows]))
 
     @torch.inference_mode()
-    def _before_attention(self, attention: Any, args: Any) -> None:
-        config = self._config.attention
-        assert config is not None
+    def _before_attention(self, number: int, attention: Any, args: Any) -> None:
         query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
         key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
-        for expected, start, stop in self._running:
-            positions = _flat_rows(0, expected.request.attention_positions, query_NHE.device)
-            rows = attention_rows(
-                query_NHE[start:stop],
-                key_NGE[start:stop],
-                positions,
-                attention.impl.scale,
-                getattr(attention.impl, "logits_soft_cap", None) or None,
-                config.keys,
-                self._first_head,
-            )
-            self._captured[expected.number].attention = choose_heads(rows, config.heads)
+        softcap = getattr(attention.impl, "logits_soft_cap", None) or None
+        first_head = _rank() * attention.num_heads
+        for (expected, start, stop), name, tap in self._running_taps():
+            if number == tap.query_key_layer:
+                seen = SequenceQueryKey(
+                    query_NHE[start:stop], key_NGE[start:stop], attention.impl.scale, softcap, first_head
+                )
+                positions_P = _flat_rows(0, expected.request.positions(name), query_NHE.device)
+                self._keep(expected, name, tap.from_query_key(seen, positions_P))
+
+    def _running_taps(self) -> Iterator[tuple[_Running, str, Tap]]:
+        return ((running, name, tap) for running in self._running for name, tap in self._taps.items())
+
+    def _keep(self, expected: _Expected, name: str, piece: Any) -> None:
+        self._captured[expected.number].side[name].append(_on_cpu(piece))
 
     @torch.inference_mode()
     def _after_forward(self, _model: Any, _args: Any, hidden_ND: Any) -> None:
         """Reduce the logits of the step's tokens."""
         if not self._running:
             return
-        if self._config.final is not None and _rank() == 0:
-            self._keep_final(hidden_ND, self._config.final)
-        config, capture_draws = self._config.logits, self._config.draws
-        device = hidden_ND.device
+        if _rank() == 0:  # the final hidden state is the same on every rank
+            self._keep_final(hidden_ND)
+        config, device = self._config.logits, hidden_ND.device
         rows_N = torch.cat([_flat_rows(start, one.request.logits_positions, device) for one, start, _ in self._running])
         next_N = self._ids_N.roll(-1)[rows_N]
-        uniforms_NTM = None
-        if capture_draws is not None:
-            places = [uniforms(one.request, capture_draws) for one, _, _ in self._running]
-            uniforms_NTM = torch.from_numpy(np.concatenate(places)).to(device)
-        parts, drawn = [], []
+        taps = {name: tap for name, tap in self._taps.items() if tap.reads_logits}
+        inputs = {
+            name: torch.from_numpy(np.concatenate([tap.row_inputs(one.request) for one, _, _ in self._running])).to(
+                device
+            )
+            for name, tap in taps.items()
+        }
+        parts: list[LogitsRows] = []
+        pieces: dict[str, list[Any]] = {name: [] for name in taps}
         for start in range(0, len(rows_N), self._chunk_rows):
             chunk = slice(start, start + self._chunk_rows)
             logits = self._model.compute_logits(hidden_ND[rows_N[chunk]])  # every rank takes part
             if logits is None:
                 continue
             parts.append(reduce_logits(logits, next_N[chunk], config.k, config.temperatures))
-            if capture_draws is not None and uniforms_NTM is not None:
-                head_ids = parts[-1].ids_NK if capture_draws.region == "tail" else None
-                drawn.append(draw(logits, head_ids, uniforms_NTM[chunk], capture_draws.temperatures))
+            for name, tap in taps.items():
+                pieces[name].append(tap.from_logits(logits, parts[-1].ids_NK, inputs[name][chunk]))
         if parts:
-            self._keep_rows(LogitsRows(*_on_cpu(parts)), DrawnRows(*_on_cpu(drawn)) if drawn else None)
+            self._keep_rows(_joined(parts), {name: _joined(chunks) for name, chunks in pieces.items()})
 
-    def _keep_rows(self, logits: LogitsRows, draws: DrawnRows | None) -> None:
+    def _keep_rows(self, logits: LogitsRows, pieces: dict[str, Any]) -> None:
         """Give each sequence its rows of the step's."""
         first = 0
         for expected, _, _ in self._running:
             last = first + len(expected.request.logits_positions)
             captured = self._captured[expected.number]
             captured.logits = LogitsRows(*(column[first:last] for column in logits))
-            if draws is not None:
-                captured.draws = DrawnRows(*(column[first:last] for column in draws))
+            for name, piece in pieces.items():
+                captured.side[name].append(type(piece)(*(column[first:last] for column in piece)))
             first = last
 
-    def _keep_final(self, hidden_ND: torch.Tensor, capture: FinalCapture) -> None:
-        for expected, start, _ in self._running:
-            rows = _flat_rows(start, expected.request.final_positions, hidden_ND.device)
-            self._captured[expected.number].final = _stored(hidden_ND[rows], capture)
+    def _keep_final(self, hidden_ND: torch.Tensor) -> None:
+        for (expected, start, _), name, tap in self._running_taps():
+            if tap.reads_final:
+                rows = _flat_rows(start, expected.request.positions(name), hidden_ND.device)
+                self._keep(expected, name, tap.from_final(hidden_ND[rows]))
 
 
 def _flat_rows(start: int, positions: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -224,14 +225,14 @@ def _flat_rows(start: int, positions: np.ndarray, device: torch.device) -> torch
     return torch.from_numpy(start + positions.astype(np.int64)).to(device)
 
 
-def _stored(hidden_PD: torch.Tensor, capture: Quantised) -> HiddenRows:
-    """Hidden states as they are stored, on the CPU."""
-    return HiddenRows(*(part.cpu() for part in quantise(hidden_PD, capture)))
+def _on_cpu(piece: Any) -> Any:
+    """A NamedTuple of tensors and arrays with its tensors on the CPU."""
+    return type(piece)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in piece))
 
 
-def _on_cpu(parts: list[Any]) -> Iterator[torch.Tensor]:
-    """The columns of consecutive rows, each as one tensor on the CPU."""
-    return (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+def _joined(parts: list[Piece]) -> Piece:
+    """NamedTuples of tensors of consecutive rows as one, on the CPU."""
+    return type(parts[0])(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def _embedding(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -87,7 +87,7 @@ class LocalCopies:
     def _copy(self, name: str, entry: FileEntry) -> Path:
         """The local copy, fetched if it is not there."""
         copy = self._folder / entry.sha256
-        if _used(copy):
+        if _touched(copy):
             return copy
         if entry.sha256 in self._bad:
             raise CorruptCacheError(self._bad[entry.sha256])
@@ -99,7 +99,7 @@ class LocalCopies:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._held(entry):
-                if not _used(copy):  # another process may have fetched it meanwhile
+                if not _touched(copy):  # another process may have fetched it meanwhile
                     self._fetch(name, entry, copy)
         except OSError as error:
             raise self._not_written(error) from error
@@ -120,7 +120,7 @@ class LocalCopies:
         """
         ends = itertools.accumulate(entry.bytes for _, entry in files)
         fitting = [file for file, end in zip(files, ends, strict=True) if end <= self._max_bytes]
-        present = {entry.sha256 for _, entry in reversed(fitting) if _used(self._folder / entry.sha256)}
+        present = {entry.sha256 for _, entry in reversed(fitting) if _touched(self._folder / entry.sha256)}
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(PARALLEL, "fetch")
@@ -210,8 +210,8 @@ class LocalCopies:
         return excess <= 0
 
 
-def _used(copy: Path) -> bool:
-    """Whether the copy is there; then it counts as used just now."""
+def _touched(copy: Path) -> bool:
+    """Whether the copy is there; its time of use becomes now."""
     now = time.time_ns()  # the kernel's own stamps are the same for some milliseconds
     try:
         os.utime(copy, ns=(now, now))

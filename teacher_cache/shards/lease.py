@@ -123,7 +123,7 @@ def whole_place(storage: Storage, command: str, wait: Wait = never, task: str = 
 @contextmanager
 def only_place(storage: Storage, command: str, wait: Wait = never, task: str = "") -> Iterator[Lease]:
     """The same, but parts may still be somebody's: ``end_dead_parts`` tells, once one knows that one wants to write."""
-    lease = take(storage, WHOLE, command, wait, task)
+    lease = acquire(storage, WHOLE, command, wait, task)
     try:
         yield lease
     finally:
@@ -137,7 +137,7 @@ def end_dead_parts(storage: Storage, command: str, wait: Wait = never) -> None:
             me = this_process(command, secrets.token_hex(16))
             dead = _until_free(storage, name, wait)
             slot = _slot(storage, name)
-            if slot.take(me, dead):
+            if slot.acquire(me, dead):
                 slot.free(me)
 
 
@@ -147,24 +147,24 @@ def remove_dead_parts(storage: Storage) -> None:
         slot = _slot(storage, name)
         seen = slot.look()
         me = this_process("", secrets.token_hex(16))
-        if name != WHOLE and (seen is None or seen.state is State.ENDED) and slot.take(me, seen):
+        if name != WHOLE and (seen is None or seen.state is State.ENDED) and slot.acquire(me, seen):
             slot.free(me)
 
 
 @contextmanager
 def part_of(storage: Storage, part: str, command: str, wait: Wait = never) -> Iterator[Lease]:
     """Be the only one at ``part``, while nobody has the whole place. Arguments and errors as of ``whole_place``."""
-    lease = take_part(storage, part, command, wait)
+    lease = acquire_part(storage, part, command, wait)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def take_part(storage: Storage, part: str, command: str, wait: Wait = never) -> Lease:
+def acquire_part(storage: Storage, part: str, command: str, wait: Wait = never) -> Lease:
     """The lease of ``part_of``, to be released by the caller."""
     while True:
-        lease = take(storage, f"{LEASE_PREFIX}-{part}.json", command, wait)
+        lease = acquire(storage, f"{LEASE_PREFIX}-{part}.json", command, wait)
         try:
             _until_free(storage, WHOLE, never)
             return lease
@@ -191,18 +191,18 @@ def killed_task(storage: Storage) -> str:
     return holder.task if holder is not None and holder.has_ended else ""
 
 
-def take(storage: Storage, name: str, command: str, wait: Wait = never, task: str = "") -> Lease:
+def acquire(storage: Storage, name: str, command: str, wait: Wait = never, task: str = "") -> Lease:
     """The lease ``name``, whoever has others. Raises ConflictError when one that lives has it and is not waited for."""
     me = this_process(command, secrets.token_hex(16), task)
     slot = _slot(storage, name)
     watch = _Watch(storage, name, slot, wait)
     try:
         with asking(storage, name):
-            while not slot.take(me, watch.dead):
+            while not slot.acquire(me, watch.dead):
                 watch.look()
     except NoLocks:
         storage.has_locks = False
-        return take(storage, name, command, wait, task)
+        return acquire(storage, name, command, wait, task)
     return Lease(storage, name, me, slot)
 
 

@@ -34,7 +34,7 @@ class LockedFile:
         self._descriptor: int | None = None
         self._made_folder = False
 
-    def take(self, holder: Holder, dead: Seen | None) -> bool:
+    def acquire(self, holder: Holder, dead: Seen | None) -> bool:
         """Lock the file and write the name to it."""
         while True:
             descriptor = self._open_file()

@@ -21,7 +21,7 @@ from teacher_cache.shards.storage import (
     check_content,
     file_entry,
 )
-from teacher_cache.shards.table import listed, store_lists, table_file
+from teacher_cache.shards.table import store_lists, table_file, with_lists
 
 MAX_MANIFEST_VALUES = 400_000  # 4,096 shards of all signals have 120,000
 _OWN_NAME = re.compile(
@@ -201,7 +201,7 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
 
     Its ``sha256`` is empty where that is not what the file says.
     """
-    plan = listed(storage, plan)
+    plan = with_lists(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = dict(plan.tables)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,23 +24,26 @@ from schemas.digests import has_digest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex, Signal
 from teacher_cache.ahead import map_ahead
-from teacher_cache.codec.attention import AttentionCodec
-from teacher_cache.codec.draws import DrawsCodec
-from teacher_cache.codec.hidden import HiddenCodec
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.samples import Columns
 from teacher_cache.codec.sections import NO_FRAME
 from teacher_cache.codec.tokens import decode_tokens, training_frame
 from teacher_cache.process import paused_garbage_collection
-from teacher_cache.records import AttentionSample, DrawsSample, HiddenSample, LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.batch import PADDING, Place, allocate_rows, join_attention, join_draws, join_hidden
+from teacher_cache.records import LogitsSample, RowBatch, TokenSample
+from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.filling import NO_LAYOUT, FillError, fill, share_out
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.ranges import FileRanges
 from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
 from teacher_cache.shards.table import ShardTable
 from teacher_cache.shards.tar import payload_problem
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.encoders import side_codecs
+from teacher_cache.signals.hidden.record import HiddenSample
+from teacher_cache.signals.logits.codec import LogitsCodec
+from teacher_cache.signals.side_signal import SideCodec
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 
 if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
@@ -122,15 +125,8 @@ class CacheReader:
         self._indexed_samples = 0
         self._tables: dict[str, CodeTable] = {}
         self._logits: dict[str, LogitsCodec] = {}
-        self._draws: dict[str, DrawsCodec] = {}
-        capture, codec, channels = self.manifest.capture, self.manifest.codec, self.manifest.teacher.hidden_size
-        self._hidden = self._final = self._attention = None
-        if capture.hidden is not None:
-            self._hidden = HiddenCodec(capture.hidden, codec, len(capture.hidden.layers), channels)
-        if capture.final is not None:
-            self._final = HiddenCodec(capture.final, codec, 1, channels)
-        if capture.attention is not None:
-            self._attention = AttentionCodec(capture.attention, codec)
+        self._side = side_codecs(self.manifest, None)
+        self._side_with_ids: dict[str, dict[str, SideCodec[Any]]] = {}
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -242,20 +238,25 @@ class CacheReader:
         """The logits signal of one sample."""
         return self._decoded_one(self._at(position), "logits", self._logits_codec(position).decode)
 
+    def read(self, position: int, signal: Signal) -> Any:
+        """The record of a side signal of one sample. Raises UserError when the cache has none."""
+        return self._decoded_one(self._at(position), signal, self._side_codec(position, signal).decode)
+
     def read_draws(self, position: int) -> DrawsSample:
-        """The draws of one sample. Raises UserError when the cache has none."""
-        capture = self.manifest.capture.draws
-        if capture is None:
-            raise self._not_stored("draws")
-        codec = self._with_table(position, self._draws, lambda table: DrawsCodec(capture, self.manifest.codec, table))
-        return self._decoded_one(self._at(position), "draws", codec.decode)
+        """The draws of one sample. As ``read``, as are the next ones."""
+        return self.read(position, "draws")
 
     def read_final(self, position: int) -> HiddenSample:
-        """The final hidden states of one sample, as its only layer. Raises UserError when the cache has none."""
-        codec = self._final
-        if codec is None:
-            raise self._not_stored("final")
-        return self._decoded_one(self._at(position), "final", codec.decode)
+        """The final hidden states of one sample, as its only layer."""
+        return self.read(position, "final")
+
+    def read_hidden(self, position: int) -> HiddenSample:
+        """The hidden states of one sample."""
+        return self.read(position, "hidden")
+
+    def read_attention(self, position: int) -> AttentionSample:
+        """The attention rows of one sample."""
+        return self.read(position, "attention")
 
     def read_head(self) -> "OutputHead":
         """The teacher's output head. Raises UserError when the cache has none."""
@@ -264,20 +265,6 @@ class CacheReader:
         from teacher_cache.shards.head_file import read_head  # loads torch, which a reader of arrays does without
 
         return read_head(self._storage, self.manifest)
-
-    def read_hidden(self, position: int) -> HiddenSample:
-        """The hidden states of one sample. Raises UserError when the cache has none."""
-        codec = self._hidden
-        if codec is None:
-            raise self._not_stored("hidden")
-        return self._decoded_one(self._at(position), "hidden", codec.decode)
-
-    def read_attention(self, position: int) -> AttentionSample:
-        """The attention rows of one sample. Raises UserError when the cache has none."""
-        codec = self._attention
-        if codec is None:
-            raise self._not_stored("attention")
-        return self._decoded_one(self._at(position), "attention", codec.decode)
 
     def _not_stored(self, signal: str) -> UserError:
         return UserError(f"{self.url}: the cache has no {signal} signal; cache the teacher with capture.{signal} set")
@@ -297,24 +284,28 @@ class CacheReader:
     def _read_rows(self, rows: Sequence[Sequence[int]], length: int | None, threads: int) -> RowBatch:
         at = self._locate_all([position for row in rows for position in row])
         lengths = [[at[position].shard.num_tokens[at[position].row] for position in row] for row in rows]
-        used = [sum(row) for row in lengths]
-        n_tokens = max(used, default=0) if length is None else length
-        if max(used, default=0) > n_tokens:
-            raise ValueError(f"a row of {max(used)} tokens does not fit into {n_tokens}")
+        filled = [sum(row) for row in lengths]
+        n_tokens = max(filled, default=0) if length is None else length
+        if max(filled, default=0) > n_tokens:
+            raise ValueError(f"a row of {max(filled)} tokens does not fit into {n_tokens}")
         self._reconnect_after_fork()
         capture = self.manifest.capture.logits
         k, n_temperatures = (capture.k, len(capture.temperatures)) if "logits" in self.signals else (0, 0)
         batch = allocate_rows(len(rows), n_tokens, k, n_temperatures)
         places = _places(rows, lengths)
-        padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(used) if stop < n_tokens]
+        padding = [Place(PADDING, r, slice(stop, n_tokens)) for r, stop in enumerate(filled) if stop < n_tokens]
         self._fill(batch, places, padding, at, threads)
-        return replace(
-            batch,
-            hidden=join_hidden(places, self.read_hidden) if "hidden" in self.signals else None,
-            attention=join_attention(places, self.read_attention) if "attention" in self.signals else None,
-            draws=join_draws(places, self.read_draws) if "draws" in self.signals else None,
-            final=join_hidden(places, self.read_final) if "final" in self.signals else None,
-        )
+        side = {name: self._joined(name, places, at) for name in self.signals if name in SIDE_SIGNALS}
+        return replace(batch, side=side)
+
+    def _joined(self, signal: Signal, places: list[Place], at: dict[int, Located]) -> Any:
+        """The batch of a side signal: samples of shards with the same code table are decoded together."""
+        samples: list[Any] = []
+        for _, group in itertools.groupby(places, lambda place: at[place.sample].shard.table):
+            found = [place.sample for place in group]
+            decode = self._side_codec(found[0], signal).decode
+            samples += self._decoded([at[sample] for sample in found], signal, decode)
+        return SIDE_SIGNALS[signal].join(samples, entries_of(places, samples))
 
     def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:
         """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""
@@ -428,6 +419,11 @@ class CacheReader:
             for position, shard in zip(positions, shards, strict=True)
         }
 
+    def key(self, position: int) -> str:
+        """The key of a sample: reads the index of its shard."""
+        shard, row = self._locate(position)
+        return shard.keys[row]
+
     def where(self, position: int, signal: Signal) -> str:
         """The tar and the key of a sample, for messages."""
         return self._where(*self._locate(position), signal)
@@ -438,6 +434,15 @@ class CacheReader:
     def _logits_codec(self, position: int) -> LogitsCodec:
         capture, codec = self.manifest.capture.logits, self.manifest.codec
         return self._with_table(position, self._logits, lambda table: LogitsCodec(capture, codec, table))
+
+    def _side_codec(self, position: int, signal: Signal) -> SideCodec[Any]:
+        """The codec of a side signal, for a sample of the shard's code table."""
+        if signal in self._side:
+            return self._side[signal]
+        if signal not in self.manifest.capture.side_settings:
+            raise self._not_stored(signal)
+        with_ids = self._with_table(position, self._side_with_ids, lambda table: side_codecs(self.manifest, table))
+        return with_ids[signal]
 
     def _with_table(self, position: int, made: dict[str, Codec], make: Callable[[CodeTable], Codec]) -> Codec:
         """The codec, made once, for the code table of a sample's shard."""

@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 class Slot(Protocol):
     """A place for one lease."""
 
-    def take(self, holder: Holder, dead: Seen | None) -> bool:
+    def acquire(self, holder: Holder, dead: Seen | None) -> bool:
         """Become the holder if there is none, or only one that was seen to be ``dead``."""
 
     def look(self) -> Seen | None:
@@ -48,7 +48,7 @@ class StoreObject:
     def __init__(self, requests: Conditional, path: str) -> None:
         self._requests, self._path, self._tag = requests, path, ""
 
-    def take(self, holder: Holder, dead: Seen | None) -> bool:
+    def acquire(self, holder: Holder, dead: Seen | None) -> bool:
         """Create the object, or replace the one seen."""
         data = holder.to_bytes()
         if dead is None:

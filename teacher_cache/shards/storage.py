@@ -425,8 +425,8 @@ class Storage:
         except Exception as error:
             raise failure(error, f"{self.where(name)}: cannot be deleted") from error
 
-    def take(self, name: str, source: "Storage", source_name: str) -> bool:
-        """Have another cache's file here as ``name``, its content not passing through: a hard link or a store's copy.
+    def link_or_copy(self, name: str, source: "Storage", source_name: str) -> bool:
+        """Link another cache's file as ``name``, or have the store copy it: its content does not pass through here.
 
         Returns False where that is not possible. A link is safe since a cache's files are never rewritten in place:
         whoever replaces one renames a new file over its name, and the other name keeps the old content.

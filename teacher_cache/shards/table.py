@@ -107,7 +107,7 @@ def read_shard_table(storage: Storage, manifest: Manifest) -> pa.Table:
     return table
 
 
-def listed(storage: Storage, manifest: Manifest) -> Manifest:
+def with_lists(storage: Storage, manifest: Manifest) -> Manifest:
     """``manifest`` with ``units`` and ``shards`` filled in, wherever they stand. Its digest stays the same."""
     if manifest.shard_table is None or manifest.units:
         return manifest

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from schemas.errors import CorruptCacheError
 from teacher_cache.shards.marks import expected_names, read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 
 REQUESTS = 16  # at a time
 
@@ -16,7 +16,7 @@ def file_names(storage: Storage) -> list[str]:
         return storage.names()
     if not storage.exists(MANIFEST):
         return []
-    return sorted({MANIFEST} | expected_names(listed(storage, read_manifest(storage))))
+    return sorted({MANIFEST} | expected_names(with_lists(storage, read_manifest(storage))))
 
 
 def file_sizes(storage: Storage) -> dict[str, int]:

@@ -10,16 +10,8 @@ import re
 
 import numpy as np
 
-from schemas.cache_config import (
-    AttentionCapture,
-    CaptureConfig,
-    FinalCapture,
-    HiddenCapture,
-    LogitsCapture,
-    Positions,
-    Stride,
-)
-from teacher_cache.records import NO_ROWS, Request, TokenSample
+from schemas.cache_config import CaptureConfig, Positions, Stride
+from teacher_cache.records import Request, TokenSample
 
 
 def select_rows(sample: TokenSample, positions: Positions, keywords: list[str]) -> np.ndarray:
@@ -57,14 +49,12 @@ def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
 def to_request(sample: TokenSample, capture: CaptureConfig) -> Request:
     """What the engine is asked for: the sequence, and the rows at which each signal is stored."""
 
-    def rows(signal: LogitsCapture | HiddenCapture | AttentionCapture | FinalCapture | None) -> np.ndarray:
-        return NO_ROWS if signal is None else select_rows(sample, signal.positions, capture.keywords)
+    def rows(signal: str) -> np.ndarray:
+        return select_rows(sample, capture.positions(signal), capture.keywords)
 
     return Request(
         sample.input_ids,
-        logits_positions=rows(capture.logits),
-        hidden_positions=rows(capture.hidden),
-        attention_positions=rows(capture.attention),
-        final_positions=rows(capture.final),
+        logits_positions=rows("logits"),
+        side_positions={name: rows(name) for name in capture.side_settings},
         seed=int(sample.key[:16], 16),
     )

@@ -8,7 +8,7 @@ Shards of which some samples were taken are new files: of these a signature says
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, ShardEntry
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 
 SIGNED = "signed"  # the folder
 
@@ -34,8 +34,8 @@ def check_part(storage: Storage, manifest: Manifest, whole: Manifest) -> None:
     wrong += [f"table {digest}" for digest, file in manifest.tables.items() if whole.tables.get(digest) != file]
     if wrong:
         raise CorruptCacheError(f"{where}: {', '.join(wrong[:5])}: not as in the signed manifest of {whole.digest()}")
-    entries = {entry.name: entry for entry in listed(signed_whole(storage), whole).shards}
-    shards = listed(storage, manifest).shards
+    entries = {entry.name: entry for entry in with_lists(signed_whole(storage), whole).shards}
+    shards = with_lists(storage, manifest).shards
     unproven = [entry.name for entry in shards if not _is_of(entry, entries.get(entry.name))]
     if unproven:
         raise CorruptCacheError(

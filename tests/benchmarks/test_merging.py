@@ -17,7 +17,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(url: str) -> list[str]:
-    """Problems of files and samples, not of what simulated rows say."""
+    """Problems of files and samples, ignoring the values of simulated rows."""
     return [problem for problem in verify(url).problems if ": row " not in problem]
 
 

@@ -25,7 +25,7 @@ PER_SEQUENCE = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A cache, a longer one made of it, and the longer one's rows."""
+    """A cache, a longer one made from it, and the latter's rows."""
     folder = tmp_path_factory.mktemp("streaming")
     write_cache(str(folder / "source"), random_shards(LENGTHS))
     with pytest.MonkeyPatch.context() as patch:
@@ -121,7 +121,7 @@ def test_packed_columns_come_back(reference) -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in STREAMERS.items() if not kind.foreign])
 def test_readers_give_every_row_once_in_changing_order(folder, reference, tmp_path, monkeypatch, name) -> None:
-    monkeypatch.setattr(cache_reader, "DECODE_THREADS", cache_reader.DECODE_THREADS)  # one of them changes it
+    monkeypatch.setattr(cache_reader, "DECODE_THREADS", cache_reader.DECODE_THREADS)  # restored: one reader changes it
     kind = STREAMERS[name]
     streamer = kind(folder / "cache" if issubclass(kind, Ours) else tmp_path / "theirs")
     streamer.store(reference)
@@ -165,7 +165,7 @@ def test_what_did_not_run_is_said_and_has_no_part_in_the_bars() -> None:
     remote[1].rounds = [Round(0.5, 0.5, 0.1)] * 2  # also this cache
     rows = as_rows(local, remote, 1_000_000)
     assert [row.holds for row in rows[:3]] == [True, False, True]
-    assert rows[0].value == 2.0  # the next best takes two seconds at best
+    assert rows[0].value == 2.0  # the best other reader takes two seconds
     assert rows[1].value == 0.5
     assert rows[2].value == 2.0
     assert rows[3].what == f"disk: {OURS}: true random order; all checksums verified"

@@ -23,14 +23,14 @@ from schemas.manifest import (
     Totals,
     Unit,
 )
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.marks import assemble, tar_name, write_mark
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import TarWriter
-from teacher_cache.signals.logits import select_counts
+from teacher_cache.signals.logits.capture import select_counts
+from teacher_cache.signals.logits.codec import LogitsCodec
 
 Pair = tuple[TokenSample, LogitsSample]
 

@@ -72,7 +72,7 @@ def test_the_reference_engine_gives_what_eager_attention_gives(kind: str, tmp_pa
     sequences = [np.random.default_rng(n).integers(1, VOCAB_SIZE, n).astype(np.uint32) for n in (30, 20, 7)]
     rows = [np.arange(len(ids), dtype=np.int32) for ids in sequences]
     with open_engine(config) as engine:
-        found = engine.score([Request(ids, at, at, at) for ids, at in zip(sequences, rows, strict=True)])
+        found = engine.score([Request(ids, at) for ids, at in zip(sequences, rows, strict=True)])
     model = special_model(kind)
     for captured, ids in zip(found, sequences, strict=True):
         inputs = torch.from_numpy(ids.astype(np.int64))[None]
@@ -84,7 +84,7 @@ def test_the_reference_engine_gives_what_eager_attention_gives(kind: str, tmp_pa
         if len(ids) > 10:
             assert (right - wrong).abs().max() > 0.05, "the feature does not show"
         if with_rows:
-            assert captured.attention is not None
-            weights_PHS = output.attentions[1][0].transpose(0, 1)[:, captured.attention.heads.tolist()]
+            attention = captured.side["attention"]
+            weights_PHS = output.attentions[1][0].transpose(0, 1)[:, attention.heads.tolist()]
             largest = weights_PHS.sort(dim=2, descending=True).values[:, :, :KEYS]
-            np.testing.assert_allclose(captured.attention.weights[:, :, : largest.shape[2]], largest, atol=1e-5)
+            np.testing.assert_allclose(attention.weights[:, :, : largest.shape[2]], largest, atol=1e-5)

@@ -16,7 +16,7 @@ from teacher_cache import job
 from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
 from teacher_cache.teacher import older_fingerprint
 from tools.checking.verify import verify
 from tools.sharing.subset import choose, open_source, write_subset

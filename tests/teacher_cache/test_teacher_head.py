@@ -26,13 +26,13 @@ from support.synthetic import logits_sample, random_shards, write_cache
 from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.output_head import OutputHead
-from teacher_cache.records import Captured
 from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
-from teacher_cache.signals.hidden import quantise, to_floats, to_hidden_sample
-from teacher_cache.teacher_head import check_rebuilt, read_teacher_head
+from teacher_cache.signals.final.rebuilding import check_rebuilt
+from teacher_cache.signals.hidden.capture import quantise, to_floats, to_hidden_sample
+from teacher_cache.teacher_head import read_teacher_head
 from tools.checking.verify import verify
 
 SHAPE: dict[str, Any] = {
@@ -143,7 +143,7 @@ def test_the_check_compares_the_rows_that_both_signals_have(tmp_path: Path) -> N
         mask = np.isin(np.arange(8), logits_rows)
         logits = logits_sample(head.logits(hidden).numpy(), np.zeros(8, np.uint32), LogitsCapture(k=4), mask)
         stored = to_hidden_sample(np.array(final_rows, np.int32), [quantise(states[final_rows], final)])
-        check_rebuilt(Captured(logits, final=stored), head, manifest)
+        check_rebuilt(stored, logits, final, manifest, head)
 
     for logits_rows, final_rows in (([3, 5, 6], [3, 5, 6]), ([1, 3, 5, 6], [0, 2, 3, 6, 7]), ([2], list(range(8)))):
         check(logits_rows, final_rows, hidden)

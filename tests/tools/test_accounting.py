@@ -1,4 +1,4 @@
-"""Whatever says how large a cache is says the same, and says what of."""
+"""All reports of a cache's size agree, and state what they count."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from tools.sharing.push import copy_cache
 
 @pytest.fixture
 def sizes() -> dict[str, int]:
-    """Of the files of a cache with every signal, a table and a head, by kind."""
+    """Bytes by kind of file, of a cache with every signal, a code table and an output head."""
     found: dict[str, int] = {}
     for name, size in Storage(str(GOLDEN)).sizes().items():
         if tar := re.fullmatch(r"shard-\d+\.(\w+)\.tar", name):

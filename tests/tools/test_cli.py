@@ -1,4 +1,4 @@
-"""Every command of ``cache-tools`` can be scripted; every command there is shows how it is used."""
+"""Every command of ``cache-tools`` has --json and an example."""
 
 from collections.abc import Iterator
 

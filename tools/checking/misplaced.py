@@ -1,7 +1,7 @@
 """What the contradictions of a shard's samples come from, said once: rows shifted, swapped between samples, cut off.
 
-Rows that stand at a wrong token contradict it (``teacher_cache.consistency``). If they agree with another token, of the
-same sample or of another, that is where they are from.
+Rows that stand at a wrong token contradict it (``signals.logits.consistency``). If they agree with another token, of
+the same sample or of another, that is where they are from.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from schemas.manifest import Manifest
-from teacher_cache.consistency import (
+from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.signals.logits.consistency import (
     NO_TOKEN,
     OF_ANOTHER_TOKEN,
     Rows,
@@ -18,7 +19,6 @@ from teacher_cache.consistency import (
     of_another_token,
     rows_of_sample,
 )
-from teacher_cache.records import LogitsSample, TokenSample
 
 NOT_STORED = "it counts, and is not stored"
 KEPT = 32  # contradictory samples of a shard that are looked at more closely

@@ -17,10 +17,13 @@ from schemas.cache_config import (
 )
 from schemas.errors import UserError
 from schemas.load import validate
-from teacher_cache.records import NO_ROWS, HiddenSample, LogitsSample, Request
+from teacher_cache.records import LogitsSample, Request
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.hidden import StatesSignal, floats
+from teacher_cache.signals.hidden.record import HiddenSample
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.checking.agreement import GRID_TEMPERATURES, SHIFTS, Rows
-from tools.checking.verdict import Rescored, Scored, judge
+from tools.checking.verdict import Rescored, Scored, States, judge
 
 MAX_ROWS = 256  # of a sample that are compared
 
@@ -87,7 +90,9 @@ def _score(
     temperatures = [*GRID_TEMPERATURES, *(t for t in captured.temperatures if t not in GRID_TEMPERATURES)]
     k = min(manifest.teacher.vocab_size, 2 * captured.k + 32)
     logits = LogitsCapture(k=k, temperatures=temperatures, positions="all")
-    capture = manifest.capture.model_copy(update={"logits": logits, "draws": None, "attention": None})
+    states = {name: kind for name, kind in SIDE_SIGNALS.items() if isinstance(kind, StatesSignal)}
+    left_out = {name: None for name in SIDE_SIGNALS if name not in states}
+    capture = manifest.capture.model_copy(update={"logits": logits, **left_out})
     chosen = np.sort(rng.choice(len(reader), min(samples, len(reader)), replace=False)).tolist()
     longest = int(reader.num_tokens[chosen].max(initial=2))
     config = CacheConfig(
@@ -97,28 +102,21 @@ def _score(
         capture=capture,
         output=OutputConfig(path=url),
     )
-    signals = [name for name in ("hidden", "final") if getattr(capture, name) is not None]
-    reads = CacheReader(url, ("tokens", *signals), manifest)  # type: ignore[arg-type]
+    reads = CacheReader(url, ("tokens", *capture.side_settings), manifest)
     found = []
     with TransformersEngine(config) as engine:
         for number, position in enumerate(chosen):
             stored = _some_rows(reader.read_logits(position), rng)
-            kept = {
-                name: _some_states(getattr(reads, f"read_{name}")(position), rng) for name in signals
-            }  # by signal, rows and their values
+            kept = {name: _some_states(reads.read(position, name), rng) for name in capture.side_settings}
             tokens = reader.read_tokens(position).input_ids
             if len(stored.positions):
                 near = {name: _with_neighbours(states.positions, len(tokens)) for name, states in kept.items()}
-                request = Request(
-                    tokens,
-                    _with_neighbours(stored.positions, len(tokens)),
-                    hidden_positions=near.get("hidden", NO_ROWS),
-                    final_positions=near.get("final", NO_ROWS),
-                )
-                (again,) = engine.score([request])
-                errors: dict[str, dict[int, np.ndarray]] = {}
-                for name in signals:
-                    errors |= _relative_errors(name, kept[name], getattr(again, name), getattr(capture, name))
+                (again,) = engine.score([Request(tokens, _with_neighbours(stored.positions, len(tokens)), near)])
+                errors: dict[States, dict[int, np.ndarray]] = {}
+                for name, settings in capture.side_settings.items():
+                    labels = states[name].labels(settings, manifest.teacher.num_layers)
+                    compared = _relative_errors(kept[name], again.side[name], settings)
+                    errors |= {States(name, label): one for label, one in zip(labels, compared, strict=True)}
                 found.append(Scored(Rows(stored, again.logits, temperatures), errors))
             advance(number + 1, len(chosen))
     if not found:
@@ -146,21 +144,15 @@ def _with_neighbours(positions_P: np.ndarray, num_tokens: int) -> np.ndarray:
     return rows[(rows >= 0) & (rows < num_tokens)].astype(np.int32)
 
 
-def _relative_errors(
-    name: str, stored: HiddenSample, again: HiddenSample, capture: Quantised
-) -> dict[str, dict[int, np.ndarray]]:
-    """‖stored - the teacher's‖ / ‖the teacher's‖ of each row, by layer and by how many rows later the teacher's is."""
-    from teacher_cache.signals.hidden import to_floats
-
-    stored_PCD, again_QCD = to_floats(stored, capture).double(), to_floats(again, capture).double()
-    layers = getattr(capture, "layers", None)
-    found: dict[str, dict[int, np.ndarray]] = {}
+def _relative_errors(stored: HiddenSample, again: HiddenSample, settings: Quantised) -> list[dict[int, np.ndarray]]:
+    """‖stored - the teacher's‖ / ‖the teacher's‖ of each row: by layer, then by how many rows later the latter's is."""
+    stored_PCD, again_QCD = (floats(sample, settings).astype(np.float64) for sample in (stored, again))
+    found: list[dict[int, np.ndarray]] = [{} for _ in range(stored_PCD.shape[1])]
     for shift in SHIFTS:
         at_P = np.searchsorted(again.positions, stored.positions + shift).clip(max=max(0, len(again.positions) - 1))
         here_P = np.flatnonzero(again.positions[at_P] == stored.positions + shift)
         there_PCD = again_QCD[at_P[here_P]]
-        errors_PC = (stored_PCD[here_P] - there_PCD).norm(dim=2) / there_PCD.norm(dim=2).clamp(min=1e-12)
-        for c in range(errors_PC.shape[1]):
-            label = "final hidden state" if layers is None else f"hidden states, layer {layers[c]}"
-            found.setdefault(label, {})[shift] = errors_PC[:, c].numpy()
+        off_PC, norm_PC = (np.linalg.norm(v_PCD, axis=2) for v_PCD in (stored_PCD[here_P] - there_PCD, there_PCD))
+        for errors, errors_P in zip(found, (off_PC / norm_PC.clip(min=1e-12)).T, strict=True):
+            errors[shift] = errors_P
     return found

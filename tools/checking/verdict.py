@@ -7,11 +7,12 @@ teacher, of a neighbour or of another temperature are off nearly all.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from schemas.manifest import Manifest
-from teacher_cache.consistency import logprob_errors
+from teacher_cache.signals.logits.consistency import logprob_errors
 from tools.checking.agreement import INVERSE_B, SHIFTS, UNIT, Rows, distances, divergence, entries, nearest_temperature
 
 # Mean |Δ log p| of two runs in a data type, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in
@@ -39,12 +40,19 @@ class Rescored:
     distances: dict[str, float]  # median distance of the rows as they are stored, and as they would be explained
 
 
+class States(NamedTuple):
+    """Hidden states of one layer: the signal that stores them, and what they are in words."""
+
+    signal: str
+    label: str
+
+
 @dataclass(frozen=True)
 class Scored:
     """One sample, stored and scored anew."""
 
     rows: Rows
-    hidden: dict[str, dict[int, np.ndarray]]  # relative errors by layer, and by how many rows later the teacher's are
+    states: dict[States, dict[int, np.ndarray]]  # relative errors of rows, by how many rows later the teacher's are
 
 
 def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> Rescored:
@@ -64,7 +72,7 @@ def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> R
         problems.append(f"{share}: log-probabilities are {as_stored:.3g} nat off in a median row: {verdict}")
     else:
         problems += _scalar_problems(scored, manifest, NOISE[noisiest])
-    problems += _hidden_problems(scored, manifest, HIDDEN_NOISE[noisiest])
+    problems += _states_problems(scored, manifest, HIDDEN_NOISE[noisiest])
     return Rescored(
         samples=len(scored),
         rows=sum(len(item.rows.stored.positions) for item in scored),
@@ -170,13 +178,11 @@ def _scalar_differences(scored: list[Scored], manifest: Manifest) -> dict[str | 
     return found
 
 
-def _hidden_problems(scored: list[Scored], manifest: Manifest, noise: float) -> list[str]:
+def _states_problems(scored: list[Scored], manifest: Manifest, noise: float) -> list[str]:
     problems = []
-    for label in dict.fromkeys(label for item in scored for label in item.hidden):
-        capture = manifest.capture.final if label.startswith("final") else manifest.capture.hidden
-        assert capture is not None
-        limit = ROUNDING[capture.dtype] + noise
-        every = [item.hidden[label] for item in scored if label in item.hidden and len(item.hidden[label][0])]
+    for states in dict.fromkeys(states for item in scored for states in item.states):
+        limit = ROUNDING[manifest.capture.side_settings[states.signal].dtype] + noise
+        every = [item.states[states] for item in scored if states in item.states and len(item.states[states][0])]
         wrong = [
             errors for errors in every if np.median(errors[0]) > limit * (1 + 3 / math.sqrt(max(1, len(errors[0]))))
         ]
@@ -190,8 +196,8 @@ def _hidden_problems(scored: list[Scored], manifest: Manifest, noise: float) -> 
         best = min(medians, key=lambda shift: medians[shift])
         like = f": {_named(best, 1.0, False)}" if best and medians[best] < BETTER * medians[0] else ""
         problems.append(
-            f"{len(wrong)} of {len(scored)} samples: the {label} is {medians[0]:.1%} off in a median row, at most "
-            f"{limit:.1%} is noise{like}"
+            f"{len(wrong)} of {len(scored)} samples: the {states.label} is {medians[0]:.1%} off in a median row, at "
+            f"most {limit:.1%} is noise{like}"
         )
     return problems
 
@@ -219,9 +225,9 @@ def _figures(scored: list[Scored], manifest: Manifest) -> dict[str, dict[str, fl
             f"log-partition at temperature {name:g}" if isinstance(name, float) else "realised token's log-probability"
         )
         figures[f"{what}, |Δ| in nat"] = _quantiles(np.concatenate(found))
-    for label in dict.fromkeys(label for item in scored for label in item.hidden):
-        errors = np.concatenate([item.hidden[label][0] for item in scored if label in item.hidden])
-        figures[f"{label}, relative error"] = _quantiles(errors)
+    for states in dict.fromkeys(states for item in scored for states in item.states):
+        errors = np.concatenate([item.states[states][0] for item in scored if states in item.states])
+        figures[f"{states.label}, relative error"] = _quantiles(errors)
     return figures
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from schemas.cache_config import CapturedSignal
+from schemas.cache_config import captured_signals
 from schemas.catalog_file import Catalog
 from schemas.errors import UserError
 from teacher_cache.command import MOST, json_option, new_table, print_table, progress
@@ -57,7 +57,7 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     "--signal",
     "signals",
     multiple=True,
-    type=click.Choice(get_args(CapturedSignal)),
+    type=click.Choice(captured_signals()),
     help="Must be stored. Repeatable.",
 )
 @click.option("--min-tokens", type=click.IntRange(0, MOST), default=0, help="Fewest tokens.")

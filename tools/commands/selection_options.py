@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
@@ -45,13 +45,13 @@ def parse_selection(signals: str | None, shards: str | None, layers: tuple[str, 
 
 
 def _signals(text: str) -> list[Any]:
-    from schemas.cache_config import CapturedSignal
+    from schemas.cache_config import captured_signals
 
     names = [name.strip() for name in text.split(",")]
-    wrong = [name for name in names if name not in ("tokens", *get_args(CapturedSignal))]
+    wrong = [name for name in names if name not in ("tokens", *captured_signals())]
     if wrong:
         raise UserError(
-            f"--signals {text}: {wrong[0]!r} is no signal; wanted are some of {', '.join(get_args(CapturedSignal))}"
+            f"--signals {text}: {wrong[0]!r} is no signal; wanted are some of {', '.join(captured_signals())}"
         )
     return ["logits", *(name for name in dict.fromkeys(names) if name not in ("tokens", "logits"))]
 

@@ -12,7 +12,7 @@ from schemas.signature import Statement
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.text import code_block, code_span, front_matter, one_line
 from tools.finding.words import capture_in_words, pull_command, total_bytes
 from tools.looking.stats import Stats, stats
@@ -29,7 +29,7 @@ def describe(url: str, samples: int = 0, advance: Callable[[int, int], None] = l
     Raises UserError when there is no cache at ``url``, CorruptCacheError when a sample is damaged.
     """
     storage = Storage(url)
-    manifest = listed(storage, up_to_date_manifest(storage))
+    manifest = with_lists(storage, up_to_date_manifest(storage))
     quality = _figures(stats(url, samples, advance)) if samples and manifest.totals.samples else None
     return cache_card(manifest, url, valid_signatures(storage, manifest), quality)
 

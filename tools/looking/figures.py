@@ -7,9 +7,10 @@ import numpy as np
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, Signal
-from teacher_cache.records import DrawsSample, LogitsSample, TokenSample
+from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.entropy import bucket_entropy
+from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.logits.entropy import bucket_entropy
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from schemas.cache_config import Quantised
 from schemas.errors import UserError
-from teacher_cache.records import HiddenSample, LogitsSample
+from teacher_cache.records import LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.shards.table import with_lists
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 
 
 def describe(url: str) -> dict[str, Any]:
     """Summary of a cache as plain data. Raises UserError when there is none at ``url``."""
     storage = Storage(url)
-    manifest = listed(storage, up_to_date_manifest(storage))
+    manifest = with_lists(storage, up_to_date_manifest(storage))
     totals, sizes = manifest.totals, manifest.sizes()
     return {
         "cache": url,
@@ -73,24 +72,9 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
 
 def _figures(reader: CacheReader, position: int, alternatives: int) -> dict[str, dict[int, Any]]:
     """By name of a figure, the rows of a sample that have it. Only of signals that the cache stores."""
-    capture = reader.manifest.capture
     found = _guesses(reader.read_logits(position), alternatives)
-    if capture.hidden is not None:
-        found["hidden_norms"] = _norms(reader.read_hidden(position), capture.hidden)
-    if capture.final is not None:
-        found["final_norm"] = {t: norms[0] for t, norms in _norms(reader.read_final(position), capture.final).items()}
-    if capture.attention is not None:
-        attention = reader.read_attention(position)
-        found["attention"] = {
-            int(t): [
-                {"head": int(head), "key": int(keys[0]), "weight": round(float(weights[0]), 4)}
-                for head, keys, weights in zip(attention.heads, attention.keys[p], attention.weights[p], strict=True)
-            ]
-            for p, t in enumerate(attention.positions)
-        }
-    if capture.draws is not None:
-        draws = reader.read_draws(position)
-        found["drawn_ids"] = {int(t): draws.ids[p].tolist() for p, t in enumerate(draws.positions)}
+    for name, settings in reader.manifest.capture.side_settings.items():
+        found |= SIDE_SIGNALS[name].figures(reader.read(position, name), settings)
     return found
 
 
@@ -104,9 +88,3 @@ def _guesses(logits: LogitsSample, alternatives: int) -> dict[str, dict[int, Any
         if t + 1 < logits.num_tokens:
             found["next_probability"][t] = float(np.exp(logits.next_logprob[p]))
     return found
-
-
-def _norms(sample: HiddenSample, capture: Quantised) -> dict[int, list[float]]:
-    """Euclidean norms of the layers' hidden states, by row."""
-    norms_PC = to_floats(sample, capture).norm(dim=2)
-    return {int(t): [round(norm, 3) for norm in norms_PC[p].tolist()] for p, t in enumerate(sample.positions)}

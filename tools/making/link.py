@@ -11,7 +11,7 @@ def share_file(source: Storage, source_name: str, target: Storage, target_name: 
     Returns whether the content was read. It is then checked against ``entry``: raises CorruptCacheError when it
     differs, UserError when it cannot be read or written.
     """
-    if target.take(target_name, source, source_name):
+    if target.link_or_copy(target_name, source, source_name):
         return False
     progress = Progress(entry.bytes)
     with target.staged(target_name) as path, path.open("wb") as file:

@@ -4,7 +4,7 @@ from schemas.errors import UserError
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 
 
 def prune(url: str, dry_run: bool = False) -> dict[str, int]:
@@ -25,7 +25,7 @@ def prune(url: str, dry_run: bool = False) -> dict[str, int]:
 
 
 def _leftovers(storage: Storage) -> dict[str, int]:
-    manifest = listed(storage, read_manifest(storage))
+    manifest = with_lists(storage, read_manifest(storage))
     if not manifest.complete:
         raise UserError(
             f"{storage.url}: the cache is not complete, and a run may be writing to it; finish it with `teacher-cache "

@@ -1,29 +1,29 @@
-"""Re-encoding of logits and draws: fewer entries a row, coarser log-probabilities, a single code table."""
+"""Coding anew the signals that hold token ids: fewer entries a row, coarser log-probabilities, one code table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from schemas.cache_config import CodecConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Signal
-from teacher_cache.codec.draws import DrawsCodec
-from teacher_cache.codec.encoders import make_code_table
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.permutation import CodeTable
-from teacher_cache.records import Captured, DrawsSample, LogitsSample
+from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.marks import read_table, tar_name
 from teacher_cache.shards.storage import Storage
+from teacher_cache.signals.encoders import make_code_table, side_codecs
+from teacher_cache.signals.logits.codec import LogitsCodec
+from teacher_cache.signals.side_signal import SideCodec
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.making.derived import ShardSlice, read_payloads
 
 MAX_OPEN_TABLES = 4  # each takes megabytes
 MOST_STEPS = {"float32": 1024, "float16": 32, "bfloat16": 4}
 """Finest steps per nat for which floats are exact enough: at -64 nat their error is at most half a step."""
 FEWER_BITS = {("float32", "float16"), ("float32", "bfloat16"), ("float16", "bfloat16")}
-Sample = TypeVar("Sample")
 
 
 def check_not_finer(old: CodecConfig, new: CodecConfig) -> None:
@@ -65,56 +65,40 @@ class Recoder:
         return make_code_table(self._captured(parts), self._old.teacher.vocab_size)
 
     def use_table(self, table: np.ndarray) -> None:
-        """Encode token ids with ``table`` from now on."""
-        self._logits, self._draws = _codecs(self._new, CodeTable(table))
+        """Code token ids with ``table``."""
+        self._encoders = _codecs(self._new, CodeTable(table))
 
     def __call__(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> bytes:
-        """Re-encode a sample's payload; signals without token ids stay unchanged. Raises CorruptCacheError."""
-        if signal == "logits":
-            return self._logits.encode(self._read_logits(part, row, payload))
-        if signal == "draws" and self._draws is not None:
-            return self._draws.encode(self._read_draws(part, row, payload))
-        return payload
-
-    def _read_logits(self, part: ShardSlice, row: int, payload: bytes) -> LogitsSample:
-        codec, _ = self._decoders(part.index.table)
-        sample = self._decoded(part, row, "logits", payload, codec.decode)
-        return first_entries(sample, self._new.capture.logits.k)
-
-    def _read_draws(self, part: ShardSlice, row: int, payload: bytes) -> DrawsSample:
-        _, codec = self._decoders(part.index.table)
-        assert codec is not None
-        return self._decoded(part, row, "draws", payload, codec.decode)
+        """A sample's payload in the new cache; of signals without token ids as it is. Raises CorruptCacheError."""
+        if signal not in self._encoders:
+            return payload
+        return self._encoders[signal].encode(self._decoded(part, row, signal, payload))
 
     def _captured(self, parts: Sequence[ShardSlice]) -> Iterator[Captured]:
+        side = [name for name in self._old.capture.side_settings if SIDE_SIGNALS[name].has_ids]
         for part in parts:
-            draws: Iterator[bytes] = iter(())
-            if self._old.capture.draws is not None:
-                draws = read_payloads(self._source, part.index, "draws", part.rows)
-            logits = read_payloads(self._source, part.index, "logits", part.rows)
-            for row, payload in zip(part.rows, logits, strict=True):
-                drawn = next(draws, None)
+            payloads = [read_payloads(self._source, part.index, signal, part.rows) for signal in ("logits", *side)]
+            for row, (logits, *others) in zip(part.rows, zip(*payloads, strict=True), strict=True):
                 yield Captured(
-                    self._read_logits(part, row, payload),
-                    draws=None if drawn is None else self._read_draws(part, row, drawn),
+                    self._decoded(part, row, "logits", logits),
+                    {name: self._decoded(part, row, name, other) for name, other in zip(side, others, strict=True)},
                 )
 
-    def _open(self, digest: str) -> "tuple[LogitsCodec, DrawsCodec | None]":
+    def _open(self, digest: str) -> dict[str, SideCodec[Any]]:
         table = read_table(self._source, digest, self._old.teacher.vocab_size)
         return _codecs(self._old, CodeTable(table))
 
-    def _decoded(
-        self, part: ShardSlice, row: int, signal: Signal, payload: bytes, decode: Callable[[bytes, int], Sample]
-    ) -> Sample:
+    def _decoded(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> Any:
+        """A sample's record of a signal with token ids, with no more entries a row than the new cache has."""
         try:
-            return decode(payload, part.index.num_tokens[row])
+            sample = self._decoders(part.index.table)[signal].decode(payload, part.index.num_tokens[row])
         except CorruptCacheError as error:
             where = self._source.where(tar_name(part.index.name, signal))
             raise CorruptCacheError(f"{where}: sample {part.index.keys[row]}: {error}") from None
+        return first_entries(sample, self._new.capture.logits.k) if signal == "logits" else sample
 
 
-def _codecs(manifest: Manifest, table: CodeTable) -> tuple[LogitsCodec, DrawsCodec | None]:
-    """The codecs of the signals with token ids: logits and, if captured, draws."""
-    capture, codec = manifest.capture, manifest.codec
-    draws = None if capture.draws is None else DrawsCodec(capture.draws, codec, table)
-    return LogitsCodec(capture.logits, codec, table), draws
+def _codecs(manifest: Manifest, table: CodeTable) -> dict[str, SideCodec[Any]]:
+    """The codecs of what holds token ids, by signal."""
+    logits = LogitsCodec(manifest.capture.logits, manifest.codec, table)
+    return {"logits": logits, **side_codecs(manifest, table)}

@@ -7,7 +7,7 @@ from schemas.manifest import Manifest, ShardEntry, ShardIndex
 from teacher_cache.shards import marks
 from teacher_cache.shards.marks import check_sizes, files_beside_shards, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed, signals_of
+from teacher_cache.shards.table import signals_of, with_lists
 from teacher_cache.shards.unlisted import file_sizes
 
 
@@ -24,7 +24,7 @@ def open_complete(url: str) -> Source:
     Raises UserError when it is not complete, CorruptCacheError when a file is missing or has the wrong size.
     """
     storage = Storage(url)
-    manifest = listed(storage, up_to_date_manifest(storage))
+    manifest = with_lists(storage, up_to_date_manifest(storage))
     if not manifest.complete:
         raise UserError(
             f"{url}: the cache is not complete: {len(manifest.shards)} of {len(manifest.units)} shards are committed; "

@@ -7,6 +7,7 @@ from schemas.derivation import Derivation
 from schemas.manifest import Manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.table import ShardTable
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.trust.signatures import Signed
 
 MOST_CHARACTERS = 2000  # of a text from the manifest
@@ -26,19 +27,8 @@ def facts(url: str, storage: Storage, manifest: Manifest, signed: Sequence[Signe
     logits = capture.logits
     stored = f"top {logits.k}" if logits.policy == "top_k" else f"nucleus of {logits.mass:g}, at most {logits.k}"
     signals = [Fact("logits", f"{stored}; temperatures {', '.join(f'{t:g}' for t in logits.temperatures)}")]
-    if capture.draws is not None:
-        temperatures = ", ".join(f"{t:g}" for t in capture.draws.temperatures)
-        signals.append(
-            Fact("draws", f"{capture.draws.n} a row, from {capture.draws.region}; temperatures {temperatures}")
-        )
-    if capture.final is not None:
-        signals.append(Fact("final", f"final hidden states and output head, {capture.final.dtype}"))
-    if capture.hidden is not None:
-        layers = ", ".join(map(str, capture.hidden.layer_numbers(teacher.num_layers)))
-        signals.append(Fact("hidden", f"layers {layers}; {capture.hidden.dtype}"))
-    if capture.attention is not None:
-        attention = capture.attention
-        signals.append(Fact("attention", f"{attention.n_heads} attention heads, {attention.keys} keys a row"))
+    for name, settings in capture.side_settings.items():
+        signals.append(Fact(name, SIDE_SIGNALS[name].in_words(settings, teacher.num_layers)))
     provenance = [
         Fact(term, cut(value) or "not given")
         for term, value in (
@@ -103,13 +93,7 @@ def _derived(derived: Derivation | None) -> list[Fact]:
 
 def lead(manifest: Manifest) -> str:
     """The first sentence of the page."""
-    signals = {
-        "draws": "draws",
-        "final": "final hidden states",
-        "hidden": "hidden states",
-        "attention": "attention rows",
-    }
-    stored = ["the likeliest next tokens", *(signals[name] for name in manifest.capture.signals if name in signals)]
+    stored = ["the likeliest next tokens", *(SIDE_SIGNALS[name].title for name in manifest.capture.side_settings)]
     joined = stored[0] if len(stored) == 1 else f"{', '.join(stored[:-1])} and {stored[-1]}"
     return f"What this teacher predicts after each token of a corpus: {joined}."
 

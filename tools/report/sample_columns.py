@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from schemas.cache_config import Quantised
-from teacher_cache.records import AttentionSample, HiddenSample, TokenSample
+from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.hidden.capture import to_floats
+from teacher_cache.signals.hidden.record import HiddenSample
 from tools.looking.figures import exact_column, read_draws_of, row_figures
 from tools.report.token_text import Spelling, token_text
 

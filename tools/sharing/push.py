@@ -21,7 +21,7 @@ from teacher_cache.shards.marks import (
     tar_name,
 )
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.required import check_digest
 from teacher_cache.trust.signed_parts import signed_whole
@@ -141,7 +141,7 @@ def copy_cache(
     with opened_target(target_url, manifest.sha256, dry_run) as target:
         if target.manifest is not None and target.manifest.sha256 != manifest.sha256:
             raise another_cache(target, f"that of {source_url} is {manifest.sha256}")
-        shards = listed(source, manifest).shards
+        shards = with_lists(source, manifest).shards
         objects, marks = [*files_beside_shards(manifest), *tars_of(shards)], marks_of(shards)
         report = Report(source_url, target_url, manifest.sha256, dry_run)
         missing = missing_of(target, [*objects, *marks], parallel, report)

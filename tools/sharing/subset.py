@@ -26,7 +26,7 @@ from teacher_cache.shards.marks import (
     write_manifest,
 )
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from tools.checked_parts import Advance, Progress, unseen
 from tools.making.derived import copy_samples, derived_manifest, source_of
 from tools.sharing.copy_files import OWNER, PARALLEL, bytes_of, copy_files
@@ -73,7 +73,7 @@ def open_source(
     Arguments and errors are those of ``checked_source``.
     """
     source, _, manifest = checked_source(url, digest, check, whole)
-    return source, listed(source, manifest if manifest.complete else assemble(source, manifest))
+    return source, with_lists(source, manifest if manifest.complete else assemble(source, manifest))
 
 
 def choose(
@@ -135,7 +135,7 @@ def write_subset(
             target.confirm()
             manifest = write_manifest(target.storage, manifest, OWNER)
             report.manifest_sha256 = manifest.digest()
-        elif listed(target.storage, target.manifest).shards != shards:
+        elif with_lists(target.storage, target.manifest).shards != shards:
             raise UserError(
                 f"{target.storage.where(MANIFEST)}: the missing shards were written, but differ from this manifest, "
                 "which another version wrote; remove the cache and run again"

@@ -15,7 +15,7 @@ from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest, remove_garbage
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, has_content
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from tools.sharing.copy_files import PARALLEL, File
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")
@@ -68,7 +68,7 @@ class Target:
 
     def finish(self) -> None:
         """Remove the marker, and shards and tables that the manifest does not list. The manifest must be written."""
-        remove_garbage(self.storage, listed(self.storage, read_manifest(self.storage)))
+        remove_garbage(self.storage, with_lists(self.storage, read_manifest(self.storage)))
         self._remove_markers()
 
     def _remove_markers(self) -> None:

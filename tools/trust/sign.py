@@ -20,7 +20,7 @@ from schemas.signature import Signature, Statement, signature_file
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import listed
+from teacher_cache.shards.table import with_lists
 from teacher_cache.trust.check_signatures import check_trust, read_statement
 from teacher_cache.trust.keys import load_public_key
 from tools.output import umask
@@ -107,7 +107,7 @@ def sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
 
 def _sign(storage: Storage, key: Ed25519PrivateKey, signer: str) -> Signature:
     manifest = read_manifest(storage)
-    listed(storage, manifest)  # checks the shard table against the manifest
+    with_lists(storage, manifest)  # checks the shard table against the manifest
     if not manifest.complete:
         raise UserError(
             f"{storage.url}: {len(manifest.shards)} of {len(manifest.units) or 'its'} shards are committed, and the "

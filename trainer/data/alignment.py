@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.consistency import contradictions, draws_contradictions, rows_of_batch
 from teacher_cache.output_head import OutputHead
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.logits.consistency import contradictions, rows_of_batch
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.readable import Cache
 from trainer.data.row_plan import RowPlan
 
 FIRST = 2  # reads of which every row is looked at
 LATER = 64  # reads, of one of which one row is
-FIRST_SAMPLES = 4  # of each cache, whose draws and final states are held against their logits before the first step
+FIRST_SAMPLES = 4  # of each cache, whose targets in other signals are held against their logits before the first step
 
 
 class CheckedReader(CacheReader):
@@ -57,7 +58,7 @@ class CheckedReader(CacheReader):
 
 
 def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: OutputHead | None) -> None:
-    """Raise UserError where draws or final hidden states of the samples from ``row`` on are not of their logits.
+    """Raise UserError where targets in other signals, of the samples from ``row`` on, are not those of their logits.
 
     Training reads these signals without the logits, which may not even be there: then nothing can be said.
     """
@@ -68,7 +69,7 @@ def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: 
         end = first + int(cache.shard_sizes.sum())
         own = samples[(samples >= first) & (samples < end)][:FIRST_SAMPLES] - first
         first = end
-        signals = [signal for signal in cache.signals if signal in ("draws", "final")]
+        signals = [signal for signal in cache.signals if signal in SIDE_SIGNALS and SIDE_SIGNALS[signal].is_target]
         if not signals or not len(own):
             continue
         try:
@@ -81,18 +82,18 @@ def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: 
 
 
 def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | None) -> None:
-    from teacher_cache.shards.rebuilding import final_problem
-
-    logits, capture = reader.read_logits(sample), reader.manifest.capture
-    if "draws" in reader.signals:
-        for what, wrong_P in draws_contradictions(reader.read_draws(sample), logits, reader.manifest):
-            if wrong_P.any():
-                problem = f"{what} (at {wrong_P.sum()} of {len(wrong_P)} rows)"
-                raise _refused(reader.where(sample, "draws"), problem, reader.url)
-    if "final" in reader.signals and head is not None and capture.final is not None:
-        problem = final_problem(reader.read_final(sample), logits, head, capture.final)
+    logits = reader.read_logits(sample)
+    for name, settings in reader.manifest.capture.side_settings.items():
+        kind = SIDE_SIGNALS[name]
+        if name not in reader.signals or not kind.is_target:
+            continue
+        found, problem = reader.read(sample, name), ""
+        for what, rows in kind.contradictions(found, logits, settings, reader.manifest):
+            problem = problem or f"{what} (at {len(rows)} of {len(found.positions)} rows)"
+        if kind.needs_head and head is not None:
+            problem = problem or kind.rebuilt_problem(found, logits, settings, head)
         if problem:
-            raise _refused(reader.where(sample, "final"), problem, reader.url)
+            raise _refused(reader.where(sample, name), problem, reader.url)
 
 
 def _refused(where: str, problem: str, url: str) -> UserError:

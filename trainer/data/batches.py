@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import CorruptCacheError
-from teacher_cache.records import AttentionBatch, DrawsBatch, HiddenBatch, RowBatch
+from teacher_cache.records import RowBatch
+from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.readable import Readable
 from trainer.data.worker_transfer import (
     PATIENCE,
@@ -31,7 +32,7 @@ SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``.
 
-    Those of its other signals, if any, are named ``hidden_…``, ``attention_…``, ``draws_…`` and ``final_…``.
+    The arrays of a side signal's batch have the signal's name before theirs, as in ``hidden_values``.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
@@ -39,21 +40,14 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
     if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
         raise CorruptCacheError("the logits signal lacks rows of a batch that count")
-    parts: dict[str, DrawsBatch | HiddenBatch | AttentionBatch | None] = {
-        "hidden": rows.hidden,
-        "attention": rows.attention,
-        "draws": rows.draws,
-        "final": rows.final,
-    }
-    for signal, part in parts.items():
-        if part is not None:
-            if signal in ("draws", "final"):
-                _check_covered(rows.loss_mask, part, signal)
-            batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
+    for signal, part in rows.side.items():
+        if SIDE_SIGNALS[signal].is_target:
+            _check_covered(rows.loss_mask, part, signal)
+        batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch
 
 
-def _check_covered(loss_mask_RL: np.ndarray, part: DrawsBatch | HiddenBatch | AttentionBatch, signal: str) -> None:
+def _check_covered(loss_mask_RL: np.ndarray, part: Any, signal: str) -> None:
     found, wanted = int(loss_mask_RL[part.batch_row, part.column].sum()), int(loss_mask_RL.sum())
     if found != wanted:
         raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")

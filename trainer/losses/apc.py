@@ -28,7 +28,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import ApcConfig
 from teacher_cache.query_key import QueryKey
-from teacher_cache.signals.attention import attention_scores
+from teacher_cache.signals.attention.capture import attention_scores
 from trainer.losses.loss import Batch, FeatureLoss
 from trainer.losses.places import places
 from trainer.student.forward import flattens

@@ -23,7 +23,7 @@ from schemas.cache_config import layer_number
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.train_config import LhsmConfig
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden.capture import dequantise
 from trainer.losses.loss import Batch, FeatureLoss
 from trainer.losses.places import places
 from trainer.student.forward import flattens

@@ -7,12 +7,13 @@ a short micro-batch more weight than one in a long micro-batch.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from schemas.cache_config import CaptureConfig
 from schemas.manifest import Manifest, Signal
+from schemas.signal_names import signal_names
 from schemas.train_config import LossConfig, TargetForm
 from teacher_cache.output_head import OutputHead
 from trainer.losses.lean import head_loss
@@ -76,7 +77,7 @@ class Objective:
     def signals(self) -> tuple[Signal, ...]:
         """The signals that training reads; no file of another one is touched."""
         wanted = {"tokens"}.union(*(loss.signals for loss in self.losses.values()))
-        return tuple(signal for signal in get_args(Signal) if signal in wanted)
+        return tuple(signal for signal in signal_names() if signal in wanted)
 
     @property
     def target(self) -> TargetForm | None:

@@ -4,7 +4,7 @@ from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.manifest import Signal
 from schemas.train_config import Tail, TargetForm, TlaConfig
-from teacher_cache.signals.hidden import dequantise
+from teacher_cache.signals.hidden.capture import dequantise
 from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
 from trainer.losses.teacher_rows import TeacherRows
 

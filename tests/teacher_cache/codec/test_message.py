@@ -15,10 +15,10 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
 from support.forge import arrow_stream, columns
 from support.synthetic import logits_sample, token_sample
-from teacher_cache.codec.logits import LogitsCodec
 from teacher_cache.codec.message import RowReader, write_row
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
+from teacher_cache.signals.logits.codec import LogitsCodec
 
 IDS = [5, 6, 7, 2, 9]
 CAPTURE = LogitsCapture(k=4)

@@ -14,8 +14,8 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.records import LogitsSample, Request
-from teacher_cache.signals.draws import draw, uniforms
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.draws.capture import draw, uniforms
+from teacher_cache.signals.hidden.capture import to_floats
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
@@ -122,9 +122,10 @@ def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
     def rows(length: int, least: int) -> np.ndarray:
         return np.sort(rng.choice(length, rng.integers(least, length + 1), replace=False)).astype(np.int32)
 
-    return [
-        Request(ids, *(rows(len(ids), least) for least in (1, 0, 0, 0)), seed) for seed, ids in enumerate(sequences)
-    ]
+    def side(length: int) -> dict[str, np.ndarray]:
+        return {name: rows(length, 0) for name in ("hidden", "attention", "final")}
+
+    return [Request(ids, rows(len(ids), 1), side(len(ids)), seed) for seed, ids in enumerate(sequences)]
 
 
 def test_rows_of_the_logits_are_those_asked_for(engine: Engine, sequences: list[np.ndarray]) -> None:
@@ -152,16 +153,15 @@ def test_hidden_states_are_the_residual_stream_after_the_layer(
     capture = HiddenCapture(layers=LAYERS)
     requests = signal_requests(sequences)
     for captured, request in zip(engine.score(requests), requests, strict=True):
-        sample = captured.hidden
-        assert sample is not None
-        assert np.array_equal(sample.positions, request.hidden_positions)
+        sample = captured.side["hidden"]
+        assert np.array_equal(sample.positions, request.positions("hidden"))
         with torch.inference_mode():
             output = model.model(torch.from_numpy(request.input_ids.astype(np.int64))[None], output_hidden_states=True)
             stored_PCD = to_floats(sample, capture)
             normed_PD = model.model.norm(stored_PCD[:, 1])
-        assert stored_PCD.shape == (len(request.hidden_positions), 2, 64)
+        assert stored_PCD.shape == (len(request.positions("hidden")), 2, 64)
         for found_PD, layer in ((stored_PCD[:, 0], 1), (normed_PD, 3)):
-            wanted_PD = output.hidden_states[layer][0][request.hidden_positions]
+            wanted_PD = output.hidden_states[layer][0][request.positions("hidden")]
             error_P = (found_PD - wanted_PD).norm(dim=1) / wanted_PD.norm(dim=1)
             assert error_P.max() < 0.01 if len(error_P) else True
 
@@ -170,8 +170,7 @@ def test_attention_rows_equal_eager_attention(engine: Engine, teacher: Path, seq
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32, attn_implementation="eager")
     requests = signal_requests(sequences)
     for captured, request in zip(engine.score(requests), requests, strict=True):
-        sample, rows = captured.attention, request.attention_positions
-        assert sample is not None
+        sample, rows = captured.side["attention"], request.positions("attention")
         assert np.array_equal(sample.positions, rows)
         with torch.inference_mode():
             output = model(torch.from_numpy(request.input_ids.astype(np.int64))[None], output_attentions=True)
@@ -196,8 +195,7 @@ def test_draws_are_those_of_a_plain_forward_pass(
     requests = signal_requests(sequences)
     same, total = 0, 0
     for captured, request, logits_SV in zip(engine.score(requests), requests, reference, strict=True):
-        sample, rows = captured.draws, request.logits_positions
-        assert sample is not None
+        sample, rows = captured.side["draws"], request.logits_positions
         assert np.array_equal(sample.positions, rows)
         logits_PV = torch.from_numpy(logits_SV[rows])
         head_PK = logits_PV.topk(K).indices
@@ -215,10 +213,10 @@ def test_final_hidden_states_are_what_the_head_is_given(
     head = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).lm_head.weight.detach()
     requests = signal_requests(sequences)
     for captured, request, logits_SV in zip(engine.score(requests), requests, reference, strict=True):
-        assert captured.final is not None
-        assert np.array_equal(captured.final.positions, request.final_positions)
-        rebuilt_PV = to_floats(captured.final, FinalCapture(dtype="float16"))[:, 0] @ head.T
-        assert np.abs(rebuilt_PV.numpy() - logits_SV[request.final_positions]).max(initial=0) < 0.02
+        final, rows = captured.side["final"], request.positions("final")
+        assert np.array_equal(final.positions, rows)
+        rebuilt_PV = to_floats(final, FinalCapture(dtype="float16"))[:, 0] @ head.T
+        assert np.abs(rebuilt_PV.numpy() - logits_SV[rows]).max(initial=0) < 0.02
 
 
 def test_order_and_repeats_do_not_matter(

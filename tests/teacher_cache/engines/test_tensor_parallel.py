@@ -17,7 +17,7 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import open_engine
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
 
 Both = tuple[list[Captured], list[Captured]]
 HIDDEN, FINAL = {"layers": [1, 2], "dtype": "float16"}, {"dtype": "float16"}
@@ -46,7 +46,11 @@ def requests() -> list[Request]:
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, VOCAB_SIZE, n).astype(np.uint32) for n in (100, 3, 41, 64)]
     rows = [[np.arange(first, len(i), step, dtype=np.int32) for first, step in STRIDES] for i in ids]
-    return [Request(i, *positions, seed) for seed, (i, positions) in enumerate(zip(ids, rows, strict=True))]
+    side = ("hidden", "attention", "final")
+    return [
+        Request(i, logits, dict(zip(side, others, strict=True)), seed)
+        for seed, (i, (logits, *others)) in enumerate(zip(ids, rows, strict=True))
+    ]
 
 
 def score(config: dict[str, Any]) -> list[Captured]:
@@ -88,29 +92,25 @@ def test_logits(captured: Both) -> None:
 )
 def test_hidden_states(captured: Both, signal: str, capture: Quantised, layers: int) -> None:
     for one, two in zip(*captured, strict=True):
-        assert getattr(one, signal) is not None
-        assert getattr(two, signal) is not None
-        wanted, found = (to_floats(getattr(side, signal), capture) for side in (one, two))
+        wanted, found = (to_floats(rank.side[signal], capture) for rank in (one, two))
         assert wanted.shape[1:] == (layers, 64)
         assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 
 
 def test_draws(captured: Both) -> None:
     for one, two in zip(*captured, strict=True):
-        assert one.draws is not None
-        assert two.draws is not None
-        assert len(one.draws.ids) == len(two.draws.ids) > 0
-        assert (one.draws.ids == two.draws.ids).mean() > 0.99, "but for draws at the edge between two tokens"
-        assert np.abs(one.draws.entropy - two.draws.entropy).max() < 1e-4
+        wanted, found = one.side["draws"], two.side["draws"]
+        assert len(wanted.ids) == len(found.ids) > 0
+        assert (wanted.ids == found.ids).mean() > 0.99, "but for draws at the edge between two tokens"
+        assert np.abs(wanted.entropy - found.entropy).max() < 1e-4
 
 
 def test_attention_rows_of_heads_on_both_ranks(captured: Both) -> None:
     ranks_of_heads = set()
     for one, two in zip(*captured, strict=True):
-        assert one.attention is not None
-        assert two.attention is not None
-        assert one.attention.heads.tolist() == two.attention.heads.tolist()
-        assert np.abs(one.attention.weights - two.attention.weights).max() < 1e-4
-        assert (one.attention.keys == two.attention.keys).mean() > 0.99, "but for ties"
-        ranks_of_heads |= {head // 2 for head in two.attention.heads.tolist()}
+        wanted, found = one.side["attention"], two.side["attention"]
+        assert wanted.heads.tolist() == found.heads.tolist()
+        assert np.abs(wanted.weights - found.weights).max() < 1e-4
+        assert (wanted.keys == found.keys).mean() > 0.99, "but for ties"
+        ranks_of_heads |= {head // 2 for head in found.heads.tolist()}
     assert ranks_of_heads == {0, 1}

@@ -34,14 +34,13 @@ def test_memory_of_attention_rows_is_not_quadratic(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(3, VOCAB_SIZE, length).astype(np.uint32)
     rows = np.arange(127, length, 128, dtype=np.int32)
     with open_engine(config) as engine, TensorMemory() as memory:
-        (captured,) = engine.score([Request(ids, rows, attention_positions=rows)])
+        (captured,) = engine.score([Request(ids, rows)])
     assert 17e6 < memory.peak < 150e6
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     short = torch.from_numpy(ids[:512].astype(np.int64))[None]
     with torch.inference_mode():
         weights_HSS = model(short, output_attentions=True).attentions[0][0]
-    sample = captured.attention
-    assert sample is not None
+    sample = captured.side["attention"]
     wanted = weights_HSS[sample.heads.tolist()][:, rows[:4]].transpose(0, 1).sort(dim=2, descending=True).values
     np.testing.assert_allclose(sample.weights[:4], wanted[:, :, :6], atol=1e-5)
 
@@ -68,14 +67,11 @@ def test_attention_that_cannot_be_read_is_refused_when_the_engine_is_opened(tmp_
 def test_one_engine_after_another_reads_its_own_rows(tmp_path: Path) -> None:
     """The tap belongs to a module: two engines in one process do not mix."""
     ids = np.random.default_rng(0).integers(3, VOCAB_SIZE, 20).astype(np.uint32)
-    request = Request(ids, np.arange(20, dtype=np.int32), attention_positions=np.arange(20, dtype=np.int32))
+    request = Request(ids, np.arange(20, dtype=np.int32))
     for seed, name in enumerate("ab"):
         write_random_teacher(tmp_path / name, seed=seed)
     with open_engine(make_config(tmp_path / "a")) as one, open_engine(make_config(tmp_path / "b")) as other:
-        first, second = one.score([request])[0].attention, other.score([request])[0].attention
-        again = one.score([request])[0].attention
-    assert first is not None
-    assert second is not None
-    assert again is not None
+        first, second = (engine.score([request])[0].side["attention"] for engine in (one, other))
+        again = one.score([request])[0].side["attention"]
     assert np.array_equal(first.weights, again.weights)
     assert not np.allclose(first.weights, second.weights)

@@ -288,7 +288,7 @@ def test_reading_needs_no_lease_and_sees_none(tmp_path: Path, monkeypatch: pytes
     url = str(tmp_path / "cache")
     write_cache(url, random_shards([[5, 3]]))
     with whole_place(Storage(url), "x"):
-        monkeypatch.setattr(lease, "take", None)
+        monkeypatch.setattr(lease, "acquire", None)
         assert verify(url).problems == []
         assert len(CacheReader(url)) == 2
         assert ".lease.json" not in Storage(url).sizes()

@@ -23,7 +23,7 @@ from teacher_cache import job
 from teacher_cache.codec.logprobs import FloatDtype
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
 
 LENGTHS = [[20, 1, 31], [7, 40], [3]]
 LOGITS = {  # and the share of the rows that count, the vocabulary, the codec

@@ -130,12 +130,12 @@ def test_a_full_disk_is_one_line_that_names_the_file(storage: Storage) -> None:
 def test_a_file_is_taken_from_a_cache_of_the_same_kind_of_place(url: str) -> None:
     source, target = Storage(f"{url}/a"), Storage(f"{url}/b")
     source.write(TABLE, b"table")
-    assert target.take("shard-000000.tokens.tar", source, TABLE)
+    assert target.link_or_copy("shard-000000.tokens.tar", source, TABLE)
     assert target.read("shard-000000.tokens.tar") == b"table"
     source.write(TABLE, b"another")
     source.delete(TABLE)
     assert target.read("shard-000000.tokens.tar") == b"table"
-    assert not target.take(TABLE, source, "missing.json")
+    assert not target.link_or_copy(TABLE, source, "missing.json")
     assert target.names() == ["shard-000000.tokens.tar"]
 
 
@@ -143,8 +143,8 @@ def test_a_file_is_not_taken_from_elsewhere(tmp_path: Path) -> None:
     folder, memory = Storage(str(tmp_path)), Storage(f"memory://{tmp_path.name}/elsewhere")
     folder.write("a.json", b"a")
     memory.write("b.json", b"b")
-    assert not memory.take("a.json", folder, "a.json")
-    assert not folder.take("b.json", memory, "b.json")
+    assert not memory.link_or_copy("a.json", folder, "a.json")
+    assert not folder.link_or_copy("b.json", memory, "b.json")
     assert (folder.names(), memory.names()) == (["a.json"], ["b.json"])
 
 

@@ -18,7 +18,7 @@ from teacher_cache.shards import table as table_module
 from teacher_cache.shards.marks import assemble, read_manifest, remove_garbage, up_to_date_manifest, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import ShardTable, listed, read_shard_table, table_file
+from teacher_cache.shards.table import ShardTable, read_shard_table, table_file, with_lists
 from tools.checking.verify import verify
 from tools.looking.inspect import describe
 
@@ -45,7 +45,7 @@ def test_the_lists_stand_in_the_table_and_come_back(large: str, small: Manifest)
     stored = read_manifest(storage)
     assert stored.units == stored.shards == []
     assert stored.shard_table is not None
-    whole = listed(storage, stored)
+    whole = with_lists(storage, stored)
     assert (whole.units, whole.shards) == (small.units, small.shards)
     assert whole.digest() == stored.digest() != small.digest()
     assert table_file(stored.shard_table) in storage.names()

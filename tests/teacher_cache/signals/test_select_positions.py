@@ -87,7 +87,8 @@ def test_requests_ask_for_what_is_configured() -> None:
     sample = sample_of(["x", " if", " y"], masked=(1,))
     least = to_request(sample, CaptureConfig(draws=DrawsCapture()))
     assert least.logits_positions.tolist() == [0], "the rows that count, of draws too"
-    assert len(least.hidden_positions) == len(least.attention_positions) == len(least.final_positions) == 0
+    assert least.side_positions.keys() == {"draws"}
+    assert least.positions("draws").tolist() == [0]
     capture = CaptureConfig(
         logits=LogitsCapture(positions="all"),
         hidden=HiddenCapture(positions=Stride(every=2)),
@@ -96,8 +97,8 @@ def test_requests_ask_for_what_is_configured() -> None:
     )
     most = to_request(sample, capture)
     assert most.logits_positions.tolist() == [0, 1, 2]
-    assert most.hidden_positions.tolist() == [0, 2]
-    assert most.attention_positions.tolist() == most.final_positions.tolist() == [0]
+    assert most.positions("hidden").tolist() == [0, 2]
+    assert most.positions("attention").tolist() == most.positions("final").tolist() == [0]
     assert most.input_ids is sample.input_ids
 
 

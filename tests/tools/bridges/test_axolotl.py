@@ -1,4 +1,4 @@
-"""Axolotl's layout: targets stand in the row that predicts, labels at the token that is predicted."""
+"""Axolotl's layout: targets at the predicting row, labels at the predicted token."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_datasets_reads_prepared_sequences(tmp_path: Path, name: str, temperatur
             assert ids[:count].tolist() == logits.ids[p, :count].tolist()
             softened = np.exp(logits.logprobs[p, :count].astype(np.float64)) ** (1 / temperature)
             np.testing.assert_allclose(np.exp(values[:count]), softened / softened.sum(), rtol=1e-5)
-            if temperature == 1 and row["labels"][t + 1] in ids[:count]:  # of what follows, known apart
+            if temperature == 1 and row["labels"][t + 1] in ids[:count]:  # next_logprob is stored separately
                 stored_mass = np.exp(logits.logprobs[p, :count]).sum()
                 entry = values[ids[:count].tolist().index(row["labels"][t + 1])] + np.log(stored_mass)
                 assert entry == pytest.approx(logits.next_logprob[p], abs=1 / 32 + 1 / 1024)

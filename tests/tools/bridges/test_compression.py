@@ -1,4 +1,4 @@
-"""DistillKit's bytes: packed bits, floats, polynomials and residuals, and the settings they depend on."""
+"""DistillKit's encoding: packed bits, floats, polynomials, residuals, and their settings."""
 
 import math
 import struct
@@ -24,7 +24,7 @@ def test_bits_are_packed_from_the_highest(bits: int, monkeypatch: pytest.MonkeyP
 
 
 def test_polynomials_residuals_and_differences_are_decoded() -> None:
-    """One row by hand: k = 6; two bfloat16; 1 + 2t - √t; of the first two of these a bin of 4 bits, scale 0.5."""
+    """One row by hand, k = 6: two bfloat16 values; 1 + 2t - √t, the first two with 4-bit residuals of scale 0.5."""
     settings = Compression(
         d=300, k=6, exact_k=2, exact_dtype="bfloat16", polynomial_terms=[0, 1, "sqrt"],
         residual_bins=[{"scale_dtype": "float16", "element_bits": 4, "num_elements": 2}], delta_encoding=False,

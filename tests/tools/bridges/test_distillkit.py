@@ -1,4 +1,4 @@
-"""DistillKit's layout, against a decoder written anew here from its description: bit strings and struct."""
+"""DistillKit's layout, against an independent decoder written from its description with bit strings and struct."""
 
 import math
 import re
@@ -46,7 +46,7 @@ def exported(folder: Path, capture: LogitsCapture) -> tuple[str, Path]:
 
 
 def decoded(row: dict, k: int, bits: int) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probabilities of each token of a row."""
+    """Ids and log-probabilities of each token row of a data set row."""
     rows = []
     for ids, logprobs in zip(row["bytepacked_indices"], row["compressed_logprobs"], strict=True):
         text = "".join(f"{byte:08b}" for byte in ids)
@@ -99,7 +99,7 @@ def test_datasets_reads_rows_of_the_layout(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_what_is_imported_is_what_was_exported(tmp_path: Path, name: str, teacher: Path) -> None:
-    """All entries of rows that count to the last bit; the realised token's to half a step, where it is stored."""
+    """Entries of rows in the loss mask are bit-identical; next_logprob, where stored, is within half a step."""
     url, out = exported(tmp_path, CAPTURES[name])
     again = str(tmp_path / "again")
     options = DistillKitOptions(str(teacher), teacher_name="theirs", layer="code")
@@ -139,14 +139,14 @@ def test_what_is_imported_is_what_was_exported(tmp_path: Path, name: str, teache
 
 
 def test_an_estimate_is_the_rest_spread_evenly(tmp_path: Path, teacher: Path) -> None:
-    """By hand: 3 entries of 0.5, 0.25 and 0.01; 0.24 of probability is left for 381 tokens."""
+    """By hand: 3 entries of 0.5, 0.25 and 0.01 leave a mass of 0.24 for 381 tokens."""
     values = np.log([[0.5, 0.25, 0.01], [0.5, 0.25, 0.2], [0.5, 0.25, 1e-4]])
     write_raw(tmp_path / "in", [[7, 5, 300]], [[[1, 5, 300]] * 2], [values[:2].tolist()])
     import_files(str(tmp_path / "in"), str(tmp_path / "out"), "distillkit", options(teacher), 100, silent)
     found = CacheReader(str(tmp_path / "out")).read_logits(0)
     np.testing.assert_allclose(found.next_logprob, np.log([0.25, 0.2]), atol=1 / 512)
     write_raw(tmp_path / "in2", [[7, 9, 9, 9]], [[[1, 5, 300]] * 3], [values.tolist()])
-    with pytest.raises(UserError, match="log-partition at temperature 1 contradicts"):  # 381 tokens of 1e-4 at most
+    with pytest.raises(UserError, match="log-partition at temperature 1 contradicts"):  # 381 tokens of ≤ 1e-4
         import_files(str(tmp_path / "in2"), str(tmp_path / "out2"), "distillkit", options(teacher), 100, silent)
     write_raw(tmp_path / "in3", [[7, 9, 9]], [[[1, 5, 300]] * 2], [values[:2].tolist()])
     import_files(str(tmp_path / "in3"), str(tmp_path / "out3"), "distillkit", options(teacher), 100, silent)
@@ -167,7 +167,7 @@ def write_raw(folder: Path, input_ids: list, ids: list, values: list, **more: li
 
 
 def test_packed_rows_are_taken_apart(tmp_path: Path, teacher: Path) -> None:
-    """Segments by the numbers of the mask, each with rows of its own; padding and single tokens are left out."""
+    """Sequences are split by their numbers in the mask; padding and single tokens are dropped."""
     ids = [[t, 380, 381] for t in range(8)]
     values = [np.log([0.9, 0.05, 0.02]).tolist()] * 8
     mask = [1, 1, 1, 2, 2, 3, 0, 0]
@@ -182,7 +182,7 @@ def test_packed_rows_are_taken_apart(tmp_path: Path, teacher: Path) -> None:
 
 @pytest.mark.parametrize(("padding", "wanted"), [("<|im_end|>", [5, 6, 7]), ("<|endoftext|>", [5, 6, 7, 2])])
 def test_padding_behind_a_sequence_is_taken_away(tmp_path: Path, teacher: Path, padding: str, wanted: list) -> None:
-    """DistillKit adds one token, so that there is a row for every other; that may as well be the end of the text."""
+    """DistillKit appends one token to get a row for every other; it may equal the end-of-text token."""
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = padding
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -197,7 +197,7 @@ def test_padding_behind_a_sequence_is_taken_away(tmp_path: Path, teacher: Path, 
 
 
 def test_the_text_is_what_the_tokens_spell(tmp_path: Path, teacher: Path) -> None:
-    """Also where a sequence ends within a character."""
+    """Even if a sequence ends inside a character."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer("def f7(x): ü → 😀")["input_ids"][:-1]
     rows = len(ids) - 1
@@ -251,7 +251,7 @@ def test_approximations_are_put_in_order_or_left_out(
 def test_the_card_says_what_distillkits_trainer_wants_and_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data set saved to disk, of packed rows: the lines of the card are run as they stand there."""
+    """A data set saved to disk, with packed rows: the card's own lines are executed."""
     _, out = exported(tmp_path, CAPTURES["top_k"])
     card = (out / "README.md").read_text()
     assert "packed rows of one length" in card

@@ -1,4 +1,4 @@
-"""Exporting leaves a whole folder or none; both commands by their command lines, with an object store."""
+"""An export is written completely or not at all; export and import by their command lines, with an object store."""
 
 import json
 from pathlib import Path

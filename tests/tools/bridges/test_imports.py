@@ -1,4 +1,4 @@
-"""What is imported is checked: the first wrong value ends it, with file and row, and nothing is left behind."""
+"""Imports are checked: the first invalid value ends one, naming file and row, and leaves nothing behind."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(originals: Path, layout: str, folder: Path, change: Callable[[list[Tree]], None]) -> Path:
-    """A copy of an export with the rows of its file changed."""
+    """A copy of an export with changed rows."""
     shutil.copytree(originals / layout, folder)
     file = next(folder.rglob("*.parquet"))
     table = pq.read_table(file)
@@ -54,7 +54,7 @@ def rewritten(originals: Path, layout: str, folder: Path, change: Callable[[list
 
 
 def setter(row: int, column: str, *path: int, value: Any) -> Callable[[list[Tree]], None]:
-    """Sets what stands at ``path`` of a column."""
+    """A change that sets the value at ``path`` of a column."""
 
     def change(rows: list[Tree]) -> None:
         node: Any = rows[row]
@@ -164,7 +164,7 @@ def test_a_wrong_value_of_distillkit_is_refused(originals: Path, tmp_path: Path,
 
 
 def test_rewriting_alone_is_accepted(originals: Path, tmp_path: Path, teacher: Path) -> None:
-    """So that what is refused above is refused for its change."""
+    """The unchanged rows are valid, so the tests above refuse the change itself."""
     for layout in ("parquet", "distillkit"):
         folder = rewritten(originals, layout, tmp_path / layout, lambda rows: None)
         out = str(tmp_path / f"{layout}-out")
@@ -266,7 +266,7 @@ def test_what_a_killed_import_left_is_written_over(originals: Path, tmp_path: Pa
 def test_a_failure_late_leaves_nothing(
     originals: Path, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards and the code table are there by then."""
+    """A kill after shards and the code table are written."""
     seen = []
 
     def broken(*_: object) -> None:

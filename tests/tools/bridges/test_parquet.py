@@ -1,4 +1,4 @@
-"""The plain layout: `datasets` reads it, its values are the cache's, and it comes back bit for bit."""
+"""The plain layout: readable by `datasets`, equal to the cache, and bit-identical after a round trip."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def silent(done: int, total: int) -> None:
 
 
 def exported(folder: Path, capture: LogitsCapture, tokens_per_file: int = 1_000_000) -> tuple[str, Path]:
-    """URL of a cache of two shards, whose rows count in part; and its export."""
+    """URL of a cache of two shards, with rows partly in the loss mask; and its export."""
     url, out = str(folder / "cache"), folder / "out"
     write_cache(url, random_shards([[9, 5, 30], [7, 12]], capture=capture, counting=0.7), capture=capture)
     export(url, str(out), "parquet", None, tokens_per_file, silent)
@@ -63,7 +63,7 @@ def test_datasets_reads_the_values_of_the_cache(tmp_path: Path, name: str, monke
 
 
 def test_rows_predict_the_token_that_follows(tmp_path: Path) -> None:
-    """From the file alone: the realised token's log-probability, stored apart and finer, is that of its entry."""
+    """From the file alone: next_logprob, stored separately and more finely, agrees with the realised token's entry."""
     _, out = exported(tmp_path, CAPTURES["top_k"])
     found = 0
     for row in pq.read_table(out / "data/train-00000.parquet").to_pylist():

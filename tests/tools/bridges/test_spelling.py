@@ -1,4 +1,4 @@
-"""Text from bytes that need not be UTF-8: each token keeps its own part."""
+"""Text from bytes that may not be UTF-8: each token keeps its own span."""
 
 import numpy as np
 from hypothesis import given

@@ -19,7 +19,7 @@ from support.workspace import cache_tree
 from teacher_cache import job
 from teacher_cache.engines import transformers as engine
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.logits import reduce_logits
+from teacher_cache.signals.logits.capture import reduce_logits
 from tools.checking.rescore import rescore
 from tools.cli import main
 
@@ -55,7 +55,7 @@ def shifted(by: int) -> Any:
             for request in requests
         ]
         return [
-            Captured(_at(found.logits, request.logits_positions), found.hidden)
+            Captured(_at(found.logits, request.logits_positions), found.side)
             for found, request in zip(score(self, moved), requests, strict=True)
         ]
 
@@ -153,16 +153,15 @@ def test_a_temperature_is_seen_with_one_entry_a_row(folder: Path, tmp_path: Path
 
 
 def test_hidden_states_of_other_rows_are_found(folder: Path, tmp_path: Path) -> None:
-    stored = engine.TransformersEngine._stored
+    pieces = engine.TransformersEngine._pieces
 
-    def wrong(self: Any, row: int, positions: Any, layers: Any, capture: Any) -> Any:
-        found = stored(self, row, (positions - 1).clip(0), layers, capture)
-        return type(found)(**(vars(found) | {"positions": positions}))
+    def wrong(self: Any, tap: Any, row: int, request: Request, at: Any, *logits: Any) -> Any:
+        return pieces(self, tap, row, request, (at - 1).clip(0), *logits)
 
     capture = CAPTURE | {"hidden": {"layers": [1], "positions": "all"}, "final": {"dtype": "bfloat16"}}
-    with mock.patch.object(engine.TransformersEngine, "_stored", wrong), pytest.raises(UserError):
+    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong), pytest.raises(UserError):
         cached(folder, tmp_path / "refused", 0, capture)  # final hidden states are checked when they are written
-    with mock.patch.object(engine.TransformersEngine, "_stored", wrong):
+    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong):
         url = cached(folder, tmp_path / "cache", 0, CAPTURE | {"hidden": {"layers": [1], "positions": "all"}})
     (problem,) = rescore(url, str(folder / "teacher-0"), samples=8).problems
     assert "the hidden states, layer 1 is" in problem

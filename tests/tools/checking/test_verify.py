@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.cache_config import CodecConfig, LogitsCapture
+from support.displaced import shifted
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from tools.checking.verify import check_sample, verify
@@ -81,6 +82,18 @@ def test_a_missing_table_is_one_problem(copy: Path) -> None:
     problems = verify(str(copy)).problems
     assert problems
     assert all("tables/" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("folder", ["tables", "shard-000000.logits.tar"])
+def test_a_folder_above_the_cache_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    """Nothing is left out because of a word in a problem's text: broken shards are named, and rows of the others."""
+    shards = random_shards([[30], [30], [30]])
+    url = tmp_path / folder / "shard-000001"
+    write_cache(str(url), [shards[0], shifted(shards[1:2])[0], shards[2]])
+    (url / "shard-000002.tokens.tar").write_bytes(b"short")
+    problems = verify(str(url)).problems
+    assert {problem.partition(":")[0] for problem in problems[:-1]} == {"shard-000002.tokens.tar"}
+    assert problems[-1].startswith("shard-000001.logits.tar: rows are shifted by one")
 
 
 @pytest.mark.parametrize("policy", ["top_k", "nucleus"])

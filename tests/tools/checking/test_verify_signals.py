@@ -12,9 +12,9 @@ from schemas.manifest import Manifest
 from support.forge import change_payload
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
-from teacher_cache.codec.hidden import HiddenCodec
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.hidden.codec import HiddenCodec
 from tools.checking.verify import verify
 
 

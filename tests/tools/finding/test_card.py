@@ -1,4 +1,4 @@
-"""A card says what the manifest says, and what others wrote in it stays text."""
+"""A card agrees with the manifest, and free text from it has no effect as markup."""
 
 import itertools
 import json

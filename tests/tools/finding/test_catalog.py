@@ -1,4 +1,4 @@
-"""A catalogue says what the manifests say, and survives what it finds."""
+"""A catalogue agrees with the manifests, and survives broken ones."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def broken_caches(url: str) -> None:
-    """One that is no JSON, one that was changed, one of the future, one with absurd sums, one with a hostile key."""
+    """Manifests: no JSON, tampered, from the future, with absurd totals, with a hostile key."""
     Storage(f"{url}/b/no-json").write("manifest.json", b"\x00\x1b[2J not json")
     for name in ("changed", "future", "absurd", "key"):
         write_cache(f"{url}/b/{name}", random_shards([[5]]))

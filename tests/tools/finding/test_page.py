@@ -1,4 +1,4 @@
-"""The catalogue's page in a browser: what caches say stays text, and the table can be used without a mouse."""
+"""The catalogue's page in a browser: text from caches stays text, and the table works without a mouse."""
 
 import re
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sound caches of 20, 3 and 100 tokens, a hostile one of 13, a broken one, one that is left out."""
+    """Three valid caches of 20, 3 and 100 tokens, a hostile one of 13, a broken one, one with an unusable name."""
     root = tmp_path_factory.mktemp("caches")
     for name, length in (("c10", 20), ("c9", 3), ("b", 100)):
         write_cache(str(root / name), random_shards([[length]]))
@@ -68,7 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser, root: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page, in the wanted colour scheme and width; no message, error or request may come of it."""
+    """The page in a colour scheme and width; fails on any console message, error or request."""
     options: dict[str, Any] = {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}}
     context = browser.new_context(**options | getattr(request, "param", {}))
     opened, trouble = context.new_page(), []
@@ -84,7 +84,7 @@ def opened(browser: Browser, root: Path, request: pytest.FixtureRequest) -> Iter
 
 
 def names(page: Page) -> list[str]:
-    """Of the rows that are shown, in order."""
+    """Names of the visible rows, in order."""
     shown = "rows => rows.filter(row => row.checkVisibility()).map(row => row.cells[0].dataset.value)"
     return page.locator("#caches tbody tr").evaluate_all(shown)
 
@@ -103,7 +103,7 @@ def test_what_caches_say_is_text(opened: Page) -> None:
 
 
 def test_the_policy_stops_scripts_that_get_in(browser: Browser, root: Path) -> None:
-    """Should escaping ever fail: neither a script, nor a handler, nor a style, nor a request."""
+    """Even if escaping failed: no script, handler, style or request."""
     context = browser.new_context()
     page = context.new_page()
     text = (root / "catalog.html").read_text()

@@ -1,4 +1,4 @@
-"""Caches are found by their manifests, whatever else lies around."""
+"""Caches are found by their manifests, among other files."""
 
 import os
 from datetime import UTC, datetime

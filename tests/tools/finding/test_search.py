@@ -1,4 +1,4 @@
-"""Finding a cache by what it holds."""
+"""Search for caches by criteria."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a cache stores, its size, and how to fetch it, in words."""
+"""Descriptions of a cache: capture settings, size, pull command."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two teachers over the same text."""
+"""Comparison of two teachers on the same text."""
 
 import json
 import math
@@ -28,7 +28,7 @@ IDS = ([1, 2, 3, 4, 1, 5], [6, 7, 4, 1, 8, 9], [10, 11, 12, 13])
 
 
 def teacher(sharpness: float, k: int = VOCABULARY) -> tuple[list[Pair], list[np.ndarray]]:
-    """The three texts as read by a teacher: the same logits, times ``sharpness``; and those logits."""
+    """Samples of three texts from a teacher with the same logits times ``sharpness``; and those logits."""
     pairs, logits = [], []
     for number, (text, ids) in enumerate(zip(TEXTS, IDS, strict=True)):
         sample = worded_sample(text, ids, layer="prose" if number < 2 else "code")
@@ -96,7 +96,7 @@ def test_a_teacher_and_itself(tmp_path: Path) -> None:
 
 
 def test_a_deeper_cache_does_not_look_less_sure(tmp_path: Path) -> None:
-    """One teacher, stored with 4 and with all entries: the bounds are taken from 4 of each."""
+    """One teacher, stored with 4 and with all entries: both bounds use 4 entries."""
     shallow, deep = write(tmp_path / "a", teacher(1.0, 4)[0], 4), write(tmp_path / "b", teacher(1.0)[0])
     overall = compare(shallow, deep).summary()["overall"]
     assert overall["a"]["entropy"]["mean"] == pytest.approx(overall["b"]["entropy"]["mean"], rel=1e-5)

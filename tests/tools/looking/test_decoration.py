@@ -1,4 +1,4 @@
-"""What counts as decoration, by examples that show every kind and its look-alike."""
+"""Decoration by examples: every kind, and its look-alike."""
 
 import numpy as np
 import pytest

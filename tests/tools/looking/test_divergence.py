@@ -1,4 +1,4 @@
-"""KL through the partition that both caches see, against loops over cells and the whole vocabulary."""
+"""KL over the common partition, against loops over its cells and over the whole vocabulary."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ FLOATS = CodecConfig(logprobs="float32")
 
 
 def rows_of(logits_PV: np.ndarray, k: int) -> LogitsSample:
-    """Not rounded to float32, from which the mass of a rare rest cannot be told to the digits that are compared."""
+    """Kept in float64: float32 cannot resolve a small remaining mass to the compared digits."""
     n_rows = len(logits_PV)
     padded_SV = np.concatenate([logits_PV, logits_PV[:1]])
     sample = logits_sample(padded_SV, np.zeros(n_rows + 1, np.uint32), LogitsCapture(k=k))
@@ -71,7 +71,7 @@ def test_nothing_shared_says_nothing() -> None:
 
 
 def test_mass_that_rounding_may_have_taken_is_not_taken_for_nothing() -> None:
-    """One teacher is sure, and its only entry was rounded up to 1: the other tokens do not become impossible."""
+    """One teacher is certain, its only entry rounded up to 1: the other tokens keep a positive mass."""
     sure = LogitsSample(
         num_tokens=2,
         positions=np.array([0], np.int32),

@@ -1,4 +1,4 @@
-"""What `inspect` shows of every signal, against the reader."""
+"""`inspect` on every signal, against the reader."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from support.synthetic import random_shards, write_cache
 from support.workspace import cache_tree
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
 from tools.cli import main
 from tools.looking.inspect import describe, sample_rows
 
@@ -123,7 +123,7 @@ def test_a_key_that_is_not_there(write) -> None:
 
 
 def test_a_sample_is_shown_from_the_first_row_that_counts_on(tmp_path: Path) -> None:
-    """Not the prompt, of which nothing is stored."""
+    """Rows start after the prompt, which has none stored."""
     (pairs,) = random_shards([[60]])
     tokens, logits = pairs[0]
     mask = tokens.loss_mask & (np.arange(60) >= 45)

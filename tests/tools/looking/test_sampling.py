@@ -1,4 +1,4 @@
-"""Which samples are chosen, and that reading ahead keeps their order."""
+"""Choice of samples, and order under read-ahead."""
 
 from pathlib import Path
 

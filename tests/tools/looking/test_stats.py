@@ -1,4 +1,4 @@
-"""Figures of a cache against float64 references over the whole vocabulary, and what the command shows."""
+"""Figures of a cache against float64 references over the whole vocabulary, and the command's output."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from schemas.errors import CorruptCacheError
 from support.golden import GOLDEN
 from support.synthetic import logits_sample, random_shards, token_sample, write_cache
 from support.worded import worded_pair
-from teacher_cache.records import DrawsSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.draws.record import DrawsSample
 from tools.cli import main
 from tools.looking.figures import exact_column, read_draws_of, row_figures, select_rows
 from tools.looking.stats import source_file, stats
@@ -75,7 +75,7 @@ def test_groups_and_sums(tmp_path: Path) -> None:
     assert {name: (g["samples"], g["rows"]) for name, g in found["layers"].items()} == {"code": (2, 9), "prose": (1, 5)}
     assert list(found["sources"]) == ["a#b.py", "notes.md"]
     assert found["layers"]["code"] == found["sources"]["a#b.py"]
-    assert found["layers"]["prose"]["decorative_share"] == pytest.approx(1 / 5)  # the first token is not a response's
+    assert found["layers"]["prose"]["decorative_share"] == pytest.approx(1 / 5)  # the first is no response token
     assert found["layers"]["code"]["decorative_share"] == 0
     assert found["overall"]["decorative_share"] == pytest.approx(1 / 14)
     assert found["overall"]["response_length"]["mean"] == pytest.approx(14 / 3)
@@ -203,7 +203,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_a_text_that_the_teacher_finds_impossible(tmp_path: Path) -> None:
-    """Its perplexity is too large for a float."""
+    """A perplexity beyond the range of floats."""
     sample, logits = worded_pair(["a", "b", "c"])
     logits = replace(logits, next_logprob=np.full(2, -5000, np.float32))
     write_cache(str(tmp_path), [[(sample, logits)]])

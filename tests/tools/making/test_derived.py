@@ -1,4 +1,4 @@
-"""Shards of chosen samples of another one."""
+"""Shards made of chosen samples of another shard."""
 
 from pathlib import Path
 

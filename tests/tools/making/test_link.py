@@ -1,4 +1,4 @@
-"""A file of one cache in another: the same content by whatever way, or nothing."""
+"""Sharing a file between caches: the same content by every route, or nothing."""
 
 import errno
 import os

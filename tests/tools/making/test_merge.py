@@ -1,4 +1,4 @@
-"""A union of caches: whose samples it holds, which files are the sources', and what is refused."""
+"""The union of caches: its samples, which files are shared with the sources, and refusals."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def samples(n: int, seed: int = 0) -> list[Pair]:
 
 
 def payloads(url: str) -> dict[str, tuple[bytes, ...]]:
-    """By key, what each signal holds."""
+    """Key → decoded signals."""
     reader = CacheReader(url)
     return {key: tuple(reader.payload(i, signal) for signal in SIGNALS) for i, key in enumerate(reader.keys)}
 
@@ -284,7 +284,7 @@ def test_a_large_union_has_a_shard_table_and_so_may_its_sources(
 
 
 def test_signals_that_a_source_no_longer_has_are_left_out_of_indexes(two: list[str], tmp_path: Path) -> None:
-    """A part of a cache may have kept indexes that name more than it has."""
+    """A subset may have kept indexes that list signals it does not have."""
 
     def name_more(tree: dict) -> None:
         tree["signals"]["hidden"] = tree["signals"]["logits"]
@@ -301,7 +301,7 @@ def test_signals_that_a_source_no_longer_has_are_left_out_of_indexes(two: list[s
 def test_an_interrupted_merge_is_done_again(
     two: list[str], tmp_path: Path, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after some shards, so that nothing could be cleaned up."""
+    """Killed after some shards, without clean-up."""
     calls = iter(range(100))
 
     class Killed(BaseException):
@@ -329,7 +329,7 @@ def test_an_interrupted_merge_is_done_again(
 
 
 def test_the_order_of_sources_is_kept_in_a_store(two: list[str], s3_url: str, tmp_path: Path) -> None:
-    """From disk to a store by copying, and within a store by its own copy."""
+    """From disk to a store by upload, and within a store by the store's own copy."""
     up = merge(two, f"{s3_url}/all")
     assert (up.tars_shared, up.tars_copied) == (0, 8)
     write_cache(f"{s3_url}/c", [samples(3, seed=2)])

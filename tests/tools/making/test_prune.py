@@ -1,4 +1,4 @@
-"""What a cache's manifest does not account for goes; all else stays."""
+"""Files that the manifest does not list are removed; all others stay."""
 
 import json
 from pathlib import Path

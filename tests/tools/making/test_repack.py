@@ -1,4 +1,4 @@
-"""The same samples in other shards, with fewer entries, or coarser: what stays bit for bit, and what is refused."""
+"""The same samples in other shards, with fewer entries, or coarser: what stays bit-identical, and refusals."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache of all signals, of several shards."""
+    """A cache with all signals and several shards."""
     folder = tmp_path_factory.mktemp("everything")
     teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "corpus", documents=4)
     tree = cache_tree(teacher, corpus, folder / "cache", capture=EVERYTHING, tokens_per_shard=100)
@@ -204,7 +204,7 @@ def test_draws_from_the_tail_keep_their_tail(everything: str, tmp_path: Path) ->
 
 
 def test_shards_of_several_code_tables(tmp_path: Path) -> None:
-    """As they are, a shard ends where the table changes; coded anew, there is one table."""
+    """Copied payloads: a shard ends where the code table changes. Re-encoded: a single table."""
     for seed in range(3):
         write_cache(f"{tmp_path}/{seed}", random_shards([[9, 8], [7]], seed=seed))
     merge([f"{tmp_path}/{seed}" for seed in range(3)], f"{tmp_path}/all")

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is fetched, nothing of a cache runs, keys work, text can be read."""
+"""The page in a real browser: no requests, no code from a cache, keyboard control, readable contrast."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a cache that says evil things wherever it can."""
+    """The report of a cache with hostile text in every field."""
     folder = tmp_path_factory.mktemp("attacked")
     url, everything = str(folder / "cache"), " ".join(ATTACKS)
     pairs = [
@@ -88,7 +88,7 @@ def test_it_opens_without_a_complaint_or_a_request(browser: Browser, golden: Pat
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server's address, and what it was asked for."""
+    """An HTTP server's address, and the requests it received."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -107,7 +107,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_policy_holds(browser: Browser, golden: Path, tmp_path: Path, server: tuple[str, list[str]]) -> None:
-    """A script, a style and an image that get into the file after all are not run and not fetched."""
+    """Script, style and image injected into the file are neither run nor fetched."""
     address, asked = server
     page = golden.read_text("utf-8").replace(
         "<main>",

@@ -1,4 +1,4 @@
-"""What the page holds, without a browser."""
+"""Contents of the page, without a browser."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from support.golden import GOLDEN, SIGNALS
 from support.signed import public_key, sign
 from support.synthetic import random_shards, write_cache
 from support.worded import worded_pair
-from teacher_cache.records import HiddenSample
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.signals.hidden import to_floats
+from teacher_cache.signals.hidden.capture import to_floats
+from teacher_cache.signals.hidden.record import HiddenSample
 from tools.cli import main
 from tools.report.page import MOST_BYTES, report, spread
 from tools.report.sample_columns import MOST_TOKENS, _norms
@@ -101,7 +101,7 @@ def test_spread() -> None:
 
 
 def test_the_file_stays_small(tmp_path: Path) -> None:
-    """A million tokens, many samples asked for, each shown in full and hard to compress."""
+    """A million tokens, and many samples requested, each shown in full and incompressible."""
     (distinct,) = random_shards([[2048] * 2], vocab_size=2000)
     pairs = [
         (replace(tokens, key=f"{copy:04x}{tokens.key}"[:32], source_id=f"f{copy}#1"), logits)

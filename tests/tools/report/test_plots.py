@@ -1,4 +1,4 @@
-"""The numbers that figures draw."""
+"""Numbers in the plots."""
 
 import re
 import xml.etree.ElementTree as ET

@@ -1,4 +1,4 @@
-"""Which characters stand for a token, and which tokenizer may spell."""
+"""Characters of a token, and the check of the tokenizer."""
 
 import itertools
 from pathlib import Path

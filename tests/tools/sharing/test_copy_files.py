@@ -1,4 +1,4 @@
-"""Copying files: checked on the way, whole or not at all, from and to folders and an S3 server."""
+"""Copying files between folders and an S3 server: checked in transit, atomic."""
 
 import hashlib
 import itertools
@@ -53,7 +53,7 @@ def test_files_arrive_as_they_are(place, source_kind: str, target_kind: str, mon
 
 
 def test_a_large_file_is_uploaded_in_parts(place, s3_server: str, monkeypatch) -> None:
-    """S3 takes no parts below 5 MiB."""
+    """S3 accepts no parts below 5 MiB."""
     monkeypatch.setattr(transfer, "ONE_REQUEST", 1 << 20)
     source, target = place("folder"), place("s3")
     data = np.random.default_rng(0).bytes((17 << 20) + 3)

@@ -1,4 +1,4 @@
-"""Whole caches from place to place: complete or not there, resumed, refused where another one is."""
+"""Transfer of whole caches: complete or absent, resumed, refused where another cache is."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_an_incomplete_cache_is_refused(tmp_path: Path) -> None:
 
 
 def test_objects_of_somebody_else_are_replaced_and_removed(source: Storage, target: Storage) -> None:
-    """They have the right sizes, and no manifest is there."""
+    """Files of the right sizes, without a manifest."""
     for name in (TAR, "shard-000009.logits.tar"):
         target.put(name, bytes(source.sizes().get(name, 5)))
     target.put("notes.txt", b"somebody's")

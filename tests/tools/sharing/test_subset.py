@@ -1,4 +1,4 @@
-"""Parts of caches are caches: the right samples with the same payloads, valid, and found again after a kill."""
+"""Parts of caches are valid caches, with the right samples and identical payloads, and resume after a kill."""
 
 import json
 from decimal import Decimal
@@ -55,7 +55,7 @@ def take(source: str, target: str, dry_run: bool = False, **selection):
 
 
 def keys_of(shards=LAYERS, layers=("code", "base", "math"), share=(0.0, 1.0)) -> list[str]:
-    """Keys of the samples that are meant, in order."""
+    """Keys of the selected samples, in order."""
     samples = [t for made, wanted in zip(make_shards(), LAYERS, strict=True) if wanted in shards for t, _ in made]
     keys = [sample.key for sample in samples if sample.layer in layers]
     return [key for key, number in zip(keys, share_numbers(keys), strict=True) if share[0] <= number < share[1]]
@@ -106,7 +106,7 @@ def test_shards_taken_whole_stay_as_they_are_and_those_without_a_sample_are_left
 
 
 def test_signals_are_left_out_with_their_settings(tmp_path: Path, target: str) -> None:
-    """A cache with hidden states and a head in form; only what is chosen is touched."""
+    """A cache with stub hidden states and output head; only selected files are read."""
     source = Storage(str(tmp_path / "source"))
     base = write_cache(source.url, make_shards())
     from schemas.cache_config import FinalCapture, HiddenCapture
@@ -174,7 +174,7 @@ def test_what_was_written_before_a_kill_is_kept(source: Storage, target: str, ki
 
 
 def test_a_mark_of_other_samples_is_not_trusted(source: Storage, tmp_path: Path) -> None:
-    """What a killed transfer of another part has left."""
+    """Leftovers of a killed transfer of another part."""
     target = str(tmp_path / "target")
     take(source.url, target, layers=["math"])
     Storage(target).delete(MANIFEST)

@@ -1,4 +1,4 @@
-"""The signature of a whole cache goes with its parts, and proves what it can."""
+"""A cache's signature is carried with its parts, and verifies them as far as possible."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,7 @@ def other_teacher(url: str) -> None:
 
 
 def other_whole(url: str) -> None:
-    """The whole's manifest is made to list what the part has."""
+    """The signed manifest is changed to list the part's files."""
     other_samples(url)
     entry = file_entry(Storage(url).read(mark_name("shard-000000"))).model_dump()
 

@@ -1,4 +1,4 @@
-"""Who vouches for a cache: keys, signatures, and what is refused."""
+"""Keys, signatures, and refusals."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_an_incomplete_cache_cannot_be_signed(tmp_path: Path, key: Path) -> None
 
 
 def change(cache: Storage, public: str, **changes: object) -> None:
-    """Change fields of a signature's file, all else staying as it is; ``signed_at`` and others in its statement."""
+    """Change fields of a signature file, or of its statement (such as ``signed_at``)."""
     tree = json.loads(cache.read(signature_file(public)))
     for name, value in changes.items():
         (tree if name in tree else tree["statement"])[name] = value
@@ -144,7 +144,7 @@ def test_a_changed_cache_needs_a_new_signature(cache: Storage, key: Path) -> Non
 
 
 def test_an_older_state_is_not_taken_for_a_newer_one(cache: Storage, key: Path, tmp_path: Path) -> None:
-    """Both are signed; the older one is put back. It is refused where the newer one is, and fine elsewhere."""
+    """A rollback to an older signed manifest is refused where the newer one is, and accepted elsewhere."""
     private = load_private_key(key, no_passphrase)
     old, old_manifest = sign(cache, private, "Alice"), cache.read(MANIFEST)
     old_file = cache.read(signature_file(old.public_key))

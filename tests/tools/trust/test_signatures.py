@@ -1,4 +1,4 @@
-"""Which signatures count."""
+"""Validity of signatures."""
 
 from pathlib import Path
 

@@ -18,9 +18,12 @@ from support.displaced import DISPLACED, shifted
 from support.models import write_random_teacher, write_text_corpus
 from support.synthetic import random_shards, write_cache
 from support.workspace import cache_tree
-from teacher_cache import job, writing
-from teacher_cache.signals.draws import to_draws_sample
-from teacher_cache.signals.hidden import to_hidden_sample
+from teacher_cache import job
+from teacher_cache.signals.draws import capture as draws
+from teacher_cache.signals.draws.capture import to_draws_sample
+from teacher_cache.signals.final import capture as final
+from teacher_cache.signals.final import rebuilding
+from teacher_cache.signals.hidden.capture import to_hidden_sample
 from tools.checking.verify import verify
 from trainer.data import alignment
 from trainer.data.alignment import CheckedReader
@@ -55,8 +58,6 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws and final hidden states of one row before, beside logits that are right; ``verify`` says so as well."""
-    from teacher_cache.engines import transformers as engine
-
     teacher, corpus = write_random_teacher(tmp_path / "teacher"), write_text_corpus(tmp_path / "corpus")
 
     def cached(name: str) -> TrainConfig:
@@ -73,9 +74,9 @@ def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, m
 
     assert distill(cached("right"))["steps"] == 1
     assert verify(str(tmp_path / "right")).problems == []
-    monkeypatch.setattr(engine, "to_draws_sample", lambda *given: rolled(to_draws_sample(*given)))
-    monkeypatch.setattr(engine, "to_hidden_sample", lambda *given: rolled(to_hidden_sample(*given)))
-    monkeypatch.setattr(writing, "check_rebuilt", lambda *_: None)
+    monkeypatch.setattr(draws, "to_draws_sample", lambda *given: rolled(to_draws_sample(*given)))
+    monkeypatch.setattr(final, "to_hidden_sample", lambda *given: rolled(to_hidden_sample(*given)))
+    monkeypatch.setattr(rebuilding, "check_rebuilt", lambda *_: None)
     config = cached("wrong")
     signal = form.partition(" ")[0]
     with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` says how"):

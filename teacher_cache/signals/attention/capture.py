@@ -1,0 +1,153 @@
+"""The ``attention`` signal: rows of softmaxed attention weights from q and k. Runs on the engine's device.
+
+Only the rows of the chosen positions are ever computed, some at a time. Heads are ranked by how focused they are: by
+the entropy of their rows, averaged over the chosen positions of the sequence. (The mean of a softmaxed row, which has
+been used for it, is 1/n whatever the row looks like.)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from schemas.cache_config import AttentionCapture, layer_number
+from teacher_cache.signals.attention.record import AttentionSample
+from teacher_cache.signals.tap import SequenceQueryKey, Tap
+
+CHUNK_WEIGHTS = 1 << 25  # weights that exist at one time
+
+
+class AttentionRows(NamedTuple):
+    """Rows of some heads of one sequence, before heads are chosen: P rows, H heads, the M largest weights."""
+
+    heads_H: np.ndarray  # int32
+    entropy_H: np.ndarray  # float64, nats, mean over the rows
+    weights_PHM: np.ndarray  # float32, falling; 0 beyond the row's keys
+    keys_PHM: np.ndarray  # int32; 0 where the weight is
+
+
+def attention_rows(
+    query_SHE: torch.Tensor,
+    key_SGE: torch.Tensor,
+    positions_P: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    n_keys: int,
+    first_head: int = 0,
+) -> AttentionRows:
+    """The rows ``positions_P`` of causal attention within one sequence, for all heads given.
+
+    Args:
+        query_SHE: [S, H, E] after the rotary embedding.
+        key_SGE: [S, G, E] likewise; head h attends with key head h // (H / G).
+        scaling: factor of the scores q·k.
+        softcap: scores become softcap * tanh(score / softcap), where not None.
+        n_keys: weights to keep of each row.
+        first_head: number of the first head (a tensor-parallel rank has some of them).
+    """
+    length, n_heads = query_SHE.shape[:2]
+    per_chunk = max(1, CHUNK_WEIGHTS // (n_heads * length))
+    chunks = [
+        _reduce(_probabilities(query_SHE, key_SGE, chunk_P, scaling, softcap), n_keys)
+        for chunk_P in positions_P.split(per_chunk)
+    ]
+    return _join(chunks, first_head, n_heads, n_keys)
+
+
+def _probabilities(
+    query_SHE: torch.Tensor, key_SGE: torch.Tensor, positions_P: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """Softmaxed rows, float32 [H, P, S]."""
+    query_HPE, key_GSE = query_SHE[positions_P].transpose(0, 1), key_SGE.transpose(0, 1)
+    later_PS = torch.arange(len(key_SGE), device=positions_P.device) > positions_P[:, None]
+    scores_HPS = attention_scores(query_HPE, key_GSE, scaling, softcap)
+    return scores_HPS.masked_fill(later_PS, -torch.inf).softmax(dim=2)
+
+
+def attention_scores(
+    query_HPE: torch.Tensor, key_GSE: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """What attention takes the softmax of, float32 [H, P, S], before any mask; arguments as for ``attention_rows``."""
+    query_GQPE = query_HPE.float().unflatten(0, (len(key_GSE), -1))
+    scores_HPS = (query_GQPE @ key_GSE.float().transpose(1, 2)[:, None] * scaling).flatten(0, 1)
+    return scores_HPS if softcap is None else softcap * torch.tanh(scores_HPS / softcap)
+
+
+def _reduce(weights_HPS: torch.Tensor, n_keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum over the rows of their entropy [H], and the largest weights [H, P, M] with their keys."""
+    entropy_H = torch.special.entr(weights_HPS).sum(dim=(1, 2), dtype=torch.float64)
+    weights, keys = weights_HPS.topk(min(n_keys, weights_HPS.shape[2]), dim=2)
+    return entropy_H, weights, keys.masked_fill(weights == 0, 0)
+
+
+def _join(
+    chunks: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], first_head: int, n_heads: int, n_keys: int
+) -> AttentionRows:
+    entropy_H = torch.stack([entropy for entropy, _, _ in chunks]).sum(dim=0)
+    weights_HPM = torch.cat([weights for _, weights, _ in chunks], dim=1)
+    keys_HPM = torch.cat([keys for _, _, keys in chunks], dim=1)
+    missing = (0, n_keys - weights_HPM.shape[2])
+    weights_PHM, keys_PHM = (
+        torch.nn.functional.pad(part, missing).transpose(0, 1).contiguous().cpu().numpy()
+        for part in (weights_HPM, keys_HPM.int())
+    )
+    rows = max(1, len(weights_PHM))
+    heads_H = np.arange(first_head, first_head + n_heads, dtype=np.int32)
+    return AttentionRows(heads_H, entropy_H.cpu().numpy() / rows, weights_PHM, keys_PHM)
+
+
+def choose_heads(rows: AttentionRows, heads: int | list[int]) -> AttentionRows:
+    """The ``heads`` most focused heads, most focused first (equal ones in the order of their numbers); or those listed.
+
+    Applied to each tensor-parallel rank's heads and again to what the ranks chose, it gives the heads of the whole.
+    """
+    order = np.lexsort((rows.heads_H, rows.entropy_H))
+    wanted = order[:heads] if isinstance(heads, int) else order[np.isin(rows.heads_H[order], heads)]
+    return AttentionRows(
+        rows.heads_H[wanted], rows.entropy_H[wanted], rows.weights_PHM[:, wanted], rows.keys_PHM[:, wanted]
+    )
+
+
+def merge_ranks(parts: Sequence[AttentionRows]) -> AttentionRows:
+    """The heads of all tensor-parallel ranks together."""
+    heads, entropies, weights, keys = zip(*parts, strict=True)
+    return AttentionRows(
+        np.concatenate(heads), np.concatenate(entropies), np.concatenate(weights, axis=1), np.concatenate(keys, axis=1)
+    )
+
+
+def to_attention_sample(positions: np.ndarray, rows: AttentionRows, heads: int | list[int]) -> AttentionSample:
+    """The record of one sequence. With listed heads they stand in the order of the list."""
+    chosen = choose_heads(rows, heads)
+    if not isinstance(heads, int):
+        order = np.argsort(chosen.heads_H)[np.argsort(np.argsort(heads))]
+        chosen = AttentionRows(
+            chosen.heads_H[order], chosen.entropy_H[order], chosen.weights_PHM[:, order], chosen.keys_PHM[:, order]
+        )
+    return AttentionSample(positions, chosen.heads_H, chosen.weights_PHM, chosen.keys_PHM)
+
+
+class AttentionTap(Tap):
+    """Keeps rows of the most focused attention heads, or of those listed."""
+
+    def __init__(self, settings: AttentionCapture, num_layers: int) -> None:
+        self._settings = settings
+        self.query_key_layer = layer_number(settings.layer, num_layers)
+
+    def from_query_key(self, seen: SequenceQueryKey, positions_P: torch.Tensor) -> AttentionRows:
+        """Of the attention heads that are seen, those that can be among the chosen ones of all ranks."""
+        rows = attention_rows(
+            seen.query_SHE,
+            seen.key_SGE,
+            positions_P,
+            seen.scaling,
+            seen.softcap,
+            self._settings.keys,
+            seen.first_head,
+        )
+        return choose_heads(rows, self._settings.heads)
+
+    def sample(self, positions: np.ndarray, pieces: Sequence[AttentionRows]) -> AttentionSample:
+        """Of all ranks."""
+        return to_attention_sample(positions, merge_ranks(pieces), self._settings.heads)

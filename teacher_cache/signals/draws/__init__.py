@@ -1,0 +1,80 @@
+"""The ``draws`` signal: tokens drawn from the rows' distributions, an unbiased target at any temperature."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schemas.cache_config import DrawsCapture
+from schemas.manifest import Manifest
+from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.records import LogitsSample
+from teacher_cache.signals.alternatives import Alternative, halves
+from teacher_cache.signals.draws.codec import DrawsCodec
+from teacher_cache.signals.draws.contradictions import draws_contradictions
+from teacher_cache.signals.draws.record import DrawsBatch, DrawsSample
+from teacher_cache.signals.side_signal import SideSignal, listed_numbers
+
+if TYPE_CHECKING:
+    from teacher_cache.signals.tap import Tap
+
+
+class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
+    """See the module."""
+
+    batch = DrawsBatch
+    title = "draws"
+    has_ids = True
+    is_target = True
+
+    def in_words(self, settings: DrawsCapture, num_layers: int) -> str:
+        """How many, from what, at which temperatures."""
+        where = "the tail" if settings.region == "tail" else "the whole distribution"
+        return f"{settings.n} from {where}; temperatures {listed_numbers(settings.temperatures)}"
+
+    def codec(self, settings: DrawsCapture, manifest: Manifest, table: CodeTable | None) -> DrawsCodec:
+        """With the shard's code table."""
+        assert table is not None
+        return DrawsCodec(settings, manifest.codec, table)
+
+    def tap(self, settings: DrawsCapture, num_layers: int) -> "Tap":
+        """On the logits."""
+        from teacher_cache.signals.draws.capture import DrawsTap
+
+        return DrawsTap(settings)
+
+    def arrays(self, batch: DrawsBatch, settings: DrawsCapture) -> dict[str, np.ndarray]:
+        """Ids [N, T, M] and entropies [N, T]."""
+        return {"": batch.ids, "entropy": batch.entropy}
+
+    def figures(self, sample: DrawsSample, settings: DrawsCapture) -> dict[str, dict[int, Any]]:
+        """The tokens drawn at each temperature."""
+        return {"drawn_ids": dict(zip(sample.positions.tolist(), sample.ids.tolist(), strict=True))}
+
+    def alternatives(self, settings: DrawsCapture, channels: int) -> Iterator[Alternative]:
+        """Fewer draws."""
+        for n in halves(settings.n):
+            yield Alternative(f"n={n}", settings.model_copy(update={"n": n}), partial(_first_draws, n))
+
+    def ids(self, sample: DrawsSample) -> np.ndarray:
+        """As often as each was drawn."""
+        return sample.ids.reshape(-1)
+
+    def problem(self, sample: DrawsSample, settings: DrawsCapture, manifest: Manifest) -> str:
+        """Whether an entropy is above log V."""
+        most = math.log(manifest.teacher.vocab_size) + 1 / manifest.codec.scalar_steps_per_nat
+        largest = sample.entropy.max(initial=0)
+        return f"an entropy of {largest:.4g} nats, at most {most:.4g} can be" if largest > most else ""
+
+    def contradictions(
+        self, sample: DrawsSample, logits: LogitsSample, settings: DrawsCapture, manifest: Manifest
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Of the stored entries."""
+        return draws_contradictions(sample, logits, settings, manifest)
+
+
+def _first_draws(n: int, sample: DrawsSample) -> DrawsSample:
+    return replace(sample, ids=sample.ids[:, :, :n])

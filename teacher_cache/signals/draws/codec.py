@@ -1,0 +1,127 @@
+"""The ``draws`` signal as bytes: P rows, T temperatures, M draws.
+
+Per temperature and row, the distinct tokens are stored with how often each was drawn, the most frequent first; rows of
+the first temperature, then those of the second, and so on. Sections:
+
+- ``positions``: see ``positions``.
+- ``repeats``: of each row's tokens that were drawn several times, how often beyond the first; then a 0, unless these
+  tokens are all. All others were drawn once, so there are as many as is left of M. u16.
+- six of ``ids``: the distinct tokens of each row.
+- ``entropy``: in steps of 1/``scalar_steps_per_nat``, u24.
+
+Integers are split into byte planes (``planes``).
+"""
+
+import numpy as np
+
+from schemas.cache_config import CodecConfig, DrawsCapture
+from teacher_cache.codec import positions
+from teacher_cache.codec.compiled import compiled, refused_as_corrupt
+from teacher_cache.codec.ids import N_SECTIONS, decode_ids, encode_ids, most_bytes
+from teacher_cache.codec.permutation import CodeTable
+from teacher_cache.codec.planes import split_planes
+from teacher_cache.codec.sections import Sections, payload_frame, write_payload
+from teacher_cache.signals.draws.record import DrawsSample
+
+REPEAT_BYTES, ENTROPY_BYTES = 2, 3
+IDS = 2  # number of the first of their sections
+
+
+class DrawsCodec:
+    """Encodes and decodes sequences of shards with one code table. Threads may share it."""
+
+    def __init__(self, capture: DrawsCapture, codec: CodecConfig, table: CodeTable) -> None:
+        self._n_temperatures, self._n_draws = len(capture.temperatures), capture.n
+        self._steps_per_nat = codec.scalar_steps_per_nat
+        self._level = codec.zstd_level
+        self._table = table
+
+    def encode(self, sample: DrawsSample) -> bytes:
+        """The payload of one sequence's draws member."""
+        ids_RM = sample.ids.transpose(1, 0, 2).reshape(-1, self._n_draws)
+        ids_E, times_E, counts_R = _distinct(ids_RM)
+        steps_TP = np.rint(sample.entropy.T.astype(np.float64) * self._steps_per_nat)
+        steps_TP = steps_TP.clip(0, (1 << 8 * ENTROPY_BYTES) - 1).astype(np.uint32)
+        return write_payload(
+            [
+                positions.encode_positions(sample.positions),
+                split_planes(_stored_repeats(times_E, counts_R), REPEAT_BYTES),
+                *encode_ids(ids_E, counts_R, self._table),
+                split_planes(steps_TP, ENTROPY_BYTES),
+            ],
+            self._level,
+        )
+
+    def decode(self, payload: bytes, num_tokens: int) -> DrawsSample:
+        """Decode one sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
+        row_bytes = most_bytes(self._n_draws, self._table) + REPEAT_BYTES * self._n_draws + ENTROPY_BYTES
+        limit = positions.most_bytes(num_tokens) + num_tokens * self._n_temperatures * row_bytes
+        sections = Sections(payload_frame(payload), IDS + N_SECTIONS + 1, limit)
+        positions_P = positions.decode_positions(sections[0], num_tokens)
+        n_rows = self._n_temperatures * len(positions_P)
+        repeats = sections.integers(1, (len(sections[1]) // REPEAT_BYTES,), REPEAT_BYTES)
+        with refused_as_corrupt():
+            times_E, counts_R = _all_times(repeats, n_rows, self._n_draws)
+        ids_RM = np.empty((n_rows, self._n_draws), np.int32)
+        decode_ids(sections, IDS, self._table, np.arange(n_rows, dtype=np.int32), counts_R, ids_RM)
+        ids_E = ids_RM[np.arange(self._n_draws) < counts_R[:, None]]
+        shape = (self._n_temperatures, len(positions_P), self._n_draws)
+        ids_PTM = np.ascontiguousarray(np.repeat(ids_E, times_E).reshape(shape).transpose(1, 0, 2))
+        steps_TP = sections.integers(IDS + N_SECTIONS, shape[:2], ENTROPY_BYTES)
+        entropy_PT = np.ascontiguousarray((steps_TP / self._steps_per_nat).astype(np.float32).T)
+        return DrawsSample(positions_P, ids_PTM, entropy_PT)
+
+
+def _distinct(ids_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct ids int32 [E] of all rows, the most frequent of a row first; how often [E]; ids a row, int32 [R]."""
+    n_rows, n_draws = ids_RM.shape
+    sorted_N = np.sort(ids_RM, axis=1).reshape(-1)
+    starts_N = np.ones(len(sorted_N), bool)
+    starts_N[1:] = sorted_N[1:] != sorted_N[:-1]
+    starts_N[::n_draws] = True
+    start_E = np.flatnonzero(starts_N)
+    times_E = np.diff(start_E, append=len(sorted_N))
+    row_E = start_E // n_draws
+    order_E = np.lexsort((-times_E, row_E))
+    counts_R = np.bincount(row_E, minlength=n_rows).astype(np.int32)
+    return sorted_N[start_E[order_E]], times_E[order_E], counts_R
+
+
+def _stored_repeats(times_E: np.ndarray, counts_R: np.ndarray) -> np.ndarray:
+    """What is stored of how often tokens were drawn: up to each row's first that was drawn once."""
+    first_R = np.cumsum(counts_R) - counts_R
+    after_one_E = np.zeros(len(times_E), bool)
+    after_one_E[1:] = times_E[:-1] == 1
+    after_one_E[first_R] = False
+    return times_E[~after_one_E] - 1
+
+
+@compiled
+def _all_times(repeats: np.ndarray, n_rows: int, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each distinct token was drawn, int32 [E], and their number in each row, int32 [R].
+
+    Raises ValueError(what, value seen, value wanted) when a row's draws are not ``n_draws``.
+    """
+    times_E, n_entries = np.empty(n_rows * n_draws, np.int32), 0
+    counts_R = np.empty(n_rows, np.int32)
+    at = 0
+    for r in range(n_rows):
+        left, count = n_draws, 0
+        while left > 0:
+            if at == len(repeats):
+                raise ValueError("rows with repeats", r, n_rows)
+            times = int(repeats[at]) + 1
+            at += 1
+            ones = left if times == 1 else 1
+            if times > left:
+                raise ValueError("draws of a row", n_draws - left + times, n_draws)
+            for _ in range(ones):
+                times_E[n_entries] = times
+                n_entries += 1
+            count += ones
+            left -= ones * times
+        counts_R[r] = count
+    n_read = np.int64(at)  # numba raises with the first value of a variable that has several
+    if n_read != len(repeats):
+        raise ValueError("repeats", len(repeats), n_read)
+    return times_E[:n_entries], counts_R

@@ -1,0 +1,76 @@
+"""Whether a teacher has the layers whose signals are asked for, of a width and a kind of attention that can be stored.
+
+Known from its configuration, before anything is loaded.
+"""
+
+from typing import Any
+
+from schemas.cache_config import AttentionCapture, HiddenCapture, Quantised, layer_number
+from schemas.errors import UserError
+
+
+def check_width(signal: str, settings: Quantised, text_config: Any) -> None:
+    """Raise UserError when the teacher's hidden states cannot be stored in this dtype."""
+    if settings.dtype == "int4" and text_config.hidden_size % 2:
+        raise UserError(
+            f"capture.{signal}.dtype: int4 keeps two channels in a byte, the teacher has {text_config.hidden_size}; "
+            "choose int8"
+        )
+
+
+def check_hidden_layers(signal: str, settings: HiddenCapture, text_config: Any) -> None:
+    """Raise UserError when the teacher lacks one of the layers, or two are the same."""
+    num_layers = text_config.num_hidden_layers
+    for layer in settings.layers:
+        _check_number(f"capture.{signal}.layers", layer, layer_number(layer, num_layers), num_layers)
+    numbers = settings.layer_numbers(num_layers)
+    if len(set(numbers)) != len(numbers):
+        raise UserError(
+            f"capture.{signal}.layers: {settings.layers} are layers {numbers} of {num_layers}; each may stand once"
+        )
+
+
+def check_attention_layer(signal: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
+    """Raise UserError when the teacher lacks the layer or an attention head, or rows of the layer cannot be stored."""
+    num_layers = text_config.num_hidden_layers
+    number = layer_number(settings.layer, num_layers)
+    _check_number(f"capture.{signal}.layer", settings.layer, number, num_layers)
+    kind = attention_kind(text_config, number, max_tokens)
+    if kind != "full_attention":
+        raise UserError(
+            f"capture.{signal}.layer: {settings.layer}: layer {number} of a {text_config.model_type} teacher is of "
+            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or leave the signal out"
+        )
+    n_heads = text_config.num_attention_heads
+    numbers = [] if isinstance(settings.heads, int) else settings.heads
+    if settings.n_heads > n_heads or any(head >= n_heads for head in numbers) or len(set(numbers)) != len(numbers):
+        raise UserError(
+            f"capture.{signal}.heads: {settings.heads}: the teacher has heads 0 to {n_heads - 1}; lower the number, or "
+            "list each head once"
+        )
+
+
+def _check_number(key: str, layer: float, number: int, num_layers: int) -> None:
+    if number > num_layers:
+        raise UserError(f"{key}: {layer}: the teacher has layers 1 to {num_layers}; choose one of them")
+
+
+def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
+    """The kind of attention in layer ``number``; a sliding window that no sequence fills counts as full attention."""
+    if getattr(text_config, "kv_lora_rank", None):
+        return "multi-head latent attention"
+    if text_config.model_type == "gpt_oss":
+        return "attention with sinks"
+    if getattr(text_config, "alibi", False) or text_config.model_type in ("bloom", "mpt"):
+        return "attention with linear biases (ALiBi)"
+    shared = getattr(text_config, "num_kv_shared_layers", None) or 0
+    if number > text_config.num_hidden_layers - shared:
+        return "attention with another layer's keys"
+    layer_types = getattr(text_config, "layer_types", None)
+    kind = layer_types[number - 1] if layer_types else "full_attention"
+    window = getattr(text_config, "sliding_window", None)
+    if window is not None and (kind == "sliding_attention" or not layer_types):
+        if not getattr(text_config, "use_sliding_window", True) or window >= max_tokens:
+            return "full_attention"
+        return f"sliding_attention (a window of {window} tokens, sequences have up to {max_tokens})"
+    return "full_attention" if (text_config.model_type, kind) == ("falcon_h1", "hybrid") else str(kind)
