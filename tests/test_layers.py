@@ -22,14 +22,6 @@ MAY_IMPORT = {
 }
 # Rooms of a package from the bottom up: a room imports those above it in this list, and none of its own line.
 ROOMS = {
-    "schemas": [
-        "arrow errors difference digests strict",
-        "bounded_yaml cache_config failures signature",
-        "derivation regular_files train_config",
-        "load manifest",
-        "catalog_file",
-        "generate",
-    ],
     "teacher_cache": [
         "records process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request",
