@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo cache-teacher train-student test test-full lint bench clean
+.PHONY: help setup demo cache-teacher train-student test test-full lint bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,15 @@ lint: setup ## check style, formatting, types and that schemas/json is up to dat
 bench: setup ## run the benchmarks and fail when a bar does not hold (ARGS="NAME" picks one)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## remove runs/ and caches of tools; keeps .venv
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+docs: .venv-docs/.installed ## build the documentation in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "site/index.html"
+
+.venv-docs/.installed: requirements/docs.lock
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.lock
+	@touch $@
+
+clean: ## remove runs/, site/ and caches of tools; keeps .venv and .venv-docs
+	rm -rf runs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

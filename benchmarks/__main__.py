@@ -51,7 +51,7 @@ def main(names: list[str]) -> int:
             closing.append(Row(f"{name}: did not finish", f"exit status {status}", bar="0", holds=False))
     print()
     print_table("All bars", closing)
-    print("python -m benchmarks.readme updates the tables in README.md")
+    print("python -m benchmarks.readme updates the tables of the docs")
     if all(status == 0 for status in statuses):
         return 0
     return BAR_MISSED if all(status in (0, BAR_MISSED) for status in statuses) else 1

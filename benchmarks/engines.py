@@ -53,11 +53,11 @@ CAPTURE: dict[str, Any] = {
 }
 PAGE = Path("docs/engines.md")
 INTRODUCTION = (
-    "Written by `python -m benchmarks.engines`, from tiny random models with the features of their family (soft caps, "
+    "Measured by `python -m benchmarks.engines` on tiny random models with the features of their family (soft caps, "
     "windows shorter than the sequences, norms of q and k, multipliers, partial rotary embeddings, experts, linear "
-    "attention). A number says that the signal is right, and is its largest error against one eager float32 pass of "
-    "transformers (in bfloat16: the mean error, within what rounding does). *Refused* says that `run` ends, for the "
-    "reason below, before it stores a row. States are compared before they are quantised. This is on CPUs; on GPUs "
+    "attention). A number means that the signal is correct: it is the largest error against one eager float32 pass of "
+    "transformers (in bfloat16, the mean error, which stays within rounding). *Refused* means that `run` ends, for the "
+    "reason below, before it stores a row. States are compared before quantisation. All of this is on CPUs; on GPUs "
     "vLLM has other kernels, and the self-check compares them at every start."
 )
 Cells = dict[str, dict[str, str | float]]
@@ -70,7 +70,7 @@ def config_of(folder: Path, kind: str, signals: list[str], dtype: str = "float32
         "teacher": {"path": str(folder), "dtype": dtype},
         "engine": {"kind": kind, "device": "cpu", "max_batch_tokens": 256, "cpu_kv_cache_gib": 1, **engine},
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": MAX_TOKENS},
-        "capture": {name: CAPTURE[name] for name in signals},
+        "capture": {"draws": None, **{name: CAPTURE[name] for name in signals}},
         "output": {"path": "unused"},
     }
     return validate(CacheConfig, tree, "engines")
@@ -275,7 +275,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         return f"refused ({reasons.index(cell['reason']) + 1})"
 
     bars = ", ".join(f"{name} {bar:.0e} {UNITS[name]}" for name, bar in BARS.items())
-    lines = ["# What each engine gives of which architecture", "", f"{INTRODUCTION} Bars: {bars}."]
+    lines = ["# Engines and architectures", "", f"{INTRODUCTION} Bars: {bars}."]
     for kind, result in results.items():
         lines += ["", f"## {kind}", "", f"| family | {' | '.join(SIGNALS)} |", "|---|" + "---:|" * len(SIGNALS)]
         for name, cells in result["families"].items():

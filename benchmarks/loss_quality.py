@@ -1,9 +1,9 @@
 """Contribution of each loss of the recipe: the demo's student on hard labels, on TLA, and on TLA with LHSM, APC, ASR.
 
 Every arm starts from the same weights (22 of the teacher's 30 layers), sees the same batches and takes the same number
-of steps, for several seeds, which set the order of the data. TLA is at T = 1 with a constant weight, as in the demo;
-the other terms use the recipe's weights and schedules. Only layers that the student still has are matched: its layer 17
-was the teacher's layer 25.
+of steps, for several seeds, which set the order of the data. TLA learns from 64 entries at T = 1, with a constant
+weight; the other terms use the recipe's weights and schedules. Only layers that the student still has are matched: its
+layer 17 was the teacher's layer 25.
 
 An arm's spread is its largest minus its smallest value over seeds. A term's contribution is the difference from TLA
 alone, paired by seed, because the order of the data shifts all arms together.
@@ -25,6 +25,7 @@ from benchmarks.support.results import Row, exit_status, write_results
 from benchmarks.support.students import (
     CACHE_CONFIG,
     HARD_LABELS,
+    TOP_64,
     TRAIN_CONFIG,
     cache_settings,
     evaluate,
@@ -72,7 +73,7 @@ def make_caches(teacher: Path) -> Path:
     """Write the cache with every signal and the held-out one, unless they exist; returns the held-out one's path."""
     write_corpora(FOLDER)
     for folder, signals in ((FOLDER, SIGNALS), (FOLDER / "held-out", ())):
-        changes = [f"teacher.path={teacher}", *cache_settings(folder), *signals]
+        changes = [f"teacher.path={teacher}", *cache_settings(folder), *TOP_64, *signals]
         run_installed("teacher-cache", "run", CACHE_CONFIG, *options(changes), "--json")
     return FOLDER / "held-out/cache"
 

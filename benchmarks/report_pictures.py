@@ -18,6 +18,7 @@ from tests.support.browser import NAMES, browser, find_chromium
 
 FOLDER = Path("runs/report-pictures")
 DOCS = Path("docs")
+PICTURES = DOCS / "pictures"
 MODULES = ("bisect", "colorsys", "heapq")
 SHOWN = "bisect.py#1.1"  # source_id of the sample to open
 CHOSEN = (" insert", 1)  # token to select: its text, and the number of equal ones before it
@@ -35,7 +36,7 @@ def main() -> None:
     _write_report(teacher, cache, page)
     with browser(chromium) as started:
         for scheme in ("light", "dark"):
-            picture = DOCS / f"report-{scheme}.png"
+            picture = PICTURES / f"report-{scheme}.png"
             _screenshot(started, page, scheme, picture)
             print(f"{picture}: {picture.stat().st_size:,} bytes")
 
@@ -63,6 +64,7 @@ def _write_cache(teacher: Path, cache: Path) -> None:
             ],
         },
         "capture": {
+            "logits": {"k": 64},
             "draws": {"n": 20, "temperatures": [1.0]},
             "hidden": {"layers": [0.25, 0.5, 0.75]},
             "attention": {"heads": 3, "keys": 16, "positions": "loss_mask"},

@@ -105,7 +105,7 @@ def planned(folder: Path, name: str, samples: int, bundle: bool) -> tuple[Manife
         {
             "teacher": {"path": str(make_teacher()), "dtype": "float32"},
             "corpus": {"sources": [{"path": str(corpus), "format": "jsonl"}]},
-            "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+            "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}, "draws": None},
             "output": {"path": str(folder / name), "bundle_short_samples": bundle},
         }
     )

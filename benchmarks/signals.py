@@ -179,7 +179,7 @@ def cost() -> dict[str, list[float]]:
 
     trees = {"all": tree_of("signals-cost", "int8", sequences=16)}
     trees["all"]["capture"]["hidden"]["positions"] = "loss_mask"
-    only = {**trees["all"], "capture": {"logits": trees["all"]["capture"]["logits"]}}
+    only = {**trees["all"], "capture": {name: trees["all"]["capture"][name] for name in ("logits", "draws")}}
     only["output"] = {**only["output"], "path": str(FOLDER / "signals-cost/logits")}
     trees["logits"] = only
     seconds: dict[str, list[float]] = {"logits": [], "all": []}

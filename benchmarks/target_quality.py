@@ -22,25 +22,28 @@ from typing import Any
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.installed import run_installed
-from benchmarks.support.results import RESULTS, Row, at_least, exit_status, write_results
-from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, cache_settings, options, write_corpora
+from benchmarks.support.results import Row, at_least, exit_status, write_results
+from benchmarks.support.students import CACHE_CONFIG, TOP_64, TRAIN_CONFIG, cache_settings, options, write_corpora
 
 FOLDER = Path("runs/target-quality")
+PICTURE = Path("docs/pictures/target-quality.png")
+SIZES = (40, 60, 100, 200, 400)  # bytes per token that the picture's axis names
 MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS = 48, 16, 12, 6
 MICRO_BATCH, LEARNING_RATE, WARM_UP = 4, 3e-4, 3
 TEMPERATURES = (1.0, 3.0)
+NO_DRAWS = "capture.draws=null"
 DRAWN_AT = "temperatures: [1.0, 3.0]"
 DENSE = "dense, int8"
 CACHES = {
-    "top_k 8": ("capture.logits.k=8",),
-    "top_k 16": ("capture.logits.k=16",),
-    "top_k 64": ("capture.logits.k=64",),
-    "nucleus 0.95": ("capture.logits.policy=nucleus", "capture.logits.mass=0.95", "capture.logits.k=64"),
+    "top_k 8": ("capture.logits.k=8", NO_DRAWS),
+    "top_k 16": ("capture.logits.k=16", NO_DRAWS),
+    "top_k 64": TOP_64,
+    "nucleus 0.95": ("capture.logits.policy=nucleus", "capture.logits.mass=0.95", *TOP_64),
     "sampled, 12 draws": ("capture.logits.k=1", f"capture.draws={{n: 12, region: all, {DRAWN_AT}}}"),
     "sampled, 50 draws": ("capture.logits.k=1", f"capture.draws={{n: 50, region: all, {DRAWN_AT}}}"),
     "head_and_tail 16 + 16": ("capture.logits.k=16", f"capture.draws={{n: 16, {DRAWN_AT}}}"),
     "head_and_tail 64 + 50": ("capture.logits.k=64", f"capture.draws={{n: 50, {DRAWN_AT}}}"),
-    DENSE: ("capture.logits.k=1", "capture.final={}"),
+    DENSE: ("capture.logits.k=1", "capture.final={}", NO_DRAWS),
 }
 HARD = {"tla": {"weight": {"start": 0, "end": 0}}, "cross_entropy": {"weight": {"start": 1, "end": 1}}}
 FLOOR, CEILING = "hard labels", "online, full logits"
@@ -73,7 +76,7 @@ def main() -> int:
     rows = table(measured, costs)
     raw = {"seeds": arguments.seeds, "steps": arguments.steps, "students": measured, "costs": costs}
     write_results("target_quality", f"Which target to cache: {len(arguments.seeds)} seeds, held-out code", rows, raw)
-    plot(measured, costs, RESULTS / "target_quality.png")
+    plot(measured, costs, PICTURE)
     return exit_status(rows)
 
 
@@ -85,7 +88,7 @@ def key(form: str, temperature: float) -> str:
 def make_caches(teacher: Path) -> dict[str, dict[str, Any]]:
     """Write the cache of every form and the held-out one, unless they exist; returns the cost of each form."""
     write_corpora(FOLDER, MODULES, CHATS, HELD_OUT_MODULES, HELD_OUT_CHATS)
-    held_out = [*cache_settings(FOLDER / "held-out"), "capture.final={dtype: bfloat16}"]
+    held_out = [*cache_settings(FOLDER / "held-out"), *TOP_64, "capture.final={dtype: bfloat16}"]
     write_cache(teacher, FOLDER / "held-out", held_out)
     costs = {}
     for name, changes in CACHES.items():
@@ -316,15 +319,17 @@ def plot(measured: dict[str, list[dict[str, Any]]], costs: dict[str, dict[str, A
             mean = statistics.mean(kept)
             errors = [[mean - min(kept)], [max(kept) - mean]]
             size = cost["bytes"][str(temperature)]
-            panel.errorbar(size, mean, yerr=errors, fmt="o", capsize=3)
-            panel.annotate(form, (size, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            panel.errorbar(size, mean, yerr=errors, fmt="o", capsize=3, label=form)
         panel.axhline(100, color="gray", linewidth=0.8)
         panel.axhline(0, color="gray", linewidth=0.8)
         title = f"T = {temperature:g}, reduction from {baseline(measured, temperature)}"
         panel.set(title=title, xlabel="bytes per token, everything included", xscale="log")
         panel.set_ylim(bottom=max(-60, panel.get_ylim()[0]))
+        panel.set_xticks(SIZES, [str(size) for size in SIZES])
+        panel.minorticks_off()
     panels[0].set_ylabel("share of online distillation's\nKL reduction kept, %")
-    figure.savefig(path, dpi=150)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Arrow schemas of the shard table, and of the tar members.
+"""Arrow schemas of the shard table and of tar members.
 
 Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
-One row per sequence keeps per-sample overhead small. A ``frame`` is a zstd frame of sections; the files named as the
-signals in ``teacher_cache/codec`` say what they hold.
+One row per sequence keeps the per-sample overhead small. A ``frame`` is a zstd frame of sections; the signals' codecs
+define their content.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TOKENS_SCHEMA = pa.schema(
         pa.field("source_id", pa.string(), nullable=False),  # where the document came from: file#record
         pa.field("layer", pa.string(), nullable=False),  # layer of the data mix
         pa.field("frame", pa.binary(), nullable=False),  # token ids, loss mask
-        pa.field("text_frame", pa.binary(), nullable=False),  # the text, and where each token stands in it
+        pa.field("text_frame", pa.binary(), nullable=False),  # the text, and the byte spans of its tokens
     ]
 )
 
@@ -24,7 +24,7 @@ SIGNAL_SCHEMA = pa.schema([pa.field("frame", pa.binary(), nullable=False)])
 
 
 def shard_table_schema(signals: Sequence[str]) -> pa.Schema:
-    """``tables/{sha256}.arrow`` of a large cache: one row a planned unit; zeros where its shard is not committed."""
+    """``tables/{sha256}.arrow`` of a large cache: one row per planned unit, with zeros until its shard is committed."""
     columns = [pa.field(name, pa.int64(), nullable=False) for name in ("number", "samples", "tokens")]
     for file in ("index", *signals):
         columns.append(pa.field(f"{file}_bytes", pa.int64(), nullable=False))

@@ -1,4 +1,4 @@
-"""YAML as people and strangers write it, with bounds: on bytes, depth, and what its aliases stand for."""
+"""Parse untrusted YAML with limits on bytes, depth, and alias expansion."""
 
 from typing import Any
 
@@ -6,26 +6,26 @@ import yaml
 
 from schemas.errors import UserError
 
-MAX_BYTES = 1 << 18  # PyYAML reads some 100 KB a second
+MAX_BYTES = 1 << 18  # PyYAML parses about 100 KB per second
 MAX_DEPTH = 50
-MAX_NODES = 100_000  # those that an alias stands for counted each time
+MAX_NODES = 100_000  # with aliases expanded
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts nodes, and what aliases stand for, while they are composed: nothing is expanded before."""
+    """Counts nodes, with aliases expanded, during composition, before anything is actually expanded."""
 
     aliases = True
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._nodes = 0
-        self._behind: dict[str, int] = {}  # nodes by anchor
+        self._behind: dict[str, int] = {}  # number of nodes, by anchor
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             anchor = self.peek_event().anchor
             if not self.aliases:
-                raise yaml.YAMLError(f"it has an alias, *{anchor}, which is not allowed here")
+                raise yaml.YAMLError(f"alias *{anchor} is not allowed here")
             self._count(self._behind.get(anchor, 0))
             return super().compose_node(parent, index)
         anchor, before = self.peek_event().anchor, self._nodes
@@ -50,9 +50,9 @@ class _ForeignLoader(_Loader):
 
 
 def parse_yaml(text: str | bytes, where: str, aliases: bool = False) -> Any:
-    """What the YAML ``text`` says. Raises UserError, ``WHERE not valid YAML: …``, also where it is too much.
+    """Parse the YAML ``text``. Raises UserError, ``WHERE not valid YAML: …``, also if it exceeds a limit.
 
-    ``aliases``: whether it may have some, as a configuration of the user's own.
+    ``aliases``: whether they are allowed, as in the user's own configuration.
     """
     try:
         if len(text) > MAX_BYTES:
@@ -66,14 +66,14 @@ def parse_yaml(text: str | bytes, where: str, aliases: bool = False) -> Any:
 
 
 def _check_text(tree: Any) -> None:
-    """Raise ValueError for text that no path and no name can have: zero bytes, halves of surrogate pairs."""
+    """Raise ValueError for text that cannot occur in paths or names: zero bytes, lone surrogates."""
     if isinstance(tree, str):
         if "\0" in tree:
             raise ValueError(f"a zero byte in {tree[:40]!r}")
         try:
             tree.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"half a surrogate pair in {tree[:40]!r}") from None
+            raise ValueError(f"lone surrogate in {tree[:40]!r}") from None
     elif isinstance(tree, dict):
         for key, value in tree.items():
             _check_text(key)

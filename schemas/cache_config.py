@@ -22,24 +22,50 @@ class TeacherConfig(Strict):
     path: str = Field(min_length=1, description="Folder (or hub id, where a hub can be reached) of the teacher model.")
     name: str | None = Field(None, description="Name written into the manifest; default: the last part of `path`.")
     revision: str | None = Field(None, description="Revision, when `path` is a hub id; written into the manifest.")
-    dtype: Dtype = Field("bfloat16", description="Data type the teacher computes in.")
-    trust_remote_code: bool = Field(False, description="Run model code that ships with the weights.")
+    dtype: Dtype = Field(
+        "bfloat16",
+        description="Data type the teacher computes in; bfloat16 is what most weights are published in. CPUs without "
+        "bf16 instructions run float32 several times faster.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run model code that ships with the weights; off, since a cache's maker may be a stranger."
+    )
 
 
 class EngineConfig(Strict):
     """How the teacher is run. Nothing here changes what is stored beyond floating-point noise."""
 
-    kind: Literal["vllm", "transformers"] = Field("vllm", description="`vllm`, or `transformers` as the reference.")
+    kind: Literal["vllm", "transformers"] = Field(
+        "vllm", description="`vllm` scores fastest; `transformers` is the reference, and needs no vLLM."
+    )
     max_batch_tokens: int = Field(
-        8192, ge=16, le=MAX_TOKENS, description="Tokens scored in one forward pass (at least one sequence)."
+        8192,
+        ge=16,
+        le=MAX_TOKENS,
+        description="Tokens scored in one forward pass (at least one sequence); 8192 keep a device busy, more take "
+        "memory.",
     )
-    head_chunk_rows: int = Field(512, ge=1, le=MAX_TOKENS, description="vLLM: rows of logits that exist at one time.")
-    tensor_parallel: int = Field(1, ge=1, le=4096, description="vLLM: number of devices that share the model.")
-    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1, description="vLLM on GPUs: share of memory it may take.")
+    head_chunk_rows: int = Field(
+        512,
+        ge=1,
+        le=MAX_TOKENS,
+        description="vLLM: rows of logits that exist at one time; 512 of 150,000 float32 each are 0.3 GiB.",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=4096, description="vLLM: devices that share the model; 1 is fastest where it fits on one."
+    )
+    gpu_memory_utilization: float = Field(
+        0.85,
+        gt=0,
+        lt=1,
+        description="vLLM on GPUs: share of memory it may take; the rest is for the rows of logits that are captured.",
+    )
     cpu_kv_cache_gib: int = Field(
-        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB of memory for its key-value cache."
+        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB for its key-value cache; a prefill alone needs little."
     )
-    device: str = Field("auto", description="transformers engine: `auto`, `cpu`, `cuda`, `cuda:1`, …")
+    device: str = Field(
+        "auto", description="transformers engine: `cpu`, `cuda`, `cuda:1`, …; `auto`: a GPU if there is one."
+    )
     self_check: Literal["auto", "on", "off"] = Field(
         "auto",
         description="After loading, compare a short sequence with an independent pass of transformers. `auto`: for "
@@ -74,7 +100,9 @@ class SourceConfig(Extended):
     split: Literal["file", "line", "paragraph"] = added(
         "file", "`text`: one document a file, a line that is not blank, or a paragraph (blank lines between)."
     )
-    zstd_window_log: int = added(27, "Largest window of zstd files, 2^n bytes (`zstd --long=n`).", ge=10, le=31)
+    zstd_window_log: int = added(
+        27, "Largest window of zstd files, 2^n bytes (`zstd --long=n`); 27 is what `zstd` itself takes.", ge=10, le=31
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -101,16 +129,27 @@ class CorpusConfig(Extended):
     """Which documents are read and how they become sequences of tokens."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
-    max_tokens: int = Field(2048, ge=2, le=MAX_TOKENS, description="Longest sequence, in tokens.")
-    min_tokens: int = Field(2, ge=2, le=MAX_TOKENS, description="Shorter sequences are dropped (and counted).")
+    max_tokens: int = Field(
+        2048, ge=2, le=MAX_TOKENS, description="Longest sequence, in tokens; what most instruction data fits in."
+    )
+    min_tokens: int = Field(
+        2, ge=2, le=MAX_TOKENS, description="Shorter sequences are dropped (and counted); one token predicts nothing."
+    )
     over_long: Literal["split", "truncate", "drop"] = Field(
-        "split", description="What becomes of a plain-text document with more than `max_tokens`; counted."
+        "split",
+        description="What becomes of a text of more than `max_tokens`; counted. `split` loses nothing.",
     )
     over_long_chat: Literal["truncate", "drop"] = Field(
         "truncate", description="The same for chats, whose later pieces would lack their prompt; counted."
     )
-    clean: bool = Field(True, description="Strip zero-width and control characters and normalise Unicode to NFC.")
-    deduplicate: bool = Field(True, description="Drop documents equal to an earlier one after cleaning; counted.")
+    clean: bool = Field(
+        True,
+        description="Strip zero-width and control characters and normalise Unicode to NFC, as a student's users write.",
+    )
+    deduplicate: bool = Field(
+        True,
+        description="Drop documents equal to an earlier one after cleaning; counted. They cost as much and teach less.",
+    )
     chat_template: str | None = added(
         None,
         "Chats: a Jinja file, or the name of one of the tokenizer's templates; default: the tokenizer's own.",
@@ -124,7 +163,9 @@ class CorpusConfig(Extended):
         "Chats: roles whose messages are learned; a message's own `train: true|false` or `weight: 0` wins.",
     )
     on_bad_record: Literal["stop", "drop"] = added(
-        "stop", "What becomes of a record that cannot be read or rendered; dropped ones are counted by reason."
+        "stop",
+        "What becomes of a record that cannot be read or rendered; dropped ones are counted by reason. `stop`: so that "
+        "a broken file is noticed.",
     )
 
     @field_validator("chat_template_kwargs")
@@ -138,10 +179,28 @@ class CorpusConfig(Extended):
 class LogitsCapture(Strict):
     """What is kept of each next-token distribution."""
 
-    policy: Literal["top_k", "nucleus"] = Field("top_k", description="`top_k`: k entries; `nucleus`: up to k entries.")
-    k: int = Field(64, ge=1, le=65535, description="Entries per row (`nucleus`: at most).")
-    mass: float = Field(0.95, gt=0, le=1, description="`nucleus`: the smallest set that reaches this probability.")
-    temperatures: list[float] = Field([1.0, 3.0], min_length=1, description="Temperatures with a stored log-partition.")
+    policy: Literal["top_k", "nucleus"] = Field(
+        "top_k",
+        description="`top_k`: k entries, beside which draws from the tail can be stored; `nucleus`: up to k entries.",
+    )
+    k: int = Field(
+        64,
+        ge=1,
+        le=65535,
+        description="Entries per row (`nucleus`: at most). A configuration without it: 16 beside `draws` or `final`, "
+        "which say where the rest of the mass is; 64 where nothing does (docs/targets.md).",
+    )
+    mass: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="`nucleus`: the smallest set that reaches this probability; 0.95 teaches as 64 entries do, nearly.",
+    )
+    temperatures: list[float] = Field(
+        [1.0, 3.0],
+        min_length=1,
+        description="Temperatures with a stored log-partition: 1, at which students learn best, and the recipe's 3.",
+    )
     positions: Literal["all", "loss_mask"] = Field(
         "loss_mask", description="Rows that are stored. vLLM does not even apply the head to the others."
     )
@@ -193,16 +252,21 @@ class Quantised(Strict):
 
     dtype: Literal["int8", "int4", "float8_e4m3", "bfloat16", "float16"] = Field(
         "int8",
-        description="Of 8 bits and less: with a scale for each group of channels, and the largest channels kept apart.",
+        description="Of 8 bits and less: with a scale for each group of channels, and the largest channels kept apart. "
+        "int8 is off by 0.4 % of a row on average; float8 three times as far, int4 sixteen times.",
     )
     channels_per_scale: int = Field(
-        32, ge=1, le=MAX_CHANNELS, description="8 bits and less: channels that share a scale."
+        32,
+        ge=1,
+        le=MAX_CHANNELS,
+        description="8 bits and less: channels that share a scale; fewer are truer, and cost bytes.",
     )
     channels_per_outlier: int = Field(
         64,
         ge=2,
         le=MAX_CHANNELS,
-        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16.",
+        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16, since it "
+        "would leave its neighbours one or two steps.",
     )
 
     @property
@@ -215,7 +279,7 @@ class HiddenCapture(Quantised):
     """Hidden states: the residual stream after a decoder layer, before the next norm."""
 
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(
-        [0.25, 0.5, 0.75], description="Decoder layers, by number from 1 or as shares of the depth."
+        [0.25, 0.5, 0.75], description="Decoder layers, by number from 1 or as shares of the depth; the recipe's."
     )
     positions: Positions = Field(
         "loss_mask", description="Rows: `all`, `loss_mask`, `keywords` (a keyword is produced), or `{every: n}`."
@@ -229,8 +293,12 @@ class HiddenCapture(Quantised):
 class AttentionCapture(Strict):
     """Rows of attention weights of one layer: the most focused heads, and of each row the largest weights."""
 
-    layer: Layer = Field(1.0, description="Decoder layer, by number from 1 or as a share of the depth.")
-    positions: Positions = Field("keywords", description="Query rows, as for hidden states.")
+    layer: Layer = Field(
+        1.0, description="Decoder layer, by number from 1 or as a share of the depth; the last, as in the recipe."
+    )
+    positions: Positions = Field(
+        "keywords", description="Query rows, as for hidden states; `keywords` are the recipe's."
+    )
     heads: (
         Annotated[int, Field(ge=1, le=MAX_HEADS)]
         | Annotated[list[Annotated[int, Field(ge=0, le=MAX_HEADS)]], Field(min_length=1)]
@@ -252,19 +320,29 @@ class DrawsCapture(Strict):
     rows are those of `logits`.
     """
 
-    n: int = Field(50, ge=1, le=4096, description="Draws of a row at each temperature.")
+    n: int = Field(
+        50,
+        ge=1,
+        le=4096,
+        description="Draws of a row at each temperature. A configuration without it: 16 from the tail, which keep 99 % "
+        "of what online distillation gives; 50 from all (docs/targets.md).",
+    )
     region: Literal["tail", "all"] = Field(
-        "tail", description="Draw from what `logits` does not store, or from the whole distribution."
+        "tail",
+        description="Draw from what `logits` does not store, where draws are needed most; or from the whole "
+        "distribution.",
     )
     temperatures: list[float] = Field(
-        [1.0], min_length=1, description="Temperatures that are drawn at; each must be among those of `logits`."
+        [1.0],
+        min_length=1,
+        description="Temperatures that are drawn at, which must be among those of `logits`; at 1 students learn best.",
     )
 
 
 class FinalCapture(Quantised):
     """The final hidden state, after the last norm, and once a cache the output head: every logit can be rebuilt."""
 
-    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are stored.")
+    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are stored: those that count.")
 
 
 class CaptureConfig(Strict):
@@ -273,10 +351,14 @@ class CaptureConfig(Strict):
     # Each field but ``keywords`` names a signal and holds its settings: ``captured_signals`` reads them off here.
 
     logits: LogitsCapture = LogitsCapture()
-    draws: DrawsCapture | None = None
-    final: FinalCapture | None = None
-    hidden: HiddenCapture | None = None
-    attention: AttentionCapture | None = None
+    draws: DrawsCapture | None = Field(
+        None,
+        description="A configuration without this key has `{n: 16}`, unless `logits.policy` is `nucleus` or `final` is "
+        "stored; `null`: no draws.",
+    )
+    final: FinalCapture | None = Field(None, description="`{}`: no compromise, at a byte a channel of each row.")
+    hidden: HiddenCapture | None = Field(None, description="For `losses.lhsm`; off, as it takes most of the bytes.")
+    attention: AttentionCapture | None = Field(None, description="For `losses.apc`.")
     keywords: list[Annotated[str, Field(pattern=r"^\w+$")]] = Field(
         CODE_KEYWORDS, min_length=1, description="Words that `positions: keywords` means."
     )
@@ -328,12 +410,15 @@ class CodecConfig(Strict):
         16,
         ge=1,
         le=1024,
-        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n.",
+        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n. 16 are off by "
+        "a KL of 0.0006 nat; each halving costs four bytes a row and changes nothing.",
     )
     scalar_steps_per_nat: int = Field(
         1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
     )
-    zstd_level: int = Field(1, ge=1, le=19, description="zstd compression level.")
+    zstd_level: int = Field(
+        1, ge=1, le=19, description="zstd compression level; higher ones gain 1 % and decode slower."
+    )
 
 
 class OutputConfig(Strict):
@@ -341,7 +426,11 @@ class OutputConfig(Strict):
 
     path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the cache.")
     tokens_per_shard: int = Field(
-        262_144, ge=1, le=MAX_COUNT, description="A unit (= shard) is closed when it holds this many tokens."
+        262_144,
+        ge=1,
+        le=MAX_COUNT,
+        description="A unit (= shard) is closed when it holds this many tokens; 262,144 make files of some 20 MB, and "
+        "lose minutes when a run is killed.",
     )
     bundle_short_samples: bool = Field(
         True,
@@ -358,13 +447,41 @@ class Provenance(Strict):
     notes: str = ""
 
 
+BEST_TARGET = CaptureConfig(logits=LogitsCapture(k=16), draws=DrawsCapture(n=16))
+"""What a configuration captures that says nothing of it: 99 % of online distillation for two thirds of the bytes of 64
+entries, which give 87 % (docs/targets.md)."""
+
+
 class CacheConfig(Strict):
-    """The whole configuration file of ``teacher-cache``."""
+    """The whole configuration file of ``teacher-cache``.
+
+    `capture` that is left out, or in part, is what was measured to teach best. A manifest states its own in full.
+    """
 
     teacher: TeacherConfig
     engine: EngineConfig = EngineConfig()
     corpus: CorpusConfig
-    capture: CaptureConfig = CaptureConfig()
+    capture: CaptureConfig = BEST_TARGET
     codec: CodecConfig = CodecConfig()
     output: OutputConfig
     provenance: Provenance = Provenance()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_capture(cls, tree: Any) -> Any:
+        capture = tree.get("capture", {}) if isinstance(tree, dict) else None
+        return tree | {"capture": _completed(capture)} if isinstance(capture, dict) else tree
+
+
+def _completed(capture: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `capture` with the entries and draws that it leaves open. What is no mapping is left alone."""
+    logits, best = capture.get("logits", {}), BEST_TARGET.draws
+    if not isinstance(logits, dict) or best is None:
+        return capture
+    draws_go_with_it = logits.get("policy", "top_k") == "top_k" and capture.get("final") is None
+    draws = capture.get("draws", {} if draws_go_with_it else None)
+    if isinstance(draws, dict) and draws.get("region", "tail") == "tail":
+        draws = {"n": best.n, **draws}
+    if logits.get("policy", "top_k") == "top_k" and (draws is not None or capture.get("final") is not None):
+        logits = {"k": BEST_TARGET.logits.k, **logits}
+    return capture | {"logits": logits, "draws": draws}

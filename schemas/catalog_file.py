@@ -1,6 +1,7 @@
-"""The catalogue of a folder of caches, ``catalog.json``: what each one holds, as its manifest said when it was listed.
+"""The catalogue of a folder of caches, ``catalog.json``: each one's content, according to its manifest at listing time.
 
-A catalogue is a convenience: whoever writes it can write what they like. What is pulled is checked against the digest.
+A catalogue is a convenience and not trusted: its author can write anything. Pulled caches are checked against their
+digest.
 """
 
 from typing import Annotated, Literal
@@ -44,7 +45,7 @@ class CatalogTeacher(Strict):
 
 
 class CatalogSignature(Strict):
-    """A signature that was valid when the catalogue was written; the name is what the signer calls themselves."""
+    """A signature that was valid when the catalogue was written; the signer's name is self-declared."""
 
     public_key: PublicKey
     signer: Line
@@ -77,7 +78,7 @@ class CatalogEntry(Strict):
 
 
 class CatalogProblem(Strict):
-    """Something below the folder that looks like a cache and cannot be listed."""
+    """A place below the folder that looks like a cache but cannot be listed."""
 
     path: CachePath
     reason: Annotated[str, Field(max_length=MAX_NOTES, pattern=_SHOWN)]

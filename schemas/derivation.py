@@ -1,4 +1,4 @@
-"""What a cache says about the caches it was made from: a part of one, a union of several, or one encoded anew."""
+"""Provenance of a derived cache: a subset of one, a union of several, or one re-encoded."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ ShardNumber = Annotated[int, Field(ge=0, lt=10**9)]
 
 
 class Selection(Strict):
-    """A part of a cache: what is set narrows it, and all of it must hold."""
+    """A part of a cache: the intersection of all criteria that are set."""
 
     signals: list[CapturedSignal] | None = Field(None, description="Signals beside the tokens; logits are among them.")
     shards: list[tuple[ShardNumber, ShardNumber]] | None = Field(
@@ -24,7 +24,7 @@ class Selection(Strict):
 
     @property
     def chooses_samples(self) -> bool:
-        """Whether shards may come in part."""
+        """Whether it may select only some samples of a shard."""
         return self.layers is not None or self.share is not None
 
     @model_validator(mode="after")
@@ -39,7 +39,7 @@ class Selection(Strict):
 
 
 class SourceCache(Strict):
-    """A cache that was made use of, as it was then."""
+    """A source cache, as it was at the time."""
 
     manifest_sha256: Sha256
     samples: Annotated[int, Field(ge=0)]
@@ -48,7 +48,7 @@ class SourceCache(Strict):
 
 
 class Derivation(Strict):
-    """How a cache was made of others."""
+    """How a cache was derived from others."""
 
     action: Literal["subset", "merge", "repack", "import"]
     sources: list[SourceCache]

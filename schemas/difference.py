@@ -1,10 +1,10 @@
-"""In which settings two documents differ."""
+"""Differences between two documents."""
 
 from collections.abc import Iterator
 
 
 def differences(key: str, before: object, now: object) -> Iterator[tuple[str, object, object]]:
-    """The dotted keys, below ``key``, of what differs between two trees of JSON, with both values."""
+    """Yield (dotted key below ``key``, old value, new value) for each difference between two JSON trees."""
     if isinstance(before, dict) and isinstance(now, dict):
         for part in sorted(before.keys() | now.keys()):
             yield from differences(f"{key}.{part}", before.get(part), now.get(part))

@@ -1,4 +1,4 @@
-"""The beginning of a payload's sha256, and how an index writes many of them."""
+"""Truncated sha256 digests of payloads, and their encoding in an index."""
 
 import base64
 import binascii
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-DIGEST_BYTES = 16  # of a sha256: to put another payload in one's place takes 2¹²⁸ tries
+DIGEST_BYTES = 16  # of a sha256: a second preimage takes 2¹²⁸ attempts
 
 
 def payload_digest(payload: bytes) -> bytes:
@@ -16,7 +16,7 @@ def payload_digest(payload: bytes) -> bytes:
 
 
 def has_digest(payload: bytes, digests: bytes, row: int) -> bool:
-    """Whether that is a payload's digest; ``digests`` is those of all rows, one after the other."""
+    """Whether a payload's digest is that of ``row``; ``digests`` is the concatenation of all rows'."""
     start = DIGEST_BYTES * row
     return hashlib.sha256(payload).digest()[:DIGEST_BYTES] == digests[start : start + DIGEST_BYTES]
 
@@ -25,7 +25,7 @@ def _decoded(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError("wanted a string of base64")
+        raise ValueError("expected a base64 string")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for a user's eyes. Each class has the exit status that commands end with."""
+"""Errors with messages for users. Each class defines the exit status of commands."""
 
 
 class UserError(Exception):
@@ -14,47 +14,44 @@ class UserError(Exception):
 
 
 class CorruptCacheError(UserError):
-    """A file of a cache is not what its index, checksum or schema says."""
+    """A file of a cache contradicts its index, checksum or schema."""
 
     exit_code = 3
 
 
 class FullError(UserError):
-    """No room is left: a full disk, a used-up quota, a limit of a file's size."""
+    """No space left: disk full, quota or file size limit reached."""
 
     exit_code = 4
 
 
 class AccessError(UserError):
-    """Something may not be read or written: its mode, the credentials, a read-only file system."""
+    """No permission to read or write: file mode, credentials, read-only file system."""
 
     exit_code = 5
 
 
 class StoreError(UserError):
-    """A store or its network does not answer, or not as it should."""
+    """A store or the network does not respond, or responds incorrectly."""
 
     exit_code = 6
 
 
 class ConflictError(UserError):
-    """Somebody else holds the place, or has changed it meanwhile."""
+    """Another process holds the place, or has changed it meanwhile."""
 
     exit_code = 7
 
 
 class MachineError(UserError):
-    """The machine's own limits or faults: open files, memory, a failing disk."""
+    """A limit or fault of the machine: open files, memory, a failing disk."""
 
     exit_code = 8
 
 
-UNEXPECTED = 70  # exit status after any other exception: a defect of this program
+UNEXPECTED = 70  # exit status for any other exception: a bug in this program
 
 
 def printable(text: str, keep: str = "") -> str:
-    """``text`` with what a terminal would obey rather than show (control, bidi, half characters) as escapes.
-
-    ``keep``: characters that stay as they are, say newlines.
-    """
+    """``text`` with non-printable characters (control, bidi, surrogates) escaped, except those in ``keep``."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

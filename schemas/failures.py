@@ -1,7 +1,7 @@
-"""What the machine, a file system or a store's client raises, as the error of one line that says what to do about it.
+"""Convert exceptions of the machine, a file system or a store's client to one-line errors with advice.
 
-Clients of stores are known by what their exceptions carry (``errno``, an HTTP status, a store's error code), so that
-none of them is imported here.
+Store clients are recognised by what their exceptions carry (``errno``, HTTP status, error code), so that none has to be
+imported here.
 """
 
 import errno
@@ -17,21 +17,21 @@ from schemas.errors import (
     UserError,
 )
 
-Kind = tuple[type[UserError], str]  # and the advice
+Kind = tuple[type[UserError], str]  # error class, advice
 
 EXPIRED: Kind = (AccessError, "the credentials have expired: get new ones")
-REFUSED: Kind = (AccessError, "check the credentials, and what they are allowed")
+REFUSED: Kind = (AccessError, "check the credentials and their permissions")
 MODES: Kind = (AccessError, "get permission for it, or choose another place")
 FULL: Kind = (FullError, "free some space, or choose another place")
 UNREACHABLE: Kind = (StoreError, "the store cannot be reached: check the address, the network and its settings")
-FAILING: Kind = (StoreError, "the store does not answer as it should: try again later")
-CHANGED: Kind = (ConflictError, "somebody else has written it meanwhile: run again")
+FAILING: Kind = (StoreError, "the store does not respond correctly: try again later")
+CHANGED: Kind = (ConflictError, "another process has changed it meanwhile: run again")
 ABSENT: Kind = (UserError, "")
 
 BY_ERRNO: dict[int, Kind] = {
     errno.ENOSPC: FULL,
-    errno.EDQUOT: (FullError, "the quota is used up: free some space, or have it raised"),
-    errno.EFBIG: (FullError, "the largest size of a file is reached: see `ulimit -f`, or the file system"),
+    errno.EDQUOT: (FullError, "the quota is exhausted: free some space, or have it raised"),
+    errno.EFBIG: (FullError, "the file size limit is reached: see `ulimit -f`, or the file system"),
     errno.EACCES: MODES,
     errno.EPERM: MODES,
     errno.EROFS: (AccessError, "the file system is read-only: choose another place"),
@@ -39,8 +39,8 @@ BY_ERRNO: dict[int, Kind] = {
     errno.ENFILE: (MachineError, "the machine may not open more files: raise fs.file-max"),
     errno.ENOMEM: (MachineError, "the machine is out of memory"),
     errno.EAGAIN: (MachineError, "a limit of the machine is reached: see `ulimit -a`"),
-    errno.EIO: (MachineError, "the disk or what it hangs on failed: look into the machine's log"),
-    errno.ESTALE: (StoreError, "the network file system has dropped the file: mount it anew and run again"),
+    errno.EIO: (MachineError, "the disk or its connection failed: check the machine's log"),
+    errno.ESTALE: (StoreError, "the network file system has dropped the file: remount it and run again"),
     errno.EREMOTEIO: FAILING,
     errno.EBUSY: FAILING,
     errno.ENOENT: ABSENT,
@@ -67,25 +67,25 @@ BY_ERRNO: dict[int, Kind] = {
         UNREACHABLE,
     ),
 }
-BY_CODE: dict[str, Kind] = {  # of S3 and what speaks its protocol
+BY_CODE: dict[str, Kind] = {  # of S3 and compatible stores
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"), EXPIRED),
     **dict.fromkeys(("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"), REFUSED),
-    "RequestExpired": (AccessError, "the request came too late: set this machine's clock"),
-    "RequestTimeTooSkewed": (AccessError, "the store's time is another: set this machine's clock"),
+    "RequestExpired": (AccessError, "the request arrived too late: set this machine's clock"),
+    "RequestTimeTooSkewed": (AccessError, "the store's clock differs: set this machine's clock"),
     **dict.fromkeys(("PreconditionFailed", "ConditionalRequestConflict", "OperationAborted"), CHANGED),
     "SlowDown": (StoreError, "use fewer workers, or wait"),
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"), FULL),
-    "NoSuchBucket": (UserError, "correct its name, or make it"),
+    "NoSuchBucket": (UserError, "correct its name, or create it"),
     "InvalidBucketName": (UserError, "correct its name"),
 }
 BY_STATUS: dict[int, Kind] = {
-    400: (AccessError, "the store takes the request for invalid: have the credentials expired?"),
+    400: (AccessError, "the store rejects the request as invalid: have the credentials expired?"),
     **dict.fromkeys((401, 403, 407), REFUSED),
     **dict.fromkeys((409, 412), CHANGED),
     507: FULL,
 }
-BY_NAME: dict[str, Kind] = {  # of exceptions of clients
-    "NoCredentialsError": (AccessError, "no credentials were found: set them up, as for the store's own tools"),
+BY_NAME: dict[str, Kind] = {  # class names of client exceptions
+    "NoCredentialsError": (AccessError, "no credentials were found: set them up as for the store's own tools"),
     "PartialCredentialsError": REFUSED,
     "TokenRetrievalError": EXPIRED,
     "UnauthorizedSSOTokenError": EXPIRED,
@@ -100,9 +100,9 @@ BY_NAME: dict[str, Kind] = {  # of exceptions of clients
 
 
 def failure(error: BaseException, what: str, more: str = "") -> UserError:
-    """The error that says ``what`` went wrong (as in "FILE: cannot be read"), why, and what to do about it.
+    """The UserError that says ``what`` went wrong (such as "FILE: cannot be read"), why, and what to do.
 
-    ``more`` is said after the reason, whatever that is. An error that is for users already stays as it is.
+    ``more`` follows the reason. A UserError is returned unchanged.
     """
     if isinstance(error, UserError):
         return error
@@ -111,17 +111,17 @@ def failure(error: BaseException, what: str, more: str = "") -> UserError:
 
 
 def is_of_the_store(error: BaseException) -> bool:
-    """Whether the store or the way to it failed, so that asking again may help."""
+    """Whether the store or the network failed, so that a retry may help."""
     return _kind(error)[0] is StoreError
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """Whether the machine failed, and what was to be read is not to blame."""
+    """Whether the environment failed, rather than the file's content."""
     return not issubclass(_kind(error)[0], CorruptCacheError) and _kind(error) is not ABSENT
 
 
 def reason(error: BaseException) -> str:
-    """Why, in the words of whoever raised ``error``."""
+    """The reason, in the words of the exception."""
     if isinstance(error, TimeoutError):
         return str(error) or "no answer in time"
     if isinstance(error, MemoryError):
@@ -137,7 +137,7 @@ def _kind(error: BaseException) -> Kind:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, the innermost first: that knows most."""
+    """The chain of causes, innermost first: that is the most specific."""
     chain: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in chain and len(chain) < 10:

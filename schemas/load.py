@@ -1,4 +1,4 @@
-"""Reading YAML configurations and JSON documents of the contract, with errors that a user can act on."""
+"""Load YAML configurations and JSON documents of the schemas, with actionable errors."""
 
 import os
 import reprlib
@@ -12,11 +12,11 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.regular_files import read_file
 
 PATHS = {"path", "chat_template"}
-"""Settings of a caching run that hold paths or URLs. In a manifest, which has the same models, ``~`` is left alone."""
-MAX_KEYS = 20  # of one override, from the outermost group to the setting
+"""Settings of a caching run that are paths or URLs. Manifests use the same models, but do not expand ``~``."""
+MAX_KEYS = 20  # depth of an override's dotted key
 MAX_POSITION_DIGITS = 9
-MAX_SHOWN = 1 << 20  # bytes of a file whose wrong values are shown
-MAX_KEYS_OF_OBJECT = 4096  # code tables of a merge, say
+MAX_SHOWN = 1 << 20  # bytes of the largest file whose invalid values are shown
+MAX_KEYS_OF_OBJECT = 4096  # for instance, code tables of a merge
 _short = reprlib.Repr()
 _short.maxlist = _short.maxtuple = _short.maxdict = 40
 _short.maxstring = _short.maxother = 100
@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) -> Model:
-    """Read the YAML file ``path`` as ``model``; each override is ``dotted.key=YAML value`` and wins over the file.
+    """Load the YAML file ``path`` as ``model``; overrides, ``dotted.key=YAML value``, take precedence over the file.
 
     Raises UserError naming the file, the key, the value seen and the value wanted.
     """
@@ -38,7 +38,7 @@ def load_config(model: type[Model], path: str, overrides: tuple[str, ...] = ()) 
 
 
 def with_home(settings: Model) -> Model:
-    """``settings`` with ``~`` at the beginning of a path as the home folder."""
+    """``settings`` with a leading ``~`` in paths expanded to the home folder."""
     changed: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -87,7 +87,7 @@ def _position(node: list[Any], key: str, override: str) -> int:
 
 
 def validate(model: type[Model], tree: object, where: str) -> Model:
-    """Validate ``tree`` as ``model``; UserError names ``where``, and for the first problem the key and values."""
+    """Validate ``tree`` as ``model``. Raises UserError naming ``where``, and the first problem's key and values."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -95,13 +95,13 @@ def validate(model: type[Model], tree: object, where: str) -> Model:
 
 
 def parse_json(model: type[Model], data: bytes, where: str, max_values: int | None = None) -> Model:
-    """Parse and validate JSON bytes of an untrusted file as ``model``; raises UserError.
+    """Parse and validate JSON bytes of an untrusted file as ``model``. Raises UserError.
 
-    ``max_values``: that it may have; a wrong one of many would take gigabytes to describe.
+    ``max_values``: limit on the number of values; with millions, one error could take gigabytes to report.
     """
     if max_values is not None and (values := data.count(b",")) > max_values:
-        raise UserError(f"{where}: some {values} values, at most {max_values} are read")
-    if data.count(b":") > MAX_KEYS_OF_OBJECT:  # else no object can have too many
+        raise UserError(f"{where}: about {values} values, at most {max_values} are allowed")
+    if data.count(b":") > MAX_KEYS_OF_OBJECT:  # otherwise no object can have too many
         _check_keys(data, where)
     try:
         return model.model_validate_json(data)
@@ -110,7 +110,7 @@ def parse_json(model: type[Model], data: bytes, where: str, max_values: int | No
 
 
 def parse_cache_file(model: type[Model], data: bytes, where: str, max_values: int | None = None) -> Model:
-    """``parse_json`` of a file that belongs to a cache: raises CorruptCacheError."""
+    """``parse_json`` for a file of a cache. Raises CorruptCacheError."""
     try:
         return parse_json(model, data, where, max_values)
     except UserError as error:
@@ -118,7 +118,7 @@ def parse_cache_file(model: type[Model], data: bytes, where: str, max_values: in
 
 
 def _check_keys(data: bytes, where: str) -> None:
-    """Raise UserError for an object of more keys than any has: each unknown one would take kilobytes to describe."""
+    """Raise UserError for objects with too many keys: each unknown one would take kilobytes to report."""
     try:
         found: list[Any] = [from_json(data)]
     except ValueError as error:
@@ -147,9 +147,9 @@ def _to_user_error(error: ValidationError, where: str, with_input: bool = True) 
 
 
 def _shown(value: object) -> str:
-    """The beginning of a value, however large it is."""
+    """A value's repr, truncated."""
     try:
         shown = repr(value[:80]) if isinstance(value, str | bytes) else _short.repr(value)
     except ValueError:  # an integer of more digits than Python prints
-        shown = f"an {type(value).__name__} of very many digits"
+        shown = f"an {type(value).__name__} with too many digits"
     return shown if len(shown) <= 80 else shown[:77] + "..."

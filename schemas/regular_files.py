@@ -1,4 +1,4 @@
-"""Opening local files to read: regular files only, so that nothing waits for a pipe or reads a device without end."""
+"""Open local files for reading: regular files only, so that no pipe blocks and no device is read endlessly."""
 
 import errno
 import os
@@ -20,13 +20,13 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """What is to be opened is no regular file; the message says what it is."""
+    """The path is not a regular file; the message says what it is."""
 
 
 def open_regular(path: str | Path, follow: bool = True) -> FileIO:
-    """The file, unbuffered, open for reading. Links are followed if ``follow``.
+    """Open a file for reading, unbuffered. Follows links if ``follow``.
 
-    Raises NotRegularError (at once) for pipes, devices, sockets and folders, other OSErrors as ``open``.
+    Raises NotRegularError (without blocking) for pipes, devices, sockets and folders, other OSErrors like ``open``.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -36,7 +36,7 @@ def open_regular(path: str | Path, follow: bool = True) -> FileIO:
             raise NotRegularError("it is a socket or a device, not a regular file") from None
         if error.errno == errno.ELOOP:
             raise NotRegularError(
-                "it is a link, not a regular file" if not follow else "its links go in a circle"
+                "it is a link, not a regular file" if not follow else "its links form a cycle"
             ) from None
         raise
     try:
@@ -50,7 +50,7 @@ def open_regular(path: str | Path, follow: bool = True) -> FileIO:
 
 
 def read_file(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, what: str = "cannot be read") -> bytes:
-    """The whole file. Raises UserError, ``PATH: WHAT: REASON``, also when it is larger than ``max_bytes``."""
+    """Read a whole file. Raises UserError, ``PATH: WHAT: REASON``, also if it is larger than ``max_bytes``."""
     try:
         with open_regular(path) as file:
             data = bytearray()

@@ -1,4 +1,4 @@
-"""A signature of a cache: who vouches for which manifest, and so for every file, whose checksums are in it."""
+"""A signature of a cache: it vouches for a manifest and, through the checksums in it, for every file."""
 
 import re
 from typing import Annotated
@@ -18,7 +18,7 @@ class Statement(Strict):
     signed_at: AwareDatetime
 
     def message(self) -> bytes:
-        """The bytes that are signed: a line that says what for, and the statement as JSON."""
+        """The signed bytes: a line that states the purpose, and the statement as JSON."""
         return b"signature of a cache manifest, version 1\n" + self.model_dump_json().encode()
 
 
@@ -38,5 +38,5 @@ SIGNATURES = re.compile(r"signatures/[0-9a-f]{64}\.json")  # names of their file
 
 
 def signature_file(public_key: str) -> str:
-    """Name of the file of a signature."""
+    """File name of a signature."""
     return f"signatures/{public_key}.json"

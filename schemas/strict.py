@@ -1,4 +1,4 @@
-"""What every model of the contract has in common."""
+"""Base classes of all schema models."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ FORMAT_VERSION = 1
 """Version of the cache format that this code writes, and the newest it reads."""
 
 FORMAT_MINOR = 1
-"""Its newest minor version. Caches that need nothing of it are written without one, as version 1.0."""
+"""Newest minor version. Caches that do not need it are written without one, as version 1.0."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -26,28 +26,28 @@ def _fail_fast(schema: Any) -> None:
 
 
 class Strict(BaseModel):
-    """A pydantic model that refuses unknown keys and cannot be changed after it was validated."""
+    """An immutable pydantic model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """A list is given up at its first wrong entry: of a million, each would take a kilobyte to describe."""
+        """Validate lists fail-fast: with a million invalid entries, each would take a kilobyte to report."""
         schema = handler(source)
         _fail_fast(schema)
         return schema
 
 
 def added(default: Any, description: str, **constraints: Any) -> Any:
-    """A field of an ``Extended`` model that its first released form lacked; ``constraints`` as those of ``Field``."""
+    """A field of an ``Extended`` model that its first release lacked; ``constraints`` are passed to ``Field``."""
     return Field(default, description=description, json_schema_extra={"added": True}, **constraints)
 
 
 class Extended(Strict):
-    """A model that gained fields: those of ``added`` are written only where they differ from their default.
+    """A model that gained fields: those made by ``added`` are only serialized if they differ from their default.
 
-    So what was written before stays as it is, byte for byte: digests and fingerprints of old caches hold, and a run
-    planned before continues.
+    Older documents therefore serialize byte for byte as before: digests and fingerprints of old caches remain valid,
+    and runs planned before can continue.
     """
 
     @model_serializer(mode="wrap")

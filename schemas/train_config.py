@@ -40,7 +40,10 @@ class LocalCopiesConfig(Strict):
 
     folder: FilePath = Field(description="A folder on a local disk.")
     max_gib: float = Field(
-        100.0, gt=0, le=2**30, description="What the copies may take together, those being fetched included."
+        100.0,
+        gt=0,
+        le=2**30,
+        description="What the copies may take together, those being fetched included; 100 GiB hold a billion tokens.",
     )
 
     @property
@@ -81,13 +84,18 @@ class DataConfig(Strict):
         None, description="Fetch the shards of a remote cache to a local folder, ahead of their use."
     )
     on_corrupt: Literal["stop", "skip"] = Field(
-        "stop", description="What to do about a sample that cannot be read: end the run, or leave it out and count it."
+        "stop",
+        description="What to do about a sample that cannot be read: end the run, so that the cache is mended, or leave "
+        "it out and count it.",
     )
     validation_cache: FilePath | None = Field(
         None, description="A separate cache for validation; excludes the next key."
     )
     validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Share of the cache's samples, chosen by key hash, that is held out."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the cache's samples, chosen by key hash, that is held out; 0: all are trained on.",
     )
     validation_digest: Sha256 | None = Field(None, description="`digest` of the validation cache.")
     require_signature: FilePath | None = Field(
@@ -99,11 +107,25 @@ class DataConfig(Strict):
         64,
         ge=1,
         le=MAX_STEPS,
-        description="Shards whose samples are shuffled together: so many are read from at a time.",
+        description="Shards whose samples are shuffled together: so many are read from at a time. 64: 17 M tokens.",
     )
-    packing: bool = Field(False, description="Pack samples into rows of `pack_tokens` instead of padding them.")
-    pack_tokens: int = Field(2048, ge=2, le=MAX_TOKENS, description="Length of a packed row; no sample may be longer.")
-    num_workers: int = Field(0, ge=0, le=512, description="Processes that decode ahead of the training loop.")
+    packing: bool = Field(
+        False,
+        description="Pack samples into rows of `pack_tokens` instead of padding them: faster where lengths differ, off "
+        "since not every architecture can.",
+    )
+    pack_tokens: int = Field(
+        2048,
+        ge=2,
+        le=MAX_TOKENS,
+        description="Length of a packed row; no sample may be longer. The default is that of `corpus.max_tokens`.",
+    )
+    num_workers: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="Processes that decode ahead of the training loop; a GPU wants 1 or 2, a CPU has no core to spare.",
+    )
 
     @property
     def shares(self) -> list[CacheShare]:
@@ -147,7 +169,7 @@ class StudentConfig(Strict):
         "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
     )
     trust_remote_code: bool = Field(
-        False, description="Run code that ships with the student or its tokenizer. It is never asked for."
+        False, description="Run code that ships with the student or its tokenizer. Off, and never asked for."
     )
 
     @model_validator(mode="after")
@@ -183,25 +205,35 @@ class TlaConfig(Strict):
         1.0,
         ge=MIN_TEMPERATURE,
         lt=1000,
-        description="One of those the cache stores its target at; `final` serves any temperature.",
+        description="One of those the cache stores its target at; `final` serves any. At 1 students end nearer to the "
+        "teacher, in every form of target that was measured, than at 3 (docs/targets.md).",
     )
     target: TargetForm | None = Field(
         None,
-        description="Which signal to learn from; default: the richest the cache has: final, else draws, else top_k.",
+        description="Which signal to learn from; default: the one that the cache has of final, draws, top_k, in this "
+        "order: they keep 100, 99 and 87 % of what online distillation gives (docs/targets.md).",
     )
     tail: Tail = Field(
-        "bucket", description="`top_k`: what becomes of the mass that is not stored; all but `bucket` are biased."
+        "bucket",
+        description="`top_k`: what becomes of the mass that is not stored; the others are biased, and teach less.",
     )
     divergence: Divergence = Field(
-        "forward", description="KL(teacher ‖ student), KL(student ‖ teacher), or the Jensen-Shannon divergence."
+        "forward",
+        description="KL(teacher ‖ student), which every form of target gives; KL(student ‖ teacher), or the "
+        "Jensen-Shannon divergence.",
     )
-    jsd_beta: float = Field(0.5, gt=0, lt=1, description="`jsd`: weight of the teacher in the mixture.")
+    jsd_beta: float = Field(
+        0.5, gt=0, lt=1, description="`jsd`: weight of the teacher in the mixture; 0.5 is symmetric."
+    )
 
 
 class CrossEntropyConfig(Strict):
     """Cross-entropy with the realised next token (hard labels)."""
 
-    weight: WeightSchedule = WeightSchedule(start=0.0, end=0.0)
+    weight: WeightSchedule = Field(
+        WeightSchedule(start=0.0, end=0.0),
+        description="0: off. Hard labels alone leave a student farther from the teacher than any target at T = 1.",
+    )
 
 
 class LayerPair(Strict):
@@ -214,9 +246,9 @@ class LayerPair(Strict):
 class LhsmConfig(Strict):
     """Layer-wise hidden state matching: an MSE of normalised hidden states through a learned linear map."""
 
-    weight: WeightSchedule = WeightSchedule(start=0.8, end=0.8)
+    weight: WeightSchedule = Field(WeightSchedule(start=0.8, end=0.8), description="The recipe's.")
     direction: Literal["teacher_to_student", "student_to_teacher"] = Field(
-        "teacher_to_student", description="Which side the map is applied to."
+        "teacher_to_student", description="Which side the map is applied to; the recipe maps the teacher's."
     )
     pairs: list[LayerPair] | None = Field(
         None, min_length=1, description="Default: every stored layer with the student's at the same share of the depth."
@@ -226,8 +258,13 @@ class LhsmConfig(Strict):
 class ApcConfig(Strict):
     """Attention pattern consistency: KL(teacher ‖ student) of attention rows, heads matched by rank of focus."""
 
-    weight: WeightSchedule = WeightSchedule(start=0.0, end=0.5, hold=0.2)
-    student_layer: Layer = Field(1.0, description="The student's layer, by number from 1 or as a share of the depth.")
+    weight: WeightSchedule = Field(
+        WeightSchedule(start=0.0, end=0.5, hold=0.2),
+        description="The recipe's: 0 for a fifth of the training, until the student's attention means something.",
+    )
+    student_layer: Layer = Field(
+        1.0, description="The student's layer, by number from 1 or as a share of the depth; the last, as in the cache."
+    )
     student_heads: list[Annotated[int, Field(ge=0, le=MAX_HEADS)]] | None = Field(
         None, min_length=1, description="These heads, in the order of the cache's, instead of the most focused ones."
     )
@@ -236,7 +273,7 @@ class ApcConfig(Strict):
 class AsrConfig(Strict):
     """Activation sparsity: the mean absolute input of the student's down projections."""
 
-    weight: WeightSchedule = WeightSchedule(start=1e-3, end=1e-3)
+    weight: WeightSchedule = Field(WeightSchedule(start=1e-3, end=1e-3), description="The recipe's.")
 
 
 def _is_off(loss: Any) -> bool:
@@ -255,9 +292,9 @@ class LossConfig(Strict):
 
     tla: TlaConfig = TlaConfig()
     cross_entropy: CrossEntropyConfig = CrossEntropyConfig()
-    lhsm: LhsmConfig | None = None
-    apc: ApcConfig | None = None
-    asr: AsrConfig | None = None
+    lhsm: LhsmConfig | None = Field(None, description="Off: needs a cache with `capture.hidden`.")
+    apc: ApcConfig | None = Field(None, description="Off: needs a cache with `capture.attention`.")
+    asr: AsrConfig | None = Field(None, description="Off: for students that are to have sparse activations.")
 
     @model_validator(mode="before")
     @classmethod
@@ -283,41 +320,61 @@ class LossConfig(Strict):
 class OptimizerConfig(Strict):
     """AdamW with a cosine schedule after a linear warm-up."""
 
-    lr: float = Field(2e-5, gt=0, le=10)
-    warmup_steps: int = Field(0, ge=0, le=MAX_STEPS)
-    weight_decay: float = Field(0.01, ge=0, le=100)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: float = Field(1e-8, ge=1e-15, le=1)
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+    lr: float = Field(
+        2e-5,
+        gt=0,
+        le=10,
+        description="The recipe's, for a student that is trained already; one that is cut from its teacher takes 3e-4.",
+    )
+    warmup_steps: int = Field(
+        0, ge=0, le=MAX_STEPS, description="0, as any other number would be wrong for a short run; the recipe has 1000."
+    )
+    weight_decay: float = Field(0.01, ge=0, le=100, description="The recipe's.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="The recipe's, and AdamW's own.")
+    eps: float = Field(1e-8, ge=1e-15, le=1, description="The recipe's, and AdamW's own.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Larger gradients are scaled to it; the recipe's.")
 
 
 class LoopConfig(Strict):
     """Length of training, batch, processes, checkpoints and validation. `max_steps` wins over `epochs`."""
 
-    epochs: float = Field(1.0, gt=0, le=10_000)
-    max_steps: Steps | None = Field(None, description="Optimiser steps.")
+    epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the data; 1: each sample once.")
+    max_steps: Steps | None = Field(None, description="Optimiser steps; default: as many as `epochs` take.")
     micro_batch_size: int = Field(
-        1, ge=1, le=65536, description="Samples (or packed rows) per device and forward pass."
+        1,
+        ge=1,
+        le=65536,
+        description="Samples (or packed rows) per device and forward pass; 1, the recipe's, fits most.",
     )
-    gradient_accumulation: int = Field(1, ge=1, le=65536)
-    seed: int = Field(0, ge=0, lt=2**32)
-    bf16: bool = Field(False, description="bf16 autocast.")
-    gradient_checkpointing: bool = False
-    compile: bool = Field(False, description="Compile the student's layers with torch.compile.")
+    gradient_accumulation: int = Field(
+        1, ge=1, le=65536, description="Forward passes a step and device; 1: each is a step. The recipe has 32."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Of the order of the data and of random weights; any does.")
+    bf16: bool = Field(
+        False, description="bf16 autocast; off, since processors without bf16 instructions are several times slower so."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations anew in the backward pass: less memory for a third more time."
+    )
+    compile: bool = Field(
+        False, description="Compile the student's layers with torch.compile; off, since it takes minutes at the start."
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="Under torchrun: each process has the whole student (DistributedDataParallel), or a share of its "
         "weights, gradients and optimiser states (FSDP2, fully sharded).",
     )
     cpu_offload: bool = Field(False, description="`fsdp`: keep the shares in the host's memory, update them there.")
-    log_every: Steps = Field(1, description="Steps between two lines of metrics.")
+    log_every: Steps = Field(1, description="Steps between two lines of metrics; 1: every step is in them.")
     log_gradient_norms: bool = Field(
         False, description="Also log the gradient norm of each weighted loss term; costs a backward pass a term."
     )
-    save_every: Steps = Field(500, description="Steps between two checkpoints.")
-    keep_checkpoints: Steps = 2
+    save_every: Steps = Field(500, description="Steps between two checkpoints: what a killed run loses at most.")
+    keep_checkpoints: Steps = Field(2, description="Newest checkpoints that are kept: one more than is needed.")
     validate_every: Steps = Field(500, description="Steps between two validations (when validation data is set).")
-    early_stopping_patience: Steps | None = Field(None, description="Validations without progress before stopping.")
+    early_stopping_patience: Steps | None = Field(
+        None, description="Validations without progress before stopping; default: never, as a short run may recover."
+    )
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
-"""Which attention implementation of transformers computes what a model's configuration says.
+"""Choose an attention implementation of transformers that computes exactly what the model's configuration says.
 
-A kernel that lacks a feature leaves it out without a word: SDPA does so with soft caps of the scores (Gemma 2,
-VaultGemma), SDPA and Flash Attention 2 with attention sinks (gpt-oss, Granite SWA, MiMo). Model classes declare what
-they cannot do at all; the soft cap they do not declare. Found by running every causal language model of transformers
-5.19 with eager attention and with SDPA.
+A kernel that lacks a feature silently drops it: SDPA drops soft caps of the scores (Gemma 2, VaultGemma), SDPA and
+Flash Attention 2 drop attention sinks (gpt-oss, Granite SWA, MiMo). Model classes declare which kernels they do not
+support, but not the soft cap. Found by running every causal language model of transformers 5.19 with eager attention
+and with SDPA.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ SOFT_CAP = "attn_logit_softcapping"
 
 
 def exact_attention(config: Any) -> str | None:
-    """The fastest implementation, of those that need nothing installed, that drops nothing of ``config``.
+    """The fastest implementation without extra packages that drops no feature of ``config``.
 
-    None: transformers' own choice, for model classes that it does not know (remote code).
+    None (transformers' default) for model classes unknown to transformers (remote code).
     """
     if not missing_in(config, SDPA):
         return None if _model_class(config) is None else SDPA
@@ -25,17 +25,17 @@ def exact_attention(config: Any) -> str | None:
 
 
 def check_attention(config: Any, implementation: str, key: str) -> None:
-    """Raise UserError, naming the setting ``key``, if ``implementation`` leaves out something that ``config`` has."""
+    """Raise UserError, naming the setting ``key``, if ``implementation`` drops a feature of ``config``."""
     if missing := missing_in(config, implementation):
         fit = [name for name in (EAGER, SDPA, FLASH) if not missing_in(config, name)]
         raise UserError(
-            f"{key}: {implementation}: leaves out {missing} of a {config.model_type} model; set it to "
-            f"{' or '.join(fit)}, or leave it out"
+            f"{key}: {implementation} drops {missing} of a {config.model_type} model; set it to {' or '.join(fit)}, or "
+            "remove it"
         )
 
 
 def missing_in(config: Any, implementation: str) -> str | None:
-    """What of the model ``implementation`` would leave out or cannot run, in words; None if nothing."""
+    """Describe the feature that ``implementation`` would drop or cannot run; None if there is none."""
     if implementation == EAGER:
         return None
     cap = getattr(config.get_text_config(), SOFT_CAP, None)

@@ -1,4 +1,4 @@
-"""The units that a worker has for itself: one at a time is scored, the next one is read meanwhile."""
+"""Claim units for this worker: the one being scored, and the next one, being read."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,22 @@ from teacher_cache.shards.lease import WHOLE, Held, Lease, acquire_part
 from teacher_cache.shards.marks import garbage, mark_name
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 
-RUNNING = "teacher-cache run"  # as whose a lease is taken
+RUNNING = "teacher-cache run"  # command name in the lease
 logger = logging.getLogger(__name__)
 
 
 class Claim(NamedTuple):
-    """A unit without a commit mark that only this process writes, as long as it has the lease."""
+    """An uncommitted unit that only this process may write, while it holds the lease."""
 
     unit: Unit
     lease: Lease
 
 
 class Claims:
-    """Claims of units in order; those that another process has are left to it, and kept in ``elsewhere``.
+    """Claims units in order; those held by another process are skipped and recorded in ``elsewhere``.
 
-    Use as a context manager: what is still held ends with it. A worker claims a unit before it commits the one before,
-    and so has a lease from its first unit to its end: nobody takes the whole place in between.
+    A context manager that releases remaining leases at its end. A worker claims the next unit before it commits the
+    current one, so it always holds a lease and nobody can acquire the whole place in between.
     """
 
     def __init__(self, storage: Storage, plan: Manifest, units: Sequence[Unit]) -> None:
@@ -40,11 +40,11 @@ class Claims:
         self._claims = self._claim_all(units)
 
     def next(self) -> Claim | None:
-        """The next unit to be done, None after the last."""
+        """Claim the next unit; None after the last."""
         return next(self._claims, None)
 
     def done(self, unit: Unit) -> None:
-        """Let go of a committed unit, once another one is held."""
+        """Release a committed unit, once another one is held."""
         self._done.append(unit.name)
         while self._done and len(self._held) > 1:
             self._held.pop(self._done.pop(0)).release()
@@ -59,14 +59,14 @@ class Claims:
             except Held as held:
                 if held.name == WHOLE:
                     raise
-                logger.warning("%s; it is left to that", held)
+                logger.warning("%s; leaving the unit to that process", held)
                 self.elsewhere[unit.name] = held
                 continue
-            if self._storage.exists(mark_name(unit.name)):  # by now
+            if self._storage.exists(mark_name(unit.name)):  # committed meanwhile
                 lease.release()
                 continue
             self._held[unit.name] = lease
-            for name in garbage(left, plan, unit.name):  # of killed workers: nobody else writes this unit now
+            for name in garbage(left, plan, unit.name):  # of killed workers, since this one holds the lease
                 lease.storage.delete(name)
             yield Claim(unit, lease)
 
@@ -78,16 +78,16 @@ class Claims:
             lease.release()
 
     def check_all_done(self, plan: Manifest) -> None:
-        """Raise ConflictError when a unit that was left to another process is not in ``plan``."""
+        """Raise ConflictError if a unit left to another process is not among the shards of ``plan``."""
         there = {entry.name for entry in plan.shards}
         left = [name for name in self.elsewhere if name not in there]
         if left:
             raise ConflictError(
-                f"{len(left)} units of this worker were left to another process that has them, and are not done yet: "
+                f"{len(left)} units of this worker are held by another process and not committed yet: "
                 f"{self.elsewhere[left[0]]}"
             )
 
 
 def _is_short(holder: Holder | None) -> bool:
-    """Whether one waits for a holder: for one that plans, not for one that scores the same unit."""
+    """Wait policy: wait for a process that plans, not for one that scores the same unit."""
     return wait_for_workers(holder) and holder is not None and holder.command != RUNNING

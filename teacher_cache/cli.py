@@ -11,22 +11,29 @@ import click
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config
-from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
-from teacher_cache.program import STATUSES, Program
+from teacher_cache.command import MOST, json_option, progress, set_option, show
+from teacher_cache.program import Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
 @click.group(
-    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    cls=Program,
+    examples=(
+        "teacher-cache plan configs/demo-cache.yaml --probe 8",
+        "teacher-cache run configs/demo-cache.yaml",
+    ),
 )
-@click.option("--verbose", is_flag=True, help="Log details.")
-def main(verbose: bool) -> None:
+def main() -> None:
     """Run the teacher once and keep its per-token signals in a cache that students train from."""
-    configure_logging(verbose)
 
 
-@main.command()
+@main.command(
+    examples=(
+        "teacher-cache plan configs/demo-cache.yaml --dry-run",
+        "teacher-cache plan configs/demo-cache.yaml --probe 8 --json",
+    )
+)
 @config_argument
 @set_option
 @click.option("--dry-run", is_flag=True, help="Check the configuration and read the corpus, but write nothing.")
@@ -38,10 +45,7 @@ def main(verbose: bool) -> None:
 )
 @json_option
 def plan(config: str, overrides: tuple[str, ...], dry_run: bool, probe: int | None, as_json: bool) -> None:
-    """Read the corpus and write the plan, without loading the teacher.
-
-    Example: teacher-cache plan configs/demo-cache.yaml --probe 8
-    """
+    """Read the corpus and write the plan, without loading the teacher."""
     settings = load_config(CacheConfig, config, overrides)
     if dry_run or probe is not None:
         found = _estimate(settings, probe)
@@ -61,7 +65,8 @@ def _estimate(settings: CacheConfig, probe: int | None) -> dict[str, Any]:
     found = {"units": survey.units, **survey.counts.model_dump()}
     if probe is None:
         return found
-    return found | {"probe": asdict(estimate.probe(settings, survey))}
+    with progress("loading the teacher, scoring"):
+        return found | {"probe": asdict(estimate.probe(settings, survey))}
 
 
 def _with_units(found: dict[str, Any]) -> dict[str, Any]:
@@ -83,17 +88,19 @@ def _signal_of(setting: str) -> str:
     return rest.partition(".")[0] if group == "capture" else "logits"
 
 
-@main.command()
+@main.command(
+    examples=(
+        "teacher-cache preview configs/demo-cache.yaml -n 5",
+        "teacher-cache preview configs/demo-cache.yaml --set corpus.max_tokens=128 --tokens 64",
+    )
+)
 @config_argument
 @set_option
 @click.option("-n", "samples", type=click.IntRange(min=1, max=1000), default=3, help="Sequences that are shown.")
 @click.option("--tokens", type=click.IntRange(1, MOST), default=512, help="Tokens of each that are shown.")
 @json_option
 def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, as_json: bool) -> None:
-    """Show what the corpus becomes: tokens, and which of them are learned. Reads the beginning of each source.
-
-    Example: teacher-cache preview configs/demo-cache.yaml -n 5
-    """
+    """Show what the corpus becomes: tokens, and which of them are learned. Reads the beginning of each source."""
     from teacher_cache import preview as previewing
 
     found = previewing.preview(load_config(CacheConfig, config, overrides), samples)
@@ -105,16 +112,18 @@ def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, 
         raise UserError(problems[0])
 
 
-@main.command()
+@main.command(
+    examples=(
+        "teacher-cache run configs/demo-cache.yaml --set capture.logits.k=64 --set capture.draws=null",
+        "teacher-cache run configs/four-nodes-s3-cache.yaml --worker 0/4",
+    )
+)
 @config_argument
 @set_option
 @click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
 @json_option
 def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> None:
-    """Plan if there is no plan yet, then score, encode, write and commit every unit that is not committed.
-
-    Example: teacher-cache run configs/demo-cache.yaml --set capture.logits.k=32
-    """
+    """Plan if there is no plan yet, then score, encode, write and commit every unit that is not committed."""
     from teacher_cache import job
 
     share = job.parse_worker(worker)

@@ -1,8 +1,6 @@
-"""What every command line of the project shares: how errors reach the user, overrides, tables and logging."""
+"""What every command line of the project shares: overrides, JSON or tables, and progress bars."""
 
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,12 +13,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 MOST = 10**12  # of samples, rows and tokens that an option may ask for
 PIPED_WIDTH = 1 << 16  # characters: nothing is wrapped or cut for a program that reads
 
 
-def set_option(command: Command) -> Command:
+def set_option(command: Decorated) -> Decorated:
     """Add ``--set dotted.key=value`` (repeatable), passed on as ``overrides``; it wins over the file."""
     return click.option(
         "--set",
@@ -48,40 +46,6 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None, count="")
         yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,} of {total:,}")
-
-
-NOISY = ("transformers", "huggingface_hub", "vllm", "torch", "torch._library", "py.warnings")
-QUIET = {  # of libraries that are imported later, here and in processes that they start
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore",
-}
-
-
-class _Printable(logging.Formatter):
-    """Messages quote paths and names, in which a terminal must find nothing to obey."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).splitlines()))
-
-
-def configure_logging(verbose: bool) -> None:
-    """Log to stderr: the project's own messages from INFO (DEBUG if ``verbose``), others from WARNING.
-
-    Engines and model libraries warn of what a user of ours cannot change: of those only errors, unless ``verbose``.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.captureWarnings(True)
-    for package in ("teacher_cache", "trainer", "tools"):
-        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
-    for package in NOISY:
-        logging.getLogger(package).setLevel(logging.WARNING if verbose else logging.ERROR)
-    for name, value in ({} if verbose else QUIET).items():
-        os.environ.setdefault(name, value)
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:

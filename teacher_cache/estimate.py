@@ -1,10 +1,10 @@
-"""What a cache will take, before it is made: tokens and shards from the corpus; bytes and hours from a probe.
+"""Estimate the cost of a cache before making it: tokens and shards from the corpus; bytes and hours from a probe.
 
 A probe scores a few sequences with the configured teacher and encodes them as a run would. Nothing is written.
 
-What a sequence takes is a straight line in the rows that are stored of it: its tokens, or those that count. The line is
-fitted to the sequences that were probed, and read at what the whole corpus has, which is known exactly: a few sequences
-seldom have the corpus' share of rows that count, and means of them were off by a fifth.
+A sequence's size is linear in its stored rows: all its tokens, or those in the loss mask. The line is fitted to the
+probed sequences and evaluated at the whole corpus' row count, which is known exactly. A plain mean was off by a fifth,
+because a few sequences rarely have the corpus' share of masked-in rows.
 """
 
 import time
@@ -32,8 +32,8 @@ from teacher_cache.token_batch import in_parts
 from teacher_cache.vocabulary import within_vocabulary
 
 TEXTS = 256
-TAR_END = 2 * BLOCK  # bytes, of each tar
-LEAST_FITTED = 3  # different numbers of rows that a line is fitted to; to fewer, a mean
+TAR_END = 2 * BLOCK  # bytes at the end of each tar
+LEAST_FITTED = 3  # distinct row counts needed to fit a line; below that, a mean
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class Survey:
     plan: Manifest  # without units
     counts: CorpusCounts
     units: int
-    samples: list[TokenSample]  # some, spread over the corpus
-    texts: list[TokenSample]  # more of them, of which no more than the tokens is looked at
-    bundled: bool  # whether several share a tar member
+    samples: list[TokenSample]  # to score; evenly spaced over the corpus
+    texts: list[TokenSample]  # a larger set, only for the size of the tokens signal
+    bundled: bool  # whether samples share tar members
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run of the whole corpus would take, from the sequences that were probed."""
+    """Cost of a run over the whole corpus, extrapolated from the probed sequences."""
 
     sequences: int
     tokens: int
     tokens_per_second: float
     hours: float
-    bytes_per_token: dict[str, float]  # by signal, of all tokens of the corpus
+    bytes_per_token: dict[str, float]  # by signal, per corpus token
     gigabytes: dict[str, float]
-    other_settings: dict[str, float]  # bytes a token of the signal that the setting is about
+    other_settings: dict[str, float]  # by setting: bytes per token of the signal that it affects
 
 
 def survey(config: CacheConfig, n_samples: int) -> Survey:
-    """Check the configuration, read the corpus once, and keep every so many-th sequence. Raises UserError."""
+    """Check the configuration, read the corpus once, and keep evenly spaced sequences. Raises UserError."""
     tokenizer = load_tokenizer(config.teacher)
     plan = empty_plan(config, tokenizer)
     corpus = Corpus(config.corpus, tokenizer)
@@ -83,7 +83,7 @@ def survey(config: CacheConfig, n_samples: int) -> Survey:
 
 
 def probe(config: CacheConfig, survey: Survey) -> Estimate:
-    """Score and encode the survey's samples; one is scored before, to warm up. Raises UserError."""
+    """Score and encode the survey's samples, after one warm-up request. Raises UserError."""
     plan, samples, total_tokens = survey.plan, survey.samples, survey.counts.tokens
     requests = [to_request(sample, config.capture) for sample in samples]
     with open_engine(config) as engine:
@@ -109,7 +109,7 @@ def probe(config: CacheConfig, survey: Survey) -> Estimate:
 def _bytes_per_token(
     plan: Manifest, survey: Survey, captured: Sequence[Captured], table: CodeTable
 ) -> dict[str, float]:
-    """Of every signal, in its tars, for the whole corpus."""
+    """Tar bytes of each signal, per corpus token."""
     encoders = Encoders(plan)
     encoders.use_table(table)
     texts = [_in_tar("tokens", encode_tokens(sample), survey.bundled) for sample in survey.texts]
@@ -122,7 +122,7 @@ def _bytes_per_token(
 
 
 def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
-    """Bytes that a sample takes in its tar: a member, or its share of a bundle of such samples."""
+    """Bytes of a sample in its tar: its member, or its share of a bundle of equal samples."""
     if not bundled:
         return member_bytes(len(payload))
     record = as_record(signal, payload)
@@ -130,7 +130,7 @@ def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
 
 
 def _whole(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> float:
-    """Bytes of a signal's tars, from the members of the sequences that were probed."""
+    """Bytes of a signal's tars for the whole corpus, from the ``sizes`` of the probed sequences."""
     positions = "all" if signal == "tokens" else plan.capture.positions(signal)
     samples = survey.texts if signal == "tokens" else survey.samples
     if positions in ("loss_mask", "keywords"):

@@ -1,7 +1,7 @@
 """A caching run, from top to bottom: plan → score → encode → write → commit, unit by unit.
 
-A unit is scored as a whole and becomes one shard; its commit mark is written last. Whatever instant the process dies
-at, the next run finds only whole shards and garbage that it removes.
+A unit is scored as a whole and becomes one shard; its commit mark is written last. Whenever the process dies, the next
+run finds only complete shards, and garbage that it removes.
 """
 
 import logging
@@ -20,7 +20,7 @@ from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit, wai
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
 from teacher_cache.records import Request, TokenSample
-from teacher_cache.shards.lease import part_of, remove_dead_parts
+from teacher_cache.shards.lease import part_lease, remove_dead_parts
 from teacher_cache.shards.marks import (
     assemble,
     check_committed,
@@ -38,12 +38,12 @@ from teacher_cache.writing import UnitWriter
 logger = logging.getLogger(__name__)
 
 Part = list[tuple[TokenSample, Request]]
-BATCHES_PER_CALL = 8  # forward passes an engine is given work for at a time: bounds the signals held in memory
+BATCHES_PER_CALL = 8  # forward passes per engine call: bounds the signals held in memory
 
 
 @dataclass(frozen=True)
 class Worker:
-    """This process' share of the units: those whose number is ``rank`` modulo ``world``."""
+    """This process' share of the units: those whose index is ``rank`` modulo ``world``."""
 
     rank: int = 0
     world: int = 1
@@ -56,19 +56,19 @@ class Worker:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did (this run's share) and where the cache stands (all workers')."""
+    """What this run did, and the state of the cache (all workers)."""
 
     units_scored: int
     units_skipped: int  # committed before
-    samples: int  # of this run, as are the next lines
+    samples: int  # of this run, like the next fields
     tokens: int
-    seconds: float  # scoring, encoding and writing; loading the engine is not in it
+    seconds: float  # scoring, encoding and writing, without loading the engine
     engine_load_seconds: float
     tokens_per_second: float
     engine_idle_share: float | None  # of the time from the first unit to the last
-    mean_entropy: float | None  # nats, of the teacher's whole distributions at temperature 1; None: not known
+    mean_entropy: float | None  # nats, of the teacher's full distributions at temperature 1; None: unknown
     peak_memory_bytes: int
-    cache_samples: int  # of the cache, as are the next lines
+    cache_samples: int  # of the cache, like the next fields
     cache_tokens: int
     bytes_per_token: dict[str, float]  # of all files of the cache, by signal, index, tables and head
     complete: bool
@@ -77,7 +77,7 @@ class Summary:
 
 
 def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
-    """Cache what the configuration asks for; units that are committed already are skipped.
+    """Run the caching job of ``config``; units already committed are skipped.
 
     SIGINT, SIGTERM and SIGHUP let the unit in hand finish; a second one ends the process at once. Raises UserError.
     """
@@ -115,7 +115,7 @@ def _score_units(
     stop: StopRequest,
     tokens_per_call: int,
 ) -> None:
-    """Score unit after unit. The next one is read, and those scored are written, while the engine works."""
+    """Score the units in order. Reading the next one and writing scored ones overlap with the engine."""
 
     def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
         sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
@@ -155,15 +155,15 @@ def _score_units(
 
 
 def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifest:
-    """Write what is committed by now, one worker at a time; ``done``: what was when this run began.
+    """Write the manifest of all shards committed so far, one worker at a time; ``done``: those before this run.
 
-    Raises CorruptCacheError when a file of a committed shard is missing, ConflictError when the plan is not ``plan``.
+    Raises CorruptCacheError if a file of a committed shard is missing, ConflictError if the plan is no longer ``plan``.
     """
-    with part_of(storage, "manifest", RUNNING, wait_for_workers) as lease:
+    with part_lease(storage, "manifest", RUNNING, wait_for_workers) as lease:
         present = with_lists(storage, read_manifest(storage))
         if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
-            raise ConflictError(f"{storage.where(MANIFEST)}: the cache was planned anew meanwhile; run again")
-        scored = {unit.name for unit in plan.units} - done  # what the manifest says of these may be of former files
+            raise ConflictError(f"{storage.where(MANIFEST)}: the cache was replanned during this run; run again")
+        scored = {unit.name for unit in plan.units} - done  # their entries in the manifest may describe earlier files
         manifest = assemble(storage, _without(present, scored))
         check_committed(storage, manifest)
         manifest = write_manifest(lease.storage, manifest)
@@ -174,12 +174,12 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
 
 
 def _without(plan: Manifest, shards: set[str]) -> Manifest:
-    """``plan`` that does not list these shards as written."""
+    """``plan`` without the entries of these shards."""
     return plan.model_copy(update={"shards": [entry for entry in plan.shards if entry.name not in shards]})
 
 
 class _Tally:
-    """Running sums of this run. Units are added in the writer's thread, all else happens in the engine's."""
+    """Running totals of this run. Units are added in the writer's thread; the rest runs in the engine's."""
 
     def __init__(self) -> None:
         self.units = self.samples = self.tokens = self.rows = 0
@@ -242,7 +242,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
 
 
 def parse_worker(text: str) -> Worker:
-    """``"0/4"`` as the first of four workers. Raises UserError."""
+    """Parse ``"0/4"``: the first of four workers. Raises UserError."""
     rank, slash, world = text.partition("/")
     if not (slash and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"--worker: {text!r}: expected RANK/WORLD with RANK below WORLD, for example 0/4")

@@ -1,7 +1,7 @@
-"""How long a sequence a teacher reads, and what in it depends on a sequence's length.
+"""A teacher's maximum sequence length, and which of its parts depend on the sequence length.
 
-Known from its configuration, before anything is tokenized. The rules are vLLM's (``_get_and_verify_max_len``), and YaRN
-counts what it was scaled to where a configuration gives the unscaled length beside it.
+Derived from its configuration, before anything is tokenized. The rules are vLLM's (``_get_and_verify_max_len``),
+except that YaRN counts with its scaled length if the configuration also gives the unscaled one.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek
 
 
 def max_length(text_config: Any) -> int | None:
-    """The longest sequence, in tokens, that the model reads; None if its configuration sets no limit."""
+    """Maximum sequence length of the model, in tokens; None if its configuration sets no limit."""
     found = {name: getattr(text_config, name, None) for name in LENGTHS}
     lengths = {name: length for name, length in found.items() if isinstance(length, int)}
     if not lengths:
         return None
-    shortest = lengths.get("model_max_length", min(lengths.values()))  # Cohere's own key wins
+    shortest = lengths.get("model_max_length", min(lengths.values()))  # Cohere's key takes precedence
     if "gemma3" in text_config.model_type:
         return shortest
     return max([shortest, *(_scaled(shortest, rope) for rope in rope_settings(text_config))])
@@ -46,7 +46,7 @@ def _scaled(length: int, rope: dict[str, Any]) -> int:
 
 
 def rope_settings(text_config: Any) -> list[dict[str, Any]]:
-    """The settings of the rotary embeddings: none, one, or one for each type of layer."""
+    """Settings of the rotary embeddings: none, one, or one per layer type."""
     settings = getattr(text_config, "rope_parameters", None)
     if not isinstance(settings, dict) or not settings:
         return []
@@ -55,19 +55,19 @@ def rope_settings(text_config: Any) -> list[dict[str, Any]]:
 
 
 def check_length(config: CacheConfig, text_config: Any) -> None:
-    """Raise UserError unless the teacher reads sequences of ``corpus.max_tokens`` as they are, in this engine."""
+    """Raise UserError unless the teacher supports sequences of ``corpus.max_tokens`` exactly, in this engine."""
     wanted, limit = config.corpus.max_tokens, max_length(text_config)
     if limit is not None and wanted > limit:
         raise UserError(
-            f"corpus.max_tokens: {wanted}: the teacher reads at most {limit} tokens; set it to {limit} or less"
+            f"corpus.max_tokens: {wanted}: the teacher supports at most {limit} tokens; set it to {limit} or less"
         )
     for rope in rope_settings(text_config):
         short = _short_length(rope)
         if short is not None and config.engine.kind == "vllm" and wanted >= short > config.corpus.min_tokens:
             raise UserError(
-                f"corpus.max_tokens: {wanted}: the teacher has other rotary frequencies beyond {short} tokens "
-                f"(longrope), and vLLM takes them for shorter sequences too; set it to {short - 1} or less, or "
-                "engine.kind to transformers"
+                f"corpus.max_tokens: {wanted}: the teacher switches rotary frequencies beyond {short} tokens "
+                f"(longrope), and vLLM would use those for shorter sequences too; set it to {short - 1} or less, or "
+                "set engine.kind: transformers"
             )
 
 
@@ -76,9 +76,9 @@ def _short_length(rope: dict[str, Any]) -> int | None:
 
 
 def rope_scale(text_config: Any) -> Callable[[int], object]:
-    """A function of a sequence's length: sequences that it tells apart have different rotary frequencies.
+    """A function of sequence length whose value differs exactly where rotary frequencies may differ.
 
-    transformers takes those of the longest sequence for a whole batch.
+    transformers applies the longest sequence's frequencies to a whole batch, so only equal values may share one.
     """
     ropes = rope_settings(text_config)
     shorts = [short for rope in ropes if (short := _short_length(rope)) is not None]
@@ -95,9 +95,7 @@ def _is_dynamic(rope: dict[str, Any]) -> bool:
 
 
 def forget_lengths(model: torch.nn.Module) -> None:
-    """Take dynamic rotary embeddings back to where they were before the first sequence: transformers keeps the
-    frequencies of the longest one so far.
-    """
+    """Reset dynamic rotary embeddings to their initial state: transformers keeps the longest sequence's frequencies."""
     for module in model.modules():
         names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("original_inv_freq")]
         if not names or "dynamic" not in str(getattr(module, "rope_type", "")):

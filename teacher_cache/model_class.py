@@ -1,8 +1,8 @@
-"""Which of transformers' classes loads a model that is used for text."""
+"""Choose the transformers class that loads a model used for text."""
 
 from typing import Any
 
-NESTED_NAMES = {  # of weights: of the language model in a multimodal one, and when it stands alone
+NESTED_NAMES = {  # weight name prefixes: nested in a multimodal model → standalone language model
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
     r"^model\.language_model\.": "model.",
@@ -10,7 +10,7 @@ NESTED_NAMES = {  # of weights: of the language model in a multimodal one, and w
 
 
 def model_class(model_config: Any) -> Any:
-    """The auto class of causal language models; of image-and-text models where only that one knows the model."""
+    """AutoModelForCausalLM, or AutoModelForImageTextToText if only that supports the model."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -25,13 +25,13 @@ def model_class(model_config: Any) -> Any:
 
 
 def is_nested(model_config: Any) -> bool:
-    """Whether this is a multimodal model of transformers, whose language model has a configuration of its own."""
+    """Whether this is a multimodal transformers model whose language model has its own configuration."""
     text_config = model_config.get_text_config()
     return text_config is not model_config and type(model_config).__module__.startswith("transformers.")
 
 
 def language_model_class(model_config: Any) -> Any:
-    """The class of a nested language model when it stands alone; None if transformers has none."""
+    """The standalone class of a nested language model; None if transformers has none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config.get_text_config()), None)

@@ -1,6 +1,6 @@
-"""Where the files of a model or tokenizer lie: in a folder, or in the hub's cache on this machine.
+"""Locate the files of a model or tokenizer: a folder, or the hub's local cache.
 
-What is not there is not looked for elsewhere: a mistyped path would be sent to a hub as a name.
+Nothing is downloaded: otherwise a mistyped path would be sent to a hub as a name.
 """
 
 import re
@@ -14,14 +14,14 @@ ADAPTER = "adapter_config.json"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` can be meant as MODEL or OWNER/MODEL of a hub, and is no path of something here."""
+    """Whether ``name`` has the form MODEL or OWNER/MODEL of a hub, and is not an existing local path."""
     return HUB_ID.fullmatch(name) is not None and not Path(name.partition("/")[0]).exists()
 
 
 def local_folder(name: str, key: str, revision: str | None = None) -> Path:
-    """The folder of the model that ``name`` means: a path, or a hub id whose files are in the hub's local cache.
+    """The folder of the model ``name``: a path, or a hub id whose files are in the hub's local cache.
 
-    ``key`` names the setting in the UserError, which is also raised for an adapter without its model.
+    Raises UserError, naming the setting ``key``, if there is none, or if it is an adapter without its base model.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -31,8 +31,8 @@ def local_folder(name: str, key: str, revision: str | None = None) -> Path:
         folder = cached
     if (folder / ADAPTER).is_file():
         raise UserError(
-            f"{key}: {folder}: holds an adapter ({ADAPTER}) of another model; merge it into that model (PEFT's "
-            "merge_and_unload), save the result, and give its folder"
+            f"{key}: {folder}: contains an adapter ({ADAPTER}) for another model; merge it into that model (PEFT's "
+            "merge_and_unload), save the result, and pass its folder"
         )
     return folder
 
@@ -49,18 +49,18 @@ def _cached_folder(name: str, revision: str | None) -> Path | None:
 
 
 def _why(folder: Path) -> str:
-    return "a file" if folder.exists() else "no such folder here"
+    return "a file" if folder.exists() else "no such folder"
 
 
 def _advice(name: str) -> str:
-    wanted = "give the folder of a Hugging Face model"
+    wanted = "pass the folder of a Hugging Face model"
     if not is_hub_id(name):
         return wanted
-    return f"{wanted}; if this is the name of one on a hub, fetch it first: hf download {name}"
+    return f"{wanted}; if this is a hub id, download it first: hf download {name}"
 
 
 def why_not_loaded(error: Exception, trust: str) -> str:
-    """``: REASON``, to put behind the path of what could not be loaded; ``trust``: what to do to trust its code."""
+    """``: REASON``, to append to the path of what failed to load; ``trust``: how to trust its code."""
     if "trust_remote_code" in str(error):
         return f": it would run code of its own (auto_map); if you have read that code and trust it, {trust}"
     return reason_of(error)

@@ -1,7 +1,7 @@
-"""Planning: from the corpus to units of work. The plan depends on the corpus and the configuration only.
+"""Planning: split the corpus into units of work. The plan depends only on the corpus and the configuration.
 
-The plan's product is one ``tokens`` tar per unit, the teacher's output head if that is asked for, and a manifest
-without shards: any worker, anywhere, can (re)do any unit from them, and resuming is "the units with no commit mark".
+It produces one ``tokens`` tar per unit, the teacher's output head if ``capture.final`` is set, and a manifest without
+shards. Any worker, anywhere, can (re)do any unit from these; resuming means doing the units without a commit mark.
 """
 
 import gc
@@ -52,35 +52,35 @@ from teacher_cache.vocabulary import within_vocabulary
 
 logger = logging.getLogger(__name__)
 
-PLANNING = "teacher-cache, planning"  # as whose a lease is taken
+PLANNING = "teacher-cache, planning"  # command name in the lease
 NO_COUNTS = CorpusCounts(**dict.fromkeys(CorpusCounts.model_fields, 0))
 NO_TOTALS = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
 
 
 def load_or_make_plan(config: CacheConfig, storage: Storage) -> Manifest:
-    """The manifest of the planned cache at ``storage``: the present one if it is of this configuration, else a new one.
+    """Return the manifest of the cache at ``storage``, planning it first if there is none.
 
-    Of processes that find none at the same time one plans, and the others wait for it. Raises UserError when the cache
-    there was planned differently (the differing keys are named), or on a bad corpus.
+    Of several processes that start at once, one plans and the others wait. Raises UserError if the existing cache was
+    planned with another configuration (naming the differing keys), or for a bad corpus.
     """
     tokenizer = load_tokenizer(config.teacher)
     wanted = empty_plan(config, tokenizer)
     if not storage.exists(MANIFEST):
         with lease.only_place(storage, PLANNING, wait_for_workers) as owned:
-            if not storage.exists(MANIFEST):  # by now
+            if not storage.exists(MANIFEST):  # another process may have planned meanwhile
                 return _make_plan(config, wanted, tokenizer, owned.storage)
     present = read_manifest(storage)
     if present.derived is not None:
         raise UserError(
-            f"{storage.where(MANIFEST)}: this cache was made of others ({present.derived.action}), not by a run, and "
-            "nothing can be added to it; choose another output.path"
+            f"{storage.where(MANIFEST)}: this cache was derived from others ({present.derived.action}), so a run "
+            "cannot add to it; choose another output.path"
         )
     _check_same(present, _in_older_terms(wanted, present, config), storage)
     return with_lists(storage, present)
 
 
 def wait_for_workers(holder: Holder | None) -> bool:
-    """Whether one waits for the end of what another process does here: if it is a run as this one."""
+    """Wait policy: wait for a holder that is itself a caching run."""
     return holder is not None and holder.command.startswith("teacher-cache")
 
 
@@ -102,7 +102,7 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
             }
         )
         plan = write_manifest(storage, plan)
-    except ConflictError:  # what is there is another's by now
+    except ConflictError:  # the lease was lost: the files there belong to another process
         raise
     except UserError:
         clear(storage)
@@ -114,28 +114,28 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
 
 
 def _make_room(storage: Storage) -> None:
-    """Remove what a killed plan left, and leave a sign for the next one. Raises UserError when files stand in the way.
+    """Remove leftovers of a killed plan, and write a sign for the next one. Raises UserError if files are in the way.
 
-    Files that a cache has no name for may be there, and stay.
+    Files whose names no cache uses are left alone.
     """
     names = storage.names()
     if UNDER_WAY in names:
         clear(storage)
     elif marks := mark_names(storage):
         raise UserError(
-            f"{storage.where(MANIFEST)}: missing, though {len(marks)} committed shards are there ({marks[0]}, …); "
+            f"{storage.where(MANIFEST)}: missing, although there are {len(marks)} committed shards ({marks[0]}, …); "
             "restore it, or choose another output.path"
         )
-    elif taken := own_names(names):
+    elif in_the_way := own_names(names):
         raise UserError(
-            f"{storage.where(taken[0])}: is there without a manifest, and a new cache might replace it; remove it, or "
-            "choose another output.path"
+            f"{storage.where(in_the_way[0])}: exists without a manifest, and a new cache might overwrite it; remove "
+            "it, or choose another output.path"
         )
     storage.write(UNDER_WAY, sign_of(PLANNING))
 
 
 def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
-    """The manifest of a cache of which nothing is planned yet. Raises UserError when the teacher cannot give it."""
+    """Manifest of a cache before planning: no units. Raises UserError if the teacher does not support the capture."""
     model_config = load_model_config(config.teacher)
     text_config = model_config.get_text_config()
     check_length(config, text_config)
@@ -165,18 +165,18 @@ def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
     k = config.capture.logits.k
     if k > teacher.vocab_size:
         raise UserError(
-            f"capture.logits.k: {k}: larger than the vocabulary of {teacher.name} ({teacher.vocab_size}); lower it"
+            f"capture.logits.k: {k} exceeds the vocabulary size of {teacher.name} ({teacher.vocab_size}); lower it"
         )
     if config.corpus.max_tokens * config.capture.row_bytes > MAX_SAMPLE_BYTES:
         raise UserError(
-            f"capture: {config.capture.row_bytes} bytes a row in memory, and corpus.max_tokens is "
-            f"{config.corpus.max_tokens}: readers take at most {MAX_SAMPLE_BYTES} bytes a sequence; lower "
+            f"capture: {config.capture.row_bytes} bytes a row (in memory) times corpus.max_tokens "
+            f"{config.corpus.max_tokens} exceed the limit of {MAX_SAMPLE_BYTES} bytes a sequence; lower "
             "capture.logits.k, capture.draws.n or corpus.max_tokens"
         )
 
 
 def _public(corpus: CorpusConfig) -> CorpusConfig:
-    """The corpus settings without the places where the files happened to lie."""
+    """The corpus settings with paths reduced to file names."""
     sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in corpus.sources]
     template = None if corpus.chat_template is None else PurePath(corpus.chat_template).name
     return corpus.model_copy(update={"sources": sources, "chat_template": template})
@@ -194,7 +194,7 @@ _IDENTITY = {
 
 
 def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
-    """Raise UserError naming each setting in which ``wanted`` differs from the cache that is there."""
+    """Raise UserError naming each setting in which ``wanted`` differs from the existing cache."""
     lists = {"units", "shards", "shard_table", "tables"}  # long, and not part of the identity
     before, now = present.model_dump(exclude=lists), wanted.model_dump(exclude=lists)
     for field in ("files", "chat_template"):  # plans of the first version lack them
@@ -207,13 +207,13 @@ def _check_same(present: Manifest, wanted: Manifest, storage: Storage) -> None:
     ]
     if differing:
         raise UserError(
-            f"{storage.where(MANIFEST)}: this cache was made differently: {'; '.join(differing)}. Choose another "
-            "output.path, or the settings of the cache"
+            f"{storage.where(MANIFEST)}: this cache was made with other settings: {'; '.join(differing)}; choose "
+            "another output.path, or use the cache's settings"
         )
 
 
 def _in_older_terms(wanted: Manifest, present: Manifest, config: CacheConfig) -> Manifest:
-    """``wanted`` with the teacher's fingerprint as ``present`` has it, if it is that of the same teacher."""
+    """``wanted`` with the older form of the teacher's fingerprint, if that is what ``present`` has."""
     found = present.teacher.fingerprint
     if found == wanted.teacher.fingerprint or found != older_fingerprint(config.teacher):
         return wanted
@@ -228,12 +228,12 @@ def _lookup(tree: dict, path: str) -> object:
 
 
 def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
-    """The units, and the minor version of the format that their shards need."""
+    """Write the units' token tars; returns the units, and the minor format version that they need."""
     units: list[Unit] = []
     minor = 0
     for number, part in enumerate(in_parts(batches, output.tokens_per_shard)):
         index = write_tokens(storage, shard_name(number), part, output.bundle_short_samples)
-        gc.collect(0)  # what this unit left behind
+        gc.collect(0)  # garbage of this unit
         tokens = len(part.input_ids)
         units.append(Unit(name=shard_name(number), samples=len(part), tokens=tokens, tokens_file=index.file))
         minor = max(minor, index.format_minor)
@@ -241,7 +241,7 @@ def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: Output
 
 
 def numbered_parts(samples: Iterable[TokenSample], least_tokens: int) -> Iterator[tuple[int, TokenSample]]:
-    """Each sample with the number, from 0, of its part: consecutive samples that together have ``least_tokens``."""
+    """Number the samples by part, from 0; a part is as few consecutive samples as have ``least_tokens`` tokens."""
     number = tokens = 0
     for sample in samples:
         if tokens >= least_tokens:
@@ -251,14 +251,14 @@ def numbered_parts(samples: Iterable[TokenSample], least_tokens: int) -> Iterato
 
 
 def read_unit(storage: Storage, unit: Unit, vocab_size: int) -> tuple[list[TokenSample], MemberIndex]:
-    """The planned sequences of a unit and the index of the tar that holds them. Raises CorruptCacheError."""
+    """Read a unit's planned sequences, and the index of their tar. Raises CorruptCacheError."""
     name = tar_name(unit.name, "tokens")
     data = storage.read(name)
     entry = file_entry(data)
     if entry != unit.tokens_file:
         raise CorruptCacheError(
-            f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; delete the "
-            "cache and plan again"
+            f"{storage.where(name)}: sha256 is {entry.sha256}, the plan says {unit.tokens_file.sha256}; restore the "
+            "file, or delete the cache and plan again"
         )
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = [(member.offset_data, member.size) for member in tar]

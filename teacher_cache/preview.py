@@ -1,8 +1,8 @@
-"""A look at a corpus before it is cached: its sequences with their loss masks, and what becomes of its documents.
+"""Preview a corpus before caching: sequences with their loss masks, and counts of its documents.
 
-Only the beginning of each source is read, so that a corpus of terabytes is looked at as fast as a small one; sources
-are read one by one, so duplicates across them are not seen. Foreign text is shown as text, never as markup, and
-characters that a terminal would obey are escaped.
+Only the beginning of each source is read, so that the time does not depend on the corpus' size; sources are read
+separately, so duplicates across them are not found. Corpus text is shown verbatim, never as markup, with terminal
+control characters escaped.
 """
 
 import logging
@@ -24,15 +24,15 @@ from teacher_cache.corpus import Corpus
 from teacher_cache.records import TokenSample
 from teacher_cache.teacher import load_tokenizer
 
-LINES = "\n\t"  # what of a text is obeyed
-DOCUMENTS = 200  # read of each source, at least
-LEARNED = ("bold green", "bold bright_green")  # tokens in turn, so that their borders show
+LINES = "\n\t"  # kept as they are in texts
+DOCUMENTS = 200  # minimum read of each source
+LEARNED = ("bold green", "bold bright_green")  # alternating, to show token boundaries
 READ = ("", "dim")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens that stand for whole characters; ``learned``: they count."""
+    """Consecutive tokens that make up whole characters; ``learned``: trained on."""
 
     text: str
     learned: bool
@@ -52,7 +52,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What the beginning of a source became; ``notes``: what was found and warned of, ``problem``: what ended it."""
+    """Counts for the beginning of a source; ``notes``: log messages, ``problem``: the error that ended reading."""
 
     path: str
     format: str
@@ -64,18 +64,18 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class Preview:
-    """Some sequences, and sums by source and by layer of the data mix."""
+    """Some sequences, and counts by source and by layer of the data mix."""
 
-    documents_read: int  # of each source, at most
+    documents_read: int  # limit per source
     sources: list[SourceSummary]
     layers: dict[str, dict[str, int]]
     sequences: list[Sequence]
 
 
 def preview(config: CacheConfig, samples: int) -> Preview:
-    """Tokenize the beginning of each source and keep ``samples`` sequences, of all sources in turn.
+    """Tokenize the beginning of each source and keep ``samples`` sequences, round-robin over the sources.
 
-    Raises UserError when there is no tokenizer; what is wrong with a source is told in its summary.
+    Raises UserError if there is no tokenizer; errors in a source go into its summary.
     """
     tokenizer = load_tokenizer(config.teacher)
     at_most = max(DOCUMENTS, 2 * samples)
@@ -115,7 +115,7 @@ def _read(
 
 @contextmanager
 def _noted() -> Iterator[list[str]]:
-    """What the corpus logs, in a list instead: the formats that it found, what it ignores and leaves out."""
+    """Collect the corpus' log messages in a list instead of logging them."""
     corpus_log = logging.getLogger("teacher_cache.corpus")
     notes: list[str] = []
     handler = logging.Handler()
@@ -139,7 +139,7 @@ def _sequence(sample: TokenSample, tokenizer: Any) -> Sequence:
 
 
 def _pieces(sample: TokenSample, tokenizer: Any) -> Iterator[Piece]:
-    """The tokens; those that share a character, as one piece."""
+    """Yield the tokens as pieces; tokens that share a character form one piece."""
     data = sample.text.encode()
     learned = np.concatenate([[False], sample.loss_mask[:-1]])  # row t predicts token t + 1
     begin = 0
@@ -156,7 +156,7 @@ def _pieces(sample: TokenSample, tokenizer: Any) -> Iterator[Piece]:
 
 
 def as_dict(found: Preview) -> dict[str, Any]:
-    """The preview as JSON has it; neighbouring pieces that are both learned, or both not, are one."""
+    """The preview as JSON data, with adjacent pieces of equal ``learned`` merged."""
     tree = asdict(found)
     for sequence, original in zip(tree["sequences"], found.sequences, strict=True):
         sequence["pieces"] = [asdict(piece) for piece in _joined(original.pieces)]
@@ -174,7 +174,7 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 
 
 def show(found: Preview, tokens: int, console: Console | None = None) -> None:
-    """Print the preview; at most ``tokens`` of each sequence. Without colours what is learned stands in ⟦ ⟧."""
+    """Print the preview, at most ``tokens`` tokens per sequence. Without colours, trained tokens are in ⟦ ⟧."""
     console = console or output_console(highlight=False, soft_wrap=True)
     for sequence in found.sequences:
         title = f"── {sequence.source_id} · {sequence.layer} · {sequence.tokens} tokens, {sequence.learned} learned ──"

@@ -1,4 +1,4 @@
-"""How every command of the project ends: what went wrong is one line on stderr, and the exit status says of what kind.
+"""The look of every command, and how it ends: what went wrong is one line on stderr, its kind the exit status.
 
 ========  ==============================================================================================
 0         done
@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -31,6 +31,7 @@ import click
 
 from schemas.errors import UNEXPECTED, MachineError, UserError, printable
 from schemas.failures import failure, reason
+from teacher_cache.logs import configure_logging
 from teacher_cache.stop_request import handling
 
 TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
@@ -39,7 +40,9 @@ STATUSES = (
     "or network, 7 held or changed by somebody else, 8 limits of the machine, 70 a defect of this program, 128 + n "
     "ended by signal n (130 Ctrl-C, 143 SIGTERM)."
 )
+DISTRIBUTION = "offline-distillation"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_VERBOSE = f"{__name__}.verbose"  # in a context's ``meta``, which those of a group and its command share
 
 
 class Stopped(BaseException):
@@ -50,8 +53,45 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Command(click.Command):
+    """A command with ``--verbose``, whose ``--help`` ends with examples: command lines as a user types them."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.examples = tuple(examples)
+        self.params.append(_verbose_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Set up logging, then run."""
+        configure_logging(ctx.meta.get(_VERBOSE, False))
+        return super().invoke(ctx)
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """The first sentence of the help, uncut, for the list of a group's commands."""
+        return super().get_short_help_str(limit=1000)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+
 class Program(click.Group):
     """A group of commands that ends as the module says, whatever happens in it."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        shared: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+        super().__init__(*args, **{"context_settings": shared, "epilog": STATUSES, **settings})
+        self.examples = tuple(examples)
+        version = click.version_option(package_name=DISTRIBUTION, message="%(prog)s %(version)s")
+        self.params += [_verbose_option(), *_options_of(version)]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, and what the exit status says."""
+        _write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
 
     def main(
         self,
@@ -88,6 +128,25 @@ class Program(click.Group):
         except click.exceptions.Exit as ended:
             sys.stdout.flush()
             sys.exit(ended.exit_code)
+
+
+def _verbose_option() -> click.Option:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[_VERBOSE] = value or ctx.meta.get(_VERBOSE, False)
+
+    says = "Log details, and what libraries warn of and show."
+    return click.Option(["--verbose"], is_flag=True, expose_value=False, callback=remember, help=says)
+
+
+def _options_of(decorator: Callable[[Callable[..., Any]], Any]) -> list[click.Parameter]:
+    """The options that one of click's decorators would add."""
+    return decorator(click.Command(None)).params
+
+
+def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
 def _with_home(args: list[str]) -> list[str]:

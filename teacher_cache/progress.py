@@ -1,5 +1,6 @@
 """The progress of planning and of a caching run, on stderr."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +10,7 @@ from rich.progress import Progress as RichProgress
 
 from teacher_cache.token_batch import TokenBatch
 
+logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPDATES = 0.1
 SECONDS_BETWEEN_LINES = 10.0  # where there is no bar, while a unit is under way
 
@@ -34,7 +36,7 @@ def reading(batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
 
 
 class Progress:
-    """Tokens scored, tokens/s, mean entropy and the time left. Prints plain lines where stderr is no terminal.
+    """Tokens scored, tokens/s, mean entropy and the time left. Log lines where stderr is no terminal.
 
     The engine's thread and the writer's may call it at once.
     """
@@ -74,11 +76,7 @@ class Progress:
         elif is_due:
             self._last_line = time.monotonic()
             left = (self._total - self._scored) / max(1e-9, rate)
-            self._console.print(
-                f"caching: {self._scored:,} of {self._total:,} tokens{more} · {left:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            logger.info("caching: %s of %s tokens%s · %.0f s left", f"{self._scored:,}", f"{self._total:,}", more, left)
 
     def __enter__(self) -> "Progress":
         self._started = self._last_line = time.monotonic()

@@ -1,4 +1,4 @@
-"""What is known of a teacher before it runs: its configuration, tokenizer and fingerprints. Never loads the weights."""
+"""A teacher's configuration, tokenizer and fingerprints. Never loads the weights."""
 
 import hashlib
 import json
@@ -12,20 +12,20 @@ from schemas.manifest import TeacherInfo
 from teacher_cache.model_folder import is_hub_id, why_not_loaded
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
-VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of config.json, at any depth
+VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # keys of config.json, at any depth
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 65536
 
 
 def load_tokenizer(config: TeacherConfig) -> Any:
-    """The teacher's (fast) tokenizer. Raises UserError when there is none at ``config.path``."""
+    """Load the teacher's (fast) tokenizer. Raises UserError if there is none at ``config.path``."""
     from transformers import AutoTokenizer
 
     return _load(AutoTokenizer.from_pretrained, config, "tokenizer")
 
 
 def load_model_config(config: TeacherConfig) -> Any:
-    """The teacher's text model configuration. Raises UserError when there is none at ``config.path``."""
+    """Load the teacher's model configuration. Raises UserError if there is none at ``config.path``."""
     from transformers import AutoConfig
 
     return _load(AutoConfig.from_pretrained, config, "model configuration")
@@ -33,19 +33,19 @@ def load_model_config(config: TeacherConfig) -> Any:
 
 def _load(load: Any, config: TeacherConfig, what: str) -> Any:
     exists = Path(config.path).is_dir()
-    advice = "give the folder of a Hugging Face model with its tokenizer"
+    advice = "pass the folder of a Hugging Face model with its tokenizer"
     if not exists and not is_hub_id(config.path):
-        raise UserError(f"teacher.path: {config.path} (no such folder here): cannot load a {what}; {advice}")
+        raise UserError(f"teacher.path: {config.path} (no such folder): cannot load a {what}; {advice}")
     try:
         return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # what the settings of a stranger's model may make its class raise
+    except Exception as error:  # an untrusted model's settings can make its class raise anything
         why = why_not_loaded(error, "set teacher.trust_remote_code: true")
-        found = "exists" if exists else "no such folder here"
+        found = "exists" if exists else "no such folder"
         raise UserError(f"teacher.path: {config.path} ({found}): cannot load a {what}{why}; {advice}") from None
 
 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:
-    """The manifest's account of the teacher. Raises UserError when the model cannot be found."""
+    """Describe the teacher for the manifest. Raises UserError if the model cannot be found."""
     model_config = load_model_config(config)
     text_config = model_config.get_text_config()
     architectures = model_config.architectures or [type(model_config).__name__]
@@ -62,7 +62,7 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
 
 
 def older_fingerprint(config: TeacherConfig) -> str:
-    """The fingerprint as it once was taken: of the configuration as the installed transformers completes it."""
+    """Fingerprint in its former definition: over the configuration with the installed transformers' defaults."""
     completed = load_model_config(config).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         completed.pop(volatile, None)
@@ -70,7 +70,7 @@ def older_fingerprint(config: TeacherConfig) -> str:
 
 
 def stored_settings(config: TeacherConfig) -> Any:
-    """What ``config.json`` says, without what changes when a model is only saved again: no version's defaults."""
+    """The settings in ``config.json``, without library defaults and keys that change when a model is saved again."""
     from transformers.utils import cached_file
 
     path = cached_file(config.path, "config.json", revision=config.revision)
@@ -79,7 +79,7 @@ def stored_settings(config: TeacherConfig) -> Any:
 
 
 def model_fingerprint(path: str, key: str) -> str:
-    """Of the model in a folder or under a hub id, like a teacher's; ``key`` names the setting in the UserError."""
+    """Fingerprint, as a teacher's, of the model in a folder or under a hub id. Raises UserError naming ``key``."""
     config = TeacherConfig(path=path)
     return _fingerprint(config, stored_settings(config), key)
 
@@ -91,10 +91,10 @@ def _lasting(tree: Any) -> Any:
 
 
 def _fingerprint(config: TeacherConfig, settings: Any, key: str = "teacher.path") -> str:
-    """sha256 over the configuration and, per weight file, its name, size, head and blocks spread evenly over it.
+    """sha256 over the configuration and, per weight file, its name, size and evenly spaced blocks, including its start.
 
-    Sampling keeps it at some megabytes of reading a file, so that a 1 TB teacher is told apart from a fine-tune of it
-    within seconds; files that are not local (a hub id) are represented by path and revision.
+    Sampling reads a few megabytes per file, so that a 1 TB teacher is distinguished from its fine-tune within seconds;
+    files that are not local (a hub id) are represented by path and revision.
     """
     digest = hashlib.sha256()
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -104,7 +104,7 @@ def _fingerprint(config: TeacherConfig, settings: Any, key: str = "teacher.path"
         return digest.hexdigest()
     files = sorted({path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)})
     if not files:
-        raise UserError(f"{key}: {config.path}: no weights found, looked for {', '.join(WEIGHT_PATTERNS)}")
+        raise UserError(f"{key}: {config.path}: no weights found, expected {' or '.join(WEIGHT_PATTERNS)}")
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())

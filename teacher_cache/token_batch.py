@@ -1,4 +1,4 @@
-"""Many sequences at once, as planning passes them on: their arrays one after the other, so that loops are numpy's."""
+"""Batches of sequences for planning, with concatenated arrays, so that loops run in numpy."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from teacher_cache.records import TokenSample
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """M sequences of N tokens in all; see TokenSample. Lists have an entry, and arrays a run, for each sequence."""
+    """M sequences of N tokens in total; see TokenSample. Lists have one entry per sequence, arrays are concatenated."""
 
     keys: list[str]
     source_ids: list[str]
@@ -25,7 +25,7 @@ class TokenBatch:
 
     @classmethod
     def of(cls, samples: Sequence[TokenSample]) -> "TokenBatch":
-        """The batch of these samples, of at least one."""
+        """Concatenate at least one sample into a batch."""
         return cls(
             keys=[sample.key for sample in samples],
             source_ids=[sample.source_id for sample in samples],
@@ -43,7 +43,7 @@ class TokenBatch:
         return len(self.keys)
 
     def samples(self) -> Iterator[TokenSample]:
-        """The sequences, each with arrays of its own."""
+        """Yield the sequences, each with its own arrays."""
         ends = np.cumsum(self.num_tokens)
         for i, (first, end) in enumerate(zip((ends - self.num_tokens).tolist(), ends.tolist(), strict=True)):
             yield TokenSample(
@@ -91,7 +91,7 @@ class TokenBatch:
 
 
 def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """One batch of these, of at least one."""
+    """Concatenate at least one batch."""
     return TokenBatch(
         keys=[key for batch in batches for key in batch.keys],
         source_ids=[source_id for batch in batches for source_id in batch.source_ids],
@@ -106,7 +106,7 @@ def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def in_parts(batches: Iterable[TokenBatch], least_tokens: int) -> Iterator[TokenBatch]:
-    """The same sequences in parts: as few consecutive ones as have ``least_tokens``; the last may have fewer."""
+    """Regroup the sequences into parts of as few consecutive ones as have ``least_tokens``; the last may have fewer."""
     waiting: list[TokenBatch] = []
     missing = least_tokens
     for batch in batches:

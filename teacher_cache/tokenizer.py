@@ -1,7 +1,7 @@
-"""What makes two tokenizers the same: shared by the side that writes caches and the side that trains from them.
+"""Identity of tokenizers, shared by caching and training.
 
-A cache and a student agree when the ids mean the same tokens. A plan and its continuation must agree in more: in how
-texts become tokens, which merges, normalisers, special tokens and chat templates decide. Those are in files.
+A cache and a student match if ids mean the same tokens. A plan and its continuation must also tokenize texts alike,
+which depends on merges, normalizers, special tokens and chat templates: the tokenizer's files.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ FILES = (
 
 
 def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
-    """The manifest's account of a tokenizer: its fingerprint is the sha256 of every (id, token) pair in order of id."""
+    """Describe a tokenizer for the manifest. Its fingerprint is the sha256 of all (id, token) pairs in id order."""
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
     return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)
 
 
 def describe_tokenization(tokenizer: Any, corpus: CorpusConfig) -> TokenizerInfo:
-    """The same, with what else decides how the corpus becomes tokens: the tokenizer's files and the chat template.
+    """The same, plus everything else that determines tokenization: the tokenizer's files and the chat template.
 
-    Raises UserError when the configured chat template cannot be read.
+    Raises UserError if the configured chat template cannot be read.
     """
     from teacher_cache.corpus.chat import template_source
 
@@ -45,7 +45,7 @@ def describe_tokenization(tokenizer: Any, corpus: CorpusConfig) -> TokenizerInfo
 
 
 def _files(tokenizer: Any) -> Iterator[tuple[str, Path]]:
-    """The tokenizer's files, with their names in its folder; of one from a hub: in the hub's local cache."""
+    """The tokenizer's files with their names relative to its folder (for a hub id, in the hub's local cache)."""
     folder = Path(tokenizer.name_or_path)
     if not folder.is_dir():
         from transformers.utils import cached_file

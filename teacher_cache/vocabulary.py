@@ -1,6 +1,6 @@
-"""Whether the teacher has an embedding for every token that the corpus is made of.
+"""Check that the teacher has an embedding for every token of the corpus.
 
-Tokenizers with more tokens than the model are common (added tokens, padding): they do no harm until a text uses one.
+Tokenizers with more tokens than the model are common (added tokens, padding); they are harmless until a text uses one.
 """
 
 import json
@@ -20,9 +20,9 @@ TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json
 def within_vocabulary(
     batches: Iterable[TokenBatch], plan: Manifest, tokenizer: Any, folder: str
 ) -> Iterator[TokenBatch]:
-    """``batches`` as they are. Raises UserError at the first token that the model lacks.
+    """Pass ``batches`` through. Raises UserError at the first token that the model lacks.
 
-    folder: of the tokenizer. Costs nothing where the tokenizer has no such token.
+    folder: the tokenizer's, for the message. Free if the tokenizer has no such token.
     """
     size = plan.teacher.vocab_size
     if plan.tokenizer.vocab_size <= size:
@@ -35,14 +35,14 @@ def within_vocabulary(
             source_id = batch.source_ids[int(np.searchsorted(np.cumsum(batch.num_tokens), at, "right"))]
             raise UserError(
                 f"teacher.path: {_where(token, folder)}: token {token_id} {json.dumps(token, ensure_ascii=False)} is "
-                f"in the corpus ({source_id}), and {plan.teacher.name} has a vocabulary of {size}, ids 0 to "
-                f"{size - 1}; give a teacher with its own tokenizer, or take the token out of the texts"
+                f"in the corpus ({source_id}), but {plan.teacher.name} has a vocabulary of {size}, ids 0 to "
+                f"{size - 1}; use the teacher's own tokenizer, or remove the token from the texts"
             )
         yield batch
 
 
 def _where(token: str, folder: str) -> Path:
-    """The file of the tokenizer that holds the token; the folder if none is there to look into."""
+    """The tokenizer file that defines the token; the folder if none does."""
     spellings = [json.dumps(token, ensure_ascii=ascii_only) for ascii_only in (False, True)]
     for name in TOKENIZER_FILES:
         path = Path(folder, name)

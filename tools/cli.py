@@ -2,8 +2,7 @@
 
 import click
 
-from teacher_cache.command import configure_logging
-from teacher_cache.program import STATUSES, Program
+from teacher_cache.program import Program
 from tools.commands.bridge_commands import export, import_cache
 from tools.commands.checking_commands import verify
 from tools.commands.finding_commands import card, catalog, search
@@ -14,12 +13,14 @@ from tools.commands.trust_commands import keygen, sign, trust
 
 
 @click.group(
-    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    cls=Program,
+    examples=(
+        "cache-tools inspect runs/demo/cache",
+        "cache-tools verify s3://bucket/caches/demo",
+    ),
 )
-@click.option("--verbose", is_flag=True, help="Log details, and what other libraries warn of.")
-def main(verbose: bool) -> None:
+def main() -> None:
     """Tools for people who share caches. URL is a folder or any fsspec URL (s3://…)."""
-    configure_logging(verbose)
 
 
 COMMANDS = (

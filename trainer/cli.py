@@ -9,10 +9,11 @@ import click
 
 from schemas.load import load_config
 from schemas.train_config import DataConfig, TrainConfig
-from teacher_cache.command import MOST, configure_logging, json_option, set_option, show
-from teacher_cache.program import STATUSES, Program
+from teacher_cache.command import MOST, json_option, progress, set_option, show
+from teacher_cache.program import Program
 
-verbose_option = click.option("--verbose", is_flag=True, help="Log details.")
+logger = logging.getLogger(__name__)
+config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
 def is_other_rank() -> bool:
@@ -21,23 +22,27 @@ def is_other_rank() -> bool:
 
 
 @click.group(
-    cls=Program, epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    cls=Program,
+    examples=(
+        "train-student init configs/demo-train.yaml",
+        "train-student run configs/demo-train.yaml",
+    ),
 )
 def main() -> None:
     """Train a student from a cache of a teacher's signals. No teacher is needed."""
 
 
-@main.command()
-@click.argument("config", type=click.Path(dir_okay=False))
+@main.command(
+    examples=(
+        "train-student init configs/demo-train.yaml",
+        "train-student init configs/demo-train.yaml --set student.from_layers=[0,1,2,28,29] --set output=runs/small",
+    )
+)
+@config_argument
 @set_option
 @json_option
-@verbose_option
-def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
-    """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder.
-
-    Example: train-student init configs/demo-train.yaml
-    """
-    configure_logging(verbose)
+def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder."""
     settings = load_config(TrainConfig, config, overrides)
     from trainer.run.owner import only_run_in
     from trainer.run.quiet import quiet_transformers
@@ -46,7 +51,7 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
 
     quiet_transformers()
     check_output(Path(settings.output))
-    with only_run_in(settings.output, "train-student init"):
+    with only_run_in(settings.output, "train-student init"), progress("writing the student's first weights"):
         folder = materialise_student(settings)
     model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
     show(
@@ -61,22 +66,23 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
     )
 
 
-@main.command()
-@click.argument("config", type=click.Path(dir_okay=False))
+@main.command(
+    examples=(
+        "train-student run configs/demo-train.yaml --set loop.max_steps=100",
+        "train-student run configs/demo-train.yaml --set data.cache=s3://team/cache --json",
+    )
+)
+@config_argument
 @set_option
 @json_option
-@verbose_option
-def run(config: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+def run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train as CONFIG says; continue from the newest checkpoint if there is one.
 
     Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command then continues.
 
     Several processes train on one batch together:
     torchrun --nproc-per-node 8 --no-python train-student run CONFIG
-
-    Example: train-student run configs/demo-train.yaml --set loop.max_steps=100
     """
-    configure_logging(verbose)
     settings = load_config(TrainConfig, config, overrides)
     _read_manifests(settings.data)
     from teacher_cache.stop_request import StopRequest
@@ -110,7 +116,12 @@ def _read_manifests(data: DataConfig) -> None:
             read_manifest(Storage(url))
 
 
-@main.command()
+@main.command(
+    examples=(
+        "train-student evaluate runs/demo/student/final runs/demo/held-out/cache",
+        "train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05 --json",
+    )
+)
 @click.argument("model")
 @click.argument("cache")
 @click.option("--limit", type=click.IntRange(1, MOST), help="Evaluate at most this many samples.")
@@ -132,7 +143,6 @@ def _read_manifests(data: DataConfig) -> None:
     help="Refuse a cache that this key did not sign: a .pub file, 64 hex digits, or a trusted name. Repeatable.",
 )
 @json_option
-@verbose_option
 def evaluate(
     model: str,
     cache: str,
@@ -144,23 +154,22 @@ def evaluate(
     digest: str | None,
     signed_by: tuple[str, ...],
     as_json: bool,
-    verbose: bool,
 ) -> None:
-    """Measure the model folder MODEL over the samples of CACHE: KL to the teacher, perplexity, top-1 agreement.
-
-    Example: train-student evaluate runs/demo/student/final runs/demo/cache --validation-fraction 0.05
-    """
-    configure_logging(verbose)
+    """Measure the model folder MODEL over the samples of CACHE: KL to the teacher, perplexity, top-1 agreement."""
     from teacher_cache.trust.required import Required
     from trainer.evaluate import evaluate_folder
-    from trainer.run.progress_bar import batch_progress
     from trainer.run.quiet import quiet_transformers
 
     quiet_transformers()
     required = Required(digest, signed_by)
-    with batch_progress("evaluating") as advance:
+    with progress("evaluating") as advance:
         measured = evaluate_folder(
             model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code
+        )
+    if not measured["kl_is_exact"]:
+        logger.info(
+            "kl is a lower bound: of the entries that the cache stores of each row, and one bucket for all others; "
+            "a cache with capture.final gives it exactly, one with a larger capture.logits.k more nearly"
         )
     show(measured, as_json)
 

@@ -49,7 +49,7 @@ def settings(folder: Path, modules: int, characters: int, max_tokens: int, **eng
             "max_tokens": max_tokens,
             "min_tokens": max_tokens,
         },
-        "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}},
+        "capture": {"logits": {"k": K, "temperatures": TEMPERATURES}, "draws": None},
         "output": {"path": str(folder / "cache"), "tokens_per_shard": 16_384},
         "provenance": {"notes": f"the first {characters} characters of {modules} modules"},
     }

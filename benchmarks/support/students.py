@@ -13,6 +13,7 @@ from benchmarks.support.installed import run_installed
 CACHE_CONFIG, TRAIN_CONFIG = Path("configs/demo-cache.yaml"), Path("configs/demo-train.yaml")
 MODULE_CHARACTERS = 900
 TRAINING_CHATS = 64
+TOP_64 = ("capture.logits.k=64", "capture.draws=null")  # for caches whose entries are the measure, or the target
 HARD_LABELS = ("losses.tla.weight={start: 0, end: 0}", "losses.cross_entropy.weight={start: 1, end: 1}")
 
 

@@ -1,4 +1,4 @@
-"""From files of text and chats to sequences of tokens: read, clean, render, tokenize, cut, count."""
+"""Turn text and chat files into token sequences: read, clean, render, tokenize, split, count."""
 
 from teacher_cache.corpus.fingerprint import corpus_fingerprint
 from teacher_cache.corpus.sequences import Corpus

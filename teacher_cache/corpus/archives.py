@@ -1,8 +1,8 @@
-"""The files in an archive (zip, tar, compressed tar), read one after the other, in the order of the archive.
+"""Read the files of an archive (zip, tar, compressed tar) sequentially, in archive order.
 
-Nothing is unpacked to disk. Names only become part of source ids; still, an archive with absolute names or ``..`` was
-made to do harm, and is refused whole. Links and devices are no documents and are left out, by name. A compressed tar
-is read twice, once for its names and once for its files: it cannot be read out of order.
+Nothing is unpacked to disk. Member names only end up in source ids; even so, an archive with absolute paths or ``..``
+is malicious and rejected as a whole. Links and devices are not documents: they are skipped and listed by name. A
+compressed tar is read twice, once for names and once for contents, because it has no random access.
 """
 
 import lzma
@@ -19,26 +19,26 @@ from teacher_cache.corpus.expand import Unreadable, check_expansion, expanded
 
 _MOST_MEMBERS = 1_000_000
 _DECOMPRESSION = (zlib.error, lzma.LZMAError, EOFError)
-_ODD = (RuntimeError, ValueError, OverflowError, LookupError)  # a password is wanted, an unknown method, wrong numbers
+_ODD = (RuntimeError, ValueError, OverflowError, LookupError)  # password required, unknown method, invalid numbers
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, struct.error, *_DECOMPRESSION, *_ODD)
 _TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Names of the files in an archive, in its order, and of what is no file and is left out."""
+    """Names of an archive's regular files, in archive order, and of its skipped members (links, devices)."""
 
     names: list[str]
     left_out: list[str]
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file of this name holds other files."""
+    """Whether the file name has an archive extension."""
     return name.lower().endswith((".zip", *_TAR_ENDINGS))
 
 
 def list_archive(stored: Any, name: str, zstd_window_log: int) -> Contents:
-    """What the open file ``stored`` holds. Raises Unreadable."""
+    """List the members of the open archive ``stored``. Raises Unreadable."""
     contents = Contents([], [])
     for member, is_file, _ in _members(stored, name, zstd_window_log):
         (contents.names if is_file else contents.left_out).append(_checked(member))
@@ -48,7 +48,7 @@ def list_archive(stored: Any, name: str, zstd_window_log: int) -> Contents:
 
 
 def open_members(stored: Any, name: str, zstd_window_log: int) -> Iterator[IO[bytes]]:
-    """Each file of ``list_archive`` as a stream, which can be read until the next is asked for. Raises Unreadable."""
+    """Yield each file of ``list_archive`` as a stream, valid until the next iteration. Raises Unreadable."""
     for _, is_file, stream in _members(stored, name, zstd_window_log, opened=True):
         if is_file:
             yield stream
@@ -85,7 +85,7 @@ def _zip_members(stored: Any, opened: bool) -> Iterator[tuple[str, bool, Any]]:
 def _tar_members(stream: Any, opened: bool) -> Iterator[tuple[str, bool, Any]]:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+            archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile accumulates every header
             if member.isdir():
                 continue
             is_file = member.isreg() and not member.issparse()
@@ -93,7 +93,7 @@ def _tar_members(stream: Any, opened: bool) -> Iterator[tuple[str, bool, Any]]:
 
 
 class _Member:
-    """A file of an archive, whose faults are Unreadable."""
+    """Archive member stream that raises Unreadable for corrupt data."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -111,5 +111,5 @@ class _Member:
 def _checked(name: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":":
-        raise Unreadable(f"the archive holds a file named {name!r}: names must lie below the archive; pack it again")
+        raise Unreadable(f"unsafe member name {name!r}: expected a relative path without '..'; repack the archive")
     return name

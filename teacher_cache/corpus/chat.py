@@ -1,8 +1,8 @@
-"""Chats through a chat template: the text, which parts of it are to be learned, and what of them is missing in it.
+"""Render chats with a chat template: the text, its trained spans, and which replies the template truncated.
 
-Any template works, with or without ``{% generation %}`` marks: ``template.py`` says what is written for each message,
-``turns.py`` where in it the reply is, ``messages.py`` brings messages into the form that the template takes. A chat
-is refused where the template itself refuses it, or where a reply is not in the rendered text.
+Any template works, with or without ``{% generation %}`` blocks. ``template.py`` attributes rendered text to messages,
+``turns.py`` locates the reply inside it, ``messages.py`` normalizes messages. A chat is rejected when the template
+raises, or when a reply does not appear in the rendered text.
 """
 
 import json
@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 _THINKING = re.compile(r"(?:\s*<think>)?(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL)
 _WORD_OR_MARKUP = re.compile(r"<[^<>]*>|\w(?=\w)")
-_SENTINELS = 0x100001  # private use, after PROBE: one character a message
+_SENTINELS = 0x100001  # private use area, after PROBE: one character per message
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A chat as text, the character spans that count, and in how many replies something is missing."""
+    """Rendered chat: text, character spans to train on, and the number of replies with parts left out."""
 
     text: str
     spans: list[Span]
@@ -66,10 +66,10 @@ class ChatRenderer:
         self._warned: set[str] = set()
 
     def render(self, document: "Document") -> RenderedChat:
-        """The chat as text, and the spans of what is to be learned, each with its end-of-turn text.
+        """Render a chat and locate the spans to train on, each including its end-of-turn text.
 
-        Raises BadRecord when the template refuses the chat or leaves out a reply, UserError when there is no
-        template; both name the place.
+        Raises BadRecord when the template rejects the chat or omits a reply, UserError when there is no template;
+        both name the record.
         """
         where = document.where
         original = document.messages or []
@@ -80,7 +80,7 @@ class ChatRenderer:
         for key in {key for message in messages for key in message} - self._known_keys:
             self._known_keys.add(key)
             if key not in template.source:
-                self._warn(key, f"{where}: {key!r} of messages is ignored: the chat template does not ask for it")
+                self._warn(key, f"{where}: message key {key!r} is ignored: the chat template does not use it")
         turns = self._turns(template, self._with_content_form(template, messages), variables, where)
         spans: list[Span] = []
         cut = 0
@@ -92,7 +92,7 @@ class ChatRenderer:
             for name, text in missing:
                 self._warn(
                     name,
-                    f"{where}: message {number}: the chat template leaves out {name} ({_brief(text)}) and it is not "
+                    f"{where}: message {number}: the chat template omits {name} ({_brief(text)}), so it is not "
                     "cached; such replies are counted as cut_replies",
                 )
             cut += bool(missing)
@@ -103,12 +103,12 @@ class ChatRenderer:
     def _template(self, document: "Document") -> ChatTemplate:
         try:
             source = template_source(self._tokenizer, self._config.chat_template, document.tools)
-        except ValueError as error:  # several named templates, none of them the default
+        except ValueError as error:  # several named templates, no default
             raise UserError(f"{document.where}: {error}; name one of them in corpus.chat_template") from None
         if not source:
             raise UserError(
-                f"{document.where}: the record is a chat and the teacher's tokenizer has no chat template; give one in "
-                "corpus.chat_template, use a teacher with one, or render the chats to plain text"
+                f"{document.where}: the record is a chat, but the teacher's tokenizer has no chat template; set "
+                "corpus.chat_template, use a teacher that has one, or render the chats to plain text"
             )
         if source not in self._templates:
             constants = {**self._tokenizer.special_tokens_map, **self._config.chat_template_kwargs}
@@ -120,29 +120,29 @@ class ChatRenderer:
         return self._templates[source]
 
     def _variables(self, document: "Document", template: ChatTemplate) -> dict[str, Any]:
-        """What the record gives the template besides its messages; what the template does not take is named once."""
+        """Template variables from the record other than its messages; unused ones are warned about once."""
         given = {**document.template_kwargs}
         if reserved := sorted(given.keys() & RESERVED_VARIABLES):
-            raise BadRecord(f"{document.where}: chat_template_kwargs has {reserved[0]!r}, which is the record's own")
+            raise BadRecord(f"{document.where}: chat_template_kwargs sets {reserved[0]!r}, which is reserved")
         if document.tools:
             given["tools"] = document.tools
         if document.documents:
             given["documents"] = document.documents
         for name in given.keys() | self._config.chat_template_kwargs.keys():
             if name not in template.names:
-                whose = f"{document.where}: the record's" if name in given else "corpus.chat_template_kwargs:"
-                self._warn(f"variable {name}", f"{whose} {name!r} is ignored: the chat template has no such variable")
+                origin = f"{document.where}: the record's" if name in given else "corpus.chat_template_kwargs:"
+                self._warn(f"variable {name}", f"{origin} {name!r} is ignored: the chat template has no such variable")
         return given
 
     def _with_content_form(self, template: ChatTemplate, messages: list[Message]) -> list[Message]:
-        """Content as a string, or as a list of parts where the template writes only that."""
+        """Content as a string, or as a list of parts if the template renders nothing else."""
         if template.source not in self._wants_parts:
 
             def writes(content: Any) -> bool:
                 chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
                 try:
                     return template.text(chat).count(PROBE) == len(chat)
-                except Exception:  # a template is a program: it may fail in any way
+                except Exception:  # a template is a program: it can raise anything
                     return False
 
             self._wants_parts[template.source] = not writes(PROBE) and writes([{"type": "text", "text": PROBE}])
@@ -151,7 +151,7 @@ class ChatRenderer:
     def _turns(
         self, template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any], where: str
     ) -> Turns:
-        """The chat rendered, in the first form in which the template writes every tool call."""
+        """Render the chat in the first form for which the template writes every tool call."""
         refusal: Exception | None = None
         incomplete: Turns | None = None
         for form in forms(messages):
@@ -164,7 +164,7 @@ class ChatRenderer:
                 return turns
             incomplete = incomplete or turns
         if incomplete is None:
-            raise BadRecord(f"{where}: the chat template refuses this chat: {refusal}", "refused")
+            raise BadRecord(f"{where}: the chat template rejects this chat: {refusal}", "refused")
         return incomplete
 
     def _check(
@@ -175,11 +175,11 @@ class ChatRenderer:
         variables: Mapping[str, Any],
         where: str,
     ) -> None:
-        """Refuse a chat whose template writes one message's text into another's turn: seen by marking each."""
+        """Reject a chat whose template writes one message's text into another's turn, detected by tagging each."""
         signs = {number: chr(_SENTINELS + number) for number in range(len(turns.messages))}
         try:
             marked = Turns(template, [_signed(m, signs[n]) for n, m in enumerate(turns.messages)], variables)
-        except Exception:  # as above; it is the signs that it does not like
+        except Exception:  # as above; here the template rejects the tags
             return
         for number in chosen:
             if not _foreign(marked.written(number), number, signs):
@@ -189,20 +189,19 @@ class ChatRenderer:
             if foreign := _foreign(said, number, signs):
                 raise BadRecord(
                     f"{where}: message {number}: cannot locate the reply: the chat template writes message "
-                    f"{foreign[0]} into it; use another template (corpus.chat_template), or corpus.on_bad_record: drop",
+                    f"{foreign[0]} into it; set another corpus.chat_template, or corpus.on_bad_record: drop",
                     "not_located",
                 )
 
     @staticmethod
     def _lost(turns: Turns, number: int, text: str, where: str) -> BadRecord:
-        advice = "use another template (corpus.chat_template), or corpus.on_bad_record: drop"
+        advice = "set another corpus.chat_template, or corpus.on_bad_record: drop"
         if not turns.written(number) and _squeezed(text) in _squeezed(turns.text):
             return BadRecord(
                 f"{where}: message {number}: cannot locate the reply ({_brief(text)}); {advice}", "not_located"
             )
         return BadRecord(
-            f"{where}: message {number}: the chat template does not write this reply into the chat ({_brief(text)}); "
-            f"{advice}",
+            f"{where}: message {number}: the chat template does not render this reply ({_brief(text)}); {advice}",
             "reply_lost",
         )
 
@@ -215,9 +214,9 @@ class ChatRenderer:
 def template_source(
     tokenizer: "PreTrainedTokenizerBase", configured: str | None, tools: list[dict[str, Any]] | None = None
 ) -> str | None:
-    """The chat template in effect: ``configured`` (a named one of the tokenizer, or a file), or the tokenizer's own.
+    """The chat template in effect: ``configured`` (a template name of the tokenizer, or a file), or the tokenizer's.
 
-    Raises UserError when there is no such file, ValueError when the tokenizer has several and none is the default.
+    Raises UserError when the file cannot be read, ValueError when the tokenizer has several templates and no default.
     """
     own = tokenizer.chat_template
     if configured is None:
@@ -228,12 +227,12 @@ def template_source(
         with open_regular(Path(configured).expanduser()) as file:
             return file.read(MAX_TEXT_BYTES).decode()
     except (OSError, ValueError) as error:
-        named = f"the tokenizer's own templates are {sorted(own)}; " if isinstance(own, dict) else ""
-        raise failure(error, f"corpus.chat_template: {configured}", f"{named}give a Jinja file") from None
+        named = f"the tokenizer's templates are {sorted(own)}; " if isinstance(own, dict) else ""
+        raise failure(error, f"corpus.chat_template: {configured}", f"{named}pass a Jinja file") from None
 
 
 def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], int]:
-    """The parts of a message that are not in ``written``, by name, and how many parts it has."""
+    """(name, text) of the parts of a message that ``written`` lacks, and the number of parts in total."""
     parts = []
     for name, text in texts(message):
         thinking = _THINKING.fullmatch(text) if name == "content" else None
@@ -256,7 +255,7 @@ def _squeezed(text: str) -> str:
 
 
 def _calls_are_written(turns: Turns, number: int) -> bool:
-    """Every call's name is written, its arguments not as Python would, and nothing as ``None``."""
+    """Whether every call's name is rendered, without Python reprs of its arguments or a literal ``None``."""
     message = turns.messages[number]
     calls = message.get("tool_calls", ())
     written = turns.written(number) if calls else ""
@@ -275,7 +274,7 @@ def _leaves(value: Any) -> list[str]:
 
 
 def _signed(message: Message, sign: str) -> Message:
-    """The message with ``sign`` put into its text, inside of the first word that is not markup."""
+    """The message with ``sign`` inserted into its text, inside the first word that is not markup."""
     content = message["content"]
     if not isinstance(content, str):
         return message

@@ -1,18 +1,18 @@
-"""Text cleaning: line ends as newlines, Unicode in NFC, and without what is invisible and meaningless where it stands.
+"""Text cleaning: newlines only, Unicode NFC, and no invisible characters where they have no effect.
 
-What goes, and where it stays:
+What is removed, and where it is kept:
 
 - control characters other than newline and tab, lone surrogates, byte order marks, soft hyphens, other invisible
-  format characters (word joiner, invisible operators, annotations, …): always go;
-- zero-width space: one stays between letters of scripts without spaces (Thai, Lao, Khmer, Burmese, …);
-- zero-width non-joiner: one stays between a letter of a joining or Indic script and a letter, mark or digit (Persian);
-- zero-width joiner: one stays next to a letter of such a script, whose shape it changes, and between emoji;
-- tag characters: stay in a flag, which is the black flag, tags, the closing tag (England, Scotland);
-- directional marks, embeddings, isolates: stay in a line that holds right-to-left letters;
-- Mongolian vowel separator: stays between Mongolian letters.
+  format characters (word joiner, invisible operators, annotations, …): always removed;
+- zero-width space: one kept between letters of scripts without spaces (Thai, Lao, Khmer, Burmese, …);
+- zero-width non-joiner: one kept between a letter of a joining or Indic script and a letter, mark or digit (Persian);
+- zero-width joiner: one kept next to a letter of such a script, whose shape it changes, and between emoji;
+- tag characters: kept in a flag sequence: black flag, tags, cancel tag (England, Scotland);
+- directional marks, embeddings, isolates: kept in lines with right-to-left letters;
+- Mongolian vowel separator: kept between Mongolian letters.
 
-A run of them counts as its first joiner or space, if it holds one. Variation selectors and marks that print are always
-kept. Cleaning twice changes nothing: it is repeated until nothing changes.
+A run of them is reduced to its first joiner or space, if it has one. Variation selectors and visible marks are always
+kept. Cleaning is idempotent: it repeats until nothing changes.
 """
 
 import re
@@ -56,7 +56,7 @@ _END_OF_EMOJI = "\ufe0f\u20e3\U000e007f"  # presentation selector, keycap, end o
 
 
 def clean_text(text: str) -> str:
-    """``text`` cleaned; ``text`` itself where there is nothing to clean. Cleaning twice changes nothing."""
+    """Cleaned ``text``; the same object if there is nothing to clean. Idempotent."""
     if text.isascii():
         if text.isprintable() or not _ASCII_CONTROL.search(text):
             return text
@@ -79,7 +79,7 @@ def _without_needless_marks(line: str) -> str:
 
 
 def _kept(found: re.Match[str]) -> str:
-    """What stays of a run of invisible characters."""
+    """The characters kept of a run of invisible ones."""
     run, text, (start, end) = found[0], found.string, found.span()
     before, after = text[max(start - 1, 0) : start], text[end : end + 1]
     flag = _FLAG_TAGS.match(run) if before == _BLACK_FLAG else None

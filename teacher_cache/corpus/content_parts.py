@@ -1,4 +1,4 @@
-"""What a reader is given at a time: a file, or a file in an archive, as a stream of expanded bytes."""
+"""The unit that a reader consumes: a file, or a member of an archive, as a stream of decompressed bytes."""
 
 import io
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from teacher_cache.corpus.expand import COMPRESSIONS, Unreadable, expanded
 from teacher_cache.corpus.names import choose, matches
 
 MOST_BYTES = 1 << 29
-"""A record, a document, or a file that has to be in memory as a whole is at most so large."""
+"""Maximum size of a record, a document, or a file that must fit in memory as a whole."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file to be read: Parquet as it is stored and seekable, anything else as UTF-8 without a byte order mark."""
+    """One file to read: Parquet as stored and seekable, anything else as UTF-8 without a byte order mark."""
 
     name: str  # for source ids
     path: str  # for error messages
@@ -28,10 +28,10 @@ class Part:
 
 
 def open_parts(file: SourceFile, source: SourceConfig, left_out: list[str]) -> Iterator[Part]:
-    """The parts of ``file``, each readable until the next is asked for.
+    """Yield the parts of ``file``, each readable until the next iteration.
 
-    Names of an archive's members that are no documents are added to ``left_out``. Raises Unreadable (an OSError) for
-    damaged files, UserError for archives that hold archives, or nothing that is read.
+    Appends the names of archive members that are not documents to ``left_out``. Raises Unreadable (an OSError) for
+    damaged files, UserError for nested archives and for archives without a single document.
     """
     if file.format != "archive":
         stored = file.open()
@@ -47,9 +47,9 @@ def open_parts(file: SourceFile, source: SourceConfig, left_out: list[str]) -> I
     chosen = [name for name in contents.names if file.members == EVERYTHING or matches(name, file.members)]
     formats = choose(chosen, source.format, all_of_them=file.members == EVERYTHING)
     if not formats:
-        raise UserError(f"{file.path}: of {len(contents.names)} files in the archive none is read; correct `pattern`")
+        raise UserError(f"{file.path}: none of the archive's {len(contents.names)} files match; correct `pattern`")
     if inner := [name for name, format in formats.items() if format == "archive"]:
-        raise UserError(f"{file.path}: holds the archive {inner[0]!r}: unpack it, or leave it out by `pattern`")
+        raise UserError(f"{file.path}: nested archive {inner[0]!r}; unpack it, or exclude it with `pattern`")
     if source.format == "auto" and file.members == EVERYTHING:
         check_one_part(formats, file.path)
     left_out += [f"{file.name}/{valid_utf8(n)}" for n in (*contents.names, *contents.left_out) if n not in formats]
@@ -72,10 +72,10 @@ def _part(name: str, path: str, format: str, stream: BinaryIO, source: SourceCon
 
 
 def read_all(stream: BinaryIO) -> bytearray:
-    """The bytes that are left. Raises Unreadable for more than MOST_BYTES."""
+    """Read the rest of the stream. Raises Unreadable beyond MOST_BYTES."""
     data = bytearray()
     while chunk := stream.read(1 << 20):
         data += chunk
         if len(data) > MOST_BYTES:
-            raise Unreadable(f"larger than {MOST_BYTES} bytes, which would have to be in memory at once; cut it")
+            raise Unreadable(f"larger than {MOST_BYTES} bytes, which must fit in memory at once; split the file")
     return data

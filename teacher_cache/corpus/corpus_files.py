@@ -1,4 +1,4 @@
-"""Which files a source consists of, in a fixed order, on any fsspec file system, and what format each is in."""
+"""List the files of a source in a fixed order, on any fsspec file system, with the format of each."""
 
 import glob
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ _SAVED = {"state.json", "dataset_dict.json"}  # in a folder written by save_to_d
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source; ``name`` is its path relative to the source, never an absolute one."""
+    """One file of a source; ``name`` is its path relative to the source, never absolute."""
 
     fs: Any
     path: str
     name: str
     format: str  # or `archive`
-    members: str = EVERYTHING  # of an archive: a pattern for the names of its files
+    members: str = EVERYTHING  # of an archive: glob for its member names
 
     def open(self) -> Any:
-        """Open for reading the bytes as they are stored."""
+        """Open the file for reading its stored bytes."""
         return self.fs.open(self.path, "rb")
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a source, sorted by name, and the names below its path that are none of its documents."""
+    """The files of a source, sorted by name, and the names of files below its path that are not documents."""
 
     files: list[SourceFile]
     left_out: list[str]
@@ -43,11 +43,11 @@ def list_files(source: SourceConfig, where: str) -> list[SourceFile]:
 
 
 def find_files(source: SourceConfig, where: str) -> Found:
-    """The files of ``source``. Raises UserError, naming the key ``where``, when there is none.
+    """The files of ``source``. Raises UserError, naming the config key ``where``, if there are none.
 
-    Links to files are followed, links to folders are not. A data set saved by Hugging Face ``datasets`` counts as
-    its files, whatever ``pattern`` says, less the ``cache-*`` files that other programs leave in it. Files of several
-    parts of a data set (train, test) are never mixed by ``auto``: that is refused.
+    Follows links to files, not to folders. For a data set saved by Hugging Face ``datasets``, ``pattern`` is ignored
+    and ``cache-*`` files are skipped. Under ``auto``, a folder with several splits (train, test) is an error: splits
+    are never mixed.
     """
     try:
         fs, root = open_store(source.path)
@@ -82,7 +82,7 @@ def find_files(source: SourceConfig, where: str) -> Found:
 
 
 def valid_utf8(name: str) -> str:
-    """A name as text that UTF-8 can hold."""
+    """A file name with undecodable bytes replaced, so that UTF-8 can encode it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -94,12 +94,12 @@ def _is_saved(source: SourceConfig, fs: Any, root: str) -> bool:
 
 
 def check_one_part(formats: dict[str, str], where: str) -> None:
-    """Raise UserError when files of these names are of several parts (train, test) or snapshots of a data set."""
+    """Raise UserError when these files belong to several splits (train, test) or snapshots of a data set."""
     if len(revisions := snapshots(formats)) > 1:
-        raise UserError(f"{where} holds several snapshots: append one to `path`: snapshots/{min(revisions)}, …")
+        raise UserError(f"{where} holds several snapshots; append one to `path`: snapshots/{min(revisions)}, …")
     parts = splits(name for name, format in formats.items() if format in RECORD_FORMATS)
     if len(parts) > 1:
         raise UserError(
-            f"{where} holds several parts of a data set, {', '.join(sorted(parts))} (as in {min(parts.values())}); "
-            "choose one by `pattern`, as in '**/train*'"
+            f"{where} holds several splits of a data set: {', '.join(sorted(parts))} (such as {min(parts.values())}); "
+            "select one with `pattern`, such as '**/train*'"
         )

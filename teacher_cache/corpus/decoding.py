@@ -1,6 +1,6 @@
-"""Text files as UTF-8, whatever encoding they are in: everything after this reads UTF-8 only.
+"""Transcode text files to UTF-8; everything downstream reads UTF-8 only.
 
-A byte order mark wins over what was configured: nothing but the encoding that it names begins so.
+A byte order mark overrides the configured encoding, because it identifies its encoding unambiguously.
 """
 
 import codecs
@@ -8,7 +8,7 @@ import io
 from typing import Any, BinaryIO
 
 _CHUNK_BYTES = 1 << 16
-_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+_MARKS = (  # longest first: UTF-32's mark starts with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -18,13 +18,13 @@ _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
 
 
 class UndecodableError(OSError):
-    """The file is not in the encoding it is read in."""
+    """The file's bytes are not valid in its encoding."""
 
 
 def as_utf8(stream: BinaryIO, encoding: str) -> BinaryIO:
-    """``stream``, a buffered one, as UTF-8 without a byte order mark. Reading raises UndecodableError.
+    """The buffered ``stream`` as UTF-8 without a byte order mark. Reading raises UndecodableError.
 
-    Bytes that are already meant to be UTF-8 are not checked here, so that whoever reads them can name the line.
+    Declared UTF-8 is passed through unchecked, so that the reader can report the line number.
     """
     first = stream.peek(_CHUNK_BYTES)[:_CHUNK_BYTES]  # type: ignore[attr-defined]
     for mark, marked in _MARKS:
@@ -34,16 +34,14 @@ def as_utf8(stream: BinaryIO, encoding: str) -> BinaryIO:
             break
     else:
         if codecs.lookup(encoding).name == "utf-8" and (guess := _unmarked_utf16(first)):
-            raise UndecodableError(
-                f"looks like UTF-16 without a byte order mark; set `encoding: {guess}` of the source"
-            )
+            raise UndecodableError(f"looks like UTF-16 without a byte order mark; set the source's `encoding: {guess}`")
     if codecs.lookup(encoding).name == "utf-8":
         return stream
     return io.BufferedReader(_Recoded(stream, encoding), _CHUNK_BYTES)
 
 
 def _unmarked_utf16(first: bytes) -> str | None:
-    """UTF-16 if every second byte is mostly 0, as in text of Latin letters."""
+    """Guess UTF-16 if almost every second byte is 0, as in text in the Latin script."""
     half = len(first) // 2
     if half >= 8 and 0.8 * half < first[1::2].count(0) and first[::2].count(0) < 0.2 * half:
         return "utf-16-le"
@@ -58,7 +56,7 @@ class _Recoded(io.RawIOBase):
         self._encoding = encoding
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._ready = memoryview(b"")
-        self._offset = 0  # of the next byte that is read
+        self._offset = 0  # of the next byte to read
         self._ended = False
 
     def readable(self) -> bool:

@@ -1,4 +1,4 @@
-"""What reading a corpus gives: documents, and records that are none."""
+"""What corpus readers yield: documents, and records that cannot be used."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,9 +10,9 @@ Messages = list[dict[str, Any]]
 
 
 class BadRecord(UserError):
-    """One record that cannot be used; the records after it can. Readers yield it, the consumer raises or counts it.
+    """One unusable record; reading continues after it. Readers yield it, the consumer raises or counts it.
 
-    ``reason`` is the count (of ``CorpusCounts``) in which it goes.
+    ``reason`` is the field of ``CorpusCounts`` that counts it.
     """
 
     def __init__(self, message: str, reason: str = "malformed") -> None:
@@ -21,28 +21,28 @@ class BadRecord(UserError):
 
 
 class Document(NamedTuple):
-    """One document as it was read: ``messages`` for a chat, otherwise ``text``.
+    """One document as read: ``messages`` for a chat, otherwise ``text``.
 
-    Messages are ``{role, content, …}`` with every other key of the record (``weight``, ``train``, ``tool_calls``,
-    ``reasoning_content``, …) and without nulls. ``content`` is absent where it was null, which only a message with
+    Messages are ``{role, content, …}`` with all other keys of the record (``weight``, ``train``, ``tool_calls``,
+    ``reasoning_content``, …) except nulls. ``content`` is absent if it was null, which only messages with
     ``tool_calls`` may have.
     """
 
     source_id: str  # relative/name#record, records counted from 1
-    where: str  # place for error messages
-    layer: str
+    where: str  # location for error messages
+    mix_layer: str
     text: str
     messages: Messages | None = None
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = MappingProxyType({})
-    prompt_chars: int = 0  # leading characters of `text` that are read and not learned
+    prompt_chars: int = 0  # leading characters of `text` that are context only, not trained on
 
 
-Record = tuple[str, str, Mapping[str, Any]]  # source id, place for error messages, fields
+Record = tuple[str, str, Mapping[str, Any]]  # source id, location for error messages, fields
 
 
 def brief(value: Any) -> str:
-    """Type and beginning of a value, for error messages."""
+    """Type and truncated repr of a value, for error messages."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

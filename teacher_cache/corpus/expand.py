@@ -1,7 +1,7 @@
-"""Compressed files (gzip, bzip2, xz, zstd) as streams of bytes, several frames one after the other included.
+"""Decompress gzip, bzip2, xz and zstd files as byte streams, including concatenated frames.
 
-One small loop over the four decompressors instead of their file objects: zstandard's takes a truncated file for a
-whole one, lzma's has no bound on memory, and none of them bounds what a few bytes expand to.
+One small loop over the four decompressors instead of their file objects: zstandard's accepts truncated files, lzma's
+has no memory limit, and none of them limits the expansion ratio.
 """
 
 import bz2
@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-_STORED_CHUNK = 4096  # small, because one call expands all of it
+_STORED_CHUNK = 4096  # small, because one call decompresses all of it
 _BUFFER_BYTES = 1 << 17
-_FREE_BYTES = 1 << 28  # any file may expand to so much,
-_MOST_EXPANSION = 1000  # and to so many times its size beyond
+_FREE_BYTES = 1 << 28  # any file may expand to this size,
+_MOST_EXPANSION = 1000  # plus this multiple of its compressed size
 _XZ_MEMORY = 1 << 28
 _BROKEN = (zlib.error, lzma.LZMAError, zstandard.ZstdError, ValueError, OSError)  # bz2 raises the last two
 
@@ -24,13 +24,13 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 
 
 class Unreadable(OSError):
-    """The bytes of a file are not what they should be; the message says how, and not which file."""
+    """A file's bytes are invalid; the message says how, without naming the file."""
 
 
 def expanded(stored: Any, name: str, zstd_window_log: int) -> BinaryIO:
-    """A buffered stream of the bytes of ``stored``, decompressed as the extension of ``name`` says.
+    """A buffered stream of the bytes of ``stored``, decompressed according to the extension of ``name``.
 
-    Reading raises Unreadable when the data is damaged, truncated, or expands beyond all measure.
+    Reading raises Unreadable when the data is damaged, truncated, or a decompression bomb.
     """
     begin = _decompressor(name, zstd_window_log)
     raw: io.RawIOBase = _Plain(stored) if begin is None else _Frames(stored, begin)
@@ -38,9 +38,9 @@ def expanded(stored: Any, name: str, zstd_window_log: int) -> BinaryIO:
 
 
 def check_expansion(expanded_bytes: int, stored_bytes: int) -> None:
-    """Raise Unreadable when so many bytes of so many stored ones are more than any text has."""
+    """Raise Unreadable when the expansion ratio is larger than that of any real text."""
     if expanded_bytes > _FREE_BYTES + _MOST_EXPANSION * stored_bytes:
-        raise Unreadable(f"{stored_bytes} bytes expand to more than {_MOST_EXPANSION} times as many; not read further")
+        raise Unreadable(f"{stored_bytes} bytes expand to more than {_MOST_EXPANSION} times as many; reading stopped")
 
 
 def _decompressor(name: str, zstd_window_log: int) -> Callable[[], Any] | None:
@@ -57,7 +57,7 @@ def _decompressor(name: str, zstd_window_log: int) -> Callable[[], Any] | None:
 
 
 class _Plain(io.RawIOBase):
-    """Bytes as they are, of a file object that need not have more than ``read``."""
+    """Uncompressed bytes of a file object that only needs ``read``."""
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
@@ -76,7 +76,7 @@ class _Plain(io.RawIOBase):
 
 
 class _Frames(_Plain):
-    """Compressed frames, each with a decompressor of its own."""
+    """Concatenated compressed frames, with a new decompressor for each."""
 
     def __init__(self, stored: Any, begin: Callable[[], Any]) -> None:
         super().__init__(stored)
@@ -92,7 +92,7 @@ class _Frames(_Plain):
             if not data and self._frame is not None and self._frame.eof:
                 return 0
             if not data:
-                raise Unreadable("the compressed data ends too early: the file is truncated")
+                raise Unreadable("the compressed data is truncated")
             self._rest = b""
             self._expand(data)
         count = min(len(buffer), len(self._ready))
@@ -103,7 +103,7 @@ class _Frames(_Plain):
     def _expand(self, data: bytes) -> None:
         self._n_stored += len(data)
         if self._frame is not None and self._frame.eof:
-            data = data.lstrip(b"\0")  # gzip and xz may be padded
+            data = data.lstrip(b"\0")  # gzip and xz allow zero padding
             if not data:
                 return
         try:
@@ -113,9 +113,9 @@ class _Frames(_Plain):
         except _BROKEN as error:
             if "requires too much memory" in str(error):
                 raise Unreadable(
-                    "a frame has a larger window (zstd --long) than is allowed: raise `zstd_window_log` of the source"
+                    "a frame's window (zstd --long) exceeds the limit; raise the source's `zstd_window_log`"
                 ) from None
-            raise Unreadable(f"damaged or not what its name says: {error}") from None
+            raise Unreadable(f"damaged, or not the format its extension says: {error}") from None
         self._rest = self._frame.unused_data if self._frame.eof else b""
         self._n_stored -= len(self._rest)
         self._n_expanded += len(self._ready)

@@ -1,4 +1,4 @@
-"""The fingerprint of a corpus: changes with any byte of any file and any setting, not with where the files lie."""
+"""Fingerprint of a corpus: depends on every byte of every file and every setting, but not on where the files are."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 def corpus_fingerprint(config: CorpusConfig) -> str:
-    """sha256 (hex) over the settings without paths, and every file's relative name and bytes.
+    """sha256 (hex) over the settings without paths, and each file's relative name and bytes.
 
-    Streams the files as they are stored (compressed ones are not expanded); nothing is tokenized. Raises UserError
-    when a source has no files or one cannot be read.
+    Streams the files as stored (no decompression, no tokenization). Raises UserError when a source has no files or
+    one cannot be read.
     """
     settings = config.model_dump(mode="json")
     for source in settings["sources"]:
         del source["path"]
     if config.chat_template is not None:
-        settings["chat_template"] = PurePath(config.chat_template).name  # its content is the tokenizer's matter
+        settings["chat_template"] = PurePath(config.chat_template).name  # the tokenizer digest covers its content
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for index, source_config in enumerate(config.sources):
         digest.update(b"\0source\0")

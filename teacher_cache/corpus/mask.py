@@ -1,4 +1,4 @@
-"""From the character spans of replies to a mask over tokens."""
+"""Token-level loss mask from the spans of replies."""
 
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 
 class ReplyMask:
-    """Says which tokens of a chat belong to its replies: those whose bytes overlap one.
+    """Selects the tokens of a chat whose bytes overlap a reply.
 
-    Special tokens may take in the white space around them, which may be a reply's: that does not make them a part of
-    it.
+    A special token may absorb adjacent white space that belongs to a reply; that alone does not select it.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -23,7 +22,7 @@ class ReplyMask:
         self._stripping = np.array([index for index, token in added if token.lstrip or token.rstrip], dtype=np.uint32)
 
     def __call__(self, spans: TokenSpans, replies: list[Span]) -> np.ndarray:
-        """bool [S], given the spans of replies in bytes."""
+        """bool [S], from the byte spans of the replies."""
         start, end = self._without_blanks(spans)
         inside = np.zeros(len(start), dtype=bool)
         for first, last in replies:
@@ -40,7 +39,7 @@ class ReplyMask:
 
 
 def in_bytes(text: str, spans: list[Span]) -> list[Span]:
-    """Character spans of ``text``, rising, as spans of its UTF-8."""
+    """Convert ascending character spans of ``text`` to byte spans of its UTF-8."""
     found = []
     at = length = 0
     for start, stop in spans:

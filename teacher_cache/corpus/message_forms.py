@@ -1,8 +1,8 @@
-"""Chat messages as people write them down, and the forms in which templates want them.
+"""Equivalent forms of a chat's messages, for templates that expect different ones.
 
-Templates differ where records do not say: a message that only calls tools has empty content or null, content is a
-string or a list of parts, arguments of a call are an object or its JSON. So the same chat is offered in several forms,
-the usual one first.
+Templates disagree on three points: whether a message that only calls tools has empty or null content, whether content
+is a string or a list of parts, and whether call arguments are an object or its JSON. So the same chat is tried in
+several forms, the most common first.
 """
 
 import json
@@ -12,21 +12,21 @@ from typing import Any
 from teacher_cache.corpus.documents import BadRecord
 
 Message = dict[str, Any]
-TRAINING_KEYS = ("weight", "train")  # for us, not for the template
+TRAINING_KEYS = ("weight", "train")  # read by this package, not passed to the template
 SAID = ("content", "reasoning_content", "reasoning", "thinking")
 
 
 def trained(messages: Sequence[Mapping[str, Any]], roles: Sequence[str], where: str) -> list[int]:
-    """The numbers of the messages to train on: of ``roles``, unless ``weight`` or ``train`` of the message decide.
+    """Indices of the messages to train on: those of ``roles``, unless the message's ``weight`` or ``train`` overrides.
 
-    ``train`` decides for any role; ``weight: 0`` leaves a message out. Raises BadRecord for other values.
+    ``train`` overrides the role; ``weight: 0`` excludes a message. Raises BadRecord for other values.
     """
     chosen = []
     for number, message in enumerate(messages):
         train, weight = message.get("train"), message.get("weight")
         if weight not in (None, 0, 1):
             raise BadRecord(
-                f"{where}: message {number}: weight is {weight!r}, expected 0 or 1: a reply counts or it does not"
+                f"{where}: message {number}: weight is {weight!r}, expected 0 or 1 (fractions are not supported)"
             )
         if train not in (None, 0, 1):
             raise BadRecord(f"{where}: message {number}: train is {train!r}, expected true or false")
@@ -37,12 +37,12 @@ def trained(messages: Sequence[Mapping[str, Any]], roles: Sequence[str], where: 
 
 
 def is_blank(message: Mapping[str, Any]) -> bool:
-    """Neither text nor a tool call."""
+    """Whether a message has neither text nor a tool call."""
     return not message.get("tool_calls") and not any(text.strip() for _, text in texts(message))
 
 
 def texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a message says, by key: its content (a string, or parts of text) and its reasoning."""
+    """(key, text) of a message's content (a string, or text parts) and reasoning."""
     for key in SAID:
         value = message.get(key)
         for text in [part["text"] for part in value] if isinstance(value, list) else [value]:
@@ -51,7 +51,7 @@ def texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def without_training_keys(message: Mapping[str, Any]) -> Message:
-    """The message as the template gets it: without our keys, without an empty list of tool calls, content not null."""
+    """The message as passed to the template: no training keys, no empty tool call list, no null content."""
     kept = {key: value for key, value in message.items() if key not in TRAINING_KEYS}
     if not kept.get("tool_calls", True):
         del kept["tool_calls"]
@@ -63,12 +63,12 @@ def without_training_keys(message: Mapping[str, Any]) -> Message:
 
 
 def as_parts(message: Message) -> Message:
-    """The message with its content as a list of parts."""
+    """The message with its content as a list of text parts."""
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def forms(messages: list[Message]) -> Iterator[list[Message]]:
-    """The same chat in the forms in which templates want it, the usual one first."""
+    """Yield the same chat in the forms that templates expect, the most common first."""
     yield messages
     if any(message.get("tool_calls") for message in messages):
         silent = [_silent_call(message) for message in messages]
@@ -80,12 +80,12 @@ def forms(messages: list[Message]) -> Iterator[list[Message]]:
 
 
 def arguments(call: Mapping[str, Any]) -> Any:
-    """The arguments of a tool call; an empty object where there are none."""
+    """The arguments of a tool call; an empty object if it has none."""
     return call["function"].get("arguments") or {}
 
 
 def _silent_call(message: Message) -> Message:
-    """Null where a message calls tools and says nothing: some templates look for that."""
+    """The message with null content if it only calls tools: some templates test for that."""
     return {**message, "content": None} if message.get("tool_calls") and not message["content"] else message
 
 

@@ -1,9 +1,8 @@
-"""Chat messages in the forms people have them, as ``{role, content, …}``: OpenAI's, ShareGPT's, with parts, as JSON.
+"""Normalize chat messages (OpenAI, ShareGPT, content parts, JSON strings) to ``{role, content, …}``.
 
-Keys of a message other than its role and content are kept, but for nulls. Columnar formats give every object the keys
-of all others, with null; such nulls are taken away at any depth, also where the same records were written as JSON
-lines. What was a JSON string is another matter: in it a null is the author's own, and stays (below the message's own
-keys).
+All other keys of a message are kept, except nulls. Columnar formats give every object the union of all keys, filled
+with nulls; such nulls are removed at any depth, also from JSON lines, so that both formats agree. In values given as a
+JSON string, nulls are the author's own and are kept (below the message's top-level keys).
 """
 
 import json
@@ -11,7 +10,7 @@ from typing import Any
 
 from teacher_cache.corpus.documents import BadRecord, Messages, brief
 
-_ROLES = {  # of ShareGPT's `from`, and older names
+_ROLES = {  # ShareGPT's `from`, and older names
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "model"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
@@ -21,7 +20,7 @@ _TEXT_PARTS = {None, "text", "input_text", "output_text"}
 
 
 def read_messages(value: Any, field: str, place: str) -> Messages:
-    """The messages of a record's ``field``. Raises BadRecord, naming ``place``, for whatever is not one."""
+    """The messages of a record's ``field``. Raises BadRecord, naming ``place``, for anything else."""
     messages = from_json(value, field, place)
     if not isinstance(messages, list):
         raise BadRecord(f"{place}: {field} is {brief(messages)}, expected a list of {{role, content}}")
@@ -31,7 +30,7 @@ def read_messages(value: Any, field: str, place: str) -> Messages:
 
 
 def read_objects(value: Any, field: str, place: str) -> list[dict[str, Any]] | None:
-    """A list of objects (tools, documents), each or all as JSON; None when there is none. Raises BadRecord."""
+    """A list of objects (tools, documents), itself or its items maybe JSON; None if empty. Raises BadRecord."""
     items = from_json(value, field, place) if value else None
     if not items:
         return None
@@ -50,7 +49,7 @@ def read_objects(value: Any, field: str, place: str) -> list[dict[str, Any]] | N
 
 
 def from_json(value: Any, field: str, place: str) -> Any:
-    """``value``, parsed if it is a string. Raises BadRecord when it is not JSON."""
+    """``value``, parsed as JSON if it is a string. Raises BadRecord if that fails."""
     if not isinstance(value, str):
         return value
     try:
@@ -60,7 +59,7 @@ def from_json(value: Any, field: str, place: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """``value`` without the keys of objects, at any depth, whose value is null."""
+    """``value`` without null-valued object keys, at any depth."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -99,7 +98,7 @@ def _from_sharegpt(message: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Calls as ``{type, function: {name, arguments}}``, arguments as an object where they were JSON of one."""
+    """Calls as ``{type, function: {name, arguments}}``; arguments that are JSON of an object are parsed."""
     calls = from_json(calls, "tool_calls", place)
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -124,13 +123,13 @@ def _tool_call(call: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any], place: str) -> str:
-    """Content given as parts, which all have to be text."""
+    """Concatenate content parts, all of which must be text."""
     texts = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if isinstance(part, dict) else part
         if kind not in _TEXT_PARTS or not isinstance(text, str):
             what = f"of type {kind!r}" if kind not in _TEXT_PARTS else brief(part)
-            raise BadRecord(f"{place}.content[{index}] is {what}, expected text: teachers read text only")
+            raise BadRecord(f"{place}.content[{index}] is {what}, expected text: teachers take text only")
         texts.append(text)
     return "".join(texts)

@@ -1,7 +1,7 @@
-"""What the names of files say: their format, and whether they hold documents at all.
+"""Infer from file names their format, and whether they hold documents.
 
-``format: auto`` takes each file's format from its name. Where a folder or an archive holds records (JSON, CSV,
-Parquet), other files in it are no documents: READMEs, licences, scripts. Where it holds none, every file is a text.
+``format: auto`` derives each file's format from its name. If a folder or archive has record files (JSON, CSV,
+Parquet), its other files (READMEs, licences, scripts) are not documents. If it has none, every file is plain text.
 """
 
 import re
@@ -20,16 +20,15 @@ FORMATS = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 RECORD_FORMATS = frozenset(FORMATS.values())
-_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of hubs
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # hub metadata
 _COMPANION = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog)(\.(md|txt|rst))?|.*\.(md|py)", re.I)
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test|eval)(?=$|[-_.])")
 
 
 def choose(names: Iterable[str], wanted: str, all_of_them: bool) -> dict[str, str]:
-    """Format by name of those of ``names`` that hold documents; archives have the format ``archive``.
+    """Format by name of those ``names`` that hold documents; archives have the format ``archive``.
 
-    ``wanted`` is the format asked for. ``all_of_them``: nobody said by a pattern which files are meant, so that what
-    only comes along with the data is left out.
+    ``wanted``: the configured format. ``all_of_them``: no pattern was given, so companion files are skipped.
     """
     names = list(names)
     if wanted != "auto":
@@ -42,12 +41,12 @@ def choose(names: Iterable[str], wanted: str, all_of_them: bool) -> dict[str, st
 
 
 def snapshots(names: Iterable[str]) -> set[str]:
-    """The snapshots of a hub's cache folder that ``names`` lie in."""
+    """The snapshots of a hub cache folder that contain ``names``."""
     return {name.split("/")[1] for name in names if name.startswith("snapshots/") and name.count("/") > 1}
 
 
 def splits(names: Iterable[str]) -> dict[str, str]:
-    """The parts of a data set (train, test, …) that the names of its files speak of, each with one such file."""
+    """The data set splits (train, test, …) that occur in file names, each with one such file."""
     found: dict[str, str] = {}
     for name in names:
         for part in name.lower().split("/"):
@@ -57,7 +56,7 @@ def splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether the glob ``pattern`` means ``name``, as it would in a folder."""
+    """Whether the glob ``pattern`` matches ``name``, with the same rules as in a folder."""
     return re.fullmatch(glob_translate(pattern), name) is not None
 
 
@@ -71,12 +70,12 @@ def _format(name: str) -> str | None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Files that programs leave behind: ``.gitattributes``, ``.cache/…``, ``__MACOSX/…``, ``_SUCCESS``."""
+    """Whether a tool left this file: ``.gitattributes``, ``.cache/…``, ``__MACOSX/…``, ``_SUCCESS``."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/")) or _base(name) == "_success"
 
 
 def _is_companion(name: str) -> bool:
-    """Files that no format of records is named like and that often lie beside them."""
+    """Whether this is a file that commonly accompanies data (README, licence, metadata) and is not a record file."""
     along = _is_hidden(name) or _base(name) in _DESCRIPTIONS or _COMPANION.fullmatch(_base(name)) is not None
     return along and _format(name) is None
 

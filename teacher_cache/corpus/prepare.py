@@ -1,4 +1,4 @@
-"""What becomes of a document before it is rendered and tokenized: cleaned, judged, told from others."""
+"""Prepare documents for rendering and tokenization: clean, filter, deduplicate."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def cleaned(document: Document) -> Document:
 
 
 def without_prefix(document: Document, prefix: str) -> Document:
-    """A plain text without ``prefix`` at its beginning: the BOS token that is put before it anyway."""
+    """A plain text without a leading ``prefix``: the BOS token, which the tokenizer prepends anyway."""
     if not prefix or not document.text.startswith(prefix):
         return document
     rest = max(0, document.prompt_chars - len(prefix))
@@ -41,7 +41,7 @@ def without_prefix(document: Document, prefix: str) -> Document:
 
 
 def reason_to_skip(document: Document, roles: Sequence[str]) -> str | None:
-    """The count of a document that can give nothing; None if it may give something. Raises BadRecord."""
+    """The ``CorpusCounts`` field of a document that yields no sample; None if it may yield one. Raises BadRecord."""
     if document.messages is None:
         return None if document.text.strip() else "empty"
     replies = trained(document.messages, roles, document.where)
@@ -51,7 +51,7 @@ def reason_to_skip(document: Document, roles: Sequence[str]) -> str | None:
 
 
 def digest(document: Document) -> bytes:
-    """128-bit content hash; a chat never equals a plain text."""
+    """128-bit content hash; a chat never collides with a plain text by construction."""
     if document.messages is not None:
         extras = [extra for extra in (document.tools, document.documents, document.template_kwargs) if extra]
         kind, text = "c", json.dumps([document.messages, *extras], sort_keys=True, default=str)
@@ -66,11 +66,11 @@ def digest(document: Document) -> bytes:
 
 
 def check_encodable(text: str, where: str) -> None:
-    """Raise BadRecord where ``text`` holds what UTF-8 cannot."""
+    """Raise BadRecord if ``text`` cannot be encoded as UTF-8."""
     if lone := None if text.isascii() else _SURROGATE.search(text):
         raise BadRecord(
-            f"{where}: the text holds a lone surrogate, \\u{ord(lone[0]):04x}, that UTF-8 cannot express; "
-            "set corpus.clean to true to have it removed"
+            f"{where}: lone surrogate \\u{ord(lone[0]):04x} in the text, which UTF-8 cannot encode; "
+            "set corpus.clean: true to remove it"
         )
 
 

@@ -1,13 +1,13 @@
-"""The corpus as a stream of token sequences: read, clean, deduplicate, render, tokenize, cut, count.
+"""The corpus as a stream of token sequences: read, clean, deduplicate, render, tokenize, split, count.
 
 Documents are tokenized in batches for speed, so memory is bounded by one batch, the longest document, and a 128-bit
-hash (some 200 bytes in Python) per distinct document and sequence. The order is that of the sources, always.
+hash (some 200 bytes in Python) per distinct document and sequence. The order is always that of the sources.
 
-Decisions: plain text gets the tokenizer's own special tokens, and every piece of a split document starts with the
-leading ones (BOS), because the teacher was trained on sequences that do; the closing ones (EOS) end the last piece.
-They cover no bytes of the text. A chat's special tokens are those of its template. A special token's name written
-out in a document becomes that token, as the tokenizer does by default. A plain text of more than about a
-million characters is tokenized in segments cut at line ends, so that one huge file does not exhaust memory.
+Decisions: plain text gets the tokenizer's special tokens. Every piece of a split document starts with the leading ones
+(BOS), because the teacher was trained on such sequences; the trailing ones (EOS) end the last piece. They have empty
+byte spans. A chat's special tokens come from its template. The literal name of a special token in a document is
+tokenized as that token, the tokenizer's default. Plain text longer than about a million characters is tokenized in
+segments that end at newlines, so that one huge file does not exhaust memory.
 """
 
 import logging
@@ -43,25 +43,25 @@ _SEGMENT_CHARACTERS = 1 << 20
 
 
 class _Item(NamedTuple):
-    """What is tokenized at once: a document, a segment of a huge one, or the beginning of one to be truncated."""
+    """One tokenizer input: a document, a segment of a huge one, or the beginning of one to be truncated."""
 
     document: Document
     text: str
     numbers: Iterator[int]  # of the document's pieces
     first: bool = True  # segment of its document
     last: bool = True
-    replies: list[Span] | None = None  # of a chat, in bytes
+    replies: list[Span] | None = None  # byte spans of a chat's replies
 
 
 class Corpus:
-    """The sequences of a corpus. Each iteration is a fresh pass that yields the same samples in the same order."""
+    """The token sequences of a corpus. Each iteration is a fresh pass: same samples, same order."""
 
     def __init__(self, config: CorpusConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Raises UserError when ``tokenizer`` is not a fast one or adds more special tokens than ``max_tokens``."""
+        """Raises UserError if ``tokenizer`` is not a fast tokenizer, or its special tokens fill ``max_tokens``."""
         if not tokenizer.is_fast:
             raise UserError(
-                f"teacher.path: {tokenizer.name_or_path}: {type(tokenizer).__name__} is not a fast tokenizer and gives "
-                "no byte offsets; use a teacher folder with tokenizer.json"
+                f"teacher.path: {tokenizer.name_or_path}: {type(tokenizer).__name__} is a slow tokenizer without "
+                "offsets; use a teacher folder with tokenizer.json"
             )
         self._config = config
         self._tokenizer = ByteTokenizer(tokenizer)
@@ -78,25 +78,25 @@ class Corpus:
             )
         self._segment_characters = max(_SEGMENT_CHARACTERS, 16 * config.max_tokens)
         self._all = np.ones(config.max_tokens, dtype=bool)
-        self._no_bytes = np.zeros(len(before), dtype=np.uint32)  # of the special tokens before a text
+        self._no_bytes = np.zeros(len(before), dtype=np.uint32)  # spans of the leading special tokens
         self._counts: CorpusCounts | None = None
 
     @property
     def counts(self) -> CorpusCounts:
-        """What became of the documents in the latest full pass; RuntimeError before there was one."""
+        """Document counts of the latest full pass; raises RuntimeError before the first."""
         if self._counts is None:
-            raise RuntimeError("the counts of a corpus are known after a full pass over it")
+            raise RuntimeError("corpus counts are only available after a full pass")
         return self._counts
 
     def __iter__(self) -> Iterator[TokenSample]:
-        """Yield the samples; raises as ``batches``."""
+        """Yield the samples; raises the same errors as ``batches``."""
         for batch in self.batches():
             yield from batch.samples()
 
     def batches(self) -> Iterator[TokenBatch]:
-        """Yield the samples, many at once.
+        """Yield the samples in batches.
 
-        Raises UserError for bad input where it is met, and at the end if there was no sample.
+        Raises UserError for bad input where it occurs, and at the end if there was no sample.
         """
         tally: Counter[str] = Counter()
         seen: dict[bytes, int] = {}
@@ -111,16 +111,16 @@ class Corpus:
         if not counts.samples:
             dropped = counts.malformed + counts.refused + counts.reply_lost + counts.not_located
             raise UserError(
-                f"corpus is empty: {counts.documents} documents read, of which {counts.empty} empty, "
+                f"corpus is empty: {counts.documents} documents read: {counts.empty} empty, "
                 f"{counts.duplicates} duplicates, {counts.too_short} too short or without a reply, "
-                f"{counts.no_reply} without a message of {', '.join(self._config.roles_to_train)}, "
-                f"{counts.dropped_over_long} dropped as over-long, {dropped} as bad records; check corpus.sources, "
-                "min_tokens, max_tokens and roles_to_train"
+                f"{counts.no_reply} without a message by {', '.join(self._config.roles_to_train)}, "
+                f"{counts.dropped_over_long} dropped as over-long, {dropped} dropped as bad records; check "
+                "corpus.sources, min_tokens, max_tokens and roles_to_train"
             )
         self._counts = counts
 
     def _items(self, tally: Counter[str]) -> Iterator[_Item]:
-        """Documents, cleaned, without empties and duplicates, as texts to be tokenized."""
+        """Cleaned, non-empty, deduplicated documents as tokenizer inputs."""
         seen: set[bytes] = set()
         for index, source in enumerate(self._config.sources):
             for read in read_documents(source, f"corpus.sources.{index}"):
@@ -143,7 +143,7 @@ class Corpus:
                     if self._config.on_bad_record == "stop":
                         raise
                     if not tally[error.reason]:
-                        logger.warning("dropped (%s), and more like it without a word: %s", error.reason, error)
+                        logger.warning("dropped (%s; further ones are only counted): %s", error.reason, error)
                     tally[error.reason] += 1
 
     def _document_items(self, document: Document, tally: Counter[str]) -> Iterable[_Item]:
@@ -162,18 +162,18 @@ class Corpus:
     def _segment_items(self, document: Document, text: str) -> Iterator[_Item]:
         numbers = count(1)
         segments = _segments(text, self._segment_characters)
-        if self._over_long(document) != "split":  # no more of it is needed than fills one sequence
+        if self._over_long(document) != "split":  # one sequence is all that is needed
             segments = segments[:1]
         for begin, stop in segments:
             yield _Item(document, text[begin:stop], numbers, begin == 0, stop == len(text))
 
     def _over_long(self, document: Document) -> str:
-        """The policy for what is longer than ``max_tokens``: a later piece of what has a prompt would lack it."""
+        """The policy beyond ``max_tokens``; it depends on a prompt, since later pieces would lack theirs."""
         has_prompt = document.messages is not None or document.prompt_chars
         return self._config.over_long_chat if has_prompt else self._config.over_long
 
     def _batch(self, items: list[_Item], seen: dict[bytes, int], tally: Counter[str]) -> TokenBatch | None:
-        """The samples of these texts; None if there is none."""
+        """The samples of these texts; None if there are none."""
         spans = self._tokenizer.encode_batch([item.text for item in items])
         room = self._config.max_tokens - len(self._before) - len(self._after)
         if all(map(_is_plain, items)) and spans.tokens.min() > 0 and spans.tokens.max() <= room:
@@ -184,7 +184,7 @@ class Corpus:
         return TokenBatch.of(samples) if samples else None
 
     def _whole(self, items: list[_Item], spans: BatchSpans, seen: dict[bytes, int], tally: Counter[str]) -> TokenBatch:
-        """Plain texts that give one sample each: what ``_samples`` does, for all at once."""
+        """Vectorized ``_samples`` for plain texts that give one sample each."""
         n_before, n_after = len(self._before), len(self._after)
         tokens_M = spans.tokens + n_before + n_after
         ends_M = np.cumsum(tokens_M)
@@ -217,7 +217,7 @@ class Corpus:
         batch = TokenBatch(
             keys=keys,
             source_ids=[item.document.source_id for item in items],
-            layers=[item.document.layer for item in items],
+            layers=[item.document.mix_layer for item in items],
             texts=spans.data,
             num_tokens=tokens_M,
             input_ids=ids_N,
@@ -230,12 +230,12 @@ class Corpus:
     def _samples(
         self, item: _Item, spans: TokenSpans, seen: dict[bytes, int], tally: Counter[str]
     ) -> Iterator[TokenSample]:
-        """Apply the over-long policy to one tokenized text and build its samples."""
+        """Apply the over-long policy to one tokenized text and yield its samples."""
         chat = item.replies is not None
         policy = self._over_long(item.document)
         before = self._before[:0] if chat else self._before
         room = self._config.max_tokens - len(before)
-        if not item.last and policy != "split" and len(spans.ids) <= room:  # the beginning was not enough after all
+        if not item.last and policy != "split" and len(spans.ids) <= room:  # the segment fits: take the whole text
             item = item._replace(text=item.document.text, last=True)
             spans = self._tokenizer.encode([item.text])[0]
         if item.last and not chat:
@@ -244,7 +244,7 @@ class Corpus:
         over_long = len(pieces) > 1 or not (item.first and item.last)
         if over_long and item.first:
             tally[{"split": "split", "truncate": "truncated", "drop": "dropped_over_long"}[policy]] += 1
-        if not pieces:  # a text that the tokenizer makes nothing of
+        if not pieces:  # the tokenizer returned no tokens
             tally["empty"] += item.first and item.last
         if over_long and policy != "split":
             pieces = pieces[:1] if policy == "truncate" else []
@@ -270,7 +270,7 @@ class Corpus:
             yield TokenSample(
                 key=key,
                 source_id=item.document.source_id + number,
-                layer=item.document.layer,
+                layer=item.document.mix_layer,
                 text=text,
                 input_ids=input_ids,
                 loss_mask=loss_mask,
@@ -279,16 +279,16 @@ class Corpus:
             )
 
     def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
-        """The tokens whose prediction is to be learned, bool [S]; None: all of them."""
+        """Mask of the tokens whose prediction is trained, bool [S]; None: all."""
         if item.replies is not None:
             return self._reply_mask(spans, item.replies)
         if not item.document.prompt_chars:
             return None
         prompt = item.document.text[: item.document.prompt_chars].encode("utf-8")
-        return spans.start >= len(prompt)  # a token that is partly prompt is not learned
+        return spans.start >= len(prompt)  # a token that straddles the prompt's end is not trained on
 
     def _key(self, content: bytes, seen: dict[bytes, int]) -> str | None:
-        """The hash of a sample's ids and loss mask; None for a repeated sequence when duplicates are dropped."""
+        """Hash of a sample's ids and loss mask; None for a duplicate that is to be dropped."""
         digest = xxhash.xxh3_128_digest(content)
         occurrence = seen[digest] = seen.get(digest, 0) + 1
         if occurrence == 1:
@@ -299,12 +299,12 @@ class Corpus:
 
 
 def _is_plain(item: _Item) -> bool:
-    """Whether it is a whole text, all of which is learned."""
+    """Whether it is a complete text, all of it trained on."""
     return item.first and item.last and item.replies is None and not item.document.prompt_chars
 
 
 def _in_batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    """The items, as many at a time as are tokenized at once."""
+    """Group the items into tokenizer batches."""
     batch: list[_Item] = []
     characters = 0
     for item in items:
@@ -322,14 +322,14 @@ def _after(before: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _from_piece(bytes_S: np.ndarray, spans: TokenSpans, begin: int, stop: int) -> np.ndarray:
-    """Places in the text's bytes, of tokens ``[begin, stop)``, counted from the first of these: uint32."""
+    """Byte offsets of tokens ``[begin, stop)``, relative to the first of them: uint32."""
     if not begin:
         return bytes_S[:stop].astype(np.uint32)
     return (bytes_S[begin:stop] - spans.start[begin]).astype(np.uint32)
 
 
 def _text_of(item: _Item, spans: TokenSpans, begin: int, stop: int) -> str:
-    """The text of tokens ``[begin, stop)`` and of what stands beside them in no token."""
+    """The text of tokens ``[begin, stop)``, including adjacent bytes that no token covers."""
     if not begin and stop == len(spans.ids):
         return item.text
     first_byte = int(spans.start[begin]) if begin else 0
@@ -350,7 +350,7 @@ def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:
 
 
 def _segments(text: str, size: int) -> list[Span]:
-    """Consecutive character spans of at most ``size``, each ending after a line end where there is one."""
+    """Consecutive character spans of at most ``size``, each ending after a newline if it has one."""
     bounds = [0]
     while len(text) - bounds[-1] > size:
         line_end = text.rfind("\n", bounds[-1], bounds[-1] + size) + 1

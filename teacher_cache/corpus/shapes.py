@@ -1,18 +1,18 @@
-"""The shapes that records have, by the names of TRL and axolotl, and what is learned of each.
+"""Record shapes, named as in TRL and axolotl, and what is trained on in each.
 
-| shape | fields | becomes | learned |
+| shape | fields | becomes | trained on |
 |---|---|---|---|
 | messages | `messages` | a chat | the assistant's messages |
 | sharegpt | `conversations` (or `conversation`), of `from` and `value` | a chat | the assistant's messages |
-| prompt_completion | `prompt`, `completion`: texts | their text, one after the other | the completion |
+| prompt_completion | `prompt`, `completion`: texts | their concatenation | the completion |
 | | … or messages | a chat | the assistant's messages of the completion |
-| alpaca | `instruction`, `input` (`context`), `output` (`response`) | a chat: the two, then output | the output |
+| alpaca | `instruction`, `input` (`context`), `output` (`response`) | a chat: instruction, input; output | the output |
 | text | `text` | a text | all of it |
 
-A record that fits several has the first of them (``SourceConfig.shape`` chooses otherwise); where its fields are
-null, the next. Chats take the record's `tools`, `documents`, `chat_template_kwargs`, and `system` along. Alpaca
-becomes a chat, as for TRL's and axolotl's chat trainers, because that is how its teachers were trained; a `history`
-of it is read, not learned.
+A record that fits several shapes is read as the first (unless ``SourceConfig.shape`` says otherwise), or the next if
+its fields are null. Chats include the record's `tools`, `documents`, `chat_template_kwargs`, and `system`. Alpaca
+becomes a chat, as in TRL's and axolotl's chat trainers, because that is how such teachers were trained; its `history`
+is context only.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,25 +29,25 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: ``required`` fields (of each, one of the names given), ``optional`` ones, and how they are read.
+    """One shape: ``required`` fields (each a tuple of alternative names), ``optional`` fields, and a reader.
 
-    ``read`` returns values for a Document's fields. It raises BadRecord for values of wrong types.
+    ``read`` returns the values of a Document's fields. It raises BadRecord for values of the wrong type.
     """
 
     name: str
     required: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
-    read: Callable[[list[Any], Fields, str], dict[str, Any]]  # the required fields' values, the record, its place
+    read: Callable[[list[Any], Fields, str], dict[str, Any]]  # values of the required fields, record, location
 
-    def used(self, names: Iterable[str]) -> list[str] | None:
-        """Those of ``names`` that stand for the required fields; None when one is missing."""
+    def required_names(self, names: Iterable[str]) -> list[str] | None:
+        """The name among ``names`` of each required field; None if one is missing."""
         present = set(names)
         found = [next((name for name in either if name in present), None) for either in self.required]
         return None if None in found else found  # type: ignore[return-value]
 
 
 def known_shapes(source: SourceConfig) -> list[Shape]:
-    """The shapes that records of ``source`` may have, first wins."""
+    """The shapes that records of ``source`` may have; the first that fits wins."""
     messages, text = source.messages_field, source.text_field
 
     def read_chat(values: list[Any], fields: Fields, place: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _read_alpaca(values: list[Any], fields: Fields, place: str) -> dict[str, Any
 
 
 def _chat(messages: Messages, fields: Fields, place: str) -> dict[str, Any]:
-    """A chat with what else of the record its template may ask for."""
+    """A chat with the other fields of the record that its template may use."""
     system = _string(fields.get("system"), "system", place)
     if system and not (messages and messages[0]["role"] == "system"):
         messages = [{"role": "system", "content": system}, *messages]

@@ -1,10 +1,9 @@
-"""Documents out of whatever files a source has, one at a time: format by reader, shape of the records by adapter.
+"""Stream the documents of a source: a reader per file format, an adapter for the shape of the records.
 
-Nothing is skipped in silence. A fault of a file (missing, damaged, not in its encoding) raises UserError. A fault of
-one record (broken line, unknown fields, a value of the wrong type, a part of a message that is an image) gives a
-BadRecord in the place of its document, and reading goes on: the consumer raises it, or counts it. Only a field that
-is there and null counts as an empty document. What was found is logged once a source: the format, the shape, and
-columns that are not read.
+Nothing is skipped silently. A faulty file (missing, damaged, wrong encoding) raises UserError. A faulty record (broken
+line, unknown fields, a value of the wrong type, an image in a message) yields a BadRecord in place of its document,
+and reading continues; the consumer raises or counts it. Only a field that is present and null makes an empty document.
+The format, the shape, and ignored columns are logged once per source.
 """
 
 import logging
@@ -29,22 +28,22 @@ __all__ = ["BadRecord", "Document", "Messages", "read_documents"]
 logger = logging.getLogger(__name__)
 
 _MOST_KEY_SETS = 1024
-_MOST_IGNORED = 200  # columns that are named, and
-_MOST_LINES = 50  # lines that are logged of a source: records may have ever new keys
-_MOST_NAMES = 20  # in one line of the log
+_MOST_IGNORED = 200  # ignored columns that are logged, and
+_MOST_LINES = 50  # log lines per source: records may keep introducing new keys
+_MOST_NAMES = 20  # per log line
 
 
 def read_documents(source: SourceConfig, where: str) -> Iterator[Document | BadRecord]:
     """Yield the documents of ``source`` in a fixed order; ``where`` is its config key.
 
-    At most ``source.limit`` records are read, bad ones included. Raises UserError for faults of files; records that
-    cannot be used are yielded as BadRecord.
+    Reads at most ``source.limit`` records, bad ones included. Raises UserError for faulty files; yields unusable
+    records as BadRecord.
     """
     return islice(_Adapter(source, where).documents(), source.limit)
 
 
 class _Adapter:
-    """Turns records into documents; remembers how records with the same keys are read, and what was said of them."""
+    """Turns records into documents; remembers the shapes of each key set, and what was logged."""
 
     def __init__(self, source: SourceConfig, where: str) -> None:
         self._source = source
@@ -84,8 +83,8 @@ class _Adapter:
                 f"{shape.name} ({', '.join('/'.join(either) for either in shape.required)})" for shape in self._shapes
             )
             raise BadRecord(
-                f"{place}: the record has the fields {sorted(map(str, fields))}, expected those of one of: {known}; "
-                f"set `messages_field` or `text_field` of {self._where}"
+                f"{place}: the record's fields are {sorted(map(str, fields))}, expected those of one of: {known}; "
+                f"set {self._where}.messages_field or {self._where}.text_field"
             )
         for shape, names in fitting:
             values = [fields[name] for name in names]
@@ -97,33 +96,33 @@ class _Adapter:
         return Document(source_id, place, self._source.layer, "")
 
     def _learn(self, keys: tuple[str, ...]) -> list[tuple[Shape, list[str]]]:
-        """The shapes that fit records with these keys, first wins; what is found is logged."""
-        fitting = [(shape, names) for shape in self._shapes if (names := shape.used(keys)) is not None]
+        """The shapes that fit records with these keys (the first wins), remembered and logged."""
+        fitting = [(shape, names) for shape in self._shapes if (names := shape.required_names(keys)) is not None]
         if len(self._by_keys) >= _MOST_KEY_SETS:
             self._by_keys.clear()
         self._by_keys[keys] = fitting
         if fitting:
             others = ", ".join(shape.name for shape, _ in fitting[1:])
-            too = f"; they fit {others}, too (`shape` chooses)" if others else ""
+            too = f"; they also fit {others} (set `shape` to choose)" if others else ""
             self._say(f"records are read as {fitting[0][0].name}{too}")
-            used = self._used(keys)
-            self._ignore([key for key in keys if key not in used])
+            read = self._names_read(keys)
+            self._ignore([key for key in keys if key not in read])
         return fitting
 
-    def _used(self, keys: tuple[str, ...]) -> set[str]:
-        """Columns that the first fitting shape reads, and those that the others read where that one's are null."""
+    def _names_read(self, keys: tuple[str, ...]) -> set[str]:
+        """Columns that any fitting shape reads: the first, or a later one if the first one's columns are null."""
         return {
             name
             for shape in self._shapes
-            if (names := shape.used(keys)) is not None
+            if (names := shape.required_names(keys)) is not None
             for name in (*names, *shape.optional)
         }
 
     def _columns(self, names: list[str]) -> list[str]:
-        """The columns of a table that are read; all of them, where it has no shape, for the message to name."""
+        """The columns of a table to read; all of them if no shape fits, so that the error can name them."""
         self._learn(tuple(names))
-        used = self._used(tuple(names))
-        return [name for name in names if name in used] or names
+        read = self._names_read(tuple(names))
+        return [name for name in names if name in read] or names
 
     def _records(self) -> Iterator[Record | BadRecord]:
         found = find_files(self._source, self._where)
@@ -141,15 +140,15 @@ class _Adapter:
     def _file_records(self, file: SourceFile, left_out: list[str]) -> Iterator[Record | BadRecord]:
         for part in open_parts(file, self._source, left_out):
             if left_out:
-                self._say(f"files that hold no documents: {_listed(left_out)}")
+                self._say(f"skipped files, not documents: {_joined(left_out)}")
                 left_out.clear()
             if part.format not in self._formats:
                 self._formats.add(part.format)
                 self._say(f"{part.name} is read as {part.format}")
                 if self._source.split != "file" and part.format != "text":
                     raise UserError(
-                        f"{self._where}.split: {self._source.split} is for texts, and {part.path} is read as "
-                        f"{part.format}; leave `split` out, or set `format: text`"
+                        f"{self._where}.split: {self._source.split} only applies to text, but {part.path} is read as "
+                        f"{part.format}; remove `split`, or set `format: text`"
                     )
             yield from self._part_records(part)
 
@@ -171,16 +170,16 @@ class _Adapter:
         new = [name for name in names if name not in self._ignored]
         if new and len(self._ignored) < _MOST_IGNORED:
             self._ignored.update(new)
-            self._say(f"columns that are not read: {_listed(new)}")
+            self._say(f"ignored columns: {_joined(new)}")
 
     def _say(self, what: str) -> None:
-        """Log what was not said yet."""
+        """Log a message once."""
         if what not in self._said and len(self._said) < _MOST_LINES:
             self._said.add(what)
-            more = "; nothing more is said of this source" if len(self._said) == _MOST_LINES else ""
+            more = "; further messages about this source are suppressed" if len(self._said) == _MOST_LINES else ""
             logger.info("%s: %s%s", self._where, what, more)
 
 
-def _listed(names: list[str]) -> str:
+def _joined(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(map(str, names[:_MOST_NAMES])) + more

@@ -1,9 +1,9 @@
-"""A chat template that says which message each part of its text comes from.
+"""Attribute each part of a chat template's output to the message it was written for.
 
-A Jinja template writes a chat by loops over its messages. A copy of it is compiled in which every such loop leaves
-marks in the text: here begins what is written for message i, here the loop ends; and also where ``{% generation %}``
-blocks and what is written for ``add_generation_prompt`` begin. Without the marks the copy's text must be the
-template's own, which is checked each time; so the marks are right by construction, whatever the template does.
+A Jinja template writes a chat by looping over its messages. An instrumented copy emits marks into the text: where the
+output for message i begins, where the loop ends, where ``{% generation %}`` blocks begin and end, and where the
+``add_generation_prompt`` output begins. Every rendering checks that the copy's text without marks equals the
+original's, so the marks are correct by construction, whatever the template does.
 """
 
 import re
@@ -19,30 +19,30 @@ from jinja2.visitor import NodeTransformer
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 GENERATION = "add_generation_prompt"
-_LEFT, _RIGHT = "\U0010fdd0", "\U0010fdd1"  # private use, and what they enclose is never written otherwise
+_LEFT, _RIGHT = "\U0010fdd0", "\U0010fdd1"  # private use area: no other text has this form
 _MARK = re.compile(f"{_LEFT}(.)([0-9]*)(?::([0-9]+))?{_RIGHT}")
 _HELPER = "_mark_message"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A chat as text and where its parts come from, all in characters."""
+    """A rendered chat and the origin of its parts, in character offsets."""
 
     text: str
-    owned: dict[int, list[Span]]  # what is written in the loop for message i, innermost loop
-    generated: list[Span]  # inside of {% generation %}
-    asked: int  # where what is written for ``add_generation_prompt`` begins; the text's end, if nothing is
+    owned: dict[int, list[Span]]  # by message: what its pass of the (innermost) loop wrote
+    generated: list[Span]  # inside {% generation %}
+    asked: int  # start of the ``add_generation_prompt`` output; the text's end if there is none
 
     def end(self) -> int:
-        """The end of what is written for any message."""
+        """End of the last message's output."""
         return max((span[1] for spans in self.owned.values() for span in spans), default=0)
 
 
 class ChatTemplate:
-    """One template with what the tokenizer and the configuration give it besides the messages."""
+    """One template with its constants: everything that does not depend on the chat."""
 
     def __init__(self, source: str, constants: Mapping[str, Any]) -> None:
-        """``constants`` are the variables of every chat: the special tokens' names and the configured arguments.
+        """``constants``: variables common to all chats: special tokens and configured template arguments.
 
         Raises jinja2.TemplateSyntaxError.
         """
@@ -50,17 +50,17 @@ class ChatTemplate:
 
         now = datetime.now()
         self.source = source
-        self._constants = {"strftime_now": now.strftime, **constants}  # one clock: two renderings must be comparable
+        self._constants = {"strftime_now": now.strftime, **constants}  # fixed clock, so that renderings are comparable
         self._plain = _compile_jinja_template(source)
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every name in the template: what is not among them has no effect."""
+        """All variable names in the template; others have no effect."""
         return frozenset(name.name for name in self._plain.environment.parse(self.source).find_all(nodes.Name))
 
     @cached_property
     def _marked(self) -> list[Any]:
-        """The template with marks: in all of it, and in what it writes directly."""
+        """Instrumented copies: one fully, one only outside macros and assigned blocks."""
         environment = self._plain.environment
         copies = []
         for marker in (_Marker(), _DirectMarker()):
@@ -69,11 +69,11 @@ class ChatTemplate:
         return copies
 
     def text(self, messages: Sequence[Message], **variables: Any) -> str:
-        """The chat as text. A template is a program: it may raise anything."""
+        """The chat as text. A template is a program: it can raise anything."""
         return str(self._plain.render(messages=list(messages), **self._with_defaults(variables)))
 
     def render(self, messages: Sequence[Message], **variables: Any) -> Rendered | None:
-        """The chat with the places of its messages; None where the marks would change the text."""
+        """The chat with the spans of its messages; None if the marks would change the text."""
         messages = list(messages)
         numbers = {id(message): number for number, message in enumerate(messages)}
 
@@ -81,7 +81,7 @@ class ChatTemplate:
 
         def mark(loop: int, item: object) -> str:
             number = numbers.get(id(item))
-            if number is None:  # a message that the template made itself, perhaps
+            if number is None:  # possibly a message that the template constructed
                 return f"{_LEFT}e{loop}{_RIGHT}" if loop in over_messages else ""
             over_messages.add(loop)
             return f"{_LEFT}b{loop}:{number}{_RIGHT}"
@@ -92,7 +92,7 @@ class ChatTemplate:
             over_messages.clear()
             try:
                 rendered = _read_marks(str(template.render(messages=messages, **context, **{_HELPER: mark})))
-            except Exception:  # the marks came where a number was wanted, say
+            except Exception:  # for instance, a mark where the template expects a number
                 continue
             if rendered.text == text:
                 return rendered
@@ -103,7 +103,7 @@ class ChatTemplate:
 
 
 class _Marker(NodeTransformer):
-    """Adds output of marks to a template's syntax tree."""
+    """Inserts mark outputs into a template's syntax tree."""
 
     def __init__(self) -> None:
         self._loops = 0
@@ -134,7 +134,7 @@ class _Marker(NodeTransformer):
 
 
 class _DirectMarker(_Marker):
-    """Leaves alone what the template makes first and perhaps looks at: macros and blocks that are assigned."""
+    """Skips output that the template captures and may inspect: macros and assigned blocks."""
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
         return node
@@ -144,7 +144,7 @@ class _DirectMarker(_Marker):
 
 
 def _looped_item(node: nodes.For) -> nodes.Expr | None:
-    """What is looked at in one pass of a loop: its variable, or ``list[variable]`` where that is a number."""
+    """The item of one loop iteration: the loop variable, or ``list[variable]`` if that is an index."""
     if not isinstance(node.target, nodes.Name):
         return None
     item = nodes.Name(node.target.name, "load")
@@ -165,7 +165,7 @@ def _read_marks(marked: str) -> Rendered:
     generated: list[Span] = []
     opened: list[int] = []
     prompt: int | None = None
-    stack: list[tuple[str, int]] = []  # loops with the message in hand, innermost last
+    stack: list[tuple[str, int]] = []  # open loops with their current message, innermost last
     length = at = 0
     for match in _MARK.finditer(marked):
         part = marked[at : match.start()]

@@ -1,9 +1,9 @@
-"""The bytes of every token: exact spans in the text's UTF-8, also where one character is split over tokens.
+"""Byte spans of tokens in the text's UTF-8, exact even where one character is split over several tokens.
 
 Tokenizers report character spans, which overlap inside a split character. So the bytes of each vocabulary entry are
 tabulated once (byte-level BPE: GPT-2's byte alphabet; SentencePiece: ``▁`` and ``<0xE2>``), concatenated for each
-document, and compared with the document's bytes. If they are equal the spans are right by construction. If not (a
-normaliser rewrote the text, say) the character spans are used, and a split character's tokens share its whole span.
+document, and compared with the document's bytes. If they are equal, the spans are correct by construction. If not (for
+instance, a normalizer rewrote the text), character spans are used, and the tokens of a split character share its span.
 """
 
 import itertools
@@ -33,7 +33,7 @@ class TokenSpans:
 
 @dataclass(frozen=True)
 class BatchSpans:
-    """M tokenized texts of N tokens in all, their arrays one after the other."""
+    """M tokenized texts of N tokens in total, their arrays concatenated."""
 
     data: list[bytes]
     tokens: np.ndarray  # int64 [M]
@@ -43,7 +43,7 @@ class BatchSpans:
 
     @classmethod
     def of(cls, each: list[TokenSpans]) -> "BatchSpans":
-        """The batch of these texts."""
+        """Concatenate texts into a batch."""
         return cls(
             [spans.data for spans in each],
             np.array([len(spans.ids) for spans in each], np.int64),
@@ -62,7 +62,7 @@ class BatchSpans:
 
 
 class ByteTokenizer:
-    """Tokenizes batches of texts (no special tokens added) and gives every token its byte span."""
+    """Tokenizes batches of texts, without adding special tokens, and computes each token's byte span."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
@@ -73,11 +73,11 @@ class ByteTokenizer:
         self._begins = np.cumsum(lengths) - lengths
 
     def encode(self, texts: list[str]) -> list[TokenSpans]:
-        """Tokenize ``texts``; the texts must hold no lone surrogates."""
+        """Tokenize ``texts``, which must not contain lone surrogates."""
         return self.encode_batch(texts).each() if texts else []
 
     def encode_batch(self, texts: list[str]) -> "BatchSpans":
-        """The same of at least one text, with arrays that are not taken apart."""
+        """``encode`` of at least one text, with the arrays left concatenated."""
         data = [text.encode("utf-8") for text in texts]
         ids = self._ids(texts)
         tokens_M = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -100,7 +100,7 @@ class ByteTokenizer:
         )
 
     def spell(self, ids: np.ndarray) -> TokenSpans:
-        """The bytes that ids (integer [S]) stand for, of unknown ones none; together they need not be UTF-8."""
+        """The bytes of ids (integer [S]), none for unknown ids; the concatenation may be invalid UTF-8."""
         known = ids < len(self._lengths)
         lengths = np.where(known, self._lengths[np.where(known, ids, 0)], 0)
         end = np.cumsum(lengths)
@@ -120,7 +120,7 @@ class ByteTokenizer:
         return TokenSpans(data, np.array(encoded["input_ids"], dtype=np.uint32), start, end)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokenizer's ids, by way of its backend: the wrapper around it takes as long as it does."""
+        """Token ids, straight from the backend: the transformers wrapper would double the time."""
         backend = self._tokenizer.backend_tokenizer
         if backend.truncation is not None:
             backend.no_truncation()
@@ -137,9 +137,9 @@ def _spans_by_bytes(
     text_B: np.ndarray,
     bytes_M: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Byte spans of the tokens of M texts, int64 [N] each, and whether a text's bytes are those of its ids, bool [M].
+    """Byte spans of the tokens of M texts, int64 [N] each, and whether a text's bytes match its ids, bool [M].
 
-    vocabulary: bytes of all entries, where each begins, its length. Of a text that does not fit, spans mean nothing.
+    vocabulary: concatenated bytes, offset and length of all entries. Spans of a text that does not match are undefined.
     """
     spelled_B, begins_V, lengths_V = vocabulary
     start_N, end_N = np.zeros(len(ids_N), np.int64), np.zeros(len(ids_N), np.int64)
@@ -152,7 +152,7 @@ def _spans_by_bytes(
         for t in range(first, stop):
             known &= ids_N[t] < len(lengths_V)
             spelled += lengths_V[ids_N[t]] if known else 0
-        extra = spelled - size  # SentencePiece puts one space in front of the text
+        extra = spelled - size  # SentencePiece prepends one space to the text
         fits = known and 0 <= extra <= 1
         at = -extra
         for t in range(first, stop):
@@ -169,7 +169,7 @@ def _spans_by_bytes(
 
 
 def added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The ids of the special tokens that ``tokenizer`` puts before a text (BOS), and after it (EOS); often none."""
+    """Ids of the special tokens that ``tokenizer`` adds before (BOS) and after (EOS) a text; often none."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     for at in range(len(full) - len(bare) + 1):
@@ -179,10 +179,10 @@ def added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[
 
 
 def cut(spans: TokenSpans, size: int) -> list[tuple[int, int]]:
-    """Cut into consecutive pieces ``[begin, stop)`` of at most ``size`` tokens, between characters only.
+    """Split into consecutive pieces ``[begin, stop)`` of at most ``size`` tokens, at character boundaries only.
 
-    A piece ends at the last token border, at most ``size`` tokens on, where no character is split. A single
-    character of more than ``size`` tokens is a piece longer than ``size``: the caller drops it.
+    A piece ends at the last token boundary within ``size`` tokens that does not split a character. A single character
+    of more than ``size`` tokens becomes a longer piece, which the caller drops.
     """
     data = np.frombuffer(spans.data + b"\0", dtype=np.uint8)
     at = spans.start[1:]
@@ -200,7 +200,7 @@ def cut(spans: TokenSpans, size: int) -> list[tuple[int, int]]:
 
 
 def _vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
-    """The bytes each token id stands for; a guess that ``ByteTokenizer`` checks against every text."""
+    """The bytes of each token id: a guess that ``ByteTokenizer`` verifies against every text."""
     vocabulary = tokenizer.get_vocab()
     table = [b""] * (max(vocabulary.values()) + 1)
     decoder = repr(tokenizer.backend_tokenizer.decoder)
@@ -213,7 +213,7 @@ def _vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
 
 
 def _byte_alphabet() -> dict[int, int]:
-    """GPT-2's printable stand-in of each byte (``bytes_to_unicode`` in its encoder.py), inverted."""
+    """Inverse of GPT-2's ``bytes_to_unicode`` (encoder.py): code point to byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}

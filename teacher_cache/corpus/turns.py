@@ -1,9 +1,9 @@
-"""Where a reply stands in a rendered chat: from the end of the generation prompt to the end of its end-of-turn text.
+"""Locate a reply in a rendered chat: from the end of the generation prompt to the end of its end-of-turn text.
 
-Which text is written for a message the template itself says (``template.py``). Where the generation prompt ends is
-found by rendering the chat up to the reply with it. What closes a turn may be written later, with the next message or
-after the whole chat: that is found by rendering the chat up to and with the reply. White space after the end-of-turn
-text is the template's and does not count.
+The instrumented template (``template.py``) tells which text belongs to a message. The end of the generation prompt is
+found by rendering the chat before the reply with that prompt. The end-of-turn text may be written later, with the next
+message or after the whole chat; it is found by rendering the chat up to and including the reply. White space after the
+end-of-turn text belongs to the template and is excluded.
 """
 
 import re
@@ -13,13 +13,13 @@ from typing import Any
 from teacher_cache.corpus.message_forms import Message, texts
 from teacher_cache.corpus.template import GENERATION, ChatTemplate, Rendered, Span
 
-PROBE = "\U00100000"  # private use: no template gives it a meaning
+PROBE = "\U00100000"  # private use area: no template treats it specially
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
-_ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)  # markup is shared whole or not at all
+_ATOM = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|.", re.DOTALL)  # a markup tag matches as a whole or not at all
 
 
 class Turns:
-    """One rendered chat, and where its turns are. Making it raises what the template raises."""
+    """A rendered chat and its turns. The constructor raises whatever the template raises."""
 
     def __init__(self, template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any]) -> None:
         self._template = template
@@ -29,15 +29,15 @@ class Turns:
 
     @property
     def text(self) -> str:
-        """The chat."""
+        """The rendered chat."""
         return self.rendered.text
 
     def written(self, number: int) -> str:
-        """All that is written for a message."""
+        """All text that the template wrote for a message."""
         return "".join(self.text[start:stop] for start, stop in self.rendered.owned.get(number, []))
 
     def spans(self, number: int, prompted: bool) -> list[Span]:
-        """The character spans of what message ``number`` says; ``prompted``: after a generation prompt."""
+        """Character spans of the reply in message ``number``; ``prompted``: it follows a generation prompt."""
         owned = self.rendered.owned.get(number, [])
         if not owned:
             return []
@@ -57,7 +57,7 @@ class Turns:
         return [span for span in spans if span[0] < span[1]]
 
     def _prompt_end(self, number: int, owned: list[Span]) -> int | None:
-        """Where the generation prompt of a reply ends; None where the template has none."""
+        """End of a reply's generation prompt; None if the template has none."""
         if GENERATION not in self._template.names:
             return None
         begin, end = owned[0][0], owned[-1][1]
@@ -76,18 +76,18 @@ class Turns:
             shared, whole = _shared(asked, self.text[begin:end])
             if whole:
                 return begin + shared
-            # of a prompt that begins the reply as well (`<think>`) the header only
+            # a prompt that also opens the reply (`<think>`): its header only
             longest = max(longest, min(shared, _shared(asked, self._plain_turn(number) or asked)[0]))
         return begin + longest
 
     def _plain_turn(self, number: int) -> str:
-        """What is written for a reply without reasoning that is not the last turn."""
+        """The text of a reply without reasoning that is not the last turn."""
         reply = {"role": self.messages[number]["role"], "content": PROBE}
         rendered = self._render([*self.messages[:number], reply, {"role": "user", "content": PROBE}])
         return "" if rendered is None else "".join(rendered.text[a:b] for a, b in rendered.owned.get(number, []))
 
     def _header_length(self, number: int, begin: int) -> int:
-        """How much is written for a message before its content; nothing, if that is white space."""
+        """Length of the header before a message's content; 0 if it is only white space."""
         probed = [*self.messages]
         probed[number] = {"role": probed[number]["role"], "content": PROBE}
         rendered = self._render(probed)
@@ -98,7 +98,7 @@ class Turns:
         return len(header) if found and header.strip() and self.text.startswith(header, begin) else 0
 
     def _turn_end(self, number: int, begin: int, start: int, end: int) -> int:
-        """Where the turn ends whose message is written from ``begin`` to ``end``, its reply from ``start``."""
+        """End of the turn whose message spans ``begin`` to ``end`` and whose reply starts at ``start``."""
         if number == len(self.messages) - 1:
             rendered: Rendered | None = self.rendered
         else:
@@ -116,12 +116,12 @@ class Turns:
         return end + len(closing)
 
     def _late_closing(self, number: int, start: int, end: int) -> int:
-        """Length of what is written before the next message only because a reply precedes it: its end-of-turn text."""
+        """Length of end-of-turn text written with the next message, only because a reply precedes that."""
         following = self.rendered.owned.get(number + 1)
         said = [text.rstrip() for _, text in texts(self.messages[number])]
         if not following or following[0][0] != end or not self.text[start:end].rstrip().endswith(tuple(said)):
             return 0
-        first = number  # of the turn, which may be several messages
+        first = number  # message of the turn, which may consist of several
         while first > 0 and self.messages[first - 1]["role"] == self.messages[number]["role"]:
             first -= 1
         without = self._render([*self.messages[:first], *self.messages[number + 1 :]])
@@ -134,28 +134,28 @@ class Turns:
         return len(written.removesuffix(alone).rstrip()) if header.strip() and written.endswith(alone) else 0
 
     def _closes(self, number: int, closing: str) -> bool:
-        """Whether ``closing`` is written after a turn whatever comes next."""
+        """Whether ``closing`` also follows the turn when another message comes next."""
         followed = self._render([*self.messages[: number + 1], {"role": "user", "content": PROBE}])
         if followed is None or number not in followed.owned:
             return False
         return followed.text.startswith(closing, followed.owned[number][-1][1])
 
     def _without_blanks(self, number: int, start: int, stop: int) -> int:
-        """The end of a turn without the white space after it, unless that is the reply's own."""
+        """End of a turn without trailing white space, unless the reply itself ends with it."""
         said = [text for _, text in texts(self.messages[number]) if text.strip()]
         ends = [at + len(text) for text in said if (at := self.text.rfind(text, start, stop)) >= 0]
         return max([start + len(self.text[start:stop].rstrip()), *ends])
 
     def _render(self, messages: list[Message], **variables: Any) -> Rendered | None:
-        """Another chat in the same manner; None where the template refuses it."""
+        """Render another chat with the same variables; None if the template rejects it."""
         try:
             return _located(self._template, messages, {**self._variables, **variables})
-        except Exception:  # a template is a program: it may fail in any way
+        except Exception:  # a template is a program: it can raise anything
             return None
 
 
 def _located(template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any]) -> Rendered:
-    """The chat with the places of its messages: marked by the template, or else where its beginnings end."""
+    """The chat with the spans of its messages, from marks if possible, else by comparing renderings of prefixes."""
     rendered = template.render(messages, **variables)
     if rendered is not None and rendered.owned:
         return rendered
@@ -176,7 +176,7 @@ def _located(template: ChatTemplate, messages: list[Message], variables: Mapping
 
 
 def _shared(prompt: str, text: str, blanks_may_differ: bool = True) -> tuple[int, bool]:
-    """How many characters ``text`` begins with of ``prompt``, and whether that is all of it."""
+    """Length of the common prefix of ``text`` and ``prompt``, and whether it covers all of ``prompt``."""
     length = 0
     for atom in _ATOM.findall(prompt):
         if text.startswith(atom, length):
@@ -192,7 +192,7 @@ def _shared(prompt: str, text: str, blanks_may_differ: bool = True) -> tuple[int
 
 
 def _common(spans: list[Span], others: list[Span]) -> list[Span]:
-    """What is in both, joined where it touches."""
+    """Intersection of two span lists, with touching spans merged."""
     found: list[Span] = []
     for start, stop in spans:
         for first, last in others:

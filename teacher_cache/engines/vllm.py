@@ -21,6 +21,7 @@ from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
 from teacher_cache.engines.vllm_worker import CapturedSequence
 from teacher_cache.lengths import check_length
+from teacher_cache.logs import shows_details
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.logits.capture import to_sample
 from teacher_cache.signals.side_taps import taps_of
@@ -34,7 +35,8 @@ class VllmEngine(Engine):
 
     def __init__(self, config: CacheConfig) -> None:
         """Load vLLM and the model. Raises UserError when either cannot be loaded."""
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if not shows_details():
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # lengths are checked here: see max_model_len

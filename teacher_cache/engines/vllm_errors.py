@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from teacher_cache.logs import shows_details
+
 LONGEST = 400  # characters of a reason that are shown
 
 
@@ -22,9 +24,10 @@ class _Causes(logging.Handler):
 
 @contextmanager
 def causes() -> Iterator[_Causes]:
-    """Keep what vLLM logs in this process off the terminal, and the exceptions in it for ``reason``."""
+    """Keep what vLLM logs in this process for ``reason``, and off the terminal unless details are asked for."""
     logger, handler = logging.getLogger("vllm"), _Causes()
-    before, logger.handlers = logger.handlers, [handler]
+    before = logger.handlers
+    logger.handlers = [*(before if shows_details() else []), handler]
     try:
         yield handler
     finally:

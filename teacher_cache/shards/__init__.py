@@ -1,1 +1,1 @@
-"""Shards and the manifest on disk or in an object store: written, indexed, read."""
+"""Shards and the manifest on disk or in an object store: writing, indexing, reading."""

@@ -1,4 +1,4 @@
-"""What a store sends, taken with bounds on bytes and time *while* it comes: content of files, their sizes, listings."""
+"""Receive a store's responses (file content, sizes, listings) with limits on bytes and time *during* the transfer."""
 
 import errno
 import os
@@ -14,13 +14,13 @@ from schemas.errors import StoreError
 from teacher_cache.shards.opening import HTTP
 
 PIECE = 1 << 18
-SLOWEST = 1 << 18  # bytes a second that content must come or go with
-MAX_FILES = 500_000  # of a folder that is listed: a listing that goes on is no cache's
+SLOWEST = 1 << 18  # minimum transfer rate, bytes per second
+MAX_FILES = 500_000  # per listing; no cache has more
 Answer = TypeVar("Answer")
 
 
 class Entry(NamedTuple):
-    """What lies in a folder: the last part of its name; of files their bytes."""
+    """A folder entry: the last component of its name, and the size in bytes (files only)."""
 
     name: str
     is_folder: bool
@@ -28,19 +28,19 @@ class Entry(NamedTuple):
 
 
 class Pace:
-    """How much must have come by now: after ``patience`` seconds, ``slowest`` bytes a second."""
+    """Minimum progress of a transfer: ``slowest`` bytes per second after the first ``patience`` seconds."""
 
     def __init__(self, patience: float, slowest: float) -> None:
         self._start, self._patience, self._slowest = time.monotonic(), patience, slowest
 
     def check(self, n_bytes: int) -> None:
-        """Raise TimeoutError unless ``n_bytes`` are enough."""
+        """Raise TimeoutError if ``n_bytes`` so far are too few."""
         if n_bytes < (time.monotonic() - self._start - self._patience) * self._slowest:
-            raise TimeoutError(f"{n_bytes} bytes in {time.monotonic() - self._start:.0f} seconds, too slow to wait for")
+            raise TimeoutError(f"only {n_bytes} bytes in {time.monotonic() - self._start:.0f} seconds: too slow")
 
 
 def body(fs: Any, path: str, start: int, stop: int, pace: Pace, seconds: float) -> bytes:
-    """Bytes ``start`` to ``stop`` of a store's file, fewer where it ends before, in ``seconds`` or TimeoutError."""
+    """Bytes ``[start, stop)`` of a store's file, fewer at its end. Raises TimeoutError after ``seconds``."""
     if is_http(fs):
         return sync(fs.loop, _http_body, fs, path, start, stop, pace, timeout=seconds)
     if is_s3(fs):
@@ -51,12 +51,12 @@ def body(fs: Any, path: str, start: int, stop: int, pace: Pace, seconds: float) 
 
 
 def is_http(fs: Any) -> bool:
-    """Whether it is a server of plain files, which has no listing."""
+    """Whether this is a plain HTTP server, which has no listings."""
     return not set(HTTP).isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def is_s3(fs: Any) -> bool:
-    """Whether it is s3fs."""
+    """Whether this is s3fs."""
     return type(fs).__module__.partition(".")[0] == "s3fs"
 
 
@@ -65,11 +65,11 @@ async def _s3_body(fs: Any, path: str, start: int, stop: int, pace: Pace) -> byt
     try:
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")
     except OSError as error:
-        if error.errno == errno.EINVAL and "InvalidRange" in str(error.__cause__):  # it begins at the end
+        if error.errno == errno.EINVAL and "InvalidRange" in str(error.__cause__):  # the range starts at the end
             return b""
         raise
     try:
-        return await _taken(answer["Body"].read, 0, stop - start, pace)
+        return await _read_body(answer["Body"].read, 0, stop - start, pace)
     finally:
         answer["Body"].close()
 
@@ -78,15 +78,15 @@ async def _http_body(fs: Any, url: str, start: int, stop: int, pace: Pace) -> by
     session = await fs.set_session()
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     async with session.get(fs.encode_url(url), headers=headers) as answer:
-        if answer.status == 416:  # it begins at the end
+        if answer.status == 416:  # the range starts at the end
             return b""
         _raise_for(answer, url)
-        skip = start if answer.status != 206 else 0  # the server knows no ranges
-        return await _taken(answer.content.read, skip, stop - start, pace)
+        skip = start if answer.status != 206 else 0  # the server ignores ranges
+        return await _read_body(answer.content.read, skip, stop - start, pace)
 
 
-async def _taken(read: Callable[[int], Any], skip: int, wanted: int, pace: Pace) -> bytes:
-    """``wanted`` bytes after the first ``skip``; what comes after them is not waited for."""
+async def _read_body(read: Callable[[int], Any], skip: int, wanted: int, pace: Pace) -> bytes:
+    """Read ``wanted`` bytes after the first ``skip``, and no further."""
     data, passed = bytearray(), 0
     while len(data) < wanted:
         piece = await read(min(PIECE, max(wanted - len(data), skip - passed)))
@@ -100,7 +100,7 @@ async def _taken(read: Callable[[int], Any], skip: int, wanted: int, pace: Pace)
 
 
 def http_size(fs: Any, url: str, seconds: float) -> int | None:
-    """The bytes of a file as a server says; None where it does not. Raises FileNotFoundError when it is not there."""
+    """A file's size in bytes according to the server; None if it does not tell. Raises FileNotFoundError."""
     return sync(fs.loop, _http_size, fs, url, timeout=seconds)
 
 
@@ -127,15 +127,16 @@ def _raise_for(answer: Any, url: str) -> None:
         raise FileNotFoundError(url)
     answer.raise_for_status()
     if answer.headers.get("Content-Encoding", "identity") not in ("identity", ""):
-        raise StoreError(f"{url}: sent with Content-Encoding {answer.headers['Content-Encoding']}, wanted as it is")
+        raise StoreError(
+            f"{url}: sent with Content-Encoding {answer.headers['Content-Encoding']}, expected identity; turn off "
+            "compression on the server"
+        )
 
 
 def entries(fs: Any, folder: str, seconds: float) -> list[Entry]:
-    """What lies right in a folder of a store. Raises FileNotFoundError, TimeoutError, StoreError for too much."""
+    """The immediate entries of a store's folder. Raises FileNotFoundError, TimeoutError, StoreError if too many."""
     if is_http(fs):
-        raise StoreError(
-            f"{folder}: plain HTTP has no listing, and takes no files; wanted is a folder, or a store with one"
-        )
+        raise StoreError(f"{folder}: plain HTTP supports neither listing nor writing; use a folder or an object store")
     if is_s3(fs):
         return sync(fs.loop, _s3_entries, fs, folder, timeout=seconds)
     if fs.async_impl:
@@ -152,7 +153,7 @@ async def _s3_entries(fs: Any, folder: str) -> list[Entry]:
     prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
     async for item in fs._iterdir(bucket, prefix=prefix):
         entry = _entry(item)
-        if str(item["name"]).partition("/")[2] != prefix:  # the folder itself, as some tools mark it
+        if str(item["name"]).partition("/")[2] != prefix:  # some tools create a marker object for the folder itself
             found.append(entry)
         _bounded(len(found), folder)
     if not found:
@@ -167,17 +168,17 @@ def _entry(item: dict[str, Any]) -> Entry:
 
 def _bounded(n: int, folder: str) -> None:
     if n > MAX_FILES:
-        raise StoreError(f"{folder}: its listing goes on after {MAX_FILES} files, which no cache has; not listed on")
+        raise StoreError(f"{folder}: the listing has more than {MAX_FILES} files, too many for a cache; check the path")
 
 
 def local_entries(folder: str) -> Iterator[Entry]:
-    """What lies right in a local folder. Links are listed as files, and never followed to folders."""
+    """The immediate entries of a local folder. Links count as files and are never followed to folders."""
     with os.scandir(folder) as found:
         for each in found:
             try:
                 is_folder = each.is_dir(follow_symlinks=False)
                 yield Entry(each.name, is_folder, 0 if is_folder else _size(each))
-            except FileNotFoundError:  # gone meanwhile
+            except FileNotFoundError:  # deleted concurrently
                 continue
 
 
@@ -185,13 +186,13 @@ def _size(each: "os.DirEntry[str]") -> int:
     try:
         return each.stat().st_size
     except FileNotFoundError:
-        return each.stat(follow_symlinks=False).st_size  # a link that leads nowhere
+        return each.stat(follow_symlinks=False).st_size  # a dangling link
     except OSError:
-        return 0  # a link in a circle
+        return 0  # a link cycle
 
 
 def in_time(seconds: float, request: Callable[[], Answer]) -> Answer:
-    """The answer to a request that cannot be cancelled; TimeoutError when it does not come in time."""
+    """Run a request that cannot be cancelled. Raises TimeoutError after ``seconds``."""
     answer: Future[Answer] = Future()
     threading.Thread(target=_answer, args=(answer, request), name="request", daemon=True).start()
     return answer.result(seconds)

@@ -1,7 +1,7 @@
-"""Small objects of a store, written on a condition: created only if absent, replaced only if still as they were read.
+"""Conditional writes of small objects: create only if absent, replace only if unchanged since read (compare-and-swap).
 
-S3 compares in the request itself (``If-None-Match``, ``If-Match``). Of other stores' clients none offers both; there
-the content is looked at before and after writing, which narrows the gap in which two writers miss each other.
+S3 does this in the request itself (``If-None-Match``, ``If-Match``). No other store's client offers both; there the
+content is read before and after writing, which narrows the race between two writers without closing it.
 """
 
 import logging
@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 
 from teacher_cache.shards.answers import is_s3
 
-SETTLE = 0.5  # seconds after which a store without conditional writes is asked whose writing stayed
+SETTLE = 0.5  # seconds before re-reading, in a store without conditional writes, whose write won
 MAX_BYTES = 1 << 16
 REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 UNSUPPORTED = ("NotImplemented", "501", "XNotImplemented")
@@ -23,23 +23,23 @@ Answer = TypeVar("Answer")
 
 
 class Tagged(NamedTuple):
-    """An object's content, and the tag that it has as long as nobody writes it."""
+    """An object's content, and a tag that changes with every write."""
 
     data: bytes
     tag: str
 
 
 class Conditional:
-    """Conditional requests to a store for objects of at most MAX_BYTES. Raises what the client raises."""
+    """Conditional requests for objects of at most MAX_BYTES. Raises whatever the client raises."""
 
     def __init__(self, fs: Any, call: Callable[..., Any], url: str) -> None:
-        """``call(method, *arguments, **options)`` of the client, in time; ``url`` is for messages."""
+        """``call(method, *arguments, **options)`` calls the client with a timeout; ``url`` is for messages."""
         self._fs, self._call, self._url = fs, call, url
         self.compares = is_s3(fs)
         self._settle = SETTLE if "memory" not in fs.protocol else 0.0
 
     def read(self, path: str) -> Tagged | None:
-        """The object as it is now; None if there is none."""
+        """The current object; None if there is none."""
         try:
             if is_s3(self._fs):
                 return sync(self._fs.loop, self._get, path, timeout=60)
@@ -56,7 +56,7 @@ class Conditional:
             return Tagged(await body.read(MAX_BYTES), response["ETag"])
 
     def tag(self, path: str) -> str | None:
-        """The tag of an object of any size in a store that compares; None if there is none."""
+        """The tag of an object of any size, in a store with conditional writes; None if there is none."""
         try:
             self._fs.invalidate_cache(path)
             return str(self._call("info", path)["ETag"])
@@ -64,15 +64,15 @@ class Conditional:
             return None
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Write an object that is not there yet; its tag, or None if one is there."""
+        """Write an object unless it exists; returns its tag, or None if it exists."""
         return self._write(path, data, None, IfNoneMatch="*")
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """Write an object anew; its new tag, or None if it is not the one of ``tag`` any more."""
+        """Replace the object that has ``tag``; returns the new tag, or None if it has changed."""
         return self._write(path, data, tag, IfMatch=tag)
 
     def delete(self, path: str, tag: str) -> None:
-        """Remove an object, unless it is not the one of ``tag`` any more."""
+        """Delete the object if it still has ``tag``."""
         try:
             if self.compares:
                 bucket, key, _ = self._fs.split_path(path)
@@ -98,7 +98,7 @@ class Conditional:
                     self._say_unsupported()
                 elif code_of(error) not in REFUSED:
                     raise
-                # else: the answer to a first attempt may have been lost, and the object be ours
+                # refused: still ours if only the response to an earlier attempt was lost
         if not self.compares:
             found = self.read(path)
             if (None if found is None else found.tag) != tag:
@@ -111,8 +111,8 @@ class Conditional:
     def _say_unsupported(self) -> None:
         if self.compares:
             logger.warning(
-                "%s: this store knows no conditional writes; two commands that start on it within %.1f s may miss "
-                "each other",
+                "%s: this store has no conditional writes; two commands started within %.1f s of each other may not "
+                "notice each other",
                 self._url,
                 2 * SETTLE,
             )
@@ -120,7 +120,7 @@ class Conditional:
 
 
 def code_of(error: BaseException | None) -> str:
-    """The code of S3's answer that an exception stands for; empty if it stands for none."""
+    """The S3 error code behind an exception; empty if there is none."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -130,7 +130,7 @@ def code_of(error: BaseException | None) -> str:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the store refused since the request's condition does not hold."""
+    """Whether the store rejected the request because its condition failed."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, FileExistsError):
         found = found.__cause__

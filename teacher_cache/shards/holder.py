@@ -1,4 +1,4 @@
-"""Who holds a lease, as the others read it, and whether that process is still there."""
+"""The holder of a lease, as recorded for other processes, and whether it is still running."""
 
 import os
 import socket
@@ -14,41 +14,41 @@ from pydantic import Field, ValidationError
 
 from schemas.strict import Strict
 
-RECORD_BYTES = 1024  # of a record, padded: rewritten in place it never changes its size
+RECORD_BYTES = 1024  # size of a record, padded so that rewriting in place never changes it
 Text = Annotated[str, Field(max_length=200)]
 
 
 class Holder(Strict):
-    """A process that holds a lease: the content of the lease's file."""
+    """A process that holds a lease: the content of the lease file."""
 
     host: Text
-    boot: Text  # of the machine: on the same one, file locks are seen
-    machine: Text  # boot and process namespace: on the same one, ``pid`` and ``started`` tell whether it lives
+    boot: Text  # digest of the boot id; if equal, file locks are visible
+    machine: Text  # digest of boot id and PID namespace; if equal, ``pid`` and ``started`` identify the process
     pid: int = Field(ge=0, le=1 << 62)
-    started: int = Field(ge=0, le=1 << 62)  # clock ticks from boot; 0: not known
-    token: Text  # the fencing token: random, of this lease and no other
+    started: int = Field(ge=0, le=1 << 62)  # clock ticks since boot; 0: unknown
+    token: Text  # fencing token: random, unique to this lease
     command: Text
     since: Text
-    task: Text = ""  # what it was to do, for the same command given again
+    task: Text = ""  # what the command was doing, so that a rerun recognises its own leftovers
     beat: int = Field(0, ge=0)  # the heartbeat's counter
 
     def to_bytes(self) -> bytes:
-        """One line of JSON, padded with blanks."""
+        """One line of JSON, padded with spaces."""
         return self.model_dump_json().encode().ljust(RECORD_BYTES - 1)[: RECORD_BYTES - 1] + b"\n"
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, where this process can look for it."""
+        """Whether it runs, or ran, where this process can look up its PID."""
         return self.machine == _machine()[1]
 
     @property
     def shares_locks(self) -> bool:
-        """Whether a file lock of it would be seen by this process for certain."""
+        """Whether this process is certain to see its file locks."""
         return self.boot == _machine()[0]
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known to be gone: one on another machine never is."""
+        """Whether it is known to have ended; unknown, so False, on another machine."""
         return self.is_here and not is_alive(self.pid, self.started)
 
     def __str__(self) -> str:
@@ -56,9 +56,9 @@ class Holder(Strict):
 
     @property
     def advice(self) -> str:
-        """What a user can do about it."""
+        """What the user can do about it."""
         stopped = self.is_here and _state(self.pid) == "T"
-        wake = f"it is stopped: let it go on with `kill -CONT {self.pid}`" if stopped else "wait for its end"
+        wake = f"it is stopped: resume it with `kill -CONT {self.pid}`" if stopped else "wait for its end"
         return (
             f"{wake}, or end it with `kill -9 {self.pid}`{'' if self.is_here else f' on {self.host}'}; then run again"
         )
@@ -81,7 +81,7 @@ def this_process(command: str, token: str, task: str = "") -> Holder:
 
 
 def parse_holder(data: bytes) -> Holder | None:
-    """The holder that a record names; None where it is none."""
+    """Parse a record; None if it is invalid."""
     try:
         return Holder.model_validate_json(data[:RECORD_BYTES].strip())
     except ValidationError:
@@ -90,7 +90,7 @@ def parse_holder(data: bytes) -> Holder | None:
 
 @cache
 def _machine() -> tuple[str, str]:
-    """Digests of what two processes share whose file locks, and who by number, see each other."""
+    """Digests of the boot id (scope of file locks), and of boot id and PID namespace (scope of PIDs)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         namespace = os.readlink("/proc/self/ns/pid")
@@ -101,7 +101,7 @@ def _machine() -> tuple[str, str]:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Whether this process of this machine runs; a stopped one does, a zombie does not."""
+    """Whether a process of this machine is alive; a stopped one is, a zombie is not."""
     if sys.platform == "linux":
         return started_at(pid) == started != 0
     try:
@@ -114,7 +114,7 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 def started_at(pid: int) -> int:
-    """When a process of this machine started, in ticks from boot; 0: it has ended, or one cannot know."""
+    """Start time of a process of this machine, in ticks since boot; 0 if it has ended or is unknown."""
     fields = _stat(pid)
     return int(fields[19]) if fields and fields[0] not in "ZX" else 0
 
@@ -125,7 +125,7 @@ def _state(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name, which may hold anything."""
+    """The fields of /proc/PID/stat after the process name, which may contain anything."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,14 +1,14 @@
-"""Leases: one owner at a time for a cache's place, or for one unit of its work.
+"""Leases: exclusive ownership of a cache's place, or of one unit of its work.
 
-A lease is a small file beside the cache's own, which no listing shows and no transfer sends. ``whole_place`` excludes
-every other writer; leases of parts (a unit, the manifest) exclude each other by name and the whole place, so that the
-workers of one plan share it. Readers need none.
+A lease is a small file next to the cache's own files; listings and transfers skip it. ``whole_place`` excludes every
+other writer. Leases on parts (a unit, the manifest) exclude the same part and the whole place, so that the workers of
+one plan can share it. Readers need none.
 
-In a folder the file is locked (``flock``) for the life of its holder: a killed holder's lease is free at once, a
-stopped one keeps it. In a store, or where another machine's locks are not seen, the holder proves by a counter, its
-heartbeat, that it lives: a counter that one observer has not seen move for EXPIRY seconds of its own clock is a dead
-holder's, and the lease is taken over. So no clocks of two machines are compared. Whoever may have lost a lease in this
-way finds out by ``check`` before it commits anything (fencing).
+In a folder, the file is locked (``flock``) for the lifetime of its holder: the lease of a killed process is free at
+once, a stopped process keeps its lease. In a store, or where another machine's locks are invisible, the holder
+increments a counter as its heartbeat; an observer that sees no change for EXPIRY seconds of its own clock considers
+the holder dead and takes over. Clocks of different machines are never compared. A holder that may have lost its lease
+this way finds out through ``check`` before it commits anything (fencing).
 """
 
 import logging
@@ -25,28 +25,28 @@ from teacher_cache.shards.locked_file import LockedFile, NoLocks
 from teacher_cache.shards.slot import Seen, Slot, State, StoreObject
 from teacher_cache.shards.storage import LEASE_PREFIX, Storage, is_temporary
 
-HEARTBEAT = 5.0  # seconds between two beats
-EXPIRY = 60.0  # seconds without a beat after which a holder elsewhere is dead
-POLL = 0.5  # seconds between two looks at a lease that is waited for
+HEARTBEAT = 5.0  # seconds between beats
+EXPIRY = 60.0  # seconds without a beat after which a remote holder is considered dead
+POLL = 0.5  # seconds between polls of a lease that is waited for
 WHOLE = f"{LEASE_PREFIX}.json"
 logger = logging.getLogger(__name__)
 Wait = Callable[[Holder | None], bool]
 
 
 class Held(ConflictError):
-    """The lease ``name`` is another's; ``holder`` is that, if it has written itself down."""
+    """The lease ``name`` belongs to another process; ``holder`` is its record, if readable."""
 
     def __init__(self, name: str, where: str, holder: Holder | None) -> None:
         self.name, self.holder = name, holder
-        who = "another process, which did not write down its name" if holder is None else str(holder)
-        then = "wait for its end and run again" if holder is None else holder.advice
+        who = "another process (unknown: its lease has no record)" if holder is None else str(holder)
+        then = "wait for its end, then run again" if holder is None else holder.advice
         super().__init__(f"{where}: in use by {who}; {then}")
 
 
 class Lease:
-    """A lease that this process has until ``release``; its heartbeat is a thread.
+    """A lease that this process holds until ``release``; a thread sends its heartbeat.
 
-    ``storage`` is the place for writing: nothing is written there any more once the lease is lost.
+    ``storage`` is fenced: it stops writing once the lease is lost.
     """
 
     def __init__(self, storage: Storage, name: str, holder: Holder, slot: Slot) -> None:
@@ -59,9 +59,9 @@ class Lease:
         self._thread.start()
 
     def check(self, certain: bool = True) -> None:
-        """Raise ConflictError when the lease was lost: before anything is committed.
+        """Raise ConflictError if the lease was lost; call it before committing anything.
 
-        Not ``certain``: no store is asked if the last heartbeat was not long ago.
+        If not ``certain``, skip the store request when the last heartbeat was recent.
         """
         with self._lock, asking(self.storage, self._name):
             if certain or time.monotonic() - self._confirmed > 2 * HEARTBEAT:
@@ -69,16 +69,16 @@ class Lease:
             lost = self._lost
         if lost:
             raise ConflictError(
-                f"{self._where}: this process was away so long that another one has taken its place: nothing more was "
-                "written; run again when that has ended"
+                f"{self._where}: this process sent no heartbeat for so long that another one took over; it stopped "
+                "writing; run again once the other one has ended"
             )
 
     def release(self) -> None:
-        """End the lease; again is fine."""
+        """End the lease. Idempotent."""
         self._over.set()
         with self._lock:
             if not self._lost:
-                with suppress(Exception):  # it then expires
+                with suppress(Exception):  # then it expires
                     self._slot.free(self._holder)
             self._lost = True
 
@@ -92,7 +92,7 @@ class Lease:
         holder = self._holder.model_copy(update={"beat": self._holder.beat + 1})
         try:
             mine = self._slot.beat(holder)
-        except Exception as error:  # a store that fails for a while
+        except Exception as error:  # the store fails temporarily
             logger.debug("%s: no heartbeat: %s", self._where, error)
             return
         if mine:
@@ -101,28 +101,28 @@ class Lease:
 
 
 def never(_: Holder | None) -> bool:
-    """Wait for nobody."""
+    """Wait policy: wait for nobody."""
     return False
 
 
 @contextmanager
 def whole_place(storage: Storage, command: str, wait: Wait = never, task: str = "") -> Iterator[Lease]:
-    """Be the only writer at ``storage``.
+    """Hold the lease on the whole place: no other writer.
 
-    ``wait`` says for which holder to wait; ``task`` is what ``killed_task`` says should this process be
-    killed. Raises ConflictError naming the holder for which one does not wait.
+    ``wait(holder)``: whether to wait for this holder. ``task``: what ``killed_task`` returns if this process is
+    killed. Raises ConflictError naming a live holder that is not waited for.
     """
     with only_place(storage, command, wait, task) as lease:
         end_dead_parts(storage, command, wait)
         for name in storage.names() if storage.is_local else []:
-            if is_temporary(name):  # a killed writer's: nobody else is here
+            if is_temporary(name):  # a killed writer's: there is no other writer now
                 lease.storage.delete(name)
         yield lease
 
 
 @contextmanager
 def only_place(storage: Storage, command: str, wait: Wait = never, task: str = "") -> Iterator[Lease]:
-    """The same, but parts may still be somebody's: ``end_dead_parts`` tells, once one knows that one wants to write."""
+    """The same without checking leases on parts; call ``end_dead_parts`` before writing."""
     lease = acquire(storage, WHOLE, command, wait, task)
     try:
         yield lease
@@ -131,7 +131,7 @@ def only_place(storage: Storage, command: str, wait: Wait = never, task: str = "
 
 
 def end_dead_parts(storage: Storage, command: str, wait: Wait = never) -> None:
-    """Remove what killed holders left of leases of parts; raises as ``whole_place`` when one lives."""
+    """Remove part leases of killed holders; raises the same as ``whole_place`` if a holder lives."""
     for name in storage.lease_names():
         if name != WHOLE:
             me = this_process(command, secrets.token_hex(16))
@@ -142,7 +142,7 @@ def end_dead_parts(storage: Storage, command: str, wait: Wait = never) -> None:
 
 
 def remove_dead_parts(storage: Storage) -> None:
-    """The same of those that are known to be dead; others are left alone."""
+    """Remove only part leases whose holders are known to be dead."""
     for name in storage.lease_names():
         slot = _slot(storage, name)
         seen = slot.look()
@@ -152,8 +152,8 @@ def remove_dead_parts(storage: Storage) -> None:
 
 
 @contextmanager
-def part_of(storage: Storage, part: str, command: str, wait: Wait = never) -> Iterator[Lease]:
-    """Be the only one at ``part``, while nobody has the whole place. Arguments and errors as of ``whole_place``."""
+def part_lease(storage: Storage, part: str, command: str, wait: Wait = never) -> Iterator[Lease]:
+    """Hold the lease on ``part``, which excludes one on the whole place. Arguments and errors as ``whole_place``."""
     lease = acquire_part(storage, part, command, wait)
     try:
         yield lease
@@ -162,14 +162,14 @@ def part_of(storage: Storage, part: str, command: str, wait: Wait = never) -> It
 
 
 def acquire_part(storage: Storage, part: str, command: str, wait: Wait = never) -> Lease:
-    """The lease of ``part_of``, to be released by the caller."""
+    """The lease of ``part_lease``; the caller releases it."""
     while True:
         lease = acquire(storage, f"{LEASE_PREFIX}-{part}.json", command, wait)
         try:
             _until_free(storage, WHOLE, never)
             return lease
         except Held as held:
-            lease.release()  # whoever has the whole place may wait for it
+            lease.release()  # the holder of the whole place may be waiting for this part
             if not wait(held.holder):
                 raise
             _until_free(storage, WHOLE, wait)
@@ -179,7 +179,7 @@ def acquire_part(storage: Storage, part: str, command: str, wait: Wait = never) 
 
 
 def killed_task(storage: Storage) -> str:
-    """The task of a process of this machine that had the whole place and was killed; empty if there is none."""
+    """The task of a killed process of this machine that held the whole place; empty if there is none."""
     with asking(storage, WHOLE):
         if storage.is_local:
             data = storage.read(WHOLE, RECORD_BYTES) if storage.exists(WHOLE) else b""
@@ -192,7 +192,7 @@ def killed_task(storage: Storage) -> str:
 
 
 def acquire(storage: Storage, name: str, command: str, wait: Wait = never, task: str = "") -> Lease:
-    """The lease ``name``, whoever has others. Raises ConflictError when one that lives has it and is not waited for."""
+    """Acquire the lease ``name`` alone. Raises ConflictError if a live holder has it and is not waited for."""
     me = this_process(command, secrets.token_hex(16), task)
     slot = _slot(storage, name)
     watch = _Watch(storage, name, slot, wait)
@@ -207,7 +207,7 @@ def acquire(storage: Storage, name: str, command: str, wait: Wait = never, task:
 
 
 def _until_free(storage: Storage, name: str, wait: Wait) -> Seen | None:
-    """Return once nobody who lives has the lease ``name``: who had it, if one cannot know otherwise."""
+    """Wait until no live process holds the lease ``name``; returns the dead holder's lease, if there is one."""
     watch = _Watch(storage, name, _slot(storage, name), wait)
     try:
         with asking(storage, name):
@@ -227,17 +227,17 @@ def _slot(storage: Storage, name: str) -> Slot:
 
 @contextmanager
 def asking(storage: Storage, name: str) -> Iterator[None]:
-    """Make one line of whatever a store's client raises."""
+    """Convert whatever a store's client raises to a one-line UserError."""
     try:
         yield
     except (UserError, NoLocks):
         raise
     except Exception as error:
-        raise failure(error, f"{storage.where(name)}: cannot be asked who writes here") from error
+        raise failure(error, f"{storage.where(name)}: cannot find out who is writing here") from error
 
 
 class _Watch:
-    """One observer of a lease that another may have."""
+    """Observes a lease that another process may hold."""
 
     def __init__(self, storage: Storage, name: str, slot: Slot, wait: Wait) -> None:
         self._name, self._where, self._slot, self._wait = name, storage.where(name), slot, wait
@@ -248,9 +248,9 @@ class _Watch:
         self.dead: Seen | None = None
 
     def look(self) -> bool:
-        """Whether somebody who lives has it; after a pause then. Raises Held if one does not wait for that one.
+        """Whether a live process holds it, returned after a pause. Raises Held if that is not waited for.
 
-        ``dead`` is who had it, if that one is dead.
+        Sets ``dead`` to the lease if its holder is dead.
         """
         found = self._slot.look()
         self.dead = None if found is None or found.state is not State.ENDED else found
@@ -260,7 +260,7 @@ class _Watch:
         if before is None or found.tag != before.tag:
             self._seen, self._since = found, now
         elif found.state is State.UNKNOWN and now - self._since > EXPIRY:
-            logger.warning("%s: no heartbeat of %s for %.0f s; taking its place", self._where, found.holder, EXPIRY)
+            logger.warning("%s: no heartbeat from %s for %.0f s; taking over", self._where, found.holder, EXPIRY)
             self.dead = found
             return False
         lives = found.state is State.ALIVE or (before is not None and found.tag != before.tag)

@@ -1,4 +1,4 @@
-"""A lease as a locked file of a folder. The lock ends with its process, however that ends."""
+"""A lease as a locked file in a folder. The lock is released however its process ends."""
 
 import errno
 import fcntl
@@ -17,17 +17,17 @@ from teacher_cache.shards.slot import Seen, State
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-ATTEMPTS = 20  # at opening a file in a folder that goes away
-STARTING = 2.0  # seconds that a process may take from locking a file to writing its name to it
+ATTEMPTS = 20  # to open a file in a folder that is being removed
+STARTING = 2.0  # seconds allowed between locking a file and writing the holder's record
 _open: "weakref.WeakSet[LockedFile]" = weakref.WeakSet()
 
 
 class NoLocks(Exception):
-    """The file system has no locks."""
+    """The file system does not support locks."""
 
 
 class LockedFile:
-    """The lease's file at ``path``. Raises UserError when it cannot be made, NoLocks."""
+    """The lease file at ``path``. Raises UserError if it cannot be created, NoLocks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -35,7 +35,7 @@ class LockedFile:
         self._made_folder = False
 
     def acquire(self, holder: Holder, dead: Seen | None) -> bool:
-        """Lock the file and write the name to it."""
+        """Lock the file and write the holder's record."""
         while True:
             descriptor = self._open_file()
             try:
@@ -46,14 +46,14 @@ class LockedFile:
                     break
             except BaseException as error:
                 if isinstance(error, NoLocks) and not os.fstat(descriptor).st_size:
-                    self._path.unlink(missing_ok=True)  # others would take it for somebody's
+                    self._path.unlink(missing_ok=True)  # others would mistake it for a held lease
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # its holder has just removed it
+            os.close(descriptor)  # the previous holder has just removed the file
         data = _read(descriptor)
         found = parse_holder(data)
         if found is not None and not found.shares_locks and (dead is None or dead.tag != data.hex()):
-            os.close(descriptor)  # that machine's locks may not be seen on this one
+            os.close(descriptor)  # that machine's locks may be invisible here
             return False
         self._descriptor = descriptor
         _open.add(self)
@@ -61,7 +61,7 @@ class LockedFile:
         return True
 
     def look(self) -> Seen | None:
-        """See whether the file is locked, and by whom."""
+        """Find out whether the file is locked, and by whom."""
         started = time.monotonic()
         while True:
             try:
@@ -85,7 +85,7 @@ class LockedFile:
             time.sleep(0.01)
 
     def beat(self, holder: Holder) -> bool:
-        """Write the name anew, in place."""
+        """Rewrite the record in place."""
         if self._descriptor is None or not self.is_mine(holder):
             return False
         self._write(self._descriptor, holder)
@@ -96,30 +96,30 @@ class LockedFile:
         try:
             os.pwrite(descriptor, holder.to_bytes(), 0)
         except OSError as error:
-            if error.errno not in NO_SPACE:  # what frees space must be able to start; the lock holds without a name
+            if error.errno not in NO_SPACE:  # commands that free space must start; the lock works without a record
                 raise
 
     def is_mine(self, holder: Holder) -> bool:
-        """Whether the file is still the one that was locked, and nobody else wrote to it."""
+        """Whether the path is still the locked file, with no other holder's record."""
         if self._descriptor is None or not self._is_path(self._descriptor):
             return False
         found = parse_holder(_read(self._descriptor))
         return found is None or found.token == holder.token or found.shares_locks
 
     def free(self, holder: Holder) -> None:
-        """Remove the file, and the folder if that was made for it, then the lock."""
+        """Remove the file, and the folder if it was created for it, then the lock."""
         if self._descriptor is None:
             return
         if self.is_mine(holder):
             self._path.unlink(missing_ok=True)
             if self._made_folder:
-                with suppress(OSError):  # somebody has put something there, or removed it
+                with suppress(OSError):  # no longer empty, or already removed
                     if not os.listdir(self._path.parent):
                         self._path.parent.rmdir()
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock; in a forked process, of its share of the lock."""
+        """Release the lock; in a forked process, its share of the lock."""
         descriptor, self._descriptor = self._descriptor, None
         _open.discard(self)
         if descriptor is not None:
@@ -131,7 +131,7 @@ class LockedFile:
                 with _problems(self._path):
                     self._make_folder()
                     return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-            except FileNotFoundError:  # who made the folder has just removed it
+            except FileNotFoundError:  # the folder's creator has just removed it
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError
@@ -142,7 +142,7 @@ class LockedFile:
             self._made_folder = True
 
     def _is_path(self, descriptor: int) -> bool:
-        """Whether the file is still the one of that name."""
+        """Whether the open file is still the one at the path."""
         try:
             named = os.stat(self._path, follow_symlinks=False)
         except OSError:
@@ -158,12 +158,12 @@ def _problems(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        what = f"{path}: cannot be opened, so that it cannot be made sure that nobody else writes there"
+        what = f"{path}: cannot open the lease file, which excludes other writers"
         raise failure(error, what) from None
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Lock an open file, unless another process has."""
+    """Lock an open file; False if another process holds the lock."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise UserError(f"{os.readlink(f'/proc/self/fd/{descriptor}')}: not a regular file; remove it and run again")
     try:

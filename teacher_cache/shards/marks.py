@@ -1,4 +1,4 @@
-"""Commit marks: which shards are whole, and the manifest that follows from them."""
+"""Commit marks: which shards are complete, and the manifest assembled from them."""
 
 import hashlib
 import re
@@ -23,69 +23,69 @@ from teacher_cache.shards.storage import (
 )
 from teacher_cache.shards.table import store_lists, table_file, with_lists
 
-MAX_MANIFEST_VALUES = 400_000  # 4,096 shards of all signals have 120,000
+MAX_MANIFEST_VALUES = 400_000  # 4,096 shards with all signals have 120,000
 _OWN_NAME = re.compile(
     r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
 )
 
 
 def tar_name(shard: str, signal: str) -> str:
-    """Name of the tar that holds one signal of a shard."""
+    """File name of the tar with one signal of a shard."""
     return f"{shard}.{signal}.tar"
 
 
 def mark_name(shard: str) -> str:
-    """Name of a shard's index, which is its commit mark."""
+    """File name of a shard's index, which is also its commit mark."""
     return f"{shard}.json"
 
 
 def read_manifest(storage: Storage) -> Manifest:
-    """The cache's manifest; raises UserError when there is none, CorruptCacheError when it is not valid."""
+    """Read the cache's manifest. Raises UserError if there is none, CorruptCacheError if it is invalid."""
     return parse_manifest(read_manifest_text(storage), storage.where(MANIFEST))
 
 
 def read_manifest_text(storage: Storage) -> bytes:
-    """The text of the cache's manifest, not checked; raises UserError when there is none."""
+    """Read the cache's manifest without checking it. Raises UserError if there is none."""
     if not storage.exists(MANIFEST):
         raise UserError(
-            f"{storage.where(MANIFEST)}: not found, so this is not a cache; give the folder or URL that holds "
+            f"{storage.where(MANIFEST)}: not found, so this is not a cache; pass the folder or URL that contains "
             "manifest.json"
         )
     return storage.read(MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest of this text; raises UserError when it is of a newer version, CorruptCacheError when not valid."""
+    """Parse a manifest. Raises UserError if its format is newer than this version, CorruptCacheError if invalid."""
     manifest = parse_cache_file(Manifest, data, where, MAX_MANIFEST_VALUES)
     if manifest.format_version > FORMAT_VERSION:
         raise UserError(
-            f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that this "
-            "version reads; update this package"
+            f"{where}: format_version {manifest.format_version} is newer than {FORMAT_VERSION}, the newest supported; "
+            "upgrade this package"
         )
     if manifest.format_minor > FORMAT_MINOR:
         raise UserError(
             f"{where}: format {manifest.format_version}.{manifest.format_minor} is newer than "
-            f"{FORMAT_VERSION}.{FORMAT_MINOR}, the newest that this version reads; update this package"
+            f"{FORMAT_VERSION}.{FORMAT_MINOR}, the newest supported; upgrade this package"
         )
     before, _, after = data.rpartition(manifest.sha256.encode() or b"no sha256")
     found = hashlib.sha256(before + after).hexdigest()
     if manifest.sha256 != found:
         raise CorruptCacheError(
-            f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was changed after it "
-            "was written; fetch it again from where it came"
+            f"{where}: its sha256 is {found}, the file says {manifest.sha256 or 'nothing'}: it was modified after it "
+            "was written; restore it from its origin"
         )
     return manifest
 
 
 def write_manifest(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:
-    """Write ``manifest.json``, and before it the table it names, if there is one; returns what was written."""
+    """Write ``manifest.json``, preceded by its shard table if it has one; returns the manifest as written."""
     manifest = store_lists(storage, manifest, owner).sealed()
     storage.write(MANIFEST, manifest.to_json().encode(), owner)
     return manifest
 
 
 def write_mark(storage: Storage, index: ShardIndex, owner: str = "") -> ShardEntry:
-    """Commit a shard, and return its entry for the manifest. Its tars must be in place."""
+    """Commit a shard, whose tars must be in place; returns its manifest entry."""
     return shard_entry(index, storage.write(mark_name(index.name), mark_text(index), owner))
 
 
@@ -95,7 +95,7 @@ def mark_text(index: ShardIndex) -> bytes:
 
 
 def read_mark(storage: Storage, shard: str) -> ShardIndex:
-    """A shard's index. Raises CorruptCacheError."""
+    """Read a shard's index. Raises CorruptCacheError."""
     data = storage.read(mark_name(shard))
     return _parse_mark(data, shard, storage.where(mark_name(shard)))
 
@@ -104,17 +104,17 @@ def _parse_mark(data: bytes, shard: str, where: str) -> ShardIndex:
     index = parse_cache_file(ShardIndex, data, where)
     if index.format_version > FORMAT_VERSION:
         raise CorruptCacheError(
-            f"{where}: format_version {index.format_version} is newer than {FORMAT_VERSION}; update this package"
+            f"{where}: format_version {index.format_version} is newer than {FORMAT_VERSION}; upgrade this package"
         )
     if index.name != shard:
-        raise CorruptCacheError(f"{where}: it is the index of {index.name}, wanted {shard}")
+        raise CorruptCacheError(f"{where}: this is the index of {index.name}, expected {shard}")
     return index
 
 
 def read_index(
     storage: Storage, manifest: Manifest, entry: ShardEntry, signals: Iterable[Signal] | None = None
 ) -> ShardIndex:
-    """The checked index of a shard, for reading ``signals`` (None: those that ``entry`` lists).
+    """Read and check a shard's index, for reading ``signals`` (None: all that ``entry`` lists).
 
     Raises CorruptCacheError.
     """
@@ -125,10 +125,10 @@ def read_index(
 def check_index(
     data: bytes, entry: ShardEntry, manifest: Manifest, signals: Iterable[Signal], storage: Storage
 ) -> ShardIndex:
-    """The index of a shard that the manifest lists, from the content of its mark, for reading ``signals``.
+    """Parse a shard's index from the content of its mark, and check it against the manifest, for reading ``signals``.
 
-    Raises CorruptCacheError when index and manifest contradict each other, so that what a reader allocates and where it
-    reads is bounded by what the manifest declares.
+    Raises CorruptCacheError if they disagree; this bounds a reader's allocations and offsets by what the manifest
+    declares.
     """
     where = storage.where(mark_name(entry.name))
     check_content(data, entry.index, where)
@@ -143,8 +143,8 @@ def check_index(
         raise CorruptCacheError(f"{where}: a sample of {longest} tokens, the manifest says at most {limit}")
     if longest * manifest.capture.row_bytes > MAX_SAMPLE_BYTES:
         raise CorruptCacheError(
-            f"{where}: a sample of {longest} tokens with {manifest.capture.row_bytes} bytes a row, at most "
-            f"{MAX_SAMPLE_BYTES} bytes are read"
+            f"{where}: a sample of {longest} tokens at {manifest.capture.row_bytes} bytes a row exceeds the limit of "
+            f"{MAX_SAMPLE_BYTES} bytes a sample"
         )
     if index.table not in manifest.tables:
         raise CorruptCacheError(f"{where}: code table {index.table} is not in the manifest")
@@ -159,14 +159,14 @@ def _check_member(storage: Storage, index: ShardIndex, signal: Signal, entry: Sh
         raise CorruptCacheError(f"{where}: the shard has no {signal} signal")
     member = index.signals[signal]
     if member.file != entry.files[signal]:
-        raise CorruptCacheError(f"{where}: the index and the manifest name different sizes or checksums for it")
+        raise CorruptCacheError(f"{where}: index and manifest disagree on its size or checksum")
     ends = np.array(member.offsets) + np.array(member.sizes)
     if ends.max() > member.file.bytes:
         raise CorruptCacheError(f"{where}: sample {index.keys[int(ends.argmax())]} ends beyond the file")
 
 
 def check_sizes(storage: Storage, entry: ShardEntry, signals: Iterable[Signal], sizes: dict[str, int]) -> None:
-    """Raise CorruptCacheError unless a shard's mark and the tars of ``signals`` are there in full.
+    """Raise CorruptCacheError unless a shard's mark and the tars of ``signals`` exist with the right sizes.
 
     sizes: bytes of the cache's files, ``storage.sizes()``.
     """
@@ -179,27 +179,27 @@ def check_sizes(storage: Storage, entry: ShardEntry, signals: Iterable[Signal], 
 
 
 def read_table(storage: Storage, digest: str, vocab_size: int) -> np.ndarray:
-    """The code table ``digest``, uint32 [V]. Raises CorruptCacheError."""
+    """Read the code table ``digest``, uint32 [V]. Raises CorruptCacheError."""
     name = table_path(digest)
     data = storage.read(name, max_bytes=8 * vocab_size + 1024)
     return decode_table(data, vocab_size, digest, storage.where(name))
 
 
 def mark_names(storage: Storage) -> list[str]:
-    """Names of all commit marks that are there, planned or not."""
+    """Names of all existing commit marks, planned or not."""
     return [name for name in storage.names() if re.fullmatch(r"shard-\d{6,9}\.json", name)]
 
 
 def committed(storage: Storage, manifest: Manifest) -> list[str]:
-    """Names of the planned shards that carry a commit mark, in plan order; over plain HTTP of those listed already."""
+    """Names of the planned shards that carry a commit mark, in plan order; over plain HTTP, of those listed already."""
     present = set(storage.names()) if storage.can_list else {mark_name(entry.name) for entry in manifest.shards}
     return [unit.name for unit in manifest.units if mark_name(unit.name) in present]
 
 
 def assemble(storage: Storage, plan: Manifest) -> Manifest:
-    """The manifest that follows from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept.
+    """Assemble the manifest from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept.
 
-    Its ``sha256`` is empty where that is not what the file says.
+    Its ``sha256`` is empty if it differs from the manifest file.
     """
     plan = with_lists(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
@@ -231,7 +231,7 @@ def assemble(storage: Storage, plan: Manifest) -> Manifest:
 
 
 def totals_of(shards: Sequence[ShardEntry]) -> Totals:
-    """Sums over these shards."""
+    """Totals over these shards."""
     signals = sorted({signal for entry in shards for signal in entry.files})
     return Totals(
         samples=sum(entry.samples for entry in shards),
@@ -242,7 +242,7 @@ def totals_of(shards: Sequence[ShardEntry]) -> Totals:
 
 
 def shard_entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
-    """The manifest's entry of a shard with this index, whose file is ``mark``."""
+    """The manifest entry of a shard with this index, stored in the file ``mark``."""
     return ShardEntry(
         name=index.name,
         samples=len(index.keys),
@@ -253,13 +253,13 @@ def shard_entry(index: ShardIndex, mark: FileEntry) -> ShardEntry:
 
 
 def up_to_date_manifest(storage: Storage) -> Manifest:
-    """The manifest with every shard committed by now, also by a run that is under way or was killed."""
+    """The manifest with every shard committed so far, including by a running or killed run."""
     manifest = read_manifest(storage)
     return manifest if manifest.complete else assemble(storage, manifest)
 
 
 def remove_garbage(storage: Storage, manifest: Manifest | None, unit: str = "") -> list[str]:
-    """Delete what ``garbage`` finds; returns the names removed. Nobody else may be writing what is meant."""
+    """Delete the files that ``garbage`` finds; returns their names. No other process may be writing them."""
     removed = garbage(storage.names(), manifest, unit)
     for name in removed:
         storage.delete(name)
@@ -267,10 +267,10 @@ def remove_garbage(storage: Storage, manifest: Manifest | None, unit: str = "") 
 
 
 def garbage(names: Iterable[str], manifest: Manifest | None, unit: str = "") -> list[str]:
-    """Which of these files of a cache a killed run left: temporary ones, and those its manifest does not account for.
+    """Select the files that a killed run left behind: temporary ones, and those that the manifest does not list.
 
-    ``manifest``: with its lists; None if there is none. Of an incomplete cache only the temporary files of ``unit`` are
-    meant, for whoever has the lease of it. Files that are not a cache's are never named.
+    ``manifest``: with its lists; None if there is none. In an incomplete cache, only temporary files of ``unit``, whose
+    lease the caller holds. Files that do not belong to a cache are never selected.
     """
     own = [name for name in names if _OWN_NAME.fullmatch(name)]
     if manifest is None or manifest.complete:
@@ -281,25 +281,25 @@ def garbage(names: Iterable[str], manifest: Manifest | None, unit: str = "") -> 
 
 
 def own_names(names: Iterable[str]) -> list[str]:
-    """Those of the names that a cache's files have, but for temporary ones."""
+    """Those names that are of a cache's files, except temporary ones."""
     return [name for name in names if _OWN_NAME.fullmatch(name) and not name.startswith(TEMPORARY_PREFIX)]
 
 
 def check_committed(storage: Storage, manifest: Manifest) -> None:
-    """Raise CorruptCacheError unless every shard that ``manifest``, with its lists, says to be there is so in full."""
+    """Raise CorruptCacheError unless all shards of ``manifest``, which has its lists, exist with the right sizes."""
     sizes = storage.sizes()
     for entry in manifest.shards:
         try:
             check_sizes(storage, entry, entry.files, sizes)
         except CorruptCacheError as error:
             raise CorruptCacheError(
-                f"{error}; restore it from a copy, or delete {storage.where(mark_name(entry.name))} to have the "
-                "shard written again"
+                f"{error}; restore it from a copy, or delete {storage.where(mark_name(entry.name))} to rewrite the "
+                "shard"
             ) from None
 
 
 def expected_names(manifest: Manifest) -> set[str]:
-    """Names of all files that a manifest, with its lists, accounts for, without its own."""
+    """Names of all files that a manifest (with its lists) accounts for, except its own."""
     names = {tar_name(unit.name, "tokens") for unit in manifest.units}
     for entry in manifest.shards:
         names |= {mark_name(entry.name), *(tar_name(entry.name, signal) for signal in entry.files)}
@@ -307,7 +307,7 @@ def expected_names(manifest: Manifest) -> set[str]:
 
 
 def files_beside_shards(manifest: Manifest) -> list[tuple[str, FileEntry]]:
-    """The files that a manifest lists beside those of its shards: code tables, shard table, output head."""
+    """The files that a manifest lists besides those of its shards: code tables, shard table, output head."""
     files = [(table_path(digest), entry) for digest, entry in sorted(manifest.tables.items())]
     files += [] if manifest.shard_table is None else [(table_file(manifest.shard_table), manifest.shard_table)]
     files += [] if manifest.head is None else [(HEAD, manifest.head.file)]

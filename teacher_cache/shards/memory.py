@@ -1,20 +1,19 @@
-"""Memory of batches, which is used again when nothing refers to a batch any more.
+"""Memory pool for batches: a buffer is reused once nothing references its batch.
 
-Fresh memory comes from the system page by page, each filled with zeros: that takes a quarter of the time in which a
-batch is decoded into it.
+Fresh memory is zero-filled by the kernel page by page, which takes a quarter of the time of decoding a batch into it.
 """
 
 import numpy as np
 
-SMALLEST = 1 << 20  # bytes; less is not worth keeping
-LARGEST_RATIO = 4  # of a block's size to what is asked for
-KEPT = 4  # blocks that nobody uses
+SMALLEST = 1 << 20  # bytes; smaller blocks are not pooled
+LARGEST_RATIO = 4  # of block size to requested size
+KEPT = 4  # unused blocks in the pool
 
-_unused: dict[int, np.ndarray] = {}  # by id, oldest first; changed by single operations: blocks come back at any time
+_unused: dict[int, np.ndarray] = {}  # by id, oldest first; atomic operations only: blocks are returned at any time
 
 
 def borrow(n_bytes: int) -> np.ndarray:
-    """An array uint8 [n_bytes], not initialised. It is given back when nothing refers to it any more."""
+    """An uninitialised uint8 [n_bytes] array, returned to the pool once nothing references it."""
     if n_bytes < SMALLEST:
         return np.empty(n_bytes, np.uint8)
     sizes = [(memory.nbytes, key) for key, memory in list(_unused.items())]
@@ -24,12 +23,12 @@ def borrow(n_bytes: int) -> np.ndarray:
             if memory is not None:
                 break
     else:
-        memory = np.empty(-(-n_bytes // SMALLEST) * SMALLEST, np.uint8)  # so that others of about the size can have it
+        memory = np.empty(-(-n_bytes // SMALLEST) * SMALLEST, np.uint8)  # rounded up, for reuse by similar sizes
     return np.asarray(_Loan(memory))[:n_bytes]
 
 
 class _Loan:
-    """What arrays refer to that lie in borrowed memory."""
+    """Base object of all arrays in one pooled block; returns the block when it is collected."""
 
     def __init__(self, memory: np.ndarray) -> None:
         self._memory = memory

@@ -1,7 +1,7 @@
-"""The place of a cache that is being made: nothing is there that somebody needs, and failures leave nothing there.
+"""The place of a new cache: nothing of value is overwritten, and failures leave nothing behind.
 
-A sign says what is under way: of what killed commands left only that beside it is removed. It goes last, after the
-manifest was written; where both are found, the command that is named in it was killed in between and is done again.
+A sign file names the command in progress: leftovers of killed commands are only removed if it is present. It is deleted
+last, after the manifest was written; if both exist, its command was killed in between and is run again.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ MAX_SIGN_BYTES = 1 << 12
 
 @contextmanager
 def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
-    """A place to write a cache to, its manifest last, by a command with these settings.
+    """A place in which a command with these settings writes a new cache, its manifest last.
 
-    It must be empty, or hold what an interrupted attempt left, which is removed. So is what the block wrote when it
-    raises. Raises UserError when something else is there, ConflictError when another process writes there.
+    It must be empty, or contain leftovers of an interrupted attempt, which are removed. If the block raises, its files
+    are removed too. Raises UserError if there are other files, ConflictError if another process writes there.
     """
     task = sign_of(command, *settings).decode().strip()
     storage = check_free(url, command, *settings)
@@ -38,7 +38,7 @@ def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
         try:
             yield storage
         except BaseException:
-            with suppress(ConflictError):  # nothing there is this process' any more
+            with suppress(ConflictError):  # the lease is lost: nothing there belongs to this process any more
                 if not storage.exists(MANIFEST):
                     clear(storage)
                     storage.delete(UNDER_WAY)
@@ -48,19 +48,19 @@ def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
 
 
 def check_free(url: str, command: str, *settings: object) -> Storage:
-    """The place, if this command can make a cache there. Raises UserError when something else is there."""
+    """The place, if this command can write a new cache there. Raises UserError if there are other files."""
     storage = Storage(url)
     names = storage.names()
     if MANIFEST in names and not was_killed(storage, names, sign_of(command, *settings)):
-        raise UserError(f"{storage.where(MANIFEST)}: a cache is there already; choose another place, or remove it")
+        raise UserError(f"{storage.where(MANIFEST)}: a cache already exists; choose another place, or remove it")
     files = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
     if files and UNDER_WAY not in names and MANIFEST not in names:
-        raise UserError(f"{url}: {len(files)} files are there ({files[0]}, …); choose an empty place for the new cache")
+        raise UserError(f"{url}: {len(files)} files already there ({files[0]}, …); choose an empty place for the cache")
     return storage
 
 
 def was_killed(storage: Storage, names: list[str], sign: bytes) -> bool:
-    """Whether the same command wrote the manifest that is there, and was killed before it could say so."""
+    """Whether the same command wrote the existing manifest, and was killed before it could finish."""
     if UNDER_WAY in names:
         return storage.read(UNDER_WAY, MAX_SIGN_BYTES) == sign
     return killed_task(storage) == sign.decode().strip()
@@ -71,13 +71,13 @@ def _manifest(storage: Storage) -> bytes:
 
 
 def sign_of(command: str, *settings: object) -> bytes:
-    """What the sign of a command with these settings says."""
+    """Content of the sign file of a command with these settings."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()
     return json.dumps({"unfinished": command, "settings": digest}).encode() + b"\n"
 
 
 def clear(storage: Storage) -> None:
-    """Remove all of a cache, its manifest first, but the sign: what is left stays recognisable."""
+    """Remove all files of a cache, its manifest first, except the sign, so that leftovers stay recognisable."""
     names = storage.names()
     for name in [*(name for name in names if name == MANIFEST), *garbage(names, None)]:
         if name != UNDER_WAY:

@@ -1,7 +1,7 @@
-"""Which places can hold caches and corpora, and the clients that read them: none follows a store to another host.
+"""Open the places of caches and corpora: supported protocols, and clients that never follow a redirect to another host.
 
-A store's word counts for its own files only. Where it redirects to another host (which may be one inside the network of
-whoever reads), that is refused; what it answers besides a file's content is bounded.
+A store is trusted with its own files only. Redirects to another host (possibly one inside the reader's network) are
+refused, and responses other than file content are bounded in size.
 """
 
 from functools import lru_cache
@@ -15,28 +15,28 @@ from schemas.errors import StoreError, UserError
 LOCAL, HTTP, S3 = ("file", "local"), ("http", "https"), ("s3", "s3a")
 PROTOCOLS = (*LOCAL, *S3, "gs", "gcs", "az", "abfs", "abfss", "hf", *HTTP, "memory")
 SHOWN = "file, s3, gs, az (abfs), hf, http, https"
-MAX_ANSWER = 1 << 24  # bytes of an answer that is no file: a page of a listing takes one million
+MAX_ANSWER = 1 << 24  # bytes of a response other than file content; a page of a listing takes one million
 
 
 def protocol_of(url: str) -> str:
-    """``file`` for a path. Raises UserError for a protocol that is not supported, and for no text at all."""
+    """The protocol of a URL; ``file`` for a path. Raises UserError if it is unsupported, or the URL is invalid text."""
     if "\0" in url or not _is_text(url):
-        raise UserError(f"{url}: cannot be opened: it holds a zero byte, or bytes that are no UTF-8; rename it")
+        raise UserError(f"{url}: cannot be opened: it contains a zero byte or is not valid UTF-8; rename it")
     scheme, separator, rest = url.partition("://")
     if not separator or "/" in scheme:
         return "file"
     if scheme not in PROTOCOLS:
-        raise UserError(f"{url}: cannot be opened: no support for {scheme}://; wanted is a folder, or one of {SHOWN}")
+        raise UserError(f"{url}: cannot be opened: {scheme}:// is not supported; use a folder, or one of {SHOWN}")
     if not rest.strip("/") and scheme != "memory":
-        raise UserError(f"{url}: cannot be opened: nothing stands behind ://")
+        raise UserError(f"{url}: cannot be opened: nothing after ://; give a bucket or host")
     return scheme
 
 
 def open_store(url: str) -> tuple[Any, str]:
     """The fsspec file system of a folder or URL, and the path in it.
 
-    ``~`` is the home folder; ``::`` is a part of a name, never a chain of file systems. Raises UserError when the
-    protocol is not supported or its package is not installed.
+    ``~`` is the home folder; ``::`` is part of a name, never fsspec's URL chaining. Raises UserError if the protocol
+    is not supported or its package is not installed.
     """
     protocol = protocol_of(url)
     try:
@@ -60,18 +60,18 @@ def _is_text(url: str) -> bool:
 
 
 def check_redirect(before: str, to: str) -> None:
-    """Raise StoreError unless ``to``, as a server says it, is on the same host, and not less safe."""
+    """Raise StoreError unless the redirect target ``to`` is on the same host, without downgrade to HTTP."""
     old, new = urlsplit(before), urlsplit(urljoin(before, to))
     if (old.hostname, old.port) != (new.hostname, new.port) or (old.scheme, new.scheme) == ("https", "http"):
         shown = f"{new.scheme}://{new.netloc.rpartition('@')[2]}"
         raise StoreError(
-            f"{old.scheme}://{old.hostname}{old.path}: redirects to another host, {shown}, which is not followed; give "
-            "the address it leads to, if you trust it"
+            f"{old.scheme}://{old.hostname}{old.path}: redirects to another host, {shown}, which is not followed; use "
+            "that address if you trust it"
         )
 
 
 async def _http_client(**options: Any) -> Any:
-    """fsspec's client of HTTP; it asks nobody but the host of the URL."""
+    """aiohttp client for fsspec that contacts only the URL's own host."""
     import aiohttp
 
     async def on_redirect(session: Any, context: Any, params: Any) -> None:
@@ -85,7 +85,7 @@ async def _http_client(**options: Any) -> Any:
 
 @lru_cache(1)
 def _s3_session() -> Any:
-    """The class of S3's HTTP sessions: they follow no redirect, and take no endless answer."""
+    """Class of S3's HTTP sessions: no redirects, bounded responses."""
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):
@@ -96,7 +96,7 @@ def _s3_session() -> Any:
 
 
 class _Guarded:
-    """A session of aiohttp, as far as S3's client uses it."""
+    """The part of an aiohttp session that the S3 client uses."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -105,13 +105,13 @@ class _Guarded:
         response = await self._session.request(*arguments, allow_redirects=False, **options)
 
         async def read() -> bytes:
-            """The whole of an answer that is no file's content."""
+            """Read a whole response that is not file content."""
             data = bytearray()
             while part := await response.content.read(1 << 16):
                 data += part
                 if len(data) > MAX_ANSWER:
                     response.close()
-                    raise OSError(f"an answer of more than {MAX_ANSWER} bytes")
+                    raise OSError(f"response of more than {MAX_ANSWER} bytes")
             return bytes(data)
 
         response.read = read

@@ -1,4 +1,4 @@
-"""Folders for files on their way to a store. Those of killed processes are removed by the next one that makes one."""
+"""Temporary folders for files to be uploaded. Creating one removes those of killed processes."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ _NAME = re.compile(r"teacher-cache-([0-9a-f]{16})-(\d{1,10})-(\d{1,18})-.*")
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder of this process, which is removed with what is in it."""
+    """A temporary folder of this process, removed with its content at the end."""
     me = this_process("", "")
     with suppress(OSError):
         _remove_abandoned(Path(tempfile.gettempdir()), me.machine)

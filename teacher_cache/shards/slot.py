@@ -1,4 +1,4 @@
-"""Where a lease is kept: what the kinds of places have in common."""
+"""Where a lease is kept: the interface, and its implementation for object stores."""
 
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -8,15 +8,15 @@ from teacher_cache.shards.holder import Holder, parse_holder
 
 
 class State(Enum):
-    """What one look tells about a lease's holder."""
+    """What one observation tells about a lease's holder."""
 
     ALIVE = "alive"
     ENDED = "ended"
-    UNKNOWN = "unknown"  # on another machine: its heartbeat has to be watched
+    UNKNOWN = "unknown"  # on another machine: only its heartbeat can tell
 
 
 class Seen(NamedTuple):
-    """A lease that somebody has or had: who, if that can be read, and a tag that changes with every heartbeat."""
+    """An observed lease: its holder, if readable, and a tag that changes with every heartbeat."""
 
     holder: Holder | None
     state: State
@@ -27,29 +27,29 @@ class Slot(Protocol):
     """A place for one lease."""
 
     def acquire(self, holder: Holder, dead: Seen | None) -> bool:
-        """Become the holder if there is none, or only one that was seen to be ``dead``."""
+        """Become the holder if there is none, or only the one observed as ``dead``."""
 
     def look(self) -> Seen | None:
-        """Who has it; None: nobody."""
+        """Observe the lease; None if nobody holds it."""
 
     def beat(self, holder: Holder) -> bool:
-        """Write the holder's record anew; False when the lease is another's by now."""
+        """Rewrite the holder's record; False if the lease was lost."""
 
     def is_mine(self, holder: Holder) -> bool:
-        """Whether the lease is still this holder's."""
+        """Whether this holder still has the lease."""
 
     def free(self, holder: Holder) -> None:
-        """End the lease, if it is still this holder's."""
+        """End the lease, if this holder still has it."""
 
 
 class StoreObject:
-    """A lease as an object of a store."""
+    """A lease as an object in a store."""
 
     def __init__(self, requests: Conditional, path: str) -> None:
         self._requests, self._path, self._tag = requests, path, ""
 
     def acquire(self, holder: Holder, dead: Seen | None) -> bool:
-        """Create the object, or replace the one seen."""
+        """Create the object, or replace the dead holder's."""
         data = holder.to_bytes()
         if dead is None:
             tag = self._requests.create(self._path, data)
@@ -59,7 +59,7 @@ class StoreObject:
         return tag is not None
 
     def look(self) -> Seen | None:
-        """Read it."""
+        """Read the object."""
         found = self._requests.read(self._path)
         if found is None:
             return None
@@ -69,17 +69,17 @@ class StoreObject:
         return Seen(holder, State.ENDED if holder.has_ended else State.ALIVE, found.tag)
 
     def beat(self, holder: Holder) -> bool:
-        """Replace it, if it is as this process wrote it last."""
+        """Replace the object, if it is unchanged since this process wrote it."""
         tag = self._requests.replace(self._path, holder.to_bytes(), self._tag)
         self._tag = tag or self._tag
         return tag is not None
 
     def is_mine(self, holder: Holder) -> bool:
-        """Read whose it is."""
+        """Read the object and compare tokens."""
         found = self._requests.read(self._path)
         here = None if found is None else parse_holder(found.data)
         return here is not None and here.token == holder.token
 
     def free(self, holder: Holder) -> None:
-        """Delete it, if it is as this process wrote it last."""
+        """Delete the object, if it is unchanged since this process wrote it."""
         self._requests.delete(self._path, self._tag)

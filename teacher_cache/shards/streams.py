@@ -1,7 +1,7 @@
-"""Whole files by plain HTTP, where a store can sign URLs for them: its own client takes three times the processor time.
+"""Transfer whole files over plain HTTP with signed URLs: the store's own client takes three times the CPU time.
 
-What is read comes in small parts, which all take the same few pages of memory. Where anything fails, nothing is raised:
-a stream ends, an upload says so, and the rest is done in the client's way, which also knows how to try again.
+Downloads come in small parts that reuse one buffer. Failures do not raise: a stream ends early, an upload returns
+False, and the caller falls back to the store's client, which also retries.
 """
 
 import logging
@@ -15,13 +15,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from teacher_cache.shards.answers import SLOWEST, Pace, in_time
 
-STREAM_BYTES = 1 << 18  # larger buffers cost more, in page faults, than they save
-URL_SECONDS = 600  # for which a URL is signed: only the request has to begin within them
+STREAM_BYTES = 1 << 18  # larger buffers cost more in page faults than they save
+URL_SECONDS = 600  # lifetime of a signed URL: only the start of the request has to fall within it
 logger = logging.getLogger(__name__)
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A store that sends a client elsewhere is not followed: the client's own way of asking says what to do."""
+    """Follows no redirect; the fallback to the store's client handles it."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -31,19 +31,19 @@ _opener = build_opener(_NoRedirects)
 
 
 def new_buffer() -> memoryview:
-    """What a part is read to; it holds until the next part."""
+    """Buffer for the parts of a stream."""
     return memoryview(bytearray(STREAM_BYTES))
 
 
 class SignedUrls:
-    """Streams of a store's objects by signed URLs, until it turns out that this store has none that work."""
+    """Transfers a store's objects with signed URLs; disables itself once they turn out not to work."""
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
         self._work = True
 
     def stream(self, path: str, size: int, patience: float, seconds: float) -> Iterator[memoryview]:
-        """The first bytes of an object, ``size`` at most; each part holds until the next is asked for.
+        """Yield the first ``size`` bytes of an object, or fewer; each part is valid until the next iteration.
 
         ``patience``: seconds to wait for each part; ``seconds``: for all of them.
         """
@@ -66,12 +66,12 @@ class SignedUrls:
                 size -= n_bytes
 
     def put(self, path: str, data: bytes | bytearray, sha256: str, patience: float, new: bool = False) -> bool:
-        """Write an object; False when it was not, or one does not know. FileExistsError: it is there, and not ``new``.
+        """Write an object; False if that failed or the outcome is unknown.
 
-        ``sha256`` (hex) is that of ``data``: S3 compares what arrives. ``patience``: seconds to wait for the answer,
-        and for the store to take a piece.
+        Raises FileExistsError if ``new`` and the object exists. ``sha256`` (hex) of ``data``: S3 verifies it on
+        arrival. ``patience``: seconds to wait for the response, and for each piece to be accepted.
         """
-        if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # encryption, say, which is not in a URL
+        if not self._work or getattr(self._fs, "s3_additional_kwargs", None):  # e.g. encryption, impossible by URL
             return False
         checksum = b64encode(bytes.fromhex(sha256)).decode()
         response = self._open(path, patience, data, new, client_method="put_object", ChecksumSHA256=checksum)
@@ -86,11 +86,11 @@ class SignedUrls:
         try:
             url = self._fs.sign(path, expiration=URL_SECONDS, **how)
             if not url.startswith(("http://", "https://")):
-                raise ValueError("the signed URL is none of HTTP")
+                raise ValueError("the signed URL is not HTTP")
             headers = {"Content-Type": "application/octet-stream"} if data is not None else {}
             headers |= {"If-None-Match": "*"} if new else {}
             request = Request(url, data, headers, method="GET" if data is None else "PUT")
-            seconds = patience + len(data or b"") / SLOWEST  # also for headers that come byte by byte
+            seconds = patience + len(data or b"") / SLOWEST  # also bounds headers that trickle in
             return in_time(seconds, lambda: _opener.open(request, timeout=patience))
         except HTTPError as error:
             if new and error.code in (409, 412):
@@ -99,8 +99,8 @@ class SignedUrls:
             self._work = self._work and (error.code == 404 or error.code >= 500)
             problem = f"HTTP {error.code}"
             error.close()
-        except Exception as error:  # of whatever client
+        except Exception as error:  # of any client
             self._work = False
             problem = type(error).__name__
-        logger.debug("%s: not to be had by a signed URL: %s", path, problem)
+        logger.debug("%s: signed URL failed: %s", path, problem)
         return None

@@ -1,7 +1,7 @@
-"""The shard table: what is known of each shard before any of its files is read.
+"""The shard table: what is known about each shard before any of its files is read.
 
-Small caches list their shards in the manifest. Of large ones a columnar file beside it does, which is read in a
-fraction of a second where a hundred thousand entries of JSON take many, and which stays as it is in memory.
+Small caches list their shards in the manifest. Large ones list them in a columnar file next to it, which loads in a
+fraction of a second, where a hundred thousand JSON entries take many, and is used in memory as is.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ MAX_NUMBER = 10**9
 
 
 def table_file(entry: FileEntry) -> str:
-    """Name of the file of a shard table."""
+    """File name of a shard table."""
     return f"tables/{entry.sha256}.arrow"
 
 
 class ShardTable:
-    """The committed shards of a cache in order: ``samples`` holds how many each has, ``entry`` the rest."""
+    """The committed shards of a cache, in order: ``samples`` is int64 [shards], ``entry`` returns the rest."""
 
     def __init__(self, manifest: Manifest, storage: Storage) -> None:
-        """What ``manifest`` lists, itself or in a file at ``storage``. Raises CorruptCacheError when that is wrong."""
+        """The shards that ``manifest`` lists, inline or in a file at ``storage``. Raises CorruptCacheError."""
         self._listed = manifest.shards
         self._signals = signals_of(manifest)
         if manifest.shards or manifest.shard_table is None:
@@ -44,14 +44,14 @@ class ShardTable:
         return len(self.samples)
 
     def entry(self, shard: int) -> ShardEntry:
-        """All that the manifest says about a shard."""
+        """The manifest entry of a shard."""
         if self._listed:
             return self._listed[shard]
         return _shard_entry(self._table.slice(shard, 1).to_pylist()[0], self._signals)
 
 
 def signals_of(manifest: Manifest) -> tuple[Signal, ...]:
-    """The signals that every shard of a cache has."""
+    """The signals of every shard of a cache."""
     return ("tokens", *manifest.capture.signals)
 
 
@@ -70,17 +70,17 @@ def _file(row: dict[str, Any], file: str) -> FileEntry:
 
 
 def shard_name(number: int) -> str:
-    """A shard's name by its number."""
+    """Name of a shard, from its number."""
     return f"shard-{number:06d}"
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:
-    """A column of integers."""
+    """An integer column as an array."""
     return table.column(name).to_numpy()
 
 
 def read_shard_table(storage: Storage, manifest: Manifest) -> pa.Table:
-    """The table that ``manifest`` names, its columns as in ``shard_table_schema``. Raises CorruptCacheError."""
+    """Read the shard table of ``manifest``, with columns as in ``shard_table_schema``. Raises CorruptCacheError."""
     entry = manifest.shard_table
     assert entry is not None
     where = storage.where(table_file(entry))
@@ -93,13 +93,13 @@ def read_shard_table(storage: Storage, manifest: Manifest) -> pa.Table:
     samples, tokens, number = (column(table, name) for name in ("samples", "tokens", "number"))
     committed = column(table, "index_bytes") > 0
     sound = {
-        "numbers do not rise": (np.diff(number, prepend=-1) > 0).all() and number.max(initial=0) < MAX_NUMBER,
+        "numbers are not ascending": (np.diff(number, prepend=-1) > 0).all() and number.max(initial=0) < MAX_NUMBER,
         f"a shard has no sample or more than {MAX_SHARD_SAMPLES}": (
             (samples >= 1).all() and (samples <= MAX_SHARD_SAMPLES).all()
         ),
-        "samples are not those of the totals": samples[committed].sum() == manifest.totals.samples,
-        "tokens are not those of the totals": tokens[committed].sum() == manifest.totals.tokens,
-        "shards are missing, though the cache is complete": committed.all() or not manifest.complete,
+        "samples do not add up to the manifest's totals": samples[committed].sum() == manifest.totals.samples,
+        "tokens do not add up to the manifest's totals": tokens[committed].sum() == manifest.totals.tokens,
+        "shards are missing, although the cache is complete": committed.all() or not manifest.complete,
     }
     for problem, holds in sound.items():
         if not holds:
@@ -108,7 +108,7 @@ def read_shard_table(storage: Storage, manifest: Manifest) -> pa.Table:
 
 
 def with_lists(storage: Storage, manifest: Manifest) -> Manifest:
-    """``manifest`` with ``units`` and ``shards`` filled in, wherever they stand. Its digest stays the same."""
+    """``manifest`` with ``units`` and ``shards`` filled in from its shard table, if it has one. Keeps its digest."""
     if manifest.shard_table is None or manifest.units:
         return manifest
     rows = read_shard_table(storage, manifest).to_pylist()
@@ -126,7 +126,7 @@ def with_lists(storage: Storage, manifest: Manifest) -> Manifest:
 
 
 def store_lists(storage: Storage, manifest: Manifest, owner: str = "") -> Manifest:
-    """``manifest`` as it is to be written: of a large cache, with its shard table in a file, which is written now."""
+    """``manifest`` ready to be written; for a large cache this writes the shard table to a file first."""
     if len(manifest.units) <= MAX_LISTED_UNITS:
         return manifest.model_copy(update={"shard_table": None})
     data = write_batch(_to_batch(manifest))

@@ -1,4 +1,4 @@
-"""Writing a WebDataset tar whose member offsets are known, and the same bytes for the same samples."""
+"""Write WebDataset tars with known member offsets; the same samples give the same bytes."""
 
 import hashlib
 import itertools
@@ -17,17 +17,17 @@ BLOCK = 512
 
 
 def member_name(key: str, signal: str) -> str:
-    """Name of a sample's member in the tar of ``signal``."""
+    """Name of a sample's tar member."""
     return f"{key}.{signal}.arrow"
 
 
 def member_bytes(payload_bytes: int) -> int:
-    """What a member takes in the tar: its header and its padded payload."""
+    """Bytes of a member in the tar: header and padded payload."""
     return BLOCK + -(-payload_bytes // BLOCK) * BLOCK
 
 
 def tar_bytes(payload_bytes: Sequence[int], bundles: Sequence[int] | None) -> int:
-    """Size of the tar of these payloads; of records, where there are ``bundles`` of so many."""
+    """Size of a tar with these payloads; with ``bundles`` (samples per member), with these records."""
     if bundles is not None:
         ends = list(itertools.accumulate(bundles, initial=0))
         payload_bytes = [bundle_bytes(payload_bytes[first:end]) for first, end in itertools.pairwise(ends)]
@@ -40,30 +40,30 @@ def checksum(payload: bytes) -> str:
 
 
 def payload_problem(payload: bytes, member: MemberIndex, row: int) -> str:
-    """What shows that this is not the payload of sample ``row`` of an index; '' if nothing does."""
+    """Why this is not the payload of sample ``row`` of an index; '' if it is."""
     found, wanted = checksum(payload), member.checksums[row]
     if found != wanted:
         return (
             f"xxh3 of its {len(payload)} bytes is {found}, the index says {member.sizes[row]} bytes with {wanted}; "
-            "fetch the file again from where it came"
+            "restore the file from its origin"
         )
     if member.digests is not None and payload_digest(payload) != member.digest(row):
         return (
             f"sha256 of its {len(payload)} bytes begins with {payload_digest(payload).hex()}, the index says "
-            f"{member.digest(row).hex()}, and yet their xxh3 is right: it was replaced on purpose; fetch the file from "
-            "somebody whom you trust"
+            f"{member.digest(row).hex()}, although the xxh3 matches: it was replaced deliberately; get the file from a "
+            "source that you trust"
         )
     return ""
 
 
 class TarWriter:
-    """Writes samples one after the other to ``path``; ``index()`` says where they lie."""
+    """Writes samples sequentially to ``path``; ``index()`` returns their offsets."""
 
     def __init__(self, path: Path, signal: str, bundles: Sequence[int] | None = None) -> None:
-        """``bundles``: how many samples each member holds, in order; None: each sample has a member of its own."""
+        """``bundles``: number of samples in each member, in order; None: one member per sample."""
         self._signal = signal
         self._bundles = None if bundles is None else iter(bundles)
-        self._waiting: list[tuple[str, bytes]] = []  # keys and records of the bundle that is next
+        self._waiting: list[tuple[str, bytes]] = []  # keys and records of the next bundle
         self._wanted = 0 if self._bundles is None else next(self._bundles, 0)
         self._written: list[tuple[int, int, int]] = []  # samples, offset and size of each bundle
         self._file = path.open("wb")
@@ -75,7 +75,7 @@ class TarWriter:
         self._digests = bytearray()
 
     def add(self, key: str, payload: bytes) -> None:
-        """Append one sample's payload; for a bundle it becomes a record. Raises OSError when the disk is full."""
+        """Append one sample's payload (in a bundle, as a record). Raises OSError if the disk is full."""
         if self._bundles is None:
             self._note([self._member(key, payload)], [payload])
             return
@@ -93,7 +93,7 @@ class TarWriter:
         self._waiting.clear()
 
     def _member(self, key: str, content: bytes) -> int:
-        """Write a member; returns where its content begins."""
+        """Write a member; returns the offset of its content."""
         header = tarfile.TarInfo(member_name(key, self._signal))
         header.size = len(content)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -134,7 +134,7 @@ class TarWriter:
         try:
             if kind is None:
                 if self._waiting:
-                    raise RuntimeError(f"{len(self._waiting)} samples of a bundle of {self._wanted} were added")
+                    raise RuntimeError(f"incomplete bundle: {len(self._waiting)} of {self._wanted} samples were added")
                 self._write(bytes(2 * BLOCK))
         finally:
             self._file.close()

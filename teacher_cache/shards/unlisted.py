@@ -1,4 +1,4 @@
-"""The files of a cache wherever it lies; on a server that lists none, those that its manifest accounts for."""
+"""The files of a cache wherever it is; on a server without listings, those that its manifest accounts for."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ from teacher_cache.shards.marks import expected_names, read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.table import with_lists
 
-REQUESTS = 16  # at a time
+REQUESTS = 16  # concurrent
 
 
 def file_names(storage: Storage) -> list[str]:

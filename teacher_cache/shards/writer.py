@@ -1,4 +1,4 @@
-"""Writing the tars of one shard. They count for nothing before the shard's commit mark is written."""
+"""Write the tars of one shard. They are ignored until the shard's commit mark is written."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from teacher_cache.token_batch import TokenBatch
 def write_tokens(
     storage: Storage, shard: str, batch: TokenBatch, bundle_short: bool = True, owner: str = ""
 ) -> MemberIndex:
-    """Write a shard's ``tokens`` tar, in bundles if its samples are short and that is wanted."""
+    """Write a shard's ``tokens`` tar, in bundles if its samples are short and ``bundle_short`` is set."""
     lengths = batch.num_tokens.tolist()
     bundles = bundle_sizes(lengths) if bundle_short and are_short(lengths) else None
     payloads = map(encode_tokens, batch.samples()) if bundles is None else encode_records(batch)
@@ -29,7 +29,7 @@ def write_tokens(
 
 
 class ShardWriter:
-    """Stages one tar for each of ``signals``. Members of each must come in the order of the unit's sequences."""
+    """Stages one tar for each of ``signals``. Add the members of each in the order of the unit's sequences."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class ShardWriter:
         owner: str,
         bundles: Sequence[int] | None = None,
     ) -> None:
-        """``bundles`` as of ``TarWriter``, the same in all tars."""
+        """``bundles``: see ``TarWriter``; the same for all tars."""
         self._storage = storage
         self._unit = unit
         self._signals = signals
@@ -55,7 +55,7 @@ class ShardWriter:
         return self
 
     def add(self, signal: Signal, key: str, payload: bytes) -> None:
-        """Append a sample's payload of one signal. Raises OSError when the disk is full."""
+        """Append a sample's payload of one signal. Raises OSError if the disk is full."""
         self._tars[signal].add(key, payload)
 
     def __exit__(
@@ -64,25 +64,25 @@ class ShardWriter:
         return self._open.__exit__(kind, error, trace)
 
     def indexes(self) -> dict[Signal, MemberIndex]:
-        """Where the members lie; after the files were closed."""
+        """The tars' indexes; call it after the files are closed."""
         return {signal: tar.index() for signal, tar in self._tars.items()}
 
 
 def check_tars(storage: Storage, index: ShardIndex) -> None:
-    """Raise ConflictError unless the shard's tars are what ``index``, which is to be its mark, says that was written.
+    """Raise ConflictError unless the shard's tars still match ``index``; call it before writing that as the mark.
 
-    A store is asked for their sizes; a folder's files, which are in memory still, are read.
+    In a store only the sizes are compared; local files, still in the page cache, are read.
     """
     for signal, member in index.signals.items():
         name = tar_name(index.name, signal)
         size = storage.size(name)
         if size != member.file.bytes:
-            found = f"{size} bytes, {member.file.bytes} were written"
+            found = f"{size} bytes, but {member.file.bytes} were written"
         elif storage.is_local and not has_content(storage, name, member.file):
-            found = "its content is not what was written"
+            found = "the content differs from what was written"
         else:
             continue
         raise ConflictError(
-            f"{storage.where(name)}: {found}: something else has written it meanwhile, and the shard is not committed; "
-            "see that nothing else writes there, and run again"
+            f"{storage.where(name)}: {found}: another program has overwritten it, so the shard is not committed; "
+            "make sure that nothing else writes there, and run again"
         )

@@ -1,6 +1,6 @@
-"""Whether a teacher has the layers whose signals are asked for, of a width and a kind of attention that can be stored.
+"""Check that a teacher has the configured layers, with a width and attention type that can be stored.
 
-Known from its configuration, before anything is loaded.
+Uses only its configuration, before anything is loaded.
 """
 
 from typing import Any
@@ -10,28 +10,28 @@ from schemas.errors import UserError
 
 
 def check_width(signal: str, settings: Quantised, text_config: Any) -> None:
-    """Raise UserError when the teacher's hidden states cannot be stored in this dtype."""
+    """Raise UserError if the teacher's hidden states cannot be stored in this dtype."""
     if settings.dtype == "int4" and text_config.hidden_size % 2:
         raise UserError(
-            f"capture.{signal}.dtype: int4 keeps two channels in a byte, the teacher has {text_config.hidden_size}; "
-            "choose int8"
+            f"capture.{signal}.dtype: int4 packs two channels per byte, but the teacher has an odd hidden size, "
+            f"{text_config.hidden_size}; choose int8"
         )
 
 
 def check_hidden_layers(signal: str, settings: HiddenCapture, text_config: Any) -> None:
-    """Raise UserError when the teacher lacks one of the layers, or two are the same."""
+    """Raise UserError for missing or repeated layers."""
     num_layers = text_config.num_hidden_layers
     for layer in settings.layers:
         _check_number(f"capture.{signal}.layers", layer, layer_number(layer, num_layers), num_layers)
     numbers = settings.layer_numbers(num_layers)
     if len(set(numbers)) != len(numbers):
         raise UserError(
-            f"capture.{signal}.layers: {settings.layers} are layers {numbers} of {num_layers}; each may stand once"
+            f"capture.{signal}.layers: {settings.layers} are layers {numbers} of {num_layers}; list each only once"
         )
 
 
 def check_attention_layer(signal: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
-    """Raise UserError when the teacher lacks the layer or an attention head, or rows of the layer cannot be stored."""
+    """Raise UserError for a missing layer or attention head, and for a layer whose rows cannot be stored."""
     num_layers = text_config.num_hidden_layers
     number = layer_number(settings.layer, num_layers)
     _check_number(f"capture.{signal}.layer", settings.layer, number, num_layers)
@@ -39,14 +39,14 @@ def check_attention_layer(signal: str, settings: AttentionCapture, text_config: 
     if kind != "full_attention":
         raise UserError(
             f"capture.{signal}.layer: {settings.layer}: layer {number} of a {text_config.model_type} teacher is of "
-            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or leave the signal out"
+            f"type {kind}, whose rows cannot be stored; choose a layer with full attention, or remove capture.{signal}"
         )
     n_heads = text_config.num_attention_heads
     numbers = [] if isinstance(settings.heads, int) else settings.heads
     if settings.n_heads > n_heads or any(head >= n_heads for head in numbers) or len(set(numbers)) != len(numbers):
         raise UserError(
-            f"capture.{signal}.heads: {settings.heads}: the teacher has heads 0 to {n_heads - 1}; lower the number, or "
-            "list each head once"
+            f"capture.{signal}.heads: {settings.heads}: the teacher has attention heads 0 to {n_heads - 1}; lower the "
+            "number, or list each attention head once"
         )
 
 
@@ -56,7 +56,7 @@ def _check_number(key: str, layer: float, number: int, num_layers: int) -> None:
 
 
 def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
-    """The kind of attention in layer ``number``; a sliding window that no sequence fills counts as full attention."""
+    """Attention type of layer ``number``; a sliding window that no sequence fills counts as full attention."""
     if getattr(text_config, "kv_lora_rank", None):
         return "multi-head latent attention"
     if text_config.model_type == "gpt_oss":

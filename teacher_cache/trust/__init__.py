@@ -1,1 +1,1 @@
-"""What must hold of a cache before anything of it is used: its digest, and who signed it."""
+"""Checks before a cache is used: its digest and its signatures."""

@@ -1,7 +1,7 @@
-"""Signatures of caches, checked: who vouches for a manifest, and through its checksums for every file of the cache.
+"""Check signatures of caches: who vouches for a manifest and, through its checksums, for every file of the cache.
 
-Ed25519, one small file a signer: ``signatures/{public_key}.json``. Which file is read follows from the key that a user
-asks for, never from what lies in the cache.
+Ed25519, one small file per signer: ``signatures/{public_key}.json``. The file to read follows from the key that the
+user requires, never from what the cache contains.
 """
 
 from collections.abc import Sequence
@@ -23,49 +23,53 @@ MAX_SIGNATURE_BYTES = 1 << 16
 
 
 def read_statement(storage: Storage, public_key: str) -> Statement:
-    """What the owner of ``public_key`` says about a cache; the signature is checked, not whether it is still true.
+    """Read the statement of the owner of ``public_key`` about a cache, and verify its signature.
 
-    Raises CorruptCacheError naming the file when it is missing, or anything in it is not as it was signed.
+    Does not check that the statement fits the cache. Raises CorruptCacheError, naming the file, if it is missing or
+    invalid.
     """
     name = signature_file(public_key)
     where = storage.where(name)
     data = storage.read(name, MAX_SIGNATURE_BYTES)
     signature = parse_cache_file(Signature, data, where)
     if signature.public_key != public_key:
-        raise CorruptCacheError(f"{where}: it is a signature by {signature.public_key}, wanted one by {public_key}")
+        raise CorruptCacheError(f"{where}: signature by {signature.public_key}, expected one by {public_key}")
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
         key.verify(bytes.fromhex(signature.signature), signature.statement.message())
     except (InvalidSignature, ValueError):
         raise CorruptCacheError(
-            f"{where}: the signature is not one of its statement by {public_key}: it was forged or changed"
+            f"{where}: the signature does not match its statement: one of them was forged or modified"
         ) from None
     if data != signature.content():
-        raise CorruptCacheError(f"{where}: not written as signatures are: one line of JSON without spaces")
+        raise CorruptCacheError(f"{where}: not in canonical form: expected one line of JSON without spaces")
     return signature.statement
 
 
 def check_trust(
     storage: Storage, manifest: Manifest, required: Sequence[str], trusted_keys: Path | None = None
 ) -> list[Statement]:
-    """Raise unless ``manifest``, as ``read_manifest`` gave it, is signed by each of ``required``; what they state.
+    """Check that ``manifest``, as read by ``read_manifest``, is signed by each of ``required``.
 
     Args:
         storage: the cache.
         manifest: its manifest.
-        required: keys as users give them, see ``load_public_key``.
+        required: keys in any form that ``load_public_key`` accepts.
         trusted_keys: the file with trusted keys; None: the default one.
 
+    Returns:
+        The signers' statements, in the order of ``required``.
+
     Raises:
-        CorruptCacheError: a signature is missing, wrong, or of another manifest; names the file.
-        UserError: a key of ``required`` is not known.
+        CorruptCacheError: a signature is missing, invalid, or of another manifest; names the file.
+        UserError: a key of ``required`` is unknown.
     """
     keys = [load_public_key(key, trusted_keys) for key in required]
     return [_vouched(storage, manifest, public) for public in keys]
 
 
 def _vouched(storage: Storage, manifest: Manifest, public: str) -> Statement:
-    """What the owner of a key says about this manifest, or about the whole that it is a part of."""
+    """The statement of a key's owner about this manifest, or about the whole cache that it is a part of."""
     whole_storage = signed_whole(storage)
     is_part = manifest.derived is not None and manifest.derived.action == "subset"
     if not is_part or storage.exists(signature_file(public)) or not whole_storage.exists(MANIFEST):
@@ -77,12 +81,12 @@ def _vouched(storage: Storage, manifest: Manifest, public: str) -> Statement:
 
 
 def check_signature(storage: Storage, manifest: Manifest, public: str) -> Statement:
-    """What the owner of a key says about this manifest. Raises as ``check_trust``."""
+    """The statement of a key's owner about this manifest. Raises the same as ``check_trust``."""
     statement = read_statement(storage, public)
     if statement.manifest_sha256 != manifest.digest():
         raise CorruptCacheError(
             f"{storage.where(signature_file(public))}: {statement.signer} signed manifest "
-            f"{statement.manifest_sha256}, this cache's is {manifest.digest()}: the cache was changed since, or the "
-            "signature is another's"
+            f"{statement.manifest_sha256}, this cache's is {manifest.digest()}: the cache was modified since, or the "
+            "signature belongs to another cache"
         )
     return statement

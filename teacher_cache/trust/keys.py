@@ -1,4 +1,4 @@
-"""Public keys by name: a file with a line for each, ``hex name``, and ``#`` before comments."""
+"""Public keys by name: a file with one ``hex name`` line per key, and ``#`` comments."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def default_file() -> Path:
-    """Where trusted keys are if nothing else is said."""
+    """Default file of trusted keys."""
     return Path.home() / ".config" / "cache-tools" / "trusted_keys"
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Keys (64 hex digits) by name. Raises UserError naming file and line."""
+    """Read keys (64 hex digits) by name. Raises UserError naming file and line."""
     data = read_file(path, MAX_BYTES, "cannot read the keys")
     try:
         text = data.decode()
@@ -34,22 +34,22 @@ def read_keys(path: Path) -> dict[str, str]:
             raise UserError(f"{path}:{number}: expected 64 hex digits and a name, got {line[:80]!r}")
         key, name = match.groups()
         if keys.get(name, key) != key:
-            raise UserError(f"{path}:{number}: a second key with the name {name!r}; names must be distinct")
+            raise UserError(f"{path}:{number}: second key with the name {name!r}; rename one of them")
         keys[name] = key
     return keys
 
 
 def read_public_file(path: Path) -> tuple[str, str]:
-    """Key and name in a ``.pub`` file. Raises UserError."""
+    """Read key and name from a ``.pub`` file. Raises UserError."""
     keys = read_keys(path)
     if len(keys) != 1:
-        raise UserError(f"{path}: {len(keys)} keys, wanted one line: 64 hex digits and a name")
+        raise UserError(f"{path}: {len(keys)} keys, expected one line: 64 hex digits and a name")
     ((name, key),) = keys.items()
     return key, name
 
 
 def load_public_key(key: str, trusted_keys: Path | None = None) -> str:
-    """64 hex digits from these digits, a ``.pub`` file, or a name in the file of trusted keys. Raises UserError."""
+    """Resolve 64 hex digits, a ``.pub`` file, or a name in the trusted keys, to 64 hex digits. Raises UserError."""
     if _HEX.fullmatch(key):
         return key
     if key.endswith(".pub"):
@@ -58,7 +58,7 @@ def load_public_key(key: str, trusted_keys: Path | None = None) -> str:
     names = read_keys(path) if path.exists() else {}
     if key not in names:
         raise UserError(
-            f"key {key!r}: not among the {len(names)} names in {path}; give one of these, 64 hex digits or a .pub "
+            f"key {key!r}: not among the {len(names)} names in {path}; use one of these, 64 hex digits or a .pub "
             "file, or add it with `cache-tools trust FILE.pub`"
         )
     return names[key]

@@ -1,8 +1,8 @@
-"""What a signature of a whole cache says about a part of it.
+"""Extend the signature of a whole cache to a part of it.
 
-A part has a manifest of its own, which nobody signed. So the whole's signed manifest and its signatures travel with it,
-in ``signed/``, laid out as in the cache they are of. Shards that were taken whole have files whose sha256 are in it.
-Shards of which some samples were taken are new files: of these a signature says nothing, and that is said.
+A part has its own, unsigned manifest. So the whole cache's signed manifest and signatures travel with it, in
+``signed/``, in their original layout. Shards copied whole have files whose sha256 the signed manifest lists. Shards
+from which samples were selected are new files: no signature covers them, which is reported.
 """
 
 from schemas.errors import CorruptCacheError
@@ -14,14 +14,14 @@ SIGNED = "signed"  # the folder
 
 
 def signed_whole(storage: Storage) -> Storage:
-    """Where the whole's manifest and signatures are, if they are there, of the part at ``storage``."""
+    """Where the part at ``storage`` keeps the whole cache's manifest and signatures, if it has them."""
     return Storage(f"{storage.url.rstrip('/')}/{SIGNED}")
 
 
 def check_part(storage: Storage, manifest: Manifest, whole: Manifest) -> None:
-    """Raise CorruptCacheError unless every file of the part ``manifest`` is one that ``whole`` lists.
+    """Raise CorruptCacheError unless ``whole`` lists every file of the part's ``manifest``.
 
-    The files themselves are compared with the part's manifest, as those of any cache.
+    The files themselves are checked against the part's manifest, like those of any cache.
     """
     where = storage.where(MANIFEST)
     same = ("format_version", "teacher", "tokenizer", "corpus", "codec", "provenance", "tokens_per_shard")
@@ -33,15 +33,15 @@ def check_part(storage: Storage, manifest: Manifest, whole: Manifest) -> None:
         wrong.append("head")
     wrong += [f"table {digest}" for digest, file in manifest.tables.items() if whole.tables.get(digest) != file]
     if wrong:
-        raise CorruptCacheError(f"{where}: {', '.join(wrong[:5])}: not as in the signed manifest of {whole.digest()}")
+        raise CorruptCacheError(f"{where}: {', '.join(wrong[:5])}: differs from the signed manifest {whole.digest()}")
     entries = {entry.name: entry for entry in with_lists(signed_whole(storage), whole).shards}
     shards = with_lists(storage, manifest).shards
     unproven = [entry.name for entry in shards if not _is_of(entry, entries.get(entry.name))]
     if unproven:
         raise CorruptCacheError(
             f"{where}: {len(unproven)} of {len(shards)} shards, the first {unproven[0]}, are not files of the signed "
-            f"cache {whole.digest()}: samples were chosen from them, or they were changed, and the signature cannot "
-            "prove either; pull whole shards (--signals, --shards) to have files that it covers"
+            f"cache {whole.digest()}: samples were selected from them, or they were modified, and the signature cannot "
+            "tell which; pull whole shards (--signals, --shards) to get files that it covers"
         )
 
 

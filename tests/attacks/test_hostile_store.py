@@ -160,7 +160,7 @@ def test_a_cache_on_a_plain_server(tmp_path: Path, ranges: bool) -> None:
         assert CacheReader(str(tmp_path / "pulled")).manifest.sha256 == reader.manifest.sha256
         with pytest.raises(UserError, match="not found, so this is not a cache"):
             CacheReader(f"{address}/nothing")
-        with pytest.raises(UserError, match="nothing is written over plain HTTP"):
+        with pytest.raises(UserError, match="plain HTTP is read-only"):
             copy_cache(str(tmp_path / "pulled"), f"{address}/new")
     with pytest.raises(UserError, match="cannot be reached") as unreachable:
         CacheReader(url)

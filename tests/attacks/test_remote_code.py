@@ -178,8 +178,8 @@ def test_a_mistyped_path_is_sent_nowhere(make_config, tmp_path: Path, monkeypatc
     monkeypatch.setattr("socket.getaddrinfo", lambda *where, **_: sent.append(where) or 1 / 0)
     for start in ({}, {"checkpoint": None, "config": name}, {"checkpoint": None, "teacher": name, "from_layers": [0]}):
         config = make_config(**{"checkpoint": name, **start})
-        refused(lambda config=config: materialise_student(config), r"no such folder here.*give the folder of a Hugging")
-    refused(lambda: evaluate_folder(name, config.data.shares[0].url), "^MODEL: .*no such folder here")
+        refused(lambda config=config: materialise_student(config), r"no such folder.*pass the folder of a Hugging")
+    refused(lambda: evaluate_folder(name, config.data.shares[0].url), "^MODEL: .*no such folder")
     assert not sent
 
 
@@ -190,7 +190,7 @@ def test_a_mistyped_path_of_a_teacher_is_sent_nowhere(tmp_path: Path, monkeypatc
     sent: list[Any] = []
     monkeypatch.setattr("socket.getaddrinfo", lambda *where, **_: sent.append(where) or 1 / 0)
     for name in ("runs/techer", "./techer", "a/b/c", "/nowhere"):
-        refused(lambda name=name: load_teacher_config(TeacherConfig(path=name)), "no such folder here")
+        refused(lambda name=name: load_teacher_config(TeacherConfig(path=name)), "no such folder")
     assert not sent
 
 
@@ -198,7 +198,7 @@ def test_an_adapter_is_refused_by_name(make_config, plant: Plant) -> None:
     """A folder names another model, on a hub, that it is to be laid upon."""
     folder = plant("llama", tokenizer=False)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/elsewhere"}')
-    with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\) of another model; merge it"):
+    with pytest.raises(UserError, match=r"contains an adapter \(adapter_config.json\) for another model; merge it"):
         materialise_student(make_config(checkpoint=str(folder)))
     shutil.rmtree(folder)
 

@@ -37,7 +37,7 @@ def test_a_folder_of_signatures_that_is_a_link(tmp_path: Path, cache: Signed, ke
     before = sorted(elsewhere.iterdir())
     done = run("cache-tools", "sign", cache.url, "--key", key)
     assert done.returncode == 2
-    assert "signatures: a link, through which nothing is written" in done.stderr
+    assert "signatures: refusing to write through a link" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(elsewhere.iterdir()) == before
 
@@ -90,6 +90,6 @@ def test_a_part_whose_folder_of_the_whole_is_a_link(tmp_path: Path, cache: Signe
     part.mkdir()
     (part / "signed").symlink_to(elsewhere)
     source, manifest = open_source(cache.url)
-    with pytest.raises(UserError, match="signed: a link"):
+    with pytest.raises(UserError, match=r"signed: .*link"):
         write_subset(choose(source, manifest, Selection(shards=[(0, 0)])), str(part))
     assert list(elsewhere.iterdir()) == []

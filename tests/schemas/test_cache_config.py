@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import BEST_TARGET, CacheConfig, CaptureConfig, DrawsCapture, LogitsCapture
 from schemas.errors import UserError
 from schemas.load import validate
 
@@ -24,7 +24,9 @@ def complaint(changes):
 def test_the_smallest_configuration_has_the_documented_defaults():
     config = read()
     assert config.engine.kind == "vllm"
-    assert (config.capture.logits.policy, config.capture.logits.k) == ("top_k", 64)
+    assert config.capture == BEST_TARGET
+    assert (config.capture.logits.policy, config.capture.logits.k) == ("top_k", 16)
+    assert config.capture.draws == DrawsCapture(n=16, region="tail", temperatures=[1.0])
     assert config.capture.logits.temperatures == [1.0, 3.0]
     assert config.capture.logits.positions == "loss_mask"
     assert (config.codec.logprobs, config.codec.logprob_steps_per_nat) == ("steps", 16)
@@ -78,6 +80,41 @@ def test_draws_that_do_not_fit_the_logits_are_refused(capture, wanted):
     message = complaint({"capture": capture})
     assert "capture" in message
     assert wanted in message
+
+
+@pytest.mark.parametrize(
+    ("capture", "k", "n"),
+    [
+        ({}, 16, 16),
+        ({"hidden": {}}, 16, 16),
+        ({"logits": {"k": 40}}, 40, 16),
+        ({"draws": {"temperatures": [3.0]}}, 16, 16),
+        ({"draws": {"n": 5}}, 16, 5),
+        ({"draws": {"region": "all"}}, 16, 50),
+        ({"draws": None}, 64, None),
+        ({"draws": None, "logits": {"k": 8}}, 8, None),
+        ({"logits": {"policy": "nucleus"}}, 64, None),
+        ({"logits": {"policy": "nucleus"}, "draws": {"region": "all"}}, 64, 50),
+        ({"final": {}}, 16, None),
+        ({"final": {}, "draws": {}}, 16, 16),
+        ({"final": None}, 16, 16),
+    ],
+)
+def test_what_a_configuration_leaves_open_is_what_teaches_best(capture, k, n):
+    found = read({"capture": capture}).capture
+    assert found.logits.k == k
+    assert (None if found.draws is None else found.draws.n) == n
+
+
+def test_a_configuration_that_states_its_capture_keeps_it():
+    stated = CaptureConfig(logits=LogitsCapture(k=64))
+    assert read({"capture": stated.model_dump(mode="json")}).capture == stated
+    assert CacheConfig.model_validate({**SMALLEST, "capture": stated}).capture == stated
+
+
+@pytest.mark.parametrize("capture", [None, 3, {"logits": None}, {"logits": []}, {"draws": 3}, {"draws": []}])
+def test_a_capture_that_is_none_is_named(capture):
+    assert "capture" in complaint({"capture": capture})
 
 
 def test_a_cache_may_hold_several_targets():

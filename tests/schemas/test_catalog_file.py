@@ -1,4 +1,4 @@
-"""What a catalogue may contain is bounded, because anybody may have written it."""
+"""The content of a catalogue is bounded, because its author is untrusted."""
 
 import json
 from typing import Any

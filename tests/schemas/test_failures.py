@@ -1,4 +1,4 @@
-"""Each cause has its class, hence its exit status, and advice that fits it."""
+"""Each cause maps to its class, and so to its exit status, with fitting advice."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ class ClientError(Exception):
 
 
 def translated(code: str, status: int = 400) -> OSError:
-    """As s3fs passes it on: nothing but an EIO or a PermissionError, with the cause behind it."""
+    """As s3fs re-raises it: as EIO or PermissionError, with the original as its cause."""
     error = OSError(errno.EIO, code)
     error.__cause__ = ClientError(code, status)
     return error
@@ -47,7 +47,7 @@ def of(number: int) -> OSError:
         (TimeoutError(), StoreError, "no answer in time"),
         (translated("ExpiredToken"), AccessError, "expired"),
         (translated("AccessDenied", 403), AccessError, "credentials"),
-        (translated("PreconditionFailed", 412), ConflictError, "somebody else"),
+        (translated("PreconditionFailed", 412), ConflictError, "another process"),
         (translated("InternalError", 500), StoreError, "try again later"),
         (of(errno.ENOENT), UserError, "No such file"),
         (NotRegularError("it is a named pipe, not a regular file"), UserError, "named pipe"),

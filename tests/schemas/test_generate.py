@@ -1,4 +1,4 @@
-"""The JSON Schemas that are checked in are those of the models, and they say what the models say."""
+"""The committed JSON Schemas are up to date, and accept what the models accept."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from schemas import generate
+from schemas import cache_config, generate, train_config
 from schemas.cache_config import CacheConfig
+from schemas.strict import Strict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +68,20 @@ def test_a_schema_accepts_what_its_model_accepts():
     assert list(validator.iter_errors(CacheConfig.model_validate(tree).model_dump(mode="json"))) == []
     tree["corpus"]["sources"][0]["format"] = "docx"
     assert [list(error.path) for error in validator.iter_errors(tree)] == [["corpus", "sources", 0, "format"]]
+
+
+FREE_TEXT = {"licence", "owner", "notes"}
+CONFIGURATIONS = [
+    model
+    for module in (cache_config, train_config)
+    for model in vars(module).values()
+    if isinstance(model, type) and issubclass(model, Strict) and model.__module__ == module.__name__
+]
+
+
+@pytest.mark.parametrize("model", CONFIGURATIONS, ids=lambda model: model.__name__)
+def test_every_default_says_why(model):
+    """Groups of keys aside, whose own keys do."""
+    for name, field in model.model_fields.items():
+        if not (field.is_required() or isinstance(field.default, Strict) or name in FREE_TEXT):
+            assert field.description, f"{model.__name__}.{name}"

@@ -1,4 +1,4 @@
-"""Reading configurations: overrides win over the file, and every mistake is named in one line."""
+"""Loading configurations: overrides take precedence, and every mistake is a one-line error."""
 
 import pytest
 from pydantic import Field

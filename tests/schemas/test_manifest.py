@@ -1,4 +1,4 @@
-"""The manifest and the commit mark: text and model are interchangeable, and what cannot be true is refused."""
+"""Manifest and commit mark: text and model round-trip, and impossible values are rejected."""
 
 import hashlib
 import json
@@ -190,3 +190,11 @@ def test_an_index_that_cannot_be_true_is_refused(path, value):
     ShardIndex.model_validate(index_tree())
     with pytest.raises(ValidationError):
         ShardIndex.model_validate(put(index_tree(), path, value))
+
+
+def test_what_a_manifest_leaves_out_of_its_capture_is_not_there():
+    """The defaults of a configuration are no statement about a cache that was written before, or by other programs."""
+    tree = manifest_tree()
+    found = Manifest.model_validate(tree | {"capture": {}}).capture
+    assert (found.logits.k, found.signals) == (64, ["logits"])
+    assert Manifest.model_validate(tree).capture.draws is None

@@ -1,4 +1,4 @@
-"""What holds for every model of the contract."""
+"""Properties of all schema models."""
 
 import inspect
 

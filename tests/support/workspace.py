@@ -32,7 +32,7 @@ class Workspace:
     corpus: Path
 
     def cache_config(self, cache: Path, **changes: object) -> Path:
-        capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+        capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}
         tree = cache_tree(self.teacher, self.corpus, cache, tokens_per_shard=200, capture=capture)
         return self._write("cache.yaml", tree | changes)
 

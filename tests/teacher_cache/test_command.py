@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 import time
 
 import click
@@ -9,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.errors import CorruptCacheError, UserError
-from teacher_cache.command import QUIET, progress, set_option, show
+from teacher_cache.command import progress, set_option, show
 from teacher_cache.program import Program
 
 
@@ -81,27 +78,3 @@ def test_a_bar_is_there_before_it_is_told_anything(
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert ("loading the teacher" in shown) is is_terminal
     assert ("3 of 1,200" in shown) is is_terminal
-
-
-NOISE = """
-import logging, os, subprocess, sys, warnings
-from teacher_cache.command import configure_logging
-configure_logging(sys.argv[1] == "verbose")
-logging.getLogger("transformers.modeling_utils").warning("noise of transformers")
-logging.getLogger("vllm.worker").warning("noise of vLLM")
-warnings.warn("noise of Python")
-subprocess.run([sys.executable, "-c", "import warnings; warnings.warn('noise of a worker')"])
-logging.getLogger("teacher_cache.job").info("a message of ours")
-logging.getLogger("vllm.worker").error("an error")
-"""
-
-
-@pytest.mark.parametrize("how", ["verbose", "quiet"])
-def test_what_other_libraries_warn_of_is_kept_off_the_terminal(how: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
-    done = subprocess.run([sys.executable, "-c", NOISE, how], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "a message of ours" in done.stderr
-    assert "an error" in done.stderr
-    shown = [what for what in ("transformers", "vLLM", "Python", "a worker") if f"noise of {what}" in done.stderr]
-    assert shown == ([] if how == "quiet" else ["transformers", "vLLM", "Python", "a worker"])

@@ -1,4 +1,4 @@
-"""An estimate is what a run would write, and writes nothing itself."""
+"""An estimate predicts what a run would write, and writes nothing."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) 
 
 @pytest.mark.parametrize("n", [8, 16])
 def test_a_few_chats_give_the_sizes_of_all(tmp_path: Path, n: int) -> None:
-    """Though the probed ones have another share of tokens that count, and other lengths: within 5 %."""
+    """Within 5 %, although the probed sequences differ in length and in their share of trained tokens."""
     rng = random.Random(0)
 
     def words(least: int) -> str:

@@ -23,7 +23,7 @@ from tools.sharing.subset import choose, open_source, write_subset
 
 
 def make_config(teacher: Path, corpus: Path, output: Path, **changes: object) -> CacheConfig:
-    capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+    capture = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}
     tree = cache_tree(teacher, corpus, output, tokens_per_shard=300, **{"capture": capture, **changes})
     return validate(CacheConfig, tree, "test")
 
@@ -46,7 +46,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("positions", ["all", "loss_mask"])
 def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, positions: str) -> None:
     folder, logprobs_VV = write_successor_teacher(tmp_path / "teacher")
-    capture = {"logits": {"k": 16, "positions": positions}}
+    capture = {"logits": {"k": 16, "positions": positions}, "draws": None}
     summary = job.run(make_config(folder, corpus, tmp_path / "cache", capture=capture))
     reader = CacheReader(str(tmp_path / "cache"))
     entropies_V, read = -(np.exp(logprobs_VV) * logprobs_VV).sum(axis=1), []
@@ -71,7 +71,7 @@ def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, p
 def test_a_teacher_that_knows_nothing_has_the_entropy_of_its_vocabulary(
     tmp_path: Path, teacher: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 16 entries a row and one bucket for the rest, the entropy would be 0.2 nats."""
+    """From 16 entries per row and one bucket for the rest, the entropy would be 0.2 nats."""
     folder = write_random_teacher(tmp_path / "uniform")
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights["lm_head.weight"] *= 1e-4
@@ -83,7 +83,7 @@ def test_a_teacher_that_knows_nothing_has_the_entropy_of_its_vocabulary(
 
 
 def test_of_a_chat_only_what_the_assistant_writes_is_stored(tmp_path: Path, teacher: Path) -> None:
-    """The rows that count, which are the same rows of a cache of all."""
+    """The rows in the loss mask, equal to those of a cache of all rows."""
     chats = [
         [("user", f"{n} + {n}?"), ("assistant", f"def f(x): {2 * n}"), ("user", "again"), ("assistant", "return x")]
         for n in range(4)
@@ -157,7 +157,7 @@ def test_nucleus_rows_are_ragged_and_reach_the_mass(tmp_path: Path, teacher: Pat
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"capture": {"logits": {"k": 8}}}, "capture.logits.k: 16 in the cache, 8 now"),
+        ({"capture": {"logits": {"k": 8}, "draws": None}}, "capture.logits.k: 16 in the cache, 8 now"),
         ({"codec": {"logprob_steps_per_nat": 32}}, "codec.logprob_steps_per_nat: 16 in the cache, 32 now"),
     ],
 )
@@ -213,11 +213,11 @@ def test_garbage_is_removed_and_foreign_files_are_not(tmp_path: Path, teacher: P
 
 
 def test_a_plan_removes_nobodys_files(tmp_path: Path, teacher: Path, corpus: Path) -> None:
-    """A model's head that lies in the folder has a name that a cache gives to its own."""
+    """A model's output head in the folder has the same file name as a cache's."""
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "head.safetensors").write_text("somebody's")
-    with pytest.raises(UserError, match=r"cache/head\.safetensors: is there without a manifest"):
+    with pytest.raises(UserError, match=r"cache/head\.safetensors: exists without a manifest"):
         job.run(make_config(teacher, corpus, folder))
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("head.safetensors", "somebody's")]
 
@@ -246,7 +246,7 @@ def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
 def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, corpus: Path) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=2**25)
     config = make_config(teacher, corpus, tmp_path / "cache", max_tokens=2**24)
-    with pytest.raises(UserError, match=r"capture: 136 bytes a row in memory, and corpus\.max_tokens is 16777216"):
+    with pytest.raises(UserError, match=r"capture: 136 bytes a row \(in memory\) times corpus\.max_tokens 16777216"):
         job.run(config)
     assert not (tmp_path / "cache").exists()
 
@@ -316,7 +316,7 @@ def test_a_cache_with_the_older_fingerprint_of_its_teacher_goes_on(
     assert CacheReader(config.output.path).manifest.teacher.fingerprint == older
     assert job.run(config).units_scored == 0
     other = write_random_teacher(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=r"made differently: .*teacher\.fingerprint"):
+    with pytest.raises(UserError, match=r"made with other settings: .*teacher\.fingerprint"):
         job.run(make_config(other, corpus, tmp_path / "cache"))
 
 
@@ -330,7 +330,7 @@ def test_a_committed_file_that_is_gone_is_noticed(tmp_path: Path, teacher: Path,
 
 
 def test_a_shard_whose_mark_was_deleted_is_written_again(tmp_path: Path, teacher: Path, corpus: Path) -> None:
-    """As the message about a missing tar says that one may."""
+    """As the error message about a missing tar advises."""
     config = make_config(teacher, corpus, tmp_path / "cache")
     job.run(config)
     (tmp_path / "cache/shard-000000.logits.tar").unlink()
@@ -341,10 +341,10 @@ def test_a_shard_whose_mark_was_deleted_is_written_again(tmp_path: Path, teacher
 
 
 def test_a_part_of_a_cache_is_no_place_for_a_run(tmp_path: Path, teacher: Path, corpus: Path) -> None:
-    """It would say that it is complete, with a third of what the configuration asks for."""
+    """It would count as complete, with a third of the configured corpus."""
     config = make_config(teacher, corpus, tmp_path / "whole")
     job.run(config)
     source, manifest = open_source(config.output.path)
     write_subset(choose(source, manifest, Selection(shards=[(0, 0)])), str(tmp_path / "part"))
-    with pytest.raises(UserError, match=r"made of others \(subset\), not by a run"):
+    with pytest.raises(UserError, match=r"derived from others \(subset\), so a run"):
         job.run(make_config(teacher, corpus, tmp_path / "part"))

@@ -1,4 +1,4 @@
-"""How long a sequence may be: from configurations as they are published, in the plan, and in the reference engine."""
+"""Maximum sequence length: from published configurations, in the plan, and in the reference engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,9 @@ def longrope(original: int, extended: int, **changes: Any) -> dict[str, Any]:
 
 
 def job_config(folder: Path, teacher: Path, **corpus: Any) -> CacheConfig:
-    tree = cache_tree(teacher, folder / "corpus", folder / "cache", capture={"logits": {"k": 8, "positions": "all"}})
+    tree = cache_tree(
+        teacher, folder / "corpus", folder / "cache", capture={"logits": {"k": 8, "positions": "all"}, "draws": None}
+    )
     tree["corpus"] |= corpus
     return validate(CacheConfig, tree, "test")
 
@@ -90,7 +92,9 @@ def test_too_long_is_said_before_anything_is_tokenized(
     monkeypatch.setattr("teacher_cache.plan.Corpus", None)
     config = job_config(tmp_path, teacher, max_tokens=65)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": engine})})
-    with pytest.raises(UserError, match=r"^corpus\.max_tokens: 65: the teacher reads at most 64 tokens; set it to 64"):
+    with pytest.raises(
+        UserError, match=r"^corpus\.max_tokens: 65: the teacher supports at most 64 tokens; set it to 64"
+    ):
         job.load_or_make_plan(config, job.Storage(config.output.path))
     assert not (tmp_path / "cache/manifest.json").exists()
 
@@ -146,7 +150,7 @@ def test_values_do_not_depend_on_what_else_was_scored_where_frequencies_follow_t
     sequences = [rng.integers(3, VOCAB_SIZE, length).astype(np.uint32) for length in (20, 100, 32, 60, 33, 100)]
 
     def plain(ids: np.ndarray) -> np.ndarray:
-        """By a model that has seen nothing before."""
+        """Scores of a freshly loaded model."""
         model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
         with torch.inference_mode():
             return model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].log_softmax(-1).numpy()

@@ -1,4 +1,4 @@
-"""A plan is continued only by what tokenizes and renders its corpus in the same way."""
+"""A plan can only be continued with a tokenizer and template that treat its corpus alike."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def in_json(change: Callable[[dict], None]) -> Callable[[Path], None]:
 def test_a_changed_file_of_the_tokenizer_is_refused_by_name(config: CacheConfig, name: str, change: Callable) -> None:
     assert plan(config).digest() == plan(config).digest()
     change(Path(config.teacher.path) / name)
-    with pytest.raises(UserError, match=rf"made differently: .*teacher\.path \(tokenizer\)\.files\.{name}: "):
+    with pytest.raises(UserError, match=rf"made with other settings: .*teacher\.path \(tokenizer\)\.files\.{name}: "):
         plan(config)
 
 
@@ -67,9 +67,9 @@ def test_a_changed_template_of_ones_own_is_refused_by_name(config: CacheConfig, 
     (tmp_path / "elsewhere").mkdir()
     moved = template.rename(tmp_path / "elsewhere" / "own.jinja")
     own = own.model_copy(update={"corpus": own.corpus.model_copy(update={"chat_template": str(moved)})})
-    assert plan(own).digest() == first.digest()  # where it lies does not matter
+    assert plan(own).digest() == first.digest()  # its path does not matter
     moved.write_text(CHAT_TEMPLATE + " ")
-    with pytest.raises(UserError, match=r"made differently: .*\.files\.own\.jinja: "):
+    with pytest.raises(UserError, match=r"made with other settings: .*\.files\.own\.jinja: "):
         plan(own)
     with pytest.raises(UserError, match=r"corpus\.chat_template: 'own\.jinja' in the cache, None now"):
         plan(config)

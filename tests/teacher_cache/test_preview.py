@@ -48,7 +48,7 @@ def printed(config: CacheConfig, **console: object) -> str:
 
 def test_what_is_learned_stands_in_brackets(config: CacheConfig) -> None:
     lines = printed(config).splitlines()
-    assert "[bold]x[/] \\x1b[31m<|im_end|>" in lines  # neither markup nor an order to the terminal
+    assert "[bold]x[/] \\x1b[31m<|im_end|>" in lines  # neither markup nor terminal control
     assert "⟦日本<|im_end|>⟧" in lines
     assert "── chats.jsonl#1 · chat · " in "\n".join(lines)
     assert "x⟦ + 0⟧" in lines
@@ -56,7 +56,7 @@ def test_what_is_learned_stands_in_brackets(config: CacheConfig) -> None:
     assert any(line.endswith("1 no reply, 1 malformed") for line in lines)
     assert "    · chats.jsonl is read as jsonl" in lines
     assert "    · records are read as messages" in lines
-    assert any(line.startswith("    · dropped (malformed)") for line in lines)
+    assert any(line.startswith("    · dropped (malformed;") for line in lines)
     assert any(line.startswith("  layer code: 5 documents, 5 samples, ") for line in lines)
 
 
@@ -64,7 +64,7 @@ def test_on_a_terminal_colours_take_the_place_of_brackets(config: CacheConfig) -
     text = printed(config, force_terminal=True, color_system="standard")
     assert "⟦" not in text
     assert "\x1b[1;92m<|im_end|>\x1b[0m" in text or "\x1b[1;32m<|im_end|>\x1b[0m" in text
-    assert "\x1b[31m" not in text  # which is in the corpus
+    assert "\x1b[31m" not in text  # although the corpus contains it
 
 
 def test_as_json(config: CacheConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a caching run says of itself while it goes on."""
 
+import logging
 import time
 
 import pytest
@@ -11,24 +12,26 @@ from teacher_cache.progress import Progress, reading
 from teacher_cache.token_batch import TokenBatch
 
 
-def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "teacher_cache")
     with Progress(1_000_000) as progress:
         progress.scored(250_000)
-        assert capsys.readouterr().err == "", "a line every ten seconds is enough"
+        assert caplog.messages == [], "a line every ten seconds is enough"
         progress.committed(None)
-        line = capsys.readouterr().err
+        (line,) = caplog.messages
         assert line.startswith("caching: 250,000 of 1,000,000 tokens · ")
         assert "entropy" not in line
         assert " ·  · " not in line
         progress.committed(2.5)
-        assert " tok/s · entropy 2.50 nats · " in capsys.readouterr().err
+        assert " tok/s · entropy 2.50 nats · " in caplog.messages[-1]
 
 
-def test_a_long_unit_is_seen_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_unit_is_seen_to_go_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "teacher_cache")
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
     with Progress(1000) as progress:
         progress.scored(100)
-    assert capsys.readouterr().err.startswith("caching: 100 of 1,000 tokens")
+    assert caplog.messages[0].startswith("caching: 100 of 1,000 tokens")
 
 
 def test_the_bar_moves_while_the_first_unit_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_fingerprint_samples_files_too_large_to_read_whole(folder: Path, monkeyp
 
 def test_a_teacher_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no weights found, looked for \*\.safetensors"):
+    with pytest.raises(UserError, match=r"no weights found, expected \*\.safetensors"):
         describe(folder)
 
 
@@ -65,7 +65,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def as_other_version(folder: Path) -> None:
-    """What another version of transformers writes of the same model, in another order."""
+    """The same model, saved by another version of transformers, with keys in another order."""
     config = folder / "config.json"
     settings = json.loads(config.read_text())
     settings["torch_dtype"] = settings.pop("dtype")
@@ -120,10 +120,10 @@ def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])
 def test_what_is_no_folder_is_said_to_be_none(path: str) -> None:
-    """Not that its name has a form that names of models on the hub do not have."""
+    """Rather than an error about the syntax of hub ids."""
     with pytest.raises(UserError) as refused:
         load_model_config(TeacherConfig(path=path))
     assert str(refused.value) == (
-        f"teacher.path: {path} (no such folder here): cannot load a model configuration; give the folder of a Hugging "
+        f"teacher.path: {path} (no such folder): cannot load a model configuration; pass the folder of a Hugging "
         "Face model with its tokenizer"
     )

@@ -1,4 +1,4 @@
-"""Batches of sequences: taken apart, chosen from and cut into parts without a change to any of them."""
+"""Batches of sequences: splitting, selecting and regrouping leave every sequence unchanged."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Tokens that the teacher has no embedding for: an error where a text uses one, in plan and probe; else no harm."""
+"""Tokens without an embedding in the teacher: an error if a text uses one, in plan and probe; otherwise harmless."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ SPECIAL, PLAIN = "<|tool|>", "zyzzyva"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> dict[str, Any]:
-    """A teacher of ``VOCAB_SIZE`` tokens whose tokenizer was given two more."""
+    """A teacher with ``VOCAB_SIZE`` tokens whose tokenizer has two more."""
     teacher = write_random_teacher(tmp_path / "teacher")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([SPECIAL], special_tokens=True)
     tokenizer.add_tokens([PLAIN])
     tokenizer.save_pretrained(teacher)
     write_text_corpus(tmp_path / "corpus")
-    return cache_tree(teacher, tmp_path / "corpus", tmp_path / "cache", capture={"logits": {"k": 8}})
+    return cache_tree(teacher, tmp_path / "corpus", tmp_path / "cache", capture={"logits": {"k": 8}, "draws": None})
 
 
 @pytest.mark.parametrize(("token", "number"), [(SPECIAL, VOCAB_SIZE), (PLAIN, VOCAB_SIZE + 1)])
@@ -39,7 +39,7 @@ def test_a_text_that_uses_one_is_found_in_plan_and_probe(tree: dict[str, Any], t
     config = validate(CacheConfig, tree, "test")
     said = (
         rf"^teacher\.path: {folder}/tokenizer\w*\.json: token {number} \"{token.replace('|', '[|]')}\" is in the "
-        rf"corpus \(.*other\.txt.*\), and teacher has a vocabulary of {VOCAB_SIZE}, ids 0 to {VOCAB_SIZE - 1}; "
+        rf"corpus \(.*other\.txt.*\), but teacher has a vocabulary of {VOCAB_SIZE}, ids 0 to {VOCAB_SIZE - 1}; "
     )
     for plan in (lambda: job.run(config), lambda: survey(config, 1)):
         with pytest.raises(UserError, match=said):

@@ -13,7 +13,7 @@ from support.commands import run
 from support.logged import losses
 from support.proxy import FAULTS, proxied
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import storage
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.reader import CacheReader
 from trainer.distiller import distill
 
@@ -46,10 +46,10 @@ def test_a_run_from_a_failing_store_has_the_losses_of_one_from_disk(
     """Errors, silence, bodies that stop or break off, resets, and two files with a wrong bit in their first answer."""
     write_both(s3_url, str(tmp_path / "cache"))
     distill(make(str(tmp_path / "cache"), "disk"))
-    monkeypatch.setattr("teacher_cache.shards.storage.PART_BYTES", 1000)
-    monkeypatch.setattr(storage, "PATIENCE", 1.0)
-    monkeypatch.setattr(storage, "LISTING_PATIENCE", 1.0)
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 1000)
+    monkeypatch.setattr(store_requests, "PATIENCE", 1.0)
+    monkeypatch.setattr(store_requests, "LISTING_PATIENCE", 1.0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0.05)
     with proxied(s3_server, SHARES, flips={BAD: 1, "shard-000006.tokens.tar": 1}) as proxy:
         distill(make(s3_url, "s3"))
     assert losses(tmp_path / "s3") == losses(tmp_path / "disk")

@@ -168,7 +168,12 @@ def signals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A cache with hidden states and attention rows, and a student of its teacher's layers."""
     folder = tmp_path_factory.mktemp("signals")
     teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts", documents=30)
-    capture = {"logits": {"k": 8}, "hidden": {"layers": [1, 2]}, "attention": {"heads": 1, "positions": {"every": 3}}}
+    capture = {
+        "logits": {"k": 8},
+        "draws": None,
+        "hidden": {"layers": [1, 2]},
+        "attention": {"heads": 1, "positions": {"every": 3}},
+    }
     job.run(validate(CacheConfig, cache_tree(teacher, corpus, folder / "cache", capture=capture), "test"))
     student = {"checkpoint": None, "teacher": str(teacher), "from_layers": [0, 1]}
     return {"data": {"cache": str(folder / "cache")}, "student": student, "loop": {"max_steps": 8}}

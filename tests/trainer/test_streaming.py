@@ -48,7 +48,7 @@ def test_signals_that_are_not_learned_from_are_not_downloaded(
 ) -> None:
     """The server's log: no request for a tar of hidden states unless a loss needs them."""
     teacher, corpus = write_random_teacher(tmp_path / "teacher"), write_text_corpus(tmp_path / "texts", documents=12)
-    capture = {"logits": {"k": 8}, "hidden": {"layers": [1, 2]}}
+    capture = {"logits": {"k": 8}, "draws": None, "hidden": {"layers": [1, 2]}}
     job.run(validate(CacheConfig, cache_tree(teacher, corpus, s3_url, tokens_per_shard=300, capture=capture), "test"))
     asked = {}
     for name, terms in (("logits", {}), ("hidden", {"lhsm": {}})):

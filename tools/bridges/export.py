@@ -5,6 +5,7 @@ The folder is written under a temporary name and renamed when complete. One batc
 
 import html
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from tools.bridges.layout import Layout
 from tools.bridges.parquet import ParquetLayout
 from tools.output import umask
 
+logger = logging.getLogger(__name__)
 LAYOUTS: tuple[type[Layout], ...] = (ParquetLayout, DistillKitLayout, AxolotlLayout)
 ENTRIES_AT_A_TIME = 1 << 21  # stored entries per row group, and in memory
 CARD = "README.md"
@@ -75,6 +77,13 @@ def export(
     if not len(reader):
         raise UserError(f"{url}: the cache has no committed samples, so there is nothing to export")
     layout = make_layout(layout_name, reader.manifest, temperature)
+    if reader.manifest.capture.draws is not None:
+        logger.warning(
+            "%s: the %d entries of each row are exported, its draws are not; for more entries, cache with "
+            "capture.logits.k=64 and capture.draws=null",
+            url,
+            reader.manifest.capture.logits.k,
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

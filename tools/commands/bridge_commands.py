@@ -6,9 +6,17 @@ import click
 
 from schemas.cache_config import Dtype
 from teacher_cache.command import MOST, json_option, progress, show
+from teacher_cache.program import Command
 
 
-@click.command("export")
+@click.command(
+    "export",
+    cls=Command,
+    examples=(
+        "cache-tools export runs/demo/cache exports/demo --to parquet",
+        "cache-tools export s3://team/cache exports/kd --to axolotl --temperature 2",
+    ),
+)
 @click.argument("url")
 @click.argument("out")
 @click.option(
@@ -31,10 +39,6 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
 
     Log-probabilities are as they are in the cache (for axolotl: softened, and normalised over the stored tokens). Other
     signals are left out. The folder's README.md says how it is read.
-
-    Example: cache-tools export runs/demo/cache exports/demo --to parquet
-
-    Example: cache-tools export s3://team/cache exports/kd --to axolotl --temperature 2
     """
     from tools.bridges.export import export as write
 
@@ -43,7 +47,14 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     show(vars(written), as_json)
 
 
-@click.command("import")
+@click.command(
+    "import",
+    cls=Command,
+    examples=(
+        "cache-tools import exports/demo s3://team/cache --from parquet",
+        "cache-tools import logits/ runs/cache --from distillkit --teacher models/teacher",
+    ),
+)
 @click.argument("path")
 @click.argument("url")
 @click.option(
@@ -88,10 +99,6 @@ def import_cache(
     Every value is checked; the first that cannot be right ends the import with its file and row, and nothing is left at
     URL. DistillKit's layout lacks log-partitions, so its caches have temperature 1 alone; and the realised token's
     log-probability where that is not among the stored ones: it is estimated, and the manifest's notes say of how many.
-
-    Example: cache-tools import exports/demo s3://team/cache --from parquet
-
-    Example: cache-tools import logits/ runs/cache --from distillkit --teacher models/teacher
     """
     from tools.bridges.imports import DistillKitOptions, import_files
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from teacher_cache.command import MOST, json_option, new_table, print_table, progress
+from teacher_cache.program import Command
 from tools.commands.trust_commands import trust_options
 
 if TYPE_CHECKING:
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from tools.checking.verify import Report
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools verify runs/demo/cache",
+        "cache-tools verify s3://bucket/caches/demo --teacher runs/teacher --require-signature alice",
+    ),
+)
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="Only the manifest, marks, indexes, tables and file sizes.")
 @trust_options
@@ -46,8 +53,6 @@ def verify(
     Exit status: 0 no problem, 1 problems found (a required signature that is missing or wrong, and scores that are not
     the teacher's, are among them), 2 no cache there, its manifest is not valid, a key is not known, or the teacher
     cannot be loaded.
-
-    Example: cache-tools verify runs/demo/cache --teacher runs/teacher --require-signature alice
     """
     from tools.checking.verify import verify as check
 

@@ -10,13 +10,20 @@ from schemas.cache_config import captured_signals
 from schemas.catalog_file import Catalog
 from schemas.errors import UserError
 from teacher_cache.command import MOST, json_option, new_table, print_table, progress
+from teacher_cache.program import Command
 
 depth_option = click.option(
     "--depth", type=click.IntRange(1, 8), default=3, help="How many folders below URL a cache may be."
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools catalog s3://bucket/caches",
+        "cache-tools catalog /data/caches --dry-run --json",
+    ),
+)
 @click.argument("url")
 @depth_option
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
@@ -26,8 +33,6 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
 
     Only manifests and signatures are read. What cannot be read is listed too, with the reason. Links to folders are not
     followed.
-
-    Example: cache-tools catalog s3://bucket/caches
     """
     from tools.finding.catalog import scan, update
 
@@ -47,7 +52,13 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
         click.echo(f"wrote {where}")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools search s3://bucket/caches --tokenizer runs/demo/teacher --signal hidden",
+        "cache-tools search /data/caches --scan --min-tokens 1000000",
+    ),
+)
 @click.argument("url")
 @click.option("--teacher", help="Part of its name, or the first digits of its fingerprint.")
 @click.option("--tokenizer", help="First digits of its fingerprint, or a folder with the tokenizer of your student.")
@@ -82,8 +93,6 @@ def search(
 
     What a catalogue says, also about who signed, is the word of whoever wrote it. Pull with the digest that is shown:
     files, and signatures if you ask for them, are checked then.
-
-    Example: cache-tools search s3://bucket/caches --tokenizer runs/demo/teacher --signal hidden
     """
     from tools.finding.catalog import read, scan
     from tools.finding.search import Wanted, summary, tokenizer_fingerprint
@@ -128,7 +137,13 @@ def search(
         click.echo(pull_command(where, entry.manifest_sha256 if entry.complete else None))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools card runs/demo/cache",
+        "cache-tools card runs/demo/cache --write",
+    ),
+)
 @click.argument("url")
 @click.option("--write", "put", is_flag=True, help="Write it into the cache, as CACHE_CARD.md.")
 @click.option(
@@ -136,10 +151,7 @@ def search(
 )
 @json_option
 def card(url: str, put: bool, samples: int, as_json: bool) -> None:
-    """Describe a cache in Markdown, with a header as model cards have it.
-
-    Example: cache-tools card runs/demo/cache --write
-    """
+    """Describe a cache in Markdown, with a header as model cards have it."""
     from tools.finding.card import describe, write_card
 
     with progress("reading samples") as advance:

@@ -9,12 +9,19 @@ from typing import Any
 import click
 
 from teacher_cache.command import MOST, json_option, new_table, print_table, progress, show
+from teacher_cache.program import Command
 from teacher_cache.text import one_line
 
 AT_LEAST = "≥ "  # before a lower bound
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools inspect runs/demo/cache",
+        "cache-tools inspect runs/demo/cache --sample KEY --rows 10",
+    ),
+)
 @click.argument("url")
 @click.option("--sample", metavar="KEY", help="Show this sample token by token instead.")
 @click.option(
@@ -25,10 +32,7 @@ AT_LEAST = "≥ "  # before a lower bound
 )
 @json_option
 def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
-    """Say what a cache holds: teacher, corpus, settings, sizes.
-
-    Example: cache-tools inspect runs/demo/cache
-    """
+    """Say what a cache holds: teacher, corpus, settings, sizes."""
     from tools.looking.inspect import describe, sample_rows
 
     if sample is None:
@@ -58,16 +62,19 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
         click.echo(f"rows before {found[0]['row']} do not count, and are not shown")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools stats runs/demo/cache",
+        "cache-tools stats s3://bucket/caches/demo --samples 100 --json",
+    ),
+)
 @click.argument("url")
 @click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, spread over the cache.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
 def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
-    """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source.
-
-    Example: cache-tools stats runs/demo/cache
-    """
+    """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source."""
     from tools.looking.stats import stats as measure
 
     with progress("reading") as advance:
@@ -103,17 +110,20 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools compare runs/small/cache runs/large/cache",
+        "cache-tools compare runs/small/cache runs/large/cache --all --json",
+    ),
+)
 @click.argument("a")
 @click.argument("b")
 @click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, of those in both.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
 def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
-    """Compare two teachers on the same text: whose entropy is lower, how far are they apart.
-
-    Example: cache-tools compare runs/small/cache runs/large/cache
-    """
+    """Compare two teachers on the same text: whose entropy is lower, how far are they apart."""
     from tools.looking.compare import compare as measure
 
     with progress("reading") as advance:
@@ -188,7 +198,13 @@ def _cell(name: str, value: Any) -> str:
     return ", ".join(f"{norm:.1f}" for norm in (value if isinstance(value, list) else [value]))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools report runs/demo/cache report.html",
+        "cache-tools report s3://bucket/caches/demo report.html --samples 30 --tokenizer models/teacher",
+    ),
+)
 @click.argument("url")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--samples", type=click.IntRange(0, MOST), default=12, help="Samples to show, spread over the layers.")
@@ -198,10 +214,7 @@ def _cell(name: str, value: Any) -> str:
 )
 @json_option
 def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
-    """Write one HTML file that shows a cache: facts, figures, and samples token by token.
-
-    Example: cache-tools report runs/demo/cache report.html
-    """
+    """Write one HTML file that shows a cache: facts, figures, and samples token by token."""
     from tools.report.page import report as write
 
     with progress("reading") as advance:

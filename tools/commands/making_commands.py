@@ -5,9 +5,16 @@ import json
 import click
 
 from teacher_cache.command import MOST, json_option, progress, show
+from teacher_cache.program import Command
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools merge caches/code caches/text caches/all",
+        "cache-tools merge caches/code caches/text caches/all --duplicates refuse",
+    ),
+)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.argument("target", metavar="DST")
 @click.option(
@@ -22,8 +29,6 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 
     Payloads are not rewritten: files are hard links where a disk allows it, or copied within an object store. DST must
     be empty, or hold the leavings of an interrupted merge.
-
-    Example: cache-tools merge caches/code caches/text caches/all
     """
     from tools.making.merge import merge as merge_caches
 
@@ -32,7 +37,13 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
     show(vars(report), as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools repack caches/all caches/large-shards --tokens-per-shard 1000000",
+        "cache-tools repack caches/all caches/small --k 32 --zstd-level 3",
+    ),
+)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--tokens-per-shard", type=click.IntRange(1, MOST), help="A shard ends when it holds so many tokens.")
@@ -64,8 +75,6 @@ def repack(
     """Make a cache of the same samples with larger or smaller shards, fewer entries a row, or coarser values.
 
     Without another codec or K, payloads are copied as they are, and shards end where the code table changes.
-
-    Example: cache-tools repack caches/all caches/small --k 32 --tokens-per-shard 1000000
     """
     from tools.making.repack import Changes
     from tools.making.repack import repack as repack_cache
@@ -76,7 +85,13 @@ def repack(
     show(vars(report), as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools prune caches/all --dry-run",
+        "cache-tools prune s3://bucket/caches/demo",
+    ),
+)
 @click.argument("url")
 @click.option("--dry-run", is_flag=True, help="Only list the files.")
 @json_option
@@ -84,8 +99,6 @@ def prune(url: str, dry_run: bool, as_json: bool) -> None:
     """Remove files of killed runs and transfers: a cache's by name, but not accounted for by its manifest.
 
     Other files are never touched. An incomplete cache is refused, since a run may be writing to it.
-
-    Example: cache-tools prune caches/all --dry-run
     """
     from tools.making.prune import prune as prune_cache
 

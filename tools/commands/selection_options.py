@@ -9,12 +9,12 @@ import click
 
 from schemas.errors import UserError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%")
 
 
-def selection_options(command: Command) -> Command:
+def selection_options(command: Decorated) -> Decorated:
     """Add the options that choose a part of a cache, passed on as ``signals``, ``shards``, ``layers``, ``sample``."""
     for option in (
         click.option(

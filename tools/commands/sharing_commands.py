@@ -8,6 +8,7 @@ import click
 
 from schemas.errors import UserError
 from teacher_cache.command import json_option, new_table, print_table, progress
+from teacher_cache.program import Command
 from tools.commands.selection_options import parse_parts, parse_selection, selection_options
 from tools.commands.trust_commands import trust_options
 
@@ -15,7 +16,13 @@ parallel_option = click.option("--parallel", type=click.IntRange(1, 256), defaul
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools push runs/demo/cache s3://bucket/caches/demo",
+        "cache-tools push runs/demo/cache s3://bucket/caches/demo --dry-run",
+    ),
+)
 @click.argument("source")
 @click.argument("target")
 @parallel_option
@@ -25,8 +32,6 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
     """Copy a complete cache to another place, its manifest last, with its signatures.
 
     Every file is checked on its way. Run again after an interruption: what has arrived is not sent again.
-
-    Example: cache-tools push runs/demo/cache s3://bucket/caches/demo
     """
     from tools.sharing.push import copy_cache
 
@@ -35,7 +40,13 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
     show_report(report, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools pull s3://bucket/caches/demo data/demo --require-signature alice",
+        "cache-tools pull s3://bucket/caches/demo data/small --signals logits --sample 1%",
+    ),
+)
 @click.argument("url")
 @click.argument("folder")
 @selection_options
@@ -62,8 +73,6 @@ def pull(
 
     Every file is checked on its way. Run again after an interruption: what has arrived is not fetched again. Of a part
     only what is chosen is fetched; of a shard of which some samples are, only these.
-
-    Example: cache-tools pull s3://bucket/caches/demo data/demo --signals logits --sample 1%
     """
     from schemas.derivation import Selection
     from teacher_cache.shards.storage import Storage
@@ -87,7 +96,13 @@ def pull(
     show_report(report, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools subset runs/demo/cache runs/demo/code --layer code",
+        "cache-tools subset s3://bucket/caches/demo data/first --shards 0-99 --signals logits,draws",
+    ),
+)
 @click.argument("source")
 @click.argument("target")
 @selection_options
@@ -105,10 +120,7 @@ def subset(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make a cache of a part of another one; of an unfinished one, of what is committed.
-
-    Example: cache-tools subset runs/demo/cache runs/demo/code --layer code
-    """
+    """Make a cache of a part of another one; of an unfinished one, of what is committed."""
     from schemas.derivation import Selection
     from tools.sharing.subset import choose, open_source, write_subset
 
@@ -119,7 +131,13 @@ def subset(
     show_report(report, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools split runs/demo/cache runs/demo/parts --parts train=90%,validation=10%",
+        "cache-tools split runs/demo/cache runs/demo/layers --by layer",
+    ),
+)
 @click.argument("source")
 @click.argument("out")
 @click.option("--by", type=click.Choice(["layer"]), help="One part for each layer of the data mix.")
@@ -133,8 +151,6 @@ def split(
     """Make several caches of one: OUT/NAME for each part.
 
     Which part a sample is in follows from its key, so it is the same whatever else is in the cache.
-
-    Example: cache-tools split runs/demo/cache runs/demo/parts --parts train=90%,validation=10%
     """
     from tools.sharing.subset import by_layer, by_share, open_source
     from tools.sharing.subset import split as write_parts

@@ -10,8 +10,9 @@ import click
 
 from schemas.errors import UserError
 from teacher_cache.command import json_option, show
+from teacher_cache.program import Command
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 trusted_keys_option = click.option(
@@ -21,7 +22,7 @@ trusted_keys_option = click.option(
 )
 
 
-def trust_options(command: Command) -> Command:
+def trust_options(command: Decorated) -> Decorated:
     """Add ``--require-signature`` and ``--trusted-keys``, passed on as ``required`` (a tuple) and ``trusted_keys``."""
     require = click.option(
         "--require-signature",
@@ -34,16 +35,19 @@ def trust_options(command: Command) -> Command:
     return require(trusted_keys_option(command))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools keygen ~/.config/cache-tools/alice --name alice",
+        "cache-tools keygen ~/.config/cache-tools/alice --passphrase",
+    ),
+)
 @click.argument("file", type=_FILE)
 @click.option("--name", show_default=False, help="Who signs with it; default: the file's name.")
 @click.option("--passphrase", is_flag=True, help="Encrypt it: with $CACHE_TOOLS_PASSPHRASE, or what you are asked for.")
 @json_option
 def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> None:
-    """Make a key to sign caches with: FILE is the private key, FILE.pub is for others. Nothing is overwritten.
-
-    Example: cache-tools keygen ~/.config/cache-tools/alice --name alice
-    """
+    """Make a key to sign caches with: FILE is the private key, FILE.pub is for others. Nothing is overwritten."""
     from tools.trust.sign import generate_key
     from tools.trust.trusted_keys import public_file
 
@@ -52,7 +56,13 @@ def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> Non
     show({"public_key": public, "private_key_file": str(file), "public_key_file": str(public_file(file))}, as_json)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools sign runs/demo/cache --key ~/.config/cache-tools/alice",
+        "cache-tools sign s3://bucket/caches/demo --key alice --name 'Alice Smith'",
+    ),
+)
 @click.argument("url")
 @click.option("--key", "key_file", type=_FILE, required=True, help="Private key, as `cache-tools keygen` writes it.")
 @click.option("--name", show_default=False, help="Who signs; default: the name in the key's .pub file.")
@@ -62,8 +72,6 @@ def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
 
     What the files hold is not looked at; run `cache-tools verify` before. A cache that is changed must be signed
     again. If the key is encrypted, its passphrase is $CACHE_TOOLS_PASSPHRASE, or you are asked for it.
-
-    Example: cache-tools sign runs/demo/cache --key ~/.config/cache-tools/alice
     """
     from schemas.signature import signature_file
     from teacher_cache.shards.storage import Storage
@@ -85,7 +93,13 @@ def _name_of(key_file: Path) -> str:
     return read_public_file(public_file(key_file))[1]
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools trust alice.pub",
+        "cache-tools trust --remove alice",
+    ),
+)
 @click.argument("key", required=False)
 @click.option("--name", show_default=False, help="Name to trust the key by; default: the one in the .pub file.")
 @click.option("--remove", metavar="NAME", help="Trust this name no longer.")
@@ -95,8 +109,6 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
     """Trust KEY, a .pub file or 64 hex digits, by a name that --require-signature then knows; list who is trusted.
 
     Compare the digits with those that the key's owner tells you, by some other way than the file came.
-
-    Example: cache-tools trust alice.pub
     """
     from teacher_cache.trust.keys import default_file, load_public_key, read_keys, read_public_file
     from tools.trust.trusted_keys import distrust

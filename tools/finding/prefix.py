@@ -12,7 +12,8 @@ from typing import Any
 from schemas.catalog_file import MAX_CACHES, PATH_PART
 from schemas.errors import UserError
 from teacher_cache.shards.answers import Entry
-from teacher_cache.shards.storage import MANIFEST, PATIENCE, Storage
+from teacher_cache.shards.storage import MANIFEST, Storage
+from teacher_cache.shards.store_requests import PATIENCE
 
 MAX_FOLDERS = 20_000  # visited
 THREADS = 8

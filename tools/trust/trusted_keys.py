@@ -7,7 +7,7 @@ from pathlib import Path
 from schemas.errors import UserError
 from schemas.failures import failure
 from schemas.regular_files import read_file
-from teacher_cache.shards.lease import Lease, part_of
+from teacher_cache.shards.lease import Lease, part_lease
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.keys import LINE, MAX_BYTES, NAME, read_keys
 from tools.output import write_whole
@@ -43,7 +43,7 @@ def distrust(path: Path, name: str) -> None:
 
 def _updating(path: Path) -> AbstractContextManager[Lease]:
     """An exclusive lease on the file, from reading to replacing it; waits for other holders."""
-    return part_of(Storage(str(path.absolute().parent)), "trusted-keys", "cache-tools trust", lambda holder: True)
+    return part_lease(Storage(str(path.absolute().parent)), "trusted-keys", "cache-tools trust", lambda holder: True)
 
 
 def _replace(path: Path, text: str) -> None:

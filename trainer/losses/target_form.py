@@ -23,17 +23,26 @@ def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
             assert capture.draws is not None
             temperatures = capture.draws.temperatures
         if tla.temperature not in temperatures:
+            others = "" if tla.temperature not in capture.logits.temperatures else f", or {_entries(capture)}"
             raise UserError(
                 f"losses.tla.temperature: {tla.temperature} is not among {temperatures}, the temperatures of the "
-                f"cache's {form} target; choose one of them or make a cache with this one"
+                f"cache's {form} target; choose one of them{others}, or make a cache with this one in "
+                f"capture.{'draws' if form == 'draws' else 'logits'}.temperatures"
             )
     if form != "top_k" and tla.tail != "bucket":
-        raise UserError(f"losses.tla.tail: {tla.tail} goes with target: top_k, not {form}; leave it out")
+        raise UserError(
+            f"losses.tla.tail: {tla.tail} goes with target: top_k, not {form}; leave it out, or set {_entries(capture)}"
+        )
     if form == "draws" and tla.divergence != "forward":
         raise UserError(
-            f"losses.tla.divergence: {tla.divergence} cannot be estimated from draws; use forward, or another target"
+            f"losses.tla.divergence: {tla.divergence} cannot be estimated from draws; use forward, or "
+            f"{_entries(capture)}, or a cache with capture.final"
         )
     return form
+
+
+def _entries(capture: CaptureConfig) -> str:
+    return f"losses.tla.target: top_k, the {capture.logits.k} stored entries"
 
 
 def said_of_target(tla: TlaConfig, form: TargetForm) -> str:

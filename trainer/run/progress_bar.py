@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -94,20 +92,3 @@ class LineCallback(TrainerCallback):
             self.last = time.monotonic()
             what = "validation " if is_validation else ""
             logger.info("step %d of %d: %s%s", state.global_step, args.max_steps, what, describe(logs))
-
-
-@contextmanager
-def batch_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr if that is a terminal; call the result with (done, total). The bar appears at the first call."""
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task(title)
-
-    def advance(done: int, total: int) -> None:
-        progress.start()
-        progress.update(task, completed=done, total=total)
-
-    try:
-        yield advance
-    finally:
-        progress.stop()

@@ -133,20 +133,20 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
         yield path, before, now
 
 
-PAGE = """# What may change when a run goes on
+PAGE = """# Resuming a run
 
-`train-student run` goes on from the newest whole checkpoint in `output`. Data, student and objective must be what they
-were; most other settings may change and take effect, and every one that did is named in the log. Written by
+`train-student run` continues from the newest complete checkpoint in `output`. Data, student and objective must be what
+they were. Most other settings may change and take effect; the log names every one that did. This page is written by
 `python -m trainer.run.resume > docs/resume.md` from the table that the trainer itself uses.
 
 | keys | a change is | note |
 |---|---|---|
 {rows}
 
-The number of processes, and which machines they are on, may change where the rows per step stay the same. A checkpoint
-is whole when every file has the size and sha256 that its mark, `checkpoint.json`, lists: one that is not is named in
-the log and the one before is taken; where none is left whole that once was, the run is refused. With
-`loop.resume: false` the checkpoints are deleted and the run starts over.
+The number of processes may change, and so may the machines, as long as the rows per step stay the same. A checkpoint is
+complete when every file has the size and sha256 that its mark, `checkpoint.json`, lists. One that is not is named in
+the log, and the one before is used; where no complete one is left, the run is refused. With `loop.resume: false` the
+checkpoints are deleted and the run starts over.
 """
 
 

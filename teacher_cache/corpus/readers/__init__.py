@@ -1,1 +1,1 @@
-"""Records out of files: one reader a format. A reader yields the fields of each record, or BadRecord in its place."""
+"""One reader per file format. A reader yields the fields of each record, or a BadRecord in its place."""

@@ -1,4 +1,4 @@
-"""Parquet files and data sets saved by Hugging Face ``datasets``: only the columns that are used are read."""
+"""Parquet files and data sets saved by Hugging Face ``datasets``; reads only the needed columns."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,28 +12,28 @@ from teacher_cache.corpus.content_parts import Part
 from teacher_cache.corpus.documents import Record
 
 _BATCH_ROWS = 256
-UsedColumns = Callable[[list[str]], list[str]]  # those of a table's columns that are read; all, where it has no shape
+SelectColumns = Callable[[list[str]], list[str]]  # from a table's columns those to read; all if no shape fits
 
 
-def read_parquet(part: Part, used: UsedColumns) -> Iterator[Record]:
-    """The rows of a file, counted from 1. Raises UserError when it is not a Parquet file."""
+def read_parquet(part: Part, select: SelectColumns) -> Iterator[Record]:
+    """Yield the rows of a file, counted from 1. Raises UserError if it is not a Parquet file."""
     try:
         table = pq.ParquetFile(part.stream)
         number = 0
-        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=used(table.schema_arrow.names)):
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=select(table.schema_arrow.names)):
             for fields in batch.to_pylist():
                 number += 1
                 yield f"{part.name}#{number}", f"{part.path}: record {number}", fields
-    except (pa.ArrowException, ValueError, LookupError) as error:  # ValueError: names or texts that are not UTF-8
+    except (pa.ArrowException, ValueError, LookupError) as error:  # ValueError: names or values that are not UTF-8
         raise UserError(f"{part.path}: not a readable Parquet file: {error}") from None
 
 
-def read_saved(source: SourceConfig, where: str, used: UsedColumns) -> Iterator[Record]:
-    """The rows of the data set that ``save_to_disk`` wrote to ``source.path``. Raises UserError."""
+def read_saved(source: SourceConfig, where: str, select: SelectColumns) -> Iterator[Record]:
+    """Yield the rows of the data set that ``save_to_disk`` wrote to ``source.path``. Raises UserError."""
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{where}.format: hf_dataset needs the package `datasets`: pip install datasets") from None
+        raise UserError(f"{where}.format: hf_dataset requires `datasets`; run `pip install datasets`") from None
     try:
         data: Any = datasets.load_from_disk(source.path)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -42,7 +42,7 @@ def read_saved(source: SourceConfig, where: str, used: UsedColumns) -> Iterator[
         raise UserError(f"{where}.path: {source.path} holds the splits {sorted(data)}; append one of them to `path`")
     name = source.path.rstrip("/").rsplit("/", 1)[-1]
     try:
-        for number, fields in enumerate(data.select_columns(used(data.column_names)), start=1):
+        for number, fields in enumerate(data.select_columns(select(data.column_names)), start=1):
             yield f"{name}#{number}", f"{source.path}: record {number}", fields
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise UserError(f"{where}.path: {source.path}: cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""JSON lines: one JSON object a line. A broken line is one bad record; the next line is read."""
+"""JSON lines: one JSON object per line. A broken line is one bad record; reading continues with the next."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from teacher_cache.corpus.expand import Unreadable
 
 
 def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
-    """The objects of a file, numbered by their lines; blank lines are skipped."""
+    """Yield the objects of a file, numbered by line; blank lines are skipped."""
     name, path = part.name, part.path
     for number, line in enumerate(iter(partial(part.stream.readline, MOST_BYTES), b""), start=1):
         try:
@@ -22,8 +22,8 @@ def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
             if not line.strip():
                 continue
             if len(line) == MOST_BYTES:
-                raise Unreadable(f"line {number} is longer than {MOST_BYTES} bytes; not read further") from None
-            if line.startswith(b"\xef\xbb\xbf"):  # files put together, each with its byte order mark
+                raise Unreadable(f"line {number} is longer than {MOST_BYTES} bytes; reading stopped") from None
+            if line.startswith(b"\xef\xbb\xbf"):  # concatenated files, each with a byte order mark
                 yield from _renumbered(line[3:], number, part)
             else:
                 yield BadRecord(f"{path}:{number}: broken line, expected one JSON object in UTF-8: {error}")
@@ -31,15 +31,15 @@ def read_json_lines(part: Part) -> Iterator[Record | BadRecord]:
         if type(fields) is dict:
             yield f"{name}#{number}", f"{path}:{number}", fields
         else:
-            hint = "; a file of JSON arrays is `format: json`" if isinstance(fields, list) else ""
+            hint = "; for JSON arrays set `format: json`" if isinstance(fields, list) else ""
             yield BadRecord(f"{path}:{number}: expected one JSON object, got {brief(fields)}{hint}")
 
 
 def _parsed(line: bytes) -> Any:
-    """The value of a line as ``json`` has it, in a quarter of its time. Raises ValueError, RecursionError."""
+    """The same value as ``json.loads``, in a quarter of its time. Raises ValueError, RecursionError."""
     try:
         return from_json(line)
-    except ValueError:  # also of what only ``json`` takes: lone surrogates, deep nesting
+    except ValueError:  # also for what only ``json`` accepts: lone surrogates, deep nesting
         return json.loads(str(line, "utf-8"))
 
 

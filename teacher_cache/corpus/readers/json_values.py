@@ -1,7 +1,7 @@
-"""JSON files: an array of objects, or objects one after the other, on one line or many; read piece by piece.
+"""JSON files: an array of objects, or concatenated objects, on one line or many, parsed incrementally.
 
-Memory is bounded by the largest record, not by the file. A broken record ends the file: where the next one begins
-cannot be known, unless the file is JSON lines after all.
+Memory is bounded by the largest record, not by the file. A broken record is fatal, because the start of the next is
+unknown, unless the file turns out to be JSON lines.
 """
 
 import io
@@ -21,7 +21,7 @@ _END_OF_VALUE = '}]"'
 
 
 def read_json(part: Part) -> Iterator[Record | BadRecord]:
-    """The objects of a file. Raises UserError, with the record's number, where the file is broken."""
+    """Yield the objects of a file. Raises UserError, with the record's number, for broken JSON."""
     if not begins_with_array(part) and _first_line_is_an_object(part):
         yield from read_json_lines(part)
         return
@@ -39,7 +39,7 @@ def read_json(part: Part) -> Iterator[Record | BadRecord]:
 
 
 def begins_with_array(part: Part) -> bool:
-    """Whether the first character of the file opens a JSON array."""
+    """Whether the file's first non-blank character opens a JSON array."""
     return part.stream.peek(_CHUNK_CHARACTERS).lstrip().startswith(b"[")
 
 
@@ -52,7 +52,7 @@ def _first_line_is_an_object(part: Part) -> bool:
 
 
 class _Window:
-    """The part of a text that is being looked at."""
+    """Sliding window over a text stream."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
@@ -62,7 +62,7 @@ class _Window:
         self._ended = False
 
     def next(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """The next non-blank character; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -73,11 +73,11 @@ class _Window:
             self._more()
 
     def skip(self) -> None:
-        """Go beyond the next character."""
+        """Consume one character."""
         self._at += 1
 
     def value(self) -> Any:
-        """The JSON value that begins here. Raises ValueError."""
+        """Parse the JSON value at the current offset. Raises ValueError."""
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
@@ -94,14 +94,14 @@ class _Window:
     def _more(self) -> None:
         left = self._text[self._at :]
         if len(left) > MOST_BYTES:
-            raise Unreadable(f"a record is longer than {MOST_BYTES} characters; not read further")
-        piece = self._stream.read(max(_CHUNK_CHARACTERS, len(left)))  # as much again: no quadratic time
+            raise Unreadable(f"a record is longer than {MOST_BYTES} characters; reading stopped")
+        piece = self._stream.read(max(_CHUNK_CHARACTERS, len(left)))  # doubling avoids quadratic time
         self._ended = not piece
         self._text, self._at = left + piece, 0
 
 
 def _values(window: _Window) -> Iterator[Any]:
-    """Each value of the array, or of the file."""
+    """Yield each value of the array, or of the file."""
     if window.next() != "[":
         while window.next():
             yield window.value()
@@ -113,9 +113,9 @@ def _values(window: _Window) -> Iterator[Any]:
         if after == ",":
             window.skip()
             if window.next() == "]":
-                raise ValueError("a comma before the end of the array")
+                raise ValueError("trailing comma in the array")
         elif after != "]":
             raise ValueError(f"expected a comma or the end of the array, got {after!r}" if after else "the file ends")
     window.skip()
     if window.next():
-        raise ValueError("something follows the array")
+        raise ValueError("unexpected data after the array")

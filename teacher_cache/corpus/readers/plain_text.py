@@ -1,4 +1,4 @@
-"""Text files: one document a file, a line, or a paragraph. Lines and paragraphs are streamed."""
+"""Text files: one document per file, line, or paragraph. Lines and paragraphs are streamed."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,9 +11,9 @@ from teacher_cache.corpus.expand import Unreadable
 
 
 def read_text(part: Part, source: SourceConfig) -> Iterator[Record | BadRecord]:
-    """The documents of a file as ``{source.text_field: …}``, cut as ``source.split`` says.
+    """Yield the documents of a file as ``{source.text_field: …}``, split according to ``source.split``.
 
-    A line of bytes that are not UTF-8 is a bad record, a whole file of which some are not raises UserError.
+    Invalid UTF-8 makes a line or paragraph a bad record; with ``split: file`` it raises UserError.
     """
     if source.split == "file":
         yield f"{part.name}#1", part.path, {source.text_field: _whole(part, source)}
@@ -24,20 +24,20 @@ def read_text(part: Part, source: SourceConfig) -> Iterator[Record | BadRecord]:
         try:
             yield f"{part.name}#{number}", place, {source.text_field: str(data, "utf-8")}
         except UnicodeDecodeError as error:
-            yield BadRecord(f"{place}: not UTF-8 text: {_describe(error)}; set `encoding` of the source")
+            yield BadRecord(f"{place}: not UTF-8 text: {_describe(error)}; set the source's `encoding`")
 
 
 def _lines(part: Part) -> Iterator[tuple[int, int, bytes]]:
-    """Number of the record (its line), number of its first line, and bytes of each line that is not blank."""
+    """Record number (its line), number of its first line, and bytes of each non-blank line."""
     for number, line in enumerate(iter(partial(part.stream.readline, MOST_BYTES), b""), start=1):
         if len(line) == MOST_BYTES:
-            raise Unreadable(f"line {number} is longer than {MOST_BYTES} bytes; not read further")
+            raise Unreadable(f"line {number} is longer than {MOST_BYTES} bytes; reading stopped")
         if line.strip():
             yield number, number, line.rstrip(b"\r\n")
 
 
 def _paragraphs(part: Part) -> Iterator[tuple[int, int, bytes]]:
-    """The same for paragraphs, which are counted from 1."""
+    """The same for paragraphs, counted from 1."""
     number, lines, size, next_line = 0, list[bytes](), 0, 1
     for _, line_number, line in _lines(part):
         if lines and line_number > next_line:
@@ -59,8 +59,8 @@ def _whole(part: Part, source: SourceConfig) -> str:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{part.path}: not UTF-8 text: {_describe(error)}; set `encoding`, or choose a `pattern` that leaves "
-            f"the file out (it is {source.pattern!r}; {part.name!r} matched)"
+            f"{part.path}: not UTF-8 text: {_describe(error)}; set `encoding`, or exclude the file with `pattern` "
+            f"({source.pattern!r} matches {part.name!r})"
         ) from None
 
 

@@ -1,6 +1,6 @@
-"""CSV and TSV: a header line with the names of the fields, then a record a row; cells may hold line ends in quotes.
+"""CSV and TSV: a header line with field names, then one record per row; quoted cells may contain newlines.
 
-The delimiter of ``csv`` is whichever of comma, semicolon, tab and bar is most frequent in the header line.
+The delimiter of ``csv`` is the most frequent of comma, semicolon, tab and bar in the header line.
 """
 
 import csv
@@ -16,7 +16,7 @@ _DELIMITERS = ",;\t|"
 
 
 def read_table(part: Part) -> Iterator[Record | BadRecord]:
-    """The rows of a file, counted from 1 after the header. Raises UserError for a header that names a field twice."""
+    """Yield the rows of a file, counted from 1 after the header. Raises UserError for duplicate header fields."""
     csv.field_size_limit(MOST_BYTES)
     text = io.TextIOWrapper(part.stream, "utf-8", newline="")
     lines = iter(partial(text.readline, MOST_BYTES), "")
@@ -41,7 +41,7 @@ def read_table(part: Part) -> Iterator[Record | BadRecord]:
             elif cells:
                 yield BadRecord(f"{place}: {len(cells)} cells, expected {len(names)} as in the header {names}")
     except UnicodeDecodeError as error:
-        raise UserError(f"{part.path}: not UTF-8 text: {error.reason}; set `encoding` of the source") from None
+        raise UserError(f"{part.path}: not UTF-8 text: {error.reason}; set the source's `encoding`") from None
 
 
 def _again(first: str, lines: Iterator[str]) -> Iterator[str]:
@@ -55,5 +55,5 @@ def _header(rows: Iterator[list[str]], path: str) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{path}: broken header line: {error}") from None
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: the header {names} names a field twice")
+        raise UserError(f"{path}: duplicate field in the header {names}; rename one of them")
     return names

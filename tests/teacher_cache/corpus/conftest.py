@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the kinds that teachers use, trained on a few lines of text."""
+"""Tiny tokenizers of the types that teachers use, trained on a few lines of text."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def byte_level():
 
 @pytest.fixture(scope="session")
 def new_tokenizer():
-    """Makes tokenizers like ``byte_level`` that a test may change."""
+    """Factory of tokenizers like ``byte_level`` that a test may modify."""
     return byte_level_tokenizer
 
 

@@ -34,7 +34,7 @@ def chat(*turns):
 
 @pytest.fixture
 def renderer(byte_level, monkeypatch):
-    """A renderer, given a template and settings of the corpus."""
+    """Factory of renderers, from a template and corpus settings."""
 
     def make(template, settings=None):
         monkeypatch.setattr(byte_level, "chat_template", template)
@@ -50,7 +50,7 @@ def document(messages, **record):
 
 @pytest.fixture
 def render(renderer):
-    """The renderer's answer, given a template, messages, settings of the corpus, and what else the record holds."""
+    """Render messages with a template, corpus settings and the record's other fields."""
 
     def rendered(template, messages, settings=None, **record):
         return renderer(template, settings).render(document(messages, **record))
@@ -60,7 +60,7 @@ def render(renderer):
 
 @pytest.fixture
 def replies(render):
-    """The text of each reply, given the same."""
+    """The text of each reply, from the same arguments."""
 
     def located(*args, **kwargs):
         chat = render(*args, **kwargs)
@@ -106,18 +106,18 @@ def test_generation_marks_are_not_needed_but_do_no_harm(replies):
 
 
 def test_no_chat_template(replies):
-    with pytest.raises(UserError, match=r"data.jsonl:1: the record is a chat .* no chat template"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: the record is a chat, .* no chat template"):
         replies(None, chat("q", "a"))
 
 
 def test_template_that_refuses(replies):
-    with pytest.raises(UserError, match=r"data.jsonl:1: the chat template refuses this chat: roles must alternate"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: the chat template rejects this chat: roles must alternate"):
         replies("{{ raise_exception('roles must alternate') }}", chat("q", "a"))
 
 
 def test_a_template_that_leaves_out_the_reply_is_refused(replies):
     with pytest.raises(
-        UserError, match=r"data.jsonl:1: message 1: the chat template does not write this reply .*'one'"
+        UserError, match=r"data.jsonl:1: message 1: the chat template does not render this reply .*'one'"
     ):
         replies("{{ 'a text' }}", chat("q", "one", "q", "two"))
 
@@ -150,7 +150,7 @@ WITH_CALLS = (
 
 
 def calling(content=None, arguments=None, names=("weather",)):
-    """A question, a reply that calls tools (no content, no arguments: not said), their results, and the answer."""
+    """A question, a reply that calls tools (without the keys for no content, no arguments), tool results, an answer."""
     functions = [{"name": name, **({} if arguments is None else {"arguments": arguments})} for name in names]
     reply = {"role": "assistant", "tool_calls": [{"type": "function", "function": each} for each in functions]}
     if content is not None:
@@ -202,7 +202,7 @@ def test_what_the_template_does_not_take_is_named_once(renderer, caplog):
         chats.render(document(messages, tools=[WEATHER]))
     assert sorted(record.getMessage() for record in caplog.records) == [
         "corpus.chat_template_kwargs: 'enable_thinkin' is ignored: the chat template has no such variable",
-        "data.jsonl:1: 'mood' of messages is ignored: the chat template does not ask for it",
+        "data.jsonl:1: message key 'mood' is ignored: the chat template does not use it",
         "data.jsonl:1: the record's 'tools' is ignored: the chat template has no such variable",
     ]
 
@@ -235,7 +235,7 @@ BY_NUMBER = (
     "{% for i in range(messages | length) %}{% set m = messages[i] %}{{ '<' + m.role + '>' + m.content + '</s>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-IN_A_MACRO = (  # the number that a macro writes is looked at
+IN_A_MACRO = (  # the template compares a number that a macro writes
     "{% macro last() %}{% for m in messages %}{% if loop.last %}{{ loop.index0 }}{% endif %}{% endfor %}{% endmacro %}"
     "{% set end = last() | int %}{% for m in messages %}{{ '<' + m.role + '>' + m.content }}"
     "{% if loop.index0 == end %}{{ '!' }}{% endif %}{% endfor %}"
@@ -324,17 +324,17 @@ def test_what_is_left_out_of_a_reply_is_counted_and_said(render, caplog):
         1,
         ["one<|im_end|>", "two<|im_end|>"],
     )
-    assert "message 1: the chat template leaves out <think> ('long thoughts')" in caplog.text
+    assert "message 1: the chat template omits <think> ('long thoughts')" in caplog.text
     messages = chat("q", "one")
     messages[1]["reasoning_content"] = "why"
     assert render(CHATML, messages).cut_replies == 1
-    assert "leaves out reasoning_content ('why')" in caplog.text
+    assert "omits reasoning_content ('why')" in caplog.text
     assert render(CHATML, chat("q", "one")).cut_replies == 0
 
 
 def test_a_lost_call_is_counted(render):
     assert render(CHATML, calling("I look.", {})).cut_replies == 1
-    with pytest.raises(UserError, match=r"message 1: the chat template does not write this reply .*'weather'"):
+    with pytest.raises(UserError, match=r"message 1: the chat template does not render this reply .*'weather'"):
         render(CHATML, calling("", {}))
 
 
@@ -376,7 +376,7 @@ def test_named_templates(replies):
 
 
 def test_variables_that_are_the_chats_own_are_refused(render):
-    with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs has 'messages'"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs sets 'messages'"):
         render(CHATML, chat("q", "a"), template_kwargs={"messages": []})
     with pytest.raises(ValueError, match="add_generation_prompt: is given by each record"):
         render(CHATML, chat("q", "a"), {"chat_template_kwargs": {"add_generation_prompt": True}})

@@ -25,7 +25,7 @@ def read(path, **settings):
 
 @pytest.fixture
 def snapshot(tmp_path):
-    """A data set as a hub's cache lays it out: links into a folder of blobs."""
+    """A data set in the layout of a hub's cache: links into a folder of blobs."""
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
     (folder / "data").mkdir(parents=True)
     blobs.mkdir()
@@ -43,7 +43,7 @@ def test_a_snapshot_of_a_hub(snapshot, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     names = [f"data/train-0000{n}-of-00002.parquet#1" for n in range(2)]
     assert read(snapshot) == list(zip(names, ["text 0", "text 1"], strict=True))
-    assert "corpus.sources.0: files that hold no documents: .cache/x.jsonl, .gitattributes, README.md, " in caplog.text
+    assert "corpus.sources.0: skipped files, not documents: .cache/x.jsonl, .gitattributes, README.md, " in caplog.text
     before = corpus_fingerprint(CorpusConfig(sources=[source(snapshot)]))
     (snapshot / "README.md").write_text("other words")
     assert corpus_fingerprint(CorpusConfig(sources=[source(snapshot)])) == before
@@ -52,7 +52,7 @@ def test_a_snapshot_of_a_hub(snapshot, caplog):
 def test_parts_of_a_data_set_are_not_mixed(snapshot):
     pq.write_table(pa.table({"text": ["held out"]}), snapshot / "data" / "test-00000-of-00001.parquet")
     with pytest.raises(
-        UserError, match=r"holds several parts of a data set, test, train \(as in data/test-.*\*\*/train\*"
+        UserError, match=r"holds several splits of a data set: test, train \(such as data/test-.*\*\*/train\*"
     ):
         read(snapshot)
     assert len(read(snapshot, pattern="**/train*")) == 2
@@ -62,7 +62,7 @@ def test_snapshots_are_not_mixed(snapshot):
     assert len(read(snapshot.parent.parent)) == 2
     (snapshot.parent / "89ab").mkdir()
     (snapshot.parent / "89ab" / "train.jsonl").write_text('{"text": "older"}\n')
-    with pytest.raises(UserError, match=r"holds several snapshots: append one to `path`: snapshots/0123abc"):
+    with pytest.raises(UserError, match=r"holds several snapshots; append one to `path`: snapshots/0123abc"):
         read(snapshot.parent.parent)
 
 
@@ -125,7 +125,7 @@ def test_choosing_is_by_name():
     assert choose(names, "auto", all_of_them=True) == wanted
     assert choose(["notes.txt", "a.py"], "auto", all_of_them=True) == {"notes.txt": "text", "a.py": "text"}
     assert choose(["README.md"], "jsonl", all_of_them=True) == {"README.md": "jsonl"}  # there is nothing else
-    for everything in (True, False):  # as always: what is there is meant
+    for everything in (True, False):  # an explicit choice is never overruled
         assert choose(["README.md", ".x"], "text", everything) == {"README.md": "text", ".x": "text"}
         assert choose([".x.jsonl", "state.json"], "jsonl", everything).keys() >= {".x.jsonl"}
 

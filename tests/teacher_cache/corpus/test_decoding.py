@@ -59,7 +59,7 @@ def test_bytes_that_are_not_in_the_encoding(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark_is_not_taken_for_utf8(tmp_path, encoding):
-    with pytest.raises(UserError, match=rf"d\.txt: .*looks like UTF-16 .*set `encoding: {encoding}`"):
+    with pytest.raises(UserError, match=rf"d\.txt: .*looks like UTF-16 .*set the source's `encoding: {encoding}`"):
         read(tmp_path / "d.txt", "plain words\n".encode(encoding))
 
 

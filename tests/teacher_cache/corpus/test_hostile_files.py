@@ -1,4 +1,4 @@
-"""Whatever bytes a file has, reading it gives documents, bad records, or one UserError."""
+"""Reading arbitrary bytes gives documents, bad records, or one UserError."""
 
 import bz2
 import gzip
@@ -54,7 +54,7 @@ FILES = {
 }
 damage = st.lists(
     st.tuples(st.floats(0, 1), st.binary(max_size=9), st.integers(0, 9)), max_size=4
-)  # where, what is put there, how much of the old goes
+)  # offset, inserted bytes, number of bytes replaced
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -18,7 +18,7 @@ def chat(*turns):
 
 
 def check(sample, tokenizer):
-    """What holds for every sample: types, shapes, spans within the text, last row without loss."""
+    """Invariants of every sample: dtypes, shapes, spans within the text, no loss in the last row."""
     length = len(sample.input_ids)
     types = [sample.input_ids.dtype, sample.loss_mask.dtype, sample.byte_start.dtype, sample.byte_end.dtype]
     assert types == [np.uint32, bool, np.uint32, np.uint32]
@@ -270,7 +270,7 @@ def test_max_tokens_must_exceed_the_leading_special_tokens(make_corpus, sentence
 
 
 def counted_text(sample, tokenizer):
-    """The text of the tokens whose predictions count: those after a True."""
+    """Text of the trained tokens: those that follow a True in the loss mask."""
     return tokenizer.decode(sample.input_ids[1:][sample.loss_mask[:-1]].tolist(), skip_special_tokens=False)
 
 
@@ -313,7 +313,7 @@ def test_chat_without_template(make_corpus, sentencepiece):
 
 @pytest.mark.parametrize("record", ["lone \ud800", chat("q", "lone \ud800")])
 def test_lone_surrogate_needs_cleaning(make_corpus, record):
-    with pytest.raises(UserError, match=r"data\.jsonl:1: .*lone surrogate, \\ud800.*corpus\.clean"):
+    with pytest.raises(UserError, match=r"data\.jsonl:1: .*lone surrogate \\ud800.*corpus\.clean"):
         list(make_corpus([record], clean=False))
     (sample,) = make_corpus([record])
     assert "lone" in sample.text
@@ -321,7 +321,7 @@ def test_lone_surrogate_needs_cleaning(make_corpus, record):
 
 def test_empty_corpus_is_one_error_with_the_counts(make_corpus):
     corpus = make_corpus(["", "text one", "text one", "a"], min_tokens=100)
-    with pytest.raises(UserError, match=r"corpus is empty: 4 documents read, of which 1 empty, 1 dupl.*2 too short"):
+    with pytest.raises(UserError, match=r"corpus is empty: 4 documents read: 1 empty, 1 dupl.*2 too short"):
         list(corpus)
     with pytest.raises(UserError, match=r"corpus is empty: 0 documents read"):
         list(make_corpus([]))
@@ -343,7 +343,7 @@ def test_slow_tokenizer_is_refused(make_corpus):
     class Slow(PreTrainedTokenizerBase):
         is_fast = False
 
-    with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is not a fast tokenizer"):
+    with pytest.raises(UserError, match=r"teacher\.path: somewhere: Slow is a slow tokenizer"):
         make_corpus(["text"], tokenizer=Slow(name_or_path="somewhere"))
 
 
@@ -368,7 +368,7 @@ def test_of_a_prompt_and_its_completion_only_the_completion_counts(corpus_of, re
     learned = np.flatnonzero(sample.loss_mask) + 1
     spelt = [sample.text.encode()[sample.byte_start[i] : sample.byte_end[i]].decode() for i in learned]
     assert "".join(spelt) == "print(word)\n"
-    assert learned[-1] == len(sample.input_ids) - 1  # the end of sequence, where there is one
+    assert learned[-1] == len(sample.input_ids) - 1  # EOS, if the tokenizer adds one
 
 
 def test_a_token_that_is_partly_prompt_does_not_count(corpus_of, byte_level):
@@ -441,7 +441,7 @@ def test_chats_without_a_role_to_train_on_are_counted_as_that(make_corpus):
     corpus = make_corpus([unknown, silent, chat("q", "a")])
     assert len(list(corpus)) == 1
     assert (corpus.counts.no_reply, corpus.counts.too_short) == (2, 0)
-    with pytest.raises(UserError, match=r"corpus is empty: 1 documents .* 1 without a message of assistant"):
+    with pytest.raises(UserError, match=r"corpus is empty: 1 documents .* 1 without a message by assistant"):
         list(make_corpus([unknown]))
     (sample,) = make_corpus([unknown], roles_to_train=["AI"])
     assert sample.loss_mask.any()
@@ -461,7 +461,7 @@ def test_bad_records_stop_or_are_dropped_and_counted(make_corpus, new_tokenizer,
     refused = [[{"role": "system", "content": text}, *chat("q", "a")] for text in ("one", "two")]
     lost = [*chat("q"), {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
     records = [chat("q", "good"), bad_weight, *refused, lost, 5, "a text"]
-    for place, reason in ((2, "weight is 2"), (3, "refuses this chat: no system"), (5, "does not write this reply")):
+    for place, reason in ((2, "weight is 2"), (3, "rejects this chat: no system"), (5, "does not render this reply")):
         with pytest.raises(UserError, match=rf"data\.jsonl:2: .*{reason}"):
             list(make_corpus([records[0], records[place - 1]], tokenizer=tokenizer))
     corpus = make_corpus(records, tokenizer=tokenizer, on_bad_record="drop")
@@ -469,7 +469,7 @@ def test_bad_records_stop_or_are_dropped_and_counted(make_corpus, new_tokenizer,
     counts = corpus.counts
     assert (counts.malformed, counts.refused, counts.reply_lost, counts.not_located) == (2, 2, 1, 0)
     assert counts.documents == 7
-    assert sum("dropped (refused)" in record.getMessage() for record in caplog.records) == 1
+    assert sum("dropped (refused;" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_every_document_is_in_one_count(make_corpus):

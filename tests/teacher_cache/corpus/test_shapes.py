@@ -19,7 +19,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 @pytest.fixture
 def read(tmp_path):
-    """Documents and bad records of JSON lines with these records."""
+    """Documents and bad records, read from JSON lines of these records."""
 
     def read(*records, **settings):
         path = tmp_path / "d.jsonl"
@@ -258,30 +258,30 @@ def test_what_is_found_is_said_once(read, caplog):
     read(*[{"messages": CHAT, "text": None, "id": 1}] * 3, {"id": 1, "url": "u", "text": "x"})
     assert said(caplog) == [
         "corpus.sources.0: d.jsonl is read as jsonl",
-        "corpus.sources.0: records are read as messages; they fit text, too (`shape` chooses)",
-        "corpus.sources.0: columns that are not read: id",
+        "corpus.sources.0: records are read as messages; they also fit text (set `shape` to choose)",
+        "corpus.sources.0: ignored columns: id",
         "corpus.sources.0: records are read as text",
-        "corpus.sources.0: columns that are not read: url",
+        "corpus.sources.0: ignored columns: url",
     ]
 
 
 def test_an_output_taken_as_text_names_the_instruction_that_is_not_read(read, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     record = {"instruction": "i", "input": "", "output": "o"}
-    assert only(read(record, text_field="output")).messages[0]["content"] == "i"  # an Alpaca record all the same
+    assert only(read(record, text_field="output")).messages[0]["content"] == "i"  # still an Alpaca record
     caplog.clear()
     assert only(read(record, text_field="output", shape="text")).text == "o"
-    assert "corpus.sources.0: columns that are not read: instruction, input" in said(caplog)
+    assert "corpus.sources.0: ignored columns: instruction, input" in said(caplog)
 
 
 def test_tools_beside_a_prompt_of_text_are_named(read, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     read({"prompt": "p", "completion": "c", "tools": [TOOL]})
-    assert "corpus.sources.0: columns that are not read: tools" in said(caplog)
+    assert "corpus.sources.0: ignored columns: tools" in said(caplog)
 
 
 def test_ever_new_columns_do_not_fill_the_log(read, caplog):
     caplog.set_level(logging.INFO, "teacher_cache")
     assert len(read(*({"text": "x", f"column {n}": n} for n in range(3000)))) == 3000
     assert len(caplog.records) == 50
-    assert said(caplog)[-1].endswith("; nothing more is said of this source")
+    assert said(caplog)[-1].endswith("; further messages about this source are suppressed")

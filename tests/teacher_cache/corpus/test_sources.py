@@ -15,7 +15,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def read_all(path, format="jsonl", **settings):
-    """Documents, and bad records as they are."""
+    """Documents, and bad records without raising them."""
     return list(read_documents(SourceConfig(path=str(path), format=format, **settings), "corpus.sources.0"))
 
 
@@ -36,7 +36,7 @@ def write(path, *lines):
 def test_jsonl_text_and_chat_with_line_numbers(tmp_path):
     path = write(tmp_path / "d.jsonl", '{"text": "one"}', "", json.dumps({"text": "not read", "messages": CHAT}))
     first, second = read(path, layer="code")
-    assert (first.text, first.messages, first.source_id, first.layer) == ("one", None, "d.jsonl#1", "code")
+    assert (first.text, first.messages, first.source_id, first.mix_layer) == ("one", None, "d.jsonl#1", "code")
     assert (second.messages, second.source_id) == (CHAT, "d.jsonl#3")
     assert second.where == f"{path}:3"
 
@@ -76,7 +76,7 @@ def test_byte_order_mark_before_the_first_record(tmp_path):
         ("[" * 100_000, r"d\.jsonl:2: broken line"),
         ("[1, 2]", r"d\.jsonl:2: expected one JSON object, got list \[1, 2\]"),
         ("null", r"d\.jsonl:2: expected one JSON object, got NoneType"),
-        ('{"body": "x"}', r"d\.jsonl:2: the record has the fields \['body'\], expected .* alpaca .*sources\.0"),
+        ('{"body": "x"}', r"d\.jsonl:2: the record's fields are \['body'\], expected .* alpaca .*sources\.0"),
         ('{"text": 5}', r"d\.jsonl:2: text is int 5, expected a string"),
         ('{"messages": "hi"}', r"d\.jsonl:2: messages is str 'hi', which is not JSON"),
         ('{"messages": ["hi"]}', r"d\.jsonl:2: messages\[0\] is str 'hi', expected \{role, content\}"),
@@ -126,7 +126,7 @@ def test_parquet_errors_name_file_and_record(tmp_path):
     with pytest.raises(UserError, match=r"int\.parquet: record 1: text is int 1"):
         read(tmp_path / "int.parquet", "parquet")
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "body.parquet")
-    with pytest.raises(UserError, match=r"body\.parquet: record 1: the record has the fields \['body'\]"):
+    with pytest.raises(UserError, match=r"body\.parquet: record 1: the record's fields are \['body'\]"):
         read(tmp_path / "body.parquet", "parquet")
     (tmp_path / "junk.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"junk\.parquet: not a readable Parquet file"):
@@ -182,7 +182,7 @@ def test_saved_hf_dataset(tmp_path):
     documents = read(tmp_path / "ds", "hf_dataset")
     assert [(document.source_id, document.messages) for document in documents] == [("ds#1", CHAT), ("ds#2", CHAT)]
     datasets.Dataset.from_list([{"body": "x"}]).save_to_disk(tmp_path / "other")
-    with pytest.raises(UserError, match=r"record 1: the record has the fields \['body'\]"):
+    with pytest.raises(UserError, match=r"record 1: the record's fields are \['body'\]"):
         read(tmp_path / "other", "hf_dataset")
 
 
@@ -201,5 +201,5 @@ def test_hf_dataset_with_splits_or_not_a_data_set(tmp_path):
 def test_hf_dataset_without_the_package(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"corpus\.sources\.0\.format: hf_dataset needs the package `datasets`"):
+    with pytest.raises(UserError, match=r"corpus\.sources\.0\.format: hf_dataset requires `datasets`"):
         read(tmp_path, "hf_dataset")

@@ -245,5 +245,5 @@ def test_weights_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
 def test_sequences_longer_than_the_teacher_reads_are_refused(teacher: Path) -> None:
     config = make_config(teacher, "vllm")
     corpus = config.corpus.model_copy(update={"max_tokens": 101})
-    with pytest.raises(UserError, match=r"corpus\.max_tokens: 101: the teacher reads at most 100 tokens"):
+    with pytest.raises(UserError, match=r"corpus\.max_tokens: 101: the teacher supports at most 100 tokens"):
         open_engine(config.model_copy(update={"corpus": corpus}))

@@ -1,4 +1,4 @@
-"""Local copies: right or refused, within their bound, shared by processes, whatever kills them."""
+"""Local copies: verified, within their size limit, shared by processes, safe when these are killed."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ import pytest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import storage
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.copies import LocalCopies
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage, file_entry
@@ -51,7 +51,7 @@ def entry(number: int) -> FileEntry:
 
 
 def held(folder: Path) -> set[int]:
-    """Numbers of the files that there are copies of."""
+    """Numbers of the files with a copy."""
     names = {path.name for path in folder.iterdir()}
     return {number for number in range(5) if entry(number).sha256 in names}
 
@@ -61,7 +61,7 @@ def used_bytes(folder: Path) -> int:
 
 
 def test_any_part_of_a_file_is_read_from_its_copy(remote: Storage, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("teacher_cache.shards.storage.PART_BYTES", 999)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 999)
     local = LocalCopies(remote, str(folder), 3 * SIZE)
     for start, size in ((0, SIZE), (5, 1), (SIZE - 7, 7), (100, 3000)):
         assert local.read("2.bin", entry(2), start, size) == content(2)[start : start + size]
@@ -80,7 +80,7 @@ def test_what_was_not_used_for_longest_makes_room(remote: Storage, folder: Path)
 
 
 def test_a_file_larger_than_the_bound_is_refused(remote: Storage, folder: Path) -> None:
-    with pytest.raises(UserError, match=r"0\.bin: 40000 bytes, more than the 39999 that local copies may take"):
+    with pytest.raises(UserError, match=r"0\.bin: 40000 bytes exceed the limit of 39999 for all local copies"):
         LocalCopies(remote, str(folder), SIZE - 1).read("0.bin", entry(0), 0, 1)
 
 
@@ -92,7 +92,7 @@ def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, mon
     read_range = Storage.read_range
     monkeypatch.setattr(Storage, "read_range", lambda *args: reads.append(args[1]) or read_range(*args))
     local = LocalCopies(remote, str(folder), 3 * SIZE)
-    if wrong == "longer":  # what the manifest does not know of is not fetched
+    if wrong == "longer":  # bytes beyond the listed size are not fetched
         assert local.read("1.bin", entry(1), 0, SIZE) == content(1)
         return
     with pytest.raises(
@@ -110,8 +110,8 @@ def test_wrong_content_is_fetched_once_more_and_then_refused(remote, folder, mon
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(remote: Storage, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0)
-    monkeypatch.setattr("teacher_cache.shards.storage.PART_BYTES", 1000)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 1000)
     rng = np.random.default_rng(0)
     cat_file = type(remote._fs).cat_file
 
@@ -150,7 +150,7 @@ def test_what_is_fetched_ahead_is_there_when_it_is_needed(remote: Storage, folde
 
 
 def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remote, folder, monkeypatch) -> None:
-    """Room for three: files are announced far ahead and read in order; none is fetched twice."""
+    """With room for three, files are prefetched far ahead and read in order; none is fetched twice."""
     fetched = []
     read_range = Storage.read_range
     monkeypatch.setattr(Storage, "read_range", lambda *args: fetched.append(args[1]) or read_range(*args))
@@ -165,7 +165,7 @@ def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remot
 
 
 def read_for_ever(url: str, folder: str, seed: int, reports: "multiprocessing.Queue[str]") -> None:
-    """Read files at random, with room for three of five, and report what goes wrong."""
+    """Read files at random, with room for three of five, and report errors."""
     local, rng = LocalCopies(Storage(url), folder, 3 * SIZE), np.random.default_rng(seed)
     try:
         while True:
@@ -177,7 +177,7 @@ def read_for_ever(url: str, folder: str, seed: int, reports: "multiprocessing.Qu
 
 
 def test_killing_a_process_that_shares_the_folder_harms_no_other(tmp_path: Path, folder: Path) -> None:
-    """Twenty SIGKILLs; the folder is within its bound at every look, and what was left is cleared away."""
+    """Twenty SIGKILLs: the folder never exceeds its size limit, and leftovers are removed."""
     remote = Storage(f"local://{tmp_path}/remote")
     for number in range(5):
         remote.write(f"{number}.bin", content(number))
@@ -196,7 +196,7 @@ def test_killing_a_process_that_shares_the_folder_harms_no_other(tmp_path: Path,
             victim.join()
             assert survivor.is_alive(), reports.get(timeout=5)
             assert survivor.pid is not None
-            os.kill(survivor.pid, signal.SIGSTOP)  # so that nothing moves while it is looked at
+            os.kill(survivor.pid, signal.SIGSTOP)  # freeze the folder for inspection
             assert used_bytes(folder) <= 3 * SIZE
             os.kill(survivor.pid, signal.SIGCONT)
     finally:

@@ -1,4 +1,4 @@
-"""Leases in a folder, in an object store, and in a store that compares nothing."""
+"""Leases in a folder, in an object store, and in a store without conditional writes."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import lease, locked_file
 from teacher_cache.shards.conditional import Conditional
 from teacher_cache.shards.holder import Holder, parse_holder, this_process
-from teacher_cache.shards.lease import WHOLE, Held, part_of, whole_place
+from teacher_cache.shards.lease import WHOLE, Held, part_lease, whole_place
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.slot import StoreObject
 from teacher_cache.shards.storage import Storage
@@ -49,7 +49,7 @@ def elsewhere(**changes: Any) -> Holder:
 
 
 def place(storage: Storage, holder: Holder, name: str = WHOLE) -> None:
-    """Put a lease there, as if another process had."""
+    """Create a lease as another process would."""
     if storage.is_local:
         storage.local_path(name).parent.mkdir(exist_ok=True)
         storage.local_path(name).write_bytes(holder.to_bytes())
@@ -65,7 +65,7 @@ def test_one_has_the_whole_place(storage: Storage) -> None:
         refusal = rf"\.lease\.json: in use by process {pid} on \S+ \(cache-tools merge, since .*\); wait for its end"
         with pytest.raises(ConflictError, match=refusal), whole_place(storage, "cache-tools push"):
             pass
-        with pytest.raises(ConflictError, match=refusal), part_of(storage, "shard-000000", "teacher-cache run"):
+        with pytest.raises(ConflictError, match=refusal), part_lease(storage, "shard-000000", "teacher-cache run"):
             pass
         assert storage.lease_names() == [WHOLE]
         assert storage.names() == []
@@ -75,8 +75,8 @@ def test_one_has_the_whole_place(storage: Storage) -> None:
 
 
 def test_parts_share_the_place_and_exclude_the_whole(storage: Storage) -> None:
-    with part_of(storage, "shard-000000", "run"), part_of(storage, "shard-000001", "run"):
-        with pytest.raises(Held) as held, part_of(storage, "shard-000001", "run"):
+    with part_lease(storage, "shard-000000", "run"), part_lease(storage, "shard-000001", "run"):
+        with pytest.raises(Held) as held, part_lease(storage, "shard-000001", "run"):
             pass
         assert held.value.name == ".lease-shard-000001.json"
         with pytest.raises(ConflictError, match="lease-shard-000000"), whole_place(storage, "cache-tools prune"):
@@ -112,7 +112,7 @@ def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.Fix
         wait_for(partial(has_holder, storage))
         os.kill(process.pid, signal.SIGSTOP)
         wait_for(psutil.Process(process.pid).status, psutil.STATUS_STOPPED)
-        wanted = f"process {process.pid} .* it is stopped: let it go on with `kill -CONT {process.pid}`"
+        wanted = f"process {process.pid} .* it is stopped: resume it with `kill -CONT {process.pid}`"
         with pytest.raises(ConflictError, match=wanted), whole_place(storage, "cache-tools push"):
             pass
         os.kill(process.pid, signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_a_stopped_holder_keeps_it_and_a_killed_one_does_not(request: pytest.Fix
 def test_a_holder_elsewhere_that_does_not_move_is_dead(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its clock is never looked at: since when it says that it has it is of the year 3000."""
+    """Its clock is never consulted: the recorded start is in the year 3000."""
     monkeypatch.setattr(lease, "EXPIRY", 0.5)
     monkeypatch.setattr(lease, "POLL", 0.05)
     for name in (WHOLE, ".lease-shard-000000.json"):
@@ -133,7 +133,7 @@ def test_a_holder_elsewhere_that_does_not_move_is_dead(
     with caplog.at_level(logging.INFO), whole_place(storage, "cache-tools push") as mine:
         mine.check()
         assert storage.lease_names() == [WHOLE]
-    assert "no heartbeat of process 1 on other" in caplog.text
+    assert "no heartbeat from process 1 on other" in caplog.text
     assert storage.lease_names() == []
 
 
@@ -164,16 +164,16 @@ def staged(storage: Storage) -> None:
 
 
 def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
-    """Another machine has taken its place and written other files."""
+    """Another machine has taken over and written other files."""
     with whole_place(storage, "cache-tools merge") as mine:
         storage.write("shard-000000.json", b"theirs")
         storage.write("shard-000000.logits.tar", b"theirs")
         if storage.is_local:
             storage.local_path(WHOLE).unlink()
         place(storage, elsewhere())
-        mine._confirmed -= 1000  # seconds that it was away
+        mine._confirmed -= 1000  # seconds without a heartbeat
         for what, act in writers(mine.storage):
-            with pytest.raises(ConflictError, match="so long that another one has taken its place"):
+            with pytest.raises(ConflictError, match="for so long that another one took over"):
                 act()
             files = {name: storage.read(name) for name in storage.names()}
             assert files == {"shard-000000.json": b"theirs", "shard-000000.logits.tar": b"theirs"}, what
@@ -186,7 +186,7 @@ def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
 def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
     s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was away between its last look at the lease and its request."""
+    """It was suspended between its last check of the lease and its request."""
     storage = Storage(s3_url)
     with whole_place(storage, "cache-tools merge") as mine:
         for name in ("shard-000000.json", "manifest.json"):
@@ -201,13 +201,13 @@ def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
         monkeypatch.setattr(mine, "check", late)
         for name in ("shard-000000.json", "manifest.json"):
             looks = iter([None])
-            with pytest.raises(ConflictError, match="taken its place"):
+            with pytest.raises(ConflictError, match="another one took over"):
                 mine.storage.write(name, b"mine")
             assert storage.read(name) == b"theirs"
 
 
 def test_what_a_writer_with_a_lease_finds_is_replaced(storage: Storage) -> None:
-    """What a killed one left of a shard, say."""
+    """For instance, leftovers of a killed writer."""
     for name in ("shard-000000.json", "shard-000000.logits.tar", "manifest.json"):
         storage.write(name, b"left")
     with whole_place(storage, "x") as mine:
@@ -242,13 +242,13 @@ def test_a_store_that_knows_no_conditions_is_said_once(
         mine.storage.write("a.json", b"x")
         with pytest.raises(ConflictError), whole_place(storage, "y"):
             pass
-    assert caplog.text.count("this store knows no conditional writes") == 1
+    assert caplog.text.count("this store has no conditional writes") == 1
     assert storage.lease_names() == []
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_lease_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    """A link would have another file written to, a pipe would never answer."""
+    """A link would redirect the write to another file, a pipe would block."""
     (tmp_path / "mine").write_text("mine")
     path = tmp_path / WHOLE
     if kind == "link":
@@ -263,7 +263,7 @@ def test_a_lease_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_on_a_full_disk_a_lease_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the command that frees space."""
+    """Commands that free space must still start."""
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -273,7 +273,10 @@ def test_on_a_full_disk_a_lease_can_be_had(tmp_path: Path, monkeypatch: pytest.M
     storage = Storage(str(tmp_path))
     with whole_place(storage, "cache-tools prune") as mine:
         mine.check()
-        with pytest.raises(ConflictError, match="another process, which did not write"), whole_place(storage, "x"):
+        with (
+            pytest.raises(ConflictError, match=r"another process \(unknown: its lease has no record\)"),
+            whole_place(storage, "x"),
+        ):
             pass
 
 

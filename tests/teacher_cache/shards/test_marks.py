@@ -1,4 +1,4 @@
-"""What is committed follows from the marks that are there, at every moment of a run."""
+"""The committed shards follow from the existing marks, at every moment of a run."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ NAMES = [f"shard-00000{n}" for n in range(3)]
 
 
 def plan_of(manifest: Manifest) -> Manifest:
-    """The manifest as it is before anything is committed."""
+    """The manifest before anything is committed."""
     nothing = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
     return manifest.model_copy(update={"complete": False, "shards": [], "tables": {}, "totals": nothing})
 
@@ -163,7 +163,7 @@ def test_a_folder_without_a_manifest_is_not_a_cache(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_what_to_do(url: str) -> None:
     write_cache(url, random_shards([[3]]))
     change_manifest(url, lambda tree: tree.update(format_version=FORMAT_VERSION + 1))
-    with pytest.raises(UserError, match=rf"manifest\.json: format_version {FORMAT_VERSION + 1} is newer .* update"):
+    with pytest.raises(UserError, match=rf"manifest\.json: format_version {FORMAT_VERSION + 1} is newer .* upgrade"):
         CacheReader(url)
 
 
@@ -211,7 +211,7 @@ def test_an_index_that_contradicts_the_cache_is_refused(url: str, name: str) -> 
     write_cache(url, shards)
     change, file, text = WRONG_INDEX[name]
     change_index(url, lambda tree: None)
-    CacheReader(url).index(0)  # rewriting alone is not what is refused
+    CacheReader(url).index(0)  # merely rewriting it is accepted
     change_index(url, change)
     keys = {f"key{n}": tokens.key for n, (tokens, _) in enumerate(shards[0])}
     with pytest.raises(CorruptCacheError) as caught:
@@ -221,7 +221,7 @@ def test_an_index_that_contradicts_the_cache_is_refused(url: str, name: str) -> 
 
 
 def test_a_sample_above_the_manifests_longest_is_refused(url: str) -> None:
-    """Otherwise an index could make a reader allocate as much as it likes."""
+    """Otherwise an index could make a reader allocate without limit."""
     write_cache(url, random_shards([[5, 3]]))
     change_index(url, set_in("num_tokens", value=[2**23, 2**23]))
     declare(url, tokens=2**24)
@@ -252,7 +252,7 @@ def test_a_changed_manifest_is_found(url: str, change: tuple[bytes, bytes]) -> N
     if change[1]:
         assert change[0] in sound
         path.write_bytes(sound.replace(*change, 1))
-    else:  # the sha256 is taken away
+    else:  # the sha256 is removed
         before, _, after = sound.rpartition(change[0])
         path.write_bytes(before + change[0] + after[64:])
     with pytest.raises(CorruptCacheError, match=r"manifest\.json: its sha256 is [0-9a-f]{64}, the file says"):
@@ -280,7 +280,7 @@ def test_a_manifest_or_mark_that_is_not_json_is_refused(url: str, data: bytes) -
 
 
 def replace_table(url: str, table: np.ndarray) -> str:
-    """Have the first shard name another table, consistently."""
+    """Make the first shard name another table, consistently."""
     digest = table_digest(table)
     entry = Storage(url).write(table_path(digest), encode_table(table))
     change_index(url, set_in("table", value=digest))

@@ -1,4 +1,4 @@
-"""Borrowed memory is used again, but never while something refers to it."""
+"""Pooled memory is reused, but never while it is referenced."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def address(array: np.ndarray) -> int:
 
 
 def unused() -> list[int]:
-    """Sizes of unused blocks, the one that came back last at the end."""
+    """Sizes of unused blocks, most recently returned last."""
     return [block.nbytes // SMALLEST for block in memory._unused.values()]
 
 
@@ -31,7 +31,7 @@ def test_memory_is_used_again_once_it_is_free() -> None:
     first = address(block)
     assert (block.shape, block.dtype) == ((SMALLEST + 1000,), np.uint8)
     del block
-    again = borrow(2 * SMALLEST)  # a block is larger than what was asked for
+    again = borrow(2 * SMALLEST)  # a block larger than requested
     assert address(again) == first
     assert address(borrow(2 * SMALLEST)) != first
 

@@ -1,4 +1,4 @@
-"""Where a new cache is written: empty before, and empty again when it fails."""
+"""The place of a new cache must be empty, and is empty again after a failure."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "shard-000000.json").write_text("somebody's")
     with (
-        pytest.raises(UserError, match=r"a: 1 files are there \(shard-000000.json, …\)"),
+        pytest.raises(UserError, match=r"a: 1 files already there \(shard-000000.json, …\)"),
         new_cache(f"{tmp_path}/a", "test"),
     ):
         pass
     write_cache(str(tmp_path / "b"), random_shards([[9]]))
-    with pytest.raises(UserError, match=f"b/{MANIFEST}: a cache is there already"), new_cache(f"{tmp_path}/b", "test"):
+    with pytest.raises(UserError, match=f"b/{MANIFEST}: a cache already exists"), new_cache(f"{tmp_path}/b", "test"):
         pass
     assert (tmp_path / "a" / "shard-000000.json").read_text() == "somebody's"
     assert (tmp_path / "b" / "shard-000000.json").exists()

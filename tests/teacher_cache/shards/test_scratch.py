@@ -1,4 +1,4 @@
-"""Folders of killed processes are removed, and nobody else's."""
+"""Only folders of killed processes are removed."""
 
 import tempfile
 from pathlib import Path
@@ -12,7 +12,9 @@ from teacher_cache.shards.scratch import scratch_folder
 def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     me = this_process("", "")
-    dead = tmp_path / f"teacher-cache-{me.machine}-{me.pid}-{me.started - 1}-x"  # the number was another's before
+    dead = (
+        tmp_path / f"teacher-cache-{me.machine}-{me.pid}-{me.started - 1}-x"
+    )  # the PID of an earlier process, reused since
     others = [tmp_path / name for name in ("teacher-cache-notes", f"teacher-cache-{'0' * 16}-1-1-x")]
     for folder in (dead, *others):
         folder.mkdir()

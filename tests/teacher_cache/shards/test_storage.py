@@ -1,4 +1,4 @@
-"""One behaviour in a folder, in memory and in an object store behind a real S3 server."""
+"""Storage behaves alike in a folder, in memory and in an object store behind a real S3 server."""
 
 import itertools
 import time
@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas.errors import CorruptCacheError, UserError
 from support.synthetic import file_entry, random_shards, write_cache
-from teacher_cache.shards import storage as storage_module
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 
@@ -168,7 +168,7 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
         requests.append(1)
         raise RuntimeError("quota\nexceeded")
 
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be written: quota exceeded"):
@@ -177,7 +177,7 @@ def test_a_store_that_fails_is_one_line_that_names_the_file(tmp_path: Path, monk
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(UserError, match=r"a\.json: cannot be read: quota exceeded"):
         storage.read("a.json")
-    assert len(requests) == 2 * storage_module.ATTEMPTS
+    assert len(requests) == 2 * store_requests.ATTEMPTS
 
 
 FAULTS: dict[str, Callable[[bytes], bytes]] = {
@@ -189,12 +189,12 @@ FAULTS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypatch, fault: str) -> None:
-    """Whatever is read: every second request fails."""
+    """Every second request fails, for every kind of read."""
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"0123456789")
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
-    monkeypatch.setattr(storage_module, "PATIENCE", 0.2)
-    monkeypatch.setattr(storage_module, "LISTING_PATIENCE", 0.2)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PATIENCE", 0.2)
+    monkeypatch.setattr(store_requests, "LISTING_PATIENCE", 0.2)
     calls = itertools.count()
     for name in ("cat_file",) if fault == "ends early" else ("cat_file", "info", "find"):
         method = getattr(MemoryFileSystem, name)
@@ -217,8 +217,8 @@ def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypa
 def test_a_store_that_never_answers_is_one_line(tmp_path: Path, monkeypatch) -> None:
     storage = Storage(f"memory://{tmp_path.name}")
     storage.write("a.json", b"0123456789")
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
-    monkeypatch.setattr(storage_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PATIENCE", 0.1)
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *args, **options: time.sleep(10))
     with pytest.raises(UserError, match=r"a\.json: cannot be read: no answer in time"):
         storage.read_range("a.json", 0, 3)

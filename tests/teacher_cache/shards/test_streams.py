@@ -1,4 +1,4 @@
-"""Streams of whole files: by a signed URL as far as it goes, the rest in the client's own way."""
+"""Streams of whole files: by signed URL as far as possible, the rest through the store's client."""
 
 from base64 import b64decode
 from hashlib import sha256
@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import CorruptCacheError
 from support.proxy import proxied
-from teacher_cache.shards import storage as storage_module
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.storage import Storage
 
 DATA = np.random.default_rng(0).bytes(700_001)
@@ -48,8 +48,8 @@ def test_an_object_comes_by_one_request(s3_url: str, s3_server: str) -> None:
 @pytest.mark.parametrize("fault", ["error", "silence", "stall", "truncation", "reset"])
 def test_what_a_stream_lacks_is_read_in_ranges(s3_url: str, s3_server: str, monkeypatch, fault: str) -> None:
     Storage(s3_url).put("a.tar", DATA)
-    monkeypatch.setattr(storage_module, "PATIENCE", 1.0)
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(store_requests, "PATIENCE", 1.0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0.01)
     with proxied(s3_server, shares={fault: 0.5}) as proxy:
         storage = Storage(s3_url)
         while not proxy.injected:
@@ -71,7 +71,7 @@ def test_what_the_store_refuses_goes_the_clients_way(s3_url: str, s3_server: str
 
 
 def test_settings_of_uploads_are_kept(s3_url: str, s3_server: str, monkeypatch) -> None:
-    """They are not in a URL."""
+    """A URL cannot carry them."""
     storage, signed = Storage(s3_url), []
     monkeypatch.setattr(storage._fs, "sign", lambda *_, **__: signed.append(1))
     monkeypatch.setattr(storage._fs, "s3_additional_kwargs", {"ServerSideEncryption": "AES256"})

@@ -1,4 +1,4 @@
-"""Of a large cache, the shards are listed in a columnar file beside the manifest; all else is as with a small one."""
+"""Large caches list their shards in a columnar file next to the manifest, and otherwise behave like small ones."""
 
 import hashlib
 from contextlib import suppress
@@ -100,7 +100,7 @@ def test_an_unfinished_cache_goes_on_from_its_marks(large: str, small: Manifest)
 
 
 def changed(large: str, change: dict[str, list[object]]) -> None:
-    """Change columns of the table, consistently with the manifest's checksum."""
+    """Change columns of the table, and update the checksum in the manifest."""
     storage = Storage(large)
     manifest = read_manifest(storage)
     table = read_shard_table(storage, manifest)
@@ -118,11 +118,11 @@ def replace(large: str, data: bytes) -> None:
 
 
 WRONG = {
-    "numbers do not rise": {"number": [0, 2, 1]},
+    "numbers are not ascending": {"number": [0, 2, 1]},
     "a shard has no sample": {"samples": [2, 0, 4]},
-    "samples are not those of the totals": {"samples": [2, 1, 4]},
-    "tokens are not those of the totals": {"tokens": [8, 7, 13]},
-    "though the cache is complete": {"index_bytes": [1, 1, 0], "samples": [3, 3, 1], "tokens": [20, 7, 1]},
+    "samples do not add up to the manifest's totals": {"samples": [2, 1, 4]},
+    "tokens do not add up to the manifest's totals": {"tokens": [8, 7, 13]},
+    "although the cache is complete": {"index_bytes": [1, 1, 0], "samples": [3, 3, 1], "tokens": [20, 7, 1]},
 }
 
 
@@ -156,7 +156,7 @@ def test_a_changed_missing_or_compressed_table_is_refused(large: str) -> None:
 
 
 def test_flipped_bits_of_a_table_are_errors_of_ours_or_harmless(large: str) -> None:
-    """Whoever changes a table can make its checksum fit."""
+    """An attacker who modifies a table can also fix its checksum."""
     storage = Storage(large)
     manifest = read_manifest(storage)
     table = read_shard_table(storage, manifest)

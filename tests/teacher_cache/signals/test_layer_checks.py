@@ -1,4 +1,4 @@
-"""Layers that a teacher does not have, or whose attention rows cannot be stored, are refused before anything runs."""
+"""Missing layers, and layers whose attention rows cannot be stored, are rejected before anything runs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -34,13 +34,19 @@ def test_stored_layers_rise_whatever_their_order_in_the_configuration() -> None:
     ("capture", "message"),
     [
         ({"hidden": HiddenCapture(layers=[7])}, r"capture\.hidden\.layers: 7: the teacher has layers 1 to 6"),
-        ({"hidden": HiddenCapture(layers=[3, 0.5])}, r"are layers \[3, 3\] of 6; each may stand once"),
-        ({"hidden": HiddenCapture(dtype="int4")}, r"capture\.hidden\.dtype: int4 keeps two .* the teacher has 33"),
-        ({"final": FinalCapture(dtype="int4")}, r"capture\.final\.dtype: int4 keeps two channels in a byte"),
+        ({"hidden": HiddenCapture(layers=[3, 0.5])}, r"are layers \[3, 3\] of 6; list each only once"),
+        (
+            {"hidden": HiddenCapture(dtype="int4")},
+            r"capture\.hidden\.dtype: int4 packs two .* the teacher has an odd hidden size, 33",
+        ),
+        ({"final": FinalCapture(dtype="int4")}, r"capture\.final\.dtype: int4 packs two channels per byte"),
         ({"attention": AttentionCapture(layer=9)}, r"capture\.attention\.layer: 9: the teacher has layers 1 to 6"),
-        ({"attention": AttentionCapture(heads=9)}, r"capture\.attention\.heads: 9: the teacher has heads 0 to 7"),
+        (
+            {"attention": AttentionCapture(heads=9)},
+            r"capture\.attention\.heads: 9: the teacher has attention heads 0 to 7",
+        ),
         ({"attention": AttentionCapture(heads=[8])}, r"heads: \[8\]"),
-        ({"attention": AttentionCapture(heads=[1, 1])}, r"list each head once"),
+        ({"attention": AttentionCapture(heads=[1, 1])}, r"list each attention head once"),
     ],
 )
 def test_what_the_teacher_does_not_have(capture: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from schemas.cache_config import LogitsCapture
+from schemas.cache_config import DrawsCapture, LogitsCapture
 from schemas.errors import UserError
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
@@ -79,4 +79,23 @@ def test_the_commands_carry_a_cache_there_and_back(s3_url: str, tmp_path: Path) 
     assert CacheReader(f"{s3_url}/b").keys == CacheReader(f"{s3_url}/a").keys
     run = CliRunner().invoke(main, ["import", str(tmp_path / "out"), f"{s3_url}/b", "--from", "parquet"])
     assert run.exit_code == 2
-    assert f"error: {s3_url}/b/manifest.json: a cache is there already" in run.stderr
+    assert f"error: {s3_url}/b/manifest.json: a cache already exists" in run.stderr
+
+
+@pytest.mark.parametrize("draws", [None, DrawsCapture(n=2)])
+def test_draws_that_are_left_out_are_said(
+    draws: DrawsCapture | None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(url: str) -> CacheReader:
+        reader = CacheReader(url)
+        capture = reader.manifest.capture.model_copy(update={"draws": draws})
+        reader.manifest = reader.manifest.model_copy(update={"capture": capture})
+        return reader
+
+    url = str(tmp_path / "cache")
+    write_cache(url, random_shards([[5]]))
+    monkeypatch.setattr(module, "CacheReader", opened)
+    export(url, str(tmp_path / "out"), "parquet", None, 100, lambda *_: None)
+    said = f"{url}: the 8 entries of each row are exported, its draws are not; for more entries, cache with "
+    said += "capture.logits.k=64 and capture.draws=null"
+    assert [record.message for record in caplog.records] == ([] if draws is None else [said])

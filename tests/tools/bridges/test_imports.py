@@ -242,7 +242,7 @@ def test_rows_too_large_and_files_of_other_kinds_are_refused(
 def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"out: 1 files are there \(notes.txt, …\)"):
+    with pytest.raises(UserError, match=r"out: 1 files already there \(notes.txt, …\)"):
         import_files(str(originals / "parquet"), str(tmp_path / "out"), "parquet", DistillKitOptions(), 12, print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 

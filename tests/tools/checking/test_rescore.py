@@ -24,7 +24,7 @@ from tools.checking.rescore import rescore
 from tools.cli import main
 
 SEEDS = [0, 1]
-CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}}
+CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def broken_caches(url: str) -> None:
 
 REASONS = {
     "b/absurd": "bytes: Input should be less than",
-    "b/changed": "changed after it was written",
+    "b/changed": "modified after it was written",
     "b/future": "format_version 9 is newer",
     "b/key": "unknown key",
     "b/no-json": "Invalid JSON",

@@ -98,7 +98,7 @@ def test_rows_that_are_not_stored_have_no_guesses(tmp_path: Path, positions: str
 
 
 def test_a_cache_of_logits_has_no_other_columns(write) -> None:
-    url = write("logits", {})
+    url = write("logits", {"draws": None})
     (row,) = sample_rows(url, CacheReader(url).keys[0], limit=1)
     assert set(row) == {"row", "token_id", "token", "counts", "best_ids", "best_probabilities", "next_probability"}
     assert "head" not in describe(url)["bytes"]
@@ -119,7 +119,7 @@ def test_the_table_has_a_column_for_each_signal(write) -> None:
 
 def test_a_key_that_is_not_there(write) -> None:
     with pytest.raises(UserError, match="no sample 'abc' among"):
-        sample_rows(write("logits", {}), "abc", 3)
+        sample_rows(write("logits", {"draws": None}), "abc", 3)
 
 
 def test_a_sample_is_shown_from_the_first_row_that_counts_on(tmp_path: Path) -> None:

@@ -349,5 +349,5 @@ def test_the_command_reports_counts(two: list[str], tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert (report["sources"], report["samples"], report["duplicates_dropped"]) == (3, 9, 5)
     again = CliRunner().invoke(main, ["merge", *two, str(tmp_path / "all")])
-    assert (again.exit_code, "a cache is there already" in again.stderr) == (2, True)
+    assert (again.exit_code, "a cache already exists" in again.stderr) == (2, True)
     assert np.all(CacheReader(str(tmp_path / "all")).num_tokens > 0)

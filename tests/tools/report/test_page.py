@@ -147,7 +147,7 @@ def test_signatures(tmp_path: Path) -> None:
     report(url, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "by “Ada &lt;x&gt;” (self-stated name), 2026-11-01T12:00:00+00:00; valid signature" in page
-    assert f"invalid signature of key {public_key(2)}: the signature is not one of its statement" in page
+    assert f"invalid signature of key {public_key(2)}: the signature does not match its statement" in page
 
 
 def test_from_a_store(s3_url: str, tmp_path: Path) -> None:

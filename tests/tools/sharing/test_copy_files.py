@@ -12,7 +12,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import FileEntry
 from support.proxy import proxied
 from support.synthetic import file_entry
-from teacher_cache.shards import storage as storage_module
+from teacher_cache.shards import store_requests
 from teacher_cache.shards.storage import Storage
 from tools.checked_parts import Progress
 from tools.sharing import copy_files as transfer
@@ -41,7 +41,7 @@ def filled(storage: Storage) -> list[tuple[str, FileEntry]]:
 @pytest.mark.parametrize("source_kind", PLACES)
 @pytest.mark.parametrize("target_kind", PLACES)
 def test_files_arrive_as_they_are(place, source_kind: str, target_kind: str, monkeypatch) -> None:
-    monkeypatch.setattr(storage_module, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr(store_requests, "PART_BYTES", 1 << 18)
     source, target = place(source_kind), place(target_kind)
     files, seen = filled(source), []
     total = transfer.bytes_of(files)
@@ -95,7 +95,7 @@ def test_what_is_damaged_on_its_way_is_fetched_again(place, s3_server: str) -> N
 
 @pytest.mark.parametrize("target_kind", ["folder", "s3"])
 def test_a_store_that_fails_now_and_then_is_asked_again(place, s3_server: str, monkeypatch, target_kind: str) -> None:
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0.01)
     remote, target = place("s3"), place(target_kind)
     source = place("s3")
     files = filled(source)
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line(place, monkeypatch: pytest.MonkeyPatch) -> None
     files = filled(source)
     folder = target.local_path("a.tar").parent
     folder.mkdir()
-    monkeypatch.setattr(storage_module.secrets, "token_hex", lambda n_bytes: "0")
+    monkeypatch.setattr("secrets.token_hex", lambda n_bytes: "0")
     (folder / ".tmp-transfer-0-a.tar").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"a\.tar: cannot be written: No space left on device"):
         copy_files(source, target, files, 2, Progress(1))
@@ -140,7 +140,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("method", CHANGES)
 def test_whatever_changes_a_store_is_tried_again(place, monkeypatch, method: str) -> None:
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
     storage, failures = place("memory"), iter([True, True])
     storage.put("b.json", b"b")
     original = getattr(type(storage._fs), method)
@@ -157,8 +157,8 @@ def test_whatever_changes_a_store_is_tried_again(place, monkeypatch, method: str
 
 
 def test_an_upload_that_never_ends_is_given_up(place, monkeypatch) -> None:
-    monkeypatch.setattr(storage_module, "FIRST_DELAY", 0)
-    monkeypatch.setattr(storage_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(store_requests, "PATIENCE", 0.05)
     storage = place("memory")
     monkeypatch.setattr(type(storage._fs), "pipe_file", lambda *_, **__: time.sleep(5))
     with pytest.raises(UserError, match=r"a\.json: cannot be written: no answer in time"):

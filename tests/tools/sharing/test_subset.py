@@ -260,7 +260,7 @@ def test_shares_are_not_what_the_trainer_holds_out() -> None:
 
 
 def test_a_share_is_that_of_the_format() -> None:
-    """``schemas/FORMAT.md``: the upper 53 bits of xxh3-64 with seed 1."""
+    """``docs/format.md``: the upper 53 bits of xxh3-64 with seed 1."""
     assert share_numbers(["a"])[0] == (0xD2F6D0996F37A720 >> 11) / 2**53
 
 

@@ -88,6 +88,6 @@ def test_why_a_signature_does_not_count_is_said(url: str) -> None:
     sign(url, 2, "Bob")
     (Path(url) / f"signatures/{public_key(3)}.json").write_bytes(b"nonsense")
     problems = {key: problem for key, _, problem in signatures(Storage(url), read_manifest(Storage(url)))}
-    assert "forged or changed" in problems[public_key(1)]
+    assert "forged or modified" in problems[public_key(1)]
     assert problems[public_key(2)] == ""
     assert "JSON" in problems[public_key(3)]

@@ -26,7 +26,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
     "bfloat16": {"final": {"dtype": "bfloat16"}, "logits": {"k": 8, "temperatures": [2.0, 1.0]}},
     "int8": {"final": {"dtype": "int8"}, "logits": {"k": 16, "temperatures": [1.0, 3.0]}},
     "int4": {"final": {"dtype": "int4"}, "logits": {"k": 16, "temperatures": [1.0]}},
-    "logits": {"logits": {"k": 24, "temperatures": [1.0, 5.0]}},
+    "logits": {"logits": {"k": 24, "temperatures": [1.0, 5.0]}, "draws": None},
 }
 
 

@@ -52,6 +52,7 @@ def full_cache(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     corpus = write_text_corpus(folder / "corpus")
     capture = {
         "logits": {"k": 16},
+        "draws": None,
         "hidden": {"layers": [0.25, 0.5, 3]},
         "attention": {"heads": 2, "keys": 12},
     }

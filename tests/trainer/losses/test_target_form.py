@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from schemas.cache_config import CacheConfig, CaptureConfig
+from schemas.cache_config import BEST_TARGET, CacheConfig, CaptureConfig
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from schemas.train_config import LossConfig, TlaConfig, TrainConfig
@@ -32,7 +32,7 @@ from trainer.losses.teacher_rows import teacher_rows
 from trainer.student.forward import masked_hidden, output_head
 
 CAPTURES: dict[str, dict[str, Any]] = {
-    "top_k": {"logits": {"k": 16}},
+    "top_k": {"logits": {"k": 16}, "draws": None},
     "head and tail": {"logits": {"k": 16}, "draws": {"n": 6, "temperatures": [1.0, 3.0]}},
     "sampled": {"logits": {"k": 1}, "draws": {"n": 40, "region": "all"}},
     "dense": {"logits": {"k": 16}, "final": {}},
@@ -41,7 +41,7 @@ CAPTURES: dict[str, dict[str, Any]] = {
 
 
 def capture(name: str) -> CaptureConfig:
-    return CaptureConfig.model_validate(CAPTURES[name])
+    return BEST_TARGET if name == "default" else CaptureConfig.model_validate(CAPTURES[name])
 
 
 def tla(**keys: Any) -> TlaConfig:
@@ -62,7 +62,10 @@ def test_the_richest_target_is_the_default() -> None:
         ({"target": "draws"}, "top_k", r"losses\.tla\.target: draws: the cache has no draws signal"),
         ({"target": "final"}, "sampled", r"losses\.tla\.target: final: the cache has no final signal"),
         ({"temperature": 2.0}, "top_k", r"temperature: 2\.0 is not among \[1\.0, 3\.0\].* top_k target"),
-        ({"temperature": 3.0}, "sampled", r"temperature: 3\.0 is not among \[1\.0\].* draws target"),
+        ({"temperature": 3.0}, "sampled", r"temperature: 3\.0 is not among \[1\.0\].* draws target.* capture\.draws"),
+        ({"temperature": 3.0}, "default", r"or losses\.tla\.target: top_k, the 16 stored entries, or make a cache"),
+        ({"divergence": "reverse"}, "default", r"use forward, or losses\.tla\.target: top_k, the 16 stored entries"),
+        ({"tail": "ignore"}, "default", r"leave it out, or set losses\.tla\.target: top_k, the 16 stored entries"),
         ({"tail": "ignore"}, "dense", r"losses\.tla\.tail: ignore goes with target: top_k, not final"),
         ({"divergence": "jsd"}, "sampled", r"losses\.tla\.divergence: jsd cannot be estimated from draws"),
     ],

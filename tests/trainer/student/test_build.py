@@ -96,7 +96,7 @@ def test_changed_layers_are_noticed(make_config, teacher_folder: Path) -> None:
 
 def test_missing_teacher(make_config, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^student.teacher: .*/nowhere \(no such folder here\): cannot read a model configuration"
+        UserError, match=r"^student.teacher: .*/nowhere \(no such folder\): cannot read a model configuration"
     ):
         materialise_student(from_layers(make_config, tmp_path / "nowhere", [0]))
 
@@ -194,11 +194,11 @@ def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_somethi
 @pytest.mark.parametrize("kind", ATTENTION)
 def test_a_configured_kernel_that_drops_something_is_refused(make_config, tmp_path: Path, kind: str) -> None:
     folder = write_special(tmp_path / "student", kind)
-    with pytest.raises(UserError, match=r"^student\.attention: sdpa: leaves out .*; set it to eager"):
+    with pytest.raises(UserError, match=r"^student\.attention: sdpa drops .*; set it to eager"):
         load_student(folder, StudentConfig(checkpoint=str(folder), attention="sdpa"))
     for start in ({"config": str(folder)}, {"teacher": str(folder), "from_layers": [0]}):
         config = make_config(student={"checkpoint": None, "attention": "sdpa", **start})
-        with pytest.raises(UserError, match=r"^student\.attention: sdpa: leaves out"):
+        with pytest.raises(UserError, match=r"^student\.attention: sdpa drops"):
             materialise_student(config)
         assert not (Path(config.output) / "student-init").exists()
 

@@ -1,4 +1,4 @@
-"""JSON lines are read as ``json`` reads them, whichever parser takes them."""
+"""JSON lines parse to the same values as with ``json``, whichever parser accepts them."""
 
 import json
 

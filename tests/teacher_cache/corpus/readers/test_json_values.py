@@ -53,7 +53,7 @@ def test_json_lines_named_json_and_arrays_named_jsonl(tmp_path):
         RECORDS[1]["text"],
     ]
     (bad,) = read(tmp_path / "d.jsonl", json.dumps(RECORDS), format="jsonl")
-    assert "a file of JSON arrays is `format: json`" in str(bad)
+    assert "for JSON arrays set `format: json`" in str(bad)
 
 
 def test_one_object_is_one_record_and_other_values_are_bad_ones(tmp_path):
@@ -71,9 +71,9 @@ def test_one_object_is_one_record_and_other_values_are_bad_ones(tmp_path):
         ('[{"text": "a"}, {"text": ', "record 2: broken JSON: "),
         ('[{"text": "a"}', "record 2: broken JSON: the file ends"),
         ('[{"text": "a"},', "record 2: broken JSON: "),
-        ('[{"text": "a"},]', "record 2: broken JSON: a comma before the end of the array"),
+        ('[{"text": "a"},]', "record 2: broken JSON: trailing comma in the array"),
         ('[{"text": "a"} {"text": "b"}]', "record 2: broken JSON: expected a comma or the end of the array, got '{'"),
-        ('[{"text": "a"}] []', "record 2: broken JSON: something follows the array"),
+        ('[{"text": "a"}] []', "record 2: broken JSON: unexpected data after the array"),
         ('[{"text": "a}]', "record 1: broken JSON: Unterminated string"),
         ('[{"text": nul}' + ' {"text": "x"}' * 99, "record 1: broken JSON: Expecting value"),
         ('[{"a":' * 9999, "record 1: broken JSON: .*recursion"),

@@ -34,7 +34,7 @@ def test_a_document_a_paragraph(tmp_path):
 
 def test_split_is_for_texts(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match=r"s\.split: line is for texts, and .*d\.jsonl is read as jsonl"):
+    with pytest.raises(UserError, match=r"s\.split: line only applies to text, but .*d\.jsonl is read as jsonl"):
         list(read_documents(SourceConfig(path=str(tmp_path / "d.jsonl"), split="line"), "s"))
     assert texts(read(tmp_path / "d.jsonl", b'{"text": "x"}\n', split="line")) == [("d.jsonl#1", '{"text": "x"}')]
 
@@ -47,7 +47,7 @@ def test_a_document_a_file_is_kept_as_it_is(tmp_path):
 def test_bytes_that_are_not_utf8_are_one_bad_record(tmp_path, split):
     first, bad, last = read(tmp_path / "d.txt", b"one\n\ncaf\xe9\n\nthree\n", split=split)
     assert isinstance(bad, BadRecord)
-    assert str(bad).endswith("d.txt:3: not UTF-8 text: byte 0xe9 at offset 3; set `encoding` of the source")
+    assert str(bad).endswith("d.txt:3: not UTF-8 text: byte 0xe9 at offset 3; set the source's `encoding`")
     assert (first.text, last.text) == ("one", "three")
 
 

@@ -58,7 +58,7 @@ def test_rows_that_do_not_fit_are_bad_records(tmp_path):
 
 
 def test_headers(tmp_path):
-    with pytest.raises(UserError, match=r"d\.csv: the header \['text', 'text'\] names a field twice"):
+    with pytest.raises(UserError, match=r"d\.csv: duplicate field in the header \['text', 'text'\]"):
         read(tmp_path / "d.csv", "text,text\na,b\n")
     assert read(tmp_path / "d.csv", "") == read(tmp_path / "d.csv", "text\n") == []
 
@@ -68,7 +68,7 @@ def test_encodings(tmp_path):
     (document,) = read_documents(SourceConfig(path=str(tmp_path / "d.csv")), "s")
     assert document.text == "café"
     (tmp_path / "d.csv").write_bytes("text\ncafé\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"d\.csv: not UTF-8 text: .*; set `encoding` of the source"):
+    with pytest.raises(UserError, match=r"d\.csv: not UTF-8 text: .*; set the source's `encoding`"):
         list(read_documents(SourceConfig(path=str(tmp_path / "d.csv")), "s"))
 
 
