@@ -66,8 +66,8 @@ def write_caches(folder: Path, caches: int, shards: int, samples: int) -> None:
     from benchmarks.scale import SimulatedCache, write_tars
     from schemas.manifest import Manifest, ShardIndex, Unit
     from teacher_cache.shards.marks import mark_name, read_manifest, read_table, shard_entry, tar_name, totals_of
+    from teacher_cache.shards.shard_table import shard_name
     from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-    from teacher_cache.shards.table import shard_name
 
     like: Manifest = read_manifest(SimulatedCache(folder / "like", 1).storage)
     (digest,) = like.tables

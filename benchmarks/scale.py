@@ -99,8 +99,8 @@ class SimulatedCache:
         )
         from teacher_cache.codec.permutation import build_code_table, encode_table, table_digest, table_path
         from teacher_cache.shards.marks import write_manifest
+        from teacher_cache.shards.shard_table import shard_name
         from teacher_cache.shards.storage import Storage, file_entry
-        from teacher_cache.shards.table import shard_name
 
         self.folder, self.storage = folder, Storage(str(folder))
         capture = CaptureConfig(logits=LogitsCapture(k=K))
@@ -150,7 +150,7 @@ class SimulatedCache:
     def write_shards(self, numbers: Iterable[int]) -> None:
         """Write these shards: indexes, and tars as hard links."""
         from teacher_cache.shards.marks import mark_name, tar_name
-        from teacher_cache.shards.table import shard_name
+        from teacher_cache.shards.shard_table import shard_name
 
         for number in numbers:
             name = shard_name(number)
@@ -166,7 +166,7 @@ def write_tars(storage: Any, capture: Any, table: np.ndarray, keys: list[str], l
     from schemas.cache_config import CodecConfig
     from teacher_cache.codec.permutation import CodeTable
     from teacher_cache.codec.tokens import encode_tokens
-    from teacher_cache.shards.table import shard_name
+    from teacher_cache.shards.shard_table import shard_name
     from teacher_cache.signals.logits.codec import LogitsCodec
 
     codec = LogitsCodec(capture.logits, CodecConfig(), CodeTable(table))

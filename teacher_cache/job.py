@@ -29,8 +29,8 @@ from teacher_cache.shards.marks import (
     remove_garbage,
     write_manifest,
 )
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.select_positions import to_request
 from teacher_cache.stop_request import StopRequest
 from teacher_cache.writing import UnitWriter

@@ -39,8 +39,8 @@ from teacher_cache.shards import lease
 from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
 from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
+from teacher_cache.shards.shard_table import shard_name, with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-from teacher_cache.shards.table import shard_name, with_lists
 from teacher_cache.shards.tar import checksum
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.signals.side_table import check_teacher, needs_head

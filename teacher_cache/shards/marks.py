@@ -11,6 +11,7 @@ from schemas.load import parse_cache_file
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
 from teacher_cache.codec.permutation import decode_table, table_path
+from teacher_cache.shards.shard_table import store_lists, table_file, with_lists
 from teacher_cache.shards.storage import (
     HEAD,
     MANIFEST,
@@ -21,7 +22,6 @@ from teacher_cache.shards.storage import (
     check_content,
     file_entry,
 )
-from teacher_cache.shards.table import store_lists, table_file, with_lists
 
 MAX_MANIFEST_VALUES = 400_000  # 4,096 shards with all signals have 120,000
 _OWN_NAME = re.compile(

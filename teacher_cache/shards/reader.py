@@ -34,8 +34,8 @@ from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.filling import NO_LAYOUT, FillError, fill, share_out
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.ranges import FileRanges
+from teacher_cache.shards.shard_table import ShardTable
 from teacher_cache.shards.storage import MAX_JSON_BYTES, Storage
-from teacher_cache.shards.table import ShardTable
 from teacher_cache.shards.tar import payload_problem
 from teacher_cache.signals.attention.record import AttentionSample
 from teacher_cache.signals.draws.record import DrawsSample

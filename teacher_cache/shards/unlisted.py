@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from schemas.errors import CorruptCacheError
 from teacher_cache.shards.marks import expected_names, read_manifest
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import with_lists
 
 REQUESTS = 16  # concurrent
 

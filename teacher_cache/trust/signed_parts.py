@@ -7,8 +7,8 @@ from which samples were selected are new files: no signature covers them, which 
 
 from schemas.errors import CorruptCacheError
 from schemas.manifest import Manifest, ShardEntry
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import with_lists
 
 SIGNED = "signed"  # the folder
 

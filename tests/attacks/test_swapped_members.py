@@ -14,8 +14,8 @@ from support.synthetic import file_entry, random_shards, write_cache
 from teacher_cache.api import open_cache
 from teacher_cache.shards.marks import mark_name, mark_text, read_manifest, read_mark, tar_name
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.shard_table import shard_name
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import shard_name
 
 SAMPLES = 30  # of each of two shards, so alike that many have equal sizes
 Place = tuple[int, int]  # shard and row

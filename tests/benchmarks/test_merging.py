@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import merging
 from benchmarks.merging import as_rows, compare_keys, key_of, measure, write_caches
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.reader import CacheReader
 from tools.checking.verify import verify
 
@@ -29,7 +29,7 @@ def test_simulated_caches_are_real_ones(caches: Path) -> None:
 
 
 def test_what_is_measured(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 5)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 5)
     found = measure(caches)
     assert (found["shards"], found["has_shard_table"]) == (6, True)
     assert (found["new_tar_bytes"], found["differing"]) == (0, 0)

@@ -8,8 +8,8 @@ from support.second_preimage import second_preimage
 from support.signed import sign
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest, read_mark, tar_name
+from teacher_cache.shards.shard_table import shard_name
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import shard_name
 
 VOCABULARY = 61
 LENGTHS = [[90, 80], [70, 60, 90], [50]]

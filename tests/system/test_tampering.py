@@ -43,7 +43,7 @@ from support.forge import (
 from support.golden import EXPECTED, GOLDEN, SIGNALS, array_digests
 from support.synthetic import file_entry, random_shards, write_cache
 from teacher_cache.codec.message import read_columns, write_batch
-from teacher_cache.shards import table as table_module
+from teacher_cache.shards import shard_table as table_module
 from teacher_cache.shards.marks import read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
 from teacher_cache.shards.tar import checksum

@@ -15,8 +15,8 @@ from schemas.manifest import Manifest, Unit
 from teacher_cache.records import Captured, LogitsSample, TokenSample
 from teacher_cache.shards.marks import assemble, write_manifest
 from teacher_cache.shards.new_place import check_free, new_cache
+from teacher_cache.shards.shard_table import shard_name
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import shard_name
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.token_batch import TokenBatch
 from teacher_cache.writing import UnitWriter

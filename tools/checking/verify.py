@@ -28,8 +28,8 @@ from teacher_cache.shards.marks import (
     up_to_date_manifest,
 )
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.shards.unlisted import file_sizes
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows

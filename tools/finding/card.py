@@ -11,8 +11,8 @@ from schemas.manifest import Manifest
 from schemas.signature import Statement
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import up_to_date_manifest
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.text import code_block, code_span, front_matter, one_line
 from tools.finding.words import capture_in_words, pull_command, total_bytes
 from tools.looking.stats import Stats, stats

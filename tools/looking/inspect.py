@@ -8,8 +8,8 @@ from schemas.errors import UserError
 from teacher_cache.records import LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 
 

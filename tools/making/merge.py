@@ -19,8 +19,8 @@ from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.shards.marks import mark_name, read_table, tar_name, write_manifest, write_mark
 from teacher_cache.shards.new_place import check_free, new_cache
+from teacher_cache.shards.shard_table import shard_name, signals_of
 from teacher_cache.shards.storage import HEAD, Storage
-from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
 from tools.making.link import share_file

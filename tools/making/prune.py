@@ -3,8 +3,8 @@
 from schemas.errors import UserError
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import with_lists
 
 
 def prune(url: str, dry_run: bool = False) -> dict[str, int]:

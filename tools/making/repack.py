@@ -17,8 +17,8 @@ from schemas.manifest import MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry,
 from teacher_cache.codec.permutation import encode_table, table_digest, table_path
 from teacher_cache.shards.marks import write_manifest
 from teacher_cache.shards.new_place import new_cache
+from teacher_cache.shards.shard_table import shard_name, signals_of
 from teacher_cache.shards.storage import HEAD
-from teacher_cache.shards.table import shard_name, signals_of
 from tools.making.derived import ShardSlice, derived_manifest, join_parts, source_of, unchanged
 from tools.making.link import share_file
 from tools.making.recode import Recoder, check_not_finer

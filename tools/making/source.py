@@ -6,8 +6,8 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex
 from teacher_cache.shards import marks
 from teacher_cache.shards.marks import check_sizes, files_beside_shards, up_to_date_manifest
+from teacher_cache.shards.shard_table import signals_of, with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import signals_of, with_lists
 from teacher_cache.shards.unlisted import file_sizes
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from schemas.derivation import Derivation
 from schemas.manifest import Manifest
+from teacher_cache.shards.shard_table import ShardTable
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import ShardTable
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.trust.signatures import Signed
 

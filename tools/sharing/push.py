@@ -20,8 +20,8 @@ from teacher_cache.shards.marks import (
     read_manifest_text,
     tar_name,
 )
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.required import check_digest
 from teacher_cache.trust.signed_parts import signed_whole

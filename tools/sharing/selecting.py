@@ -12,8 +12,8 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal
 from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.marks import mark_name, read_index
+from teacher_cache.shards.shard_table import signals_of
 from teacher_cache.shards.storage import MANIFEST, Storage
-from teacher_cache.shards.table import signals_of
 from teacher_cache.shards.tar import tar_bytes
 from tools.checked_parts import Advance, Progress, unseen
 from tools.making import derived

@@ -25,8 +25,8 @@ from teacher_cache.shards.marks import (
     shard_entry,
     write_manifest,
 )
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
-from teacher_cache.shards.table import with_lists
 from tools.checked_parts import Advance, Progress, unseen
 from tools.making.derived import copy_samples, derived_manifest, source_of
 from tools.sharing.copy_files import OWNER, PARALLEL, bytes_of, copy_files

@@ -14,8 +14,8 @@ from schemas.manifest import Manifest
 from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest, remove_garbage
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, has_content
-from teacher_cache.shards.table import with_lists
 from tools.sharing.copy_files import PARALLEL, File
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")

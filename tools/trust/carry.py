@@ -8,8 +8,8 @@ from schemas.load import parse_json
 from schemas.manifest import Manifest
 from schemas.signature import SIGNATURES, Signature, signature_file
 from teacher_cache.shards.marks import read_manifest, read_manifest_text
+from teacher_cache.shards.shard_table import table_file
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
-from teacher_cache.shards.table import table_file
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import MAX_SIGNATURE_BYTES
 from teacher_cache.trust.signed_parts import signed_whole

@@ -19,8 +19,8 @@ from schemas.regular_files import read_file
 from schemas.signature import Signature, Statement, signature_file
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import with_lists
 from teacher_cache.trust.check_signatures import check_trust, read_statement
 from teacher_cache.trust.keys import load_public_key
 from tools.output import umask

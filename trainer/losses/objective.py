@@ -18,8 +18,8 @@ from schemas.train_config import LossConfig, TargetForm
 from teacher_cache.output_head import OutputHead
 from trainer.losses.lean import head_loss
 from trainer.losses.loss import Batch, FeatureLoss, HeadLoss, Loss
-from trainer.losses.loss_table import LOSSES
 from trainer.losses.schedule import always_zero, weight_at
+from trainer.losses.table import LOSSES
 from trainer.losses.teacher_rows import TeacherRows
 from trainer.student.recorder import Recorded, Recorder, together
 
@@ -54,7 +54,7 @@ class Objective:
         """``capture`` is the cache's. Raises UserError when it does not have what a loss learns from."""
         for name in type(settings).model_fields:
             if name not in LOSSES:
-                raise NotImplementedError(f"losses.{name}: has settings, but no line in trainer/losses/loss_table.py")
+                raise NotImplementedError(f"losses.{name}: has settings, but no line in trainer/losses/table.py")
         self.losses: dict[str, Loss[Any]] = {}
         for name, kind in LOSSES.items():
             own = getattr(settings, name, None)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainer.losses.loss_table import LOSSES
+from trainer.losses.table import LOSSES
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0

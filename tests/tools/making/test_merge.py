@@ -16,7 +16,7 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
 from support.forge import change_index, change_manifest, follow_totals
 from support.synthetic import Pair, random_shards, write_cache
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import mark_name, read_manifest, tar_name
 from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
@@ -267,7 +267,7 @@ def test_an_incomplete_cache_is_refused(two: list[str], tmp_path: Path) -> None:
 def test_a_large_union_has_a_shard_table_and_so_may_its_sources(
     two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 3)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 3)
     third = samples(3, seed=2)
     write_cache(str(tmp_path / "c"), [[pair] for pair in third])
     merge(two, str(tmp_path / "all"))

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from schemas.errors import UserError
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import read_manifest, write_manifest
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
@@ -53,7 +53,7 @@ def test_a_store_is_pruned_too(s3_url: str) -> None:
 
 def test_the_shards_of_a_table_are_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = litter(str(tmp_path))
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 0)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 0)
     assert write_manifest(storage, read_manifest(storage)).shard_table is not None
     assert set(prune(str(tmp_path))) == set(LEFT)
     assert verify(str(tmp_path)).problems == []

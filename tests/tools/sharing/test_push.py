@@ -12,7 +12,7 @@ from schemas.signature import signature_file
 from support.proxy import proxied
 from support.signed import sign
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
@@ -222,7 +222,7 @@ def test_a_dry_run_changes_nothing(source: Storage, target: Storage) -> None:
 
 
 def test_a_cache_with_a_shard_table(tmp_path: Path, target: Storage, monkeypatch) -> None:
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 2)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 2)
     write_cache(str(tmp_path / "source"), SHARDS)
     source = Storage(str(tmp_path / "source"))
     from teacher_cache.shards.marks import write_manifest

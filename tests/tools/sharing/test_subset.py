@@ -13,7 +13,7 @@ from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from support.proxy import proxied
 from support.synthetic import logits_sample, token_sample, write_cache, write_tar
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import mark_name, read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
@@ -243,7 +243,7 @@ def test_a_damaged_payload_is_not_copied(source: Storage, target: str) -> None:
 
 
 def test_a_part_of_a_cache_with_a_shard_table(source: Storage, target: str, monkeypatch) -> None:
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 2)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 2)
     assert write_manifest(source, read_manifest(source)).shard_table is not None
     take(source.url, target, layers=["code"])
     assert read_manifest(Storage(target)).shard_table is not None

@@ -9,7 +9,7 @@ from schemas.derivation import Selection
 from support.forge import change_index, change_manifest, follow_totals
 from support.signed import public_key, sign
 from support.synthetic import file_entry, random_shards, write_cache
-from teacher_cache.shards import table
+from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import mark_name, read_manifest, write_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
 from tools.checking.verify import verify
@@ -52,7 +52,7 @@ def test_whole_shards_are_proven_whoever_passes_them_on(source: str, target: str
 
 
 def test_with_a_shard_table_too(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_LISTED_UNITS", 2)
+    monkeypatch.setattr(shard_table, "MAX_LISTED_UNITS", 2)
     assert write_manifest(Storage(source), read_manifest(Storage(source))).shard_table is not None
     sign(source)
     take(source, str(tmp_path / "part"), shards=[(1, 2)])

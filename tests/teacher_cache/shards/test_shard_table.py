@@ -14,11 +14,11 @@ from support.forge import change_manifest
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
 from teacher_cache.codec.message import read_columns, write_batch
-from teacher_cache.shards import table as table_module
+from teacher_cache.shards import shard_table as table_module
 from teacher_cache.shards.marks import assemble, read_manifest, remove_garbage, up_to_date_manifest, write_manifest
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.shard_table import ShardTable, read_shard_table, table_file, with_lists
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.table import ShardTable, read_shard_table, table_file, with_lists
 from tools.checking.verify import verify
 from tools.looking.inspect import describe
 

@@ -18,8 +18,8 @@ from support.toy_losses import SmallStates, ToyLosses, ToyTrainConfig, ZLoss
 from teacher_cache.output_head import OutputHead
 from trainer.distiller import distill
 from trainer.losses import lean
-from trainer.losses.loss_table import LOSSES
 from trainer.losses.objective import Objective
+from trainer.losses.table import LOSSES
 from trainer.losses.teacher_rows import TeacherRows
 
 OFF = {"weight": {"start": 0, "end": 0}}
