@@ -42,6 +42,7 @@ STATUSES = (
 )
 DISTRIBUTION = "offline-distillation"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 _VERBOSE = f"{__name__}.verbose"  # in a context's ``meta``, which those of a group and its command share
 
 
@@ -57,7 +58,7 @@ class Command(click.Command):
     """A command with ``--verbose``, whose ``--help`` ends with examples: command lines as a user types them."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"context_settings": dict(_CONTEXT), **settings})
         self.examples = tuple(examples)
         self.params.append(_verbose_option())
 
@@ -82,8 +83,7 @@ class Program(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
-        shared: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
-        super().__init__(*args, **{"context_settings": shared, "epilog": STATUSES, **settings})
+        super().__init__(*args, **{"context_settings": dict(_CONTEXT), "epilog": STATUSES, **settings})
         self.examples = tuple(examples)
         version = click.version_option(package_name=DISTRIBUTION, message="%(prog)s %(version)s")
         self.params += [_verbose_option(), *_options_of(version)]

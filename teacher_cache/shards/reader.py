@@ -300,7 +300,11 @@ class CacheReader:
 
     def _joined(self, signal: Signal, places: list[Place], at: dict[int, Located]) -> Any:
         """The batch of a side signal: samples of shards with the same code table are decoded together."""
-        samples: list[Any] = []
+        if not places:
+            places = [Place(PADDING, 0, slice(0, 0))]
+            samples = [SIDE_SIGNALS[signal].empty(self.manifest.capture.side_settings[signal], self.manifest)]
+            return SIDE_SIGNALS[signal].join(samples, entries_of(places, samples))
+        samples = []
         for _, group in itertools.groupby(places, lambda place: at[place.sample].shard.table):
             found = [place.sample for place in group]
             decode = self._side_codec(found[0], signal).decode

@@ -82,6 +82,10 @@ class SideSignal(Generic[Settings, Sample, Batch]):
         """The codec of a cache; ``table``: of its shard, for signals that have ids."""
         raise NotImplementedError
 
+    def empty(self, settings: Settings, manifest: Manifest) -> Sample:
+        """A sample without a stored row: what a batch without samples is made of."""
+        raise NotImplementedError
+
     def tap(self, settings: Settings, num_layers: int) -> "Tap":
         """What captures it in an engine, of a teacher of so many decoder layers. Loads torch."""
         raise NotImplementedError

@@ -61,6 +61,12 @@ def test_help_shows_the_examples_as_they_are_typed(monkeypatch: pytest.MonkeyPat
     assert "\nExamples:\n  program a b\n  program a --to c\n" in CliRunner().invoke(main, ["-h"]).stdout
 
 
+def test_a_command_that_is_looked_at_alone_keeps_its_options() -> None:
+    """click keeps the help option that it makes first."""
+    main.commands["a"].make_context("a", [])
+    assert CliRunner().invoke(main, ["a", "-h"]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -37,6 +37,12 @@ class AttentionSignal(SideSignal[AttentionCapture, AttentionSample, AttentionBat
         """Of as many attention heads and keys as the settings say."""
         return AttentionCodec(settings, manifest.codec)
 
+    def empty(self, settings: AttentionCapture, manifest: Manifest) -> AttentionSample:
+        """Of as many attention heads and keys as the settings say."""
+        shape = (0, settings.n_heads, settings.keys)
+        heads = np.zeros(settings.n_heads, np.int32)
+        return AttentionSample(np.empty(0, np.int32), heads, np.empty(shape, np.float32), np.empty(shape, np.int32))
+
     def tap(self, settings: AttentionCapture, num_layers: int) -> "Tap":
         """On q and k of the layer."""
         from teacher_cache.signals.attention.capture import AttentionTap

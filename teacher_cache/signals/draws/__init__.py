@@ -40,6 +40,11 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
         assert table is not None
         return DrawsCodec(settings, manifest.codec, table)
 
+    def empty(self, settings: DrawsCapture, manifest: Manifest) -> DrawsSample:
+        """Of as many temperatures and draws as the settings say."""
+        shape = (0, len(settings.temperatures), settings.n)
+        return DrawsSample(np.empty(0, np.int32), np.empty(shape, np.int32), np.empty(shape[:2], np.float32))
+
     def tap(self, settings: DrawsCapture, num_layers: int) -> "Tap":
         """On the logits."""
         from teacher_cache.signals.draws.capture import DrawsTap

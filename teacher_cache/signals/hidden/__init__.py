@@ -38,6 +38,14 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
                 other = settings.model_copy(update={"dtype": dtype})
                 yield Alternative(f"dtype={dtype}", other, partial(_requantised, settings, other))
 
+    def codec(self, settings: Settings, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
+        """Of all layers together."""
+        raise NotImplementedError
+
+    def empty(self, settings: Settings, manifest: Manifest) -> HiddenSample:
+        """In the shapes and dtypes of the codec."""
+        return self.codec(settings, manifest, None).empty()
+
     def labels(self, settings: Settings, num_layers: int) -> list[str]:
         """What each stored layer is, in words."""
         raise NotImplementedError

@@ -6,6 +6,8 @@ to noise.
 
 import math
 
+import numpy as np
+
 from schemas.cache_config import CodecConfig, Quantised
 from teacher_cache.codec import positions
 from teacher_cache.codec.planes import split_planes
@@ -36,6 +38,11 @@ class HiddenCodec:
         arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
         planes = [split_planes(array, array.dtype.itemsize) for array in arrays]
         return write_payload([positions.encode_positions(sample.positions), *planes], self._level)
+
+    def empty(self) -> HiddenSample:
+        """A sequence without a stored row."""
+        shapes = zip(self._row_shapes, self._widths, strict=True)
+        return HiddenSample(np.empty(0, np.int32), *(np.empty((0, *shape), f"i{width}") for shape, width in shapes))
 
     def decode(self, payload: bytes, num_tokens: int) -> HiddenSample:
         """Decode one sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""

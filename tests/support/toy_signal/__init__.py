@@ -33,6 +33,9 @@ class NormsSignal(SideSignal[NormsCapture, NormsSample, NormsBatch]):
     def codec(self, settings: NormsCapture, manifest: Manifest, table: CodeTable | None) -> NormsCodec:
         return NormsCodec(manifest.codec)
 
+    def empty(self, settings: NormsCapture, manifest: Manifest) -> NormsSample:
+        return NormsSample(np.empty(0, np.int32), np.empty((0, 2), np.float32))
+
     def tap(self, settings: NormsCapture, num_layers: int) -> Any:
         from support.toy_signal.capture import NormsTap
 

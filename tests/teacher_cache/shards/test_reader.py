@@ -23,6 +23,7 @@ from support.forge import (
     sections,
     with_sections,
 )
+from support.golden import FIXTURES
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.marks import tar_name
@@ -325,3 +326,15 @@ def test_a_payload_of_another_sample_is_refused(small: str) -> None:
     change_payload(small, "tokens", 1, lambda payload: arrow_stream(TOKENS_SCHEMA, [columns(payload) | {"key": key}]))
     with pytest.raises(CorruptCacheError, match=f"the payload belongs to sample {key}"):
         CacheReader(small).read_tokens(1)
+
+
+def test_a_batch_without_samples_has_empty_side_signals() -> None:
+    """As where all of a batch's samples are damaged and left out: training goes on with the next batch."""
+    reader = CacheReader(str(FIXTURES / "format-1.1"), ("tokens", "logits", "draws", "final", "hidden", "attention"))
+    full, empty = reader.read_rows([[0], [1]]), reader.read_rows([[], []], 1)
+    assert set(empty.side) == {"draws", "final", "hidden", "attention"}
+    for signal, batch in empty.side.items():
+        for name, array in vars(batch).items():
+            wanted = vars(full.side[signal])[name]
+            assert (array.shape, array.dtype) == ((0, *wanted.shape[1:]), wanted.dtype), (signal, name)
+    assert not empty.attention_mask.any()
