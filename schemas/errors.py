@@ -52,6 +52,6 @@ class MachineError(UserError):
 UNEXPECTED = 70  # exit status for any other exception: a bug in this program
 
 
-def printable(text: str) -> str:
-    """``text`` with non-printable characters (control, bidi, surrogates) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with non-printable characters (control, bidi, surrogates) escaped, except those in ``keep``."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

@@ -36,10 +36,10 @@ import xxhash
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
+from teacher_cache.ahead import map_ahead
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.marks import up_to_date_manifest
-from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
+from teacher_cache.shards.reader import DECODE_AHEAD, DECODE_THREADS, CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.attention.record import AttentionSample
 from teacher_cache.signals.draws.record import DrawsSample
@@ -176,7 +176,9 @@ class Cache:
         >>> [len(batch["input_ids"]) for batch in cache.batches([[4, 0], [1, 3], [2]])]
         [2, 2, 1]
         """
-        return map_ahead(lambda samples: self._batch(samples, temperature, length, 1), batches, DECODE_THREADS)
+        return map_ahead(
+            lambda samples: self._batch(samples, temperature, length, 1), batches, DECODE_THREADS, DECODE_AHEAD
+        )
 
     def _batch(
         self, samples: Sequence[int | str], temperature: float | None, length: int | None, threads: int | None = None

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.text import Text
 
 from schemas.cache_config import CacheConfig, CorpusConfig, SourceConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, printable
 from teacher_cache.command import output_console
 from teacher_cache.corpus import Corpus
 from teacher_cache.records import TokenSample
 from teacher_cache.teacher import load_tokenizer
 
+LINES = "\n\t"  # kept as they are in texts
 DOCUMENTS = 200  # minimum read of each source
 LEARNED = ("bold green", "bold bright_green")  # alternating, to show token boundaries
 READ = ("", "dim")
@@ -197,13 +198,13 @@ def _sums(label: str, counts: dict[str, int]) -> Text:
 def _coloured(sequence: Sequence, tokens: int) -> Text:
     text = Text()
     for number, piece in enumerate(_first(sequence.pieces, tokens)):
-        text.append(printable(piece.text, lines=True), (LEARNED if piece.learned else READ)[number % 2])
+        text.append(printable(piece.text, keep=LINES), (LEARNED if piece.learned else READ)[number % 2])
     return text.append(_rest(sequence, tokens))
 
 
 def _bracketed(sequence: Sequence, tokens: int) -> Text:
     parts = [
-        f"⟦{printable(piece.text, lines=True)}⟧" if piece.learned else printable(piece.text, lines=True)
+        f"⟦{printable(piece.text, keep=LINES)}⟧" if piece.learned else printable(piece.text, keep=LINES)
         for piece in _joined(_first(sequence.pieces, tokens))
     ]
     return Text("".join(parts) + _rest(sequence, tokens))
@@ -217,10 +218,3 @@ def _first(pieces: list[Piece], tokens: int) -> list[Piece]:
 def _rest(sequence: Sequence, tokens: int) -> str:
     left = sequence.tokens - tokens
     return f" … {left} more tokens" if left > 0 else ""
-
-
-def printable(text: str, lines: bool = False) -> str:
-    """``text`` with non-printable characters escaped; ``lines``: newlines and tabs are kept."""
-    return "".join(
-        c if c.isprintable() or (lines and c in "\n\t") else c.encode("unicode_escape").decode() for c in text
-    )

@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
+from schemas.errors import printable
+
 MAX_LINES = 200
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """Printable characters only, on one line, at most ``limit``; what is cut off the end is shown as ``…``."""
+    """On one line of at most ``limit`` characters, escaped as ``printable`` does; ``…`` for what is cut off the end."""
     start = text[: 8 * limit]
-    line = " ".join(_printable(start).split())
+    line = printable(" ".join(start.split()))
     if len(line) <= limit and len(start) == len(text):
         return line
     return line[: limit - 1] + "…"
@@ -32,7 +34,7 @@ def code_span(text: str, limit: int = 200) -> str:
 
 def code_block(text: str, limit: int = 4000, language: str = "text") -> list[str]:
     """Lines of Markdown that show lines of text as they are, whatever they contain."""
-    lines = [_printable(line.expandtabs(4)).rstrip() for line in text[:limit].splitlines()[:MAX_LINES]]
+    lines = [printable(line.expandtabs(4)).rstrip() for line in text[:limit].splitlines()[:MAX_LINES]]
     if len(text) > limit or len(text.splitlines()) > MAX_LINES:
         lines.append("…")
     ticks = "`" * max(3, 1 + max(map(_longest_run, lines), default=0))
@@ -62,10 +64,6 @@ def reason_of(error: Exception) -> str:
 
 def _word(value: Any) -> Any:
     return re.sub(r"([^\w./+ -]|-)+", "-", one_line(value)) if isinstance(value, str) else value
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _longest_run(text: str) -> int:

@@ -1,5 +1,6 @@
 """For all tests: no hub, and a real S3 server (moto in a process of its own, reached by plain ``s3://`` URLs)."""
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -7,16 +8,22 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from support.amount import amount
 from support.s3_server import BUCKET
 from support.s3_server import s3_server as started_s3_server
 
-hypothesis.settings.register_profile("project", deadline=None)  # a test is not timed
+EXAMPLES = amount(50, full=100)  # of each property, unless it says how many
+hypothesis.settings.register_profile("project", deadline=None, max_examples=EXAMPLES)  # a test is not timed
 hypothesis.settings.load_profile("project")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _prefixes = itertools.count()
 
 LONGEST_FIRST = (
     "engines/test_families.py",
+    "attacks/test_hostile_store.py",
+    "attacks/test_injected_faults.py",
+    "attacks/test_two_writers.py",
+    "attacks/test_killed_commands.py",
     "engines/test_engines.py",
     "engines/test_tensor_parallel.py",
     "trainer/test_ranks.py",
@@ -38,6 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is never garbage: collections need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

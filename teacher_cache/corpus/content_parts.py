@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from schemas.cache_config import SourceConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.archives import list_archive, open_members
-from teacher_cache.corpus.corpus_files import EVERYTHING, SourceFile, check_one_part, printable
+from teacher_cache.corpus.corpus_files import EVERYTHING, SourceFile, check_one_part, valid_utf8
 from teacher_cache.corpus.decoding import as_utf8
 from teacher_cache.corpus.expand import COMPRESSIONS, Unreadable, expanded
 from teacher_cache.corpus.names import choose, matches
@@ -52,12 +52,12 @@ def open_parts(file: SourceFile, source: SourceConfig, left_out: list[str]) -> I
         raise UserError(f"{file.path}: nested archive {inner[0]!r}; unpack it, or exclude it with `pattern`")
     if source.format == "auto" and file.members == EVERYTHING:
         check_one_part(formats, file.path)
-    left_out += [f"{file.name}/{printable(n)}" for n in (*contents.names, *contents.left_out) if n not in formats]
+    left_out += [f"{file.name}/{valid_utf8(n)}" for n in (*contents.names, *contents.left_out) if n not in formats]
     with file.open() as stored:
         members = open_members(stored, file.name, source.zstd_window_log)
         for name, member in zip(contents.names, members, strict=True):
             if name in formats:
-                inside = f"/{printable(name)}"
+                inside = f"/{valid_utf8(name)}"
                 try:
                     with expanded(member, name, source.zstd_window_log) as stream:
                         yield _part(file.name + inside, file.path + inside, formats[name], stream, source)

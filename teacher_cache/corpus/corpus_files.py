@@ -52,7 +52,7 @@ def find_files(source: SourceConfig, where: str) -> Found:
     try:
         fs, root = open_store(source.path)
         if fs.isfile(root):
-            name = printable(root.rsplit("/", 1)[-1])
+            name = valid_utf8(root.rsplit("/", 1)[-1])
             format = choose([name], source.format, all_of_them=False)[name]
             return Found([SourceFile(fs, root, name, format, source.pattern)], [])
         if not fs.isdir(root):
@@ -67,7 +67,7 @@ def find_files(source: SourceConfig, where: str) -> Found:
         raise error if str(error).startswith(where) else UserError(f"{where}.path: {error}") from None
     except (OSError, ValueError, ImportError) as error:
         raise failure(error, f"{where}.path: {source.path}: cannot be read") from None
-    by_name = {printable(path[len(root) + 1 :]): path for path in paths}
+    by_name = {valid_utf8(path[len(root) + 1 :]): path for path in paths}
     if saved:
         formats = {name: "hf_dataset" for name in by_name if not name.rsplit("/", 1)[-1].startswith("cache-")}
     else:
@@ -81,7 +81,7 @@ def find_files(source: SourceConfig, where: str) -> Found:
     return Found(files, [] if saved else sorted(by_name.keys() - formats.keys()))
 
 
-def printable(name: str) -> str:
+def valid_utf8(name: str) -> str:
     """A file name with undecodable bytes replaced, so that UTF-8 can encode it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

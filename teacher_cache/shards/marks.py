@@ -191,8 +191,8 @@ def mark_names(storage: Storage) -> list[str]:
 
 
 def committed(storage: Storage, manifest: Manifest) -> list[str]:
-    """Names of the planned shards that have a commit mark, in plan order."""
-    present = set(storage.names())
+    """Names of the planned shards that carry a commit mark, in plan order; over plain HTTP, of those listed already."""
+    present = set(storage.names()) if storage.can_list else {mark_name(entry.name) for entry in manifest.shards}
     return [unit.name for unit in manifest.units if mark_name(unit.name) in present]
 
 

@@ -23,13 +23,13 @@ import numpy as np
 from schemas.digests import has_digest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex, Signal
+from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.samples import Columns
 from teacher_cache.codec.sections import NO_FRAME
 from teacher_cache.codec.tokens import decode_tokens, training_frame
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
-from teacher_cache.shards.ahead import map_ahead
 from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.filling import NO_LAYOUT, FillError, fill, share_out
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
+DECODE_AHEAD = DECODE_THREADS + 1  # decoded batches, at most, that wait to be taken
 INDEX_THREADS = 16  # requests for indexes at a time
 NO_FRAMES = (NO_FRAME, NO_FRAME)  # of padding
 MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
@@ -312,7 +313,7 @@ class CacheReader:
 
     def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:
         """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""
-        return map_ahead(lambda rows: self.read_rows(rows, threads=1), batches, DECODE_THREADS)
+        return map_ahead(lambda rows: self.read_rows(rows, threads=1), batches, DECODE_THREADS, DECODE_AHEAD)
 
     def _fill(
         self, batch: RowBatch, places: list[Place], padding: list[Place], at: dict[int, Located], threads: int

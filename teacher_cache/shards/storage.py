@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from io import FileIO
 
-from schemas.errors import CorruptCacheError, StoreError
+from schemas.errors import CorruptCacheError, StoreError, UserError
 from schemas.manifest import FileEntry
 from schemas.regular_files import NotRegularError, open_regular
 from teacher_cache.shards import store_requests
@@ -39,7 +39,6 @@ from teacher_cache.shards.cache_files import (
 from teacher_cache.shards.local_files import resolve_link
 from teacher_cache.shards.store_writing import StoreWriting
 from teacher_cache.shards.streams import new_buffer
-from teacher_cache.shards.unlisted import names_by_manifest, sizes_by_manifest
 
 __all__ = [
     "HEAD",
@@ -77,7 +76,7 @@ class Storage(StoreWriting):
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file, by name, sorted; names in ``tables/`` and ``signatures/`` have that prefix.
 
-        Leases are excluded. Plain HTTP has no listings: there, the files that the manifest lists.
+        Leases are excluded. Raises UserError for plain HTTP, which has no listings: see ``unlisted``.
         """
         return {name: size for name, size in self._list().items() if not name.startswith(LEASE_PREFIX)}
 
@@ -87,7 +86,7 @@ class Storage(StoreWriting):
 
     def _list(self) -> dict[str, int]:
         if not self.can_list:
-            return sizes_by_manifest(self)
+            raise UserError(f"{self.url}: plain HTTP cannot be listed or written; give a folder, or a store")
         root = self._root.rstrip("/") or "/"
         files: dict[str, int] = {}
         for entry in self._entries("", root):
@@ -116,7 +115,7 @@ class Storage(StoreWriting):
 
     def names(self) -> list[str]:
         """Names of all files, the keys of ``sizes``."""
-        return list(self.sizes()) if self.can_list else names_by_manifest(self)
+        return list(self.sizes())
 
     def size(self, name: str) -> int:
         """Size in bytes. Raises CorruptCacheError if the file is missing."""

@@ -1,29 +1,28 @@
-"""The files of a cache on a server without listings: those that its manifest accounts for."""
+"""The files of a cache wherever it is; on a server without listings, those that its manifest accounts for."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from schemas.errors import CorruptCacheError
-
-if TYPE_CHECKING:
-    from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.marks import expected_names, read_manifest
+from teacher_cache.shards.shard_table import with_lists
+from teacher_cache.shards.storage import MANIFEST, Storage
 
 REQUESTS = 16  # concurrent
 
 
-def names_by_manifest(storage: "Storage") -> list[str]:
-    """Names of the manifest and the files that it lists; none if there is no manifest."""
-    from teacher_cache.shards.marks import expected_names, read_manifest
-    from teacher_cache.shards.shard_table import with_lists
-    from teacher_cache.shards.storage import MANIFEST
-
+def file_names(storage: Storage) -> list[str]:
+    """Names of a cache's files, sorted; over plain HTTP none where there is no manifest."""
+    if storage.can_list:
+        return storage.names()
     if not storage.exists(MANIFEST):
         return []
     return sorted({MANIFEST} | expected_names(with_lists(storage, read_manifest(storage))))
 
 
-def sizes_by_manifest(storage: "Storage") -> dict[str, int]:
-    """Size in bytes of each of these files, except missing ones."""
+def file_sizes(storage: Storage) -> dict[str, int]:
+    """Size in bytes of each of these files; over plain HTTP what the server says, of those that it has."""
+    if storage.can_list:
+        return storage.sizes()
 
     def size(name: str) -> int | None:
         try:
@@ -31,7 +30,7 @@ def sizes_by_manifest(storage: "Storage") -> dict[str, int]:
         except CorruptCacheError:
             return None
 
-    names = names_by_manifest(storage)
+    names = file_names(storage)
     with ThreadPoolExecutor(REQUESTS, "size") as pool:
         found = zip(names, pool.map(size, names), strict=True)
         return {name: size for name, size in found if size is not None}

@@ -4,7 +4,6 @@ import random
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from trainer.distiller import distill
 from trainer.run.checkpoint import checkpoint_folders, damage
 
 INSTANTS = amount(2, full=40)  # of each fault
-
-
-@pytest.fixture(scope="module")
-def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    with Forker(tmp_path_factory.mktemp("forker"), ("trainer.cli",), faults=True) as forker:
-        yield forker
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="faults are injected by a library in C")

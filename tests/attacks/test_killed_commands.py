@@ -16,7 +16,7 @@ from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
 
-EVERY = amount(4, full=1)  # how many instants lie between two that are tried
+EVERY = amount(7, full=1)  # how many instants lie between two that are tried
 LITTER = ("shard-000099.logits.tar", ".tmp-1-shard-000001.logits.tar")
 COMMANDS = ("merge", "repack", "import", "prune", "push", "pull", "subset", "sign", "catalog")
 PLACES = {"folder": COMMANDS, "s3": ("merge", "repack", "prune", "push", "sign")}

@@ -14,7 +14,7 @@ from support.commands import Forked, kill_group, run_installed, run_ok
 from support.workspace import Workspace
 from teacher_cache.shards.reader import CacheReader
 
-KILLS = amount(12, full=20)
+KILLS = amount(8, full=20)
 CAPTURE = {
     "logits": {"k": 16, "temperatures": [1.0, 3.0]},
     "draws": {"n": 8, "temperatures": [1.0, 3.0]},

@@ -20,7 +20,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
 
-KILLS = amount(3, full=5)  # of each command with each number of files at a time
+KILLS = amount(2, full=5)  # of each command with each number of files at a time
 SHARDS = 16
 SECONDS = 0.6  # that the server takes for all tars
 

@@ -21,6 +21,7 @@ from trainer.data.worker_transfer import Batch
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 RANKS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 4, 8)
 MOST_WORKERS = amount(8, full=64)  # of all ranks
+STOPS = amount(20, full=50)
 GLOBAL_BATCH = 16
 SAMPLES = 300
 WIDEST = 64 // 3  # samples of a packed row
@@ -100,10 +101,10 @@ def test_every_shape_reads_the_same_global_batches(kind: str) -> None:
         assert all(np.array_equal(one, two) for one, two in zip(found, wanted, strict=True)), (ranks, workers)
 
 
-def test_fifty_stops_and_changes_of_shape_lose_and_repeat_nothing() -> None:
+def test_stops_and_changes_of_shape_lose_and_repeat_nothing() -> None:
     rng = np.random.default_rng(0)
     stops = 0
-    while stops < 50:
+    while stops < STOPS:
         rows = plan(list(SHAPES)[stops % 4])
         wanted = list(global_batches(rows, 0, 1, 0))
         found: list[np.ndarray] = []

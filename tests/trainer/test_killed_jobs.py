@@ -21,10 +21,10 @@ from support.synthetic import random_shards, write_cache
 from support.watch import Watch
 from trainer.distiller import distill
 
-KILLS = amount(8, full=20)
+KILLS = amount(5, full=20)
 NEVER = 100_000
 DELAY = 0.3  # seconds that a tar takes, so that kills hit while files are fetched
-VICTIM_STEPS = 60
+VICTIM_STEPS = amount(30, full=60)
 
 
 class StopAt(TrainerCallback):

@@ -1,7 +1,7 @@
 """Several processes train as one does: the same losses, validations and final model. Gloo.
 
-Most are forked, with the environment that torchrun gives its processes; a whole run, a run that is stopped and one
-that fails are by a real torchrun.
+Most are forked, with the environment that torchrun gives its processes; a run that is stopped and one that fails are
+by a real torchrun, in the full tests a whole run, too.
 """
 
 import json
@@ -33,7 +33,11 @@ from teacher_cache import job
 from trainer.distiller import distill
 
 ROWS_PER_STEP = 8
-STEPS = amount(20, full=50)
+STEPS = amount(12, full=50)
+SHAPES = {  # ranks and how they share the work, with padded and with packed rows
+    False: amount(((2, "ddp"), (4, "fsdp")), full=((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))),
+    True: amount(((4, "ddp"), (2, "fsdp")), full=((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))),
+}
 MakeConfig = Callable[..., TrainConfig]
 
 
@@ -77,7 +81,7 @@ def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {
         "data": {"validation_fraction": 0.2, "packing": request.param, "pack_tokens": 40},
         "losses": {"cross_entropy": {"weight": {"start": 0.5, "end": 0.5}}},
-        "loop": {"max_steps": STEPS, "save_every": 10, "validate_every": 10, "keep_checkpoints": 9},
+        "loop": {"max_steps": STEPS, "save_every": 6, "validate_every": 6, "keep_checkpoints": 9},
     }
 
 
@@ -88,8 +92,7 @@ def configured(make_config: MakeConfig, settings: dict[str, Any], output: Path, 
 def test_two_and_four_ranks_train_as_one_does(make_config: MakeConfig, settings: dict, tmp_path: Path) -> None:
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     wanted = distill(one)
-    sharded = 2 if settings["data"]["packing"] else 4
-    for ranks, parallel in ((2, "ddp"), (4, "ddp"), (sharded, "fsdp")):
+    for ranks, parallel in SHAPES[settings["data"]["packing"]]:
         config = configured(make_config, settings, tmp_path / f"{ranks}{parallel}", **shape(ranks), parallel=parallel)
         summary = run(config, ranks)
         check_same_curve(config.output, one.output)
@@ -231,7 +234,7 @@ def test_tied_embeddings_and_the_best_weights_of_a_sharded_student(
     }
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel="fsdp")
-    wanted, summary = distill(one), run_by_torchrun(two, 2)
+    wanted, summary = distill(one), amount(run, full=run_by_torchrun)(two, 2)
     assert summary["ended"] == "early stopping"
     assert summary["final_step"] == wanted["final_step"] < summary["steps"] == wanted["steps"]
     check_same_curve(two.output, one.output)

@@ -30,6 +30,7 @@ from teacher_cache.shards.marks import (
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
+from teacher_cache.shards.unlisted import file_sizes
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.problem import Problem, problems
@@ -82,7 +83,7 @@ def verify(
 
 def _structure(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
     """Marks, indexes and sizes of each shard, planned sequences, the code tables, and tars that belong to no shard."""
-    sizes = storage.sizes()
+    sizes = file_sizes(storage)
     for shard, name, file in _planned(manifest):
         if name not in sizes:
             text = f"{name}: the file is missing, and so the sequences that are still to be scored"

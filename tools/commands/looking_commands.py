@@ -10,7 +10,7 @@ import click
 
 from teacher_cache.command import MOST, json_option, new_table, print_table, progress, show
 from teacher_cache.program import Command
-from tools.looking.plain import plain
+from teacher_cache.text import one_line
 
 AT_LEAST = "≥ "  # before a lower bound
 
@@ -91,7 +91,7 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     for name, values in groups.items():
         entropy = values["entropy"]
         table.add_row(
-            plain(name),
+            _short(name),
             f"{values['samples']:,}",
             f"{values['rows']:,}",
             *(f"{at_least}{entropy[column]:.3f}" for column in ("mean", "p50", "p95")),
@@ -105,8 +105,8 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     print_table(table)
     hidden = found["sources_not_shown"]
     click.echo(
-        f"{plain(found['teacher'])}, {found['overall']['samples']:,} of {found['samples_in_cache']:,} samples; entropy "
-        f"in nats at temperature 1, {_kind(found)}" + (f"; {hidden:,} sources not shown" if hidden else "")
+        f"{_short(found['teacher'])}, {found['overall']['samples']:,} of {found['samples_in_cache']:,} samples; "
+        f"entropy in nats at temperature 1, {_kind(found)}" + (f"; {hidden:,} sources not shown" if hidden else "")
     )
 
 
@@ -132,13 +132,13 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     groups = {"all": found["overall"], **found["layers"]}
-    table = new_table("", "", *(plain(name) for name in groups), numbers_from=2)
+    table = new_table("", "", *(_short(name) for name in groups), numbers_from=2)
     table.columns[0].no_wrap = True
     for title, teacher, cell in _comparison("" if found["entropy_is_exact"] else AT_LEAST):
         table.add_row(title, teacher, *(cell(values) for values in groups.values()))
     print_table(table)
     click.echo(
-        f"A: {plain(found['a']['teacher'])}, B: {plain(found['b']['teacher'])}; {found['overall']['samples']:,} of "
+        f"A: {_short(found['a']['teacher'])}, B: {_short(found['b']['teacher'])}; {found['overall']['samples']:,} of "
         f"{found['common_samples']:,} samples in both; entropy in nats at temperature 1, "
         f"{_kind(found)}; KL a lower bound"
     )
@@ -224,3 +224,8 @@ def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: 
         return
     left_out = f"; {written.left_out} more did not fit" if written.left_out else ""
     click.echo(f"{written.path}: {written.bytes:,} bytes, {len(written.samples)} samples{left_out}")
+
+
+def _short(name: str) -> str:
+    """A name from a cache, for a table or a line."""
+    return one_line(name, 80)

@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from schemas.errors import UserError
-from teacher_cache.shards.ahead import map_ahead
+from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.reader import DECODE_THREADS, CacheReader
 
 BLOCK = 32  # shards whose indexes are fetched in parallel

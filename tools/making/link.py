@@ -2,7 +2,7 @@
 
 from schemas.manifest import FileEntry
 from teacher_cache.shards.storage import Storage
-from tools.sharing.copy_files import Progress, checked
+from tools.checked_parts import Progress, checked
 
 
 def share_file(source: Storage, source_name: str, target: Storage, target_name: str, entry: FileEntry) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from schemas.errors import UserError
 from schemas.manifest import ShardEntry
+from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.shards.marks import mark_name, read_table, tar_name, write_manifest, write_mark
 from teacher_cache.shards.new_place import check_free, new_cache
@@ -25,7 +26,6 @@ from tools.making.duplicates import SampleKeys
 from tools.making.link import share_file
 from tools.making.source import Source, open_complete, read_index
 from tools.making.union import check_fits, union_manifest
-from tools.side_by_side import side_by_side
 
 Duplicates = Literal["drop", "refuse", "keep"]
 MERGING = "cache-tools merge"  # the owner named in the target's lease
@@ -84,13 +84,13 @@ def merge(
     """
     settings = list(sources), duplicates
     check_free(target, MERGING, *settings)  # fail early: the other checks may take long
-    caches = list(side_by_side(open_complete, sources))
+    caches = list(map_ahead(open_complete, sources))
     for cache in caches[1:]:
         check_fits(caches[0].manifest, sources[0], cache.manifest, cache.storage.url)
     tables = _tables(caches)
     shards = [_Shard(cache, entry) for cache in caches for entry in cache.manifest.shards]
     keys = SampleKeys()
-    for done, index in enumerate(side_by_side(lambda shard: read_index(*shard), shards), 1):
+    for done, index in enumerate(map_ahead(lambda shard: read_index(*shard), shards), 1):
         keys.add(index.keys)
         advance(done, 2 * len(shards))
     repeated_N = keys.repeated()
@@ -107,7 +107,7 @@ def merge(
             share_file(source.storage, name, storage, name, source.manifest.tables[digest])
         if caches[0].manifest.head is not None:
             share_file(caches[0].storage, HEAD, storage, HEAD, caches[0].manifest.head.file)
-        with closing(side_by_side(lambda task: _write_shard(task, storage), tasks)) as results:
+        with closing(map_ahead(lambda task: _write_shard(task, storage), tasks)) as results:
             for one in results:
                 written.append(one)
                 advance(len(shards) + len(written), len(shards) + len(tasks))

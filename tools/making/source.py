@@ -8,6 +8,7 @@ from teacher_cache.shards import marks
 from teacher_cache.shards.marks import check_sizes, files_beside_shards, up_to_date_manifest
 from teacher_cache.shards.shard_table import signals_of, with_lists
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.unlisted import file_sizes
 
 
 class Source(NamedTuple):
@@ -29,7 +30,7 @@ def open_complete(url: str) -> Source:
             f"{url}: the cache is not complete: {len(manifest.shards)} of {len(manifest.units)} shards are committed; "
             "finish the run, or first extract these shards with `cache-tools subset`"
         )
-    sizes = storage.sizes()
+    sizes = file_sizes(storage)
     for entry in manifest.shards:
         check_sizes(storage, entry, signals_of(manifest), sizes)
     for name, file in files_beside_shards(manifest):

@@ -22,10 +22,12 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
+from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.required import check_digest
 from teacher_cache.trust.signed_parts import signed_whole
+from tools.checked_parts import Advance, Progress, unseen
 from tools.checking.tars import check_headers
-from tools.sharing.copy_files import OWNER, PARALLEL, Advance, File, Progress, bytes_of, copy_files, unseen
+from tools.sharing.copy_files import OWNER, PARALLEL, File, bytes_of, copy_files
 from tools.sharing.target import Target, opened_target
 from tools.trust.carry import carry_signatures, read_signatures
 
@@ -205,6 +207,6 @@ def new_signatures(source: Storage, target: Target) -> dict[str, bytes]:
     """
     return {
         name: data
-        for name, data in read_signatures(source, source.names()).items()
+        for name, data in read_signatures(source, file_names(source)).items()
         if target.sizes.get(name) != len(data) or target.storage.read(name, len(data)) != data
     }

@@ -10,14 +10,14 @@ import xxhash
 from schemas.derivation import Selection
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex, Signal
+from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.marks import mark_name, read_index
 from teacher_cache.shards.shard_table import signals_of
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import tar_bytes
+from tools.checked_parts import Advance, Progress, unseen
 from tools.making import derived
 from tools.making.derived import bundles_of
-from tools.sharing.copy_files import Advance, Progress, unseen
-from tools.side_by_side import side_by_side
 
 SHARE_SEED = 1  # not 0, the trainer's for validation samples: a share should contain some of these too
 
@@ -118,7 +118,7 @@ def chosen_parts(
         sizes = {signal: _tar_bytes(index.signals[signal], rows, bundles) for signal in entry.files}
         return ShardPart(entry, rows, sizes) if len(rows) else None
 
-    found = list(side_by_side(choose, narrowed, parallel))
+    found = list(map_ahead(choose, narrowed, parallel))
     unknown = [layer for layer in selection.layers or () if layer not in mix_layers]
     if unknown:
         raise UserError(
@@ -180,7 +180,7 @@ def layers_of(source: Storage, manifest: Manifest, parallel: int) -> list[str]:
     def layers(entry: ShardEntry) -> set[str]:
         return set(_layers(read_index(source, manifest, entry), source))
 
-    return sorted(set().union(*side_by_side(layers, manifest.shards, parallel)))
+    return sorted(set().union(*map_ahead(layers, manifest.shards, parallel)))
 
 
 def _layers(index: ShardIndex, source: Storage) -> list[str]:

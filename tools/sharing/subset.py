@@ -14,6 +14,7 @@ from typing import TypeVar
 from schemas.derivation import Derivation, Selection
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, MemberIndex, ShardEntry, ShardIndex
+from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.marks import (
     assemble,
     files_beside_shards,
@@ -26,8 +27,9 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
+from tools.checked_parts import Advance, Progress, unseen
 from tools.making.derived import copy_samples, derived_manifest, source_of
-from tools.sharing.copy_files import OWNER, PARALLEL, Advance, Progress, bytes_of, copy_files, unseen
+from tools.sharing.copy_files import OWNER, PARALLEL, bytes_of, copy_files
 from tools.sharing.push import (
     Check,
     Report,
@@ -41,7 +43,6 @@ from tools.sharing.push import (
 )
 from tools.sharing.selecting import ShardPart, canonical, chosen_parts, layers_of, settings_of
 from tools.sharing.target import Target, opened_target
-from tools.side_by_side import side_by_side
 from tools.trust.carry import carry_signatures
 
 Item = TypeVar("Item")
@@ -111,7 +112,7 @@ def write_subset(
         beside = files_beside_shards(subset.manifest.model_copy(update={**settings, "shard_table": None}))
         objects = missing_of(target, [*beside, *tars_of(whole)], parallel, report)
         marks = missing_of(target, marks_of(whole), parallel, report)
-        kept = list(side_by_side(lambda part: _kept(subset, target, part), partial, parallel))
+        kept = list(map_ahead(lambda part: _kept(subset, target, part), partial, parallel))
         for part, entry in zip(partial, kept, strict=True):
             for signal, size in part.sizes.items():
                 report.add(signal, size, sent=entry is None)
@@ -121,7 +122,7 @@ def write_subset(
         to_write = [part for part, entry in zip(partial, kept, strict=True) if entry is None]
         progress = Progress(bytes_of(objects) + bytes_of(marks) + sum(part.bytes for part in to_write), advance)
         copy_files(source, target.storage, objects, parallel, progress)
-        written = list(side_by_side(lambda part: _write(subset, target, part, progress), to_write, parallel))
+        written = list(map_ahead(lambda part: _write(subset, target, part, progress), to_write, parallel))
         copy_files(source, target.storage, marks, parallel, progress)
         check_tars(source, target.storage, subset.manifest, whole)
         report.sent(marks_of(written))

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest
+from teacher_cache.ahead import map_ahead
 from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.marks import garbage, read_manifest, remove_garbage
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, TEMPORARY_PREFIX, Storage, has_content
 from tools.sharing.copy_files import PARALLEL, File
-from tools.side_by_side import side_by_side
 
 _MARKER = re.compile(r"\.push-[0-9a-f]{64}\.json")
 MARKER_TEXT = b'{"note": "a transfer to this place is not finished; the same command goes on with it"}\n'
@@ -34,7 +34,7 @@ class Target:
 
     def missing(self, files: Sequence[File], parallel: int = PARALLEL) -> list[File]:
         """The files that are absent or differ; in a folder, their content is read."""
-        has = list(side_by_side(self._has, files, parallel))
+        has = list(map_ahead(self._has, files, parallel))
         return [file for file, is_there in zip(files, has, strict=True) if not is_there]
 
     def _has(self, file: File) -> bool:

@@ -10,6 +10,7 @@ from schemas.signature import SIGNATURES, Signature, signature_file
 from teacher_cache.shards.marks import read_manifest, read_manifest_text
 from teacher_cache.shards.shard_table import table_file
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
+from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import MAX_SIGNATURE_BYTES
 from teacher_cache.trust.signed_parts import signed_whole
 
@@ -44,7 +45,7 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
 def _signatures(storage: Storage) -> list[str]:
     """Names of the signature files, listed without the rest of a large cache."""
     folder, _, _ = signature_file("").partition("/")
-    names = [f"{folder}/{name}" for name in Storage(f"{storage.url.rstrip('/')}/{folder}").names()]
+    names = [f"{folder}/{name}" for name in file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))]
     return [name for name in names if SIGNATURES.fullmatch(name)]
 
 

@@ -7,6 +7,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.signature import Statement, signature_file
 from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import check_signature
 
 MAX_SIGNATURES = 20  # checked and shown
@@ -23,7 +24,7 @@ class Signed(NamedTuple):
 def signatures(storage: Storage, manifest: Manifest) -> list[Signed]:
     """The first signatures of a cache by key, valid or not; no other files are listed or read."""
     folder, _, _ = signature_file("").partition("/")
-    names = Storage(f"{storage.url.rstrip('/')}/{folder}").names()
+    names = file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))
     keys = [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{64}\.json", name)]
     return [_signed(storage, manifest, key) for key in keys[:MAX_SIGNATURES]]
 

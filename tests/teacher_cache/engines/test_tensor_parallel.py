@@ -1,6 +1,6 @@
-"""vLLM on two ranks gives what it gives on one: logits, hidden states, and the heads of both ranks.
+"""vLLM on two ranks gives what transformers gives: logits, hidden states, and the heads of both ranks.
 
-Each engine runs, and ends, in a process of its own, since vLLM's process groups cannot be made twice in one.
+vLLM runs, and ends, in a process of its own. That one rank gives the same is what ``test_engines`` shows.
 """
 
 import multiprocessing
@@ -15,19 +15,21 @@ import pytest
 from schemas.cache_config import CacheConfig, FinalCapture, HiddenCapture, Quantised
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
+from teacher_cache.engines import open_engine
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.hidden.capture import to_floats
 
+Both = tuple[list[Captured], list[Captured]]
 HIDDEN, FINAL = {"layers": [1, 2], "dtype": "float16"}, {"dtype": "float16"}
 
 
 STRIDES = ((0, 2), (1, 3), (0, 3), (2, 2))  # first and distance of the rows of each signal
 
 
-def tree(teacher: Path, ranks: int) -> dict[str, Any]:
+def tree(teacher: Path, engine: dict[str, Any]) -> dict[str, Any]:
     return {
         "teacher": {"path": str(teacher), "dtype": "float32"},
-        "engine": {"tensor_parallel": ranks, "max_batch_tokens": 256, "cpu_kv_cache_gib": 1},
+        "engine": {"max_batch_tokens": 256, **engine},
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
         "capture": {
             "logits": {"k": 12},
@@ -52,28 +54,31 @@ def requests() -> list[Request]:
 
 
 def score(config: dict[str, Any]) -> list[Captured]:
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(r) for r in range(config["engine"]["tensor_parallel"]))
-    from teacher_cache.engines import open_engine
-
     with open_engine(validate(CacheConfig, config, "test")) as engine:
         return engine.score(requests())
 
 
+def score_on_two_ranks(config: dict[str, Any]) -> list[Captured]:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    return score(config)
+
+
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> list[list[Captured]]:
-    """Of one rank and of two."""
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """Of transformers and of two ranks."""
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2}
     teacher = write_random_teacher(tmp_path_factory.mktemp("teacher"), **shape)
-    results = []
-    for ranks in (1, 2):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results.append(pool.submit(score, tree(teacher, ranks)).result(timeout=300))
-    return results
+    two_ranks = {"kind": "vllm", "tensor_parallel": 2, "cpu_kv_cache_gib": 1}
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        two = pool.submit(score_on_two_ranks, tree(teacher, two_ranks))
+        one = score(tree(teacher, {"kind": "transformers", "device": "cpu"}))
+        return one, two.result(timeout=300)
 
 
-def test_logits(captured: list[list[Captured]]) -> None:
+def test_logits(captured: Both) -> None:
     for one, two in zip(*captured, strict=True):
-        for name in ("num_tokens", "positions", "counts", "ids"):
+        assert (one.logits.ids == two.logits.ids).mean() > 0.99, "but for ties"
+        for name in ("num_tokens", "positions", "counts"):
             np.testing.assert_array_equal(getattr(one.logits, name), getattr(two.logits, name), err_msg=name)
         for name in ("logprobs", "next_logprob", "log_partition"):
             wanted, found = getattr(one.logits, name), getattr(two.logits, name)
@@ -85,14 +90,14 @@ def test_logits(captured: list[list[Captured]]) -> None:
     ("signal", "capture", "layers"),
     [("hidden", HiddenCapture.model_validate(HIDDEN), 2), ("final", FinalCapture.model_validate(FINAL), 1)],
 )
-def test_hidden_states(captured: list[list[Captured]], signal: str, capture: Quantised, layers: int) -> None:
+def test_hidden_states(captured: Both, signal: str, capture: Quantised, layers: int) -> None:
     for one, two in zip(*captured, strict=True):
         wanted, found = (to_floats(rank.side[signal], capture) for rank in (one, two))
         assert wanted.shape[1:] == (layers, 64)
         assert ((found - wanted).norm(dim=2) / wanted.norm(dim=2)).max() < 2e-3
 
 
-def test_draws(captured: list[list[Captured]]) -> None:
+def test_draws(captured: Both) -> None:
     for one, two in zip(*captured, strict=True):
         wanted, found = one.side["draws"], two.side["draws"]
         assert len(wanted.ids) == len(found.ids) > 0
@@ -100,7 +105,7 @@ def test_draws(captured: list[list[Captured]]) -> None:
         assert np.abs(wanted.entropy - found.entropy).max() < 1e-4
 
 
-def test_attention_rows_of_heads_on_both_ranks(captured: list[list[Captured]]) -> None:
+def test_attention_rows_of_heads_on_both_ranks(captured: Both) -> None:
     ranks_of_heads = set()
     for one, two in zip(*captured, strict=True):
         wanted, found = one.side["attention"], two.side["attention"]

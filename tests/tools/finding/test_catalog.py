@@ -121,7 +121,7 @@ def test_hostile_text_is_cut_and_on_one_line(root: Path) -> None:
     entry = catalog.caches[0]
     assert entry.path == "evil"
     assert entry.notes.endswith("…")
-    assert entry.signatures[0].signer == "<b> Ann"
+    assert entry.signatures[0].signer == r"<b>\u202eAnn"
     for text in (entry.notes, entry.licence, entry.owner, entry.teacher.name, entry.teacher.architecture):
         assert text.isprintable()
 

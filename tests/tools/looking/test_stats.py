@@ -187,12 +187,13 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_names_do_not_command_the_terminal(tmp_path: Path) -> None:
-    pair = worded_pair(["a", "b", "c"], layer="red\x1b[31m", source_id="[bold]x[/bold]\r#1")
+    pair = worded_pair(["a", "b", "c"], layer="red\x1b[31m", source_id="[bold]x[/bold]\b#1")
     write_cache(str(tmp_path), [[pair]])
     output = shown("stats", str(tmp_path)).output
     assert "\x1b[31m" not in output
     assert r"red\x1b[31m" in output
-    assert r"[bold]x[/bold]\r" in output
+    assert r"[bold]x[/bold]\x08" in output
+    assert "\b" not in output
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from support.proxy import proxied
 from support.synthetic import file_entry
 from teacher_cache.shards import store_requests
 from teacher_cache.shards.storage import Storage
+from tools.checked_parts import Progress
 from tools.sharing import copy_files as transfer
-from tools.sharing.copy_files import Progress, copy_files
+from tools.sharing.copy_files import copy_files
 
 FILES = {"a.tar": 700_001, "b.tar": 0, "c.json": 10, f"tables/{'a' * 64}.zst": 5}
 PLACES = ("folder", "s3", "memory")

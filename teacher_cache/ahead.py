@@ -11,30 +11,32 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def side_by_side(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS, ahead: int | None = None
 ) -> Generator[Result, None, None]:
-    """Yield ``function(item)`` in the order of ``items``. An exception in a thread is raised here.
+    """Yield ``function(item)`` in the order of ``items``. An exception in a thread is raised here, in its place.
 
-    After an exception, or once the generator is closed, no further item starts; running ones are waited for.
+    At most ``ahead`` results (default: two a thread) are pending. Nothing starts before the first is asked for, nor
+    after an exception or once the generator is closed; running calls are waited for.
     """
+    ahead = 2 * threads if ahead is None else ahead
     pending: deque[Future[Result]] = deque()
     stopped = threading.Event()
 
     def run(item: Item) -> Result:
         if stopped.is_set():
-            raise CancelledError  # never seen by the caller: an earlier item has raised
+            raise CancelledError  # never seen by the caller: an earlier item has raised, or it takes no more
         try:
             return function(item)
         except BaseException:
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, "ahead") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(run, item))
-                if len(pending) > 2 * threads:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
