@@ -6,5 +6,5 @@ Rooms, in order; each imports only those before it::
     losses     what is learned: targets, losses and their table, the objective
     data       from caches to batches: which samples, in which order
     run        bookkeeping: checkpoints and resume, metrics, progress, the final model
-    evaluate < loop < distiller < cli
+    evaluate < loop < distiller < train_student_cli
 """

@@ -17,7 +17,7 @@ from tools.bridges.compression import read_compression
 
 MEASURE = """
 import resource, sys
-from tools.cli import main
+from tools.cache_tools_cli import main
 import s3fs, aiohttp, pydantic, tools.sharing.push, tools.checking.verify, tools.finding.catalog
 from teacher_cache.shards.storage import Storage
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

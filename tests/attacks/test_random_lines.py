@@ -9,9 +9,9 @@ import yaml
 from support.amount import amount
 from support.forker import Ended, Forker
 from support.random_lines import command_lines, configurations
-from teacher_cache.cli import main as teacher_cache
-from tools.cli import main as cache_tools
-from trainer.cli import main as train_student
+from teacher_cache.teacher_cache_cli import main as teacher_cache
+from tools.cache_tools_cli import main as cache_tools
+from trainer.train_student_cli import main as train_student
 
 GROUPS = {"teacher-cache": teacher_cache, "cache-tools": cache_tools, "train-student": train_student}
 LINES = amount(120, full=2500)

@@ -23,11 +23,11 @@ from teacher_cache.teacher import load_model_config as load_teacher_config
 from teacher_cache.teacher import load_tokenizer as load_teacher_tokenizer
 from teacher_cache.tokenizer import describe_tokenizer
 from tools.finding.search import tokenizer_fingerprint
-from trainer.cli import main
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
 from trainer.student.build import load_student, materialise_student
 from trainer.student.student_tokenizer import check_tokenizer
+from trainer.train_student_cli import main
 
 PLANTED = """
 import pathlib

@@ -17,7 +17,7 @@ from support.signed import public_key, sign
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.sharing.push import copy_cache
 
 SECONDS = 1.0

@@ -18,7 +18,11 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest import mock
 
-MODULES = {"teacher-cache": "teacher_cache.cli", "train-student": "trainer.cli", "cache-tools": "tools.cli"}
+MODULES = {
+    "teacher-cache": "teacher_cache.teacher_cache_cli",
+    "train-student": "trainer.train_student_cli",
+    "cache-tools": "tools.cache_tools_cli",
+}
 OUTPUTS = ("stdout", "stderr")
 
 

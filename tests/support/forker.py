@@ -19,7 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-MODULES = {"teacher-cache": "teacher_cache.cli", "train-student": "trainer.cli", "cache-tools": "tools.cli"}
+MODULES = {
+    "teacher-cache": "teacher_cache.teacher_cache_cli",
+    "train-student": "trainer.train_student_cli",
+    "cache-tools": "tools.cache_tools_cli",
+}
 FAULTS = {
     "full": (errno.ENOSPC, True),
     "quota": (errno.EDQUOT, True),
@@ -102,7 +106,7 @@ class Forker:
 def _serve(modules: list[str]) -> None:
     for name in modules:
         import_module(name)
-    if "trainer.cli" in modules:
+    if "trainer.train_student_cli" in modules:
         import_module("support.preloaded")
     library = ctypes.CDLL(None) if "LD_PRELOAD" in os.environ else None
     print(json.dumps({"ready": True}), flush=True)

@@ -6,12 +6,12 @@ from numba.core.registry import cpu_target
 
 for name in (
     "s3fs",
-    "teacher_cache.cli",
+    "teacher_cache.teacher_cache_cli",
     "teacher_cache.engines.transformers",
     "teacher_cache.job",
-    "tools.cli",
+    "tools.cache_tools_cli",
     "torch.utils.tensorboard",
-    "trainer.cli",
+    "trainer.train_student_cli",
     "trainer.distiller",
     "trainer.evaluate",
     "transformers.models.llama.modeling_llama",

@@ -22,8 +22,8 @@ from teacher_cache import estimate, job
 from teacher_cache.shards.marks import read_manifest, read_mark
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.making.merge import merge
 from tools.making.repack import Changes, repack
 from tools.sharing.subset import choose, open_source, write_subset

@@ -34,7 +34,7 @@ def test_trains_with_the_teacher_deleted_and_without_vllm(workspace: Workspace, 
     shutil.rmtree(workspace.teacher)
     shutil.rmtree(workspace.corpus)
     program = (
-        "import sys; from trainer.cli import main\n"
+        "import sys; from trainer.train_student_cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print('vllm modules:', [m for m in sys.modules if m.split('.')[0] == 'vllm'])\n"

@@ -10,8 +10,8 @@ from rich.console import Console
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
 from support.models import tiny_tokenizer
-from teacher_cache.cli import main
 from teacher_cache.preview import as_dict, preview, show
+from teacher_cache.teacher_cache_cli import main
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, tiny_config, tiny_tokenizer, write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job
-from teacher_cache.cli import main
 from teacher_cache.estimate import survey
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.teacher_cache_cli import main
 
 SPECIAL, PLAIN = "<|tool|>", "zyzzyva"
 

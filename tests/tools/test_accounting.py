@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from support.golden import GOLDEN
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.finding.card import describe as card
 from tools.finding.catalog import scan
 from tools.looking.inspect import describe

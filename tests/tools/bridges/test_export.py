@@ -13,8 +13,8 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
 from tools.bridges import export as module
 from tools.bridges.export import LAYOUTS, export
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 
 
 def test_a_target_that_is_there_is_refused(tmp_path: Path) -> None:

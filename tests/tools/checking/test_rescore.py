@@ -20,8 +20,8 @@ from teacher_cache import job
 from teacher_cache.engines import transformers as engine
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.logits.capture import reduce_logits
+from tools.cache_tools_cli import main
 from tools.checking.rescore import rescore
-from tools.cli import main
 
 SEEDS = [0, 1]
 CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}

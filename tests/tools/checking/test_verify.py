@@ -11,8 +11,8 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from support.displaced import shifted
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.reader import CacheReader
+from tools.cache_tools_cli import main
 from tools.checking.verify import check_sample, verify
-from tools.cli import main
 from tools.looking.inspect import describe, sample_rows
 
 LENGTHS = [[20, 7, 31], [1, 40]]

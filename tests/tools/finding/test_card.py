@@ -20,8 +20,8 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest, remove_garbage, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.finding import card as module
 from tools.finding.card import CARD, cache_card, describe, shown_url, write_card
 from tools.looking.stats import stats

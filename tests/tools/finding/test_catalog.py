@@ -18,7 +18,7 @@ from support.signed import SIGNED_AT, public_key, sign
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest, write_manifest
 from teacher_cache.shards.storage import Storage
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.finding import catalog as module
 from tools.finding.catalog import read, scan, write
 

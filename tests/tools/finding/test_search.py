@@ -17,7 +17,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest, up_to_date_manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.tokenizer import describe_tokenizer
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.finding.catalog import scan, write
 from tools.finding.search import Wanted, tokenizer_fingerprint
 

@@ -18,7 +18,7 @@ from support.synthetic import Pair, logits_sample, random_shards, write_cache
 from support.worded import worded_sample
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.looking.compare import PairedMean, compare
 
 FLOATS = CodecConfig(logprobs="float32", scalar_steps_per_nat=65536)

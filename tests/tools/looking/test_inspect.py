@@ -18,7 +18,7 @@ from support.workspace import cache_tree
 from teacher_cache.job import run
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.hidden.capture import to_floats
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.looking.inspect import describe, sample_rows
 
 EVERYTHING = {

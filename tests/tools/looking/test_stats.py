@@ -17,7 +17,7 @@ from support.synthetic import logits_sample, random_shards, token_sample, write_
 from support.worded import worded_pair
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.signals.draws.record import DrawsSample
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.looking.figures import exact_column, read_draws_of, row_figures, select_rows
 from tools.looking.stats import source_file, stats
 

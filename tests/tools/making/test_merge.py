@@ -21,8 +21,8 @@ from teacher_cache.shards.marks import mark_name, read_manifest, tar_name
 from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.making import merge as module
 from tools.making.derived import source_of
 from tools.making.merge import merge

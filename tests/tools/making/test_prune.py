@@ -11,8 +11,8 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import read_manifest, write_manifest
 from teacher_cache.shards.storage import Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.making.prune import prune
 
 LEFT = {

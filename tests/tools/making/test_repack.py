@@ -22,8 +22,8 @@ from teacher_cache.job import run
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.making.derived import source_of
 from tools.making.merge import merge
 from tools.making.recode import MOST_STEPS

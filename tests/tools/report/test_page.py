@@ -21,7 +21,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden.capture import to_floats
 from teacher_cache.signals.hidden.record import HiddenSample
-from tools.cli import main
+from tools.cache_tools_cli import main
 from tools.report.page import MOST_BYTES, report, spread
 from tools.report.sample_columns import MOST_TOKENS, _norms
 

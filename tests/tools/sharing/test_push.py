@@ -16,8 +16,8 @@ from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.sharing.push import copy_cache
 from tools.sharing.target import Target, opened_target
 from tools.trust import carry as parts

@@ -17,8 +17,8 @@ from teacher_cache.shards import shard_table
 from teacher_cache.shards.marks import mark_name, read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.sharing import subset as subset_module
 from tools.sharing.selecting import share_numbers
 from tools.sharing.subset import by_layer, by_share, choose, open_source, split, write_subset

@@ -16,8 +16,8 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.trust.check_signatures import check_trust, read_statement
+from tools.cache_tools_cli import main
 from tools.checking.verify import verify
-from tools.cli import main
 from tools.trust.sign import check_not_older, generate_key, load_private_key, public_file, sign, trust_check
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-import teacher_cache.cli
-import trainer.cli
-from tools.cli import main
+from teacher_cache.teacher_cache_cli import main as teacher_cache
+from tools.cache_tools_cli import main
+from trainer.train_student_cli import main as train_student
 
-GROUPS = {"cache-tools": main, "teacher-cache": teacher_cache.cli.main, "train-student": trainer.cli.main}
+GROUPS = {"cache-tools": main, "teacher-cache": teacher_cache, "train-student": train_student}
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from support.commands import Forked, environment, kill_group
 from support.logged import read_metrics
-from trainer.cli import main
+from trainer.train_student_cli import main
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_errors_are_one_line_and_exit_2(config_file, real_cache, arguments: list
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys, trainer.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, trainer.train_student_cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -89,7 +89,7 @@ def test_help_does_not_import_torch() -> None:
 def test_a_cache_that_is_not_there_is_said_before_torch_is_loaded(config_file, tmp_path: Path, key: str) -> None:
     path, _ = config_file(data={key: str(tmp_path / "nowhere")})
     code = (
-        "import sys; from click.testing import CliRunner; from trainer.cli import main; "
+        "import sys; from click.testing import CliRunner; from trainer.train_student_cli import main; "
         f"run = CliRunner().invoke(main, ['run', {path!r}]); print(run.stderr); "
         "sys.exit('torch' in sys.modules or 10 * run.exit_code)"
     )
