@@ -162,8 +162,8 @@ def raw_states() -> Iterator[None]:
         return HiddenRows(hidden_ND.float(), *[hidden_ND.new_empty((len(hidden_ND), 0))] * 3)
 
     with (
-        mock.patch("teacher_cache.engines.vllm_worker.quantise", keep),
-        mock.patch("teacher_cache.engines.transformers.quantise", keep),
+        mock.patch("teacher_cache.signals.hidden.capture.quantise", keep),
+        mock.patch("teacher_cache.signals.final.capture.quantise", keep),
         mock.patch("teacher_cache.engines.self_check.to_floats", lambda sample, _: torch.from_numpy(sample.values)),
     ):
         yield
