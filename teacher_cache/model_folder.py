@@ -3,14 +3,18 @@
 Nothing is downloaded: otherwise a mistyped path would be sent to a hub as a name.
 """
 
+import errno
+import os
 import re
 from pathlib import Path
 
-from schemas.errors import UserError
+from schemas.errors import FullError, MachineError, UserError
+from schemas.failures import failure, os_error_in
 from teacher_cache.text import reason_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ADAPTER = "adapter_config.json"
+_MISSING = re.compile(r"No such file or directory: (.+)")
 
 
 def is_hub_id(name: str) -> bool:
@@ -59,8 +63,29 @@ def _advice(name: str) -> str:
     return f"{wanted}; if this is a hub id, download it first: hf download {name}"
 
 
-def why_not_loaded(error: Exception, trust: str) -> str:
-    """``: REASON``, to append to the path of what failed to load; ``trust``: how to trust its code."""
-    if "trust_remote_code" in str(error):
-        return f": it would run code of its own (auto_map); if you have read that code and trust it, {trust}"
-    return reason_of(error)
+def not_loaded(error: Exception, what: str, trust: str = "", advice: str = "") -> UserError:
+    """Error of a model or tokenizer that failed to load: ``what`` (such as "FOLDER: cannot load the model"), and why.
+
+    A machine that is out of memory, disk or file handles is told as such, also where a library hides it: safetensors
+    calls every file that it cannot open missing. ``trust``: how to trust the model's own code.
+    """
+    told = failure(os_error_in(error) or _not_missing(error) or error, what)
+    if isinstance(told, MachineError | FullError):
+        return told
+    if trust and "trust_remote_code" in str(error):
+        return UserError(
+            f"{what}: it would run code of its own (auto_map); if you have read that code and trust it, {trust}{advice}"
+        )
+    return UserError(f"{what}{reason_of(error)}{advice}")
+
+
+def _not_missing(error: Exception) -> OSError | None:
+    """Why a file that is there cannot be opened, where ``error`` says that it is missing."""
+    found = _MISSING.search(str(error))
+    if not isinstance(error, FileNotFoundError) or found is None or not Path(found[1]).exists():
+        return None
+    try:
+        Path(found[1]).open("rb").close()
+    except OSError as reason:
+        return reason
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE), found[1])  # most likely: it can be opened again

@@ -9,7 +9,7 @@ from typing import Any
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import TeacherInfo
-from teacher_cache.model_folder import is_hub_id, why_not_loaded
+from teacher_cache.model_folder import is_hub_id, not_loaded
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # keys of config.json, at any depth
@@ -39,9 +39,9 @@ def _load(load: Any, config: TeacherConfig, what: str) -> Any:
     try:
         return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # an untrusted model's settings can make its class raise anything
-        why = why_not_loaded(error, "set teacher.trust_remote_code: true")
         found = "exists" if exists else "no such folder"
-        raise UserError(f"teacher.path: {config.path} ({found}): cannot load a {what}{why}; {advice}") from None
+        problem = f"teacher.path: {config.path} ({found}): cannot load a {what}"
+        raise not_loaded(error, problem, "set teacher.trust_remote_code: true", f"; {advice}") from None
 
 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:

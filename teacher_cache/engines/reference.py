@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from schemas.cache_config import CaptureConfig, TeacherConfig, layer_number
-from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.model_class import model_class
+from teacher_cache.model_folder import not_loaded
 from teacher_cache.teacher import load_model_config
 
 
@@ -45,8 +45,8 @@ class Reference:
                 attn_implementation="eager",
             )
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"teacher.path: {teacher.path}: cannot load the model in transformers: {reason}") from error
+            problem = f"teacher.path: {teacher.path}: cannot load the model in transformers"
+            raise not_loaded(error, problem) from error
         self._model.eval()
 
     def in_dtype(self, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.engines.engine import Engine
 from teacher_cache.lengths import forget_lengths, max_length, rope_scale
 from teacher_cache.model_class import model_class
+from teacher_cache.model_folder import not_loaded
 from teacher_cache.process import available_memory_bytes
 from teacher_cache.query_key import QueryKey, tap_query_key
 from teacher_cache.records import Captured, Request
@@ -58,7 +59,7 @@ class TransformersEngine(Engine):
             )
             self._model = self._model.eval().to(device)
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
-            raise UserError(f"teacher.path: {config.teacher.path}: cannot load the model: {error}") from error
+            raise not_loaded(error, f"teacher.path: {config.teacher.path}: cannot load the model") from error
         heads = getattr(text_config, "num_attention_heads", None)  # a state space model has none
         if self._model.config._attn_implementation == EAGER and heads is not None:
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)

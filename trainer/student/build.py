@@ -20,7 +20,7 @@ from schemas.strict import Strict
 from schemas.train_config import StudentConfig, TrainConfig
 from teacher_cache.attention_implementation import check_attention, exact_attention
 from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
-from teacher_cache.model_folder import local_folder, why_not_loaded
+from teacher_cache.model_folder import local_folder, not_loaded
 from teacher_cache.teacher import model_fingerprint
 from trainer.student.generation_config import mend_generation
 from trainer.student.student_tokenizer import copy_tokenizer, how_to_trust
@@ -148,8 +148,7 @@ def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where
             model_config, dtype=_dtype(student), trust_remote_code=student.trust_remote_code
         )
     except Exception as error:  # what the settings of a stranger's model may make its class raise
-        why = why_not_loaded(error, how_to_trust("student"))
-        raise UserError(f"{where}: cannot build a causal language model{why}") from None
+        raise not_loaded(error, f"{where}: cannot build a causal language model", how_to_trust("student")) from None
 
 
 def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
@@ -212,10 +211,8 @@ def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedC
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # what the settings of a stranger's model may make its class raise
-        why = why_not_loaded(error, how_to_trust(key))
-        raise UserError(
-            f"{key}: {path} (exists): cannot read a model configuration{why}; give the folder of a Hugging Face model"
-        ) from None
+        problem = f"{key}: {path} (exists): cannot read a model configuration"
+        raise not_loaded(error, problem, how_to_trust(key), "; give the folder of a Hugging Face model") from None
 
 
 def load_model(
@@ -238,8 +235,7 @@ def load_model(
             **options,
         )
     except Exception as error:  # whatever the loader of this model, and its file formats, may raise
-        why = why_not_loaded(error, how_to_trust(key))
-        raise UserError(f"{key}: {folder}: cannot load the model{why}") from None
+        raise not_loaded(error, f"{key}: {folder}: cannot load the model", how_to_trust(key)) from None
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise UserError(f"{key}: {folder}: {len(report['missing_keys'])} weights are missing, the first is {first}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from teacher_cache.model_folder import why_not_loaded
+from teacher_cache.model_folder import not_loaded
 from teacher_cache.tokenizer import FILES, describe_tokenizer
 
 OTHERS = (  # the files of rarer classes; FILES are also what a plan is continued by, and stay as they are
@@ -43,8 +43,7 @@ def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> A
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # what the files of a stranger's tokenizer may make its class raise
-        why = why_not_loaded(error, how_to_trust(key))
-        raise UserError(f"{folder}: cannot load the student's tokenizer{why}") from None
+        raise not_loaded(error, f"{folder}: cannot load the student's tokenizer", how_to_trust(key)) from None
 
 
 def how_to_trust(key: str) -> str:
