@@ -27,11 +27,9 @@ def test_a_file_that_cannot_be_opened_is_not_called_missing(tmp_path: Path) -> N
 
 
 def test_the_machine_is_told_from_the_model_also_where_a_library_hides_it() -> None:
-    cause = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    try:
-        raise ValueError("Can't load the configuration") from cause
-    except ValueError as error:
-        assert isinstance(not_loaded(error, "m: cannot load"), MachineError)
+    error = ValueError("Can't load the configuration")
+    error.__cause__ = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    assert isinstance(not_loaded(error, "m: cannot load"), MachineError)
     found = not_loaded(ValueError("n_heads is -1\nmore"), "m: cannot load", advice="; mend it")
     assert (type(found), str(found)) == (UserError, "m: cannot load: n_heads is -1; mend it")
 
