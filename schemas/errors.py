@@ -19,6 +19,10 @@ class CorruptCacheError(UserError):
     exit_code = 3
 
 
+class MissingFileError(CorruptCacheError):
+    """A file of a cache does not exist."""
+
+
 class FullError(UserError):
     """No space left: disk full, quota or file size limit reached."""
 

@@ -182,7 +182,7 @@ def killed_task(storage: Storage) -> str:
     """The task of a killed process of this machine that held the whole place; empty if there is none."""
     with asking(storage, WHOLE):
         if storage.is_local:
-            data = storage.read(WHOLE, RECORD_BYTES) if storage.exists(WHOLE) else b""
+            data = storage.read_if_there(WHOLE, RECORD_BYTES)
         else:
             requests, path = storage.conditional(WHOLE)
             found = requests.read(path)

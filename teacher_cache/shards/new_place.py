@@ -28,9 +28,9 @@ def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
     """
     task = sign_of(command, *settings).decode().strip()
     storage = check_free(url, command, *settings)
-    done = _manifest(storage) if killed_task(storage) == task else b""
+    done = storage.read_if_there(MANIFEST) if killed_task(storage) == task else b""
     with whole_place(storage, command, task=task) as lease:
-        if not done or _manifest(storage) != done:
+        if not done or storage.read_if_there(MANIFEST) != done:
             storage = check_free(url, command, *settings)
         storage = storage.fenced(lease)
         clear(storage)
@@ -62,12 +62,8 @@ def check_free(url: str, command: str, *settings: object) -> Storage:
 def was_killed(storage: Storage, names: list[str], sign: bytes) -> bool:
     """Whether the same command wrote the existing manifest, and was killed before it could finish."""
     if UNDER_WAY in names:
-        return storage.read(UNDER_WAY, MAX_SIGN_BYTES) == sign
+        return storage.read_if_there(UNDER_WAY, MAX_SIGN_BYTES) == sign
     return killed_task(storage) == sign.decode().strip()
-
-
-def _manifest(storage: Storage) -> bytes:
-    return storage.read(MANIFEST) if storage.exists(MANIFEST) else b""
 
 
 def sign_of(command: str, *settings: object) -> bytes:

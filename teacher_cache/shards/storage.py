@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from io import FileIO
 
-from schemas.errors import CorruptCacheError, StoreError, UserError
+from schemas.errors import CorruptCacheError, MissingFileError, StoreError, UserError
 from schemas.manifest import FileEntry
 from schemas.regular_files import NotRegularError, open_regular
 from teacher_cache.shards import store_requests
@@ -154,6 +154,13 @@ class Storage(StoreWriting):
             return data
 
         return self._ask(name, fetch)
+
+    def read_if_there(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+        """Read a file that another process may remove at any time; empty if it does not exist."""
+        try:
+            return self.read(name, max_bytes)
+        except MissingFileError:
+            return b""
 
     def _check_size(self, name: str, size: int, max_bytes: int) -> None:
         if size > max_bytes:

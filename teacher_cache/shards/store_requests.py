@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CorruptCacheError, UserError
+from schemas.errors import CorruptCacheError, MissingFileError, UserError
 from schemas.failures import failure, is_of_the_store, reason
 from schemas.regular_files import NotRegularError
 from teacher_cache.shards.answers import SLOWEST, in_time, is_http
@@ -76,12 +76,12 @@ class StoreRequests:
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a read request, with retries.
 
-        Raises CorruptCacheError if the file is missing, UserError if it cannot be read.
+        Raises MissingFileError if the file is missing, UserError if it cannot be read.
         """
         try:
             return self._patiently(name, "read", request)
         except FileNotFoundError:
-            raise CorruptCacheError(f"{self.where(name)}: the file is missing") from None
+            raise MissingFileError(f"{self.where(name)}: the file is missing") from None
         except NotRegularError:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.errors import UserError
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards.new_place import UNDER_WAY, new_cache
+from teacher_cache.shards.new_place import UNDER_WAY, new_cache, was_killed
 from teacher_cache.shards.storage import MANIFEST, Storage
 
 
@@ -71,3 +71,8 @@ def test_leavings_stay_recognisable_until_they_are_gone(s3_url: str, monkeypatch
     with new_cache(s3_url, "test"):
         assert left.names() == [UNDER_WAY]
     assert left.names() == []
+
+
+def test_a_sign_that_is_gone_since_the_listing_is_of_a_command_that_has_ended(s3_url: str) -> None:
+    """Another command finished between the listing of the place and the reading of its sign."""
+    assert not was_killed(Storage(s3_url), [UNDER_WAY, MANIFEST], b"sign")

@@ -86,6 +86,13 @@ def test_a_missing_file_is_named(storage: Storage) -> None:
         assert str(caught.value).startswith(storage.url)
 
 
+def test_a_file_that_another_process_removes_reads_as_empty(storage: Storage) -> None:
+    storage.write("a.json", b"x")
+    assert storage.read_if_there("a.json") == b"x"
+    storage.delete("a.json")
+    assert storage.read_if_there("a.json") == b""
+
+
 def test_a_file_above_the_limit_is_not_read(storage: Storage) -> None:
     storage.write("a.json", b"0123456789")
     assert storage.read("a.json", max_bytes=10) == b"0123456789"
