@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -16,6 +17,8 @@ EXAMPLES = amount(50, full=100)  # of each property, unless it says how many
 hypothesis.settings.register_profile("project", deadline=None, max_examples=EXAMPLES)  # a test is not timed
 hypothesis.settings.load_profile("project")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands hear Ctrl-C as from a terminal
 _prefixes = itertools.count()
 
 LONGEST_FIRST = (
