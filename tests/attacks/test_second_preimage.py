@@ -56,7 +56,7 @@ def test_a_reader_refuses_it_at_first_use(tmp_path: Path, signal: Signal) -> Non
         with pytest.raises(CorruptCacheError, match=rf"{name}: sample {key}: {REPLACED}"):
             read()
     reader.read_rows([[1], [2]])
-    assert any(name in problem and "xxh3 is right" in problem for problem in verify(url).problems)
+    assert any(name in problem and "the xxh3 matches" in problem for problem in verify(url).problems)
 
 
 def test_it_is_not_copied_into_another_cache(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Command lines as people type them: what they run, and whether programs, targets, options and settings exist."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from support.markdown_pages import ROOT
 OTHERS = {"source", "pre-commit"}
 VARIABLE = re.compile(r"[A-Z_]+=")
 BIN = ".venv/bin/"
+FROM_MAKE = ("ARGS", "JOBS", "CONFIG", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL")  # of the make that runs the tests
 
 
 def programs(line: str) -> list[list[str]]:
@@ -37,7 +39,8 @@ def _recipe(arguments: list[str]) -> list[str]:
     """What make would run for a target that is set up. Raises CalledProcessError for a target that there is not."""
     done = ["setup", ".venv/.installed-cpu", ".venv-docs/.installed"]
     command = ["make", "-n", "-s", *[word for name in done for word in ("-o", name)], "LOCK=cpu", *arguments]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    env = {name: value for name, value in os.environ.items() if name not in FROM_MAKE}
+    output = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
     return [line for line in output.replace("\\\n", " ").splitlines() if line.startswith((BIN, "OMP_NUM_THREADS"))]
 
 

@@ -179,7 +179,7 @@ def test_a_manifest_of_a_later_format(made: tuple[Workspace, Path], copy: Path) 
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["format_version"] = 99
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    refused("manifest.json", "format_version 99", "update", done=train(made, copy))
+    refused("manifest.json", "format_version 99", "upgrade", done=train(made, copy))
 
 
 def test_a_manifest_that_is_not_json(made: tuple[Workspace, Path], copy: Path) -> None:

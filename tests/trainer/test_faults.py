@@ -44,7 +44,7 @@ def test_a_run_from_a_failing_store_has_the_losses_of_one_from_disk(
     make: Make, s3_server: str, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Errors, silence, bodies that stop or break off, resets, and two files with a wrong bit in their first answer."""
-    write_both(s3_url, str(tmp_path / "cache"), shards=20)  # enough requests for each fault
+    write_both(s3_url, str(tmp_path / "cache"), shards=40)  # enough requests for each fault
     distill(make(str(tmp_path / "cache"), "disk"))
     monkeypatch.setattr(store_requests, "PART_BYTES", 1000)
     monkeypatch.setattr(store_requests, "PATIENCE", 1.0)
