@@ -95,11 +95,13 @@ def main() -> int:
         "configs": {path.name: yaml.safe_load(path.read_text()) for path in (CACHE_CONFIG, TRAIN_CONFIG)},
     }
     title = "Demo: 22 layers of SmolLM2-135M, distilled from its cache; held-out code and chats"
-    for path in [FOLDER / "report.json", *([RESULTS / "demo.json"] if arguments.record else [])]:
-        write_results("demo", title, rows, raw, path)
+    report = FOLDER / "report.json"
+    write_results("demo", title, rows, raw, report)
+    if arguments.record:
+        shutil.copy(report, RESULTS / "demo.json")
     print(
         "KL is over the held-out cache's top 64 and one bucket for all other tokens, a lower bound of the dense KL. "
-        f"Report: {FOLDER / 'report.json'}"
+        f"Report: {report}"
     )
     return exit_status(rows)
 
