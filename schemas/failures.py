@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from schemas.errors import (
     AccessError,
     ConflictError,
-    CorruptCacheError,
     FullError,
     MachineError,
     StoreError,
@@ -124,11 +123,6 @@ def failure(error: BaseException, what: str, more: str = "") -> UserError:
 def is_of_the_store(error: BaseException) -> bool:
     """Whether the store or the network failed, so that a retry may help."""
     return _kind(error)[0] is StoreError
-
-
-def is_of_the_machine(error: BaseException) -> bool:
-    """Whether the environment failed, rather than the file's content."""
-    return not issubclass(_kind(error)[0], CorruptCacheError) and _kind(error) is not ABSENT
 
 
 def reason(error: BaseException) -> str:

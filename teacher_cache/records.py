@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NO_ROWS = np.empty(0, np.int32)
-
 
 @dataclass(frozen=True)
 class TokenSample:

@@ -300,16 +300,15 @@ class CacheReader:
 
     def _joined(self, signal: Signal, places: list[Place], at: dict[int, Located]) -> Any:
         """The batch of a side signal: samples of shards with the same code table are decoded together."""
-        if not places:
-            places = [Place(PADDING, 0, slice(0, 0))]
-            samples = [SIDE_SIGNALS[signal].empty(self.manifest.capture.side_settings[signal], self.manifest)]
-            return SIDE_SIGNALS[signal].join(samples, entries_of(places, samples))
-        samples = []
+        kind, samples = SIDE_SIGNALS[signal], []
         for _, group in itertools.groupby(places, lambda place: at[place.sample].shard.table):
             found = [place.sample for place in group]
             decode = self._side_codec(found[0], signal).decode
             samples += self._decoded([at[sample] for sample in found], signal, decode)
-        return SIDE_SIGNALS[signal].join(samples, entries_of(places, samples))
+        if not places:
+            places = [Place(PADDING, 0, slice(0, 0))]
+            samples = [kind.empty(self.manifest.capture.side_settings[signal], self.manifest)]
+        return kind.join(samples, entries_of(places, samples))
 
     def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:
         """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""

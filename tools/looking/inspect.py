@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from schemas.errors import UserError
 from teacher_cache.records import LogitsSample
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.side_table import SIDE_SIGNALS
+from tools.looking.sampling import find_samples
 
 
 def describe(url: str) -> dict[str, Any]:
@@ -47,11 +47,7 @@ def sample_rows(url: str, key: str, limit: int, alternatives: int = 3) -> list[d
     """
     manifest = up_to_date_manifest(Storage(url))
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
-    if key not in reader.keys:
-        raise UserError(
-            f"{url}: no sample {key!r} among {len(reader)}; keys are 32 hex digits, see `keys` in shard-*.json"
-        )
-    number = reader.keys.index(key)
+    (number,) = find_samples(reader, [key])
     tokens = reader.read_tokens(number)
     by_name = _figures(reader, number, alternatives)
     text = tokens.text.encode()

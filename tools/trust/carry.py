@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_json
 from schemas.manifest import Manifest
-from schemas.signature import SIGNATURES, Signature, signature_file
+from schemas.signature import SIGNATURES, Signature
 from teacher_cache.shards.marks import read_manifest, read_manifest_text
 from teacher_cache.shards.shard_table import table_file
 from teacher_cache.shards.storage import MANIFEST, MAX_JSON_BYTES, Storage
-from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import MAX_SIGNATURE_BYTES
 from teacher_cache.trust.signed_parts import signed_whole
+from tools.trust.signatures import signature_names
 
 MAX_SIGNATURES = 1000
 OWNER = "signed-"  # of temporary files
@@ -23,12 +23,12 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
 
     If ``source`` is itself an unsigned part, the signed manifest it carries is passed on. ``manifest``: the source's.
     """
-    names = _signatures(source)
+    names = signature_names(source)
     if not names:
         source = signed_whole(source)
         if not source.exists(MANIFEST):
             return 0
-        manifest, names = read_manifest(source), _signatures(source)
+        manifest, names = read_manifest(source), signature_names(source)
     files = {MANIFEST: read_manifest_text(source)}
     if manifest.shard_table is not None:
         name = table_file(manifest.shard_table)
@@ -40,13 +40,6 @@ def carry_signatures(source: Storage, manifest: Manifest, target: Storage) -> in
     for name, data in files.items():
         whole.put(name, data, OWNER)
     return sum(map(len, files.values()))
-
-
-def _signatures(storage: Storage) -> list[str]:
-    """Names of the signature files, listed without the rest of a large cache."""
-    folder, _, _ = signature_file("").partition("/")
-    names = [f"{folder}/{name}" for name in file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))]
-    return [name for name in names if SIGNATURES.fullmatch(name)]
 
 
 def read_signatures(storage: Storage, names: Iterable[str]) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
 """A cache's signatures, for display. Whether to trust a key is decided elsewhere."""
 
-import re
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from schemas.signature import Statement, signature_file
+from schemas.signature import SIGNATURES, Statement, signature_file
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.check_signatures import check_signature
@@ -23,10 +23,14 @@ class Signed(NamedTuple):
 
 def signatures(storage: Storage, manifest: Manifest) -> list[Signed]:
     """The first signatures of a cache by key, valid or not; no other files are listed or read."""
-    folder, _, _ = signature_file("").partition("/")
-    names = file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))
-    keys = [name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{64}\.json", name)]
-    return [_signed(storage, manifest, key) for key in keys[:MAX_SIGNATURES]]
+    return [_signed(storage, manifest, PurePosixPath(name).stem) for name in signature_names(storage)[:MAX_SIGNATURES]]
+
+
+def signature_names(storage: Storage) -> list[str]:
+    """Names of a cache's signature files, sorted, listed without the rest of a large cache."""
+    folder = PurePosixPath(signature_file("")).parent
+    names = [f"{folder}/{name}" for name in file_names(Storage(f"{storage.url.rstrip('/')}/{folder}"))]
+    return [name for name in names if SIGNATURES.fullmatch(name)]
 
 
 def valid_signatures(storage: Storage, manifest: Manifest) -> list[tuple[str, Statement]]:

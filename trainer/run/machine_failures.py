@@ -61,8 +61,8 @@ def as_user_error(error: BaseException, output: Path) -> UserError | None:
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         place = os.fsdecode(error.filename or output) if not isinstance(error.filename, int) else output
         return failure(error, str(place), GOES_ON)
-    if (in_rust := os_error_in(error)) and in_rust.errno is not None:
-        return _failed(in_rust.errno, output)
+    if in_rust := os_error_in(error):
+        return failure(in_rust, str(output), GOES_ON)
     if isinstance(error, RuntimeError) and TORCH_WRITER.search(text):
         number = _cause(output)
         if number is None:

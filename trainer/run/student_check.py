@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.train_config import TrainConfig
-from trainer.student.forward import check_head, check_packing
+from trainer.student.forward import check_head, check_packing, flattens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ class StudentCheck(TrainerCallback):
         """Raise UserError unless head and packing work as they are used here."""
         check_head(student)
         if self.config.data.packing:
-            check_packing(student, flatten=self.config.student.attention.startswith("flash"))
+            check_packing(student, flatten=flattens(student))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
