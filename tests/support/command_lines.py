@@ -86,13 +86,13 @@ def parse(words: list[str], whole: bool) -> None:
     """
     command: click.Command = import_module(MODULES[words[0]]).main
     rest = words[1:]
-    context = click.Context(command, info_name=words[0])
+    context = click.Context(command, info_name=words[0], **command.context_settings)
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
         found = command.get_command(context, name)
         if found is None:
             raise click.UsageError(f"{words[0]} has no command {name}")
-        command, context = found, click.Context(found, info_name=name, parent=context)
+        command, context = found, click.Context(found, info_name=name, parent=context, **found.context_settings)
     if isinstance(command, click.Group):
         return
     values, left, _ = command.make_parser(context).parse_args(list(rest))
