@@ -130,7 +130,7 @@ def test_sequences_of_exactly_the_longest_length_are_scored(tmp_path: Path, kind
     assert np.abs(found - stored.logprobs).max() <= 1 / 32 + 1e-4
     with (
         open_engine(config) as engine,
-        pytest.raises(UserError, match=r"a sequence has 33 tokens, the teacher reads at most 32"),
+        pytest.raises(UserError, match=r"a sequence has 33 tokens, the teacher supports at most 32"),
     ):
         engine.score([Request(np.ones(33, np.uint32), np.arange(33, dtype=np.int32))])
 
