@@ -1,4 +1,4 @@
-"""Foreign text cannot be anything but text."""
+"""Untrusted text cannot become markup."""
 
 import yaml
 from hypothesis import example, given
@@ -19,7 +19,7 @@ def test_a_line_is_one_line_of_printable_characters(text: str, limit: int) -> No
     assert line == line.strip()
 
 
-def test_what_is_cut_is_marked() -> None:
+def test_truncation_is_marked() -> None:
     assert one_line("abcdef", 6) == "abcdef"
     assert one_line("abcdefg", 6) == "abcde…"
     assert one_line(" " * 1_000_000 + "a", 6).endswith("…")
@@ -54,6 +54,6 @@ def test_front_matter_is_yaml_and_harmless_markdown(values: dict[str, object]) -
     assert not {"html_inline", "link_open", "image"} & {*inline}
 
 
-def test_the_hub_does_not_complain_about_the_form_of_a_path() -> None:
+def test_the_hubs_complaint_about_the_form_of_a_path_is_dropped() -> None:
     assert reason_of(OSError("Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/a/b/c'.")) == ""
     assert reason_of(OSError("no file named config.json\nsecond line")) == ": no file named config.json"
