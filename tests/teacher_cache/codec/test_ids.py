@@ -212,8 +212,8 @@ def replaced(*changed: tuple[int, list[int]]) -> list[bytes]:
 
 WRONG = {
     "one plane of distances": (replaced((0, [0, 1, 2, 1])), "bytes of distances: 4, wanted 8"),
-    "a reference before the first row": (replaced((0, [0, 1, 3, 1] + [0] * 4)), "distance of a reference row: 3, wanted 2"),
-    "a reference far before it": (replaced((0, [0, 1, 2, 1, 0, 0, 0, 1])), "distance of a reference row: 257, wanted 3"),
+    "a reference before the first row": (replaced((0, [0, 1, 3, 1] + [0] * 4)), "distance of .* row: 3, wanted 2"),
+    "a reference far before it": (replaced((0, [0, 1, 2, 1, 0, 0, 0, 1])), "distance of .* row: 257, wanted 3"),
     "too few symbols": (replaced((1, list(PARTS[1][:-1]))), "rows with enough symbols: 3"),
     "no symbols": (replaced((1, [])), "rows with enough symbols: 0"),
     "a symbol too many": (replaced((1, [*PARTS[1], 64])), "symbols: 12, wanted 11"),
