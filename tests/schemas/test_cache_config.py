@@ -73,7 +73,7 @@ def test_temperatures_that_cannot_be_used_are_refused(temperatures, wanted):
     ("capture", "wanted"),
     [
         ({"draws": {"temperatures": [1.0, 2.0]}}, "draws.temperatures [1.0, 2.0] must be among logits.temperatures"),
-        ({"logits": {"policy": "nucleus"}, "draws": {}}, "draws.region: tail goes with logits.policy: top_k"),
+        ({"logits": {"policy": "nucleus"}, "draws": {}}, "draws.region: tail needs logits.policy: top_k"),
     ],
 )
 def test_draws_that_do_not_fit_the_logits_are_refused(capture, wanted):

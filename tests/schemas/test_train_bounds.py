@@ -148,7 +148,7 @@ def test_numbers_in_lists(key: str, value: Any) -> None:
 
 def test_rows_of_a_run_can_be_counted() -> None:
     loop = {"max_steps": 2**31 - 1, "micro_batch_size": 65536, "gradient_accumulation": 65536}
-    with pytest.raises(UserError, match=r"loop: max_steps × micro_batch_size × gradient_accumulation are \d+ rows, at"):
+    with pytest.raises(UserError, match=r"loop: max_steps × micro_batch_size × gradient_accumulation are \d+ rows, "):
         with_value("loop", loop)
     with_value("loop", {**loop, "micro_batch_size": 2, "gradient_accumulation": 2})
 

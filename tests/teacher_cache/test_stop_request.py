@@ -37,7 +37,7 @@ def test_a_second_signal_kills_where_that_is_asked_for(second: int) -> None:
     code = (
         "import os, signal, sys, time\n"
         "from teacher_cache.stop_request import StopRequest\n"
-        "with StopRequest().listening('the unit in hand', kill=True) as stop:\n"
+        "with StopRequest().listening('the current unit', kill=True) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop.signal_name == 'SIGTERM'\n"
         f"    os.kill(os.getpid(), {int(second)})\n"

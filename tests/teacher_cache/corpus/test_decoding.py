@@ -65,7 +65,7 @@ def test_utf16_without_a_mark_is_not_taken_for_utf8(tmp_path, encoding):
 
 @pytest.mark.parametrize("encoding", ["nonsense", "base64", "rot13", ""])
 def test_unknown_encodings_are_refused_by_the_configuration(encoding):
-    with pytest.raises(UserError, match=r"x: encoding: .* is no encoding of text"):
+    with pytest.raises(UserError, match=r"x: encoding: .* is not a text encoding"):
         validate(SourceConfig, {"path": "d.txt", "encoding": encoding}, "x")
 
 

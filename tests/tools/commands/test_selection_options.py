@@ -21,13 +21,13 @@ def test_what_is_meant() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("logit", None, (), None), r"--signals logit: 'logit' is no signal; wanted are some of logits, draws"),
-        (("", None, (), None), r"--signals : '' is no signal"),
-        ((None, "5-3", (), None), r"--shards 5-3: '5-3' is no number or range of numbers; wanted e\.g\. 0-99,200"),
+        (("logit", None, (), None), r"--signals logit: 'logit' is not a signal; choose from logits, draws"),
+        (("", None, (), None), r"--signals : '' is not a signal"),
+        ((None, "5-3", (), None), r"--shards 5-3: '5-3' is not a number or range; use for example 0-99,200"),
         ((None, "1,,2", (), None), r"--shards 1,,2: ''"),
         ((None, "-1", (), None), r"--shards -1: '-1'"),
         ((None, "1234567890", (), None), r"--shards 1234567890"),
-        ((None, None, (), "1"), r"--sample 1: wanted is a share above 0% and up to 100%"),
+        ((None, None, (), "1"), r"--sample 1: expected a percentage above 0% and up to 100%"),
         ((None, None, (), "0%"), r"--sample 0%"),
         ((None, None, (), "101%"), r"--sample 101%"),
         ((None, None, (), "nan%"), r"--sample nan%"),

@@ -79,7 +79,7 @@ def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, m
     monkeypatch.setattr(rebuilding, "check_rebuilt", lambda *_: None)
     config = cached("wrong")
     signal = form.partition(" ")[0]
-    with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` says how"):
+    with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` explains"):
         distill(config)
     problems = verify(str(tmp_path / "wrong")).problems
     assert problems

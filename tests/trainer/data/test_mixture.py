@@ -142,5 +142,7 @@ def test_layers_and_limit_choose_what_is_trained_on(make_config, caches: list[st
     assert tokens(layers=["code"]) == reader.num_tokens[1::2].sum()
     assert tokens(limit=13) == reader.num_tokens[:13].sum()
     assert tokens(layers=["code"], limit=6) == reader.num_tokens[[1, 3, 5, 7, 9, 11]].sum()
-    with pytest.raises(UserError, match=r"^data.cache: \S+: it has no sample of the layers \['none'\]; choose others"):
+    with pytest.raises(
+        UserError, match=r"^data.cache: \S+: it has no sample of the mix layers \['none'\]; choose others"
+    ):
         tokens(layers=["none"])

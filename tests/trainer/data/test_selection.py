@@ -77,7 +77,7 @@ def test_the_first_few() -> None:
 
 
 def test_a_cache_that_does_not_tell_layers() -> None:
-    with pytest.raises(UserError, match=r"^old: the cache does not say which layer"):
+    with pytest.raises(UserError, match=r"^old: the cache does not store the mix layers"):
         Subset(Indexed(SIZES, url="old"), Selection(layers=("code",))).selected()
 
 

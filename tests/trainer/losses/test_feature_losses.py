@@ -193,7 +193,7 @@ def test_only_the_files_of_needed_signals_are_touched(configure, full_cache: str
         ({"lhsm": {"pairs": [{"teacher": 4, "student": 1}]}}, r"teacher layer 4 is not in the cache, which stores"),
         ({"lhsm": {"pairs": [{"teacher": 1, "student": 3}]}}, r"student layer 3 does not exist"),
         ({"apc": {"student_layer": 3}}, r"student layer 3 does not exist"),
-        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 heads"),
+        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 attention heads"),
         ({"apc": {"student_heads": [0, 4]}}, r"student_heads: \[0, 4\]"),
     ],
 )

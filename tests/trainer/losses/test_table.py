@@ -48,7 +48,7 @@ def make_toy_config(make_config: Callable[..., TrainConfig]) -> Callable[..., To
 def test_the_table_has_a_line_for_each_loss_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert list(LOSSES) == list(LossConfig.model_fields)
-    with pytest.raises(NotImplementedError, match=r"losses\.z_loss: has settings, but no line in"):
+    with pytest.raises(NotImplementedError, match=r"losses\.z_loss: has settings but no entry in"):
         Objective(ToyLosses(), CaptureConfig())
 
 
