@@ -77,7 +77,7 @@ def test_a_few_chats_give_the_sizes_of_all(tmp_path: Path, n: int) -> None:
         ("capture.final.dtype=int8", "final"),
     ],
 )
-def test_other_settings_take_what_a_probe_under_them_takes(
+def test_sizes_under_other_settings_equal_a_probe_with_them(
     tree: dict, tmp_path: Path, setting: str, signal: str
 ) -> None:
     path = tmp_path / "cache.json"

@@ -84,7 +84,7 @@ def job_config(folder: Path, teacher: Path, **corpus: Any) -> CacheConfig:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_too_long_is_said_before_anything_is_tokenized(
+def test_a_too_long_setting_is_refused_before_tokenizing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=64)

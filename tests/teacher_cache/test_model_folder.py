@@ -26,7 +26,7 @@ def test_a_file_that_cannot_be_opened_is_not_called_missing(tmp_path: Path) -> N
     assert "raise `ulimit -n`" in str(found)
 
 
-def test_the_machine_is_told_from_the_model_also_where_a_library_hides_it() -> None:
+def test_machine_errors_are_distinguished_from_model_errors() -> None:
     error = ValueError("Can't load the configuration")
     error.__cause__ = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     assert isinstance(not_loaded(error, "m: cannot load"), MachineError)
@@ -34,6 +34,6 @@ def test_the_machine_is_told_from_the_model_also_where_a_library_hides_it() -> N
     assert (type(found), str(found)) == (UserError, "m: cannot load: n_heads is -1; mend it")
 
 
-def test_code_of_its_own_says_how_to_trust_it() -> None:
+def test_a_model_with_its_own_code_names_trust_remote_code() -> None:
     found = not_loaded(ValueError("set trust_remote_code=True"), "m: cannot load", "set x.trust_remote_code: true")
     assert "if you have read that code and trust it, set x.trust_remote_code: true" in str(found)

@@ -119,7 +119,7 @@ def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])
-def test_what_is_no_folder_is_said_to_be_none(path: str) -> None:
+def test_a_path_that_is_not_a_folder_is_reported(path: str) -> None:
     """Rather than an error about the syntax of hub ids."""
     with pytest.raises(UserError) as refused:
         load_model_config(TeacherConfig(path=path))

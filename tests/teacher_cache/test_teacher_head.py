@@ -179,7 +179,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_head_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_heads_are_refused(tmp_path: Path, name: str) -> None:
     change, message = WRONG[name]
     url = cache(tmp_path, write_random_teacher(tmp_path / "teacher"))
     spoil(url, change)

@@ -19,7 +19,7 @@ def test_a_line_is_one_line_of_printable_characters(text: str, limit: int) -> No
     assert line == line.strip()
 
 
-def test_what_is_cut_is_marked() -> None:
+def test_truncation_is_marked() -> None:
     assert one_line("abcdef", 6) == "abcdef"
     assert one_line("abcdefg", 6) == "abcde…"
     assert one_line(" " * 1_000_000 + "a", 6).endswith("…")

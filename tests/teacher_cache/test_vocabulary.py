@@ -47,7 +47,7 @@ def test_a_text_that_uses_one_is_found_in_plan_and_probe(tree: dict[str, Any], t
     assert not list(Path(config.output.path).glob("*.tar")), "nothing is left"
 
 
-def test_the_commands_say_it_in_one_line(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_the_commands_report_it_in_one_line(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "corpus/other.txt").write_text(f"def f1(x): return {PLAIN}\n")
     path = tmp_path / "cache.json"
     path.write_text(json.dumps(tree))

@@ -58,7 +58,7 @@ def test_units_are_committed_in_order_and_read_back(planned: tuple[Storage, Mani
     assert len(list((tmp_path / "tables").iterdir())) == 1
 
 
-def test_what_a_failure_leaves_is_the_units_before_it(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
+def test_a_failure_leaves_the_units_before_it(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
     """A sample that cannot be encoded, with more work behind it: no later task may commit the unit."""
     storage, plan = planned
     (tokens, logits), *others = SHARDS[1]

@@ -44,7 +44,7 @@ def losses(output: str | Path) -> list[tuple[int, float, float]]:
     return [(record["step"], record["loss"], record["tla"]) for record in read_metrics(output, "loss")]
 
 
-def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_cache: Path) -> None:
+def test_a_run_writes_its_documented_files(make_config, student_folder: Path, real_cache: Path) -> None:
     config = make_config(**BOTH, data={"validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10})
     summary = distill(config)
     output = Path(config.output)
@@ -220,7 +220,7 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, forked_workers, workers: int) -> None:
+def test_a_damaged_cache_is_a_one_line_error(make_config, real_cache, tmp_path, forked_workers, workers: int) -> None:
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     for tar in broken.glob("*.logits.tar"):
         data = bytearray(tar.read_bytes())
@@ -340,7 +340,7 @@ def test_vocabulary_that_does_not_fit(make_config, tmp_path) -> None:
         distill(make_config(data={"cache": str(tmp_path / "large")}))
 
 
-def test_loss_that_explodes_is_an_error(make_config, student_folder, tmp_path) -> None:
+def test_a_non_finite_loss_is_an_error(make_config, student_folder, tmp_path) -> None:
     broken = tmp_path / "broken"
     model = AutoModelForCausalLM.from_pretrained(student_folder)
     with torch.no_grad():
@@ -385,7 +385,7 @@ except UserError as error:
 """
 
 
-def test_killed_worker_is_one_clean_line(make_config) -> None:
+def test_a_killed_worker_is_a_one_line_error(make_config) -> None:
     """In a process of its own: torch raises again, at any place, whenever another child ends."""
     config = make_config(data={"num_workers": 1}, loop={"max_steps": 500})
     command = [sys.executable, "-c", KILL_WORKERS, config.model_dump_json()]
@@ -446,6 +446,6 @@ def test_compiled_layers_have_the_loss_and_gradient_of_plain_ones(make_config, t
     np.testing.assert_allclose(*seen, rtol=1e-4)
 
 
-def test_losses_that_read_inside_of_layers_are_not_compiled(make_config) -> None:
+def test_losses_that_record_inside_layers_are_refused_with_compile(make_config) -> None:
     with pytest.raises(ValueError, match=r"loop\.compile: losses\.apc and losses\.asr read inside"):
         make_config(loop={"compile": True}, losses={"asr": {}})

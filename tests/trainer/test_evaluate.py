@@ -64,7 +64,7 @@ def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
     assert all(weight.grad is None for weight in student.parameters())
 
 
-def test_nothing_counts(cache, student) -> None:
+def test_a_cache_without_rows_that_count(cache, student) -> None:
     cache.samples[0] = {**cache.samples[0], "loss_mask": np.zeros_like(cache.samples[0]["loss_mask"])}
     with pytest.raises(UserError, match="no token of these samples counts"):
         evaluate(

@@ -70,7 +70,7 @@ def test_unknown_encodings_are_refused_by_the_configuration(encoding):
 
 
 @given(st.text(), st.sampled_from(["utf-16-le", "utf-16-be", "utf-32-le", "gb18030", "utf-7"]), st.integers(1, 5))
-def test_what_is_encoded_is_decoded_however_it_is_cut(text, encoding, chunk):
+def test_decoding_is_independent_of_block_boundaries(text, encoding, chunk):
     import io
 
     from teacher_cache.corpus import decoding

@@ -13,7 +13,7 @@ VOCABULARY = 61
 
 
 @pytest.mark.parametrize("kind", DISPLACED)
-def test_one_line_a_shard_says_what_was_done(tmp_path: Path, kind: str) -> None:
+def test_one_line_per_shard_explains_the_contradictions(tmp_path: Path, kind: str) -> None:
     shards = random_shards([[30] * 8, [30] * 6], VOCABULARY, seed=3)
     write_cache(str(tmp_path), DISPLACED[kind](shards), VOCABULARY)
     problems = verify(str(tmp_path)).problems
@@ -44,7 +44,7 @@ def test_swapped_samples_of_different_lengths(tmp_path: Path) -> None:
     assert any(f"those of sample {long} belong to sample {short}" in problem for problem in problems)
 
 
-def test_what_nothing_explains_is_one_line_a_kind(tmp_path: Path) -> None:
+def test_unexplained_problems_are_one_line_per_kind(tmp_path: Path) -> None:
     shards = random_shards([[30] * 8], VOCABULARY, seed=9)
     wrong = [[(t, replace(rows, next_logprob=0 * rows.next_logprob - 0.01)) for t, rows in shards[0]]]
     write_cache(str(tmp_path), wrong, VOCABULARY)

@@ -8,7 +8,7 @@ from schemas.errors import UserError
 from tools.commands.selection_options import parse_parts, parse_selection
 
 
-def test_what_is_meant() -> None:
+def test_valid_options_are_parsed() -> None:
     assert parse_selection(None, None, (), None) is None
     found = parse_selection("hidden, tokens", "0-99,200", ("code", "math"), "2.5%")
     assert found.signals == ["logits", "hidden"]
@@ -33,12 +33,12 @@ def test_what_is_meant() -> None:
         ((None, None, (), "nan%"), r"--sample nan%"),
     ],
 )
-def test_what_means_nothing(arguments: tuple, message: str) -> None:
+def test_invalid_options_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_selection(*arguments)
 
 
 @pytest.mark.parametrize("text", ["", "train", "train=", "=5%", "a=1%,a=2%", "a=0%", "a=1%,"])
-def test_parts_that_mean_nothing(text: str) -> None:
+def test_invalid_parts_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--parts"):
         parse_parts(text)

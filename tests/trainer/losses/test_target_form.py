@@ -70,12 +70,12 @@ def test_the_richest_target_is_the_default() -> None:
         ({"divergence": "jsd"}, "sampled", r"losses\.tla\.divergence: jsd cannot be estimated from draws"),
     ],
 )
-def test_what_cannot_be_is_refused(keys: dict[str, Any], name: str, message: str) -> None:
+def test_impossible_combinations_are_refused(keys: dict[str, Any], name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         target_form(tla(**keys), capture(name))
 
 
-def test_a_dense_target_serves_any_temperature() -> None:
+def test_a_dense_target_allows_any_temperature() -> None:
     assert target_form(tla(temperature=7.5), capture("dense")) == "final"
 
 
