@@ -1,10 +1,10 @@
-"""Estimate the cost of a cache before making it: tokens and shards from the corpus; bytes and hours from a probe.
+"""Estimate the cost of a cache before making it: tokens and shards from the corpus, bytes and hours from a probe.
 
 A probe scores a few sequences with the configured teacher and encodes them as a run would. Nothing is written.
 
 A sequence's size is linear in its stored rows: all its tokens, or those in the loss mask. The line is fitted to the
-probed sequences and evaluated at the whole corpus' row count, which is known exactly. A plain mean was off by a fifth,
-because a few sequences rarely have the corpus' share of masked-in rows.
+probed sequences and evaluated at the whole corpus' row count, which is known exactly. A plain mean was off by 20 %,
+because a few sequences rarely have the corpus' share of rows in the loss mask.
 """
 
 import time
@@ -38,7 +38,7 @@ LEAST_FITTED = 3  # distinct row counts needed to fit a line; below that, a mean
 
 @dataclass(frozen=True)
 class Survey:
-    """A corpus as it would be planned."""
+    """The plan of a corpus, and the samples that a probe scores."""
 
     plan: Manifest  # without units
     counts: CorpusCounts
@@ -118,7 +118,7 @@ def _bytes_per_token(
         for encode in (encoders.encode_ids, encoders.encode_others):
             for signal, payload in encode(signals):
                 sizes.setdefault(signal, []).append(_in_tar(signal, payload, survey.bundled))
-    return {signal: _whole(own, signal, plan, survey) / survey.counts.tokens for signal, own in sizes.items()}
+    return {signal: _corpus_bytes(own, signal, plan, survey) / survey.counts.tokens for signal, own in sizes.items()}
 
 
 def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
@@ -129,7 +129,7 @@ def _in_tar(signal: Signal, payload: bytes, bundled: bool) -> int:
     return member_bytes(bundle_bytes([len(record)] * MOST_SAMPLES)) // MOST_SAMPLES
 
 
-def _whole(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> float:
+def _corpus_bytes(sizes: list[int], signal: Signal, plan: Manifest, survey: Survey) -> float:
     """Bytes of a signal's tars for the whole corpus, from the ``sizes`` of the probed sequences."""
     positions = "all" if signal == "tokens" else plan.capture.positions(signal)
     samples = survey.texts if signal == "tokens" else survey.samples

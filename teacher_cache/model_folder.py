@@ -64,14 +64,14 @@ def _advice(name: str) -> str:
 
 
 def not_loaded(error: Exception, what: str, trust: str = "", advice: str = "") -> UserError:
-    """Error of a model or tokenizer that failed to load: ``what`` (such as "FOLDER: cannot load the model"), and why.
+    """Error for a model or tokenizer that failed to load; what: such as "FOLDER: cannot load the model".
 
-    A machine that is out of memory, disk or file handles is told as such, also where a library hides it: safetensors
-    calls every file that it cannot open missing. ``trust``: how to trust the model's own code.
+    A machine that is out of memory, disk space or file handles is reported as such, even if a library hides it:
+    safetensors calls every file that it cannot open missing. trust: how to enable the model's own code.
     """
-    told = failure(os_error_in(error) or _not_missing(error) or error, what)
-    if isinstance(told, MachineError | FullError):
-        return told
+    found = failure(os_error_in(error) or _not_missing(error) or error, what)
+    if isinstance(found, MachineError | FullError):
+        return found
     if trust and "trust_remote_code" in str(error):
         return UserError(
             f"{what}: it would run code of its own (auto_map); if you have read that code and trust it, {trust}{advice}"
@@ -80,7 +80,7 @@ def not_loaded(error: Exception, what: str, trust: str = "", advice: str = "") -
 
 
 def _not_missing(error: Exception) -> OSError | None:
-    """Why a file that is there cannot be opened, where ``error`` says that it is missing."""
+    """Why an existing file, which ``error`` calls missing, cannot be opened; None if it is missing or opens."""
     found = _MISSING.search(str(error))
     if not isinstance(error, FileNotFoundError) or found is None or not Path(found[1]).exists():
         return None

@@ -1,4 +1,7 @@
-"""What a signal would take under other settings, from sequences that were captured under these."""
+"""Derive, from captured sequences, the sequences that other capture and codec settings would give.
+
+Used to estimate sizes under other settings without scoring again.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +17,7 @@ from teacher_cache.signals.side_table import SIDE_SIGNALS
 
 
 class Option(NamedTuple):
-    """One setting changed, and what the sequences would have been captured as."""
+    """One changed setting, and the sequences as captured under it."""
 
     setting: str  # as ``--set`` takes it
     signal: Signal  # whose size it changes
@@ -26,7 +29,7 @@ class Option(NamedTuple):
 def options(
     capture: CaptureConfig, codec: CodecConfig, captured: Sequence[Captured], channels: int
 ) -> Iterator[Option]:
-    """Fewer entries, other dtypes, and the like, one at a time; ``channels`` is the teacher's hidden size."""
+    """Yield smaller k, other dtypes and so on, one change at a time; channels: the teacher's hidden size."""
     for k in halves(capture.logits.k):
         logits = capture.logits.model_copy(update={"k": k})
         cut = [_fewer_entries(one, k) for one in captured]

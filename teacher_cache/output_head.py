@@ -1,7 +1,7 @@
 """A model's output head: from the final hidden state (after the last norm) to logits.
 
-Architectures differ in what follows the matrix product: Granite divides the logits, Cohere multiplies them, Gemma caps
-them with a tanh. Both sides use this: the student, and the teacher's head that a cache with final hidden states holds.
+After the matrix product, Granite divides the logits, Cohere multiplies them, and Gemma caps them with a tanh. Used for
+the student's head, and for the teacher's head that a cache with final hidden states contains.
 """
 
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ class OutputHead(NamedTuple):
     softcap: float | None = None
 
     def to(self, device: torch.device) -> "OutputHead":
-        """The same head on another device."""
+        """Copy the head to ``device``."""
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
         return self._replace(weight_VD=self.weight_VD.to(device), bias_V=bias_V)
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """float32 [N, V] (float64 stays float64), a tensor that the caller may overwrite.
+        """Logits [N, V] of final hidden states [N, D]: float32 (float64 for a float64 head), a new tensor.
 
         The product is computed in the weight's dtype, everything after it in the result's.
         """
@@ -39,9 +39,9 @@ class OutputHead(NamedTuple):
 
 
 def rebuilt_error(head: OutputHead, final_PD: torch.Tensor, best_P: torch.Tensor, logprob_P: torch.Tensor) -> float:
-    """Mean |Δ log p|, nats, of each row's best token: as head and final hidden states give it, and as it is stored.
+    """Mean |Δ log p|, nats, of each row's most likely token: rebuilt from final_PD [P, D] against stored.
 
-    best_P: its id; logprob_P: its log-probability at temperature 1.
+    best_P: its id, [P]; logprob_P: its stored log-probability at temperature 1, [P].
     """
     log_p_PV = head.logits(final_PD.to(head.weight_VD.device)).log_softmax(dim=1)
     rebuilt_P = log_p_PV.gather(1, best_P.to(log_p_PV.device)[:, None].long()).squeeze(1)
@@ -49,7 +49,7 @@ def rebuilt_error(head: OutputHead, final_PD: torch.Tensor, best_P: torch.Tensor
 
 
 def logit_transform(text_config: Any) -> tuple[float, float | None]:
-    """Scale and soft cap of the logits, by the names that transformers' configurations have for them."""
+    """Scale and soft cap of the logits, from the keys that transformers' configurations use for them."""
     scale = float(getattr(text_config, "logit_scale", None) or 1.0)
     scale *= float(getattr(text_config, "output_multiplier", None) or 1.0)
     scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)

@@ -30,10 +30,10 @@ class QueryKey(NamedTuple):
 
 
 def tap_query_key(attention: Any, keep: Callable[[QueryKey], None], whose: str) -> Callable[[], None]:
-    """Make ``attention`` call ``keep`` before its attention function in every forward pass; returns an undo function.
+    """Call ``keep`` with q and k before the attention function of ``attention`` runs. Returns an undo function.
 
-    whose: "student" or "teacher", for the UserError raised, here or in a forward pass, if q and k do not determine the
-    rows.
+    whose: "student" or "teacher", for the error message. Raises UserError, here or in a forward pass, if q and k do
+    not determine the attention rows.
     """
     config, kind = getattr(attention, "config", None), type(attention)
     files = [sys.modules[base.__module__] for base in kind.__mro__]

@@ -1,6 +1,6 @@
-"""What passes between the stages: one sequence's tokens, its captured logits rows, and a batch of rows.
+"""Data passed between the stages: one sequence's tokens, its captured logits rows, and a batch of rows.
 
-Records of side signals (all but tokens and logits) are in their signals' folders, and are held here by name.
+Records of side signals (all but tokens and logits) are defined in their signals' folders; here they are held by name.
 
 Shape letters: S tokens of a sequence, K entries per row, T temperatures, R rows of a batch, L padded row length.
 Row t is the teacher's distribution after reading tokens 0..t: it predicts token t+1. Nothing is shifted.
@@ -32,7 +32,7 @@ class LogitsSample:
     """Next-token distributions of one sequence: the ``logits`` signal."""
 
     num_tokens: int  # S, of the sequence
-    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
+    positions: np.ndarray  # int32 [P]; stored positions of the sequence, rising
     counts: np.ndarray  # int32 [P]; entries of each row, 1 to K
     ids: np.ndarray  # int32 [P, K]; token ids by falling probability; 0 beyond counts
     logprobs: np.ndarray  # float32 [P, K]; log-probabilities at temperature 1, nats; -inf beyond counts
@@ -41,7 +41,7 @@ class LogitsSample:
 
 
 class Request(NamedTuple):
-    """One sequence to be scored, and the rows at which each signal is wanted."""
+    """One sequence to score, and the positions at which each signal is wanted."""
 
     input_ids: np.ndarray  # integer [S]
     logits_positions: np.ndarray  # int32 [P]
@@ -49,24 +49,26 @@ class Request(NamedTuple):
     seed: int = 0  # of random draws
 
     def positions(self, signal: str) -> np.ndarray:
-        """The rows at which a side signal is wanted, int32 [P]: those of the logits where nothing else is said."""
+        """Positions at which a side signal is wanted, int32 [P]; by default those of the logits."""
         return self.side_positions.get(signal, self.logits_positions)
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What an engine gives for one sequence."""
+    """Everything an engine captures of one sequence."""
 
     logits: LogitsSample
-    side: Mapping[str, Any] = field(default_factory=dict)  # records of the side signals that are asked for, by name
-    entropy: np.ndarray | None = None  # float32 [P], nats; of each logits row's whole distribution; for figures alone
+    side: Mapping[str, Any] = field(default_factory=dict)  # records of the configured side signals, by name
+    entropy: np.ndarray | None = (
+        None  # float32 [P], nats; of each logits row's whole distribution; reported, not stored
+    )
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Batch arrays. A row is one sample, or several packed one after the other (their positions restart at 0).
+    """Batch arrays. A row is one sample, or several packed samples (``position_ids`` restart at 0).
 
-    Without the logits signal K and T are 0, and nothing is stored of any row.
+    Without the logits signal K and T are 0.
     """
 
     input_ids: np.ndarray  # int64 [R, L]; 0 in the padding

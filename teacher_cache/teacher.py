@@ -18,14 +18,14 @@ BLOCK_BYTES = 65536
 
 
 def load_tokenizer(config: TeacherConfig) -> Any:
-    """Load the teacher's (fast) tokenizer. Raises UserError if there is none at ``config.path``."""
+    """Load the teacher's (fast) tokenizer. Raises UserError if that fails."""
     from transformers import AutoTokenizer
 
     return _load(AutoTokenizer.from_pretrained, config, "tokenizer")
 
 
 def load_model_config(config: TeacherConfig) -> Any:
-    """Load the teacher's model configuration. Raises UserError if there is none at ``config.path``."""
+    """Load the teacher's model configuration. Raises UserError if that fails."""
     from transformers import AutoConfig
 
     return _load(AutoConfig.from_pretrained, config, "model configuration")
@@ -62,7 +62,7 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
 
 
 def older_fingerprint(config: TeacherConfig) -> str:
-    """Fingerprint in its former definition: over the configuration with the installed transformers' defaults."""
+    """Fingerprint by the previous definition: over the configuration with the installed transformers' defaults."""
     completed = load_model_config(config).to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         completed.pop(volatile, None)

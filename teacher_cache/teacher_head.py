@@ -1,5 +1,6 @@
-"""The teacher's output head as a file of the cache, ``head.safetensors``: read from the teacher's weights, not from a
-running engine, so that the plan can hold it whatever shares the model later.
+"""The teacher's output head as a file of the cache, ``head.safetensors``.
+
+It is read from the teacher's weight files, not from a running engine, so planning can store it for every engine.
 """
 
 import json
@@ -20,7 +21,7 @@ from teacher_cache.teacher import load_model_config
 
 
 def write_head(config: TeacherConfig, storage: Storage) -> HeadInfo:
-    """Write the head of the teacher in ``config`` to the cache. Raises UserError when it cannot be found."""
+    """Write the teacher's head to the cache; returns its manifest entry. Raises UserError if it cannot be found."""
     head = read_teacher_head(config)
     tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
     data = safetensors.torch.save(tensors)
@@ -29,7 +30,10 @@ def write_head(config: TeacherConfig, storage: Storage) -> HeadInfo:
 
 
 def read_teacher_head(config: TeacherConfig) -> OutputHead:
-    """The output head among the teacher's weights, in the teacher's dtype unless that is wider than they are."""
+    """Read the output head from the weight files, in the narrower of the teacher's and the files' dtypes.
+
+    Raises UserError if there is none, or its shape or dtype is wrong.
+    """
     model_config = load_model_config(config)
     text_config = model_config.get_text_config()
     with torch.device("meta"):
@@ -77,7 +81,7 @@ def _weight_files(config: TeacherConfig) -> dict[str, str]:
 
 
 def _find(files: dict[str, str], module: str, parameter: str) -> str | None:
-    """The tensor of a module; in a checkpoint it may stand below other prefixes than in the model."""
+    """The name of a module's tensor in a checkpoint, which may use other prefixes than the model."""
     exact = f"{module}.{parameter}"
     if exact in files:
         return exact

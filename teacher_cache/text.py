@@ -1,7 +1,7 @@
-"""Text that others wrote, made harmless: for a line on a terminal or a page, and for Markdown.
+"""Sanitise untrusted text for a terminal line or a Markdown page.
 
-Escaping Markdown character by character depends on the dialect (some make links of bare addresses, even escaped ones).
-Code is code in all of them, so that is how foreign text is shown.
+Which characters need escaping depends on the Markdown dialect (some make links of bare addresses, even escaped ones);
+code is code in all of them, so untrusted text is shown as code.
 """
 
 import re
@@ -16,7 +16,7 @@ MAX_LINES = 200
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """On one line of at most ``limit`` characters, escaped as ``printable`` does; ``…`` for what is cut off the end."""
+    """``text`` on one line of at most ``limit`` characters, escaped by ``printable``, truncated with ``…``."""
     start = text[: 8 * limit]
     line = printable(" ".join(start.split()))
     if len(line) <= limit and len(start) == len(text):
@@ -25,7 +25,7 @@ def one_line(text: str, limit: int = 200) -> str:
 
 
 def code_span(text: str, limit: int = 200) -> str:
-    """Markdown that shows ``text`` as it is, on one line, whatever it contains."""
+    """A Markdown code span that shows ``text`` literally, on one line."""
     line = one_line(text, limit) or " "
     ticks = "`" * (_longest_run(line) + 1)
     space = " " if line.startswith("`") or line.endswith("`") else ""
@@ -33,7 +33,7 @@ def code_span(text: str, limit: int = 200) -> str:
 
 
 def code_block(text: str, limit: int = 4000, language: str = "text") -> list[str]:
-    """Lines of Markdown that show lines of text as they are, whatever they contain."""
+    """Lines of a Markdown code block that shows ``text`` literally, up to ``MAX_LINES`` lines."""
     lines = [printable(line.expandtabs(4)).rstrip() for line in text[:limit].splitlines()[:MAX_LINES]]
     if len(text) > limit or len(text.splitlines()) > MAX_LINES:
         lines.append("…")
@@ -44,7 +44,7 @@ def code_block(text: str, limit: int = 4000, language: str = "text") -> list[str
 def front_matter(values: Mapping[str, Any]) -> list[str]:
     """Lines of a YAML header of strings, numbers and lists of them.
 
-    Of strings only letters, digits and ``._/+-`` are kept: a reader that does not know headers takes it for Markdown.
+    Strings are reduced to letters, digits and ``._/+-``: readers without front matter render it as Markdown.
     """
     plain = {
         name: [_word(v) for v in value] if isinstance(value, list) else _word(value) for name, value in values.items()
@@ -54,9 +54,9 @@ def front_matter(values: Mapping[str, Any]) -> list[str]:
 
 
 def reason_of(error: Exception) -> str:
-    """``: REASON`` of a model that could not be loaded, to put behind its path; '' if the path is no name of one.
+    """``: REASON`` of a model that could not be loaded, to append to its path.
 
-    The hub's client takes what is no folder for the name of a model, and complains about its form.
+    '' for the hub client's complaint about the form of a name, which it raises for every path that is not a folder.
     """
     line = one_line(str(error).strip().partition("\n")[0], 300)
     return "" if line.startswith("Repo id must") else f": {line}"

@@ -1,4 +1,4 @@
-"""Ways to run the teacher: vLLM, and transformers as the reference."""
+"""Engines that run the teacher: vLLM, and transformers as the reference."""
 
 from schemas.cache_config import CacheConfig
 from teacher_cache.engines.engine import Engine
@@ -7,9 +7,9 @@ __all__ = ["Engine", "load_engine", "open_engine"]
 
 
 def open_engine(config: CacheConfig) -> Engine:
-    """Load the teacher in the engine that ``config`` names, and check it. Raises UserError.
+    """Load the teacher in the configured engine and compare it with transformers (see ``self_check``).
 
-    So when engine or model cannot be loaded, or give other values than they should (see ``self_check``).
+    Raises UserError if the engine or the model cannot be loaded, or fails the self-check.
     """
     from teacher_cache.engines.self_check import expected, self_check
 
@@ -25,7 +25,7 @@ def open_engine(config: CacheConfig) -> Engine:
 
 
 def load_engine(config: CacheConfig) -> Engine:
-    """The same, unchecked."""
+    """Load the teacher without the self-check. Raises UserError if the engine or the model cannot be loaded."""
     if config.engine.kind == "vllm":
         from teacher_cache.engines.vllm import VllmEngine
 

@@ -1,4 +1,4 @@
-"""What the job asks of an engine."""
+"""The interface of an engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ class Engine(ABC):
 
     @abstractmethod
     def score(self, requests: Sequence[Request]) -> list[Captured]:
-        """What the teacher says along each sequence, in the order given: every signal of the configuration.
+        """Capture every configured signal of each sequence. Returns one ``Captured`` per request, in order.
 
-        The same requests in the same order give the same values, whatever was scored before.
+        Deterministic: the same requests in the same order give the same values, whatever was scored before.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Free the model's memory."""
+        """Release the model's memory."""
 
     def __enter__(self) -> "Engine":
         return self

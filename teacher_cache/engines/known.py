@@ -1,4 +1,4 @@
-"""What vLLM is known to compute otherwise than transformers, told from the configuration alone."""
+"""Cases where vLLM is known to compute other values than transformers, detected from the configuration alone."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from schemas.errors import UserError
 
 
 def check_known(config: CacheConfig, model_config: Any) -> None:
-    """Raise UserError if vLLM's values would be others than transformers'."""
+    """Raise UserError if vLLM would compute other values than transformers, on any device."""
     if config.engine.kind != "vllm":
         return
     text_config = model_config.get_text_config()
     kind, window = text_config.model_type, getattr(text_config, "sliding_window", None)
     if kind == "cohere2" and window is not None and config.corpus.max_tokens > window:
         raise UserError(
-            f"corpus.max_tokens: {config.corpus.max_tokens}: vLLM 0.32 lets the sliding windows of a {kind} teacher "
-            f"reach one token further than transformers; set it to {window} or less, or set engine.kind: transformers"
+            f"corpus.max_tokens: {config.corpus.max_tokens}: vLLM 0.32 makes the sliding windows of a {kind} teacher "
+            f"one token longer than transformers does; set it to {window} or less, or set engine.kind: transformers"
         )
     if config.capture.hidden is not None and config.teacher.dtype == "float16" and kind.startswith("deepseek"):
         raise UserError(
@@ -25,7 +25,10 @@ def check_known(config: CacheConfig, model_config: Any) -> None:
 
 
 def check_on_cpu(config: CacheConfig, text_config: Any) -> None:
-    """Raise UserError if vLLM's kernels on CPUs give other values than transformers (which only loading vLLM tells)."""
+    """Raise UserError if vLLM's CPU kernels compute other values than transformers.
+
+    Separate from ``check_known`` because the platform is known only once vLLM is imported.
+    """
     if getattr(text_config, "kv_lora_rank", None):
         raise UserError(
             f"teacher.path: {config.teacher.path}: vLLM 0.32 computes the multi-head latent attention of a "

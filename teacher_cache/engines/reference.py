@@ -1,7 +1,7 @@
-"""The independent path: one sequence through transformers, eager attention, float32, on the CPU, no hook of an engine.
+"""Reference values, independent of both engines: one unpadded sequence at a time through transformers on the CPU.
 
-The residual stream is what the model itself reports (``output_hidden_states``), attention rows are the weights of the
-eager layer, and nothing is batched, padded or stored.
+Eager attention, float32. Hidden states are those that the model returns (``output_hidden_states``), attention rows are
+the weights that the eager layer returns. Nothing is batched or quantised.
 """
 
 from collections.abc import Iterator
@@ -25,15 +25,15 @@ class Computed:
 
     logits_SV: torch.Tensor
     final_SD: torch.Tensor
-    hidden_SD: dict[int, torch.Tensor]  # by layer, rising, those that are asked for
-    weights_HSS: torch.Tensor | None  # None: not asked for, or not exactly one module of the layer reports weights
+    hidden_SD: dict[int, torch.Tensor]  # residual stream after each captured layer, by layer number, rising
+    weights_HSS: torch.Tensor | None  # None: not captured, or not exactly one module of the layer returns weights
 
 
 class Reference:
-    """The teacher in transformers. ``in_dtype`` gives the same in a narrower type, whose noise can so be measured."""
+    """The teacher in transformers, in float32; ``in_dtype`` converts it, to measure rounding in that dtype."""
 
     def __init__(self, teacher: TeacherConfig) -> None:
-        """Load it. Raises UserError when that fails."""
+        """Load the model. Raises UserError if that fails."""
         model_config = load_model_config(teacher)
         self._text_config = model_config.get_text_config()
         try:
@@ -50,21 +50,21 @@ class Reference:
         self._model.eval()
 
     def in_dtype(self, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` from now on."""
+        """Convert the model to ``dtype``, for all later passes."""
         self._model.to(dtype)
 
     @torch.inference_mode()
     def compute(self, input_ids: np.ndarray, capture: CaptureConfig) -> Computed:
-        """One forward pass of the ids [S]."""
+        """Run one forward pass; input_ids: [S]."""
         num_layers = self._text_config.num_hidden_layers
         layers = decoder_layers(self._model, num_layers) if capture.hidden or capture.attention else None
         numbers = capture.hidden.layer_numbers(num_layers) if capture.hidden else []
-        with _kept(self._model.get_output_embeddings(), before=True) as final:
+        with _recorded(self._model.get_output_embeddings(), before=True) as final:
             if layers is None:
                 output, last, weights = self._forward(input_ids), [], []
             else:
                 number = layer_number(capture.attention.layer, num_layers) if capture.attention else 1
-                with _kept(layers[-1]) as last, _weights(layers[number - 1]) as weights:
+                with _recorded(layers[-1]) as last, _recorded_weights(layers[number - 1]) as weights:
                     output = self._forward(input_ids, output_hidden_states=bool(numbers))
         states = {n: last[0] if n == num_layers else output.hidden_states[n] for n in numbers}
         return Computed(
@@ -80,29 +80,29 @@ class Reference:
 
 
 @contextmanager
-def _kept(module: Any, before: bool = False) -> Iterator[list[torch.Tensor]]:
-    """What the module gives, or (``before``) is given."""
-    kept: list[torch.Tensor] = []
+def _recorded(module: Any, before: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Record the module's output (the first value of a tuple); with ``before``, its first argument."""
+    recorded: list[torch.Tensor] = []
     if before:
-        handle = module.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
+        handle = module.register_forward_pre_hook(lambda _module, args: recorded.append(args[0]))
     else:
         handle = module.register_forward_hook(
-            lambda _module, _args, output: kept.append(output[0] if isinstance(output, tuple) else output)
+            lambda _module, _args, output: recorded.append(output[0] if isinstance(output, tuple) else output)
         )
     try:
-        yield kept
+        yield recorded
     finally:
         handle.remove()
 
 
 @contextmanager
-def _weights(layer: Any) -> Iterator[list[torch.Tensor]]:
-    """Softmaxed weights [1, H, S, S] that modules of the layer give beside their output."""
-    kept: list[torch.Tensor] = []
+def _recorded_weights(layer: Any) -> Iterator[list[torch.Tensor]]:
+    """Record the attention weights [1, H, S, S] that modules of the layer return beside their output."""
+    recorded: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
         if isinstance(output, tuple):
-            kept.extend(
+            recorded.extend(
                 part
                 for part in output[1:2]
                 if isinstance(part, torch.Tensor) and part.ndim == 4 and part.shape[2] == part.shape[3]
@@ -110,7 +110,7 @@ def _weights(layer: Any) -> Iterator[list[torch.Tensor]]:
 
     handles = [child.register_forward_hook(keep) for child in layer.children()]
     try:
-        yield kept
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

@@ -1,9 +1,8 @@
-"""The check of an engine at its start: does it compute what the teacher computes?
+"""Compare an engine with transformers at startup, on every captured signal of two short sequences.
 
-Two short sequences are scored by the engine and by an independent pass of transformers in float32, and every captured
-signal is compared. In a narrower dtype an engine may differ by its rounding, which differs from teacher to teacher; so
-the same pass in that dtype says how much rounding does, and the engine may differ by a few times that. Errors are then
-averaged over the rows: what is looked for is a wrong model, not a wrong bit.
+The reference is an independent float32 pass (``reference.py``). In a 16-bit dtype, rounding errors depend on the
+teacher, so they are measured: the same reference runs again in that dtype, and the engine's mean error may be a few
+times as large. Means over rows, because the check looks for a wrong model, not for a wrong bit.
 """
 
 import logging
@@ -27,25 +26,25 @@ logger = logging.getLogger(__name__)
 
 MAX_PARAMETERS = 2_000_000_000
 TOKENS = 48
-LONGEST = 512  # tokens, to see past a sliding window
-NOISE_FACTOR = 3.0  # an engine may differ by so many times what rounding does in transformers
+LONGEST_WINDOW = 512  # tokens; sequences are made longer than a sliding window, up to this one
+NOISE_FACTOR = 3.0  # allowed error of an engine, as a multiple of the rounding error in transformers
 UNITS = {"logits": "nats", "final": "(relative)", "hidden": "(relative)", "attention": "in a weight"}
 
 
 class Floors(NamedTuple):
-    """Errors that are always allowed, beside those of rounding and of the stored precision."""
+    """Errors allowed in addition to those of rounding and of the stored precision."""
 
     logits: float  # nats
     states: float  # relative, of hidden and final states
     weights: float  # of attention
 
 
-FLOAT32 = Floors(logits=5e-3, states=1e-3, weights=2e-3)  # of the worst entry
-HALF = Floors(logits=1e-2, states=1e-2, weights=2e-3)  # of the mean
+FLOAT32 = Floors(logits=5e-3, states=1e-3, weights=2e-3)  # for the worst entry
+HALF = Floors(logits=1e-2, states=1e-2, weights=2e-3)  # for the mean
 
 
 class Expected(NamedTuple):
-    """What an engine is compared with: of each request the reference, and again in the teacher's own dtype."""
+    """The reference values of each request: in float32, and in the teacher's own dtype."""
 
     requests: list[Request]
     exact: list[Computed]
@@ -53,15 +52,16 @@ class Expected(NamedTuple):
 
 
 def expected(config: CacheConfig) -> Expected | None:
-    """Compute what the engine should give; None, said in the log, where ``engine.self_check`` does not ask for it.
+    """Compute the reference values. None if the check is off, or (logged) if ``auto`` skips this teacher.
 
-    To be called before the engine loads: vLLM changes classes of transformers, and fills the memory.
+    Call it before the engine loads: vLLM patches classes of transformers, and fills the memory. Raises UserError if
+    ``engine.self_check: on`` cannot be done.
     """
     if config.engine.self_check == "off":
         return None
     try:
-        if unfit := _why_not(config):
-            raise UserError(unfit)
+        if skipped := _reason_to_skip(config):
+            raise UserError(skipped)
         reference = Reference(config.teacher)
         requests = _requests(config)
         exact = [reference.compute(request.input_ids, config.capture) for request in requests]
@@ -69,7 +69,7 @@ def expected(config: CacheConfig) -> Expected | None:
         if config.teacher.dtype != "float32":
             reference.in_dtype(getattr(torch, config.teacher.dtype))
             rounded = [reference.compute(request.input_ids, config.capture) for request in requests]
-    except Exception as error:  # the engine may still run what transformers cannot load, or not on this machine
+    except Exception as error:  # the engine may run a teacher that transformers cannot load, or not on this machine
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if config.engine.self_check == "on":
             raise UserError(f"engine.self_check: on: {reason}; set it to auto or off") from error
@@ -79,7 +79,7 @@ def expected(config: CacheConfig) -> Expected | None:
 
 
 def self_check(engine: Engine, config: CacheConfig, wanted: Expected) -> dict[str, float]:
-    """The largest error of each signal. Raises UserError, naming signal, layer and error, if one is too large."""
+    """Return the largest error of each signal. Raises UserError naming signal, layer and error if one is too large."""
     captured = engine.score(wanted.requests)
     found = measure(captured, wanted, config.capture)
     if wanted.rounded is None:
@@ -95,14 +95,14 @@ def self_check(engine: Engine, config: CacheConfig, wanted: Expected) -> dict[st
         if not error <= limit:
             raise UserError(_message(config, key, error, limit))
     if config.capture.attention is not None and Key("attention") not in errors:
-        logger.warning("self-check: attention rows were not compared: transformers reports none of that layer")
+        logger.warning("self-check: attention rows were not compared: transformers returns no weights of that layer")
     text = ", ".join(f"{key} {error:.1g} {UNITS[key.signal]}" for key, error in errors.items())
     logger.info("self-check: %s agrees with transformers: %s", config.engine.kind, text)
     return {key.signal: max(errors[other] for other in errors if other.signal == key.signal) for key in errors}
 
 
 class Key(NamedTuple):
-    """A signal, and which of its layers."""
+    """A signal and, for hidden states, the layer."""
 
     signal: str
     layer: int | None = None
@@ -119,12 +119,12 @@ class Error(NamedTuple):
 
 
 def floor_of(key: Key, floors: Floors) -> float:
-    """The error that is always allowed of a signal."""
+    """The floor of a signal's tolerance."""
     return {"logits": floors.logits, "attention": floors.weights}.get(key.signal, floors.states)
 
 
 def measure(captured: list[Captured], wanted: Expected, capture: CaptureConfig) -> dict[Key, Error]:
-    """How far an engine's samples are from the reference."""
+    """Errors of an engine's samples against the float32 reference, by signal and layer."""
     errors: dict[Key, list[torch.Tensor]] = {}
     for sample, request, computed in zip(captured, wanted.requests, wanted.exact, strict=True):
         found = {Key("logits"): _logits_errors(sample.logits, request, computed.logits_SV, capture.logits)}
@@ -142,7 +142,7 @@ def measure(captured: list[Captured], wanted: Expected, capture: CaptureConfig) 
 
 
 def rounding(rounded: list[Computed], exact: list[Computed], capture: CaptureConfig) -> dict[Key, Error]:
-    """How far the reference in the teacher's dtype is from that in float32, in the terms of ``measure``."""
+    """Errors of the reference in the teacher's dtype against the one in float32, defined as in ``measure``."""
     errors: dict[Key, list[torch.Tensor]] = {}
     for one, other in zip(rounded, exact, strict=True):
         ids_SK = other.logits_SV.topk(capture.logits.k).indices
@@ -164,7 +164,7 @@ def rounding(rounded: list[Computed], exact: list[Computed], capture: CaptureCon
 def _logits_errors(
     sample: LogitsSample, request: Request, logits_SV: torch.Tensor, capture: LogitsCapture
 ) -> torch.Tensor:
-    """Nats: of every stored entry at its id and at its rank, of realised tokens, and of log-partitions."""
+    """Errors in nats: of stored entries (by id and by rank), log-partitions, and realised next tokens."""
     log_p_SV = logits_SV.double().log_softmax(1)
     stored = torch.from_numpy(np.isfinite(sample.logprobs))
     logprobs_SK = torch.from_numpy(sample.logprobs).double()
@@ -183,12 +183,12 @@ def _logits_errors(
 
 
 def _state_errors(found_SD: torch.Tensor, wanted_SD: torch.Tensor) -> torch.Tensor:
-    """Of every row, relative."""
+    """Relative error of each row, [S]."""
     return (found_SD - wanted_SD).norm(dim=1) / wanted_SD.norm(dim=1)
 
 
 def _attention_errors(sample: AttentionSample, weights_HSS: torch.Tensor) -> torch.Tensor:
-    """Of the stored weights, each at its key and at its rank."""
+    """Errors of the stored weights, by key and by rank."""
     found_HSM = torch.from_numpy(sample.weights).transpose(0, 1)
     wanted_HSS = weights_HSS[torch.from_numpy(sample.heads).long()]
     n_keys = min(found_HSM.shape[2], wanted_HSS.shape[2])
@@ -202,7 +202,7 @@ def _summary(errors: torch.Tensor) -> Error:
 
 
 def _stored_precision(exact: list[Computed], capture: CaptureConfig) -> dict[str, float]:
-    """The largest relative error, over all rows, of storing the states as the configuration says."""
+    """Largest relative error over all rows that the configured quantisation of states causes, by signal."""
 
     def largest(states: list[torch.Tensor], quantised: Quantised) -> float:
         return max(_state_errors(_as_stored(state, quantised), state).max().item() for state in states)
@@ -231,8 +231,8 @@ def _message(config: CacheConfig, key: Key, error: float, limit: float) -> str:
     )
 
 
-def _why_not(config: CacheConfig) -> str | None:
-    """Why the teacher is not checked, in words; None if it is."""
+def _reason_to_skip(config: CacheConfig) -> str | None:
+    """Why this teacher is not checked; None if it is."""
     model_config = load_model_config(config.teacher)
     if getattr(model_config, "quantization_config", None) is not None:
         return "the weights of the teacher are quantised"
@@ -241,18 +241,18 @@ def _why_not(config: CacheConfig) -> str | None:
     parameters = model.num_parameters()
     needed, free = 4 * parameters, available_memory_bytes()
     if config.engine.self_check == "auto" and parameters > MAX_PARAMETERS:
-        return f"the teacher has {parameters / 1e9:.1f} B parameters, more than 2 B; engine.self_check: on asks for it"
+        return f"the teacher has {parameters / 1e9:.1f} B parameters, more than 2 B (engine.self_check: on checks it)"
     if free is not None and needed > free / 2:
         return f"the teacher takes {needed / 1e9:.1f} GB as float32, and {free / 1e9:.1f} GB of memory are free"
     return None
 
 
 def _requests(config: CacheConfig) -> list[Request]:
-    """A random sequence, past a sliding window if that is short, and one that repeats itself; no special tokens."""
+    """A random sequence, longer than a short sliding window, and one of a repeated pattern; no special tokens."""
     model_config = load_model_config(config.teacher)
     text_config = model_config.get_text_config()
     window = getattr(text_config, "sliding_window", None) or 0
-    length = max(TOKENS, window + TOKENS // 2) if window <= LONGEST else TOKENS
+    length = max(TOKENS, window + TOKENS // 2) if window <= LONGEST_WINDOW else TOKENS
     length = min(length, config.corpus.max_tokens)
     ordinary = np.setdiff1d(np.arange(text_config.vocab_size), _special(model_config, text_config))
     rng = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def _requests(config: CacheConfig) -> list[Request]:
 
 
 def _special(*configs: Any) -> list[int]:
-    """Ids that a configuration gives a meaning: ends, padding, places of images."""
+    """Token ids with a meaning in a configuration: beginning, end, padding, image placeholders."""
     values = [value for config in configs for name, value in vars(config).items() if name.endswith("token_id")]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return [value for value in flat if isinstance(value, int)]

@@ -1,7 +1,7 @@
-"""Let vLLM run the language model of a multimodal class where torchvision is not installed.
+"""Let vLLM run the language model of a multimodal class without torchvision.
 
-The modules of such classes import their image processors, which import torchvision; the CPU build of PyTorch has none
-that fits. Text never reaches them, so placeholders that only have names stand in for it.
+Such classes import image processors, which import torchvision, and no build of it fits the CPU build of PyTorch. Text
+inputs never use it, so a placeholder module is imported in its place.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ PACKAGE = "torchvision"
 
 
 class _Placeholder(type):
-    """A class that has every attribute, each a placeholder again, and no instances."""
+    """A class whose attributes are all placeholders, and which cannot be instantiated."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -42,15 +42,15 @@ class _Finder(MetaPathFinder, Loader):
         return _PlaceholderModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """A placeholder has nothing to run."""
+        """Nothing to execute."""
 
 
 def make_importable(architectures: list[str]) -> None:
-    """Import the classes of vLLM that run ``architectures`` here, with placeholders where torchvision is missing.
+    """If torchvision is missing, import vLLM's classes of ``architectures`` in this process, with placeholders.
 
-    vLLM would import them in a process of its own first, which has no placeholders.
+    vLLM would otherwise inspect them in a subprocess first, where there are no placeholders.
     """
-    if not stand_in():
+    if not install_placeholders():
         return
     from vllm import ModelRegistry
 
@@ -61,13 +61,13 @@ def make_importable(architectures: list[str]) -> None:
             ModelRegistry.register_model(architecture, load())
 
 
-def stand_in() -> bool:
-    """Put the placeholders in place where torchvision is missing; whether they are."""
+def install_placeholders() -> bool:
+    """Install the placeholders if torchvision is missing. Returns whether they are installed."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return True
     if importlib.util.find_spec(PACKAGE) is not None:
         return False
-    # transformers asks once, at its import, whether there is a torchvision, and must go on believing that there is none
+    # transformers caches its answer: it must be given before the placeholders make torchvision importable
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()

@@ -1,8 +1,8 @@
 """The reference engine: an ordinary ``transformers`` forward pass, against which vLLM is checked.
 
-Attention rows are computed from q and k of their layer, those that are wanted only, so that memory does not grow with
-the square of the sequence. Models whose attention SDPA cannot compute run with eager attention, whose weights do grow
-so: batches are smaller there, and what cannot fit is refused before it runs.
+Attention rows are computed from q and k, at the wanted positions only, so memory is not quadratic in the sequence
+length. Models whose attention SDPA cannot compute exactly run with eager attention, which is quadratic: they get
+smaller batches, and lengths that do not fit in memory are refused before the run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,15 +29,15 @@ from teacher_cache.signals.tap import SequenceQueryKey, Tap
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
-MAX_WEIGHTS = 1 << 28  # of one eager attention layer, in a batch of several sequences
-EAGER_BYTES = 12  # a weight of eager attention takes: scores, masked, softmaxed
+MAX_WEIGHTS = 1 << 28  # attention weights of one eager layer, in a batch of several sequences
+EAGER_BYTES = 12  # per weight of an eager layer: scores, masked scores, softmax
 
 
 class TransformersEngine(Engine):
     """Right-padded batches of sequences of similar length through ``AutoModelForCausalLM``."""
 
     def __init__(self, config: CacheConfig) -> None:
-        """Load the model. Raises UserError when it cannot be loaded."""
+        """Load the model. Raises UserError if it cannot be loaded, or does not fit in memory with eager attention."""
         device = config.engine.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,10 +90,10 @@ class TransformersEngine(Engine):
         self._final_BSD = args[0]
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
-        """See Engine. Raises UserError for a sequence that the teacher is too short for."""
+        """See Engine. Raises UserError for a sequence longer than the teacher supports."""
         longest = max((len(request.input_ids) for request in requests), default=0)
         if self._max_length is not None and longest > self._max_length:
-            raise UserError(f"a sequence has {longest} tokens, the teacher reads at most {self._max_length}")
+            raise UserError(f"a sequence has {longest} tokens, the teacher supports at most {self._max_length}")
         captured: dict[int, Captured] = {}
         for batch in self._batches([request.input_ids for request in requests]):
             scored = self._score_batch([requests[i] for i in batch])
@@ -101,7 +101,10 @@ class TransformersEngine(Engine):
         return [captured[position] for position in range(len(requests))]
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Positions, longest first, in batches of at most ``_batch_tokens`` padded tokens and one rotary embedding."""
+        """Yield batches of indices into ``sequences``, longest first.
+
+        A batch has at most ``_batch_tokens`` tokens with padding, and one scale of the rotary embedding.
+        """
         batch: list[int] = []
         for position in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
             length = len(sequences[position])
@@ -144,7 +147,7 @@ class TransformersEngine(Engine):
     def _pieces(
         self, tap: Tap, row: int, request: Request, at: np.ndarray, logits_PV: torch.Tensor, rows: LogitsRows
     ) -> Iterator[Any]:
-        """What a tap makes of one sequence, which is a row of the batch, for its rows ``at``."""
+        """Yield a tap's pieces of the sequence in batch row ``row``, at its positions ``at``."""
         device = self._model.device
         positions_P = torch.from_numpy(at).to(device)
         for number in tap.layers:

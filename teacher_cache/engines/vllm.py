@@ -1,9 +1,9 @@
 """The vLLM engine: prefill at full speed, capture inside the worker.
 
-Prefix caching is off (every token must pass through the model), chunked prefill is off (a sequence is whole in one
-step), and the run is eager (hooks must see every step). One token is sampled for each sequence, as vLLM requires, and
-dropped. Of multimodal classes the language model alone is run. A short sequence is scored at the start: what vLLM
-cannot run, and layers whose output cannot be proved to be the residual stream, are found then.
+Prefix caching is off (every token must pass through the model), chunked prefill is off (a sequence must be whole in
+one step), and so are CUDA graphs and compilation (hooks must see every step). One token is sampled per sequence, as
+vLLM requires, and discarded. Of multimodal classes only the language model runs. A short sequence, the probe, is
+scored at startup; it finds teachers that vLLM cannot run, and layers whose output is not the residual stream.
 """
 
 import os
@@ -16,7 +16,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known, check_on_cpu
-from teacher_cache.engines.stream import check_ranks
+from teacher_cache.engines.residual_stream import check_ranks
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
 from teacher_cache.engines.vllm_worker import CapturedSequence
@@ -27,14 +27,14 @@ from teacher_cache.signals.logits.capture import to_sample
 from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
 
-PROOF_TOKENS = 8
+PROBE_TOKENS = 8
 
 
 class VllmEngine(Engine):
-    """Scores sequences with vLLM, whose scheduler runs in this very process, so that runs repeat exactly."""
+    """Scores sequences with vLLM, whose scheduler runs in this process: batches, hence values, are reproducible."""
 
     def __init__(self, config: CacheConfig) -> None:
-        """Load vLLM and the model. Raises UserError when either cannot be loaded."""
+        """Load vLLM and the model. Raises UserError if either cannot be loaded, or the probe fails."""
         if not shows_details():
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
@@ -56,7 +56,7 @@ class VllmEngine(Engine):
         check_known(config, model_config)
         if current_platform.is_cpu():
             check_on_cpu(config, model_config.get_text_config())
-        max_model_len = config.corpus.max_tokens + 1  # one for the sampled token, which is never read
+        max_model_len = config.corpus.max_tokens + 1  # one more for the sampled token
         with causes() as found:
             try:
                 make_importable(model_config.architectures or [])
@@ -85,7 +85,7 @@ class VllmEngine(Engine):
             self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
             try:
                 self._start_capture(config)
-            except Exception as error:  # whatever a kernel that lacks something may raise
+            except Exception as error:  # a kernel may raise anything
                 self.close()
                 if isinstance(error, UserError):
                     raise
@@ -96,14 +96,14 @@ class VllmEngine(Engine):
                 ) from error
 
     def _start_capture(self, config: CacheConfig) -> None:
-        """Install the hooks, and score one short sequence, which proves what the layers' outputs are."""
+        """Install the hooks and score the probe, which locates the residual stream in the layers' outputs."""
         capture = self._capture.model_dump(mode="json")
         self._llm.collective_rpc("install_capture", args=(capture, config.engine.head_chunk_rows))
-        self._llm.collective_rpc("begin_proof")
-        ids = np.arange(1, 1 + min(PROOF_TOKENS, config.corpus.max_tokens))
+        self._llm.collective_rpc("begin_probe")
+        ids = np.arange(1, 1 + min(PROBE_TOKENS, config.corpus.max_tokens))
         rows = np.arange(len(ids), dtype=np.int32)
         ranks = self._run([Request(ids, rows)])
-        check_ranks(self._llm.collective_rpc("end_proof"))
+        check_ranks(self._llm.collective_rpc("end_probe"))
         for name, tap in self._taps.items():
             if tap.query_key_layer is not None and any(0 not in rank or name not in rank[0].side for rank in ranks):
                 raise UserError(
@@ -117,14 +117,14 @@ class VllmEngine(Engine):
         return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
 
     def _run(self, requests: Sequence[Request]) -> list[dict[int, CapturedSequence]]:
-        """What each rank captured of the sequences, by their number."""
+        """Score the sequences. Returns what each rank captured, by the index of the request."""
         self._llm.collective_rpc("expect", args=(list(requests),))
         prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
         self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
         return self._llm.collective_rpc("collect_captured")
 
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
-        """Put together what the ranks kept of one sequence: rank 0 the hidden states, each its attention heads."""
+        """Combine what the ranks captured of one sequence: attention heads of all ranks, the rest of one rank."""
         kept = [rank for rank in ranks if rank is not None]
         with_logits = next((rank for rank in kept if rank.logits is not None), None)
         if with_logits is None or with_logits.logits is None:
@@ -143,10 +143,10 @@ class VllmEngine(Engine):
 
 
 def _make_llvmlite_inspectable() -> None:
-    """Let vLLM's CPU build load in a process that has imported numba.
+    """Make vLLM's CPU build loadable in a process that has imported numba.
 
-    vLLM 0.32 calls ``vars`` on every attribute of every module; llvmlite's library wrapper takes ``__dict__``, as any
-    name, for a function of the library, and ``vars`` fails.
+    vLLM 0.32 calls ``vars`` on every attribute of every module, which fails for llvmlite's library wrapper: it resolves
+    every attribute, ``__dict__`` too, as a function of the library.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None and not isinstance(getattr(ffi.lib, "__dict__", {}), dict):

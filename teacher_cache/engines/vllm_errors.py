@@ -1,4 +1,4 @@
-"""What vLLM says when a model cannot be loaded or run, in one line instead of several screens."""
+"""Reduce what vLLM prints when a model cannot be loaded or run, several screens, to one line."""
 
 import logging
 import re
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from teacher_cache.logs import shows_details
 
-LONGEST = 400  # characters of a reason that are shown
+MAX_CHARACTERS = 400  # of a reason
 
 
 class _Causes(logging.Handler):
-    """Keeps the exception of the last record that had one."""
+    """Keeps the exception of the last log record that has one."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -24,7 +24,7 @@ class _Causes(logging.Handler):
 
 @contextmanager
 def causes() -> Iterator[_Causes]:
-    """Keep what vLLM logs in this process for ``reason``, and off the terminal unless details are asked for."""
+    """Collect exceptions that vLLM logs in this process, for ``reason``; its log is shown only with ``--verbose``."""
     logger, handler = logging.getLogger("vllm"), _Causes()
     before = logger.handlers
     logger.handlers = [*(before if shows_details() else []), handler]
@@ -35,10 +35,10 @@ def causes() -> Iterator[_Causes]:
 
 
 def reason(error: BaseException, found: _Causes) -> str:
-    """The first line of an exception that says something; of the one in the log where ``error`` points there."""
+    """The first informative line of ``error``, or of the logged exception if ``error`` refers to the logs."""
     if "logs" in str(error) and found.last is not None:
         error = found.last
     text = str(error).strip()
     validation = re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL)
-    line = (validation[1] if validation else text).strip().partition("\n")[0][:LONGEST]
+    line = (validation[1] if validation else text).strip().partition("\n")[0][:MAX_CHARACTERS]
     return line if line and not isinstance(error, KeyError) else f"{type(error).__name__}: {line}"

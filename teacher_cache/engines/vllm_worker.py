@@ -1,10 +1,9 @@
 """The part of the vLLM engine that runs inside vLLM's worker, next to the model.
 
-Hooks see what flows through the model for every scheduled token, keep the rows that are asked for, and reduce them on
-the device: a pre-hook of the outer model finds the sequences of the step; hooks of decoder layers take the residual
-stream; a pre-hook of one attention layer takes q and k; a hook of the outer model applies the head in row chunks. What
-is kept leaves the device at the end of each step, and no Python object per entry ever exists. Only ``nn.Module``
-contracts (hooks, ``compute_logits``) and the arguments of vLLM's ``Attention`` are relied on, not a model runner.
+Module hooks see every scheduled token and reduce the wanted rows on the device: a pre-hook of the outer model finds the
+sequences of the step; hooks of decoder layers read the residual stream; a pre-hook of one attention layer reads q and
+k; a hook of the outer model applies the head in row chunks. No Python object per entry ever exists. It relies only on
+``nn.Module`` hooks, ``compute_logits`` and the arguments of vLLM's ``Attention``, not on a model runner.
 """
 
 from collections import defaultdict
@@ -19,23 +18,23 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
-from teacher_cache.engines.stream import StreamProof, stream_of
-from teacher_cache.engines.text_only import stand_in
+from teacher_cache.engines.residual_stream import StreamProbe, stream_of
+from teacher_cache.engines.text_only import install_placeholders
 from teacher_cache.records import Request
 from teacher_cache.signals.logits.capture import LogitsRows, reduce_logits
 from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.signals.tap import SequenceQueryKey, Tap
 
-stand_in()  # before a worker that is a process of its own imports the model
+install_placeholders()  # before a worker that is a process of its own imports the model
 
 Piece = TypeVar("Piece", bound=tuple[torch.Tensor, ...])
 
 
 @dataclass
 class CapturedSequence:
-    """What one rank keeps of one sequence, on the CPU."""
+    """What one rank captured of one sequence, on the CPU."""
 
-    logits: LogitsRows | None = None  # on the rank that has the logits
+    logits: LogitsRows | None = None  # None on ranks without the logits
     side: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))  # pieces of each side signal
 
 
@@ -45,7 +44,7 @@ class _Expected(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """A sequence of the step under way: rows ``start`` to ``stop`` of the flat batch."""
+    """A sequence of the current step: rows ``start`` to ``stop`` of the flat batch."""
 
     expected: _Expected
     start: int
@@ -56,24 +55,24 @@ class CaptureWorkerExtension:
     """Methods that vLLM adds to its worker (``worker_extension_cls``), called through ``collective_rpc``."""
 
     def install_capture(self, capture: dict[str, Any], chunk_rows: int) -> None:
-        """Start capturing what ``capture`` (a CaptureConfig as plain data) asks for."""
+        """Install the hooks; capture: a CaptureConfig as plain data, chunk_rows: rows per product with the head."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
 
-    def begin_proof(self) -> None:
-        """Watch the next forward pass for what the layers' outputs are."""
-        self._capture.begin_proof()
+    def begin_probe(self) -> None:
+        """Observe the next forward pass, to locate the residual stream in the layers' outputs."""
+        self._capture.begin_probe()
 
-    def end_proof(self) -> dict[int, torch.Tensor]:
-        """Capture hidden states from now on; this rank's residual stream of that pass, by layer."""
-        return self._capture.end_proof()
+    def end_probe(self) -> dict[int, torch.Tensor]:
+        """Capture hidden states from now on. Returns this rank's residual stream in the observed pass, by layer."""
+        return self._capture.end_probe()
 
     def expect(self, requests: list[Request]) -> None:
-        """Announce the sequences that will come."""
+        """Announce the sequences of the next call; numbers are indices into ``requests``."""
         self._capture.expect(requests)
 
     def collect_captured(self) -> dict[int, CapturedSequence]:
-        """What was captured since the last call, by number in the order of the announcement."""
+        """Return and forget what was captured since the last call, by number."""
         return self._capture.collect()
 
 
@@ -85,9 +84,9 @@ class _Capture:
         self._expected: dict[bytes, list[_Expected]] = defaultdict(list)
         self._captured: dict[int, CapturedSequence] = defaultdict(CapturedSequence)
         self._running: list[_Running] = []
-        self._embedded_N: torch.Tensor | None = None  # ids that the embedding was last given
-        self._ids_N = torch.empty(0, dtype=torch.int64)  # of the step
-        self._proof: StreamProof | None = None
+        self._embedded_N: torch.Tensor | None = None  # the embedding's last input
+        self._ids_N = torch.empty(0, dtype=torch.int64)  # of the current step
+        self._probe: StreamProbe | None = None
         embedding = _embedding(model)
         if embedding is not None:
             embedding.register_forward_pre_hook(self._before_embedding)
@@ -100,14 +99,14 @@ class _Capture:
             attention = _attention_module(decoder_layers(model, self._num_layers)[number - 1])
             attention.register_forward_pre_hook(partial(self._before_attention, number))
 
-    def begin_proof(self) -> None:
+    def begin_probe(self) -> None:
         if self._tapped_layers:
-            self._proof = StreamProof(self._model, decoder_layers(self._model, self._num_layers), self._tapped_layers)
+            self._probe = StreamProbe(self._model, decoder_layers(self._model, self._num_layers), self._tapped_layers)
 
-    def end_proof(self) -> dict[int, torch.Tensor]:
-        if self._proof is None:
+    def end_probe(self) -> dict[int, torch.Tensor]:
+        if self._probe is None:
             return {}
-        kinds, streams = self._proof.finish()
+        kinds, streams = self._probe.finish()
         if _rank() == 0:  # the residual stream is the same on every rank
             layers = decoder_layers(self._model, self._num_layers)
             for number, kind in kinds.items():
@@ -129,7 +128,7 @@ class _Capture:
     def _before_forward(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         """Find the sequences of this step: each starts where the position is 0.
 
-        Multimodal classes may be given embeddings instead of ids, and three rows of positions, equal for text.
+        Multimodal classes may get embeddings instead of ids, and positions [3, N], whose rows are equal for text.
         """
         ids_N = kwargs.get("input_ids")
         ids_N = self._embedded_N if ids_N is None else ids_N
@@ -174,7 +173,7 @@ class _Capture:
 
     @torch.inference_mode()
     def _after_forward(self, _model: Any, _args: Any, hidden_ND: Any) -> None:
-        """Reduce the logits of the step's tokens."""
+        """Compute and reduce the logits of the step's wanted rows."""
         if not self._running:
             return
         if _rank() == 0:  # the final hidden state is the same on every rank
@@ -203,7 +202,7 @@ class _Capture:
             self._keep_rows(_joined(parts), {name: _joined(chunks) for name, chunks in pieces.items()})
 
     def _keep_rows(self, logits: LogitsRows, pieces: dict[str, Any]) -> None:
-        """Give each sequence its rows of the step's."""
+        """Split the step's rows by sequence."""
         first = 0
         for expected, _, _ in self._running:
             last = first + len(expected.request.logits_positions)
@@ -221,22 +220,22 @@ class _Capture:
 
 
 def _flat_rows(start: int, positions: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Rows of the flat batch, int64, of a sequence's positions; the sequence begins at ``start``."""
+    """Rows of the flat batch, int64, at ``positions`` of the sequence that begins at row ``start``."""
     return torch.from_numpy(start + positions.astype(np.int64)).to(device)
 
 
 def _on_cpu(piece: Any) -> Any:
-    """A NamedTuple of tensors and arrays with its tensors on the CPU."""
+    """Move the tensors of a NamedTuple of tensors and arrays to the CPU."""
     return type(piece)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in piece))
 
 
 def _joined(parts: list[Piece]) -> Piece:
-    """NamedTuples of tensors of consecutive rows as one, on the CPU."""
+    """Concatenate NamedTuples of tensors along their rows, on the CPU."""
     return type(parts[0])(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def _embedding(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The token embedding of the text model, if it is one of vLLM's."""
+    """The token embedding of the text model, if it is a vLLM module."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     for module in model.modules():

@@ -32,7 +32,7 @@ def config(tree: dict) -> CacheConfig:
     return validate(CacheConfig, tree, "test")
 
 
-def test_probing_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) -> None:
+def test_a_probe_of_every_sequence_gives_the_sizes_of_the_run(config: CacheConfig) -> None:
     survey = estimate.survey(config, 10**6)
     assert not Path(config.output.path).exists()
     found = estimate.probe(config, survey)
@@ -77,7 +77,7 @@ def test_a_few_chats_give_the_sizes_of_all(tmp_path: Path, n: int) -> None:
         ("capture.final.dtype=int8", "final"),
     ],
 )
-def test_sizes_under_other_settings_equal_a_probe_with_them(
+def test_sizes_under_other_settings_equal_a_probe_under_them(
     tree: dict, tmp_path: Path, setting: str, signal: str
 ) -> None:
     path = tmp_path / "cache.json"
@@ -101,14 +101,14 @@ def test_the_probed_sequences_are_spread_over_the_corpus(config: CacheConfig, n:
     assert n == 1 or places[-1] >= len(keys) / 3
 
 
-def test_units_are_counted_as_they_are_planned(config: CacheConfig, tmp_path: Path) -> None:
+def test_the_number_of_units_is_that_of_the_plan(config: CacheConfig, tmp_path: Path) -> None:
     output = config.output.model_copy(update={"tokens_per_shard": 70, "path": str(tmp_path / "cache")})
     small = config.model_copy(update={"output": output})
     job.run(small)
     assert estimate.survey(small, 1).units == len(read_manifest(Storage(output.path)).units)
 
 
-def test_the_command_writes_nothing_and_refuses_what_the_teacher_cannot_give(tree: dict, tmp_path: Path) -> None:
+def test_the_command_writes_nothing_and_refuses_an_impossible_k(tree: dict, tmp_path: Path) -> None:
     path = tmp_path / "cache.yaml"
     path.write_text(json.dumps(tree | {"output": {"path": str(tmp_path / "cache")}}))
     assert json.loads(run_ok("teacher-cache", "plan", path, "--dry-run", "--json"))["tokens"] > 0

@@ -65,7 +65,7 @@ DEEPSEEK = {"factor": 40.0, "original_max_position_embeddings": 4096}
         (Gemma3TextConfig(max_position_embeddings=131072), 131072),
     ],
 )
-def test_the_longest_sequence_of_a_configuration(config: PreTrainedConfig, wanted: int | None) -> None:
+def test_maximum_length_of_published_configurations(config: PreTrainedConfig, wanted: int | None) -> None:
     assert max_length(config.get_text_config()) == wanted
 
 
@@ -84,7 +84,7 @@ def job_config(folder: Path, teacher: Path, **corpus: Any) -> CacheConfig:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_a_too_long_setting_is_refused_before_tokenizing(
+def test_too_long_sequences_are_refused_before_tokenization(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=64)
@@ -108,7 +108,7 @@ def learned_positions(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
-def test_sequences_of_exactly_the_longest_length_are_scored(tmp_path: Path, kind: str) -> None:
+def test_sequences_of_exactly_the_maximum_length_are_scored(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "teacher"
     if kind == "llama":
         write_random_teacher(folder, max_position_embeddings=32)
@@ -130,7 +130,7 @@ def test_sequences_of_exactly_the_longest_length_are_scored(tmp_path: Path, kind
     assert np.abs(found - stored.logprobs).max() <= 1 / 32 + 1e-4
     with (
         open_engine(config) as engine,
-        pytest.raises(UserError, match=r"a sequence has 33 tokens, the teacher reads at most 32"),
+        pytest.raises(UserError, match=r"a sequence has 33 tokens, the teacher supports at most 32"),
     ):
         engine.score([Request(np.ones(33, np.uint32), np.arange(33, dtype=np.int32))])
 
@@ -142,9 +142,7 @@ ROTARY: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", ROTARY)
-def test_values_do_not_depend_on_what_else_was_scored_where_frequencies_follow_the_length(
-    tmp_path: Path, kind: str
-) -> None:
+def test_length_dependent_rotary_frequencies_are_those_of_each_sequence(tmp_path: Path, kind: str) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", **ROTARY[kind]())
     rng = np.random.default_rng(0)
     sequences = [rng.integers(3, VOCAB_SIZE, length).astype(np.uint32) for length in (20, 100, 32, 60, 33, 100)]
@@ -166,7 +164,7 @@ def test_values_do_not_depend_on_what_else_was_scored_where_frequencies_follow_t
                 )
 
 
-def test_vllm_does_not_read_short_sequences_with_the_frequencies_of_long_ones(tmp_path: Path) -> None:
+def test_vllm_is_refused_where_short_sequences_would_get_the_frequencies_of_long_ones(tmp_path: Path) -> None:
     teacher = LlamaConfig(head_dim=32, **longrope(4096, 131072))
     config = job_config(tmp_path, tmp_path, max_tokens=4096)
     check_length(config, teacher)

@@ -19,30 +19,30 @@ def describe(folder: Path) -> str:
     return describe_teacher(TeacherConfig(path=str(folder))).fingerprint
 
 
-def test_facts_of_a_teacher(folder: Path) -> None:
+def test_description_of_a_teacher(folder: Path) -> None:
     info = describe_teacher(TeacherConfig(path=str(folder), name="tiny", dtype="float32"))
     assert (info.name, info.dtype, info.architecture) == ("tiny", "float32", "LlamaForCausalLM")
     assert (info.num_layers, info.hidden_size, info.vocab_size) == (2, 64, VOCAB_SIZE)
     assert describe_teacher(TeacherConfig(path=str(folder))).name == "teacher"
 
 
-def test_fingerprint_is_of_the_content_not_of_the_place(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_on_location(folder: Path, tmp_path: Path) -> None:
     same = write_random_teacher(tmp_path / "elsewhere")
     assert describe(folder) == describe(same)
 
 
-def test_fingerprint_tells_weights_apart(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_weights(folder: Path, tmp_path: Path) -> None:
     assert describe(folder) != describe(write_random_teacher(tmp_path / "other", seed=1))
 
 
-def test_fingerprint_tells_configurations_apart(folder: Path) -> None:
+def test_fingerprint_depends_on_the_configuration(folder: Path) -> None:
     before = describe(folder)
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     assert describe(folder) != before
 
 
-def test_fingerprint_samples_files_too_large_to_read_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_samples_large_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher_cache.teacher.SAMPLED_BLOCKS", 4)
     monkeypatch.setattr("teacher_cache.teacher.BLOCK_BYTES", 1024)
     before = describe(folder)
@@ -86,7 +86,7 @@ def test_fingerprint_is_the_same_for_every_version_of_transformers(
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_fingerprint_leaves_out_what_saving_changes_at_any_depth(folder: Path, nested: bool) -> None:
+def test_fingerprint_ignores_keys_that_saving_changes_at_any_depth(folder: Path, nested: bool) -> None:
     config = folder / "config.json"
     settings = json.loads(config.read_text())
 
@@ -101,7 +101,7 @@ def test_fingerprint_leaves_out_what_saving_changes_at_any_depth(folder: Path, n
     assert fingerprint_with(rope_theta=5.0) != before
 
 
-def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_of_a_hub_id_reads_the_cached_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cached_file(path: str, name: str, revision: str | None) -> str:
         assert (path, revision) == ("someone/model", "main")
         return str(folder / name)
@@ -119,8 +119,8 @@ def test_a_hub_ids_fingerprint_is_of_the_cached_file(folder: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "runs/none/here", "a b"])
-def test_a_path_that_is_not_a_folder_is_reported(path: str) -> None:
-    """Rather than an error about the syntax of hub ids."""
+def test_a_path_without_a_folder_is_reported_as_such(path: str) -> None:
+    """Instead of an error about the syntax of hub ids."""
     with pytest.raises(UserError) as refused:
         load_model_config(TeacherConfig(path=path))
     assert str(refused.value) == (

@@ -106,7 +106,7 @@ def test_weights_in_several_files_and_below_a_prefix(tmp_path: Path) -> None:
     assert torch.equal(found.weight_VD, head["language_model.lm_head.weight"]), "not wider than in the file"
 
 
-def test_the_teachers_dtype_is_not_exceeded(tmp_path: Path) -> None:
+def test_the_head_is_not_wider_than_the_teachers_dtype(tmp_path: Path) -> None:
     folder = write_random_teacher(tmp_path / "teacher")
     assert read_teacher_head(TeacherConfig(path=str(folder), dtype="bfloat16")).weight_VD.dtype == torch.bfloat16
 
@@ -125,14 +125,14 @@ def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_that_does_not_give_the_captured_logits_is_refused(tmp_path: Path, monkeypatch) -> None:
-    """As with an architecture whose logits are made in a way that is not known here."""
+    """Like an architecture with an unknown transform of the logits."""
     folder = write_model(tmp_path / "teacher", ARCHITECTURES["divided"])
     monkeypatch.setattr("teacher_cache.teacher_head.logit_transform", lambda config: (1.0, None))
     with pytest.raises(UserError, match=r"capture\.final: the logits of a GraniteForCausalLM cannot be rebuilt"):
         cache(tmp_path, folder)
 
 
-def test_the_check_compares_the_rows_that_both_signals_have(tmp_path: Path) -> None:
+def test_the_check_compares_positions_common_to_both_signals(tmp_path: Path) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(8, 16), OutputHead(torch.randn(50, 16))
     final = FinalCapture(dtype="float16")
@@ -153,7 +153,7 @@ def test_the_check_compares_the_rows_that_both_signals_have(tmp_path: Path) -> N
 
 
 def spoil(url: str, change: Any) -> None:
-    """Change the head's tensors, and the manifest with them."""
+    """Change the head's tensors, and the manifest to match."""
     storage = Storage(url)
     tensors = load_file(Path(url) / "head.safetensors")
     save_file(change(tensors), Path(url) / "head.safetensors")
@@ -179,7 +179,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_invalid_heads_are_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_head_is_refused(tmp_path: Path, name: str) -> None:
     change, message = WRONG[name]
     url = cache(tmp_path, write_random_teacher(tmp_path / "teacher"))
     spoil(url, change)

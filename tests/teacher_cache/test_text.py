@@ -1,4 +1,4 @@
-"""Foreign text cannot be anything but text."""
+"""Untrusted text cannot become markup."""
 
 import yaml
 from hypothesis import example, given
@@ -54,6 +54,6 @@ def test_front_matter_is_yaml_and_harmless_markdown(values: dict[str, object]) -
     assert not {"html_inline", "link_open", "image"} & {*inline}
 
 
-def test_the_hub_does_not_complain_about_the_form_of_a_path() -> None:
+def test_the_hubs_complaint_about_the_form_of_a_path_is_dropped() -> None:
     assert reason_of(OSError("Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/a/b/c'.")) == ""
     assert reason_of(OSError("no file named config.json\nsecond line")) == ": no file named config.json"

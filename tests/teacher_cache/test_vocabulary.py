@@ -33,7 +33,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("token", "number"), [(SPECIAL, VOCAB_SIZE), (PLAIN, VOCAB_SIZE + 1)])
-def test_a_text_that_uses_one_is_found_in_plan_and_probe(tree: dict[str, Any], token: str, number: int) -> None:
+def test_a_text_with_such_a_token_is_refused_in_plan_and_probe(tree: dict[str, Any], token: str, number: int) -> None:
     folder = Path(tree["teacher"]["path"])
     (folder.parent / "corpus/other.txt").write_text(f"def f1(x): return {token}\n")
     config = validate(CacheConfig, tree, "test")
@@ -58,7 +58,7 @@ def test_the_commands_report_it_in_one_line(tree: dict[str, Any], tmp_path: Path
         assert f"has a vocabulary of {VOCAB_SIZE}" in " ".join(result.output.split())
 
 
-def test_unused_tokens_beyond_the_model_do_no_harm(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_unused_tokens_beyond_the_model_are_allowed(tree: dict[str, Any], tmp_path: Path) -> None:
     config = validate(CacheConfig, tree, "test")
     assert job.run(config).complete
     reader = CacheReader(config.output.path)
@@ -66,7 +66,7 @@ def test_unused_tokens_beyond_the_model_do_no_harm(tree: dict[str, Any], tmp_pat
     assert max(int(reader.read_tokens(position).input_ids.max()) for position in range(len(reader))) < VOCAB_SIZE
 
 
-def test_a_padded_model_reads_them_all(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_padded_model_supports_them(tree: dict[str, Any], tmp_path: Path) -> None:
     write_random_teacher(tmp_path / "padded", vocab_size=VOCAB_SIZE + 64)
     for file in Path(tree["teacher"]["path"]).glob("tokenizer*.json"):
         (tmp_path / "padded" / file.name).write_text(file.read_text())

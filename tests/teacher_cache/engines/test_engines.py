@@ -1,4 +1,4 @@
-"""Both engines on the same tiny random teacher. vLLM takes half a minute to load, so one engine serves all tests."""
+"""Both engines on one tiny random teacher. vLLM takes half a minute to load, so all tests share an engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It reads no more tokens than the longest of the sequences has."""
+    """Its maximum length is that of the longest test sequence."""
     folder = tmp_path_factory.mktemp("teacher")
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     return write_random_teacher(folder, num_hidden_layers=3, max_position_embeddings=100, **heads)
@@ -70,14 +70,14 @@ def sequences() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def reference(teacher: Path, sequences: list[np.ndarray]) -> list[np.ndarray]:
-    """Raw logits, float64 [S, V] a sequence, each from a forward pass of its own."""
+    """Raw logits, float64 [S, V], of each sequence, from one forward pass per sequence."""
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     with torch.inference_mode():
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double().numpy() for ids in sequences]
 
 
 def scored(engine: Engine, sequences: list[np.ndarray]) -> list[LogitsSample]:
-    """All rows of each sequence."""
+    """Logits at all positions of each sequence."""
     requests = [Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in sequences]
     return [captured.logits for captured in engine.score(requests)]
 
@@ -105,7 +105,7 @@ def test_values_equal_a_plain_forward_pass(
         check(sample, logits, ids)
 
 
-def test_entropies_are_those_of_whole_distributions(
+def test_entropies_are_of_the_whole_distribution(
     engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
 ) -> None:
     requests = [Request(ids, np.arange(0, len(ids), 2, dtype=np.int32)) for ids in sequences]
@@ -116,7 +116,7 @@ def test_entropies_are_those_of_whole_distributions(
 
 
 def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
-    """Different rows for every sequence and signal; none at all for some, but always some of the logits."""
+    """Different positions for every sequence and signal: possibly none, but at least one of the logits."""
     rng = np.random.default_rng(1)
 
     def rows(length: int, least: int) -> np.ndarray:
@@ -128,8 +128,8 @@ def signal_requests(sequences: list[np.ndarray]) -> list[Request]:
     return [Request(ids, rows(len(ids), 1), side(len(ids)), seed) for seed, ids in enumerate(sequences)]
 
 
-def test_rows_of_the_logits_are_those_asked_for(engine: Engine, sequences: list[np.ndarray]) -> None:
-    """They are the same rows of what is stored when all are asked for."""
+def test_logits_are_captured_at_the_requested_positions(engine: Engine, sequences: list[np.ndarray]) -> None:
+    """Values equal those of the same positions when all are requested."""
     requests = signal_requests(sequences)
     assert any(request.logits_positions[-1] == len(request.input_ids) - 1 for request in requests)
     same = total = 0
@@ -142,13 +142,13 @@ def test_rows_of_the_logits_are_those_asked_for(engine: Engine, sequences: list[
             np.testing.assert_allclose(getattr(sample, name), getattr(whole, name)[rows], atol=1e-4, err_msg=name)
         same, total = same + (sample.ids == whole.ids[rows]).sum(), total + sample.ids.size
     assert same > 0.999 * total, "but for ties"
-    assert total < 0.9 * K * sum(map(len, sequences)), "not all rows were asked for"
+    assert total < 0.9 * K * sum(map(len, sequences)), "all positions were requested"
 
 
 def test_hidden_states_are_the_residual_stream_after_the_layer(
     engine: Engine, teacher: Path, sequences: list[np.ndarray]
 ) -> None:
-    """transformers' hidden_states[n] for n below the last; the last one shows by its norm."""
+    """transformers' hidden_states[n] for n below the last; the last layer is compared after the final norm."""
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     capture = HiddenCapture(layers=LAYERS)
     requests = signal_requests(sequences)
@@ -188,7 +188,7 @@ def test_attention_rows_equal_eager_attention(engine: Engine, teacher: Path, seq
         assert np.abs(at_keys - sample.weights)[stored].max(initial=0) < 1e-4
 
 
-def test_draws_are_those_of_a_plain_forward_pass(
+def test_draws_equal_those_of_a_plain_forward_pass(
     engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
 ) -> None:
     capture = DrawsCapture.model_validate(DRAWS)
@@ -207,7 +207,7 @@ def test_draws_are_those_of_a_plain_forward_pass(
     assert same > 0.999 * total, "but for draws at the very edge between two tokens"
 
 
-def test_final_hidden_states_are_what_the_head_is_given(
+def test_final_hidden_states_are_the_input_of_the_head(
     engine: Engine, teacher: Path, sequences: list[np.ndarray], reference: list[np.ndarray]
 ) -> None:
     head = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).lm_head.weight.detach()

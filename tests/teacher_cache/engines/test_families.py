@@ -1,7 +1,6 @@
 """Every family × signal × engine is right or refused by name, and engines broken on purpose are refused.
 
-One process an engine, which runs all families one after the other (see ``benchmarks/engines.py``); what they find must
-be what ``docs/engines.md`` says.
+One process per engine runs all families (see ``benchmarks/engines.py``); results must match ``docs/engines.md``.
 """
 
 import json
@@ -18,7 +17,7 @@ from support.families import BFLOAT16_IN_VLLM, FAMILIES
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.timeout(1200)  # the engines' processes, which the first test waits for
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for both processes
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_every_cell_is_right_or_refused_by_name(found: dict[str, Any], kind: str
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-def test_the_page_says_so(found: dict[str, Any], documented: dict[str, Any], kind: str) -> None:
+def test_results_match_the_documented_ones(found: dict[str, Any], documented: dict[str, Any], kind: str) -> None:
     def states(result: dict[str, Any]) -> dict[str, list[str]]:
         return {name: [cells[signal]["state"] for signal in SIGNALS] for name, cells in result["families"].items()}
 
@@ -64,7 +63,7 @@ def test_an_engine_broken_on_purpose_is_refused(found: dict[str, Any], kind: str
 
 
 def test_multimodal_classes_give_text_signals_in_vllm(found: dict[str, Any]) -> None:
-    """Positions of three rows, classes whose image processors cannot be imported, linear attention in bfloat16."""
+    """M-RoPE positions [3, N], classes whose image processors cannot be imported, linear attention in bfloat16."""
     families = found["vllm"]["families"]
     for name in ("Qwen3-VL", "Gemma-3 (multimodal)", *(f"{name} (bfloat16)" for name in BFLOAT16_IN_VLLM)):
         assert [families[name][signal]["state"] for signal in SIGNALS] == ["right"] * len(SIGNALS), name

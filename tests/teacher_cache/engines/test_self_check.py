@@ -1,4 +1,4 @@
-"""Engines that compute something else than the teacher are refused before anything is scored."""
+"""Engines that compute other values than the teacher are refused before anything is stored."""
 
 import logging
 from pathlib import Path
@@ -33,7 +33,7 @@ def config(folder: Path, dtype: str = "float32", **engine: Any) -> CacheConfig:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["Llama", "Gemma-2", "Qwen3-MoE", "Qwen3.5"])
-def test_a_sound_engine_passes(tmp_path: Path, family: str, dtype: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_correct_engine_passes(tmp_path: Path, family: str, dtype: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_family(family, tmp_path)
     with caplog.at_level(logging.INFO), open_engine(config(folder, dtype, self_check="on")):
         pass
@@ -63,7 +63,7 @@ def test_a_broken_engine_is_refused_in_either_precision(tmp_path: Path, what: st
         ("attention", r"attention off by .* in a weight, .*or leave capture\.attention out"),
     ],
 )
-def test_the_signal_and_layer_that_are_wrong_are_named(llama: Path, signal: str, message: str) -> None:
+def test_the_wrong_signal_and_layer_are_named(llama: Path, signal: str, message: str) -> None:
     settings = config(llama)
     wanted = self_check.expected(settings)
     assert wanted is not None
@@ -98,7 +98,7 @@ def test_run_writes_nothing_when_the_check_fails(tmp_path: Path, monkeypatch: py
     assert job.run(validate(CacheConfig, tree, "test")).complete
 
 
-def test_teachers_that_are_not_compared_are_said(
+def test_skipped_checks_are_logged(
     llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert self_check.expected(config(llama, self_check="off")) is None
@@ -106,13 +106,13 @@ def test_teachers_that_are_not_compared_are_said(
         monkeypatch.setattr(self_check, "MAX_PARAMETERS", 1000)
         assert self_check.expected(config(llama)) is None
         assert "not compared with transformers: the teacher has 0.0 B parameters, more than 2 B" in caplog.text
-        assert self_check.expected(config(llama, self_check="on")) is not None, "asked for"
+        assert self_check.expected(config(llama, self_check="on")) is not None, "on overrides the limit"
         monkeypatch.setattr(self_check, "available_memory_bytes", lambda: 1000)
         with pytest.raises(UserError, match=r"engine\.self_check: on: the teacher takes 0\.0 GB as float32, and"):
             self_check.expected(config(llama, self_check="on"))
 
 
-def test_sequences_reach_beyond_a_short_window_and_hold_no_special_tokens(tmp_path: Path) -> None:
+def test_sequences_exceed_a_short_window_and_have_no_special_tokens(tmp_path: Path) -> None:
     folder = write_family("Gemma-3 (multimodal)", tmp_path)
     requests = self_check._requests(config(folder))
     assert [len(request.input_ids) for request in requests] == [48, 24]
@@ -122,7 +122,7 @@ def test_sequences_reach_beyond_a_short_window_and_hold_no_special_tokens(tmp_pa
     torch.testing.assert_close(requests[0].input_ids, self_check._requests(config(folder))[0].input_ids, msg="repeats")
 
 
-def test_a_teacher_that_transformers_cannot_load_is_said(
+def test_a_teacher_that_transformers_cannot_load_is_logged(
     llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_class(_config: Any) -> Any:

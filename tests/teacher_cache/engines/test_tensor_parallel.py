@@ -1,6 +1,6 @@
-"""vLLM on two ranks gives what transformers gives: logits, hidden states, and the heads of both ranks.
+"""vLLM on two ranks gives what transformers gives: logits, hidden states, and attention heads of both ranks.
 
-vLLM runs, and ends, in a process of its own. That one rank gives the same is what ``test_engines`` shows.
+vLLM runs in a subprocess. One rank is tested in ``test_engines``.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ Both = tuple[list[Captured], list[Captured]]
 HIDDEN, FINAL = {"layers": [1, 2], "dtype": "float16"}, {"dtype": "float16"}
 
 
-STRIDES = ((0, 2), (1, 3), (0, 3), (2, 2))  # first and distance of the rows of each signal
+STRIDES = ((0, 2), (1, 3), (0, 3), (2, 2))  # first position and step of each signal
 
 
 def tree(teacher: Path, engine: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def score_on_two_ranks(config: dict[str, Any]) -> list[Captured]:
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """Of transformers and of two ranks."""
+    """Captured by transformers, and by vLLM on two ranks."""
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2}
     teacher = write_random_teacher(tmp_path_factory.mktemp("teacher"), **shape)
     two_ranks = {"kind": "vllm", "tensor_parallel": 2, "cpu_kv_cache_gib": 1}

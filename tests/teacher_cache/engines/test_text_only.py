@@ -1,4 +1,4 @@
-"""Modules that import torchvision can be imported where there is none, and believe no longer than their import."""
+"""Placeholders make modules that import torchvision importable; transformers still knows that it is missing."""
 
 import importlib.metadata
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 PROGRAM = """
 import transformers
-from teacher_cache.engines.text_only import stand_in
-assert stand_in() and stand_in()
+from teacher_cache.engines.text_only import install_placeholders
+assert install_placeholders() and install_placeholders()
 from transformers.utils import is_torchvision_available
 assert not is_torchvision_available()
 from torchvision.transforms.v2 import functional as F
@@ -27,7 +27,7 @@ INSTALLED = any(one.metadata["Name"] == "torchvision" for one in importlib.metad
 
 
 @pytest.mark.skipif(INSTALLED, reason="torchvision is installed")
-def test_placeholders_stand_in_for_torchvision() -> None:
+def test_placeholders_install_placeholders_for_torchvision() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torchvision is not installed: images cannot be processed"

@@ -1,4 +1,4 @@
-"""What the reference engine takes of memory, and what it refuses before it runs."""
+"""The reference engine: memory, and what it refuses before it runs."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def make_config(teacher: Path, **changes: object) -> CacheConfig:
 
 
 def test_memory_of_attention_rows_is_not_quadratic(tmp_path: Path) -> None:
-    """8,192 tokens: the weights of all rows of the 8 heads take 2.1 GB, those of the rows that are wanted 17 MB."""
+    """8,192 tokens, 8 heads: all attention rows take 2.1 GB, the wanted ones 17 MB."""
     length = 8192
     changes = {"num_hidden_layers": 1, "num_attention_heads": 8, "max_position_embeddings": length}
     config = make_config(write_random_teacher(tmp_path, **changes), max_tokens=length)
@@ -54,18 +54,18 @@ def test_eager_attention_that_does_not_fit_is_refused_before_it_runs(
     with pytest.raises(UserError, match=r"^corpus\.max_tokens: 101: this teacher needs eager .* set it to 100 "):
         open_engine(config.model_copy(update={"corpus": config.corpus.model_copy(update={"max_tokens": 101})}))
     llama = write_random_teacher(tmp_path / "llama")
-    open_engine(make_config(llama, max_tokens=500)).close()  # SDPA does not grow so
+    open_engine(make_config(llama, max_tokens=500)).close()  # SDPA is not quadratic in memory
 
 
-def test_attention_that_cannot_be_read_is_refused_when_the_engine_is_opened(tmp_path: Path) -> None:
+def test_attention_without_query_and_key_is_refused_at_startup(tmp_path: Path) -> None:
     shape = {"vocab_size": VOCAB_SIZE, "d_model": 32, "ffn_dim": 32, "num_layers": 1, "attention_heads": 2}
     XGLMForCausalLM(XGLMConfig(**shape)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"^teacher: XGLMAttention does not use"):
         open_engine(make_config(tmp_path))
 
 
-def test_one_engine_after_another_reads_its_own_rows(tmp_path: Path) -> None:
-    """The tap belongs to a module: two engines in one process do not mix."""
+def test_two_engines_in_one_process_capture_their_own_rows(tmp_path: Path) -> None:
+    """A tap belongs to one attention module."""
     ids = np.random.default_rng(0).integers(3, VOCAB_SIZE, 20).astype(np.uint32)
     request = Request(ids, np.arange(20, dtype=np.int32))
     for seed, name in enumerate("ab"):

@@ -21,13 +21,13 @@ VALIDATION = """1 validation error for ModelConfig
         (ValueError(VALIDATION), "Model architectures ['X'] failed to be inspected. Please check the logs for more"),
     ],
 )
-def test_one_line_that_says_something(error: Exception, line: str) -> None:
+def test_reasons_are_one_informative_line(error: Exception, line: str) -> None:
     with causes() as found:
         pass
     assert reason(error, found).startswith(line)
 
 
-def test_the_cause_in_the_log_is_taken_where_the_error_points_there(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_logged_cause_is_used_if_the_error_refers_to_the_logs(capfd: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("vllm")
     before = logger.handlers
     with causes() as found:

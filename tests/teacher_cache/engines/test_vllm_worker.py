@@ -1,4 +1,4 @@
-"""The worker's part where vLLM's runners differ: embeddings instead of ids, three rows of positions."""
+"""The worker's hooks where vLLM's model runners differ: embeddings instead of ids, M-RoPE positions [3, N]."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ SEQUENCES = [np.array([5, 6, 7], np.uint32), np.array([9], np.uint32), np.array(
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_sequences_are_found_whatever_the_model_is_given(rows: int, embeddings: bool) -> None:
+def test_sequences_are_found_with_any_model_inputs(rows: int, embeddings: bool) -> None:
     capture = _Capture.__new__(_Capture)
     capture._expected = defaultdict(list)
     capture.expect([Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in SEQUENCES])
@@ -49,7 +49,7 @@ def model(kind: str, **settings: object) -> SimpleNamespace:
     return SimpleNamespace(get_text_config=lambda: text)
 
 
-def test_windows_that_vllm_makes_one_token_longer_are_refused_where_a_sequence_fills_them() -> None:
+def test_windows_that_vllm_makes_too_long_are_refused_if_a_sequence_exceeds_them() -> None:
     cohere = model("cohere2", sliding_window=100)
     check_known(config("vllm", 100), cohere)
     check_known(config("transformers", 200), cohere)

@@ -117,10 +117,10 @@ def test_invalid_distributions_are_found(tmp_path: Path, policy: str, positions:
     assert row == p if positions == "all" else row > p
     twice = logits.ids.copy()
     twice[p, 1] = twice[p, 0]
-    assert f"row {row}: a token id stands twice" in problems(ids=twice)
+    assert f"row {row}: a token id occurs twice" in problems(ids=twice)
     rising = logits.logprobs.copy()
     rising[p, :2] = rising[p, :2][::-1] - np.array([1, 0])
-    assert f"row {row}: log-probabilities do not fall" in problems(logprobs=rising)
+    assert f"row {row}: log-probabilities are not in descending order" in problems(logprobs=rising)
     heavy = logits.logprobs.copy()
     heavy[p, :2] = -0.05
     assert f"row {row}: probabilities sum to more than 1" in problems(logprobs=heavy)
@@ -148,7 +148,7 @@ def test_log_probabilities_stored_as_floats_are_checked_too(tmp_path: Path, dtyp
     risen = logits.logprobs.copy()
     risen[3, 2] = risen[3, 1] + 0.01
     (problem, *_) = check_sample(reader.read_tokens(0), replace(logits, logprobs=risen), reader.manifest)
-    assert problem == f"row {logits.positions[3]}: log-probabilities do not fall"
+    assert problem == f"row {logits.positions[3]}: log-probabilities are not in descending order"
 
 
 def test_the_realised_token_is_that_of_the_row_that_follows(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Which part of a vLLM layer's output is the residual stream, proved by what reads it next.
+"""Find the residual stream in the output of a vLLM decoder layer.
 
-Most layers of vLLM give (hidden, residual), whose sum is the stream; some give the stream itself, alone or beside a
-residual that is already in it. Nothing in the output tells them apart. What comes next does: the norm that reads the
-stream (of the next layer, or the last one) must give what it gave when it is applied to the right candidate.
+Most layers return (hidden, residual), whose sum is the residual stream; some return the stream itself, alone or with a
+residual that is already part of it. The output alone does not tell which. The module that reads it does: the next norm
+(of the next layer, or the final one), applied again to the right candidate, must reproduce its output. One short pass,
+the probe, decides this for every captured layer.
 """
 
 from typing import Any
@@ -11,23 +12,23 @@ import torch
 
 from schemas.errors import UserError
 
-TOLERANCE = {torch.float32: 1e-3}  # relative, of the norm's output
+TOLERANCE = {torch.float32: 1e-3}  # relative error of the norm's output
 HALF_TOLERANCE = 0.05
 
 SUM, FIRST = "sum", "first"
 
 
 def stream_of(output: Any, kind: str) -> torch.Tensor:
-    """The residual stream, [N, D], of a layer's output, of which ``StreamProof`` said what it is."""
+    """The residual stream, [N, D], in a layer's output; kind: SUM or FIRST, as ``StreamProbe`` found."""
     stream = output[0] + output[1] if kind == SUM else _first(output)
     return stream.flatten(0, -2)  # models of vLLM's transformers backend have a batch dimension of 1
 
 
-class StreamProof:
-    """Watches one forward pass and finds, for each of the chosen layers, what its output is."""
+class StreamProbe:
+    """Finds, in one forward pass, the residual stream in the outputs of chosen layers."""
 
     def __init__(self, model: torch.nn.Module, layers: torch.nn.ModuleList, numbers: list[int]) -> None:
-        """Put hooks on the layers ``numbers`` (from 1) and on what reads their output."""
+        """Hook the layers ``numbers`` (counted from 1), and the modules that read their outputs."""
         self._streams: dict[int, torch.Tensor] = {}
         self._kinds: dict[int, str] = {}
         self._candidates: dict[int, dict[str, torch.Tensor]] = {}
@@ -80,7 +81,7 @@ class StreamProof:
             if errors[best] <= TOLERANCE.get(given.dtype, HALF_TOLERANCE):
                 self._settle(number, best)
             else:
-                self._candidates.pop(number)  # only the first norm reads the stream
+                self._candidates.pop(number)  # only the first norm reads the layer's output
 
         return hook
 
@@ -89,13 +90,13 @@ class StreamProof:
         self._streams[number] = self._candidates[number][kind]
 
     def finish(self) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
-        """What each layer's output is, and its stream in the pass, float32 [N, D]. Raises UserError if unproved."""
+        """Kind (SUM or FIRST) and residual stream, float32 [N, D], by layer. Raises UserError if one is unknown."""
         for handle in self._handles:
             handle.remove()
-        unproved = [number for number in self._numbers if number not in self._kinds]
-        if unproved:
+        unknown = [number for number in self._numbers if number not in self._kinds]
+        if unknown:
             raise UserError(
-                f"capture.hidden: vLLM's layer {unproved[0]} ({self._layer_name}): its output is not what the next "
+                f"capture.hidden: vLLM's layer {unknown[0]} ({self._layer_name}): its output is not what the next "
                 "norm reads, so it cannot be stored as the residual stream; leave the signal out, or set engine.kind: "
                 "transformers"
             )
@@ -114,9 +115,9 @@ def _first(output: Any) -> torch.Tensor:
 
 
 def check_ranks(streams: list[dict[int, torch.Tensor]]) -> None:
-    """Raise UserError if the stream of a layer differs between the tensor-parallel ranks.
+    """Raise UserError if a layer's residual stream differs between tensor-parallel ranks.
 
-    Models that put off their sum over the ranks until the next norm hold a part of it on each.
+    It does in models that defer the all-reduce into the next norm: each rank then holds a partial sum.
     """
     first, *others = streams
     for number, wanted in first.items():

@@ -1,4 +1,4 @@
-"""What of a layer's output is the residual stream, on small models with the layouts that vLLM's have."""
+"""The residual stream in a layer's output, found in small models with the layouts of vLLM's."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from schemas.errors import UserError
-from teacher_cache.engines.stream import StreamProof, check_ranks, stream_of
+from teacher_cache.engines.residual_stream import StreamProbe, check_ranks, stream_of
 
 D, N = 16, 5
 
 
 class RMSNorm(torch.nn.Module):
-    """As vLLM's: with a residual it adds it first, and gives the sum too."""
+    """Like vLLM's: adds the residual, if given, before the norm, and returns the sum too."""
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         stream = x if residual is None else x + residual
@@ -21,21 +21,21 @@ class RMSNorm(torch.nn.Module):
 
 
 class LayerNormGivingBack(RMSNorm):
-    """As Cohere's in vLLM: the residual passes through, and is not added."""
+    """Like Cohere's in vLLM: returns the residual unchanged, without adding it."""
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         return super().forward(x), residual
 
 
-class NormOfHalves(RMSNorm):
-    """As a norm that first sums what each rank holds."""
+class NormAfterAllReduce(RMSNorm):
+    """Like a norm that does the all-reduce first: its input is not yet the residual stream."""
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         return super().forward(x if residual is None else x + torch.arange(D), residual)
 
 
 class Layer(torch.nn.Module):
-    """(hidden, residual) in and out, the sum of which is the stream."""
+    """Takes and returns (hidden, residual), whose sum is the residual stream."""
 
     def __init__(self, norm: type[torch.nn.Module]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Layer(torch.nn.Module):
 
 
 class ParallelLayer(Layer):
-    """The residual is in what it gives first, and beside it."""
+    """Returns (stream, residual): the residual is already part of the first value."""
 
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> Any:
         del residual
@@ -57,7 +57,7 @@ class ParallelLayer(Layer):
 
 
 class PlainLayer(Layer):
-    """The stream in and out, with a batch dimension."""
+    """Takes and returns the residual stream, with a batch dimension."""
 
     def forward(self, hidden: torch.Tensor, residual: None) -> Any:
         del residual
@@ -65,7 +65,7 @@ class PlainLayer(Layer):
 
 
 class PostNormLayer(Layer):
-    """As OLMo-2: the norm is applied to what the block gives."""
+    """Like OLMo-2: the norm is applied to the block's output."""
 
     def forward(self, hidden: torch.Tensor, residual: None) -> Any:
         del residual
@@ -91,10 +91,10 @@ class Model(torch.nn.Module):
         return self.norm(x) if residual is None else self.norm(x, residual)[0]
 
 
-def prove(model: Model, x: torch.Tensor) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
-    proof = StreamProof(model, model.layers, [1, 3])
+def probe(model: Model, x: torch.Tensor) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
+    watching = StreamProbe(model, model.layers, [1, 3])
     model(x)
-    return proof.finish()
+    return watching.finish()
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def prove(model: Model, x: torch.Tensor) -> tuple[dict[int, str], dict[int, torc
         (PostNormLayer, RMSNorm, "first"),
     ],
 )
-def test_the_stream_is_found_whatever_the_layout(layer: type[Layer], norm: type[torch.nn.Module], kind: str) -> None:
+def test_the_stream_is_found_in_every_layout(layer: type[Layer], norm: type[torch.nn.Module], kind: str) -> None:
     torch.manual_seed(0)
     model = Model(layer, norm)
     x = torch.randn(1, N, D) if kind == "first" and norm is RMSNorm else torch.randn(N, D)
     outputs: list[Any] = []
     model.layers[0].register_forward_hook(lambda _layer, _args, output: outputs.append(output))
-    kinds, streams = prove(model, x)
+    kinds, streams = probe(model, x)
     assert kinds == {1: kind, 3: kind}
     first = model.layers[0]
     normed = first.norm(x, x)[0] if norm is LayerNormGivingBack else first.norm(x)
@@ -122,17 +122,17 @@ def test_the_stream_is_found_whatever_the_layout(layer: type[Layer], norm: type[
     assert streams[3].shape == (N, D)
 
 
-def test_a_stream_that_the_next_norm_does_not_read_is_refused() -> None:
+def test_an_output_that_the_next_norm_does_not_read_is_refused() -> None:
     with pytest.raises(UserError, match=r"capture\.hidden: vLLM's layer 1 \(Layer\): its output is not what the next"):
-        prove(Model(Layer, NormOfHalves), torch.randn(N, D))
+        probe(Model(Layer, NormAfterAllReduce), torch.randn(N, D))
 
 
-def test_outputs_of_another_arity_are_refused() -> None:
+def test_outputs_with_three_values_are_refused() -> None:
     with pytest.raises(UserError, match=r"capture\.hidden: a ThreeValues of vLLM gives 3 values"):
-        prove(Model(ThreeValues), torch.randn(N, D))
+        probe(Model(ThreeValues), torch.randn(N, D))
 
 
-def test_ranks_that_hold_parts_are_refused() -> None:
+def test_ranks_with_partial_sums_are_refused() -> None:
     streams = torch.randn(2, N, D)
     check_ranks([{1: streams[0], 2: streams[1]}, {1: streams[0] + 1e-4, 2: streams[1]}])
     with pytest.raises(UserError, match=r"capture\.hidden: layer 2: .* ranks 0 and 1 differ by"):
