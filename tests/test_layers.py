@@ -39,7 +39,7 @@ ROOMS = {
         "teacher_cache_cli",
     ],
     "trainer": [
-        "student",
+        "student retarget",
         "losses data",
         "run evaluate",
         "loop",
