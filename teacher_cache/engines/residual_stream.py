@@ -109,8 +109,8 @@ class StreamProbe:
         for number, stream in streams.items():
             if len(stream) != num_tokens:  # sequence parallelism gives each rank its share
                 raise UserError(
-                    f"capture.hidden: layer {number}: a {self._layer_name} of vLLM returns {len(stream)} of {num_tokens} "
-                    "tokens; leave the signal out, or set engine.tensor_parallel: 1"
+                    f"capture.hidden: layer {number}: a {self._layer_name} of vLLM returns {len(stream)} of "
+                    f"{num_tokens} tokens; leave the signal out, or set engine.tensor_parallel: 1"
                 )
         return self._kinds, streams
 
