@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo cache-teacher train-student test test-full lint bench docs clean
+.PHONY: help setup demo cache-teacher train-student test test-full lint bench gpu-check docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ lint: setup ## check style, formatting, types and that schemas/json is up to dat
 
 bench: setup ## run the benchmarks and fail when a bar does not hold (ARGS="NAME" picks one)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: setup ## check correctness and speed on this GPU in eight minutes (ARGS="PART" picks one)
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 docs: .venv-docs/.installed ## build the documentation in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

@@ -77,11 +77,11 @@ def measure(arm: str, n_rows: int) -> dict[str, float]:
     return {"seconds": seconds, "bytes": peak.bytes, "gradient_norm": weight.grad.norm().item()}
 
 
-def cached_rows(n_rows: int) -> dict[str, Any]:
+def cached_rows(n_rows: int, vocabulary: int = VOCABULARY) -> dict[str, Any]:
     """Random rows as read from a cache: ids, log-probabilities, log-partition; the top 64 hold 90 % of the mass."""
     import torch
 
-    ids = torch.randint(0, VOCABULARY // K, (n_rows, K)) * K + torch.arange(K)
+    ids = torch.randint(0, vocabulary // K, (n_rows, K)) * K + torch.arange(K)
     falling = torch.arange(K).mul(-0.2).log_softmax(dim=0) + torch.tensor(0.9).log()
     next_ids = ids[:, 3].clone()
     return {"ids": ids, "logprobs": falling.expand(n_rows, K), "zero": torch.zeros(n_rows), "next": next_ids}
@@ -93,7 +93,7 @@ def plain_tla(hidden: Any, weight: Any, rows: dict[str, Any]) -> Callable[[], An
 
     from trainer.losses.targets import top_k_target
 
-    target = top_k_target(rows["ids"], rows["logprobs"], rows["zero"], 1.0, VOCABULARY)
+    target = top_k_target(rows["ids"], rows["logprobs"], rows["zero"], 1.0, len(weight))
     assert target.rest_N is not None
     rest_N = target.rest_N
 

@@ -1,4 +1,4 @@
-"""Encoding, writing and committing units in a thread of their own, while the engine scores the next sequences."""
+"""Encode, write and commit units in a background thread while the engine scores the next sequences."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,12 +22,12 @@ from teacher_cache.signals.encoders import Encoders, make_code_table, signals_wi
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 
 Arguments = ParamSpec("Arguments")
-MAX_PENDING = 2  # parts that wait to be written: bounds the signals held in memory
+MAX_PENDING = 2  # parts waiting to be written; bounds the signals held in memory
 
 
 @dataclass
 class _OpenUnit:
-    """The unit that is being written."""
+    """Unit being written."""
 
     unit: Unit
     tokens_index: MemberIndex
@@ -36,22 +36,22 @@ class _OpenUnit:
     keys: list[str] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
-    rows: int = 0  # of the logits whose entropy is known
-    entropy: float = 0.0  # nats, sum over these rows
-    waiting: list[tuple[str, Captured]] = field(default_factory=list)  # for the code table
+    rows: int = 0  # rows of logits with a known entropy
+    entropy: float = 0.0  # nats, summed over these rows
+    waiting: list[tuple[str, Captured]] = field(default_factory=list)  # signals that need the code table
 
 
 class UnitWriter:
-    """Writes one unit after the other: ``begin``, ``add`` as often as there are parts, ``commit``.
+    """Writes units one by one: ``begin``, ``add`` for each part, ``commit``.
 
-    Use as a context manager. The calls return at once unless too much is pending; what went wrong in the thread is
-    raised by a later call, or at the end. A unit that is not committed leaves nothing behind.
+    Use as a context manager. Calls return at once unless too much is pending; an error in the thread is raised by a
+    later call or at exit. A unit that is not committed leaves no files behind.
     """
 
     def __init__(
         self, storage: Storage, plan: Manifest, owner: str, on_commit: Callable[[Unit, int, float], None]
     ) -> None:
-        """``on_commit`` is called in the thread with each committed unit, its rows and the sum of their entropies."""
+        """``on_commit``: called in the thread with each committed unit, its rows and their summed entropy (nats)."""
         self._storage = storage
         self._plan = plan
         self._owner = owner
@@ -65,11 +65,11 @@ class UnitWriter:
         self._pending: deque[Future[None]] = deque()
 
     def begin(self, unit: Unit, tokens_index: MemberIndex, storage: Storage | None = None) -> None:
-        """Start a unit, whose tokens are written already; ``storage``: the place under the unit's lease."""
+        """Start a unit whose tokens are already written; ``storage``: storage fenced by the unit's lease."""
         self._submit(self._begin, unit, tokens_index, storage or self._storage)
 
     def add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
-        """Write the unit's next sequences."""
+        """Add the unit's next sequences."""
         self._submit(self._add, sequences, captured)
 
     def commit(self) -> None:
@@ -95,7 +95,7 @@ class UnitWriter:
         self._pending.append(self._pool.submit(self._run, partial(task, *arguments, **named)))
 
     def _run(self, task: Callable[[], None]) -> None:
-        """Do a task, unless one before it failed: what follows a failure must not be written."""
+        """Run a task unless an earlier one failed: nothing may be written after a failure."""
         if self._failed:
             return
         self._failed = True
@@ -109,7 +109,7 @@ class UnitWriter:
         shard.__enter__()
 
     def _add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
-        """Write the sequences' signals, but those with token ids only if there is a code table already."""
+        """Write the sequences' signals; those with token ids wait until there is a code table."""
         opened = self._opened()
         for sample, signals in zip(sequences, captured, strict=True):
             if self._unchecked_head is not None:
@@ -128,7 +128,7 @@ class UnitWriter:
             self._write_waiting(opened)
 
     def _check_captured(self, captured: Captured, head: OutputHead) -> None:
-        """Raise UserError if the teacher cannot give a signal that goes with the head."""
+        """Raise UserError if the teacher cannot provide a signal that needs the head."""
         for name, settings in self._plan.capture.side_settings.items():
             if SIDE_SIGNALS[name].needs_head:
                 SIDE_SIGNALS[name].check_captured(captured.side[name], captured.logits, settings, self._plan, head)
@@ -160,7 +160,7 @@ class UnitWriter:
         opened.waiting.clear()
 
     def _code_table(self, scored: Iterable[Captured]) -> tuple[np.ndarray, str]:
-        """The code table in use in this cache, or one made from the first scored unit; and its digest."""
+        """Code table of this cache, built from the first scored unit if there is none, and its digest."""
         vocab_size = self._plan.teacher.vocab_size
         for shard in committed(self._storage, self._plan):
             digest = read_mark(self._storage, shard).table
@@ -171,7 +171,7 @@ class UnitWriter:
         return table, digest
 
     def _abandon(self) -> None:
-        """Remove what was written of a unit that will not be committed."""
+        """Remove the files of a unit that will not be committed."""
         if self._open_unit is not None:
             error = RuntimeError("the unit is abandoned")
             self._open_unit.shard.__exit__(type(error), error, None)

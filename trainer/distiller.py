@@ -1,6 +1,6 @@
-"""The run: a cache and a configuration in, a student out. Read it from top to bottom.
+"""One training run, from configuration and cache to the final student: prepare → resume → train → finish.
 
-No teacher is loaded and no engine is imported: what the teacher knew is in the cache.
+No teacher is loaded and no engine imported: the cache replaces them.
 """
 
 import logging
@@ -52,18 +52,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What there is to learn, and who learns it."""
+    """Objective, data, and the student's initial weights."""
 
     objective: Objective
     data: TrainingData
     validation: ValidationData | None
-    init_folder: Path  # with the student's first weights
+    init_folder: Path  # the student's initial weights
     student_config: "PreTrainedConfig"
 
 
 @dataclass(frozen=True)
 class Start:
-    """From where training goes on, and what it reads."""
+    """Where training starts, and the rows it reads."""
 
     checkpoint: Path | None
     state: RunState
@@ -73,21 +73,21 @@ class Start:
 
 @dataclass(frozen=True)
 class Trained:
-    """The student after the last step."""
+    """The student after training."""
 
     student: "PreTrainedModel"
-    seconds: float  # 0 where no step was left to do
+    seconds: float  # 0 if no step was left
 
 
 def distill(
     config: TrainConfig, stop: StopRequest | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> dict[str, Any]:
-    """Train a student as ``config`` says, resuming if there is a checkpoint; returns the summary.
+    """Train a student, resuming from a checkpoint if there is one; returns the summary.
 
     Writes to ``config.output``: ``student-init``, ``checkpoint-N``, ``metrics.jsonl``, ``tensorboard``,
-    ``summary.json``, and at the end ``final`` (model, tokenizer, card). ``stop`` turning true saves a checkpoint and
-    returns after the step in hand: then ``ended`` is "interrupted" and there is no final model. Raises UserError for
-    anything a user can mend, and for a machine that fails.
+    ``summary.json``, and at the end ``final`` (model, tokenizer, card). When ``stop`` turns true, the current step is
+    finished and a checkpoint saved; ``ended`` is then "interrupted" and there is no final model. Raises UserError for
+    user errors and machine failures.
     """
     quiet_transformers()
     check_output(Path(config.output))
@@ -102,7 +102,7 @@ def distill(
 
 
 def prepare(run: RunContext) -> Prepared:
-    """Open the caches and make the student's first weights. Raises UserError where they do not fit together."""
+    """Open the caches and build the student's initial weights. Raises UserError if they do not fit together."""
     config, share, trusts = run.config, run.config.data.shares[0], run.config.student.trust_remote_code
     check_workers(config.data.num_workers)
     objective = Objective(config.losses, read_capture(share.url, required_of(share, config.data)))
@@ -118,7 +118,7 @@ def prepare(run: RunContext) -> Prepared:
 
 
 def resume(run: RunContext, prepared: Prepared) -> Start:
-    """Find the newest checkpoint, plan the rows of the whole run, and remove what a killed run has left."""
+    """Find the newest checkpoint, plan the rows of the whole run, and remove a killed run's leftovers."""
     config, data, validation = run.config, prepared.data, prepared.validation
     student = from_first(lambda: model_fingerprint(str(prepared.init_folder), key="student"))
     validated_on = ""
@@ -138,12 +138,12 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
             remove_unused(run.output, checkpoint)
             cut_metrics(run.output / "metrics.jsonl", last_step=state.global_step)
         else:
-            state.window = {}  # sums over all ranks, which the first one goes on with
+            state.window = {}  # sums over all ranks, continued by rank 0
     return Start(checkpoint, state, plan, state.data.tokens)
 
 
 def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence[TrainerCallback]) -> Trained:
-    """Load the student, try what it will need at the end, and train it."""
+    """Load the student, run the checks, and train it."""
     config, state, objective = run.config, start.state, prepared.objective
     if run.sharded:
         use_fsdp(run.arguments)
@@ -174,7 +174,7 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
 
 
 def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopData:
-    """The rows to train and to validate on. Raises UserError where the next samples contradict themselves."""
+    """Open the rows to train and validate on. Raises UserError if the next samples are inconsistent."""
     data, held_out = prepared.data, prepared.validation
     teacher_head = head_on(run.arguments.device, data.cache) if "final" in data.cache.signals else None
     check_first_samples(data.caches, start.plan, start.state.data.rows_consumed, teacher_head)
@@ -196,7 +196,7 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
 
 
 def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) -> dict[str, Any]:
-    """Write the final model, unless steps are left, and the summary; returns that."""
+    """Write the final model, unless steps are left, and the summary; returns the summary."""
     config, state = run.config, start.state
     if prepared.validation is not None:
         prepared.validation.cache.close()
@@ -216,14 +216,14 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
         card = model_card(config, prepared.objective, [one.manifest for one in prepared.data.caches], summary)
         save_final(student, config.student, prepared.init_folder, run.output / "final", card)
     summary_file = run.output / "summary.json"
-    if run.is_first and (trained.seconds > 0 or not summary_file.exists()):  # else a finished run was run again
+    if run.is_first and (trained.seconds > 0 or not summary_file.exists()):  # else keep that of the finished run
         write_json(summary_file, summary)
     prepared.data.cache.close()
     return summary
 
 
 def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | None) -> dict[str, Any]:
-    """What ``summary.json`` says of the run, but for what it cost. best: the checkpoint that the final model is of."""
+    """Return ``summary.json`` without speed and memory. best: the final model's checkpoint; None: the last step."""
     state, validation = start.state, prepared.validation
     stopped_early = state.stopped_early(run.config.loop.early_stopping_patience)
     ended = "early stopping" if stopped_early else "completed"

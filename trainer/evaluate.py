@@ -1,4 +1,4 @@
-"""How close a student is to the teacher, and how well it predicts the text, over the samples of a cache."""
+"""Measure a student over the samples of a cache: KL to the teacher, perplexity, agreement, calibration."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
 
 @dataclass(frozen=True)
 class Validation:
-    """What each validation of a run reads."""
+    """The validation data of a run."""
 
     batches: DataLoader[Any]
-    capture: CaptureConfig  # of its cache, which may store with another precision than the one that is trained on
+    capture: CaptureConfig  # of its cache; precision may differ from the training cache's
     teacher_head: OutputHead | None  # of a cache with final hidden states
 
 
@@ -51,15 +51,16 @@ def evaluate(
     device: torch.device | None = None,
     passes: int = 0,
 ) -> dict[str, float]:
-    """Means over the tokens that count, without gradients; the model is left in the mode it was in.
+    """Return means over the positions in the loss mask. Runs without gradients and restores the model's mode.
 
-    capture: the cache's. teacher_head: of a cache with final hidden states. reduce: adds up a float64 tensor over all
-    ranks, each of which has other batches. device: where it runs, if the weights are elsewhere. passes: forward passes
-    that every rank makes, where none has the weights without the others; for nothing, if it has fewer batches. Returns
-    ``kl`` (teacher ‖ student at temperature 1, nats: of the whole distributions with a teacher's head, else with the
-    "all other tokens" bucket, a lower bound), ``cross_entropy`` (nats) and ``perplexity`` of the text,
-    ``top1_agreement`` (share of rows where the student's best token is the teacher's), ``calibration_error`` (see
-    ``_Calibration``), ``teacher_cross_entropy``, and ``tokens``. Raises UserError if no token counts.
+    capture: the cache's. teacher_head: of a cache with final hidden states. reduce: sums a float64 tensor over ranks,
+    each of which has its own batches. device: where the model runs, if its weights are elsewhere (off-load). passes:
+    forward passes of every rank, since a sharded model's are collective; a rank with fewer batches adds dummy passes.
+
+    Keys: ``kl`` (teacher ‖ student at temperature 1, nats: exact with a teacher head, else a lower bound with one
+    bucket for all other tokens), ``cross_entropy`` (nats), ``perplexity``, ``top1_agreement`` (share of rows where the
+    student's best token is the teacher's), ``calibration_error`` (see ``_Calibration``), ``teacher_cross_entropy``,
+    ``tokens``. Raises UserError if the loss mask is False everywhere.
     """
     device = device or next(model.parameters()).device
     totals = torch.zeros(len(SUMS), dtype=torch.float64)
@@ -91,7 +92,7 @@ def evaluate(
     totals, tokens = totals[:-1], int(totals[-1])
     calibration.sums = reduce(calibration.sums)
     if tokens == 0:
-        raise UserError("nothing to evaluate: no token of these samples counts (loss_mask is False everywhere)")
+        raise UserError("nothing to evaluate: loss_mask is False at every token of these samples")
     means: dict[str, Any] = dict(zip(SUMS, (totals / tokens).tolist(), strict=True))
     means["perplexity"] = float(torch.tensor(means["cross_entropy"], dtype=torch.float64).exp())
     means["calibration_error"] = calibration.error()
@@ -102,7 +103,7 @@ def evaluate(
 def _sums(
     logits_nV: torch.Tensor, rows: TeacherRows, target: Target, chunk: slice, calibration: "_Calibration"
 ) -> torch.Tensor:
-    """The sums of SUMS over a chunk of rows, float64."""
+    """Return the sums of SUMS over a chunk of rows, float64 on the CPU."""
     next_ids_n = rows.next_ids_N[chunk].long()
     best_n = logits_nV.argmax(dim=-1)
     log_z_n = torch.logsumexp(logits_nV, dim=-1)
@@ -115,10 +116,10 @@ def _sums(
 
 
 class _Calibration:
-    """Expected calibration error of the student's best token (Guo et al. 2017, arXiv:1706.04599).
+    """Expected calibration error of the student's best token (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
-    Rows are put in bins of equal width by the probability of the best token; the error is the mean over rows of the
-    distance between their bin's mean probability and its share of rows where the best token was the realised one.
+    Rows are binned by the best token's probability, in equal widths. The error is Σ over bins of (bin's share of rows)
+    · |mean probability − accuracy|, accuracy against the realised next token.
     """
 
     def __init__(self) -> None:
@@ -134,7 +135,7 @@ class _Calibration:
 
 
 def head_on(device: torch.device, cache: Readable) -> OutputHead | None:
-    """The teacher's output head on a device, or None if the cache has none."""
+    """Read the teacher's output head to a device; None if the cache has none."""
     return None if cache.manifest.capture.final is None else cache.read_head().to(device)
 
 
@@ -149,18 +150,17 @@ def evaluate_folder(
     required: Required = NOTHING,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """``evaluate`` for the model in a folder over a cache, or over the samples that ``validation_fraction`` holds out.
+    """Run ``evaluate`` for a model folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
-    limit: at most this many samples, the first ones in the cache's order. advance: called with (samples done, samples).
-    required: what the cache must be. trust_remote_code: run code that ships with the model.
-    Also returns ``samples``, the model's number of ``parameters``, and whether ``kl`` is of whole distributions or a
-    lower bound. Raises UserError.
+    limit: at most this many samples, in the cache's order. advance: progress callback, (samples done, samples).
+    required: digest and signatures that the cache must have. trust_remote_code: run code that ships with the model.
+    Adds ``samples``, ``parameters`` and ``kl_is_exact`` to the result. Raises UserError.
     """
     cache = open_for_evaluation(cache_url, required=required)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
     rows = sorted_rows(Subset(cache, held_out), limit)
     if not len(rows):
-        raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; choose more")
+        raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; raise it")
     folder = local_folder(model_folder, EVALUATED)
     check_tokenizer(cache.manifest, folder, cache_url, EVALUATED, trust_remote_code)
     model: Any = load_model(folder, EVALUATED, getattr(torch, dtype), trust_remote_code=trust_remote_code)

@@ -1,9 +1,9 @@
-"""``transformers.Trainer`` with our objective, our data order and our bookkeeping; the loop itself is theirs.
+"""``transformers.Trainer`` with our objective, data order, metrics and checkpoints; the loop itself is theirs.
 
-Extension points that are meant as such are used: the loss, the loader, batch collection, evaluation, logging, saving of
-the model, and one callback; and ``_get_grad_norm``, the one place that has the gradient norm of every step.
-The numbers that exact resume needs live in a ``RunState`` that is saved with each checkpoint: among them the sums of
-the loss terms since the last line of metrics, so that a line whose window spans a crash is still exact.
+It overrides public extension points (loss, data loader, batch collection, evaluation, logging, saving, one callback)
+and ``_get_grad_norm``, the only place with every step's gradient norm. The state for exact resume is a ``RunState``,
+saved with each checkpoint. It includes the sums of the loss terms since the last line of metrics, so that a line whose
+window spans a crash is still exact.
 """
 
 import logging
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopData:
-    """What the loop reads."""
+    """The data of the loop."""
 
     rows: CacheRows[RowPlan]
     teacher_head: OutputHead | None = None  # of a cache with final hidden states
@@ -54,7 +54,7 @@ class LoopData:
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student on the planned rows from ``state.data.rows_consumed`` on."""
+    """Trains a student on the planned rows, starting at ``state.data.rows_consumed``."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole global batch
 
@@ -67,7 +67,7 @@ class DistillationTrainer(Trainer):
         state: RunState,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """``objective`` is attached to the student; ``state`` is updated as training goes."""
+        """objective: already attached to the student. state: updated during training."""
         args, loop = run.arguments, run.config.loop
         super().__init__(
             model=student,
@@ -91,24 +91,24 @@ class DistillationTrainer(Trainer):
         self.finite = FiniteCheck()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """On CPUs as on GPUs, a sharded student is sharded."""
+        """Enable FSDP on CPUs too."""
         super().create_accelerator_and_postprocess()
         if self.args.fsdp and not self.is_fsdp_enabled:
             shard_on_cpus(self.accelerator, self.args)
             self.is_fsdp_enabled = True
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """``values`` added up over all ranks, on the device of the original."""
+        """Sum ``values`` over all ranks; the result is on their device."""
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.args.device), "sum").to(values.device)
 
     def progress(self) -> float:
-        """Share of the training steps that are done, in [0, 1)."""
+        """Share of the training steps done, in [0, 1)."""
         return self.run_state.global_step / self.args.max_steps
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches in the plan's order, from the first row that was not consumed. Ranks take turns."""
+        """Return micro-batches in the plan's order from the first unconsumed row on; ranks take turns."""
         args = self.args
         loader = training_loader(
             self.data.rows,
@@ -121,14 +121,14 @@ class DistillationTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All but what losses learn: one that does not depend on the size of its weights would only let it decay."""
+        """Exclude the losses' own maps from weight decay: their loss is scale-invariant, so they would only shrink."""
         learned = self.objective.learned
         return [name for name in super().get_decay_parameter_names(model) if not name.startswith(learned)]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
-        """The micro-batches of one step, and how many rows of each kind they have on all ranks together."""
+        """Return one step's micro-batches and their row counts, ``objective.rows`` order, summed over ranks."""
         self.step_started = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.record_seconds("data_wait", time.perf_counter() - self.step_started)
@@ -140,7 +140,7 @@ class DistillationTrainer(Trainer):
         return batches, counts[:-1]
 
     def note_data(self) -> None:
-        """Bring the state of the data up to date."""
+        """Update the run state's data part; synchronises with the device."""
         data = self.run_state.data
         data.tokens, data.skipped_samples = self.totals.tolist()
         data.places = [(*place,) for place in self.data.rows.plan.places(data.rows_consumed)]
@@ -152,9 +152,9 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """This micro-batch's share of the step's loss: sums over its rows, divided by the rows of all of them.
+        """Return this micro-batch's share of the step's loss: sums over its rows, divided by the step's row counts.
 
-        Gradients of the micro-batches are added up, those of the ranks averaged, hence the factor.
+        Gradients are summed over micro-batches but averaged over ranks, hence the factor ``num_processes``.
         """
         assert isinstance(num_items_in_batch, torch.Tensor)
         counts = dict(zip(self.objective.rows, num_items_in_batch.clamp(min=1), strict=True))
@@ -165,7 +165,7 @@ class DistillationTrainer(Trainer):
         head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)
         loss = head_loss / counts["loss_mask"]
-        if not head_terms:  # then nothing else ties the last layers to the loss, and ranks wait for their gradients
+        if not head_terms:  # DDP waits for a gradient of every parameter, the last layers included
             loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())
         for term in feature_terms:
             loss = loss + term.weight * term.total / counts[term.rows]
@@ -185,7 +185,7 @@ class DistillationTrainer(Trainer):
         return loss * self.accelerator.num_processes
 
     def record_seconds(self, name: str, seconds: float) -> None:
-        """Add to what is logged as a mean over steps and ranks."""
+        """Log ``seconds`` as a mean over steps and ranks."""
         self._record(name, torch.tensor(seconds / self.accelerator.num_processes, device=self.args.device))
 
     def _record(self, name: str, value: torch.Tensor) -> None:
@@ -193,13 +193,13 @@ class DistillationTrainer(Trainer):
         self.window[name] = self.window[name] + value if name in self.window else value
 
     def _shares(self) -> int:
-        """Calls of compute_loss that make up one step, on all ranks."""
+        """Calls of compute_loss per step, over all ranks."""
         return self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Replace transformers' running loss by the mean of every term over the steps since the last line."""
+        """Replace transformers' running loss with every term's mean over the steps since the last line."""
         if "train_runtime" in logs:
-            return  # transformers' closing figures; ours are in the summary
+            return  # transformers' final summary; ours is summary.json
         if "loss" in logs:
             steps = max(self.run_state.window_steps, 1)
             means = {name: self.sum_over_ranks(total).item() / steps for name, total in sorted(self.window.items())}
@@ -215,14 +215,14 @@ class DistillationTrainer(Trainer):
         super().log(logs)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
-        """Keep what is logged at some steps, for every step."""
+        """Store the gradient norm of every step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         self.grad_norm = torch.as_tensor(whole, device=self.args.device).detach().float()
         return whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights, unless one is not a number; none of transformers' pickled settings beside them."""
+        """Write the weights, without pickled TrainingArguments. Raises UserError if one is not finite."""
         assert self.model is not None
         self.finite.settle()
         bad = int(self.sum_over_ranks(count_not_finite(self.model.parameters(), self.args.device)))
@@ -236,7 +236,7 @@ class DistillationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Validate, log, and decide about early stopping. The arguments are the base class's and not used."""
+        """Validate, log, and decide on early stopping. The base class's arguments are ignored."""
         validation = self.data.validation
         assert validation is not None
         assert self.model is not None
@@ -258,7 +258,7 @@ class DistillationTrainer(Trainer):
         return metrics
 
     def _passes(self, validation: Validation) -> int:
-        """Batches of the rank that has most of them."""
+        """Return the largest number of validation batches of any rank."""
         rows: Any = validation.batches.dataset
         return math.ceil(math.ceil(len(rows) / self.args.world_size) / self.args.per_device_train_batch_size)
 
@@ -270,7 +270,7 @@ class DistillationTrainer(Trainer):
         if state.best_kl is None or measured["kl"] < state.best_kl:
             state.best_kl, state.best_step, state.best_validation = measured["kl"], self.state.global_step, measured
             state.stale_validations = 0
-            self.control.should_save |= self.patience is not None  # the final model will be this one
+            self.control.should_save |= self.patience is not None  # so far the final model
         else:
             state.stale_validations += 1
         if state.stopped_early(self.patience):
@@ -279,7 +279,7 @@ class DistillationTrainer(Trainer):
 
 
 def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Norm of the gradient of one micro-batch's ``loss`` over all trained parameters; the graph is kept."""
+    """Return the gradient norm of ``loss`` over all trainable parameters, a scalar; keeps the graph."""
     if not loss.requires_grad:
         return loss.new_zeros(())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -288,7 +288,7 @@ def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
 
 
 class RunKeeper(TrainerCallback):
-    """Keeps the RunState: updates it each step, saves it with each checkpoint, ends the run when asked to."""
+    """Updates the RunState each step, saves it with each checkpoint, and ends the run on a stop request."""
 
     def __init__(self, trainer: DistillationTrainer) -> None:
         self.trainer = trainer
@@ -296,14 +296,14 @@ class RunKeeper(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The configuration wins over a checkpoint: rate, and steps between lines, validations and checkpoints."""
+        """Let the configuration override the checkpoint: learning rate and log, validation and save intervals."""
         state.compute_steps(args, args.max_steps)
         follow_schedule(kwargs["lr_scheduler"], kwargs["optimizer"], args.learning_rate, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Count the step; at the last one validate and log as well."""
+        """Count the step; log and validate at the last one."""
         trainer, run_state = self.trainer, self.trainer.run_state
         plan = trainer.data.rows.plan
         run_state.global_step = state.global_step
@@ -318,7 +318,7 @@ class RunKeeper(TrainerCallback):
         figures = torch.stack([trainer.step_loss, trainer.grad_norm])
         if args.world_size == 1:
             trainer.finite.add(state.global_step, figures)
-        else:  # a signal may have reached one rank only
+        else:  # a signal may reach one rank only
             asking, *sums = trainer.sum_over_ranks(torch.cat([figures.new_tensor([asked]), figures])).tolist()
             asked = asking > 0
             refuse_unless_finite(state.global_step, *sums)
@@ -329,7 +329,7 @@ class RunKeeper(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Make the checkpoint whole once every rank has written its part, then remove old ones.
+        """Complete the checkpoint once all ranks have written their parts, then remove old ones.
 
         Ranks share the work of syncing and hashing its files.
         """
@@ -353,9 +353,9 @@ class RunKeeper(TrainerCallback):
 
 
 def follow_schedule(scheduler: Any, optimizer: Any, rate: float, step: int) -> None:
-    """Put a LambdaLR where it would be after ``step`` steps of this run's own rate and length.
+    """Set a LambdaLR to ``step`` of this run's own schedule.
 
-    What a checkpoint holds is of the rate and length that the run had then.
+    The checkpoint's scheduler state belongs to the rate and length that the run had then.
     """
     scheduler.base_lrs = [rate for _ in optimizer.param_groups]
     scheduler.last_epoch, scheduler._step_count = step, step + 1

@@ -1,4 +1,4 @@
-"""``train-student``: make the student's first weights, train, evaluate."""
+"""``train-student``: build the student's initial weights, train, evaluate."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
 def is_other_rank() -> bool:
-    """Whether this is one of several processes of a run, and not the first: that one speaks for all."""
+    """Whether this is a rank other than 0; only rank 0 prints."""
     return int(os.environ.get("RANK", "0")) > 0
 
 
@@ -29,7 +29,7 @@ def is_other_rank() -> bool:
     ),
 )
 def main() -> None:
-    """Train a student from a cache of a teacher's signals. No teacher is needed."""
+    """Train a student from a cache of its teacher's signals, without the teacher."""
 
 
 @main.command(
@@ -42,7 +42,7 @@ def main() -> None:
 @set_option
 @json_option
 def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Write the student's first weights to OUTPUT/student-init, so that training needs no teacher folder."""
+    """Write the student's initial weights to OUTPUT/student-init, so that training needs no teacher folder."""
     settings = load_config(TrainConfig, config, overrides)
     from trainer.run.owner import only_run_in
     from trainer.run.quiet import quiet_transformers
@@ -51,7 +51,7 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     quiet_transformers()
     check_output(Path(settings.output))
-    with only_run_in(settings.output, "train-student init"), progress("writing the student's first weights"):
+    with only_run_in(settings.output, "train-student init"), progress("writing the student's initial weights"):
         folder = materialise_student(settings)
     model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
     show(
@@ -76,11 +76,11 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @set_option
 @json_option
 def run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Train as CONFIG says; continue from the newest checkpoint if there is one.
+    """Train as CONFIG says, resuming from the newest checkpoint if there is one.
 
-    Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command then continues.
+    Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and exits with 130, 143 or 129; the same command resumes.
 
-    Several processes train on one batch together:
+    On several GPUs:
     torchrun --nproc-per-node 8 --no-python train-student run CONFIG
     """
     settings = load_config(TrainConfig, config, overrides)
@@ -100,14 +100,14 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
         if interrupted:
             click.echo(
                 f"stopped at step {summary['steps']} of {summary['planned_steps']}; a checkpoint is saved, "
-                "the same command continues from it",
+                "the same command resumes from it",
                 err=True,
             )
     leave_together(128 + (stop.signal_number or signal.SIGTERM) if interrupted else 0)
 
 
 def _read_manifests(data: DataConfig) -> None:
-    """Raise UserError when a cache is not there: to be said at once, before torch and transformers are loaded."""
+    """Raise UserError if a cache is missing, before the slow imports of torch and transformers."""
     from teacher_cache.shards.marks import read_manifest
     from teacher_cache.shards.storage import Storage
 
@@ -129,7 +129,7 @@ def _read_manifests(data: DataConfig) -> None:
     "--validation-fraction",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
-    help="Only the samples that a run with this data.validation_fraction holds out; 0: all samples.",
+    help="Evaluate only the samples that a run with this data.validation_fraction holds out; 0: all samples.",
 )
 @click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
@@ -168,8 +168,8 @@ def evaluate(
         )
     if not measured["kl_is_exact"]:
         logger.info(
-            "kl is a lower bound: of the entries that the cache stores of each row, and one bucket for all others; "
-            "a cache with capture.final gives it exactly, one with a larger capture.logits.k more nearly"
+            "kl is a lower bound: computed over each row's stored entries and one bucket for all other tokens; "
+            "a cache with capture.final gives it exactly, a larger capture.logits.k a tighter bound"
         )
     show(measured, as_json)
 

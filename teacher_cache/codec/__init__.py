@@ -1,1 +1,1 @@
-"""From records to bytes and back."""
+"""Encode records to bytes and decode them."""

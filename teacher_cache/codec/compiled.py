@@ -1,4 +1,4 @@
-"""Compiled loops, outside Python's lock: for what numpy has no pass for."""
+"""Compile loops that numpy cannot express with numba; they run without the GIL."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ R = TypeVar("R")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile when first called, a few seconds' work; the result is kept on disk where there is a folder for it."""
+    """Compile ``function`` at its first call (a few seconds); cached on disk if a folder is writable."""
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep it
+    except RuntimeError:  # no writable cache folder
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @intrinsic
 def load_word(typing: Any, bytes_N: Any, at: Any) -> Any:
-    """The 8 bytes from ``at`` on of a contiguous uint8 array, as one little-endian number: they must be there."""
+    """Load the 8 bytes at ``at`` of a contiguous uint8 array as a little-endian uint64; bounds are not checked."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -37,7 +37,7 @@ def load_word(typing: Any, bytes_N: Any, at: Any) -> Any:
 
 @contextmanager
 def refused_as_corrupt() -> Iterator[None]:
-    """Turn a compiled decoder's ValueError(what, value seen, value wanted) into a CorruptCacheError."""
+    """Convert a compiled decoder's ValueError(what, value seen, value wanted) to CorruptCacheError."""
     try:
         yield
     except ValueError as error:

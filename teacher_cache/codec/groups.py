@@ -1,17 +1,17 @@
-"""Bytes of rows in three sections, by their place in the row: they are distributed differently there.
+"""Split the bytes of rows into three sections by rank within the row, since their distributions differ by rank.
 
-Each section holds its places of all rows, row by row. Rows may differ in length.
+Each section holds its ranks of all rows, row by row. Rows may differ in length.
 """
 
 import numpy as np
 
-PLACES = (8, 24)  # of a row's entries, at which a new section begins
+PLACES = (8, 24)  # ranks within a row at which the second and third section begin
 
-index = np.uint64  # for the hot loops: numba tests signed indices for being negative, half as much work again
+index = np.uint64  # for hot loops: numba checks signed indices for negative values, which costs 50 % more
 
 
 def split_groups(values_N: np.ndarray, lengths_P: np.ndarray, edges: tuple[int, int]) -> list[np.ndarray]:
-    """The three sections, uint8 [1, …] each, of rows that stand one after the other; ``edges`` as ``PLACES``."""
+    """Split concatenated rows into three sections, uint8 [1, …] each; ``edges``: as ``PLACES``."""
     place_N = np.arange(len(values_N)) - np.repeat(np.cumsum(lengths_P) - lengths_P, lengths_P)
     group_N = np.digitize(place_N, edges)
     return [values_N[group_N == group][None] for group in range(len(edges) + 1)]

@@ -1,22 +1,21 @@
-"""Rows of distinct token ids, likeliest first, as small symbols: most ids stood in an earlier row of the sequence.
+"""Encode rows of distinct token ids, likeliest first, as small symbols: most ids occur in an earlier row already.
 
-A row may name an earlier row as its reference. Each of its ids is one symbol, u8:
+A row may refer to an earlier row as its reference. Each of its ids is one symbol, u8:
 
-- 0 … 127: it stands in the reference row, at place k + symbol - 64, where k is its own place,
-- 128 … 254: it is number 256 · (symbol - 128) + b in the sequence's list of new ids, where b is the next of the bytes
-  ``lows``,
-- 255: it is new: the next of that list.
+- 0 … 127: the id at rank k + symbol - 64 of the reference row, where k is its own rank,
+- 128 … 254: entry 256 · (symbol - 128) + b of the sequence's list of new ids, where b is the next byte of ``lows``,
+- 255: a new id: the next entry of that list.
 
 Six sections hold P rows:
 
-- ``distances``: how many rows back the reference is, u16; 0 where there is none.
+- ``distances``: number of rows back to the reference row, u16; 0 for none.
 - ``symbols``, three sections: see ``groups``.
 - ``lows``: u8.
 - ``new``: the list of new ids as codes (see ``permutation``), u16, or u24 for vocabularies above 65,536.
 
-Which row is the reference, is the encoder's choice: here the one with most ids in common, among the last few rows in
-which each of the ids stood. Measured on 64 ids a row of a 49,152-token teacher, 512 rows a sequence: 81 bytes a row,
-against 94 for the codes alone.
+The encoder chooses the reference row: the one with most ids in common among the last few rows that contain each id.
+Measured for 64 ids per row of a 49,152-token teacher and 512 rows per sequence: 81 bytes per row, against 94 for the
+codes alone.
 """
 
 import numpy as np
@@ -28,25 +27,25 @@ from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.planes import split_planes
 from teacher_cache.codec.sections import Sections
 
-FROM_REFERENCE, NEW = 128, 255  # symbols: as many name places of the reference row; the one that is a new id
-CENTRE = 64  # the symbol of the same place
+FROM_REFERENCE, NEW = 128, 255  # symbols below 128 refer to the reference row; 255 is a new id
+CENTRE = 64  # symbol of the same rank in the reference row
 DISTANCE_BYTES = 2
 N_SECTIONS = 6
-LISTED = (NEW - FROM_REFERENCE) * 256  # new ids that a symbol can name again
-FARTHEST = (1 << 8 * DISTANCE_BYTES) - 1  # rows back
+LISTED = (NEW - FROM_REFERENCE) * 256  # new ids that a symbol can refer to
+FARTHEST = (1 << 8 * DISTANCE_BYTES) - 1  # largest distance of a reference row
 BYTE_BITS = index(0x0101010101010101)  # the lowest bit of each byte
-TO_TOP = index(0x0102040810204080)  # a factor that brings them together in the highest byte
-RECENT = 16  # rows that the encoder remembers of each id
+TO_TOP = index(0x0102040810204080)  # multiplier that gathers them in the highest byte
+RECENT = 16  # latest rows of each id that the encoder considers
 
 
 def encode_ids(ids_E: np.ndarray, counts_P: np.ndarray, table: CodeTable) -> list[np.ndarray]:
-    """The six sections, each uint8 [planes, N], of E ids of P rows, one row after the other.
+    """Encode E ids of P concatenated rows into the six sections, uint8 [planes, N] each.
 
     Args:
         ids_E: int32, distinct within a row.
-        counts_P: int32, ids of each row.
+        counts_P: int32, number of ids in each row.
 
-    Raises ValueError when an id stands twice in a row, or is not one of the table's.
+    Raises ValueError if an id is outside the table or occurs more than once in one row.
     """
     if len(ids_E) and not 0 <= ids_E.min() <= ids_E.max() < len(table.code_of_id):
         raise ValueError(f"ids from {ids_E.min()} to {ids_E.max()}, wanted below {len(table.code_of_id)}")
@@ -60,14 +59,14 @@ def encode_ids(ids_E: np.ndarray, counts_P: np.ndarray, table: CodeTable) -> lis
 
 
 def most_bytes(k: int, table: CodeTable) -> int:
-    """What a row of ``k`` ids may take in the sections, at most."""
+    """Upper bound of the bytes that a row of ``k`` ids takes in the sections."""
     return DISTANCE_BYTES + k * (2 + table.code_bytes)
 
 
 def decode_ids(
     sections: Sections, first: int, table: CodeTable, rows_P: np.ndarray, counts_P: np.ndarray, ids_SK: np.ndarray
 ) -> None:
-    """Decode P rows, six sections from number ``first`` on, into ``ids_SK``; see ``fill_ids``.
+    """Decode P rows from the six sections starting at section ``first`` into ``ids_SK``; see ``fill_ids``.
 
     Raises CorruptCacheError.
     """
@@ -86,32 +85,32 @@ def fill_ids(
     counts_P: np.ndarray,
     ids_SK: np.ndarray,
 ) -> None:
-    """Decode P rows into rows ``rows_P`` of ``ids_SK``, with zeros beyond a row's count; other rows are not touched.
+    """Decode P rows into rows ``rows_P`` of ``ids_SK``, zero beyond each row's count; other rows are left alone.
 
     Args:
-        content: uint8, in which section i of the six is ``content[starts[i] : starts[i + 1]]``.
+        content: uint8; section i of the six is ``content[starts[i] : starts[i + 1]]``.
         id_of_code: int32 [V].
         rows_P: int32, below S.
         counts_P: int32, 1 to K.
         ids_SK: int32.
 
-    Raises ValueError(what, value seen, value wanted) when a row names what is not there, or sections do not fit.
-    Nothing outside the arrays is read or written, whatever the sections hold.
+    Raises ValueError(what, value seen, value wanted) if a row refers to a missing id or the sections are inconsistent.
+    Never accesses memory outside the arrays, whatever the sections hold.
     """
     n_rows, k_max = len(counts_P), ids_SK.shape[1]
     ids_N = ids_SK.reshape(-1)
     distances = content[starts[0] : starts[1]]
     n_lows = index(starts[5] - starts[4])
-    lows = np.zeros(n_lows + index(k_max + 1), np.uint8)  # so many may be looked at before they are counted
+    lows = np.zeros(n_lows + index(k_max + 1), np.uint8)  # a row may read this far beyond the end before the check
     lows[:n_lows] = content[starts[4] : starts[5]]
     new, n_new = _new_ids(content[starts[5] : starts[6]], code_bytes, id_of_code)
     if len(distances) != DISTANCE_BYTES * n_rows:
         raise ValueError("bytes of distances", len(distances), DISTANCE_BYTES * n_rows)
-    reference = np.full(k_max + 256, -1, np.int32)  # the reference row, and -1 where other symbols point
+    reference = np.full(k_max + 256, -1, np.int32)  # ids of the reference row, and -1 where other symbols point
     n_reference = index(0)
-    words = np.zeros((k_max + 7) // 8, np.uint64)  # of the row's symbols
+    words = np.zeros((k_max + 7) // 8, np.uint64)  # the row's symbols
     symbols = words.view(np.uint8)
-    others = np.zeros((k_max + 63) // 64, np.uint64)  # a bit for each place whose id is not in the reference row
+    others = np.zeros((k_max + 63) // 64, np.uint64)  # one bit per rank whose id is not in the reference row
     at_0, at_1, at_2, next_low, next_new = index(starts[1]), index(starts[2]), index(starts[3]), index(0), index(0)
     lowest = np.int32(0)
     for p in range(n_rows):
@@ -120,10 +119,10 @@ def fill_ids(
         n_1 = min(count, index(PLACES[1])) - n_0
         n_2 = count - n_0 - n_1
         if at_0 + n_0 > index(starts[2]) or at_1 + n_1 > index(starts[3]) or at_2 + n_2 > index(starts[4]):
-            raise ValueError("symbols before row", p, n_rows)
+            raise ValueError("rows with enough symbols", p, n_rows)
         distance = int(distances[p]) | int(distances[n_rows + p]) << 8
         if distance > p:
-            raise ValueError("rows back to a reference row", distance, p)
+            raise ValueError("distance of a reference row", distance, p)
         row, reference_row = index(rows_P[p]) * index(k_max), index(rows_P[p - distance]) * index(k_max)
         places = min(index(counts_P[p - distance]), count + index(CENTRE)) if distance > 0 else index(0)
         for k in range(places):
@@ -135,8 +134,8 @@ def fill_ids(
         for w in range(n_words):
             word = load_word(content, _place(index(8) * w, at_0, at_1, at_2))
             words[w] = word
-            not_there = ((word >> index(7) & BYTE_BITS) * TO_TOP) >> index(56)  # the symbols' highest bits
-            others[w >> index(3)] |= not_there << (index(8) * (w & index(7)))
+            others_byte = ((word >> index(7) & BYTE_BITS) * TO_TOP) >> index(56)  # the symbols' highest bits
+            others[w >> index(3)] |= others_byte << (index(8) * (w & index(7)))
             for i in range(8):
                 place = index(8) * w + index(i)
                 ids_N[row + place] = reference[place + (word >> index(8 * i) & index(255))]
@@ -162,11 +161,11 @@ def fill_ids(
         for k in range(count):
             lowest = min(lowest, ids_N[row + k])
         if next_low > n_lows:
-            raise ValueError("lows before row", p, n_rows)
+            raise ValueError("rows with enough lows", p, n_rows)
         for k in range(count, index(k_max)):
             ids_N[row + k] = 0
     if lowest < 0:
-        raise ValueError("ids that stand nowhere", 1, 0)
+        raise ValueError("symbols without an id", 1, 0)
     if at_0 != index(starts[2]) or at_1 != index(starts[3]) or at_2 != index(starts[4]):
         raise ValueError("symbols", starts[4] - starts[1], np.int64(counts_P.sum()))
     if next_low != n_lows or next_new != n_new:
@@ -175,7 +174,7 @@ def fill_ids(
 
 @compiled
 def _place(k: np.uint64, at_0: np.uint64, at_1: np.uint64, at_2: np.uint64) -> np.uint64:
-    """Where the symbol at place ``k`` of a row is, whose symbols of the three sections begin there."""
+    """Offset of the symbol at rank ``k`` of a row whose symbols begin at these offsets of the three sections."""
     if k < index(PLACES[0]):
         return at_0 + k
     return at_1 + k - index(PLACES[0]) if k < index(PLACES[1]) else at_2 + k - index(PLACES[1])
@@ -183,7 +182,7 @@ def _place(k: np.uint64, at_0: np.uint64, at_1: np.uint64, at_2: np.uint64) -> n
 
 @compiled
 def _new_ids(planes: np.ndarray, code_bytes: int, id_of_code: np.ndarray) -> tuple[np.ndarray, np.uint64]:
-    """The list of new ids, int32, from the planes of their codes, and its length; a -1 follows them."""
+    """List of new ids, int32, followed by a -1, and its length; from the byte planes of their codes."""
     n = len(planes) // code_bytes
     if len(planes) != n * code_bytes:
         raise ValueError("bytes of new ids", len(planes), n * code_bytes)
@@ -207,20 +206,20 @@ def _new_ids(planes: np.ndarray, code_bytes: int, id_of_code: np.ndarray) -> tup
 def _describe(
     ids_E: np.ndarray, counts_P: np.ndarray, vocabulary: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distances uint16 [P], symbols uint8 [E], lows uint8 [L], new ids int32 [N]."""
+    """Choose reference rows: distances uint16 [P], symbols uint8 [E], lows uint8 [L], new ids int32 [N]."""
     n_rows, n_ids = len(counts_P), len(ids_E)
     distances_P = np.zeros(n_rows, np.uint16)
     symbols_E = np.empty(n_ids, np.uint8)
     lows, n_lows = np.empty(n_ids, np.uint8), 0
     new, n_new = np.empty(n_ids, np.int32), 0
     first_P = np.cumsum(counts_P) - counts_P
-    number_of_id = np.full(vocabulary, -1, np.int32)  # numbers in the order of first appearance
+    number_of_id = np.full(vocabulary, -1, np.int32)  # ids are numbered by first occurrence
     n_numbers = 0
     most = min(n_ids, vocabulary)
-    listed_at = np.empty(most, np.int32)  # by number, as are the next ones: place in the list of new ids
+    listed_at = np.empty(most, np.int32)  # indexed by number, as the next four: place in the list of new ids
     recent = np.empty((most, RECENT), np.int32)  # rows
     n_seen = np.zeros(most, np.int32)
-    in_reference_of = np.full(most, -1, np.int32)  # the row whose reference row it stands in
+    in_reference_of = np.full(most, -1, np.int32)  # last row whose reference row contains it
     reference_place = np.empty(most, np.int32)
     votes = np.zeros(n_rows, np.int32)
     for p in range(n_rows):
@@ -252,7 +251,7 @@ def _describe(
             symbol = NEW
             if number >= 0:
                 if recent[number, (n_seen[number] - 1) % RECENT] == p:
-                    raise ValueError("an id stands twice in a row")
+                    raise ValueError("an id occurs more than once in one row")
                 offset = CENTRE + reference_place[number] - k
                 if in_reference_of[number] == p and offset >= 0 and offset < FROM_REFERENCE:
                     symbol = offset

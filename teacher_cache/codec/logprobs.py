@@ -1,17 +1,17 @@
-"""Falling log-probabilities of rows as bytes: rounded to steps, and stored as differences along the row.
+"""Encode log-probabilities, descending along each row, as differences of quantised steps.
 
-Steps are finer where probabilities are large: of n a nat, but 4 n down to 1 nat below 0, and 16 n down to 1/4 nat. So q
-steps are max(q / 16 n, q / 4 n - 3/4, q / n - 6) nats. Measured on real rows, n = 16: KL(stored ‖ true) is 0.0006 nat,
-against 0.0042 with 16 a nat everywhere, for half a byte a row.
+Steps are finer where probabilities are large: n per nat, but 4 n per nat down to -1 nat, and 16 n down to -1/4 nat. So
+q steps are max(q / 16 n, q / 4 n - 3/4, q / n - 6) nats below 0. Measured on real rows, n = 16: KL(stored ‖ true) is
+0.0006 nat, against 0.0042 with 16 per nat everywhere, for half a byte per row.
 
-Most differences are tiny: four go in a byte, two bits each, lowest first, and every row starts a new byte. Four
-sections hold P rows:
+Most differences are tiny: four share a byte, two bits each, lowest first; every row starts a new byte. Four sections
+hold P rows:
 
-- ``differences``, three sections: the bytes of places 0-7, 8-23 and from 24 on, see ``groups``.
-- ``excesses``: two bits hold at most 3, which means that the next of these is to be added. u8, or u16 if one needs it;
-  row by row.
+- ``differences``, three sections: the bytes of ranks 0-7, 8-23 and from 24 on, see ``groups``.
+- ``excesses``: a difference of 3 stands for 3 plus the next value of this section. u8, or u16 if a value needs it; row
+  by row.
 
-Where they are kept as floats, the first section holds their bits, row by row, and the others nothing.
+Log-probabilities stored as floats have their bits in the first section, row by row; the others are empty.
 """
 
 from typing import Literal
@@ -24,35 +24,35 @@ from teacher_cache.codec.compiled import compiled, load_word
 from teacher_cache.codec.groups import PLACES, index, split_groups
 from teacher_cache.codec.planes import split_planes
 
-PACKED = 4  # differences in a byte
-LARGE = 3  # the value that stands for this difference and all larger ones
+PACKED = 4  # differences per byte
+LARGE = 3  # stands for this difference and all larger ones
 MAX_STEPS = 65535  # lower log-probabilities are clipped
 BYTE_PLACES = (PLACES[0] // PACKED, PLACES[1] // PACKED)
 N_SECTIONS = 4
 LOW_BITS, PAIRS, NIBBLES = index(0x5555555555555555), index(0x3333333333333333), index(0x0F0F0F0F0F0F0F0F)
-BYTES, LANES = index(0x0101010101010101), index(0x0001000100010001)  # a 1 in each
+BYTES, LANES = index(0x0101010101010101), index(0x0001000100010001)  # a 1 in each byte or 16-bit lane
 _BYTE = np.arange(256, dtype=np.uint64)
 UNPACKED = np.sum([(_BYTE >> index(2 * n) & index(LARGE)) << index(16 * n) for n in range(PACKED)], axis=0)
 BLOCK = 16  # rows
 FLOAT_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 FLOATS = tuple(FLOAT_BYTES)
-BFLOAT16, FLOAT16, FLOAT32 = range(3)  # places in it
+BFLOAT16, FLOAT16, FLOAT32 = range(3)  # indices into FLOATS
 FloatDtype = Literal["bfloat16", "float16", "float32"]
 
 
 def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecConfig) -> list[np.ndarray]:
-    """The four sections, each uint8 [planes, N].
+    """Encode P rows into the four sections, uint8 [planes, N] each.
 
     Args:
-        logprobs_PK: float32, at most 0 and falling; what stands beyond a row's count is not looked at.
-        counts_P: int32, entries of each row.
+        logprobs_PK: float32, at most 0 and descending; values beyond a row's count are ignored.
+        counts_P: int32, number of entries in each row.
 
     Raises ValueError for other values.
     """
     stored_PK = np.arange(logprobs_PK.shape[1]) < counts_P[:, None]
     differences_PK = _differences(logprobs_PK, stored_PK, codec.logprob_steps_per_nat)
     if codec.logprobs != "steps":
-        values_E = np.minimum(logprobs_PK[stored_PK], 0)  # one can be above 0 by a rounding error
+        values_E = np.minimum(logprobs_PK[stored_PK], 0)  # rounding errors can exceed 0
         bits_E = to_bits(values_E, codec.logprobs)
         nothing = np.empty((0, 0), np.uint8)
         return [split_planes(bits_E, bits_E.itemsize), nothing, nothing, nothing]
@@ -67,12 +67,12 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecC
 
 
 def most_bytes(k: int, codec: CodecConfig) -> int:
-    """What a row of ``k`` log-probabilities may take in the sections, at most."""
+    """Upper bound of the bytes that a row of ``k`` log-probabilities takes in the sections."""
     return -(-k // PACKED) + 2 * k if codec.logprobs == "steps" else FLOAT_BYTES[codec.logprobs] * k
 
 
 def to_bits(values: np.ndarray, dtype: FloatDtype) -> np.ndarray:
-    """float32 values as the bits of ``dtype``, u16 or u32; rounded to nearest, ties to even."""
+    """Convert float32 values to the bits of ``dtype``, u16 or u32, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         return values.astype(dtype).view(np.uint32 if dtype == "float32" else np.uint16)
     bits = values.astype(np.float32).view(np.uint32)
@@ -80,14 +80,14 @@ def to_bits(values: np.ndarray, dtype: FloatDtype) -> np.ndarray:
 
 
 def from_bits(bits: np.ndarray, dtype: FloatDtype) -> np.ndarray:
-    """float32 values from the bits of ``dtype``."""
+    """Convert the bits of ``dtype`` to float32 values."""
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
     return bits.view(dtype).astype(np.float32)
 
 
 def quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
-    """``values`` (nats; may be infinite) as int32 numbers of steps, clipped to ±``limit``. Raises ValueError on NaN."""
+    """Round ``values`` (nats; may be infinite) to int32 steps, clipped to ±``limit``. Raises ValueError on NaN."""
     steps = np.multiply(values, steps_per_nat, dtype=np.float64)
     if np.isnan(steps).any():
         raise ValueError("NaN among the values to be stored")
@@ -96,18 +96,18 @@ def quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
 
 
 def _differences(logprobs_PK: np.ndarray, stored_PK: np.ndarray, steps_per_nat: int) -> np.ndarray:
-    """The entries' differences along their rows, int32 [P, K]; 0 for those that are not stored."""
+    """Differences of quantised steps along each row, int32 [P, K]; 0 for entries that are not stored."""
     nats_PK = np.where(stored_PK, -logprobs_PK, 0).astype(np.float64)
     nats_PK = np.minimum(np.minimum(16 * nats_PK, 4 * nats_PK + 3), nats_PK + 6)
     steps_PK = quantise(nats_PK, steps_per_nat, MAX_STEPS)
     differences_PK = np.where(stored_PK, np.diff(steps_PK, axis=1, prepend=np.int32(0)), 0)
     if differences_PK.min(initial=0) < 0:
-        raise ValueError("log-probabilities must fall along each row and not exceed 0")
+        raise ValueError("log-probabilities must be at most 0 and descend along each row")
     return differences_PK
 
 
 def _pack(differences_PK: np.ndarray) -> np.ndarray:
-    """Four differences a byte, capped at LARGE: uint8 [P, B]."""
+    """Pack four differences per byte, capped at LARGE: uint8 [P, B]."""
     n_rows, k = differences_PK.shape
     capped_PK = np.zeros((n_rows, -(-k // PACKED) * PACKED), np.uint8)
     capped_PK[:, :k] = np.minimum(differences_PK, LARGE)
@@ -124,7 +124,7 @@ def fill_logprobs(
     counts_P: np.ndarray,
     logprobs_SK: np.ndarray,
 ) -> None:
-    """Decode P rows into rows ``rows_P`` of ``logprobs_SK``, with -inf beyond a row's count.
+    """Decode P rows into rows ``rows_P`` of ``logprobs_SK``, -inf beyond each row's count.
 
     ``logprobs_SK`` is float32; other arguments, errors and safety are those of ``fill_ids``.
     """
@@ -134,14 +134,14 @@ def fill_logprobs(
     excesses = _join_excesses(content[starts[3] : starts[4]], n_large)
     row_words = index((k_max + 31) // 32)
     row_bytes, row_steps = row_words * index(8), row_words * index(32)
-    words = np.empty(BLOCK * int(row_words), np.uint64)  # of packed differences
+    words = np.empty(BLOCK * int(row_words), np.uint64)  # packed differences
     packed = words.view(np.uint8)
-    fours = np.empty(BLOCK * int(row_bytes), np.uint64)  # of 16-bit differences, then of their running sums
+    fours = np.empty(BLOCK * int(row_bytes), np.uint64)  # 16-bit differences, then their running sums
     steps = fours.view(np.uint16)
-    second, third = np.float32(12 * steps_per_nat), np.float32(96 * steps_per_nat)  # where steps get coarser
+    second, third = np.float32(12 * steps_per_nat), np.float32(96 * steps_per_nat)  # steps at which they get coarser
     nats = np.float32(-1 / (16 * steps_per_nat))
     at_0, at_1, at_2, large = index(starts[0]), index(starts[1]), index(starts[2]), index(0)
-    for start in range(0, n_rows, BLOCK):  # a pass over several rows finds what the one before wrote in the cache
+    for start in range(0, n_rows, BLOCK):  # several passes over few rows stay in the CPU cache
         n_block = index(min(BLOCK, n_rows - start))
         for r in range(n_block):
             n_bytes = (index(counts_P[start + r]) + index(PACKED - 1)) // index(PACKED)
@@ -149,7 +149,7 @@ def fill_logprobs(
             n_1 = min(n_bytes, index(BYTE_PLACES[1])) - n_0
             n_2 = n_bytes - n_0 - n_1
             if at_0 + n_0 > index(starts[1]) or at_1 + n_1 > index(starts[2]) or at_2 + n_2 > index(starts[3]):
-                raise ValueError("differences before row", start + r, n_rows)
+                raise ValueError("rows with enough differences", start + r, n_rows)
             first = r * row_bytes
             for i in range(n_0):
                 packed[first + i] = content[at_0 + i]
@@ -206,7 +206,7 @@ def fill_float_logprobs(
     counts_P: np.ndarray,
     logprobs_SK: np.ndarray,
 ) -> None:
-    """The same of floats of the dtype ``FLOATS[form]``."""
+    """Decode P rows of floats of the dtype ``FLOATS[form]``; otherwise as ``fill_logprobs``."""
     k_max, n = logprobs_SK.shape[1], counts_P.sum()
     width = 4 if form == FLOAT32 else 2
     planes = content[starts[0] : starts[1]]
@@ -236,7 +236,7 @@ def fill_float_logprobs(
 
 @compiled
 def _widen_halves(bits_E: np.ndarray) -> None:
-    """Make bits of float32 of those of float16, in place: 2^112 is what their exponents differ by."""
+    """Convert bits of float16 to bits of float32, in place; the exponent biases differ by 112."""
     values_E = bits_E.view(np.float32)
     for e in range(len(bits_E)):
         half = bits_E[e]
@@ -248,6 +248,7 @@ def _widen_halves(bits_E: np.ndarray) -> None:
 
 @compiled
 def _count_large(packed: np.ndarray) -> int:
+    """Number of differences that equal LARGE."""
     large = index(0)
     n_words = index(len(packed)) >> index(3)
     for w in range(n_words):
@@ -261,7 +262,7 @@ def _count_large(packed: np.ndarray) -> int:
 
 @compiled
 def _sum_of_pairs(word: np.uint64) -> np.uint64:
-    """Of the 32 values of two bits each."""
+    """Sum of the 32 two-bit values of a word."""
     fours = (word & PAIRS) + (word >> index(2) & PAIRS)
     eights = (fours & NIBBLES) + (fours >> index(4) & NIBBLES)
     return (eights * BYTES) >> index(56)
@@ -269,7 +270,7 @@ def _sum_of_pairs(word: np.uint64) -> np.uint64:
 
 @compiled
 def _join_excesses(planes: np.ndarray, n: int) -> np.ndarray:
-    """uint16 [n]."""
+    """Excesses uint16 [n] from one or two byte planes."""
     if len(planes) != n and len(planes) != 2 * n:
         raise ValueError("bytes of excesses", len(planes), n)
     excesses = np.zeros(n, np.uint16)

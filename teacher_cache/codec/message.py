@@ -1,9 +1,9 @@
-"""Arrow IPC streams of one batch: the content of every tar member. One row, or in a bundle several.
+"""Arrow IPC streams of one record batch: the content of every tar member, with one row, or several in a bundle.
 
-Any Arrow library reads these payloads. Our own reading goes to the bytes directly: pyarrow's objects around a few small
-columns cost as much time as decompressing them, and pyarrow expands a body that declares Arrow's own compression to
-whatever size it claims. Only what ``write_row`` and ``write_batch`` write is accepted: one batch, no nulls, no Arrow
-compression. Every offset is checked against the payload's end, so nothing is allocated beyond the payload's size.
+Any Arrow library can read these payloads. This reader parses the bytes directly: pyarrow's objects for a few small
+columns take as long as decompressing them, and pyarrow expands an Arrow-compressed body to whatever size it declares.
+Only the output of ``write_row`` and ``write_batch`` is accepted: one batch, no nulls, no Arrow compression. Every
+offset is checked against the payload's end, so allocations never exceed the payload's size.
 
 Source: Apache Arrow, "Serialization and Interprocess Communication", and its ``Message.fbs``.
 """
@@ -28,12 +28,12 @@ _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 4, 6, 8, 10
 
 
 def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
-    """An Arrow IPC stream with one batch of one row."""
+    """Write an Arrow IPC stream of one batch of one row."""
     return write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
 
 
 def write_batch(batch: pa.RecordBatch) -> bytes:
-    """An Arrow IPC stream with this batch."""
+    """Write an Arrow IPC stream of one batch."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -41,7 +41,7 @@ def write_batch(batch: pa.RecordBatch) -> bytes:
 
 
 def read_columns(schema: pa.Schema, data: bytes) -> pa.Table:
-    """The columns of fixed width of an untrusted stream of one batch. Raises CorruptCacheError."""
+    """Read an untrusted stream of one batch of fixed-width columns. Raises CorruptCacheError."""
     try:
         body_length, _, body = _plain_batch(data, schema)
         _end_of_body(data, body_length, body)
@@ -55,12 +55,12 @@ def read_columns(schema: pa.Schema, data: bytes) -> pa.Table:
 
 
 def is_arrow(payload: bytes) -> bool:
-    """Whether this begins as an Arrow IPC stream does, and as no record does."""
+    """Whether a payload begins like an Arrow IPC stream; no record of a bundle does."""
     return payload[:4] == b"\xff\xff\xff\xff"
 
 
 def schema_of(payload: bytes) -> pa.Schema:
-    """The schema of an untrusted stream. Raises CorruptCacheError."""
+    """Read the schema of an untrusted stream. Raises CorruptCacheError."""
     try:
         _, stop = _metadata(payload, 0)
         return pa.ipc.read_schema(pa.py_buffer(payload[:stop]))
@@ -69,14 +69,14 @@ def schema_of(payload: bytes) -> pa.Schema:
 
 
 class BinaryColumn(NamedTuple):
-    """The only column of a batch: row i is ``payload[start + offsets[i] : start + offsets[i + 1]]``."""
+    """Only column of a batch: row i is ``payload[start + offsets[i] : start + offsets[i + 1]]``."""
 
     start: int
     offsets: list[int]
 
 
 def column_of(schema: pa.Schema, payload: bytes) -> BinaryColumn:
-    """The column of an untrusted stream of one batch, of binaries. Raises CorruptCacheError."""
+    """Locate the binary column of an untrusted stream of one batch. Raises CorruptCacheError."""
     try:
         body_length, batch, body = _plain_batch(payload, schema)
         end = _end_of_body(payload, body_length, body)
@@ -92,15 +92,15 @@ def column_of(schema: pa.Schema, payload: bytes) -> BinaryColumn:
         raise CorruptCacheError("an Arrow buffer lies outside the payload")
     offsets_N = np.frombuffer(payload, "<i4", n_rows + 1, body + at)
     if offsets_N[0] != 0 or (np.diff(offsets_N) < 0).any() or offsets_N[-1] > size:
-        raise CorruptCacheError("the offsets of an Arrow column do not rise from 0 to its end")
+        raise CorruptCacheError("the offsets of an Arrow column do not increase from 0 to its end")
     return BinaryColumn(body + start, offsets_N.tolist())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a payload has what differs between payloads of one schema (positions), and all other bytes before the body.
+    """Offsets of the fields that differ between payloads of one schema, and all other bytes before the body.
 
-    Where things stand follows from the fixed bytes alone, so payloads with the same fixed bytes share a layout.
+    The offsets follow from the fixed bytes alone, so payloads with the same fixed bytes share a layout.
     """
 
     body_length: int
@@ -111,21 +111,21 @@ class Layout:
 
 
 class RowReader:
-    """Reads payloads of one schema, whose columns are strings and binaries.
+    """Reads payloads of one schema of string and binary columns.
 
-    The structure of a message is parsed once and remembered; the next payloads need only have the same fixed bytes.
+    The layout of a message is parsed once; later payloads only need the same fixed bytes.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._columns = {name: column for column, name in enumerate(schema.names)}
-        self._n_nodes, self._n_buffers = len(schema), 3 * len(schema)  # a column's: validity, offsets, bytes
-        self._nodes = struct.Struct(f"<{2 * self._n_nodes}q")  # length and number of nulls, each
-        self._buffers = struct.Struct(f"<{2 * self._n_buffers}q")  # start in the body and size, each
+        self._n_nodes, self._n_buffers = len(schema), 3 * len(schema)  # per column: validity, offsets, bytes
+        self._nodes = struct.Struct(f"<{2 * self._n_nodes}q")  # length and null count of each
+        self._buffers = struct.Struct(f"<{2 * self._n_buffers}q")  # offset in the body and size of each
         self._layout: Layout | None = None
 
     def read(self, payload: bytes) -> "Row":
-        """The row of an untrusted payload. Raises CorruptCacheError unless it is a stream of one row of the schema."""
+        """Read the row of an untrusted payload. Raises CorruptCacheError unless it is one row of the schema."""
         try:
             layout = self._layout
             if layout is None or any(payload[place] != fixed for place, fixed in layout.fixed):
@@ -170,7 +170,7 @@ class RowReader:
 
 
 class Row:
-    """The columns of one row, read on demand. Every method raises CorruptCacheError where the bytes are not valid."""
+    """Columns of one row, read on demand. Every method raises CorruptCacheError for invalid bytes."""
 
     def __init__(
         self, columns: dict[str, int], payload: bytes, body: int, lengths: tuple[int, ...], buffers: tuple[int, ...]
@@ -182,14 +182,14 @@ class Row:
         self._buffers = buffers
 
     def text(self, name: str) -> str:
-        """A string column's value."""
+        """Value of a string column."""
         try:
             return str(self.binary(name), "utf-8")
         except UnicodeDecodeError as error:
             raise CorruptCacheError(f"column {name} is not UTF-8: {error.reason}") from None
 
     def binary(self, name: str) -> memoryview:
-        """The bytes of a string or binary column, a view of the payload."""
+        """Value of a string or binary column, as a view of the payload."""
         column = self._columns[name]
         if self._lengths[column] != 1:
             raise CorruptCacheError(f"column {name} has {self._lengths[column]} entries, wanted 1")
@@ -201,7 +201,7 @@ class Row:
         return memoryview(self._payload)[place : place + end]
 
     def _start(self, name: str, buffer: int, n_bytes: int) -> int:
-        """Where a buffer, which must hold ``n_bytes``, starts in the payload."""
+        """Offset in the payload of a buffer that must hold ``n_bytes``."""
         start, size = self._buffers[2 * buffer : 2 * buffer + 2]
         if n_bytes > size:
             raise CorruptCacheError(f"column {name}: {n_bytes} bytes wanted from a buffer of {size} bytes")
@@ -209,7 +209,7 @@ class Row:
 
 
 def _metadata(payload: bytes, position: int) -> tuple[int, int]:
-    """Start and end of the metadata of the message at ``position``; its body, if any, begins at that end."""
+    """Start and end of the metadata of the message at ``position``; its body, if any, follows."""
     mark, size = struct.unpack_from("<II", payload, position)
     start = position + 8
     if mark != _CONTINUATION or start + size > len(payload):
@@ -218,7 +218,7 @@ def _metadata(payload: bytes, position: int) -> tuple[int, int]:
 
 
 def _plain_batch(payload: bytes, schema: pa.Schema) -> tuple[int, int, int]:
-    """Where a stream's first message keeps its body's length, its record batch, and its body: not compressed."""
+    """Offsets of the first message's body length, its record batch and its (uncompressed) body."""
     found = schema_of(payload)
     if not found.equals(schema):
         raise CorruptCacheError(f"the Arrow schema is {found.names}, wanted {schema.names}")
@@ -243,7 +243,7 @@ def _end_of_body(payload: bytes, body_length: int, body: int) -> int:
 
 
 def _field(payload: bytes, table: int, slot: int) -> int | None:
-    """Position of a field of the flatbuffers table at ``table``; None when it is absent."""
+    """Offset of a field of the flatbuffers table at ``table``, or None if absent."""
     vtable = table - struct.unpack_from("<i", payload, table)[0]
     if slot >= struct.unpack_from("<H", payload, vtable)[0]:
         return None
@@ -252,13 +252,13 @@ def _field(payload: bytes, table: int, slot: int) -> int | None:
 
 
 def _int64(payload: bytes, table: int, slot: int) -> int:
-    """An int64 field of the flatbuffers table at ``table``; 0 when it is absent."""
+    """Value of an int64 field of the flatbuffers table at ``table``; 0 if absent."""
     field = _field(payload, table, slot)
     return 0 if field is None else struct.unpack_from("<q", payload, field)[0]
 
 
 def _vector(payload: bytes, table: int, slot: int, count: int) -> int:
-    """Position of the first struct (FieldNode or Buffer) of a vector that must have ``count`` of them."""
+    """Offset of the first struct (FieldNode or Buffer) of a vector that must have ``count`` of them."""
     field = _field(payload, table, slot)
     vector = 0 if field is None else field + struct.unpack_from("<I", payload, field)[0]
     found = struct.unpack_from("<I", payload, vector)[0] if vector else 0

@@ -1,12 +1,12 @@
-"""The code table: token ids renamed so that their byte planes compress well.
+"""Code table: a renumbering of token ids that makes their byte planes compress well.
 
-Frequent ids get codes whose low *and* high byte are small: ids in order of falling frequency are laid on the
-cells (high, low) in order of rising (high + 1) · (low + 1). For Zipf-like frequencies the two bytes are then nearly
-independent, which is what compressing each plane on its own needs. Measured on rows of a 49,152-token
-teacher: 94.2 bytes a row of 64 ids, against 96.6 for plain frequency ranks.
+Frequent ids get codes with a small low *and* high byte: ids in descending frequency are assigned to the cells
+(high, low) in ascending (high + 1) · (low + 1). For Zipf-like frequencies the two bytes are then nearly independent, so
+little is lost by compressing each plane on its own. Measured on rows of a 49,152-token teacher: 94.2 bytes per row of
+64 ids, against 96.6 for plain frequency ranks.
 
-A table is a file of its own, ``tables/{sha256}.zst`` (zstd of little-endian u32 ids in code order). Shards name it by
-digest, so shards of several caches can stand in one manifest without being rewritten.
+A table is a file of its own, ``tables/{sha256}.zst`` (zstd of little-endian u32 ids in code order). Shards refer to it
+by digest, so one manifest can list shards of several caches without rewriting them.
 """
 
 import functools
@@ -22,7 +22,7 @@ TWO_PLANES = 1 << 16
 
 
 def build_code_table(counts: np.ndarray) -> np.ndarray:
-    """The ids [V] uint32 in code order, from how often each id occurs (int [V]). Equal counts keep the order of ids."""
+    """Ids in code order, uint32 [V], from the number of occurrences of each id (int [V]); ties in order of ids."""
     vocab_size = len(counts)
     by_frequency = np.argsort(-counts.astype(np.int64), kind="stable")
     low_codes = min(vocab_size, TWO_PLANES)
@@ -34,7 +34,7 @@ def build_code_table(counts: np.ndarray) -> np.ndarray:
 
 
 class CodeTable:
-    """A code table both ways round."""
+    """Code table in both directions: code to id and id to code."""
 
     def __init__(self, table: np.ndarray) -> None:
         """``table``: integer [V], ids in code order."""
@@ -43,24 +43,24 @@ class CodeTable:
 
     @functools.cached_property
     def code_of_id(self) -> np.ndarray:
-        """Codes int32 [V] by token id; only encoders need them."""
+        """Codes by token id, int32 [V]; computed on first use, by encoders only."""
         codes = np.empty(len(self.id_of_code), np.int32)
         codes[self.id_of_code] = np.arange(len(codes), dtype=np.int32)
         return codes
 
 
 def table_digest(table: np.ndarray) -> str:
-    """sha256 (hex) of the table's little-endian u32 ids."""
+    """Hex sha256 of the table's little-endian u32 ids."""
     return hashlib.sha256(table.astype("<u4").tobytes()).hexdigest()
 
 
 def encode_table(table: np.ndarray) -> bytes:
-    """The content of a table's file."""
+    """Content of a table file."""
     return zstandard.ZstdCompressor(level=19).compress(table.astype("<u4").tobytes())
 
 
 def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.ndarray:
-    """The ids [V] uint32 of a table file. Raises CorruptCacheError if it is not the permutation named by ``digest``."""
+    """Ids uint32 [V] of a table file. Raises CorruptCacheError unless it is the permutation with this ``digest``."""
     try:
         plain = decompress(data, 4 * vocab_size, least=4 * vocab_size)
     except CorruptCacheError as error:
@@ -74,5 +74,5 @@ def decode_table(data: bytes, vocab_size: int, digest: str, where: str) -> np.nd
 
 
 def table_path(digest: str) -> str:
-    """Name of a table's file below the cache."""
+    """Path of a table file relative to the cache."""
     return f"tables/{digest}.zst"

@@ -1,8 +1,8 @@
 """Integers as byte planes, and many planes in one zstd frame.
 
-All lowest bytes stand together, then all second bytes: planes that are nearly constant shrink to nothing. Each plane is
-a block of its own in the frame, and so gets its own Huffman table; one frame instead of several, since every call of
-the decompressor costs as much as decompressing some kilobytes.
+All lowest bytes come first, then all second bytes: nearly constant planes compress to almost nothing. Each plane is a
+block of its own in the frame, with its own Huffman table. All planes share one frame, since each call of the
+decompressor costs as much as decompressing several kilobytes.
 """
 
 import threading
@@ -13,19 +13,19 @@ import zstandard
 
 from schemas.errors import CorruptCacheError
 
-MOST_BYTES, MOST_RATIO = 1 << 24, 256  # of a frame's content: what is stored is noise, and only bombs shrink so well
+MOST_BYTES, MOST_RATIO = 1 << 24, 256  # of a frame's content: only a decompression bomb has a higher ratio
 _THREAD = threading.local()
 
 
 def split_planes(values: np.ndarray, n_planes: int) -> np.ndarray:
-    """Byte planes uint8 [n_planes, N], lowest byte first, of a flattened integer array (two's complement)."""
+    """Split a flattened integer array (two's complement) into byte planes uint8 [n_planes, N], lowest byte first."""
     width = values.dtype.itemsize
     wide = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, width)
     return np.ascontiguousarray(wide[:, :n_planes].T)
 
 
 def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdCompressor) -> bytes:
-    """One zstd frame of contiguous uint8 arrays, one after the other, each compressed on its own."""
+    """Compress contiguous uint8 arrays into one zstd frame, each as a block of its own."""
     planes = list(planes)
     stream = compressor.compressobj(size=sum(len(plane) for plane in planes))
     parts = []
@@ -35,7 +35,7 @@ def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdComp
 
 
 def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
-    """Unsigned integers [N], of 1, 2 or 4 bytes, from the bytes of their ``width`` planes, 1 to 4."""
+    """Join ``width`` (1 to 4) byte planes into unsigned integers [N] of 1, 2 or 4 bytes."""
     planes_WN = planes.reshape(width, -1)
     joined_N = planes_WN[0].astype(f"u{4 if width == 3 else width}")
     for plane in range(1, width):
@@ -44,7 +44,7 @@ def join_planes(planes: np.ndarray, width: int) -> np.ndarray:
 
 
 def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
-    """A frame's content, read-only uint8, of ``least`` to ``most`` bytes. Raises as ``content_size``, or if broken."""
+    """Decompress a frame of ``least`` to ``most`` bytes to read-only uint8. Raises CorruptCacheError."""
     content_size(frame, most, least)
     try:
         return np.frombuffer(_decompressor().decompress(frame, allow_extra_data=False), np.uint8)
@@ -53,10 +53,10 @@ def decompress(frame: bytes | memoryview, most: int, least: int) -> np.ndarray:
 
 
 def content_size(frame: bytes | memoryview, most: int, least: int) -> int:
-    """Bytes that a frame decompresses to, from its header: before anything is allocated.
+    """Read a frame's decompressed size in bytes from its header, before anything is allocated.
 
-    Raises CorruptCacheError when it is broken, declares less than ``least`` bytes or more than ``most``, or a size out
-    of all proportion to its own.
+    Raises CorruptCacheError if the header is broken or declares fewer than ``least`` bytes, more than ``most``, or more
+    than MOST_RATIO times the frame's own size (where that exceeds MOST_BYTES).
     """
     most = min(most, max(MOST_BYTES, MOST_RATIO * len(frame)))
     try:
@@ -69,7 +69,7 @@ def content_size(frame: bytes | memoryview, most: int, least: int) -> int:
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
-    """This thread's own: making one costs a quarter of decompressing a sample."""
+    """Decompressor of this thread: creating one takes a quarter of the time of decompressing a sample."""
     if not hasattr(_THREAD, "decompressor"):
         _THREAD.decompressor = zstandard.ZstdDecompressor()
     return _THREAD.decompressor

@@ -1,6 +1,6 @@
-"""Which rows of a sequence a payload is about, as a section: a bit a token, eight a byte, the first in the lowest bit.
+"""Rows that a payload stores, as a section: one bit per token, eight per byte, lowest bit first.
 
-Tokens beyond the section's end have no bit set.
+Tokens beyond the section's end have no row.
 """
 
 import numpy as np
@@ -9,21 +9,21 @@ from teacher_cache.codec.compiled import compiled, refused_as_corrupt
 
 
 def encode_positions(positions_P: np.ndarray) -> np.ndarray:
-    """The section, uint8 [1, B], of row numbers that rise."""
+    """Encode ascending row numbers into the section, uint8 [1, B]."""
     bits = np.zeros(positions_P[-1] + 1 if len(positions_P) else 0, np.bool_)
     bits[positions_P] = True
     return np.packbits(bits, bitorder="little")[None]
 
 
 def decode_positions(section: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Row numbers int32 [P], rising. Raises CorruptCacheError unless they are of a sequence of ``num_tokens``."""
+    """Decode ascending row numbers, int32 [P]. Raises CorruptCacheError if one is ``num_tokens`` or more."""
     with refused_as_corrupt():
         return row_numbers(section, num_tokens)
 
 
 @compiled
 def row_numbers(section: np.ndarray, num_tokens: int) -> np.ndarray:
-    """The same for compiled loops. Raises ValueError(what, value seen, value wanted)."""
+    """``decode_positions`` for compiled loops. Raises ValueError(what, value seen, value wanted)."""
     if len(section) > (num_tokens + 7) // 8:
         raise ValueError("bytes of positions", len(section), (num_tokens + 7) // 8)
     positions_P = np.empty(num_tokens, np.int32)
@@ -38,5 +38,5 @@ def row_numbers(section: np.ndarray, num_tokens: int) -> np.ndarray:
 
 
 def most_bytes(num_tokens: int) -> int:
-    """What the section may take, at most."""
+    """Upper bound of the section's size in bytes."""
     return -(-num_tokens // 8)

@@ -1,4 +1,4 @@
-"""The loop that turns the sections of a sequence's ``logits`` into padded rows; compiled, and outside Python's lock."""
+"""Compiled loop that decodes the sections of a sequence's ``logits`` into padded rows, without the GIL."""
 
 from typing import NamedTuple
 
@@ -12,27 +12,27 @@ from teacher_cache.codec.logprobs import fill_float_logprobs, fill_logprobs
 from teacher_cache.codec.positions import row_numbers
 
 COUNT_BYTES, SCALAR_BYTES = 2, 3
-IDS = 2  # number of the first of their sections
+IDS = 2  # index of the first section of ids
 LOGPROBS = IDS + ID_SECTIONS
 SCALARS = LOGPROBS + LOGPROB_SECTIONS
 N_SECTIONS = SCALARS + 1
 
 
 class Layout(NamedTuple):
-    """What does not change from sequence to sequence."""
+    """Decoding parameters that all sequences share."""
 
     id_of_code: np.ndarray  # int32 [V]
     code_bytes: int
-    unit_column: int  # the log-partition's column of temperature 1, which is not stored
-    steps_per_nat: int  # of log-probabilities; 0: floats
-    float_form: int  # then their dtype, as a place in FLOATS
+    unit_column: int  # column of temperature 1 of the log-partition, which is not stored
+    steps_per_nat: int  # of log-probabilities; 0 for floats
+    float_form: int  # dtype of floats, as an index into FLOATS
     nats_per_scalar_step: np.float32
 
 
 class Rows(NamedTuple):
-    """Where one sequence is decoded to: C-contiguous arrays, or views into batch arrays. All entries are written.
+    """Output arrays of one sequence: C-contiguous, or views of batch arrays. All entries are written.
 
-    In rows that are not stored the counts are 0, the realised log-probability NaN and the log-partitions 0.
+    Rows that are not stored get a count of 0, a realised log-probability of NaN and log-partitions of 0.
     """
 
     counts: np.ndarray  # int32 [S]
@@ -46,8 +46,8 @@ class Rows(NamedTuple):
 def fill_rows(content: np.ndarray, starts: np.ndarray, layout: Layout, rows: Rows) -> None:
     """Decode the sections of ``content`` (see ``fill_ids``) into ``rows``.
 
-    Raises ValueError(what, value seen, value wanted) when the sections do not fit together. Nothing outside the arrays
-    is read or written, whatever the sections hold.
+    Raises ValueError(what, value seen, value wanted) if the sections are inconsistent. Never accesses memory outside
+    the arrays, whatever the sections hold.
     """
     rows_P = row_numbers(content[starts[0] : starts[1]], len(rows.counts))
     counts_P = _counts(content[starts[1] : starts[2]], len(rows_P), rows.ids.shape[1])
@@ -68,7 +68,7 @@ def fill_rows(content: np.ndarray, starts: np.ndarray, layout: Layout, rows: Row
 
 @compiled
 def _counts(planes: np.ndarray, n_rows: int, k_max: int) -> np.ndarray:
-    """Entries of each row, int32 [P]; without planes all rows have ``k_max``."""
+    """Number of entries in each row, int32 [P]; ``k_max`` for all rows if there are no planes."""
     counts_P = np.full(n_rows, k_max, np.int32)
     if len(planes) == 0:
         return counts_P
@@ -83,7 +83,7 @@ def _counts(planes: np.ndarray, n_rows: int, k_max: int) -> np.ndarray:
 
 @compiled
 def clear_rows(rows_P: np.ndarray, rows: Rows) -> None:
-    """Write what stands in rows that are not stored."""
+    """Fill the rows that are not stored."""
     n_tokens = len(rows.counts)
     p = 0
     for s in range(n_tokens if len(rows_P) < n_tokens else 0):
@@ -106,7 +106,8 @@ def _fill_scalars(
     next_logprob_S: np.ndarray,
     log_partition_ST: np.ndarray,
 ) -> None:
-    n_rows, n_columns = len(rows_P), log_partition_ST.shape[1]  # stored: the realised token, all temperatures but 1
+    """Decode the realised log-probabilities and the log-partitions."""
+    n_rows, n_columns = len(rows_P), log_partition_ST.shape[1]  # stored: realised token, temperatures other than 1
     n = n_columns * n_rows
     if len(planes) != SCALAR_BYTES * n:
         raise ValueError("bytes of scalars", len(planes), SCALAR_BYTES * n)

@@ -1,6 +1,6 @@
-"""The loop that decodes many samples into the arrays of a batch: from frames to rows, without Python in between.
+"""Compiled loop that decodes many samples into the arrays of a batch, from zstd frames to rows.
 
-What a thread does in Python excludes all others, and handing over to one of them can take longer than decoding does.
+It holds no GIL at all: passing the GIL between threads can take longer than decoding a sample.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from teacher_cache.codec.tokens import fill_columns
 from teacher_cache.codec.zstd import Decompressor, decompress_into
 from teacher_cache.records import RowBatch
 
-ADDRESS, BYTES, CONTENT_BYTES = range(3)  # of a frame: where it is, its size, and the size of what it holds
-TOKENS, LOGITS = range(2)  # frames of a sample
+ADDRESS, BYTES, CONTENT_BYTES = range(3)  # fields of a frame: address, size, decompressed size
+TOKENS, LOGITS = range(2)  # frames of each sample
 
 
 class Columns(NamedTuple):
-    """A RowBatch's arrays of tokens and logits."""
+    """Token and logits arrays of a RowBatch."""
 
     input_ids: np.ndarray
     position_ids: np.ndarray
@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
     @staticmethod
     def of(batch: RowBatch) -> "Columns":
-        """Of this batch, not copied."""
+        """View the arrays of a batch, without a copy."""
         return Columns(*(getattr(batch, name) for name in Columns._fields))
 
 
@@ -49,15 +49,15 @@ def fill_samples(
     columns: Columns,
     at: np.ndarray,
 ) -> None:
-    """Decode N samples, each into its place.
+    """Decode N samples into their places in the batch.
 
     Args:
-        places_N3: int64; row of the batch, first token, and the one after the last.
-        frames_N23: int64; of the tokens that training reads, and of the logits. Empty ones leave padding there.
-        content: uint8, read-only; as large as the largest frame's content. Frames are decompressed into it.
-        at: int64 [2]; which sample and which of its frames is being decoded: to be named after an error.
+        places_N3: int64; row of the batch, first token, end of the tokens.
+        frames_N23: int64; the tokens frame that training reads, and the logits frame. An empty one leaves padding.
+        content: uint8, read-only to Python; buffer for decompressed frames, as large as the largest.
+        at: int64 [2], output; index of the sample and of its frame being decoded, for error messages.
 
-    Raises ValueError(what, value seen, value wanted) when a frame does not hold what it should.
+    Raises ValueError(what, value seen, value wanted) if a frame is invalid.
     """
     for i in range(len(places_N3)):
         at[0] = i
@@ -83,7 +83,7 @@ def fill_samples(
 
 @compiled
 def fill_padding(columns: Columns, row: int, start: int, stop: int) -> None:
-    """Write the padding values to these tokens of a row."""
+    """Fill these tokens of a row with padding."""
     columns.input_ids[row, start:stop] = 0
     columns.position_ids[row, start:stop] = 0
     columns.attention_mask[row, start:stop] = False
@@ -113,7 +113,7 @@ def _decompressed(frame: np.ndarray, zstd: Decompressor, content: np.ndarray) ->
 
 @compiled
 def _starts(content: np.ndarray, n_sections: int) -> np.ndarray:
-    """As those of ``Sections``, int64 [n_sections + 1]."""
+    """Offsets of the sections, as ``Sections.starts``: int64 [n_sections + 1]."""
     starts = np.empty(n_sections + 1, np.int64)
     starts[0] = SIZE_BYTES * n_sections
     for section in range(n_sections):

@@ -1,8 +1,8 @@
 """Arrays as sections of one zstd frame.
 
-The frame's content is a table of the sections' sizes in bytes (u32, one a section), then the sections one after the
-other. An array of integers is stored as byte planes (see ``planes``). The payload of a captured signal is an Arrow row
-with such a frame as its only column.
+The frame's content is a table of the sections' sizes in bytes (u32 each), followed by the sections. Integer arrays are
+stored as byte planes (see ``planes``). The payload of a captured signal is an Arrow row with such a frame as its only
+column.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from teacher_cache.codec.message import RowReader, is_arrow, write_row
 from teacher_cache.codec.planes import compress_planes, content_size, decompress, join_planes
 
 SIZE_BYTES = 4
-FEW_BYTES = 4096  # so many may be smaller in one block than in one a plane, each with a header
+FEW_BYTES = 4096  # up to this size one block may be smaller than a block (with a header) per plane
 _READER = RowReader(SIGNAL_SCHEMA)
 
 
 def compress_sections(sections: Sequence[np.ndarray], level: int) -> bytes:
-    """The frame of sections of uint8 [planes, N] each; each plane compressed on its own, or a few bytes together."""
+    """Compress sections, uint8 [planes, N] each, into a frame: a block per plane, or one block if small."""
     sizes = np.array([planes.size for planes in sections], "<u4").view(np.uint8)
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
     planes = [sizes, *itertools.chain.from_iterable(sections)]
@@ -36,24 +36,27 @@ def compress_sections(sections: Sequence[np.ndarray], level: int) -> bytes:
 
 
 def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
-    """The payload of a captured signal."""
+    """Payload of a captured signal from its sections."""
     return write_row(SIGNAL_SCHEMA, {"frame": compress_sections(sections, level)})
 
 
 def payload_frame(payload: bytes) -> memoryview:
-    """The frame of a captured signal's payload: of a member of its own, or of a bundle. Raises CorruptCacheError."""
+    """Frame in the payload of a captured signal, a whole member or a record. Raises CorruptCacheError."""
     return _READER.read(payload).binary("frame") if is_arrow(payload) else memoryview(payload)
 
 
 class Frame(NamedTuple):
-    """A zstd frame, and how many bytes it says it holds."""
+    """A zstd frame and its declared decompressed size."""
 
     data: memoryview
     content_bytes: int
 
     @staticmethod
     def of(data: memoryview, n_sections: int, limit: int) -> "Frame":
-        """Of ``n_sections`` that take at most ``limit`` bytes; raises CorruptCacheError if it says otherwise."""
+        """Check that a frame declares a size possible for ``n_sections`` of at most ``limit`` bytes in total.
+
+        Raises CorruptCacheError otherwise.
+        """
         header = SIZE_BYTES * n_sections
         return Frame(data, content_size(data, most=header + limit, least=header))
 
@@ -62,13 +65,13 @@ NO_FRAME = Frame(memoryview(b""), 0)
 
 
 class Sections:
-    """The sections of a frame: section i is ``content[starts[i] : starts[i + 1]]``."""
+    """Sections of a frame: section i is ``content[starts[i] : starts[i + 1]]``."""
 
     def __init__(self, frame: bytes | memoryview, n_sections: int, limit: int) -> None:
         """Decompress a frame.
 
-        Raises CorruptCacheError unless there are ``n_sections``, together at most ``limit`` bytes: then nothing has
-        been decompressed.
+        Raises CorruptCacheError unless it holds ``n_sections`` of at most ``limit`` bytes in total. A frame that
+        declares more is not decompressed.
         """
         header = SIZE_BYTES * n_sections
         self.content = decompress(frame, most=header + limit, least=header)  # uint8, read-only
@@ -78,13 +81,13 @@ class Sections:
             raise CorruptCacheError(f"sections end at {self.starts[-1]} of {len(self.content)} bytes")
 
     def __getitem__(self, section: int) -> np.ndarray:
-        """A section as it is, uint8."""
+        """Bytes of a section, uint8."""
         return self.content[self.starts[section] : self.starts[section + 1]]
 
     def integers(self, section: int, shape: tuple[int, ...], width: int) -> np.ndarray:
-        """A section as unsigned integers of 1 to 4 bytes on disk: uint8, uint16 or uint32.
+        """Section as unsigned integers of ``width`` (1 to 4) bytes on disk: uint8, uint16 or uint32.
 
-        Raises CorruptCacheError when it is not of that size.
+        Raises CorruptCacheError if its size differs.
         """
         planes = self[section]
         if len(planes) != math.prod(shape) * width:

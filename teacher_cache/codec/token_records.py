@@ -1,6 +1,6 @@
-"""The ``tokens`` signal of short sequences as records of a bundle (see ``bundles`` and, for their content, ``tokens``).
+"""The ``tokens`` signal of short sequences as records of a bundle (see ``bundles``; content: ``tokens``).
 
-The contents of many records are laid out in one compiled pass; what is left to do for each is compressing it twice.
+One compiled pass lays out many records; what remains per record is to compress its two frames.
 """
 
 import struct
@@ -34,7 +34,7 @@ _THREAD = threading.local()
 
 
 def encode_records(batch: TokenBatch) -> Iterator[bytes]:
-    """The records of short sequences, in order. Raises UserError as ``encode_tokens``."""
+    """Encode short sequences as records, in order. Raises UserError like ``encode_tokens``."""
     strings = [[string.encode() for string in each] for each in (batch.keys, batch.source_ids, batch.layers)]
     text_M, *string_bytes = (np.fromiter(map(len, each), np.int64, len(batch)) for each in (batch.texts, *strings))
     for i in np.flatnonzero(text_M > SLACK_BYTES + MAX_TOKEN_BYTES * batch.num_tokens)[:1].tolist():
@@ -55,7 +55,7 @@ def encode_records(batch: TokenBatch) -> Iterator[bytes]:
 
 
 def to_record(payload: bytes) -> bytes:
-    """A member's payload as a record. Raises CorruptCacheError."""
+    """Convert a member's payload to a record. Raises CorruptCacheError."""
     row = _READER.read(payload)
     sections = Sections(row.binary("text_frame"), TEXT_SECTIONS, MOST_BYTES)
     strings = [row.binary(name) for name in STRINGS]
@@ -66,7 +66,7 @@ def to_record(payload: bytes) -> bytes:
 
 
 def _compressor() -> zstandard.ZstdCompressor:
-    """This thread's own: making one costs more than compressing a record."""
+    """Compressor of this thread: creating one takes longer than compressing a record."""
     if not hasattr(_THREAD, "compressor"):
         _THREAD.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
     return _THREAD.compressor
@@ -82,9 +82,9 @@ def _record_contents(
     text_M: np.ndarray,
     strings_M3: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What both frames of M records hold, uint8, but for the text and the strings, which end the second.
+    """Content of both frames of M records, uint8, without the text and the strings, which end the second frame.
 
-    Returns also where each frame begins and the second one breaks off, int64 [M, 3].
+    Also returns the start of each frame and the end of the second one's part, int64 [M, 3].
     """
     n_samples = len(lengths_M)
     starts_M3 = np.empty((n_samples, 3), np.int64)

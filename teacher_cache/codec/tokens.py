@@ -1,14 +1,15 @@
-"""The ``tokens`` signal as bytes: what a sequence is called, and two zstd frames of sections.
+"""The ``tokens`` signal as bytes: the sample's names and two zstd frames of sections.
 
-``frame``, all that training reads:
+``frame``, the only part that training reads:
 
 - ``input_ids``: u24.
-- ``loss_mask``: the rows that count, see ``positions``.
+- ``loss_mask``: rows in the loss, see ``positions``.
 
 ``text_frame``:
 
-- ``gaps``: bytes of the text between a token and the one before it, u32 (two's complement: tokens may overlap).
-- ``lengths``: bytes of each token, u32.
+- ``gaps``: bytes of text between the previous token's end and a token's start, u32 (two's complement: tokens may
+  overlap).
+- ``lengths``: bytes of text of each token, u32.
 - ``text``: UTF-8.
 
 Integers are split into byte planes (``planes``).
@@ -30,19 +31,19 @@ from teacher_cache.codec.sections import SIZE_BYTES, Frame, Sections, compress_s
 from teacher_cache.records import TokenSample
 
 ID_BYTES, SPAN_BYTES = 3, 4
-N_SECTIONS = 2  # of what training reads
+N_SECTIONS = 2  # in the frame that training reads
 LEVEL = 3  # of zstd, for the text
 TEXT_SECTIONS = 3  # gaps, lengths, text; in a record the strings follow
 STRINGS = ("key", "source_id", "layer")
-MAX_TOKEN_BYTES, SLACK_BYTES = 1 << 10, 1 << 16  # of text, a token and a sequence: bounds what is decompressed
+MAX_TOKEN_BYTES, SLACK_BYTES = 1 << 10, 1 << 16  # of text, per token and per sequence: bounds what is decompressed
 
 _READER = RowReader(TOKENS_SCHEMA)
 
 
 def encode_tokens(sample: TokenSample) -> bytes:
-    """The payload of one sequence's tokens member.
+    """Encode the payload of one sequence.
 
-    Raises UserError when the text is longer than what a reader takes for that many tokens.
+    Raises UserError if the text is longer than readers accept for that many tokens.
     """
     text = np.frombuffer(sample.text.encode(), np.uint8)
     start, end = sample.byte_start.astype(np.int64), sample.byte_end.astype(np.int64)
@@ -62,7 +63,7 @@ def encode_tokens(sample: TokenSample) -> bytes:
 
 
 def check_text(source_id: str, num_tokens: int, text_bytes: int) -> None:
-    """Raise UserError when a sequence's text is longer than what a reader takes for that many tokens."""
+    """Raise UserError if a sequence's text is longer than readers accept for that many tokens."""
     if text_bytes > SLACK_BYTES + MAX_TOKEN_BYTES * num_tokens:
         raise UserError(
             f"corpus: {source_id}: {text_bytes} bytes of text in {num_tokens} tokens: the tokenizer "
@@ -71,7 +72,7 @@ def check_text(source_id: str, num_tokens: int, text_bytes: int) -> None:
 
 
 def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> TokenSample:
-    """Decode a payload, or a record, of ``num_tokens`` tokens (None: not known).
+    """Decode a payload or record of ``num_tokens`` tokens (None: unknown).
 
     Raises CorruptCacheError on wrong lengths, ids outside the vocabulary, or byte spans outside the text.
     """
@@ -101,12 +102,12 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
 
 
 def training_frame(payload: bytes, num_tokens: int) -> Frame:
-    """The frame of a payload, or a record, that training reads. Raises CorruptCacheError."""
+    """Frame that training reads, of a payload or record. Raises CorruptCacheError."""
     return Frame.of(_frame(payload), N_SECTIONS, training_bytes(num_tokens))
 
 
 def training_bytes(num_tokens: int) -> int:
-    """What its sections may take, at most."""
+    """Upper bound of the bytes of its sections."""
     return ID_BYTES * num_tokens + most_bytes(num_tokens)
 
 
@@ -115,16 +116,18 @@ def _frame(payload: bytes) -> memoryview:
 
 
 def record_frames(record: bytes) -> tuple[memoryview, memoryview]:
-    """Of a record. Raises CorruptCacheError."""
+    """Both frames of a record. Raises CorruptCacheError."""
     size = int.from_bytes(record[:SIZE_BYTES], "little")
     if len(record) < SIZE_BYTES + size:
-        raise CorruptCacheError(f"a record of {len(record)} bytes, {SIZE_BYTES + size} wanted for its first frame")
+        raise CorruptCacheError(
+            f"a record of {len(record)} bytes, wanted at least {SIZE_BYTES + size} for its first frame"
+        )
     frames = memoryview(record)[SIZE_BYTES:]
     return frames[:size], frames[size:]
 
 
 def text_sections(payload: bytes, limit: int) -> tuple[Sections, dict[str, str]]:
-    """The sections of the text, ``limit`` bytes at most, and the sample's strings. Raises CorruptCacheError."""
+    """Sections of the text frame, of at most ``limit`` bytes, and the sample's names. Raises CorruptCacheError."""
     if is_arrow(payload):
         row = _READER.read(payload)
         return Sections(row.binary("text_frame"), TEXT_SECTIONS, limit), {name: row.text(name) for name in STRINGS}
@@ -136,9 +139,9 @@ def text_sections(payload: bytes, limit: int) -> tuple[Sections, dict[str, str]]
 def fill_columns(
     content: np.ndarray, starts: np.ndarray, vocab_size: int, input_ids_S: np.ndarray, loss_mask_S: np.ndarray
 ) -> None:
-    """Decode the sections of that frame (see ``fill_ids``) into arrays of integers and of bool.
+    """Decode the sections of the training frame (see ``fill_ids``) into integer ids and a bool mask.
 
-    Raises ValueError(what, value seen, value wanted) when they do not fit.
+    Raises ValueError(what, value seen, value wanted) if they are invalid.
     """
     n = len(input_ids_S)
     planes = content[starts[0] : starts[1]]
@@ -155,7 +158,7 @@ def fill_columns(
     for s in row_numbers(content[starts[1] : starts[2]], n):
         loss_mask_S[s] = True
     if loss_mask_S[n - 1]:
-        raise ValueError("last row in the loss mask, though no token follows it", n - 1, n - 2)
+        raise ValueError("last row of the loss mask, which no token follows", n - 1, n - 2)
 
 
 def _utf8(text: np.ndarray) -> str:

@@ -1,6 +1,6 @@
-"""zstd inside of compiled loops.
+"""Call zstd from compiled loops.
 
-Python's package ``zstandard`` binds the whole library in its cffi part; what is taken of it are functions' addresses.
+The package ``zstandard`` binds the whole C library through cffi; only function addresses are taken from it.
 """
 
 import threading
@@ -17,24 +17,24 @@ _THREAD = threading.local()
 
 
 class Decompressor(NamedTuple):
-    """Of one thread."""
+    """Decompression function and the context of one thread."""
 
     function: int  # address of ZSTD_decompressDCtx
     context: int  # address of its context
 
 
 def decompressor() -> Decompressor:
-    """This thread's: it lasts as long as the thread. Raises MemoryError."""
+    """Decompressor of this thread, valid for the thread's lifetime. Raises MemoryError."""
     if not hasattr(_THREAD, "context"):
         context = lib.ZSTD_createDCtx()
         if context == ffi.NULL:
-            raise MemoryError("no room for a decompressor")
+            raise MemoryError("zstd: cannot allocate a decompression context")
         _THREAD.context = ffi.gc(context, lib.ZSTD_freeDCtx)
     return Decompressor(_address(ffi.addressof(lib, "ZSTD_decompressDCtx")), _address(_THREAD.context))
 
 
 def addresses(frames: Sequence[memoryview]) -> np.ndarray:
-    """Where these bytes are, int64 [N]: valid while they are referred to."""
+    """Addresses of these buffers, int64 [N]; valid while the buffers are alive."""
     return np.array([_address(ffi.from_buffer(frame)) for frame in frames], np.int64)
 
 
@@ -44,9 +44,9 @@ def _address(pointer: Any) -> int:
 
 @intrinsic
 def decompress_into(typing: Any, function: Any, context: Any, source: Any, n_bytes: Any, target: Any) -> Any:
-    """Decompress a frame of ``n_bytes`` at the address ``source`` into ``target``, uint8, though it be read-only.
+    """Decompress a frame of ``n_bytes`` at the address ``source`` into the uint8 array ``target``, even if read-only.
 
-    Returns the number of bytes written, or minus the number of zstd's error. Never writes beyond the array.
+    Returns the number of bytes written, or zstd's negative error code. Never writes beyond the array.
     """
     number, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(number, [pointer, pointer, number, pointer, number])

@@ -1,7 +1,7 @@
-"""The arrays of a batch. All lie in one block of memory: a system call and its page faults cost more than the decoding.
+"""Allocate the arrays of a batch in one reused block of memory, and join batches.
 
-Measured with 16 rows of 512 tokens and K = 64: separate arrays are given back to the system after every batch and cost
-1,024 page faults a batch, a quarter of the time.
+Separate arrays would be returned to the system after every batch. Measured with 16 rows of 512 tokens and K = 64: 1,024
+page faults per batch, a quarter of the time.
 """
 
 import math
@@ -20,15 +20,15 @@ PADDING = -1  # in place of a sample
 
 
 class Place(NamedTuple):
-    """Where a sample goes, or padding."""
+    """Place in the batch of a sample or of padding."""
 
     sample: int
-    row: int  # of the batch
-    span: slice  # of that row's tokens
+    row: int  # row of the batch
+    span: slice  # columns in that row
 
 
 def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> RowBatch:
-    """A RowBatch of ``n_rows`` rows of ``n_tokens`` tokens, not initialised."""
+    """Allocate an uninitialised RowBatch of ``n_rows`` rows of ``n_tokens`` tokens."""
     rows = (n_rows, n_tokens)
     layout: dict[str, tuple[tuple[int, ...], type]] = {  # widest items first, so that all are aligned
         "input_ids": (rows, np.int64),
@@ -51,7 +51,7 @@ def allocate_rows(n_rows: int, n_tokens: int, k: int, n_temperatures: int) -> Ro
 
 
 def entries_of(places: Sequence[Place], samples: Sequence[Any]) -> Entries:
-    """Where the stored rows of the samples at ``places`` stand."""
+    """Entries of the stored rows of the samples at ``places``."""
     sample = np.repeat(np.arange(len(samples)), [len(stored.positions) for stored in samples])
     batch_row = np.array([place.row for place in places])[sample]
     first_column = np.array([place.span.start for place in places])[sample]
@@ -60,9 +60,9 @@ def entries_of(places: Sequence[Place], samples: Sequence[Any]) -> Entries:
 
 
 def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:
-    """One batch of ``n_rows`` rows: row ``i`` of ``parts[p]`` becomes row ``places[p][i]``; all other rows are padding.
+    """Join batches into one of ``n_rows`` rows: row i of ``parts[p]`` becomes row ``places[p][i]``, others are padding.
 
-    The parts have the same signals, K and T.
+    The parts must have the same signals, K and T.
     """
     first = parts[0]
     length = max(part.input_ids.shape[1] for part in parts)
@@ -78,7 +78,7 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
 
 
 def _join_side(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:
-    """Batches of one side signal as one, with their rows and samples numbered anew."""
+    """Concatenate batches of one side signal, renumbering rows and samples."""
     arrays = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     arrays["batch_row"] = [place[rows] for place, rows in zip(places, arrays["batch_row"], strict=True)]
     if "sample" in arrays:

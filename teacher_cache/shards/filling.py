@@ -1,4 +1,4 @@
-"""Filling a batch: samples are shared out to threads, each of which decodes its own in one compiled call."""
+"""Fill a batch: samples are divided among threads, each of which decodes its share in one compiled call."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from teacher_cache.codec.sections import Frame
 from teacher_cache.codec.zstd import addresses, decompressor
 from teacher_cache.shards.batch import PADDING, Place
 
-NO_LAYOUT = Layout(np.empty(0, np.int32), 0, 0, 0, 0, np.float32(0))  # where logits are not read
-PADDING_COST = 0.25  # of a token, in those of a sample's
-SIGNALS: tuple[Signal, ...] = ("tokens", "logits")  # that are filled in
+NO_LAYOUT = Layout(np.empty(0, np.int32), 0, 0, 0, 0, np.float32(0))  # if logits are not read
+PADDING_COST = 0.25  # time of a padding token relative to a sample's token
+SIGNALS: tuple[Signal, ...] = ("tokens", "logits")  # in the order of a sample's frames
 
 
 class FillError(ValueError):
-    """A signal of a sample does not hold what it should."""
+    """The payload of ``signal`` of the sample at position ``sample`` is invalid."""
 
     def __init__(self, sample: int, signal: Signal, text: str) -> None:
         super().__init__(text)
@@ -25,7 +25,7 @@ class FillError(ValueError):
 
 
 def share_out(places: Sequence[Place], n: int) -> list[list[Place]]:
-    """1 to ``n`` shares that cost about the same: each place, dearest first, goes to the cheapest share so far."""
+    """Divide places into 1 to ``n`` shares of similar cost: greedily, costliest place first, to the cheapest share."""
     if n == 1:
         return [list(places)]
     shares: list[list[Place]] = [[] for _ in range(n)]
@@ -48,7 +48,7 @@ def fill(
     layout: Layout,
     vocab_size: int,
 ) -> None:
-    """Decode what belongs into these places of a batch: the frames of tokens and of logits; empty ones are padding.
+    """Decode the tokens and logits frames of each place into a batch; empty frames leave padding.
 
     Raises FillError.
     """

@@ -1,9 +1,9 @@
-"""Random access to a cache, local or in an object store. Every payload is verified before it is decoded: by its
-checksum against accidents, and by its sha256, which the manifest binds, against whoever could change the files.
+"""Random access to a cache, local or in an object store. Every payload is verified before it is decoded: its checksum
+detects accidents, its sha256, bound by the manifest, detects tampering.
 
-A shard's index is read when one of its samples is wanted, and those used last are kept: opening a cache of a hundred
-thousand shards reads its manifest and its shard table, nothing else. Samples of a batch are decoded on a few threads:
-decompression and the array passes release Python's lock.
+A shard's index is read on first use, and the most recently used ones are kept: opening a cache of a hundred thousand
+shards reads only its manifest and shard table. Samples of a batch are decoded by a few threads; decompression and the
+compiled loops release the GIL.
 """
 
 import itertools
@@ -49,26 +49,26 @@ if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
 
 DECODE_THREADS = min(4, os.cpu_count() or 1)
-DECODE_AHEAD = DECODE_THREADS + 1  # decoded batches, at most, that wait to be taken
-INDEX_THREADS = 16  # requests for indexes at a time
-NO_FRAMES = (NO_FRAME, NO_FRAME)  # of padding
-MAX_INDEXED_SAMPLES = 1 << 19  # whose places in their tars are kept in memory: 400 bytes each
+DECODE_AHEAD = DECODE_THREADS + 1  # decoded batches to hold ready, at most
+INDEX_THREADS = 16  # concurrent requests for indexes
+NO_FRAMES = (NO_FRAME, NO_FRAME)  # frames of padding
+MAX_INDEXED_SAMPLES = 1 << 19  # samples in the indexes kept in memory, 400 bytes each
 Decoded = TypeVar("Decoded")
 Codec = TypeVar("Codec")
-Read = Callable[[int, int], bytes]  # of one file: offset, size
+Read = Callable[[int, int], bytes]  # read from one file: offset, size
 
 
 class Located(NamedTuple):
-    """Where a sample is: its shard's index, and which of the shard's samples it is."""
+    """Location of a sample: its shard's index and its number in the shard."""
 
     shard: ShardIndex
     row: int
 
 
 class CacheReader:
-    """The committed samples of a cache, by position: shard by shard, in the order of each shard's index.
+    """Committed samples of a cache by position: shard by shard, in the order of each shard's index.
 
-    It shows the cache as it was when it was opened, also in processes that it is sent to or that are forked.
+    A snapshot of the cache at opening, also in processes that it is pickled to or that are forked.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class CacheReader:
         copies: tuple[str, int] | None = None,
         bound: bool = False,
     ) -> None:
-        """Open a cache, or the part of it that ``manifest`` lists; only files of ``signals`` are ever touched.
+        """Open a cache, or the part that ``manifest`` lists; only files of ``signals`` are ever accessed.
 
-        ``copies``: a folder for local copies of a remote cache's shards, and how many bytes they may take.
-        ``bound``: whatever is handed out follows from the manifest by cryptographic hashes, also of shards without
-        digests (format 1.0): the first use of such a tar reads all of it.
+        ``copies``: folder for local copies of a remote cache's shards, and their maximum size in bytes.
+        ``bound``: verify everything by cryptographic hashes from the manifest, also shards without digests (format
+        1.0): the first use of such a tar reads all of it.
 
         Raises:
             UserError: there is no cache at ``url``, it does not have these signals, or its store cannot be read.
-            CorruptCacheError: the manifest is not valid; or a file is missing or of the wrong size, where the manifest
-                itself lists the shards. Files of larger caches are looked at when they are read.
+            CorruptCacheError: the manifest is invalid, or a file that it lists is missing or has the wrong size. Files
+                of caches with a shard table are checked when they are read.
         """
         self.url = url
         self.signals = signals
@@ -103,7 +103,7 @@ class CacheReader:
                 check_sizes(self._storage, entry, self.signals, sizes)
 
     def _connect(self) -> None:
-        """Take up what belongs to one process."""
+        """Create the state that belongs to one process."""
         self._process = os.getpid()
         self._storage = Storage(self.url)
         self._ranges = FileRanges(self._storage, self._copies)
@@ -111,7 +111,7 @@ class CacheReader:
         self._pool: ThreadPoolExecutor | None = None
 
     def _reconnect_after_fork(self) -> None:
-        if self._process != os.getpid():  # threads and connections stayed behind
+        if self._process != os.getpid():  # threads and connections do not survive a fork
             self._connect()
 
     def _open(self) -> None:
@@ -133,21 +133,21 @@ class CacheReader:
 
     @property
     def keeps_copies(self) -> bool:
-        """Whether shards are fetched to a local folder."""
+        """Whether shards are copied to a local folder."""
         return self._ranges.keeps_copies
 
     @cached_property
     def keys(self) -> list[str]:
-        """Keys of all samples, in order: reads every index."""
+        """Keys of all samples, in order; reads every index."""
         return [key for shard in range(len(self._shards)) for key in self.index(shard).keys]
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of all samples, int32: reads every index."""
+        """Number of tokens of each sample, int32; reads every index."""
         return np.array([n for shard in range(len(self._shards)) for n in self.index(shard).num_tokens], np.int32)
 
     def load_indexes(self, shards: Iterable[int]) -> None:
-        """Read these shards' indexes, side by side: where each takes a request."""
+        """Read the indexes of these shards concurrently, if each takes a request to a store."""
         if self._storage.is_local:
             return
         with self._lock:
@@ -157,7 +157,7 @@ class CacheReader:
                 list(pool.map(self.index, dict.fromkeys(missing)))
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of a shard, by its number in the cache. Raises CorruptCacheError."""
+        """Index of a shard, by its number in the cache. Raises CorruptCacheError."""
         self._reconnect_after_fork()
         with self._lock:
             if shard in self._indexes:
@@ -201,7 +201,7 @@ class CacheReader:
             self._pool = None
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
-        """Start to fetch the shards of these samples, in this order, where local copies are kept of a remote cache."""
+        """Start copying the shards of these samples in this order, if local copies of a remote cache are kept."""
         self._reconnect_after_fork()
         if not self.keeps_copies:
             return
@@ -217,7 +217,7 @@ class CacheReader:
         self._ranges.fetch_ahead(files)
 
     def payload(self, position: int, signal: Signal) -> bytes:
-        """The verified bytes of one sample's member. Raises CorruptCacheError naming the file and the sample."""
+        """Verified payload of one sample. Raises CorruptCacheError naming file and sample."""
         shard, row = self._at(position)
         member, read = shard.signals[signal], self._reader(shard, signal)
         return self._verified(read(member.offsets[row], member.sizes[row]), shard, row, signal, read)
@@ -227,7 +227,7 @@ class CacheReader:
         return self._locate(position)
 
     def read_tokens(self, position: int) -> TokenSample:
-        """The tokens signal of one sample."""
+        """Tokens of one sample."""
         at, vocab_size = self._at(position), self.manifest.teacher.vocab_size
         sample = self._decoded_one(at, "tokens", lambda payload, n: decode_tokens(payload, n, vocab_size))
         if sample.key != at.shard.keys[at.row]:
@@ -235,34 +235,34 @@ class CacheReader:
         return sample
 
     def read_logits(self, position: int) -> LogitsSample:
-        """The logits signal of one sample."""
+        """Logits of one sample."""
         return self._decoded_one(self._at(position), "logits", self._logits_codec(position).decode)
 
     def read(self, position: int, signal: Signal) -> Any:
-        """The record of a side signal of one sample. Raises UserError when the cache has none."""
+        """Record of a side signal of one sample. Raises UserError if the cache does not store the signal."""
         return self._decoded_one(self._at(position), signal, self._side_codec(position, signal).decode)
 
     def read_draws(self, position: int) -> DrawsSample:
-        """The draws of one sample. As ``read``, as are the next ones."""
+        """Draws of one sample; see ``read``."""
         return self.read(position, "draws")
 
     def read_final(self, position: int) -> HiddenSample:
-        """The final hidden states of one sample, as its only layer."""
+        """Final hidden states of one sample, as a record of one layer; see ``read``."""
         return self.read(position, "final")
 
     def read_hidden(self, position: int) -> HiddenSample:
-        """The hidden states of one sample."""
+        """Hidden states of one sample; see ``read``."""
         return self.read(position, "hidden")
 
     def read_attention(self, position: int) -> AttentionSample:
-        """The attention rows of one sample."""
+        """Attention rows of one sample; see ``read``."""
         return self.read(position, "attention")
 
     def read_head(self) -> "OutputHead":
-        """The teacher's output head. Raises UserError when the cache has none."""
+        """Teacher's output head. Raises UserError if the cache does not store it."""
         if self.manifest.capture.final is None:
             raise self._not_stored("final")
-        from teacher_cache.shards.head_file import read_head  # loads torch, which a reader of arrays does without
+        from teacher_cache.shards.head_file import read_head  # loads torch
 
         return read_head(self._storage, self.manifest)
 
@@ -272,13 +272,12 @@ class CacheReader:
     def read_rows(
         self, rows: Sequence[Sequence[int]], length: int | None = None, threads: int | None = None
     ) -> RowBatch:
-        """Decode samples into batch arrays; ``rows[r]`` lists the samples that are laid one after the other in row r.
+        """Decode samples into batch arrays; ``rows[r]`` lists the samples packed into row r.
 
-        Rows are padded to the longest, or to ``length`` tokens. What is in the batch beside the tokens are the
-        reader's other signals. ``threads`` share the work, DECODE_THREADS if None. Raises ValueError when a row does
-        not fit.
+        Rows are padded to the longest, or to ``length`` tokens. The batch holds the signals of this reader. ``threads``
+        (default: DECODE_THREADS) share the work. Raises ValueError if a row is longer than ``length``.
         """
-        with paused_garbage_collection():  # a few objects a sample, in no cycles
+        with paused_garbage_collection():  # a few objects per sample, without cycles
             return self._read_rows(rows, length, DECODE_THREADS if threads is None else threads)
 
     def _read_rows(self, rows: Sequence[Sequence[int]], length: int | None, threads: int) -> RowBatch:
@@ -299,7 +298,7 @@ class CacheReader:
         return replace(batch, side=side)
 
     def _joined(self, signal: Signal, places: list[Place], at: dict[int, Located]) -> Any:
-        """The batch of a side signal: samples of shards with the same code table are decoded together."""
+        """Batch of a side signal; samples of shards with the same code table are decoded together."""
         kind, samples = SIDE_SIGNALS[signal], []
         for _, group in itertools.groupby(places, lambda place: at[place.sample].shard.table):
             found = [place.sample for place in group]
@@ -311,13 +310,13 @@ class CacheReader:
         return kind.join(samples, entries_of(places, samples))
 
     def read_batches(self, batches: Iterable[Sequence[Sequence[int]]]) -> Iterator[RowBatch]:
-        """``read_rows`` of each, in order; threads decode ahead, a batch each, and so wait less for each other."""
+        """``read_rows`` of each batch, in order. Threads decode ahead, one batch each, which needs less waiting."""
         return map_ahead(lambda rows: self.read_rows(rows, threads=1), batches, DECODE_THREADS, DECODE_AHEAD)
 
     def _fill(
         self, batch: RowBatch, places: list[Place], padding: list[Place], at: dict[int, Located], threads: int
     ) -> None:
-        """Decode tokens and logits; samples of shards with the same code table together."""
+        """Decode tokens and logits; samples of shards with the same code table are decoded together."""
         columns = Columns.of(batch)
         of_table: dict[str, list[Place]] = {}
         for place in places:
@@ -357,7 +356,7 @@ class CacheReader:
     def _decoded(
         self, found: Sequence[Located], signal: Signal, decode: Callable[[bytes, int], Decoded]
     ) -> list[Decoded]:
-        """What ``decode`` makes of the verified payloads of these samples, and of their numbers of tokens."""
+        """Apply ``decode`` to the verified payload and number of tokens of each sample."""
         decoded: list[Decoded] = []
         for (shard, row), payload in zip(found, self._payloads(found, signal), strict=True):
             try:
@@ -367,9 +366,9 @@ class CacheReader:
         return decoded
 
     def _payloads(self, found: Sequence[Located], signal: Signal) -> list[bytes]:
-        """The verified payloads of these samples: their digests are compared, or their checksums where they have none.
+        """Payloads of these samples, verified by digest or, without one, by checksum.
 
-        Short samples are mostly Python: all that is the same for a shard's samples is looked up once.
+        For short samples Python dominates, so whatever is common to a shard's samples is looked up once.
         """
         payloads: list[bytes] = []
         members: dict[str, tuple[Read, list[int], list[int], bytes | None]] = {}
@@ -393,7 +392,7 @@ class CacheReader:
         return self._ranges.opened(tar_name(shard.name, signal), member.file, self.bound and member.digests is None)
 
     def _verified(self, payload: bytes, shard: ShardIndex, row: int, signal: Signal, read: Read) -> bytes:
-        """The payload, read once more where that may help. Raises CorruptCacheError."""
+        """Verify a payload; reread it if a stale local copy may be the cause. Raises CorruptCacheError."""
         member = shard.signals[signal]
         problem = payload_problem(payload, member, row)
         if problem and self._ranges.renew(tar_name(shard.name, signal), member.file):
@@ -410,7 +409,7 @@ class CacheReader:
         return Located(self.index(shard), position - self._first[shard])
 
     def _locate_all(self, positions: list[int]) -> dict[int, Located]:
-        """The places of these samples, by position; their indexes are read side by side."""
+        """Locations of these samples, by position; their indexes are read concurrently."""
         for position in (min(positions, default=0), max(positions, default=0)):
             if positions and not 0 <= position < len(self):
                 raise IndexError(f"sample {position} of {len(self)}")
@@ -423,12 +422,12 @@ class CacheReader:
         }
 
     def key(self, position: int) -> str:
-        """The key of a sample: reads the index of its shard."""
+        """Key of a sample; reads the index of its shard."""
         shard, row = self._locate(position)
         return shard.keys[row]
 
     def where(self, position: int, signal: Signal) -> str:
-        """The tar and the key of a sample, for messages."""
+        """Tar and key of a sample, for messages."""
         return self._where(*self._locate(position), signal)
 
     def _where(self, shard: ShardIndex, row: int, signal: Signal) -> str:
@@ -439,7 +438,7 @@ class CacheReader:
         return self._with_table(position, self._logits, lambda table: LogitsCodec(capture, codec, table))
 
     def _side_codec(self, position: int, signal: Signal) -> SideCodec[Any]:
-        """The codec of a side signal, for a sample of the shard's code table."""
+        """Codec of a side signal, with the code table of the sample's shard."""
         if signal in self._side:
             return self._side[signal]
         if signal not in self.manifest.capture.side_settings:
@@ -448,7 +447,7 @@ class CacheReader:
         return with_ids[signal]
 
     def _with_table(self, position: int, made: dict[str, Codec], make: Callable[[CodeTable], Codec]) -> Codec:
-        """The codec, made once, for the code table of a sample's shard."""
+        """Codec for the code table of the sample's shard; created once per table."""
         digest = self._locate(position)[0].table
         with self._lock:
             if digest not in made:

@@ -1,3 +1,3 @@
-"""What is captured of a teacher. ``logits``, the hot path, is written out where it is used; each other signal is a
-folder (its records, its codec, its capture) and a line of ``side_table``.
+"""Signals: the kinds of data captured from a teacher. ``logits``, the hot path, is written out where it is used; every
+other signal is a folder (records, codec, capture) and a line in ``side_table``.
 """

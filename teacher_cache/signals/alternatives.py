@@ -1,4 +1,4 @@
-"""Other settings of a signal, so that estimates can say what it would take under them."""
+"""Alternative settings of a signal, for estimates of its size under them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_args
@@ -9,19 +9,19 @@ LEAST_ENTRIES = 4
 
 
 class Alternative(NamedTuple):
-    """One setting of a side signal changed."""
+    """Settings of a side signal with one of them changed."""
 
     setting: str  # as ``field=value``
     settings: Any
-    recaptured: Callable[[Any], Any]  # what a sample would have been captured as
+    recaptured: Callable[[Any], Any]  # convert a sample to what these settings would capture
 
 
 def halves(n: int) -> Iterator[int]:
-    """Half of ``n``, a quarter, and so on."""
+    """``n`` / 2, ``n`` / 4, …, down to LEAST_ENTRIES."""
     while (n := n // 2) >= LEAST_ENTRIES:
         yield n
 
 
 def other_values(model: type[BaseModel], field: str, present: str) -> Iterator[str]:
-    """The other values that a field of a settings model may have, one of a list of words."""
+    """Values other than ``present`` of a settings field that is a Literal."""
     return (value for value in get_args(model.model_fields[field].annotation) if value != present)

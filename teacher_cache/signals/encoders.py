@@ -1,4 +1,4 @@
-"""The encoders of all signals of one cache."""
+"""Encoders of all captured signals of a cache, and its code table."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from teacher_cache.signals.side_table import SIDE_SIGNALS
 
 
 class Encoders:
-    """Payloads of the signals that ``plan`` asks for."""
+    """Encodes the signals that ``plan`` captures to payloads."""
 
     def __init__(self, plan: Manifest) -> None:
         self._plan = plan
@@ -28,18 +28,18 @@ class Encoders:
         self._with_ids = side_codecs(self._plan, table)
 
     def encode_ids(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
-        """The payloads of a sequence's signals that hold token ids. They need a code table first: ``use_table``."""
+        """Encode the signals of a sequence that hold token ids; call ``use_table`` first."""
         assert self._logits is not None
         yield "logits", self._logits.encode(captured.logits)
         yield from ((name, codec.encode(captured.side[name])) for name, codec in self._with_ids.items())
 
     def encode_others(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
-        """The payloads of a sequence's other signals."""
+        """Encode the other signals of a sequence."""
         yield from ((name, codec.encode(captured.side[name])) for name, codec in self._others.items())
 
 
 def side_codecs(manifest: Manifest, table: CodeTable | None) -> dict[str, SideCodec[Any]]:
-    """Codecs of the side signals that are coded with a code table, or (None) of those that are not, by name."""
+    """Codecs, by name, of the side signals that need a code table or, if ``table`` is None, of those that do not."""
     return {
         name: SIDE_SIGNALS[name].codec(settings, manifest, table)
         for name, settings in manifest.capture.side_settings.items()
@@ -48,12 +48,12 @@ def side_codecs(manifest: Manifest, table: CodeTable | None) -> dict[str, SideCo
 
 
 def signals_with_ids(captured: Captured) -> Captured:
-    """The same with only the signals that hold token ids."""
+    """Drop the signals that hold no token ids."""
     return Captured(captured.logits, {name: part for name, part in captured.side.items() if SIDE_SIGNALS[name].has_ids})
 
 
 def make_code_table(scored: Iterable[Captured], vocab_size: int) -> np.ndarray:
-    """A code table (uint32 [V], see ``permutation``) from the token ids of these sequences' signals."""
+    """Build a code table (uint32 [V], see ``permutation``) from the token ids in these sequences' signals."""
     counts = np.zeros(vocab_size, np.int64)
     for captured in scored:
         logits = captured.logits

@@ -1,6 +1,6 @@
-"""Check that a teacher has the configured layers, with a width and attention type that can be stored.
+"""Check that a teacher has the configured layers, and a hidden size and attention type that can be stored.
 
-Uses only its configuration, before anything is loaded.
+Uses the teacher's configuration alone, before weights are loaded.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def check_hidden_layers(signal: str, settings: HiddenCapture, text_config: Any) 
 
 
 def check_attention_layer(signal: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
-    """Raise UserError for a missing layer or attention head, and for a layer whose rows cannot be stored."""
+    """Raise UserError for a missing layer or attention head, or a layer whose attention rows cannot be stored."""
     num_layers = text_config.num_hidden_layers
     number = layer_number(settings.layer, num_layers)
     _check_number(f"capture.{signal}.layer", settings.layer, number, num_layers)
@@ -56,7 +56,7 @@ def _check_number(key: str, layer: float, number: int, num_layers: int) -> None:
 
 
 def attention_kind(text_config: Any, number: int, max_tokens: int) -> str:
-    """Attention type of layer ``number``; a sliding window that no sequence fills counts as full attention."""
+    """Attention type of layer ``number``; a sliding window as long as the longest sequence is full attention."""
     if getattr(text_config, "kv_lora_rank", None):
         return "multi-head latent attention"
     if text_config.model_type == "gpt_oss":

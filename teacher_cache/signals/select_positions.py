@@ -1,8 +1,8 @@
-"""Which rows of a sequence a signal is stored at.
+"""Select the rows of a sequence that a signal is stored at.
 
-Row t belongs to token t + 1, as everywhere: the rows of ``keywords`` are those at which a keyword is *produced*, that
-is the row before the token in which the keyword begins. Keywords are found in the text, on word boundaries, so that
-neither a tokenizer's leading blanks nor words that take several tokens matter.
+Row t predicts token t + 1. The rows of ``keywords`` are those that *predict* a keyword: the row before the token in
+which the keyword begins. Keywords are matched in the text at word boundaries, so neither a tokenizer's leading blanks
+nor words of several tokens matter.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from teacher_cache.records import Request, TokenSample
 
 
 def select_rows(sample: TokenSample, positions: Positions, keywords: list[str]) -> np.ndarray:
-    """Row numbers, int32 [P], rising. ``keywords`` are those rows of the loss mask at which one of them begins."""
+    """Row numbers, int32 [P], ascending. ``keywords``: rows of the loss mask that predict the start of a keyword."""
     n = len(sample.input_ids)
     if isinstance(positions, Stride):
         return np.arange(0, n, positions.every, dtype=np.int32)
@@ -29,7 +29,7 @@ def select_rows(sample: TokenSample, positions: Positions, keywords: list[str]) 
 
 
 def keyword_starts(text: str, keywords: list[str]) -> np.ndarray:
-    """Byte offsets, in the UTF-8 of ``text``, at which one of the ``keywords`` stands as a whole word; int64 [M]."""
+    """Byte offsets in the UTF-8 of ``text`` at which a keyword begins as a whole word, int64 [M]."""
     words = "|".join(re.escape(word) for word in keywords)
     characters = [match.start() for match in re.finditer(rf"\b(?:{words})\b", text)]
     if text.isascii():
@@ -39,7 +39,7 @@ def keyword_starts(text: str, keywords: list[str]) -> np.ndarray:
 
 
 def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
-    """The first token that ends beyond each byte offset; offsets that no token covers are left out."""
+    """First token that ends after each byte offset; offsets that no token covers are dropped."""
     tokens = np.searchsorted(sample.byte_end, offsets, side="right")
     inside = tokens < len(sample.input_ids)
     tokens, offsets = tokens[inside], offsets[inside]
@@ -47,7 +47,7 @@ def _tokens_at(sample: TokenSample, offsets: np.ndarray) -> np.ndarray:
 
 
 def to_request(sample: TokenSample, capture: CaptureConfig) -> Request:
-    """What the engine is asked for: the sequence, and the rows at which each signal is stored."""
+    """Request for the engine: the sequence and the rows at which each signal is stored."""
 
     def rows(signal: str) -> np.ndarray:
         return select_rows(sample, capture.positions(signal), capture.keywords)

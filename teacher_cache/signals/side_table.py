@@ -1,5 +1,5 @@
-"""The side signals: all signals but tokens and logits. To add one, write its folder and its line here, and give its
-settings a field of ``CaptureConfig``, which is the contract.
+"""Table of the side signals: all signals except tokens and logits. To add one, write its folder, add its line here, and
+give its settings a field of ``CaptureConfig``, the contract.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ SIDE_SIGNALS: dict[str, SideSignal[Any, Any, Any]] = {
 
 
 def needs_head(capture: CaptureConfig) -> bool:
-    """Whether a signal is asked for that the teacher's output head is stored with."""
+    """Whether a captured signal needs the teacher's output head in the cache."""
     return any(SIDE_SIGNALS[name].needs_head for name in capture.side_settings)
 
 
 def check_teacher(capture: CaptureConfig, text_config: Any, max_tokens: int) -> None:
-    """Raise UserError if a teacher of this configuration cannot give a side signal that is asked for."""
+    """Raise UserError if a teacher of this configuration cannot provide a captured side signal."""
     for name, settings in capture.side_settings.items():
         SIDE_SIGNALS[name].check_teacher(name, settings, text_config, max_tokens)

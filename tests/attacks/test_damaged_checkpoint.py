@@ -55,7 +55,7 @@ def test_every_file_damaged_in_every_way(make_run: MakeRun, finished: Path, tmp_
         DAMAGES[kind](cut_short(finished, output) / name)
         caplog.clear()
         assert newest_whole(output) == output / "checkpoint-4", (name, kind)
-        assert f"checkpoint-6 is not whole and will be removed: {name}: " in caplog.text
+        assert f"checkpoint-6 is not complete and will be removed: {name}: " in caplog.text
         if number % every == 0:
             assert distill(make_run(output))["ended"] == "completed"
             assert losses(output) == losses(finished)
@@ -77,7 +77,7 @@ def test_every_file_of_a_sharded_checkpoint(make_run: MakeRun, tmp_path: Path, c
             damaged(output / "checkpoint-6" / name)
             caplog.clear()
             assert newest_whole(output) == output / "checkpoint-4", (name, kind)
-            assert f"checkpoint-6 is not whole and will be removed: {name}: " in caplog.text
+            assert f"checkpoint-6 is not complete and will be removed: {name}: " in caplog.text
             shutil.copy2(kept / name, output / "checkpoint-6" / name)
     assert newest_whole(output) == output / "checkpoint-6"
     wanted = losses(output)
@@ -96,7 +96,9 @@ def test_the_only_checkpoint_is_damaged(make_run: MakeRun, finished: Path, tmp_p
     shutil.rmtree(cut_short(finished, output).with_name("checkpoint-4"))
     DAMAGES["half"](output / "checkpoint-6" / name)
     before = sorted(output.rglob("*"))
-    with pytest.raises(UserError, match=rf"checkpoint-6: no checkpoint is whole \({name}: .*\); put .*loop\.resume"):
+    with pytest.raises(
+        UserError, match=rf"checkpoint-6: no checkpoint is complete \({name}: .*\); restore .*loop\.resume"
+    ):
         distill(make_run(output))
     assert sorted(output.rglob("*")) == before, "nothing was removed"
     distill(make_run(output, loop={"resume": False}))
@@ -113,7 +115,7 @@ def test_special_files_in_place_of_files(finished: Path, tmp_path: Path, name: s
         path.unlink()
         plant(path)
         assert newest_whole(output) == output / "checkpoint-4"
-        assert f"checkpoint-6 is not whole and will be removed: {name}: " in caplog.text
+        assert f"checkpoint-6 is not complete and will be removed: {name}: " in caplog.text
 
 
 def test_a_mark_that_leads_out_of_its_folder(finished: Path, tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_mark_that_leads_out_of_its_folder(finished: Path, tmp_path: Path) -> 
     mark = (folder / MARK_FILE).read_text()
     for name in ("../../secret", str(tmp_path / "secret")):
         (folder / MARK_FILE).write_text(mark.replace('"optimizer.pt"', f'"{name}"'))
-        assert damage(folder) == f"{MARK_FILE}: lists files that are elsewhere"
+        assert damage(folder) == f"{MARK_FILE}: lists files outside of the checkpoint"
 
 
 def test_a_disk_that_cannot_be_read_is_not_a_damaged_checkpoint(finished: Path, tmp_path: Path, monkeypatch) -> None:

@@ -79,5 +79,5 @@ def test_one_of_two_ranks_cannot_write(tmp_path: Path, parallel: str) -> None:
     for done in ended:
         assert sum(text.startswith("error: ") for text in done.stderr.splitlines()) == 1, done.stderr
         assert "Traceback" not in done.stderr
-    assert "File too large; whole checkpoints stay" in ended[0].stderr
+    assert "File too large; complete checkpoints stay" in ended[0].stderr
     assert not list((tmp_path / "out").glob("checkpoint-*")), "what was half written is removed"

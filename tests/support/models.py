@@ -1,6 +1,7 @@
 """Tiny teachers, written as ordinary Hugging Face folders: random ones, and one whose every logit is known by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(**changes: object) -> LlamaConfig:
+def tiny_config(**changes: Any) -> LlamaConfig:
     """A two-layer Llama that both engines run."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -52,7 +53,7 @@ def tiny_config(**changes: object) -> LlamaConfig:
     return LlamaConfig(**{**settings, **changes})
 
 
-def write_random_teacher(folder: Path, seed: int = 0, **changes: object) -> Path:
+def write_random_teacher(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A random teacher with a tokenizer; its logits are spread enough for top-k sets to be stable."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_config(**changes))

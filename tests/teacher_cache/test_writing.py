@@ -1,4 +1,4 @@
-"""Units are written beside the engine: in order, and nothing after a failure."""
+"""Units are written in the background: in order, and nothing after a failure."""
 
 import threading
 from dataclasses import replace
@@ -25,7 +25,7 @@ SHARDS = random_shards([[9, 5, 7], [4, 6], [8]], VOCABULARY)
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[Storage, Manifest]:
-    """A cache whose tokens are written and whose units are not scored."""
+    """A cache with its tokens written and no unit scored."""
     write_cache(str(tmp_path), SHARDS, VOCABULARY, LogitsCapture(k=8), commit=0)
     for table in (tmp_path / "tables").iterdir():
         table.unlink()
@@ -58,8 +58,8 @@ def test_units_are_committed_in_order_and_read_back(planned: tuple[Storage, Mani
     assert len(list((tmp_path / "tables").iterdir())) == 1
 
 
-def test_what_a_failure_leaves_is_the_units_before_it(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
-    """A sample that cannot be encoded, with more work behind it: no later task may commit the unit."""
+def test_after_a_failure_only_earlier_units_are_committed(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:
+    """A sample that cannot be encoded, with more work pending: no later task may commit the unit."""
     storage, plan = planned
     (tokens, logits), *others = SHARDS[1]
     impossible = replace(logits, logprobs=logits.logprobs + 99)  # above 0
@@ -70,7 +70,7 @@ def test_what_a_failure_leaves_is_the_units_before_it(planned: tuple[Storage, Ma
             for unit, pairs in zip(plan.units, shards, strict=True):
                 write(writer, storage, unit, pairs)
 
-    with pytest.raises(ValueError, match="must fall"):
+    with pytest.raises(ValueError, match="must be at most 0"):
         run()
     assert committed(storage, plan) == [plan.units[0].name]
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
@@ -112,8 +112,8 @@ def test_the_engine_waits_only_when_too_much_is_pending(planned: tuple[Storage, 
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "other", "missing"])
-def test_no_mark_is_written_over_tars_that_are_not_what_was_written(tmp_path: Path, damage: str) -> None:
-    """Another process replaced or emptied one before its shard was committed."""
+def test_no_mark_is_written_for_tars_that_were_changed(tmp_path: Path, damage: str) -> None:
+    """Another process replaced or truncated a tar before its shard was committed."""
     write_cache(str(tmp_path), SHARDS, VOCABULARY, LogitsCapture(k=8))
     storage = Storage(str(tmp_path))
     index = read_mark(storage, "shard-000001")

@@ -44,7 +44,7 @@ def losses(output: str | Path) -> list[tuple[int, float, float]]:
     return [(record["step"], record["loss"], record["tla"]) for record in read_metrics(output, "loss")]
 
 
-def test_a_run_leaves_what_it_promises(make_config, student_folder: Path, real_cache: Path) -> None:
+def test_a_run_writes_all_its_files(make_config, student_folder: Path, real_cache: Path) -> None:
     config = make_config(**BOTH, data={"validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10})
     summary = distill(config)
     output = Path(config.output)
@@ -101,7 +101,7 @@ def test_first_loss_is_the_mean_over_the_tokens_of_the_whole_batch(make_config, 
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_cache_of_the_rows_that_count_teaches_what_one_of_all_rows_does(make_config, tmp_path, packing: bool) -> None:
+def test_a_cache_of_loss_rows_only_gives_the_losses_of_a_full_cache(make_config, tmp_path, packing: bool) -> None:
     lengths = np.random.default_rng(3).integers(3, 20, (2, 10)).tolist()
     seen = []
     for positions in ("all", "loss_mask"):
@@ -149,7 +149,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(make_config, tmp_path, log
     ]
 
 
-def test_resume_reads_nothing_again(make_config, monkeypatch) -> None:
+def test_resume_rereads_no_sample(make_config, monkeypatch) -> None:
     from teacher_cache.shards.reader import CacheReader
 
     read: list[list[int]] = []
@@ -166,7 +166,7 @@ def test_resume_reads_nothing_again(make_config, monkeypatch) -> None:
     assert len(read) - first == 2 * 4
 
 
-def test_crash_while_saving_falls_back_to_the_whole_checkpoint(make_config, tmp_path) -> None:
+def test_a_crash_while_saving_falls_back_to_the_last_complete_checkpoint(make_config, tmp_path) -> None:
     whole = make_config(output=str(tmp_path / "whole"))
     distill(whole)
     config = make_config()
@@ -214,13 +214,13 @@ def test_worker_processes_give_the_same_losses(make_config, tmp_path) -> None:
 
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes of the loader do without the start of an interpreter and imports of their own."""
+    """Fork data workers: spawning would start an interpreter and import torch in each."""
     fork_server()
     monkeypatch.setattr("trainer.data.batches.WORKERS_START_BY", "forkserver")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, forked_workers, workers: int) -> None:
+def test_a_damaged_cache_is_a_one_line_error(make_config, real_cache, tmp_path, forked_workers, workers: int) -> None:
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     for tar in broken.glob("*.logits.tar"):
         data = bytearray(tar.read_bytes())
@@ -233,10 +233,10 @@ def test_damaged_cache_is_one_clean_line(make_config, real_cache, tmp_path, fork
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_samples_that_cannot_be_read_are_left_out_by_choice(
+def test_unreadable_samples_are_skipped_with_on_corrupt_skip(
     make_config, real_cache, tmp_path, forked_workers, workers: int
 ) -> None:
-    """Batches without them have the losses of the sound cache; they are counted, also across a resume."""
+    """Other batches keep their losses; skipped samples are counted, also across a resume."""
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     tar = broken / "shard-000001.logits.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
@@ -265,7 +265,7 @@ def test_samples_that_cannot_be_read_are_left_out_by_choice(
     assert not all(same)
 
 
-def test_samples_that_cannot_be_read_are_left_out_of_validation_too(make_config, real_cache, tmp_path) -> None:
+def test_unreadable_samples_are_skipped_in_validation_too(make_config, real_cache, tmp_path) -> None:
     broken = shutil.copytree(real_cache, tmp_path / "broken")
     tar = broken / "shard-000001.logits.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
@@ -322,25 +322,25 @@ def test_separate_validation_cache(make_config, tmp_path) -> None:
     assert {record["eval_tokens"] for record in read_metrics(config.output, "eval_kl")} == {24}
 
 
-def test_validation_share_that_leaves_nothing(make_config) -> None:
+def test_a_validation_fraction_that_leaves_nothing_is_refused(make_config) -> None:
     with pytest.raises(UserError, match=r"1e-09 of the samples of .* leaves nothing to validate on"):
         distill(make_config(data={"validation_fraction": 1e-9}))
 
 
-def test_temperature_that_is_not_in_the_cache(make_config) -> None:
+def test_a_temperature_missing_from_the_cache_is_refused(make_config) -> None:
     with pytest.raises(
         UserError, match=r"losses.tla.temperature: 2.0 is not among .*, the temperatures of the cache's top_k target"
     ):
         distill(make_config(losses={"tla": {"temperature": 2.0}}))
 
 
-def test_vocabulary_that_does_not_fit(make_config, tmp_path) -> None:
+def test_a_mismatched_vocabulary_is_refused(make_config, tmp_path) -> None:
     write_cache(str(tmp_path / "large"), random_shards([[9] * 3], 100), 100)
     with pytest.raises(UserError, match="tokenizer has 100 tokens but the student's vocabulary has 61"):
         distill(make_config(data={"cache": str(tmp_path / "large")}))
 
 
-def test_loss_that_explodes_is_an_error(make_config, student_folder, tmp_path) -> None:
+def test_an_exploding_loss_is_an_error(make_config, student_folder, tmp_path) -> None:
     broken = tmp_path / "broken"
     model = AutoModelForCausalLM.from_pretrained(student_folder)
     with torch.no_grad():
@@ -350,7 +350,7 @@ def test_loss_that_explodes_is_an_error(make_config, student_folder, tmp_path) -
         distill(make_config(student={"checkpoint": str(broken)}))
 
 
-def test_tokenizer_travels_to_the_final_model(make_config, student_folder, real_cache, tmp_path) -> None:
+def test_the_final_model_has_the_tokenizer(make_config, student_folder, real_cache, tmp_path) -> None:
     student = shutil.copytree(student_folder, tmp_path / "student")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(student)
@@ -385,8 +385,8 @@ except UserError as error:
 """
 
 
-def test_killed_worker_is_one_clean_line(make_config) -> None:
-    """In a process of its own: torch raises again, at any place, whenever another child ends."""
+def test_a_killed_worker_is_a_one_line_error(make_config) -> None:
+    """In a subprocess: torch raises again, anywhere, whenever another child ends."""
     config = make_config(data={"num_workers": 1}, loop={"max_steps": 500})
     command = [sys.executable, "-c", KILL_WORKERS, config.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -419,7 +419,7 @@ def test_waiting_for_data_is_measured(make_config) -> None:
 
 
 def test_packed_rows_have_the_losses_of_padded_ones(make_config, tmp_path) -> None:
-    """Every step is over all samples, in one packed row or in a row each."""
+    """Each step covers all samples, packed in one row or in a row each."""
     seen = []
     for name, data, loop in (
         ("padded", {}, {"micro_batch_size": 8, "gradient_accumulation": 5}),
@@ -446,6 +446,6 @@ def test_compiled_layers_have_the_loss_and_gradient_of_plain_ones(make_config, t
     np.testing.assert_allclose(*seen, rtol=1e-4)
 
 
-def test_losses_that_read_inside_of_layers_are_not_compiled(make_config) -> None:
+def test_compile_is_refused_with_losses_that_read_inside_layers(make_config) -> None:
     with pytest.raises(ValueError, match=r"loop\.compile: losses\.apc and losses\.asr read inside"):
         make_config(loop={"compile": True}, losses={"asr": {}})

@@ -64,9 +64,9 @@ def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
     assert all(weight.grad is None for weight in student.parameters())
 
 
-def test_nothing_counts(cache, student) -> None:
+def test_an_all_false_loss_mask_is_refused(cache, student) -> None:
     cache.samples[0] = {**cache.samples[0], "loss_mask": np.zeros_like(cache.samples[0]["loss_mask"])}
-    with pytest.raises(UserError, match="no token of these samples counts"):
+    with pytest.raises(UserError, match="loss_mask is False at every token"):
         evaluate(
             student,
             first_samples(cache, 1, 1),
@@ -85,7 +85,7 @@ def test_the_teacher_agrees_with_its_own_cache(cache, teacher_model) -> None:
     assert measured["cross_entropy"] == pytest.approx(measured["teacher_cross_entropy"], rel=1e-6)
 
 
-def test_folder_over_a_limited_or_held_out_part(real_cache, student_folder) -> None:
+def test_a_model_folder_over_a_limited_or_held_out_part(real_cache, student_folder) -> None:
     seen: list[tuple[int, int]] = []
     cache = str(real_cache)
     limited = evaluate_folder(
@@ -101,7 +101,7 @@ def test_folder_over_a_limited_or_held_out_part(real_cache, student_folder) -> N
 
 
 def test_perplexity_equals_the_one_computed_from_text(tmp_path) -> None:
-    """A text, through tokenizer and model in the ordinary way, and the same text from a cache of it."""
+    """A text through tokenizer and model directly, against a cache of the same text."""
     folder = write_random_teacher(tmp_path / "teacher")
     texts = [f"def f{i}(x): return x + {i}  # user assistant" for i in range(6)]
     (tmp_path / "corpus").mkdir()

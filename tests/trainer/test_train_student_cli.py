@@ -1,4 +1,4 @@
-"""The command line: in process where that is enough, in processes of their own where signals and imports count."""
+"""The command line: in process, or in a subprocess where signals and imports are tested."""
 
 import json
 import random
@@ -86,7 +86,7 @@ def test_help_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("key", ["cache", "validation_cache"])
-def test_a_cache_that_is_not_there_is_said_before_torch_is_loaded(config_file, tmp_path: Path, key: str) -> None:
+def test_a_missing_cache_is_reported_before_torch_is_loaded(config_file, tmp_path: Path, key: str) -> None:
     path, _ = config_file(data={key: str(tmp_path / "nowhere")})
     code = (
         "import sys; from click.testing import CliRunner; from trainer.train_student_cli import main; "
@@ -108,14 +108,14 @@ def wait_for_steps(output: Path, steps: int, process: Forked) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-def test_signal_saves_a_checkpoint_and_says_how_to_go_on(config_file, number: int, code: int) -> None:
+def test_a_signal_saves_a_checkpoint_and_tells_how_to_resume(config_file, number: int, code: int) -> None:
     path, output = config_file(loop={"max_steps": 100_000, "save_every": 100_000})
     process = Forked("train-student", "run", path)
     wait_for_steps(output, 3, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code
-    assert "a checkpoint is saved, the same command continues from it" in errors
+    assert "a checkpoint is saved, the same command resumes from it" in errors
     (checkpoint,) = output.glob("checkpoint-*")
     state = json.loads((checkpoint / "distill_state.json").read_text())
     assert checkpoint.name == f"checkpoint-{state['global_step']}"

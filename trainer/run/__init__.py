@@ -1,1 +1,1 @@
-"""What a training run writes, and how it ends: checkpoints, metrics, summary, failures."""
+"""The run around the loop: arguments, checkpoints and resume, metrics, final model, summary, failures."""

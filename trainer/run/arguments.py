@@ -1,4 +1,4 @@
-"""The configuration as transformers' trainer takes it."""
+"""Translate the configuration into transformers' ``TrainingArguments``."""
 
 import logging
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """transformers' settings for ``config``; ``max_steps`` is set when the rows are planned."""
+    """Return the ``TrainingArguments``; ``max_steps`` is set once the rows are planned. Raises UserError."""
     loop, optimizer = config.loop, config.optimizer
     on_gpu = torch.cuda.is_available()
     validates = config.data.validation_cache is not None or config.data.validation_fraction > 0
@@ -38,14 +38,16 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         seed=loop.seed,
         bf16=loop.bf16 or config.student.dtype == "bfloat16",
         gradient_checkpointing=loop.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # with it, nothing inside a layer would have a gradient
+        gradient_checkpointing_kwargs={
+            "use_reentrant": False
+        },  # reentrant, features recorded inside a layer have no gradient
         logging_steps=loop.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=loop.save_every,
         eval_strategy="steps" if validates else "no",
         eval_steps=loop.validate_every if validates else None,
-        ignore_data_skip=True,  # our sampler starts at the first row that was not consumed
+        ignore_data_skip=True,  # our sampler starts at the first unconsumed row
         remove_unused_columns=False,
         dataloader_num_workers=config.data.num_workers,
         dataloader_pin_memory=on_gpu,

@@ -1,10 +1,10 @@
-"""Checkpoints that know whether they are whole, and the few numbers that exact resume needs.
+"""Checkpoints with a completeness mark, and the state for exact resume.
 
-``checkpoint-N`` is written by transformers (weights, optimiser, schedule, random state; of a sharded student by all
-ranks, as ``torch.distributed.checkpoint`` folders that any number of ranks reads); ``data_state.json`` says where in
-the data the run stands, ``distill_state.json`` all else. When every file and folder is synced, the completeness mark is
-added by rename: ``checkpoint.json``, with the size and sha256 of each. Resume takes the newest checkpoint whose files
-are what its mark says; deleting begins with the mark.
+transformers writes ``checkpoint-N`` (weights, optimiser, schedule, random state; a sharded student's ranks write
+``torch.distributed.checkpoint`` folders that any number of ranks can read). ``data_state.json`` adds the position in
+the data, ``distill_state.json`` the rest of the run's state. Once all files and folders are synced, the mark
+``checkpoint.json``, with size and sha256 of every file, is added by rename. Resume takes the newest checkpoint whose
+files match its mark; deletion starts with the mark.
 """
 
 import json
@@ -36,7 +36,7 @@ ADVICE = "set loop.resume to false to start over (this deletes the checkpoints),
 
 
 class Mark(BaseModel):
-    """``checkpoint.json``: written last; a checkpoint is whole when every file is what this says."""
+    """``checkpoint.json``, written last: a checkpoint is complete if every file matches it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,31 +46,31 @@ class Mark(BaseModel):
 
 
 class RunState(BaseModel):
-    """``distill_state.json``: where the run stands. Mutable; the trainer updates it as it goes."""
+    """``distill_state.json``: the run's progress. Mutable: the trainer updates it every step."""
 
     model_config = ConfigDict(extra="forbid")
 
-    data: DataState = Field(default_factory=DataState, exclude=True)  # a file of its own
-    settings: dict[str, Any]  # the configuration, by dotted key: trainer/run/resume.py says what may change
-    student: str = ""  # fingerprint of the first weights
+    data: DataState = Field(default_factory=DataState, exclude=True)  # in its own file
+    settings: dict[str, Any]  # the configuration by dotted key; trainer/run/resume.py: what may change
+    student: str = ""  # fingerprint of the initial weights
     validation: str = ""  # digest of the validation cache's manifest
-    target: TargetForm | None = None  # what TLA learns from: the configuration may leave it to the cache
+    target: TargetForm | None = None  # of TLA; resolved, as the configuration may leave it to the cache
     global_step: int = 0
-    planned_steps: int = 0  # by which the schedules went
-    window: dict[str, float] = {}  # sums of the loss terms since the last line of metrics …
-    window_steps: int = 0  # … and the steps they are over
+    planned_steps: int = 0  # the length of the schedules so far
+    window: dict[str, float] = {}  # sums of the loss terms since the last line of metrics
+    window_steps: int = 0  # steps in these sums
     best_kl: float | None = None  # lowest validation KL so far, nats per token
     best_step: int | None = None
-    stale_validations: int = 0  # validations since then
+    stale_validations: int = 0  # validations since best_step
     last_validation: dict[str, float] = {}
     best_validation: dict[str, float] = {}
 
     def stopped_early(self, patience: int | None) -> bool:
-        """Whether so many validations, and one at least, were no better than the best."""
+        """Whether ``patience`` validations in a row did not improve on the best."""
         return patience is not None and self.stale_validations >= patience
 
     def forget_best(self) -> None:
-        """Early stopping counts anew."""
+        """Reset early stopping."""
         self.best_kl, self.best_step, self.best_validation, self.stale_validations = None, None, {}, 0
 
 
@@ -87,20 +87,20 @@ def new_state(
 
 
 def checkpoint_folders(output: Path) -> list[Path]:
-    """The checkpoint folders in ``output``, whole or not, newest first."""
+    """List the checkpoint folders in ``output``, complete or not, newest first."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output.glob("checkpoint-*")}
     folders = [(int(match[1]), path) for path, match in steps.items() if match]
     return [path for _, path in sorted(folders, reverse=True)]
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Add the states of the data and of the run to a checkpoint folder."""
+    """Write the states of data and run to a checkpoint folder."""
     replace_text(folder / DATA_STATE_FILE, state.data.model_dump_json() + "\n")
     replace_text(folder / STATE_FILE, state.model_dump_json(indent=1) + "\n")
 
 
 def settle(folder: Path, names: list[str]) -> dict[str, FileEntry]:
-    """Sync these files of a checkpoint, which is not whole yet, and describe them."""
+    """Sync these files of an incomplete checkpoint; return their sizes and checksums."""
     mode = plain_mode(folder)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
         entries = threads.map(lambda name: settle_file(folder / name, mode), names)
@@ -108,21 +108,21 @@ def settle(folder: Path, names: list[str]) -> dict[str, FileEntry]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Of all files of a checkpoint but the mark."""
+    """List the files of a checkpoint, relative to it, without the mark."""
     return [str(path.relative_to(folder)) for path in files_below(folder) if path.name != MARK_FILE]
 
 
 def seal(folder: Path, step: int, files: dict[str, FileEntry]) -> None:
-    """Make a checkpoint whole: sync its folders, then add the mark, which lists the files that ``settle`` described."""
+    """Complete a checkpoint: sync its folders, then write the mark with ``files`` from ``settle``."""
     sync_folders(folder)
     replace_text(folder / MARK_FILE, Mark(step=step, files=files).model_dump_json(indent=1) + "\n")
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint is not whole, in a few words; None if it is. Reads every byte of it."""
+    """Describe why a checkpoint is not complete; None if it is. Reads every byte of it."""
     path = folder / MARK_FILE
     if not path.exists():
-        return f"{MARK_FILE}: missing, as where a run was killed while it saved"
+        return f"{MARK_FILE}: missing: the run was killed while saving"
     if not path.is_file() or path.stat().st_size > MAX_MARK_BYTES:
         return f"{MARK_FILE}: not a file of at most {MAX_MARK_BYTES} bytes"
     try:
@@ -136,36 +136,36 @@ def damage(folder: Path) -> str | None:
             return f"{MARK_FILE}: does not list {needed}"
     inside = [name for name in mark.files if not Path(name).is_absolute() and ".." not in Path(name).parts]
     if len(inside) < len(mark.files):
-        return f"{MARK_FILE}: lists files that are elsewhere"
+        return f"{MARK_FILE}: lists files outside of the checkpoint"
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
         found = threads.map(lambda name: difference(folder / name, mark.files[name]), inside)
         return next((f"{name}: {wrong}" for name, wrong in zip(inside, found, strict=True) if wrong), None)
 
 
 def read_state(folder: Path) -> RunState:
-    """The state of a whole checkpoint."""
+    """Read the state of a complete checkpoint."""
     state = parse_json(RunState, (folder / STATE_FILE).read_bytes(), where=str(folder / STATE_FILE))
     state.data = parse_json(DataState, (folder / DATA_STATE_FILE).read_bytes(), where=str(folder / DATA_STATE_FILE))
     return state
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint, its mark first, so that a kill in between leaves an incomplete folder."""
+    """Remove a checkpoint, mark first: a kill in between leaves an incomplete checkpoint."""
     (folder / MARK_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def keep_newest(output: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the ``keep`` newest checkpoints; the best validated one stays as well."""
+    """Remove all but the ``keep`` newest checkpoints and the one of ``best_step``."""
     for folder in checkpoint_folders(output)[keep:]:
         if folder.name != f"checkpoint-{best_step}":
             remove_checkpoint(folder)
 
 
 def newest_whole(output: Path) -> Path | None:
-    """The newest whole checkpoint, or None where none was ever whole; those that are damaged are named in the log.
+    """Return the newest complete checkpoint, or None if none was ever complete; log each damaged one.
 
-    Raises UserError if there were whole ones and none is left.
+    Raises UserError if there were complete checkpoints and all are damaged now.
     """
     damaged = {}
     for folder in checkpoint_folders(output):
@@ -173,15 +173,15 @@ def newest_whole(output: Path) -> Path | None:
         if wrong is None:
             return folder
         damaged[folder] = wrong
-        logger.warning("%s is not whole and will be removed: %s", folder, wrong)
+        logger.warning("%s is not complete and will be removed: %s", folder, wrong)
     for folder, wrong in damaged.items():
         if (folder / MARK_FILE).exists() or _is_of_older_version(folder):
-            raise UserError(f"{folder}: no checkpoint is whole ({wrong}); put the file back from a copy, or {ADVICE}")
+            raise UserError(f"{folder}: no checkpoint is complete ({wrong}); restore the file from a copy, or {ADVICE}")
     return None
 
 
 def _is_of_older_version(folder: Path) -> bool:
-    """Whether this was a whole checkpoint before there were marks."""
+    """Whether this is a complete checkpoint from before marks existed."""
     try:
         return "stopped_early" in json.loads((folder / STATE_FILE).read_bytes())
     except (OSError, ValueError):
@@ -189,9 +189,9 @@ def _is_of_older_version(folder: Path) -> bool:
 
 
 def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | None, RunState]:
-    """The newest whole checkpoint and its state, or (None, ``start``), also where ``resume`` is False.
+    """Return the newest complete checkpoint and its state, or (None, ``start``) if none exists or ``resume`` is False.
 
-    Raises UserError if data, student or a setting has changed that must not; what may is said in the log.
+    Raises UserError if data, student or a setting changed that must not; logs permitted changes.
     """
     folder = newest_whole(output) if resume else None
     if folder is None:
@@ -204,8 +204,8 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
         )
     if state.student != start.student:
         raise UserError(
-            f"{folder}: the student's first weights had fingerprint {state.student[:12]}…, those that the "
-            f"configuration names have {start.student[:12]}…; {ADVICE}"
+            f"{folder}: the student's initial weights had fingerprint {state.student[:12]}…, those of the "
+            f"configuration have {start.student[:12]}…; {ADVICE}"
         )
     for key, before, now, rule in changes(state.settings, start.settings):
         if rule is None or rule.effect == "refused":
@@ -222,8 +222,8 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
         wrong = damage(output / f"checkpoint-{state.best_step}")
         if wrong is not None:
             logger.warning(
-                "step %d had the best validation KL, %.4g, but its checkpoint is not whole (%s): early stopping counts "
-                "from here", state.best_step, state.best_kl, wrong,
+                "step %d had the best validation KL, %.4g, but its checkpoint is not complete (%s): early stopping "
+                "starts over from here", state.best_step, state.best_kl, wrong,
             )  # fmt: skip
             state.forget_best()
     state.settings, state.validation = start.settings, start.validation
@@ -231,14 +231,14 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
 
 
 def say_length(state: RunState, steps: int) -> None:
-    """Say that a run goes on to another end than it had."""
+    """Log that a resumed run has another number of steps than before."""
     if state.planned_steps not in (0, steps):
         logger.info(
-            "the run ends at step %d, not at %d any more: from step %d on the schedules of learning rate and loss "
+            "the run now ends at step %d, before it was %d: from step %d on the schedules of learning rate and loss "
             "weights are those of %d steps", steps, state.planned_steps, state.global_step, steps,
         )  # fmt: skip
     if state.global_step > steps:
-        logger.warning("step %d is past the end, step %d: no step is left to do", state.global_step, steps)
+        logger.warning("step %d is past the end, step %d: no steps left", state.global_step, steps)
 
 
 def _short(value: Any) -> str:
@@ -247,14 +247,14 @@ def _short(value: Any) -> str:
 
 
 def remove_incomplete(output: Path) -> None:
-    """Remove what a failed save has left, as far as that goes."""
+    """Remove incomplete checkpoints, ignoring errors."""
     for folder in checkpoint_folders(output):
         if not (folder / MARK_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unused(output: Path, kept: Path | None) -> None:
-    """Remove the checkpoints that are newer than the one a run goes on from, and incomplete ones; all if it is None."""
+    """Remove incomplete checkpoints and those newer than ``kept``; all of them if it is None."""
     newer = True
     for folder in checkpoint_folders(output):
         newer = newer and folder != kept

@@ -1,4 +1,4 @@
-"""The final model: which checkpoint it is of, and the folder it is written to."""
+"""The final model: choose its checkpoint, write its folder."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path | None:
-    """The checkpoint that the final model is of; None: the last step. Raises UserError if it is damaged."""
+    """Return the checkpoint to take the final model from; None: the last step. Raises UserError if it is damaged."""
     if state.best_step is None or state.best_kl is None or state.best_step == state.global_step:
         return None
     if patience is None:
@@ -35,14 +35,14 @@ def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path
     wrong = damage(folder)
     if wrong is not None:
         raise UserError(
-            f"{folder}: has the best validation KL, and is not whole ({wrong}); put the file back from a copy, or "
+            f"{folder}: has the best validation KL, but is not complete ({wrong}); restore the file from a copy, or "
             "unset loop.early_stopping_patience to take the last step's weights"
         )
     return folder
 
 
 def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:
-    """Write the finished model in its data type: an ordinary Hugging Face folder, complete or not there at all."""
+    """Write the model in ``settings.dtype`` as a Hugging Face folder, atomically. Raises UserError."""
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off

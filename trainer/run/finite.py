@@ -1,7 +1,7 @@
-"""Loss, gradient norm and weights are numbers: looked at in every step, and before anything is saved.
+"""Check that loss, gradient norm and weights are finite: the first two in every step, weights before each save.
 
-A step's figures are fetched behind the device's back and looked at one step later, so that it never waits; where ranks
-agree on something after each step anyway, they are looked at then.
+On one GPU a step's values are copied to the host asynchronously and checked one step later, so the device never waits;
+with several ranks they are checked in the reduction that ends each step anyway.
 """
 
 import math
@@ -14,13 +14,13 @@ from schemas.errors import UserError
 
 
 class FiniteCheck:
-    """The newest step's loss and gradient norm, on their way from the device."""
+    """Asynchronous check of the newest step's loss and gradient norm."""
 
     def __init__(self) -> None:
         self.waiting: tuple[int, torch.Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, figures: torch.Tensor) -> None:
-        """``figures``: loss and gradient norm of a step, [2]. Raises UserError for those of the step before."""
+        """Submit a step's loss and gradient norm, [2]. Raises UserError if the previous step's were not finite."""
         self.settle()
         if figures.device.type != "cuda":
             refuse_unless_finite(step, *figures.tolist())
@@ -32,7 +32,7 @@ class FiniteCheck:
         self.waiting = (step, here, arrived)
 
     def settle(self) -> None:
-        """Look at what was added last, waiting for it. Raises UserError."""
+        """Wait for the values submitted last and check them. Raises UserError."""
         if self.waiting is not None:
             (step, figures, arrived), self.waiting = self.waiting, None
             if arrived is not None:
@@ -48,16 +48,16 @@ def refuse_unless_finite(step: int, loss: float, gradient_norm: float) -> None:
 
 
 def not_finite(name: str, value: float, step: int) -> str:
-    """What is said of a value that is NaN or infinite."""
+    """Return the error message for a NaN or infinite value."""
     return (
         f"the {name} is {value} at step {step}; lower optimizer.lr, raise optimizer.warmup_steps, or look for damaged "
-        "data with `cache-tools verify`; no checkpoint has it, the newest is from before"
+        "data with `cache-tools verify`; the newest checkpoint is from before and not affected"
     )
 
 
 @torch.no_grad()
 def count_not_finite(parameters: Iterable[torch.nn.Parameter], device: torch.device) -> torch.Tensor:
-    """How many of this rank's parameters have a value that is NaN or infinite; a scalar. Makes no copy of any."""
+    """Count this rank's parameters that contain NaN or infinity; int64 scalar on ``device``. Copies no parameter."""
     shares = [one.to_local() if isinstance(one, DTensor) else one for one in parameters]
     extremes = [torch.stack(torch.aminmax(share)) for share in shares if share.numel()]
     bad = [(~torch.isfinite(pair).all()).to(device) for pair in extremes]

@@ -1,4 +1,4 @@
-"""What the training loop raises, in one line; and nothing half-written is left behind."""
+"""Turn exceptions of the training loop into one-line errors, and remove incomplete checkpoints."""
 
 import pickle
 import signal
@@ -14,10 +14,9 @@ from trainer.run.context import RunContext
 
 @contextmanager
 def loop_errors(run: RunContext, checkpoint: Path | None) -> Iterator[None]:
-    """Around the loop, which goes on from ``checkpoint``: what is raised in it becomes a UserError where that fits.
+    """Wrap the training loop, which resumes from ``checkpoint``: known exceptions become a UserError.
 
-    Whatever ends the loop, no incomplete checkpoint stays in the output folder to take room, unless that is another
-    run's now.
+    On any exception incomplete checkpoints are removed, unless another run now owns the output folder.
     """
     try:
         with _plain_errors(checkpoint, run.config.data.num_workers):
@@ -32,9 +31,9 @@ def loop_errors(run: RunContext, checkpoint: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _plain_errors(checkpoint: Path | None, num_workers: int) -> Iterator[None]:
-    """Raise what goes wrong with worker processes, or with a checkpoint's pickles, as a UserError.
+    """Raise a UserError for failed data workers and for unsafe pickles in a checkpoint.
 
-    One from a worker process loses the traceback that torch puts into its message.
+    A worker's own UserError is stripped of the traceback that torch puts into its message.
     """
     try:
         yield
@@ -46,12 +45,12 @@ def _plain_errors(checkpoint: Path | None, num_workers: int) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{checkpoint}: cannot be read: it holds more than tensors and values ({str(error).splitlines()[0]}); "
-            "take a checkpoint from where you trust it, or set loop.resume to false to start over"
+            "use a checkpoint from a trusted source, or set loop.resume to false to start over"
         ) from None
-    except (RuntimeError, OSError, EOFError) as error:  # the last two: while a tensor of a worker's was fetched
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: while fetching a worker's tensor
         trouble = worker_trouble(error, num_workers)
         if trouble is None or not num_workers:
             raise
-        # torch's handler would raise once more, at any place, when it hears of the worker's end
+        # else torch's handler raises again, anywhere, when the worker ends
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise trouble from None

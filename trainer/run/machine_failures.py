@@ -1,7 +1,7 @@
-"""What a failing machine does to a run, in one line: full disks, quotas, broken disks, too many open files, lost ranks.
+"""One-line errors for machine failures: full disks, quotas, broken disks, too many open files, lost ranks.
 
-Libraries report the same cause in different ways: as an OSError, in the text of a RuntimeError (torch's writer), of a
-SafetensorError, or as a CheckpointException around the error of each rank.
+Libraries report the same cause differently: as an OSError, in the text of a RuntimeError (torch's writer) or of a
+SafetensorError, or as a CheckpointException around each rank's error.
 """
 
 import errno
@@ -17,7 +17,7 @@ import torch
 from schemas.errors import MachineError, UserError
 from schemas.failures import failure, os_error_in
 
-GOES_ON = "whole checkpoints stay, and the same command goes on from them"
+GOES_ON = "complete checkpoints stay, and the same command resumes from them"
 TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 LOST_RANK = re.compile(r"closed by peer|reset by peer|Broken pipe|Socket Timeout|recvValue failed|remote process")
 PROBE_BYTES = 1 << 20
@@ -25,11 +25,13 @@ PROBE_BYTES = 1 << 20
 
 @contextmanager
 def one_line(output: Path) -> Iterator[None]:
-    """Turn what the machine does while a run goes on in ``output`` into a UserError that gives advice by its cause."""
+    """Turn machine failures within the block into a UserError with advice; ``output`` is the run's folder."""
     hook = threading.excepthook
 
     def leave_to_main(args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, OSError):  # TensorBoard's thread: its next call in the main thread raises it
+        if not isinstance(
+            args.exc_value, OSError
+        ):  # of TensorBoard's thread: its next call in the main thread raises it too
             hook(args)
 
     threading.excepthook = leave_to_main
@@ -47,7 +49,7 @@ def one_line(output: Path) -> Iterator[None]:
 
 
 def as_user_error(error: BaseException, output: Path) -> UserError | None:
-    """An error of the machine with its place and what to do; None if it is of another kind."""
+    """Convert a machine failure to a UserError that says where and what to do; None for any other error."""
     failures = getattr(error, "failures", None)  # of a CheckpointException: rank -> (its error, a traceback)
     if isinstance(failures, dict) and failures:
         inner = next(iter(failures.values()))[0]
@@ -57,7 +59,7 @@ def as_user_error(error: BaseException, output: Path) -> UserError | None:
         advice = "lower loop.micro_batch_size, or set loop.gradient_checkpointing or loop.parallel: fsdp"
         return MachineError(f"the device's memory is full: {text.split('. ')[0]}; {advice}")
     if torch.distributed.is_initialized() and LOST_RANK.search(text):
-        return MachineError(f"another process of this run has ended, its message says why; {GOES_ON}")
+        return MachineError(f"another rank of this run has ended, its message says why; {GOES_ON}")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         place = os.fsdecode(error.filename or output) if not isinstance(error.filename, int) else output
         return failure(error, str(place), GOES_ON)
@@ -66,7 +68,7 @@ def as_user_error(error: BaseException, output: Path) -> UserError | None:
     if isinstance(error, RuntimeError) and TORCH_WRITER.search(text):
         number = _cause(output)
         if number is None:
-            return MachineError(f"{output}: cannot be written; {GOES_ON}; look at room, quota and disk there")
+            return MachineError(f"{output}: cannot be written; {GOES_ON}; check free space, quota and disk there")
         return _failed(number, output)
     if "Too many open files" in text:
         return _failed(errno.EMFILE, output)
@@ -78,7 +80,7 @@ def _failed(number: int, place: Path) -> UserError:
 
 
 def _cause(folder: Path) -> int | None:
-    """Why a file could not be written to ``folder``, if a small one cannot be either: torch's writer does not say."""
+    """Return the errno of writing a small file to ``folder``, None if that works; torch's writer does not report it."""
     probe = folder / ".tmp-probe"
     try:
         with open(probe, "wb") as file:

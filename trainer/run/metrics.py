@@ -1,6 +1,7 @@
-"""``metrics.jsonl``: one JSON object a line, one line a logged step or validation; each step appears once.
+"""``metrics.jsonl``: one JSON object per logged step or validation, each step once.
 
-Lines of steps that a crash has undone are cut off when the run resumes, so the file always reads as one run.
+On resume, lines of steps that a crash has undone are removed, so the file always reads as one run;
+TensorBoard likewise.
 """
 
 import json
@@ -14,14 +15,14 @@ from trainer.run.output_files import replace_text
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
-    """Keep only whole lines about steps ≤ ``last_step``; the file appears if it was absent."""
+    """Keep only the valid lines of steps ≤ ``last_step``; create the file if absent."""
     kept = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # the process was killed while it wrote this line, or the file was damaged
+                continue  # torn by a kill, or damaged
             if isinstance(record, dict) and 0 < record.get("step", 0) <= last_step:
                 kept.append(line + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,12 +50,12 @@ class JsonlCallback(TrainerCallback):
 
 
 def reports(output: Path, last_step: int, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
-    """What writes down how the run goes, and ``callbacks``: for one rank."""
+    """Return the callbacks of rank 0: metrics.jsonl, TensorBoard, then ``callbacks``."""
     return [JsonlCallback(output / "metrics.jsonl"), _tensorboard(output, last_step), *callbacks]
 
 
 def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
-    """Metrics for TensorBoard in ``output/tensorboard``; hides what a killed run has logged after ``last_step``."""
+    """Write TensorBoard metrics to ``output/tensorboard``; purge steps after ``last_step`` of a killed run."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
@@ -62,7 +63,7 @@ def _tensorboard(output: Path, last_step: int) -> TrainerCallback:
 
     class Flushing(TensorBoardCallback):
         def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
-            writer.flush()  # raises what its thread could not write; closing does not
+            writer.flush()  # raises its thread's write errors; close() does not
             super().on_train_end(*arguments, **kwargs)
 
     return Flushing(writer)

@@ -1,4 +1,4 @@
-"""The final model's card: what it was distilled from, how, and how close it came; enough to find the cache again."""
+"""The final model's card: teacher, caches (with digests), training, losses, validation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from trainer.losses.objective import Objective
 def model_card(
     config: TrainConfig, objective: Objective, manifests: Sequence[Manifest], summary: dict[str, Any]
 ) -> str:
-    """The text of ``README.md`` in Markdown with a YAML header.
+    """Render ``README.md``: Markdown with a YAML header.
 
-    manifests: of the caches trained on; summary: that of ``summary.json``.
+    manifests: of the caches trained on. summary: as in ``summary.json``.
     """
     student = config.student
     if student.checkpoint is not None:
@@ -48,7 +48,7 @@ def model_card(
     if summary["validation"]:
         lines += ["## Validation", "", "| measure | value |", "|---|---|"]
         is_bound = not summary["validation_kl_is_exact"]
-        names = {"kl": "kl, at least: tokens that are not stored count as one" if is_bound else "kl"}
+        names = {"kl": "kl (lower bound: tokens not stored count as one)" if is_bound else "kl"}
         lines += [f"| {names.get(name, name)} | {value:.6g} |" for name, value in summary["validation"].items()]
         lines.append("")
     for licence in dict.fromkeys(manifest.provenance.licence for manifest in manifests):

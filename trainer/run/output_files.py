@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut, with the modes that the umask and the folder give."""
+"""Write files atomically and durably, with the modes that umask and folder imply."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ SYNC_UNKNOWN = (errno.EINVAL, errno.ENOTSUP)  # of folders, on some network file
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``path`` under a temporary name, sync it, and rename it: a crash leaves the old file or the new one."""
+    """Replace ``path`` atomically (temporary file, sync, rename): a crash leaves the old or the new file."""
     unfinished = path.with_name(path.name + ".tmp")
     with open(unfinished, "w", encoding="utf-8") as file:
         file.write(text)
@@ -25,7 +25,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last."""
+    """Sync a folder, so that its entries survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -37,7 +37,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def plain_mode(folder: Path) -> int:
-    """The mode of a file that is simply created in ``folder``."""
+    """Return the mode that a new file in ``folder`` gets."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-mode-") as made:
         path = Path(made) / "file"
         path.touch()
@@ -45,15 +45,15 @@ def plain_mode(folder: Path) -> int:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All regular files in a folder and its folders, in order."""
+    """List all regular files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def settle_file(path: Path, mode: int) -> FileEntry:
-    """Give a file its mode, make it last, and describe it."""
+    """Set a file's mode and sync it; return its size and sha256."""
     with open(path, "rb") as file:
         if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
-            with suppress(PermissionError):  # where the file system has no modes of its own
+            with suppress(PermissionError):  # file systems without modes
                 os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256")
@@ -61,7 +61,7 @@ def settle_file(path: Path, mode: int) -> FileEntry:
 
 
 def settle_folder(folder: Path) -> None:
-    """Give all files in a folder their modes, and make them and their names last."""
+    """Set the modes of all files below a folder and sync files and folders."""
     mode = plain_mode(folder)
     for path in files_below(folder):
         settle_file(path, mode)
@@ -69,7 +69,7 @@ def settle_folder(folder: Path) -> None:
 
 
 def sync_folders(folder: Path) -> None:
-    """Make the names in a folder and in all folders in it last, and its own."""
+    """Sync a folder, all folders below it, and its parent."""
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
         sync_folder(inner)
     sync_folder(folder)
@@ -77,7 +77,7 @@ def sync_folders(folder: Path) -> None:
 
 
 def difference(path: Path, wanted: FileEntry) -> str | None:
-    """What is wrong with a file in a few words, or None. Nothing but a regular file of the right size is read."""
+    """Describe how a file differs from ``wanted``; None if it does not. Reads only regular files of the right size."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):

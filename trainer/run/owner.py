@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: the first rank holds its lease for all of them."""
+"""Exclusive use of an output folder: rank 0 holds its lease for all ranks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +9,16 @@ from teacher_cache.shards.lease import whole_place
 from teacher_cache.shards.storage import Storage
 
 Fence = Callable[[], None]
-"""Raises ConflictError when the lease was lost: to be called before anything is committed."""
+"""Raises ConflictError if the lease was lost; call it before committing anything."""
 
 
 @contextmanager
 def only_run_in(output: str, command: str, is_first: bool = True) -> Iterator[Fence]:
-    """Be the only run that writes to ``output``. Raises ConflictError that names the other one."""
+    """Hold the lease of ``output`` within the block. Raises ConflictError that names the other run."""
     if "://" in output:
-        raise UserError(f"output: {output}: is a URL, wanted a folder; copy what a run has written when it has ended")
+        raise UserError(
+            f"output: {output}: is a URL, wanted a local folder; copy the results there when the run has ended"
+        )
     if not is_first:
         yield lambda: None
         return

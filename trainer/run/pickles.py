@@ -1,7 +1,7 @@
-"""A checkpoint holds pickles, torch's: nothing in them is run.
+"""Safe unpickling of checkpoints: no code in them is executed.
 
-``torch.load`` is held to tensors and plain values wherever it is called. The metadata of a sharded checkpoint, which
-``torch.distributed.checkpoint`` unpickles as they are, are looked through before.
+``torch.load`` is restricted to tensors and plain values, whoever calls it. A sharded checkpoint's metadata, which
+``torch.distributed.checkpoint`` unpickles without restriction, is validated beforehand.
 """
 
 import os
@@ -34,30 +34,30 @@ NAMED: dict[tuple[str, str], Any] = {
 class _OnlyDescriptions(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMED:
-            raise UserError(f"names {module}.{name}, which is no description of tensors")
+            raise UserError(f"names {module}.{name}, which does not describe tensors")
         return NAMED[module, name]
 
 
 def check_metadata(path: Path) -> None:
-    """Raise UserError if ``path``, metadata of a sharded checkpoint, would run or make anything but descriptions."""
+    """Raise UserError if ``path``, a sharded checkpoint's metadata, unpickles to anything but tensor descriptions."""
     try:
         with path.open("rb") as file:
             _OnlyDescriptions(file).load()
     except UserError as error:
-        raise UserError(f"{path}: {error}; take a checkpoint from where you trust it") from None
-    except Exception as error:  # a pickle that is damaged can raise anything
+        raise UserError(f"{path}: {error}; use a checkpoint from a trusted source") from None
+    except Exception as error:  # damaged pickles can raise anything
         raise UserError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 def check_checkpoint(folder: Path) -> None:
-    """``check_metadata`` of all parts of a checkpoint."""
+    """Run ``check_metadata`` on every metadata file of a checkpoint."""
     for path in sorted(folder.rglob(METADATA)):
         check_metadata(path)
 
 
 @contextmanager
 def only_data() -> Iterator[None]:
-    """Within the block ``torch.load`` reads tensors and plain values, whoever calls it and however."""
+    """Restrict every ``torch.load`` within the block to tensors and plain values."""
     before = os.environ.get(FORCED)
     os.environ[FORCED] = "1"
     try:

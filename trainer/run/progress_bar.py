@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a progress bar on a terminal, a log line now and then elsewhere."""
+"""Training progress on stderr: a progress bar on a terminal, periodic log lines elsewhere."""
 
 import logging
 import time
@@ -15,18 +15,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress_callbacks() -> list[TrainerCallback]:
-    """The callbacks that show progress on stderr."""
+    """Return the progress callbacks for this stderr."""
     return [BarCallback()] if Console(stderr=True).is_terminal else [LineCallback()]
 
 
 def describe(logs: dict[str, Any]) -> str:
-    """The losses, each before its weight and then their weighted sum, or validation metrics, in a few words."""
+    """Format a line of metrics: unweighted losses and their weighted sum, or validation metrics."""
     shown = (*LOSSES, "loss", "eval_kl", "eval_perplexity", "eval_top1_agreement")
     return "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in shown if name in logs)
 
 
 class BarCallback(TrainerCallback):
-    """One bar on stderr with the newest losses."""
+    """A progress bar with the latest losses."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -57,7 +57,7 @@ class BarCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the losses; validations stay on the screen."""
+        """Show the losses; print validations above the bar."""
         text = describe(logs or {})
         if "eval_kl" in (logs or {}):
             self.progress.console.print(f"step {state.global_step}: validation {text}")
@@ -67,12 +67,12 @@ class BarCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the finished bar."""
+        """Stop the bar."""
         self.progress.stop()
 
 
 class LineCallback(TrainerCallback):
-    """A log line every ten seconds, and one for each validation."""
+    """A log line at most every ten seconds, and one per validation."""
 
     def __init__(self) -> None:
         self.last = 0.0
@@ -85,7 +85,7 @@ class LineCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the line if it is due."""
+        """Log the line if due."""
         logs = logs or {}
         is_validation = "eval_kl" in logs
         if is_validation or time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:

@@ -1,4 +1,4 @@
-"""What transformers itself would print."""
+"""Silence transformers' own output."""
 
 import transformers
 
@@ -6,7 +6,7 @@ from teacher_cache.logs import shows_details
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' own messages and progress bars off the terminal, unless details are asked for."""
+    """Turn off transformers' messages and progress bars, unless --verbose."""
     if shows_details():
         return
     transformers.logging.set_verbosity_error()

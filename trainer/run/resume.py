@@ -1,7 +1,7 @@
-"""What may change between a checkpoint and the run that goes on from it: one table, for the code and for the reader.
+"""Which settings may change at resume: one table, used by the trainer and rendered as ``docs/resume.md``.
 
-Every key of the configuration is in it. What is refused would make the numbers those of neither run; all else takes
-effect, and is said in the log.
+It covers every key of the configuration. Refused are changes that would make the results those of neither run; all
+others take effect and are logged.
 """
 
 from collections.abc import Iterator
@@ -20,93 +20,91 @@ class Rule:
     keys: tuple[str, ...]
     effect: Effect
     note: str
-    """What happens, for the reader of the documentation; of what is honoured also in the log."""
+    """The effect, for the documentation; for honoured changes also for the log."""
 
 
 RULES = (
-    Rule(
-        ("data.cache",), "by content", "may lie elsewhere; another manifest, or another mixture of caches, is refused"
-    ),
+    Rule(("data.cache",), "by content", "may move; another manifest, or another mixture of caches, is refused"),
     Rule(
         ("student.checkpoint", "student.config", "student.teacher", "student.from_layers"),
         "by content",
-        "may lie elsewhere; other first weights or another architecture are refused",
+        "may move; other initial weights or another architecture are refused",
     ),
     Rule(
         ("data.validation_fraction", "data.shards_mixed", "data.packing", "data.pack_tokens", "loop.seed"),
         "refused",
-        "the rows or their order would be others",
+        "the rows or their order would change",
     ),
     Rule(
         ("student.dtype", "loop.bf16", "loop.parallel"),
         "refused",
-        "the weights would go on in another precision, or another layout",
+        "the precision or layout of the weights would change",
     ),
     Rule(
         tuple(f"losses.{name}" for name in LossConfig.model_fields),
         "refused",
-        "the objective would be another",
+        "the objective would change",
     ),
     Rule(
         ("optimizer.weight_decay", "optimizer.betas", "optimizer.eps"),
         "refused",
-        "the optimiser's states would be of another optimiser",
+        "the optimiser states would not fit",
     ),
     Rule(
         ("loop.micro_batch_size", "loop.gradient_accumulation"),
         "honoured",
-        "rows per step (micro-batch × accumulation × processes) must stay the same, else it is refused",
+        "rows per step (micro-batch × accumulation × processes) must stay the same, else refused",
     ),
     Rule(
         ("optimizer.lr", "optimizer.warmup_steps"),
         "honoured",
-        "the rate of each step is that of the new schedule at this step",
+        "each step uses the new schedule's rate at that step",
     ),
     Rule(("optimizer.max_grad_norm",), "honoured", "from the next step on"),
     Rule(
         ("loop.max_steps", "loop.epochs"),
         "honoured",
-        "the schedules of rate and loss weights run over the new number of steps from here on; a run that is past its "
-        "new end writes `final` at once",
+        "the schedules of rate and loss weights span the new number of steps from here on; a run past its new end "
+        "writes `final` at once",
     ),
     Rule(("loop.save_every", "loop.log_every", "loop.validate_every"), "honoured", "from the next step on"),
     Rule(("loop.keep_checkpoints",), "honoured", "from the next checkpoint on"),
     Rule(
         ("loop.early_stopping_patience",),
         "honoured",
-        "a run that stopped early goes on where it is higher or not set; where it is first set, what was best before "
-        "counts only if its checkpoint is still there; without it `final` is the last step's",
+        "raised or unset, a run that stopped early continues; newly set, an earlier best counts only if its checkpoint "
+        "still exists; unset, `final` is the last step's",
     ),
     Rule(
         ("data.validation_cache",),
         "honoured",
-        "where it is another one, the best validation is forgotten: early stopping counts anew",
+        "with another one the best validation is forgotten and early stopping starts over",
     ),
     Rule(("data.on_corrupt",), "honoured", "from the next row on"),
     Rule(
         ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest"),
         "honoured",
-        "changes no value",
+        "no effect on results",
     ),
     Rule(
         ("student.attention", "loop.compile", "loop.gradient_checkpointing", "loop.cpu_offload"),
         "honoured",
-        "changes values by rounding only",
+        "affects rounding only",
     ),
-    Rule(("student.trust_remote_code",), "honoured", "code that ships with a model runs from now on, or not any more"),
+    Rule(("student.trust_remote_code",), "honoured", "from now on"),
     Rule(("loop.log_gradient_norms",), "honoured", "from the next line of metrics on"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
-    Rule(("output",), "honoured", "a folder that was moved as a whole goes on; another folder is another run"),
+    Rule(("output",), "honoured", "a folder moved as a whole is resumed; another folder is another run"),
 )
 
 
 def rule_of(key: str) -> Rule | None:
-    """The rule that a key of the configuration is under."""
+    """Return the rule for a key of the configuration."""
     return next((rule for rule in RULES if key in rule.keys), None)
 
 
 def settings_of(config: TrainConfig, rows_per_step: int) -> dict[str, Any]:
-    """What a checkpoint remembers of the configuration: every key, as JSON values; of caches how they are mixed."""
+    """Flatten the configuration for a checkpoint: every key, as JSON values; of caches URLs and mixture."""
     tree = config.model_dump(mode="json")
     settings = {f"{group}.{key}": value for group in tree if group != "output" for key, value in tree[group].items()}
     settings["data.cache"] = [share.url for share in config.data.shares]
@@ -115,9 +113,9 @@ def settings_of(config: TrainConfig, rows_per_step: int) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any, Rule | None]]:
-    """(Key, value before, value now, rule) of everything that differs; the key of a single value where there is one.
+    """Yield (key, value before, value now, rule) of every difference, down to single values.
 
-    What only one of the two knows was added to the configuration, or taken from it, by another version.
+    Keys that only one side has are skipped: another version of the software added or removed them.
     """
     for key in [key for key in now if key in before]:
         for path, old, new in _differences(key, before[key], now[key]):
@@ -136,8 +134,8 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
 PAGE = """# Resuming a run
 
 `train-student run` continues from the newest complete checkpoint in `output`. Data, student and objective must be what
-they were. Most other settings may change and take effect; the log names every one that did. This page is written by
-`python -m trainer.run.resume > docs/resume.md` from the table that the trainer itself uses.
+they were. Most other settings may change and take effect; the log names every one that did. This page is generated by
+`python -m trainer.run.resume > docs/resume.md` from the table that the trainer uses.
 
 | keys | a change is | note |
 |---|---|---|
@@ -151,7 +149,7 @@ checkpoints are deleted and the run starts over.
 
 
 def page() -> str:
-    """``docs/resume.md``."""
+    """Render ``docs/resume.md``."""
     shown = {"by content": "compared by content"}
     lines = [
         (", ".join(f"`{key}`" for key in rule.keys), shown.get(rule.effect, rule.effect), rule.note) for rule in RULES

@@ -1,4 +1,4 @@
-"""Whether the student can be trained as configured, before the first step."""
+"""Check before the first step that the student's architecture is supported."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class StudentCheck(TrainerCallback):
-    """Refuses a student that cannot be trained as configured. A sharded one is whole nowhere before training begins."""
+    """Checks output head and packing. For a sharded student it runs as a callback, once FSDP has wrapped it."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 
     def __call__(self, student: "PreTrainedModel") -> None:
-        """Raise UserError unless head and packing work as they are used here."""
+        """Raise UserError if output head or packing are not supported for this architecture."""
         check_head(student)
         if self.config.data.packing:
             check_packing(student, flatten=flattens(student))
@@ -26,5 +26,5 @@ class StudentCheck(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The same, on all ranks."""
+        """Run the check on all ranks."""
         self(kwargs["model"])

@@ -1,4 +1,4 @@
-"""``summary.json``: what a run did and what it cost. Memory and speed are those of this process."""
+"""``summary.json``: results, speed and peak memory. Memory is this process's."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from trainer.run.output_files import replace_text
 
 
 class Clock:
-    """Measures the training loop in wall-clock seconds."""
+    """Wall-clock seconds of the training loop."""
 
     def __init__(self) -> None:
         self.started = 0.0
         self.seconds = 0.0
 
     def start(self) -> None:
-        """Start: models and data are loaded."""
+        """Start; call once models and data are loaded."""
         self.started = time.perf_counter()
 
     def stop(self, less: float) -> None:
-        """Stop, leaving out ``less`` seconds that were spent otherwise (validation)."""
+        """Stop, and subtract ``less`` seconds (validation)."""
         self.seconds = time.perf_counter() - self.started - less
 
 
 def cost(tokens: int, seconds: float) -> dict[str, Any]:
-    """Speed and peak memory of this process, in bytes; ``tokens`` were trained on in ``seconds``."""
+    """Return speed (``tokens`` in ``seconds``), this process's peak memory in bytes, device and versions."""
     on_gpu = torch.cuda.is_available()
     return {
         "tokens_this_run": tokens,
@@ -49,5 +49,5 @@ def cost(tokens: int, seconds: float) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write ``value`` as indented JSON, by rename."""
+    """Write ``value`` as indented JSON, atomically."""
     replace_text(path, json.dumps(value, indent=1) + "\n")

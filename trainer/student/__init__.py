@@ -1,1 +1,1 @@
-"""The student: making it, looking inside it, and what it needs to be saved and read again."""
+"""The student model: building it, running it, recording features inside it, checking that it can be saved."""

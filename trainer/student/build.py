@@ -1,9 +1,9 @@
-"""Building the student: from a checkpoint, from a configuration, or from some of the teacher's own layers.
+"""Build the student: from a checkpoint, from a model configuration, or from a subset of the teacher's layers.
 
-The two latter are written once, to ``OUTPUT/student-init``, an ordinary Hugging Face folder. From then on training
-never looks at the teacher again. Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts
-per-layer lists of the configuration. The teacher is held in memory once for that, next to the student: simple, and any
-format transformers can load will do.
+The last two write ``OUTPUT/student-init`` once, an ordinary Hugging Face folder; training does not need the teacher
+after that. Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts the configuration's
+per-layer lists. Trade-off: teacher and student are in memory together while pruning; in exchange, any checkpoint format
+that transformers loads works.
 """
 
 import hashlib
@@ -37,18 +37,18 @@ LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
 
 
 class InitRecipe(Strict):
-    """``distill_init.json``: what the folder was made from, so that a changed configuration is noticed."""
+    """``distill_init.json``: what the folder was made from, so that a changed configuration is detected."""
 
     config: str | None
     teacher: str | None
     from_layers: list[int] | None
     dtype: str
     seed: int | None  # of random weights
-    source: str = ""  # fingerprint of the configuration or the teacher, which may be moved
+    source: str = ""  # fingerprint of the configuration or teacher, whose path may change
 
 
 def materialise_student(config: TrainConfig) -> Path:
-    """The folder with the student's first weights; writes ``OUTPUT/student-init`` if it is needed and absent.
+    """Return the folder with the student's initial weights; write ``OUTPUT/student-init`` if needed and absent.
 
     Raises UserError if the model cannot be read, a layer does not exist, or the folder was made from other settings.
     """
@@ -75,7 +75,7 @@ def materialise_student(config: TrainConfig) -> Path:
     recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
     (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, folder)
-    logger.info("wrote the student's first weights to %s (%d parameters)", folder, model.num_parameters())
+    logger.info("wrote the student's initial weights to %s (%d parameters)", folder, model.num_parameters())
     return folder
 
 
@@ -97,7 +97,7 @@ def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
 
 
 def _fingerprint(recipe: InitRecipe) -> str | None:
-    """Of what the student is made from, wherever it lies; None where it is not there any more."""
+    """Fingerprint of the student's source (teacher or configuration), independent of its path; None if it is gone."""
     try:
         if recipe.teacher is not None:
             folder = local_folder(recipe.teacher, "student.teacher")
@@ -147,12 +147,12 @@ def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where
         return AutoModelForCausalLM.from_config(
             model_config, dtype=_dtype(student), trust_remote_code=student.trust_remote_code
         )
-    except Exception as error:  # what the settings of a stranger's model may make its class raise
+    except Exception as error:  # third-party configurations can make their class raise anything
         raise not_loaded(error, f"{where}: cannot build a causal language model", how_to_trust("student")) from None
 
 
 def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
-    """``config`` with the layers ``from_layers`` only; lists with one entry per layer (``layer_types``) are cut alike.
+    """Return ``config`` cut to the layers ``from_layers``, per-layer lists (``layer_types``) included.
 
     Raises UserError if a layer does not exist.
     """
@@ -173,7 +173,7 @@ def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTra
 
 
 def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> dict[str, "torch.Tensor"]:
-    """``state`` with layer ``from_layers[i]`` renamed to i and the other layers dropped; UserError if it has none."""
+    """Rename layer ``from_layers[i]`` to i and drop all other layers. Raises UserError if ``state`` has no layers."""
     kept: dict[str, torch.Tensor] = {}
     renamed = False
     for name, tensor in state.items():
@@ -191,16 +191,16 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
 
 
 def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
-    """The model in ``folder``, in float32 as it is trained and with ``student.attention``; raises UserError."""
+    """Load the student in float32, the dtype it is trained in, with ``student.attention``. Raises UserError."""
     import torch
 
     return load_model(folder, "student", torch.float32, student.attention, student.trust_remote_code)
 
 
 def load_model_config(path: Path, key: str, trust_remote_code: bool = False) -> "PreTrainedConfig":
-    """The configuration of the model in a folder, of a multimodal one that of its language model.
+    """Read a model folder's configuration; of a multimodal model, its language model's.
 
-    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    key: the setting to name in a UserError. trust_remote_code: run code that ships with the model.
     """
     return _whole_config(path, key, trust_remote_code).get_text_config()
 
@@ -210,7 +210,7 @@ def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedC
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # what the settings of a stranger's model may make its class raise
+    except Exception as error:  # third-party configurations can make their class raise anything
         problem = f"{key}: {path} (exists): cannot read a model configuration"
         raise not_loaded(error, problem, how_to_trust(key), "; give the folder of a Hugging Face model") from None
 
@@ -218,9 +218,9 @@ def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedC
 def load_model(
     folder: Path, key: str, dtype: "torch.dtype", attention: str = "auto", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """The causal language model in ``folder``, of a multimodal one its language model, ready to be saved again.
+    """Load the causal language model in ``folder`` (a multimodal model's language model) so that it can be saved again.
 
-    ``key`` names the setting in the UserError. Code that ships with the model runs only if it is trusted.
+    key: the setting to name in a UserError. trust_remote_code: run code that ships with the model.
     """
     config = _whole_config(folder, key, trust_remote_code)
     implementation = _attention(config.get_text_config(), attention)
@@ -234,19 +234,19 @@ def load_model(
             local_files_only=True,
             **options,
         )
-    except Exception as error:  # whatever the loader of this model, and its file formats, may raise
+    except Exception as error:  # third-party models and file formats can raise anything
         raise not_loaded(error, f"{key}: {folder}: cannot load the model", how_to_trust(key)) from None
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise UserError(f"{key}: {folder}: {len(report['missing_keys'])} weights are missing, the first is {first}")
     if is_nested(config):
-        vars(model).pop("_weight_conversions", None)  # by which it would be saved under the names it had before
+        vars(model).pop("_weight_conversions", None)  # else it would be saved under its nested names
     mend_generation(model, str(folder))
     return model
 
 
 def _loader(config: "PreTrainedConfig", where: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
-    """What loads a causal language model of this configuration, and with which arguments."""
+    """Return the loader of this configuration's causal language model and its keyword arguments."""
     from transformers import AutoModelForCausalLM
 
     if not is_nested(config):
@@ -261,7 +261,7 @@ def _loader(config: "PreTrainedConfig", where: str, trust_remote_code: bool) -> 
 
 
 def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
-    """The implementation that ``student.attention`` means for this model; UserError if it would drop a feature."""
+    """Resolve ``student.attention`` for this model. Raises UserError if the implementation would drop a feature."""
     if attention == "auto":
         return exact_attention(config)
     check_attention(config, attention, key="student.attention")

@@ -1,11 +1,11 @@
-"""What is read off the student: the final hidden state at the rows that count, and the output head behind it.
+"""Run the student up to its final hidden states; the losses apply the output head themselves.
 
-The vocabulary is the largest dimension, so the student never makes its logits: while it runs, its output head hands
-back nothing and remembers what it was given; the losses apply the head themselves, chunk by chunk (``losses/lean``).
-Padding is on the right and attention is causal, so padded rows need no mask at all and keep the fastest kernels.
-Packed rows carry ``position_ids`` that restart at 0 for each sample; transformers turns them into block-diagonal
-attention when no attention mask is passed. Its Flash Attention path does so for a single row only, so there the batch
-is flattened into one row first, without its padding.
+The vocabulary is the largest dimension, so the student never materialises logits: during the forward pass its output
+head only records its input, and the losses apply the head in chunks of rows (``losses/lean``). Padding is on the right
+and attention is causal, so padded rows need no attention mask and keep the fastest kernels. Packed rows carry
+``position_ids`` that restart at 0 for each sample; without an attention mask, transformers derives block-diagonal
+attention from them. Its Flash Attention path does so for a single row only, so there the batch is first flattened into
+one row without padding.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from teacher_cache.output_head import OutputHead, logit_transform
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-3  # of the largest logit, between the head as it is applied here and the model's own logits
+TOLERANCE = 1e-3  # relative to the largest logit: our head against the model's own logits
 
 
 def output_head(model: "PreTrainedModel") -> OutputHead:
-    """The model's output head, sharing its parameters. Raises UserError when it is not one matrix product.
+    """Return the model's output head; it shares the parameters. Raises UserError unless it is one Linear layer.
 
-    Of a sharded model it is whole from a forward pass to the end of its backward pass: ask for it in between.
+    For a sharded model call this between forward and backward, while FSDP keeps the head's weight gathered.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
@@ -38,10 +38,10 @@ def output_head(model: "PreTrainedModel") -> OutputHead:
 
 
 def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = False) -> torch.Tensor:
-    """The final hidden state [N, D] at the N positions where ``batch["loss_mask"]`` holds, in row-major order.
+    """Return the final hidden states [N, D] at the N positions where ``batch["loss_mask"]`` is True, row-major.
 
-    model: a PreTrainedModel, or a wrapper around one. batch: tensors of a RowBatch; ``position_ids`` present if and
-    only if rows are packed. flatten: lay packed rows out as one row, for Flash Attention.
+    model: a PreTrainedModel, wrapped (DDP, FSDP) or not. batch: tensors of a RowBatch, with ``position_ids`` only if
+    rows are packed. flatten: concatenate packed rows into one, without padding, as Flash Attention needs.
     """
     mask_RL = batch["loss_mask"]
     inputs = {"input_ids": batch["input_ids"]}
@@ -57,20 +57,20 @@ def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = Fa
 
 
 def flattens(model: "PreTrainedModel") -> bool:
-    """Whether packed rows must be laid out as one row for this model, as Flash Attention wants them."""
+    """Whether this model needs packed rows concatenated into one (Flash Attention)."""
     return str(model.config._attn_implementation).startswith("flash")
 
 
 @contextmanager
 def _without_logits(model: Any) -> Iterator[list[torch.Tensor]]:
-    """What the output head is given in the meantime; it makes no logits of it."""
+    """Within the block the output head computes no logits and appends its input to the list that is yielded."""
     inner = getattr(model, "module", model)  # distributed wrappers
     head = inner.get_output_embeddings()
     given: list[torch.Tensor] = []
 
     def remember(hidden_RLD: torch.Tensor) -> torch.Tensor:
         given.append(hidden_RLD)
-        return hidden_RLD[..., :1].clone()  # a view would be one of a tensor that FSDP watches
+        return hidden_RLD[..., :1].clone()  # a copy: FSDP hooks the tensor that a view would alias
 
     head.forward = remember
     try:
@@ -81,7 +81,7 @@ def _without_logits(model: Any) -> Iterator[list[torch.Tensor]]:
 
 @torch.no_grad()
 def check_head(model: "PreTrainedModel") -> None:
-    """Raise UserError if the logits of this architecture are not what ``output_head`` makes of the hidden state."""
+    """Raise UserError if ``output_head`` does not reproduce the model's own logits."""
     ids = torch.tensor([[1, 2, 3, 4]], device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
@@ -92,7 +92,7 @@ def check_head(model: "PreTrainedModel") -> None:
     eps = torch.finfo(output_head(model).weight_VD.dtype).eps
     model.train(was_training)
     off, largest = (ours_ND - theirs_ND).abs().max().item(), theirs_ND.abs().max().item()
-    if off > max(TOLERANCE, 2 * eps) * largest:  # logits of broken weights are not compared
+    if off > max(TOLERANCE, 2 * eps) * largest:  # False for NaN logits of broken weights
         raise UserError(
             f"student: a {type(model).__name__} makes its logits in an unknown way (off by {off:.3g} of "
             f"{largest:.3g}); choose another student"
@@ -101,9 +101,9 @@ def check_head(model: "PreTrainedModel") -> None:
 
 @torch.no_grad()
 def check_packing(model: "PreTrainedModel", flatten: bool) -> None:
-    """Raise UserError if packed samples can see each other in this architecture (recurrent layers, old masks, …).
+    """Raise UserError if packed samples attend to each other in this architecture (recurrent layers, own masks, …).
 
-    Changes the first of two packed samples and looks whether the final hidden states of the second one move.
+    Changes the first of two packed samples and compares the final hidden states of the second.
     """
     device = next(model.parameters()).device
     position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]] * 2, device=device)

@@ -1,4 +1,4 @@
-"""Generation settings that transformers reads with a model and refuses to write."""
+"""Repair generation settings that transformers loads but refuses to save."""
 
 import logging
 import re
@@ -15,10 +15,9 @@ UNUSED_FLAG = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # in transformers' messa
 
 
 def mend_generation(model: "PreTrainedModel", where: str) -> None:
-    """Unset the generation flags that have no effect, with which transformers reads a model and refuses to save it.
+    """Unset ineffective generation flags (temperature with ``do_sample: false``), which transformers refuses to save.
 
-    As in ``do_sample: false`` beside a temperature: what the model generates stays the same. Raises UserError where the
-    settings contradict each other in a way that this does not mend.
+    Generation does not change. Raises UserError if the settings stay invalid.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -38,7 +37,7 @@ def mend_generation(model: "PreTrainedModel", where: str) -> None:
             "generation_config.json"
         ) from None
     logger.warning(
-        "%s: generation_config.json sets %s, which have no effect beside its other settings; the student goes without",
+        "%s: generation_config.json sets %s, which have no effect with its other settings; the student drops them",
         where,
         ", ".join(unused),
     )

@@ -1,5 +1,5 @@
-"""What a run needs at its end, tried before its first step: a model and a tokenizer that can be saved and read again,
-room for a checkpoint and the final model, and positions for the longest sample.
+"""Checks before the first step: model and tokenizer survive saving and loading, the disk has room for a checkpoint and
+the final model, the longest sample fits the student's positions.
 """
 
 import logging
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TRIAL = ".tmp-preflight"
-STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and two states of AdamW, float32
+STATE_BYTES = 12  # per parameter in a checkpoint: weight and two AdamW states, float32
 ALIBI = ("bloom", "mpt")
 
 
 def check_output(output: Path) -> None:
-    """Raise UserError if ``output`` is something else than a folder, or below such a thing."""
+    """Raise UserError if ``output`` or one of its parents exists and is not a folder."""
     found = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not found.is_dir():
-        raise UserError(f"output: {found}: is a file, wanted a folder; choose another one")
+        raise UserError(f"output: {found}: is a file, wanted a folder; choose another path")
 
 
 def check_saving(model: "PreTrainedModel", settings: StudentConfig, init_folder: Path, output: Path) -> None:
-    """Save everything but the weights to ``output``, as checkpoints and the final model will be, and read it again.
+    """Save everything but the weights to a temporary folder in ``output`` and load it again.
 
-    Raises UserError where that fails, or gives another tokenizer; OSError where ``output`` cannot be written.
+    Raises UserError if that fails or changes the tokenizer, OSError if ``output`` is not writable.
     """
     trial = output / TRIAL
     shutil.rmtree(trial, ignore_errors=True)
@@ -46,7 +46,7 @@ def check_saving(model: "PreTrainedModel", settings: StudentConfig, init_folder:
             model.save_pretrained(trial, state_dict={})
         except OSError:
             raise
-        except Exception as error:  # whatever the checks of this class raise
+        except Exception as error:  # third-party model classes can raise anything
             raise UserError(f"student: {init_folder}: cannot be saved again: {one_line(str(error))}") from None
         load_model_config(trial, "student", settings.trust_remote_code)
         if tokenizer_files(init_folder):
@@ -64,13 +64,13 @@ def _check_same_tokenizer(source: Path, copy: Path, trust_remote_code: bool) -> 
     ):
         if one != other:
             raise UserError(
-                f"student: {source}: a copy of its tokenizer's files has other {what}: a file is needed that is not "
-                "known to belong to a tokenizer; save it anew with save_pretrained, and give that folder"
+                f"student: {source}: a copy of its tokenizer files has other {what}: the tokenizer needs a file that "
+                "is not recognised as its own; save it again with save_pretrained and use that folder"
             )
 
 
 def check_room(model: "PreTrainedModel", settings: StudentConfig, output: Path) -> None:
-    """Raise FullError if the disk has no room for one checkpoint and the final model, which are written in any case."""
+    """Raise FullError if the disk has no room for one checkpoint and the final model, the least a run writes."""
     parameters = model.num_parameters()
     needed = parameters * (STATE_BYTES + getattr(torch, settings.dtype).itemsize)
     free = shutil.disk_usage(output).free
@@ -82,18 +82,17 @@ def check_room(model: "PreTrainedModel", settings: StudentConfig, output: Path) 
 
 
 def check_positions(student: "PreTrainedConfig", longest: int, where: str, key: str = "student") -> None:
-    """Raise UserError if a sample of ``longest`` tokens has tokens that the student has no position for.
+    """Raise UserError if a sample of ``longest`` tokens exceeds the student's position embeddings.
 
-    Rotary positions have no end: there it is only said that the student is trained beyond the length that its
-    configuration names.
+    Rotary and ALiBi positions are unbounded: beyond the configured length they only log a warning.
     """
     limit = max_length(student)
     if limit is None or longest <= limit:
         return
     if rope_settings(student) or getattr(student, "alibi", False) or student.model_type in ALIBI:
         logger.warning(
-            "%s: its configuration is for up to %d tokens, and a sample of %s has %d: engines that serve it may refuse "
-            "such lengths; raise max_position_embeddings (or set rope scaling) in its config.json if that is meant",
+            "%s: configured for up to %d tokens, and a sample of %s has %d: serving engines may refuse such lengths; "
+            "raise max_position_embeddings (or set rope scaling) in its config.json if this is intended",
             key,
             limit,
             where,

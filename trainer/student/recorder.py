@@ -1,13 +1,13 @@
-"""What the losses on features read inside the student in one forward pass: hidden states, q and k, FFN inputs.
+"""Record features inside the student during one forward pass: hidden states, q and k, FFN activations.
 
-Everything recorded is part of the autograd graph, and the attention kernel in use stays on: no attention weights are
-asked for, no [heads, L, L] array exists. Forward hooks on the decoder layers see the residual stream; q and k are read
-as ``teacher_cache/query_key.py`` says. FFN inputs are seen by forward pre-hooks on ``down_proj``; fused experts of a
-Mixture-of-Experts by wrapping ``_apply_gate`` of each instance.
+Everything recorded is part of the autograd graph, and the attention kernel in use stays: attention weights are not
+requested, no [heads, L, L] tensor exists. Forward hooks on the decoder layers read the residual stream; q and k come
+from ``teacher_cache/query_key.py``. FFN activations (the inputs of ``down_proj``) are read by forward pre-hooks; those
+of fused experts by wrapping each instance's ``_apply_gate``.
 
-Trade-off: while a recorder for FFN inputs is installed, their mean is taken in every pass that builds a graph, recorded
-or not. Gradient checkpointing repeats a layer in backward and wants the same operations as in the forward pass, so an
-operation must not depend on whether the pass is recorded. Install before a forward pass and close after its backward.
+Trade-off: while a recorder of FFN activations is installed, their mean is computed in every pass that builds a graph,
+recorded or not: gradient checkpointing recomputes a layer in backward and requires the same operations as in the
+forward pass. Install before a forward pass and close after its backward pass.
 
 Shape letters: R rows, L tokens, D hidden size, F FFN features, T = R · L, K experts per token.
 """
@@ -30,7 +30,7 @@ ROW_ORDERS = ("grouped_mm", "batched_mm")  # experts implementations that call _
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be recorded. Layers are numbered from 1; the last is the number of layers."""
+    """What to record. Layers are numbered from 1 to the number of layers."""
 
     hidden_layers: Sequence[int] = ()
     attention_layers: Sequence[int] = ()
@@ -38,7 +38,7 @@ class Wanted:
 
 
 def together(wanted: Sequence[Wanted]) -> Wanted:
-    """All that any of them wants."""
+    """Return the union."""
     return Wanted(
         sorted({layer for one in wanted for layer in one.hidden_layers}),
         sorted({layer for one in wanted for layer in one.attention_layers}),
@@ -48,24 +48,23 @@ def together(wanted: Sequence[Wanted]) -> Wanted:
 
 @dataclass
 class Recorded:
-    """What one forward pass left; empty until the decoder has run."""
+    """The features of one forward pass; empty until the decoder has run."""
 
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     """Layer n -> [R, L, D]: the residual stream after n decoder layers, before the next norm."""
     query_key: dict[int, QueryKey] = field(default_factory=dict)
     """Attention layer -> its queries and keys."""
     ffn_abs_RL: torch.Tensor | None = None
-    """Mean |input of down_proj| over features, then over the FFNs that the token went through in a layer (its experts,
-    a shared expert), then over layers; [R, L], float32 (float64 for a float64 model)."""
+    """[R, L], float32 (float64 for a float64 model): mean |input of down_proj| over features, then over the token's
+    FFNs in a layer (its experts, a shared expert), then over layers."""
 
 
 class Recorder:
-    """Installs what is needed on ``model`` and records the passes made inside of ``recording()``.
+    """Installs hooks on ``model`` and records the forward passes made within ``recording()``.
 
-    ``model`` is the student before it is wrapped (DDP, compile), with its attention implementation set; one open
-    recorder a model. Raises UserError for a layer that does not exist, an attention layer that is not softmax attention
-    over q and k, and FFNs that cannot be read. q and k of a sliding-window layer are recorded whole: the window is not
-    in them.
+    model: the student before it is wrapped (DDP, compile), with its attention implementation set; one open recorder
+    per model. Raises UserError for a layer that does not exist, an attention layer that is not softmax attention over q
+    and k, and unsupported FFNs. A sliding-window layer's q and k cover the whole sequence; the window is not applied.
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Wanted) -> None:
@@ -80,11 +79,11 @@ class Recorder:
         attentions = {layer: _find_attention(layers, layer, config) for layer in wanted.attention_layers}
         ffns = _find_ffns(layers) if wanted.ffn else []
 
-        self._recorded: Recorded | None = None  # set while inside recording()
-        self._running = False  # while the decoder is inside its forward: false in backward, when layers are repeated
+        self._recorded: Recorded | None = None  # set within recording()
+        self._running = False  # True within the decoder's forward; False in backward, where checkpointing reruns layers
         self._used = False
         self._grad = False
-        self._ffn_means: dict[int, list[torch.Tensor]] = {}  # layer -> means of its FFNs, [T] or [fewer than T]
+        self._ffn_means: dict[int, list[torch.Tensor]] = {}  # layer -> means of its FFNs, [T] or shorter
         self._undo = contextlib.ExitStack()
 
         if hasattr(decoder, "has_recorder"):
@@ -105,7 +104,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Recorded]:
-        """Record the one forward pass made inside; outside of it nothing is recorded or kept alive."""
+        """Record the single forward pass made within the block; nothing is recorded or kept alive outside it."""
         if self._recorded is not None:
             raise RuntimeError("recordings of one Recorder cannot be nested")
         self._recorded, self._used = Recorded(), False
@@ -116,7 +115,7 @@ class Recorder:
             self._ffn_means = {}
 
     def close(self) -> None:
-        """Take everything off the model again; a second call does nothing."""
+        """Remove all hooks from the model. Idempotent."""
         self._undo.close()
 
     def _hook(self, handle: Any) -> None:
@@ -139,13 +138,13 @@ class Recorder:
             self._recorded.ffn_abs_RL = torch.stack(layers).mean(dim=0).view(shape)
 
     def _target(self) -> Recorded | None:
-        """Where a hook that fires now stores what it sees; None if it should not."""
+        """Return the recording that a hook firing now should write to, or None."""
         if not self._running:
             return None
         if self._grad and not torch.is_grad_enabled():
             raise UserError(
-                "student: reentrant gradient checkpointing runs layers without a graph, so losses on what is inside of "
-                "them have no gradient; pass gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "student: reentrant gradient checkpointing runs layers without a graph, so losses on their features "
+                "have no gradient; pass gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
         return self._recorded
 
@@ -175,7 +174,7 @@ class Recorder:
             self._ffn_means.setdefault(layer, []).append(mean)
 
     def _wrap_gate(self, layer: int, experts: Any) -> None:
-        """Record what the fused experts' ``_apply_gate`` returns, which is the input of the down projection."""
+        """Record the output of the fused experts' ``_apply_gate``: the input of the down projection."""
         chosen: list[torch.Tensor] = []
         apply_gate = experts._apply_gate
 
@@ -200,7 +199,7 @@ class Recorder:
 
 
 def mean_abs_per_token(activation_F: torch.Tensor) -> torch.Tensor:
-    """Mean of |x| over the last of the dimensions [..., F], [...]; accumulated in float32 (float64 stays float64).
+    """Mean of |x| over the last dimension, [..., F] → [...]; accumulated in float32 (float64 stays float64).
 
     The gradient is sign(x) / F, and 0 at 0.
     """
@@ -208,7 +207,7 @@ def mean_abs_per_token(activation_F: torch.Tensor) -> torch.Tensor:
 
 
 def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> Any:
-    """The softmax attention module of layer ``number``; UserError names what the layer has instead."""
+    """Return the softmax attention module of layer ``number``. Raises UserError that names what it has instead."""
     types = getattr(config, "layer_types", None)
     attention = getattr(layers[number - 1], "self_attn", None)
     if types is not None and types[number - 1] not in SOFTMAX_LAYERS:
@@ -221,13 +220,13 @@ def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> An
         return attention
     fit = [i + 1 for i, kind in enumerate(types or []) if kind in SOFTMAX_LAYERS]
     raise UserError(
-        f"student layer {number}: attention rows can be read off softmax attention only, this layer is {found}; "
-        + (f"choose one of {fit}" if fit and "kv_lora_rank" not in found else "leave the attention loss out")
+        f"student layer {number}: attention rows need softmax attention, this layer has {found}; "
+        + (f"choose one of {fit}" if fit and "kv_lora_rank" not in found else "remove losses.apc")
     )
 
 
 def _find_ffns(layers: torch.nn.ModuleList) -> list[tuple[int, Any]]:
-    """(layer number, module that owns a ``down_proj``), of every FFN and of every set of fused experts."""
+    """List (layer number, module that owns a ``down_proj``) of every FFN and every module of fused experts."""
     found = []
     for number, layer in enumerate(layers, start=1):
         for module in layer.modules():
@@ -238,8 +237,8 @@ def _find_ffns(layers: torch.nn.ModuleList) -> list[tuple[int, Any]]:
                 found.append((number, module))
     if not found:
         raise UserError(
-            f"student: no down_proj in a {type(layers[0]).__name__}, so there are no FFN inputs for the activation "
-            "sparsity loss; leave it out or use a student whose FFNs have one (Llama, Qwen, Mistral, Gemma, …)"
+            f"student: a {type(layers[0]).__name__} has no down_proj, so there are no FFN activations for losses.asr; "
+            "remove losses.asr or use a student whose FFNs have one (Llama, Qwen, Mistral, Gemma, …)"
         )
     return found
 
@@ -247,21 +246,21 @@ def _find_ffns(layers: torch.nn.ModuleList) -> list[tuple[int, Any]]:
 def _check_experts(experts: Any) -> None:
     name = type(experts).__name__
     if not hasattr(experts, "_apply_gate") or not getattr(experts, "has_gate", False):
-        raise UserError(f"student: the inputs of down_proj in {name} cannot be read; leave the sparsity loss out")
+        raise UserError(f"student: the inputs of down_proj in {name} cannot be read; remove losses.asr")
     implementation = experts.config._experts_implementation
     if implementation not in ROW_ORDERS or experts._is_expert_parallel:
         parallel = " under expert parallelism" if experts._is_expert_parallel else ""
         raise UserError(
             f"student: the inputs of down_proj in {name} cannot be read with experts implementation "
             f"'{implementation}'{parallel}; wanted {' or '.join(ROW_ORDERS)} without it: load the student with "
-            "experts_implementation='grouped_mm', or leave the sparsity loss out"
+            "experts_implementation='grouped_mm', or remove losses.asr"
         )
 
 
 def _in_token_order(values: torch.Tensor, experts_TK: torch.Tensor, experts: Any) -> torch.Tensor:
-    """Values of the T · K (token, expert) pairs, from the order in which the implementation has them, as [T, K].
+    """Reorder values of the T · K (token, expert) pairs from the implementation's order to [T, K].
 
-    batched_mm goes token by token, grouped_mm sorts by expert: transformers/integrations/moe.py.
+    batched_mm is token-major, grouped_mm sorts by expert (transformers/integrations/moe.py).
     """
     if experts.config._experts_implementation == "grouped_mm":
         order = torch.sort(experts_TK.reshape(-1))[1]
@@ -270,10 +269,10 @@ def _in_token_order(values: torch.Tensor, experts_TK: torch.Tensor, experts: Any
 
 
 def _mean_of_ffns(means: list[torch.Tensor], n_tokens: int) -> torch.Tensor:
-    """Mean of one layer's FFNs for each token, [T].
+    """Mean over one layer's FFNs per token, [T].
 
-    Experts that are separate modules see some of the tokens only and do not say which: then every token gets the mean
-    over all pairs of the batch.
+    Experts that are separate modules see a subset of the tokens without its indices: then every token gets the mean
+    over all (token, expert) pairs of the batch.
     """
     if all(len(mean) == n_tokens for mean in means):
         return torch.stack(means).mean(dim=0)

@@ -1,4 +1,4 @@
-"""The student's tokenizer: the same tokens as the cache's, and all its files for whoever uses the final model."""
+"""The student's tokenizer: check that it matches the cache's, and copy its files to the final model."""
 
 import shutil
 from pathlib import Path
@@ -9,21 +9,21 @@ from schemas.manifest import Manifest
 from teacher_cache.model_folder import not_loaded
 from teacher_cache.tokenizer import FILES, describe_tokenizer
 
-OTHERS = (  # the files of rarer classes; FILES are also what a plan is continued by, and stay as they are
+OTHERS = (  # of rarer tokenizer classes; FILES also identify the tokenizer of a plan, so they do not grow
     "*.spm", "vocab*.json", "*_vocab.json", "word_*.json", "bpe.codes", "dict.txt", "emoji.json", "normalizer.json",
     "byte_maps.json", "prophetnet.tokenizer",
 )  # fmt: skip
 CODE = "*.py"
-EVALUATED = "MODEL"  # what `train-student evaluate` calls the model
+EVALUATED = "MODEL"  # the model's argument name in `train-student evaluate`
 
 
 def check_tokenizer(
     manifest: Manifest, folder: Path, where: str, key: str = "student", trust_remote_code: bool = False
 ) -> None:
-    """Raise UserError if the student in ``folder`` brings a tokenizer with other tokens than the cache at ``where``.
+    """Raise UserError if the tokenizer in ``folder`` is not the one of the cache at ``where``.
 
-    key: the setting that names it. A folder without a tokenizer passes: then only the size of the vocabulary can be
-    checked.
+    key: the setting that names the folder. A folder without a tokenizer passes; only the vocabulary size can be
+    checked then.
     """
     if not tokenizer_files(folder):
         return
@@ -37,24 +37,24 @@ def check_tokenizer(
 
 
 def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in ``folder``. Its own code runs only if it is trusted; raises UserError."""
+    """Load the tokenizer in ``folder``; code that ships with it runs only if trusted. Raises UserError."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # what the files of a stranger's tokenizer may make its class raise
+    except Exception as error:  # third-party tokenizers can raise anything
         raise not_loaded(error, f"{folder}: cannot load the student's tokenizer", how_to_trust(key)) from None
 
 
 def how_to_trust(key: str) -> str:
-    """How the model that the setting ``key`` names is allowed to run code that ships with it."""
+    """Return the advice on how to trust the code of the model that ``key`` names."""
     return "add --trust-remote-code" if key == EVALUATED else "set student.trust_remote_code: true"
 
 
 def copy_tokenizer(source: Path, folder: Path, trust_remote_code: bool = False) -> bool:
-    """Copy the tokenizer's files from ``source`` to ``folder``, byte for byte; False if there are none.
+    """Copy the tokenizer files from ``source`` to ``folder``, unchanged; return False if there are none.
 
-    Code that ships with it comes along only where it is trusted.
+    Code that ships with the tokenizer is copied only if trusted.
     """
     files = tokenizer_files(source)
     if trust_remote_code:
@@ -67,6 +67,6 @@ def copy_tokenizer(source: Path, folder: Path, trust_remote_code: bool = False) 
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files in ``folder`` that belong to a tokenizer, of any class that transformers has."""
+    """List the files in ``folder`` that belong to a tokenizer of any transformers class."""
     found = {path for pattern in (*FILES, *OTHERS) for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in found if path.suffix != ".py")

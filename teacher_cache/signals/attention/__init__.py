@@ -1,4 +1,4 @@
-"""The ``attention`` signal: rows of attention weights of one layer, of its most focused attention heads."""
+"""The ``attention`` signal: attention rows of one layer's most focused attention heads."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,47 +19,47 @@ if TYPE_CHECKING:
 
 
 class AttentionSignal(SideSignal[AttentionCapture, AttentionSample, AttentionBatch]):
-    """See the module. Decoding checks all there is to check."""
+    """The ``attention`` signal. Decoding already checks everything, so ``problem`` is not overridden."""
 
     batch = AttentionBatch
     title = "attention rows"
 
     def check_teacher(self, name: str, settings: AttentionCapture, text_config: Any, max_tokens: int) -> None:
-        """Whether it has such a layer and such attention heads."""
+        """Check that the teacher has the layer and the attention heads."""
         check_attention_layer(name, settings, text_config, max_tokens)
 
     def in_words(self, settings: AttentionCapture, num_layers: int) -> str:
-        """The layer, how many attention heads and keys, and which rows."""
+        """Layer, number of attention heads and keys, rows."""
         layer, rows = layer_number(settings.layer, num_layers), rows_in_words(settings.positions)
         return f"layer {layer}; {settings.n_heads} heads; {settings.keys} keys; rows: {rows}"
 
     def codec(self, settings: AttentionCapture, manifest: Manifest, table: CodeTable | None) -> AttentionCodec:
-        """Of as many attention heads and keys as the settings say."""
+        """Codec for the configured attention heads and keys."""
         return AttentionCodec(settings, manifest.codec)
 
     def empty(self, settings: AttentionCapture, manifest: Manifest) -> AttentionSample:
-        """Of as many attention heads and keys as the settings say."""
+        """No rows of the configured attention heads and keys."""
         shape = (0, settings.n_heads, settings.keys)
         heads = np.zeros(settings.n_heads, np.int32)
         return AttentionSample(np.empty(0, np.int32), heads, np.empty(shape, np.float32), np.empty(shape, np.int32))
 
     def tap(self, settings: AttentionCapture, num_layers: int) -> "Tap":
-        """On q and k of the layer."""
+        """Tap on q and k of the layer."""
         from teacher_cache.signals.attention.capture import AttentionTap
 
         return AttentionTap(settings, num_layers)
 
     def join(self, samples: Sequence[AttentionSample], entries: Entries) -> AttentionBatch:
-        """With keys as tokens of the batch row."""
+        """Join samples; keys become columns of the batch row."""
         batch = super().join(samples, entries)
         return replace(batch, keys=entries.first_column[:, None, None] + batch.keys)
 
     def arrays(self, batch: AttentionBatch, settings: AttentionCapture) -> dict[str, np.ndarray]:
-        """Weights and keys, [N, H, M]."""
+        """Weights float32 and keys int64, [N, H, M]."""
         return {"": batch.weights, "keys": batch.keys}
 
     def figures(self, sample: AttentionSample, settings: AttentionCapture) -> dict[str, dict[int, Any]]:
-        """The strongest weight of each attention head."""
+        """Largest weight of each attention head and its key."""
         heads, keys_PH, weights_PH = sample.heads.tolist(), sample.keys[:, :, 0], sample.weights[:, :, 0]
         by_row = {
             row: [

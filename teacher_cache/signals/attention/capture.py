@@ -1,8 +1,8 @@
-"""The ``attention`` signal: rows of softmaxed attention weights from q and k. Runs on the engine's device.
+"""Capture of ``attention``: softmaxed attention rows from q and k. Runs on the engine's device.
 
-Only the rows of the chosen positions are ever computed, some at a time. Heads are ranked by how focused they are: by
-the entropy of their rows, averaged over the chosen positions of the sequence. (The mean of a softmaxed row, which has
-been used for it, is 1/n whatever the row looks like.)
+Only rows at the chosen positions are computed, in chunks. Attention heads are ranked by focus: the entropy of their
+rows, averaged over the chosen positions of the sequence. (The mean of a softmaxed row, which others have used, is 1/n
+for any row.)
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from schemas.cache_config import AttentionCapture, layer_number
 from teacher_cache.signals.attention.record import AttentionSample
 from teacher_cache.signals.tap import SequenceQueryKey, Tap
 
-CHUNK_WEIGHTS = 1 << 25  # weights that exist at one time
+CHUNK_WEIGHTS = 1 << 25  # attention weights per chunk
 
 
 class AttentionRows(NamedTuple):
-    """Rows of some heads of one sequence, before heads are chosen: P rows, H heads, the M largest weights."""
+    """Attention rows of one sequence before heads are chosen: P rows, H attention heads, the M largest weights."""
 
     heads_H: np.ndarray  # int32
     entropy_H: np.ndarray  # float64, nats, mean over the rows
-    weights_PHM: np.ndarray  # float32, falling; 0 beyond the row's keys
-    keys_PHM: np.ndarray  # int32; 0 where the weight is
+    weights_PHM: np.ndarray  # float32, descending; 0 beyond the row's keys
+    keys_PHM: np.ndarray  # int32; 0 where the weight is 0
 
 
 def attention_rows(
@@ -36,15 +36,15 @@ def attention_rows(
     n_keys: int,
     first_head: int = 0,
 ) -> AttentionRows:
-    """The rows ``positions_P`` of causal attention within one sequence, for all heads given.
+    """Rows ``positions_P`` of causal attention within one sequence, for all attention heads given.
 
     Args:
         query_SHE: [S, H, E] after the rotary embedding.
-        key_SGE: [S, G, E] likewise; head h attends with key head h // (H / G).
-        scaling: factor of the scores q·k.
+        key_SGE: [S, G, E] after the rotary embedding; attention head h uses key head h // (H / G).
+        scaling: factor of q·k.
         softcap: scores become softcap * tanh(score / softcap), where not None.
-        n_keys: weights to keep of each row.
-        first_head: number of the first head (a tensor-parallel rank has some of them).
+        n_keys: number of weights to keep per row.
+        first_head: number of the first attention head (a tensor-parallel rank has a slice of them).
     """
     length, n_heads = query_SHE.shape[:2]
     per_chunk = max(1, CHUNK_WEIGHTS // (n_heads * length))
@@ -58,7 +58,7 @@ def attention_rows(
 def _probabilities(
     query_SHE: torch.Tensor, key_SGE: torch.Tensor, positions_P: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """Softmaxed rows, float32 [H, P, S]."""
+    """Attention rows after the softmax, float32 [H, P, S]."""
     query_HPE, key_GSE = query_SHE[positions_P].transpose(0, 1), key_SGE.transpose(0, 1)
     later_PS = torch.arange(len(key_SGE), device=positions_P.device) > positions_P[:, None]
     scores_HPS = attention_scores(query_HPE, key_GSE, scaling, softcap)
@@ -68,14 +68,14 @@ def _probabilities(
 def attention_scores(
     query_HPE: torch.Tensor, key_GSE: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """What attention takes the softmax of, float32 [H, P, S], before any mask; arguments as for ``attention_rows``."""
+    """Attention scores before mask and softmax, float32 [H, P, S]; arguments as for ``attention_rows``."""
     query_GQPE = query_HPE.float().unflatten(0, (len(key_GSE), -1))
     scores_HPS = (query_GQPE @ key_GSE.float().transpose(1, 2)[:, None] * scaling).flatten(0, 1)
     return scores_HPS if softcap is None else softcap * torch.tanh(scores_HPS / softcap)
 
 
 def _reduce(weights_HPS: torch.Tensor, n_keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum over the rows of their entropy [H], and the largest weights [H, P, M] with their keys."""
+    """Entropy summed over the rows, float64 [H] (nats), and the largest weights [H, P, M] with their keys."""
     entropy_H = torch.special.entr(weights_HPS).sum(dim=(1, 2), dtype=torch.float64)
     weights, keys = weights_HPS.topk(min(n_keys, weights_HPS.shape[2]), dim=2)
     return entropy_H, weights, keys.masked_fill(weights == 0, 0)
@@ -98,9 +98,9 @@ def _join(
 
 
 def choose_heads(rows: AttentionRows, heads: int | list[int]) -> AttentionRows:
-    """The ``heads`` most focused heads, most focused first (equal ones in the order of their numbers); or those listed.
+    """Keep the ``heads`` most focused attention heads, most focused first (ties by number), or those listed.
 
-    Applied to each tensor-parallel rank's heads and again to what the ranks chose, it gives the heads of the whole.
+    Applying it to each tensor-parallel rank and again to the merged choices equals applying it to all heads at once.
     """
     order = np.lexsort((rows.heads_H, rows.entropy_H))
     wanted = order[:heads] if isinstance(heads, int) else order[np.isin(rows.heads_H[order], heads)]
@@ -110,7 +110,7 @@ def choose_heads(rows: AttentionRows, heads: int | list[int]) -> AttentionRows:
 
 
 def merge_ranks(parts: Sequence[AttentionRows]) -> AttentionRows:
-    """The heads of all tensor-parallel ranks together."""
+    """Concatenate the attention heads of all tensor-parallel ranks."""
     heads, entropies, weights, keys = zip(*parts, strict=True)
     return AttentionRows(
         np.concatenate(heads), np.concatenate(entropies), np.concatenate(weights, axis=1), np.concatenate(keys, axis=1)
@@ -118,7 +118,7 @@ def merge_ranks(parts: Sequence[AttentionRows]) -> AttentionRows:
 
 
 def to_attention_sample(positions: np.ndarray, rows: AttentionRows, heads: int | list[int]) -> AttentionSample:
-    """The record of one sequence. With listed heads they stand in the order of the list."""
+    """Record of one sequence. Listed attention heads keep the order of the list."""
     chosen = choose_heads(rows, heads)
     if not isinstance(heads, int):
         order = np.argsort(chosen.heads_H)[np.argsort(np.argsort(heads))]
@@ -129,14 +129,14 @@ def to_attention_sample(positions: np.ndarray, rows: AttentionRows, heads: int |
 
 
 class AttentionTap(Tap):
-    """Keeps rows of the most focused attention heads, or of those listed."""
+    """Keeps attention rows of the most focused attention heads, or of those listed."""
 
     def __init__(self, settings: AttentionCapture, num_layers: int) -> None:
         self._settings = settings
         self.query_key_layer = layer_number(settings.layer, num_layers)
 
     def from_query_key(self, seen: SequenceQueryKey, positions_P: torch.Tensor) -> AttentionRows:
-        """Of the attention heads that are seen, those that can be among the chosen ones of all ranks."""
+        """Reduce this rank's attention heads to those that can be chosen among all ranks'."""
         rows = attention_rows(
             seen.query_SHE,
             seen.key_SGE,
@@ -149,5 +149,5 @@ class AttentionTap(Tap):
         return choose_heads(rows, self._settings.heads)
 
     def sample(self, positions: np.ndarray, pieces: Sequence[AttentionRows]) -> AttentionSample:
-        """Of all ranks."""
+        """Merge the pieces of all ranks."""
         return to_attention_sample(positions, merge_ranks(pieces), self._settings.heads)

@@ -1,13 +1,13 @@
-"""The ``attention`` signal as bytes: for P query rows and H heads the M largest weights and where they fall.
+"""The ``attention`` signal as bytes: the M largest weights and their keys, for P query rows and H attention heads.
 
 Sections:
 
 - ``positions``: see ``positions``.
-- ``heads``: their numbers, u16.
-- ``weights``: in steps of 1/65535, rounded down, so that the stored weights and their remainder sum to 1 exactly; u16.
+- ``heads``: numbers of the attention heads, u16.
+- ``weights``: in steps of 1/65535, rounded down, so that a row never sums to more than 1; u16.
 - ``keys``: key positions, u24.
 
-All are split into byte planes (``planes``).
+Integers are split into byte planes (``planes``).
 """
 
 import numpy as np
@@ -24,14 +24,14 @@ HEAD_BYTES, WEIGHT_BYTES, KEY_BYTES = 2, 2, 3
 
 
 class AttentionCodec:
-    """Encodes and decodes sequences of one cache. Threads may share it."""
+    """Encodes and decodes the samples of one cache. Thread-safe."""
 
     def __init__(self, capture: AttentionCapture, codec: CodecConfig) -> None:
         self._heads, self._keys = capture.n_heads, capture.keys
         self._level = codec.zstd_level
 
     def encode(self, sample: AttentionSample) -> bytes:
-        """The payload of one sequence's attention member."""
+        """Encode the payload of one sequence."""
         steps = np.floor(sample.weights.astype(np.float64) * STEPS).astype(np.uint16)
         return write_payload(
             [
@@ -44,7 +44,7 @@ class AttentionCodec:
         )
 
     def decode(self, payload: bytes, num_tokens: int) -> AttentionSample:
-        """Decode one sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
+        """Decode the payload of a sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
         limit = positions.most_bytes(num_tokens) + HEAD_BYTES * self._heads
         limit += num_tokens * self._heads * self._keys * (WEIGHT_BYTES + KEY_BYTES)
         sections = Sections(payload_frame(payload), 4, limit)
@@ -53,7 +53,7 @@ class AttentionCodec:
         heads = sections.integers(1, (self._heads,), HEAD_BYTES)
         steps_PHM, keys_PHM = sections.integers(2, shape, WEIGHT_BYTES), sections.integers(3, shape, KEY_BYTES)
         if (keys_PHM > positions_P[:, None, None]).any():
-            raise CorruptCacheError("a stored attention weight falls on a later token than its row's")
+            raise CorruptCacheError("an attention row has a key after its own position")
         if (steps_PHM.sum(axis=2, dtype=np.int64) > STEPS).any():
             raise CorruptCacheError("the attention weights of a row sum to more than 1")
         return AttentionSample(

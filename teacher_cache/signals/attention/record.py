@@ -1,6 +1,6 @@
-"""Attention rows, of a sample and of a batch.
+"""Records of attention rows: of a sample and of a batch.
 
-Shape letters: P stored query rows, N those of a batch, H attention heads, M weights of a row.
+Shape letters: P stored query rows of a sample, N of a batch, H attention heads, M stored weights per row.
 """
 
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class AttentionSample:
-    """Rows of attention weights of one sequence in one layer."""
+    """Attention rows of one sequence in one layer."""
 
-    positions: np.ndarray  # int32 [P]; query rows of the sequence, rising
+    positions: np.ndarray  # int32 [P]; query positions in the sequence, ascending
     heads: np.ndarray  # int32 [H]; most focused first
-    weights: np.ndarray  # float32 [P, H, M]; the largest of each row, falling; 0 beyond the row's keys
-    keys: np.ndarray  # int32 [P, H, M]; positions these weights fall on; 0 where the weight is
+    weights: np.ndarray  # float32 [P, H, M]; largest of each row, descending; 0 beyond the row's keys
+    keys: np.ndarray  # int32 [P, H, M]; key positions of these weights; 0 where the weight is 0
 
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """The attention rows of a batch, one entry for each of the N query rows of its samples."""
+    """Attention rows of a batch, one entry for each of the N stored query rows of its samples."""
 
     batch_row: np.ndarray  # int64 [N]; row of the batch
-    column: np.ndarray  # int64 [N]; the query's token in that row
-    first_column: np.ndarray  # int64 [N]; where the sample starts in that row: keys before it are another's
-    sample: np.ndarray  # int64 [N]; which of the batch's samples, counted in the order of its rows
+    column: np.ndarray  # int64 [N]; query's column in that row
+    first_column: np.ndarray  # int64 [N]; first column of the sample; keys before it belong to another sample
+    sample: np.ndarray  # int64 [N]; index of the sample, in the order of the batch rows
     weights: np.ndarray  # float32 [N, H, M]; as in an AttentionSample
-    keys: np.ndarray  # int64 [N, H, M]; tokens in the batch row
+    keys: np.ndarray  # int64 [N, H, M]; columns of the batch row

@@ -1,4 +1,4 @@
-"""The ``draws`` signal: tokens drawn from the rows' distributions, an unbiased target at any temperature."""
+"""The ``draws`` signal: tokens sampled from each row's distribution, an unbiased target at any temperature."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
-    """See the module."""
+    """The ``draws`` signal."""
 
     batch = DrawsBatch
     title = "draws"
@@ -31,32 +31,32 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
     is_target = True
 
     def in_words(self, settings: DrawsCapture, num_layers: int) -> str:
-        """How many, from what, at which temperatures."""
+        """Number of draws, region, temperatures."""
         where = "the tail" if settings.region == "tail" else "the whole distribution"
         return f"{settings.n} from {where}; temperatures {listed_numbers(settings.temperatures)}"
 
     def codec(self, settings: DrawsCapture, manifest: Manifest, table: CodeTable | None) -> DrawsCodec:
-        """With the shard's code table."""
+        """Codec that uses the shard's code table."""
         assert table is not None
         return DrawsCodec(settings, manifest.codec, table)
 
     def empty(self, settings: DrawsCapture, manifest: Manifest) -> DrawsSample:
-        """Of as many temperatures and draws as the settings say."""
+        """No rows of the configured temperatures and draws."""
         shape = (0, len(settings.temperatures), settings.n)
         return DrawsSample(np.empty(0, np.int32), np.empty(shape, np.int32), np.empty(shape[:2], np.float32))
 
     def tap(self, settings: DrawsCapture, num_layers: int) -> "Tap":
-        """On the logits."""
+        """Tap on the logits."""
         from teacher_cache.signals.draws.capture import DrawsTap
 
         return DrawsTap(settings)
 
     def arrays(self, batch: DrawsBatch, settings: DrawsCapture) -> dict[str, np.ndarray]:
-        """Ids [N, T, M] and entropies [N, T]."""
+        """Ids int32 [N, T, M] and entropies float32 [N, T] (nats)."""
         return {"": batch.ids, "entropy": batch.entropy}
 
     def figures(self, sample: DrawsSample, settings: DrawsCapture) -> dict[str, dict[int, Any]]:
-        """The tokens drawn at each temperature."""
+        """Tokens drawn at each temperature."""
         return {"drawn_ids": dict(zip(sample.positions.tolist(), sample.ids.tolist(), strict=True))}
 
     def alternatives(self, settings: DrawsCapture, channels: int) -> Iterator[Alternative]:
@@ -65,19 +65,19 @@ class DrawsSignal(SideSignal[DrawsCapture, DrawsSample, DrawsBatch]):
             yield Alternative(f"n={n}", settings.model_copy(update={"n": n}), partial(_first_draws, n))
 
     def ids(self, sample: DrawsSample) -> np.ndarray:
-        """As often as each was drawn."""
+        """All drawn ids, repeated as often as drawn."""
         return sample.ids.reshape(-1)
 
     def problem(self, sample: DrawsSample, settings: DrawsCapture, manifest: Manifest) -> str:
-        """Whether an entropy is above log V."""
+        """Report an entropy above log V."""
         most = math.log(manifest.teacher.vocab_size) + 1 / manifest.codec.scalar_steps_per_nat
         largest = sample.entropy.max(initial=0)
-        return f"an entropy of {largest:.4g} nats, at most {most:.4g} can be" if largest > most else ""
+        return f"an entropy of {largest:.4g} nats, above log V = {most:.4g}" if largest > most else ""
 
     def contradictions(
         self, sample: DrawsSample, logits: LogitsSample, settings: DrawsCapture, manifest: Manifest
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Of the stored entries."""
+        """Compare with the stored entries."""
         return draws_contradictions(sample, logits, settings, manifest)
 
 

@@ -1,11 +1,11 @@
-"""The ``draws`` signal: random tokens from each row's softened distribution. Runs on the engine's device.
+"""Capture of ``draws``: tokens sampled from each row's softened distribution. Runs on the engine's device.
 
-Draw j of M lies in the j-th of M equal slices of the cumulative distribution (stratified sampling): each draw's token
-has exactly the expected probability averaged over the slices, so sums over draws are unbiased, with a variance that is
-never above that of independent draws. The cumulative distribution is never built over the whole vocabulary: block sums
-say in which block a draw falls, and only that block is looked at.
+Stratified sampling: draw j of M falls in the j-th of M equal slices of the cumulative distribution. Averaged over the
+slices, each token is drawn with exactly its probability, so sums over draws are unbiased, and their variance never
+exceeds that of independent draws. The cumulative distribution is never built over the whole vocabulary: block sums
+locate the block of a draw, and only that block is searched.
 
-The uniform numbers come from the sample's seed alone, so a row's draws do not depend on what it was scored with.
+The uniform numbers depend on the sample's seed alone, so a row's draws do not depend on the batch it was scored in.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ BLOCK = 64
 
 
 class DrawnRows(NamedTuple):
-    """The draws of N rows, on the device they were computed on."""
+    """Draws of N rows, on the device they were computed on."""
 
     ids_NTM: torch.Tensor  # int32
     entropy_NT: torch.Tensor  # float32, nats
 
 
 def uniforms(request: Request, capture: DrawsCapture) -> np.ndarray:
-    """Where in [0, 1) of the cumulative distribution each draw of a sequence lies, rising: float64 [P, T, M]."""
+    """Uniform numbers of a sequence's draws in [0, 1), ascending along M: float64 [P, T, M]."""
     shape = (len(request.logits_positions), len(capture.temperatures), capture.n)
     offsets = np.random.Generator(np.random.Philox(key=request.seed)).random(shape)
     return (np.arange(capture.n) + offsets) / capture.n
@@ -40,13 +40,13 @@ def uniforms(request: Request, capture: DrawsCapture) -> np.ndarray:
 def draw(
     logits_NV: torch.Tensor, excluded_NK: torch.Tensor | None, uniforms_NTM: torch.Tensor, temperatures: list[float]
 ) -> DrawnRows:
-    """Draw M tokens of each row at each temperature, from those outside ``excluded_NK`` (None: from all).
+    """Draw M tokens per row and temperature, excluding the ids ``excluded_NK`` (None: excluding none).
 
     Args:
         logits_NV: raw logits, any floating dtype; computed in float32, cumulative sums in float64.
-        excluded_NK: integer ids that are never drawn.
-        uniforms_NTM: float64, rising along M; see ``uniforms``.
-        temperatures: T of them.
+        excluded_NK: integer ids that are never drawn; they still count for the entropy.
+        uniforms_NTM: float64, ascending along M; see ``uniforms``.
+        temperatures: T values, each > 0.
     """
     if excluded_NK is None:
         excluded_NK = logits_NV.new_empty((len(logits_NV), 0), dtype=torch.int64)
@@ -72,9 +72,9 @@ def _draw_chunk(
 
 
 def _invert(weights_NV: torch.Tensor, uniforms_NM: torch.Tensor) -> torch.Tensor:
-    """The tokens at which the cumulative weights pass each uniform share of their sum, int32 [N, M].
+    """Invert the cumulative weights: the token at each uniform share of their sum, int32 [N, M].
 
-    A token of weight 0 is only drawn from a row without any weight.
+    A token of weight 0 is only drawn if all weights of its row are 0.
     """
     n, vocabulary = weights_NV.shape
     padded_NV = torch.nn.functional.pad(weights_NV, (0, -vocabulary % BLOCK))
@@ -92,7 +92,7 @@ def _invert(weights_NV: torch.Tensor, uniforms_NM: torch.Tensor) -> torch.Tensor
 
 
 class DrawsTap(Tap):
-    """Draws from each row of logits that is kept."""
+    """Draws tokens from each stored row of logits."""
 
     reads_logits = True
 
@@ -100,19 +100,19 @@ class DrawsTap(Tap):
         self._settings = settings
 
     def row_inputs(self, request: Request) -> np.ndarray:
-        """Where the draws lie, float64 [P, T, M]."""
+        """Uniform numbers of the draws, float64 [P, T, M]."""
         return uniforms(request, self._settings)
 
     def from_logits(self, logits_NV: torch.Tensor, ids_NK: torch.Tensor, inputs_N: torch.Tensor) -> DrawnRows:
-        """From all tokens, or from those that are not among the entries."""
+        """Draw from all tokens or, for the region ``tail``, from those outside the stored entries."""
         excluded_NK = ids_NK if self._settings.region == "tail" else None
         return draw(logits_NV, excluded_NK, inputs_N, self._settings.temperatures)
 
     def sample(self, positions: np.ndarray, pieces: Sequence[DrawnRows]) -> DrawsSample:
-        """Of the first piece: ranks that have the logits draw the same."""
+        """Use the first piece: all ranks that have the logits draw the same."""
         return to_draws_sample(positions, pieces[0])
 
 
 def to_draws_sample(positions: np.ndarray, rows: DrawnRows) -> DrawsSample:
-    """One sequence's draws as a record in host memory."""
+    """Record of one sequence, in host memory."""
     return DrawsSample(positions, rows.ids_NTM.cpu().numpy(), rows.entropy_NT.cpu().numpy())

@@ -1,12 +1,12 @@
 """The ``draws`` signal as bytes: P rows, T temperatures, M draws.
 
-Per temperature and row, the distinct tokens are stored with how often each was drawn, the most frequent first; rows of
-the first temperature, then those of the second, and so on. Sections:
+Each row stores, per temperature, its distinct tokens and how often each was drawn, most frequent first: all rows of the
+first temperature, then those of the second, and so on. Sections:
 
 - ``positions``: see ``positions``.
-- ``repeats``: of each row's tokens that were drawn several times, how often beyond the first; then a 0, unless these
-  tokens are all. All others were drawn once, so there are as many as is left of M. u16.
-- six of ``ids``: the distinct tokens of each row.
+- ``repeats``: for each token of a row drawn more than once, the number of draws less 1; then a 0, unless no draws are
+  left. All other tokens were drawn once, so their number is what is left of M. u16.
+- six of ``ids``: distinct tokens of each row.
 - ``entropy``: in steps of 1/``scalar_steps_per_nat``, u24.
 
 Integers are split into byte planes (``planes``).
@@ -24,11 +24,11 @@ from teacher_cache.codec.sections import Sections, payload_frame, write_payload
 from teacher_cache.signals.draws.record import DrawsSample
 
 REPEAT_BYTES, ENTROPY_BYTES = 2, 3
-IDS = 2  # number of the first of their sections
+IDS = 2  # index of the first section of ids
 
 
 class DrawsCodec:
-    """Encodes and decodes sequences of shards with one code table. Threads may share it."""
+    """Encodes and decodes the samples of shards with one code table. Thread-safe."""
 
     def __init__(self, capture: DrawsCapture, codec: CodecConfig, table: CodeTable) -> None:
         self._n_temperatures, self._n_draws = len(capture.temperatures), capture.n
@@ -37,7 +37,7 @@ class DrawsCodec:
         self._table = table
 
     def encode(self, sample: DrawsSample) -> bytes:
-        """The payload of one sequence's draws member."""
+        """Encode the payload of one sequence."""
         ids_RM = sample.ids.transpose(1, 0, 2).reshape(-1, self._n_draws)
         ids_E, times_E, counts_R = _distinct(ids_RM)
         steps_TP = np.rint(sample.entropy.T.astype(np.float64) * self._steps_per_nat)
@@ -53,7 +53,7 @@ class DrawsCodec:
         )
 
     def decode(self, payload: bytes, num_tokens: int) -> DrawsSample:
-        """Decode one sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
+        """Decode the payload of a sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
         row_bytes = most_bytes(self._n_draws, self._table) + REPEAT_BYTES * self._n_draws + ENTROPY_BYTES
         limit = positions.most_bytes(num_tokens) + num_tokens * self._n_temperatures * row_bytes
         sections = Sections(payload_frame(payload), IDS + N_SECTIONS + 1, limit)
@@ -73,7 +73,7 @@ class DrawsCodec:
 
 
 def _distinct(ids_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct ids int32 [E] of all rows, the most frequent of a row first; how often [E]; ids a row, int32 [R]."""
+    """Distinct ids of each row, most frequent first: ids int32 [E], times drawn [E], ids per row int32 [R]."""
     n_rows, n_draws = ids_RM.shape
     sorted_N = np.sort(ids_RM, axis=1).reshape(-1)
     starts_N = np.ones(len(sorted_N), bool)
@@ -88,7 +88,7 @@ def _distinct(ids_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _stored_repeats(times_E: np.ndarray, counts_R: np.ndarray) -> np.ndarray:
-    """What is stored of how often tokens were drawn: up to each row's first that was drawn once."""
+    """Values of the section ``repeats``: of each row up to its first token that was drawn once."""
     first_R = np.cumsum(counts_R) - counts_R
     after_one_E = np.zeros(len(times_E), bool)
     after_one_E[1:] = times_E[:-1] == 1
@@ -98,9 +98,9 @@ def _stored_repeats(times_E: np.ndarray, counts_R: np.ndarray) -> np.ndarray:
 
 @compiled
 def _all_times(repeats: np.ndarray, n_rows: int, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each distinct token was drawn, int32 [E], and their number in each row, int32 [R].
+    """Times that each distinct token was drawn, int32 [E], and distinct tokens per row, int32 [R].
 
-    Raises ValueError(what, value seen, value wanted) when a row's draws are not ``n_draws``.
+    Raises ValueError(what, value seen, value wanted) if a row does not have ``n_draws`` draws.
     """
     times_E, n_entries = np.empty(n_rows * n_draws, np.int32), 0
     counts_R = np.empty(n_rows, np.int32)
@@ -121,7 +121,7 @@ def _all_times(repeats: np.ndarray, n_rows: int, n_draws: int) -> tuple[np.ndarr
             count += ones
             left -= ones * times
         counts_R[r] = count
-    n_read = np.int64(at)  # numba raises with the first value of a variable that has several
+    n_read = np.int64(at)  # a variable assigned once: numba raises with the first value of others
     if n_read != len(repeats):
         raise ValueError("repeats", len(repeats), n_read)
     return times_E[:n_entries], counts_R

@@ -1,6 +1,6 @@
-"""The ``final`` signal: the final hidden state, after the last norm, from which the output head makes every logit.
+"""The ``final`` signal: the hidden state after the last norm, from which the output head computes every logit.
 
-Records and codec are those of ``hidden``, with one layer.
+It uses the records and codec of ``hidden``, with one layer.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class FinalSignal(StatesSignal[FinalCapture]):
-    """See the module."""
+    """The ``final`` signal."""
 
     title = "final hidden states"
     is_target = True
     needs_head = True
 
     def labels(self, settings: FinalCapture, num_layers: int) -> list[str]:
-        """One."""
+        """Label of the only layer."""
         return ["final hidden state"]
 
     def in_words(self, settings: FinalCapture, num_layers: int) -> str:
@@ -37,11 +37,11 @@ class FinalSignal(StatesSignal[FinalCapture]):
         return f"{settings.dtype}; rows: {rows_in_words(settings.positions)}"
 
     def codec(self, settings: FinalCapture, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
-        """Of one layer."""
+        """Codec of one layer."""
         return HiddenCodec(settings, manifest.codec, 1, manifest.teacher.hidden_size)
 
     def tap(self, settings: FinalCapture, num_layers: int) -> "Tap":
-        """Before the output head."""
+        """Tap on the output head's input."""
         from teacher_cache.signals.final.capture import FinalTap
 
         return FinalTap(settings)
@@ -55,13 +55,13 @@ class FinalSignal(StatesSignal[FinalCapture]):
         return HiddenStates(sample.positions, floats(sample, settings)[:, 0], ())
 
     def figures(self, sample: HiddenSample, settings: FinalCapture) -> dict[str, dict[int, Any]]:
-        """The norm."""
+        """Norm of each row."""
         return {"final_norm": {row: layers[0] for row, layers in norms(sample, settings).items()}}
 
     def rebuilt_problem(
         self, sample: HiddenSample, logits: LogitsSample, settings: FinalCapture, head: "OutputHead"
     ) -> str:
-        """Whether they are another token's. Loads torch."""
+        """Report states that do not reproduce the stored entries. Loads torch."""
         from teacher_cache.signals.final.rebuilding import final_problem
 
         return final_problem(sample, logits, head, settings)
@@ -69,7 +69,7 @@ class FinalSignal(StatesSignal[FinalCapture]):
     def check_captured(
         self, sample: HiddenSample, logits: LogitsSample, settings: FinalCapture, manifest: Manifest, head: "OutputHead"
     ) -> None:
-        """Raise UserError if head and states do not give the logits: then the teacher makes them in another way."""
+        """Raise UserError if head and states do not reproduce the logits. Loads torch."""
         from teacher_cache.signals.final.rebuilding import check_rebuilt
 
         check_rebuilt(sample, logits, settings, manifest, head)

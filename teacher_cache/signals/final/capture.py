@@ -1,4 +1,4 @@
-"""Capturing the final hidden state: what the output head is given."""
+"""Capture of ``final``: the input of the output head."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from teacher_cache.signals.tap import Tap
 
 
 class FinalTap(Tap):
-    """Keeps the final hidden state as it is stored."""
+    """Quantises the final hidden state."""
 
     reads_final = True
 
@@ -20,9 +20,9 @@ class FinalTap(Tap):
         self._settings = settings
 
     def from_final(self, final_PD: torch.Tensor) -> HiddenRows:
-        """Quantised."""
+        """Quantise rows of the final hidden state."""
         return quantise(final_PD, self._settings)
 
     def sample(self, positions: np.ndarray, pieces: Sequence[HiddenRows]) -> HiddenSample:
-        """As the only layer."""
+        """Record with one layer."""
         return to_hidden_sample(positions, pieces)

@@ -1,4 +1,4 @@
-"""Are the final hidden states of a sample those of its stored entries? The output head tells."""
+"""Check final hidden states: applied to them, the output head must reproduce the stored entries."""
 
 import numpy as np
 import torch
@@ -11,23 +11,25 @@ from teacher_cache.records import LogitsSample
 from teacher_cache.signals.hidden.capture import to_floats
 from teacher_cache.signals.hidden.record import HiddenSample
 
-MAX_CAPTURE_ERROR = 0.25  # nats; mean over rows of the rebuilt log-probability of the best token, when it is captured
-MAX_STORED_ERROR = 0.5  # and when it is read
-ROWS = 16  # of a stored sample, spread over it: each takes a product with the whole head
+MAX_CAPTURE_ERROR = 0.25  # nats; mean |error| of the likeliest token's rebuilt log-probability, at capture
+MAX_STORED_ERROR = 0.5  # nats; likewise for stored samples
+ROWS = 16  # rows checked per stored sample, spread over it: each costs a product with the whole head
 
 
 def final_problem(final: HiddenSample, logits: LogitsSample, head: OutputHead, capture: FinalCapture) -> str:
-    """What is wrong, at some rows, or ''."""
+    """Describe final hidden states that disagree with the stored entries; '' if they agree."""
     error = _rebuilt_error(final, logits, head, capture, ROWS)
-    return "" if error <= MAX_STORED_ERROR else f"log-probabilities rebuilt from it are {error:.2g} nats off on average"
+    return (
+        "" if error <= MAX_STORED_ERROR else f"log-probabilities rebuilt from it are off by {error:.2g} nats on average"
+    )
 
 
 def check_rebuilt(
     final: HiddenSample, logits: LogitsSample, capture: FinalCapture, manifest: Manifest, head: OutputHead
 ) -> None:
-    """Raise UserError if the final hidden states of a sequence and the head do not give the logits that were captured.
+    """Raise UserError if the head does not reproduce a sequence's captured logits from its final hidden states.
 
-    So is an architecture found out whose logits are made in a way that ``OutputHead`` does not know.
+    This detects architectures that compute logits in a way ``OutputHead`` does not implement.
     """
     error = _rebuilt_error(final, logits, head, capture, len(final.positions))
     if error > MAX_CAPTURE_ERROR:
@@ -40,7 +42,7 @@ def check_rebuilt(
 def _rebuilt_error(
     final: HiddenSample, logits: LogitsSample, head: OutputHead, capture: FinalCapture, most_rows: int
 ) -> float:
-    """Mean |Δ log p|, nats, of the best tokens at up to ``most_rows`` of the rows that both have; 0 without any."""
+    """Mean |Δ log p| (nats) of the likeliest token over up to ``most_rows`` common rows; 0 if there are none."""
     common, at_final, at_logits = np.intersect1d(
         final.positions, logits.positions, assume_unique=True, return_indices=True
     )

@@ -18,40 +18,44 @@ from teacher_cache.signals.side_signal import SideSignal, listed_numbers, rows_i
 if TYPE_CHECKING:
     from teacher_cache.signals.tap import Tap
 
-NOT_FINITE = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3": 0x7F}  # bits that all are set where it is not
+NOT_FINITE = {
+    "bfloat16": 0x7F80,
+    "float16": 0x7C00,
+    "float8_e4m3": 0x7F,
+}  # exponent bits: all set in infinities and NaN
 Settings = TypeVar("Settings", bound=Quantised)
 
 
 class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
-    """Hidden states of any kind."""
+    """Base of the signals that store hidden states."""
 
     batch = HiddenBatch
 
     def check_teacher(self, name: str, settings: Settings, text_config: Any, max_tokens: int) -> None:
-        """Whether its states have a width that can be stored."""
+        """Check that the hidden size can be stored in this dtype."""
         check_width(name, settings, text_config)
 
     def alternatives(self, settings: Settings, channels: int) -> Iterator[Alternative]:
-        """The other dtypes."""
+        """Other dtypes."""
         for dtype in other_values(Quantised, "dtype", settings.dtype):
             if dtype != "int4" or channels % 2 == 0:
                 other = settings.model_copy(update={"dtype": dtype})
                 yield Alternative(f"dtype={dtype}", other, partial(_requantised, settings, other))
 
     def codec(self, settings: Settings, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
-        """Of all layers together."""
+        """Codec of all stored layers."""
         raise NotImplementedError
 
     def empty(self, settings: Settings, manifest: Manifest) -> HiddenSample:
-        """In the shapes and dtypes of the codec."""
+        """No rows, in the shapes and dtypes of the codec."""
         return self.codec(settings, manifest, None).empty()
 
     def labels(self, settings: Settings, num_layers: int) -> list[str]:
-        """What each stored layer is, in words."""
+        """Description of each stored layer."""
         raise NotImplementedError
 
     def problem(self, sample: HiddenSample, settings: Settings, manifest: Manifest) -> str:
-        """Whether a number is not finite."""
+        """Report values that are not finite."""
         for name, bits in (("scales", sample.scales), ("outliers", sample.outliers), ("values", sample.values)):
             mask = NOT_FINITE.get(settings.dtype if name == "values" else "bfloat16")
             if mask is not None and ((bits & mask) == mask).any():  # integers are finite
@@ -60,30 +64,30 @@ class StatesSignal(SideSignal[Settings, HiddenSample, HiddenBatch]):
 
 
 class HiddenSignal(StatesSignal[HiddenCapture]):
-    """See the module."""
+    """The ``hidden`` signal."""
 
     title = "hidden states"
 
     def check_teacher(self, name: str, settings: HiddenCapture, text_config: Any, max_tokens: int) -> None:
-        """And whether it has the layers."""
+        """Check the hidden size and that the teacher has the layers."""
         super().check_teacher(name, settings, text_config, max_tokens)
         check_hidden_layers(name, settings, text_config)
 
     def labels(self, settings: HiddenCapture, num_layers: int) -> list[str]:
-        """By their numbers, which rise."""
+        """Labels with layer numbers, ascending."""
         return [f"hidden states, layer {number}" for number in settings.layer_numbers(num_layers)]
 
     def in_words(self, settings: HiddenCapture, num_layers: int) -> str:
-        """Layers, dtype and rows."""
+        """Layers, dtype, rows."""
         layers = listed_numbers(settings.layer_numbers(num_layers))
         return f"layers {layers}; {settings.dtype}; rows: {rows_in_words(settings.positions)}"
 
     def codec(self, settings: HiddenCapture, manifest: Manifest, table: CodeTable | None) -> HiddenCodec:
-        """Of all layers together."""
+        """Codec of all stored layers."""
         return HiddenCodec(settings, manifest.codec, len(settings.layers), manifest.teacher.hidden_size)
 
     def tap(self, settings: HiddenCapture, num_layers: int) -> "Tap":
-        """On the layers."""
+        """Tap on the layers' outputs."""
         from teacher_cache.signals.hidden.capture import HiddenTap
 
         return HiddenTap(settings, num_layers)
@@ -97,12 +101,12 @@ class HiddenSignal(StatesSignal[HiddenCapture]):
         return HiddenStates(sample.positions, floats(sample, settings), tuple(settings.layer_numbers(num_layers)))
 
     def figures(self, sample: HiddenSample, settings: HiddenCapture) -> dict[str, dict[int, Any]]:
-        """Norms, layer by layer."""
+        """Norms of each layer, by row."""
         return {"hidden_norms": norms(sample, settings)}
 
 
 def floats(stored: HiddenSample | HiddenBatch, settings: Quantised) -> np.ndarray:
-    """float32 [..., C, D] of hidden states as they are stored. Loads torch."""
+    """Dequantise stored hidden states to float32 [..., C, D]. Loads torch."""
     from teacher_cache.signals.hidden.capture import to_floats
 
     return to_floats(stored, settings).numpy()
@@ -116,7 +120,7 @@ def _requantised(before: Quantised, after: Quantised, sample: HiddenSample) -> H
 
 
 def norms(sample: HiddenSample, settings: Quantised) -> dict[int, list[float]]:
-    """Euclidean norms of the layers' hidden states, by row. Loads torch."""
+    """Euclidean norm of each layer's hidden state, by row. Loads torch."""
     from teacher_cache.signals.hidden.capture import to_floats
 
     norms_PC = to_floats(sample, settings).norm(dim=2).tolist()

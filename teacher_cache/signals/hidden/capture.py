@@ -1,8 +1,8 @@
-"""Hidden states as they are stored, and the tap that captures the residual stream. Runs on any torch device.
+"""Quantisation of hidden states, and the tap on the residual stream. Runs on any torch device.
 
-Values of 8 bits and less share a scale in small groups of channels. A few channels of a residual stream are orders of
-magnitude larger than the rest, and would leave the others of their group one or two steps; so the largest channels of
-every row are stored apart, and their places in the groups are 0.
+Values of 8 bits or fewer share a scale in small groups of channels. A few channels of a residual stream are orders of
+magnitude larger than the rest and would leave only one or two steps for the others of their group; so the largest
+channels of each row are stored separately as outliers, and are 0 in their groups.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from teacher_cache.signals.tap import Tap
 
 
 class HiddenRows(NamedTuple):
-    """What is stored of N rows of one layer, on the device they were computed on. See HiddenSample for the dtypes."""
+    """N quantised rows of one layer, on the device they were computed on. Dtypes: see HiddenSample."""
 
     values_ND: torch.Tensor
     scales_NG: torch.Tensor
@@ -26,11 +26,11 @@ class HiddenRows(NamedTuple):
     outliers_NO: torch.Tensor
 
 
-_LARGEST = {"int8": 127, "int4": 7, "float8_e4m3": 448}  # in units of a group's scale
+_LARGEST = {"int8": 127, "int4": 7, "float8_e4m3": 448}  # largest value, in units of the group's scale
 
 
 def quantise(hidden_ND: torch.Tensor, capture: Quantised) -> HiddenRows:
-    """Rows of one layer (floating, [N, D]) as they are stored."""
+    """Quantise rows of one layer (any floating dtype)."""
     n_rows, channels = hidden_ND.shape
     if not capture.has_scales:
         empty = hidden_ND.new_empty((n_rows, 0), dtype=torch.int16)
@@ -49,7 +49,7 @@ def quantise(hidden_ND: torch.Tensor, capture: Quantised) -> HiddenRows:
     return HiddenRows(
         _pack(units_NGB.flatten(1)[:, :channels], capture),
         scales_NG.view(torch.int16),
-        index_NO.to(torch.int16),  # channel numbers above 32767 wrap, and are unwrapped by dequantise
+        index_NO.to(torch.int16),  # channels above 32767 wrap; dequantise unwraps them
         outliers_NO.bfloat16().view(torch.int16),
     )
 
@@ -61,7 +61,7 @@ def dequantise(
     outliers_XO: torch.Tensor,
     capture: Quantised,
 ) -> torch.Tensor:
-    """float32 [..., D] from the arrays of a HiddenSample; the inverse of ``quantise`` up to rounding."""
+    """Invert ``quantise`` up to rounding: float32 [..., D] from the arrays of a HiddenSample."""
     if not capture.has_scales:
         return values_XD.view(getattr(torch, capture.dtype)).float()
     units_XD = _unpack(values_XD, capture)
@@ -73,7 +73,7 @@ def dequantise(
 
 
 def _pack(units_ND: torch.Tensor, capture: Quantised) -> torch.Tensor:
-    """float32 values in units of their scales as int8 [N, D], or [N, D / 2] for ``int4``."""
+    """Round float32 values, in units of their scales, to int8 [N, D], or [N, D / 2] for ``int4``."""
     if capture.dtype == "float8_e4m3":
         return units_ND.to(torch.float8_e4m3fn).view(torch.int8)
     steps_ND = units_ND.round().to(torch.int8)
@@ -83,38 +83,40 @@ def _pack(units_ND: torch.Tensor, capture: Quantised) -> torch.Tensor:
 
 
 def _unpack(values_XD: torch.Tensor, capture: Quantised) -> torch.Tensor:
-    """The inverse of ``_pack``, float32."""
+    """Invert ``_pack``: float32 [..., D]."""
     if capture.dtype == "float8_e4m3":
         return values_XD.view(torch.float8_e4m3fn).float()
     if capture.dtype == "int4":
-        return torch.stack([values_XD << 4 >> 4, values_XD >> 4], dim=-1).flatten(-2).float()  # both keep the sign
+        return (
+            torch.stack([values_XD << 4 >> 4, values_XD >> 4], dim=-1).flatten(-2).float()
+        )  # both shifts keep the sign
     return values_XD.float()
 
 
 def to_hidden_sample(positions: np.ndarray, layers: Sequence[HiddenRows]) -> HiddenSample:
-    """The record of one sequence from its rows of each layer, in the order of the configuration."""
+    """Record of one sequence, in host memory, from the rows of its layers in ascending order."""
     columns = [torch.stack(column, dim=1).cpu().numpy() for column in zip(*layers, strict=True)]
     return HiddenSample(positions, *columns)
 
 
 def to_floats(sample: HiddenSample | HiddenBatch, capture: Quantised) -> torch.Tensor:
-    """The hidden states of a record, float32 [P, C, D], or [N, C, D] of a batch's."""
+    """Dequantise a record: float32 [P, C, D] of a sample, [N, C, D] of a batch."""
     arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
     values, scales, outlier_index, outliers = map(torch.from_numpy, arrays)
     return dequantise(values, scales, outlier_index, outliers, capture)
 
 
 class HiddenTap(Tap):
-    """Keeps the outputs of the chosen layers as they are stored."""
+    """Quantises the residual stream after the chosen layers."""
 
     def __init__(self, settings: HiddenCapture, num_layers: int) -> None:
         self._settings = settings
         self.layers = settings.layer_numbers(num_layers)
 
     def from_layer(self, stream_PD: torch.Tensor) -> HiddenRows:
-        """Quantised."""
+        """Quantise rows of one layer."""
         return quantise(stream_PD, self._settings)
 
     def sample(self, positions: np.ndarray, pieces: Sequence[HiddenRows]) -> HiddenSample:
-        """Of all layers."""
+        """Record of all layers."""
         return to_hidden_sample(positions, pieces)

@@ -1,6 +1,6 @@
-"""Hidden states as they are stored, of a sample and of a batch.
+"""Records of quantised hidden states: of a sample and of a batch.
 
-Shape letters: P stored rows, N those of a batch, C layers, D channels, G groups of channels, O outliers.
+Shape letters: P stored rows of a sample, N of a batch, C layers, D channels, G groups of channels, O outliers.
 """
 
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ import numpy as np
 
 @dataclass(frozen=True)
 class HiddenSample:
-    """Hidden states of one sequence after some decoder layers, as stored; ``capture.to_floats`` makes floats of them.
+    """Quantised hidden states of one sequence after some decoder layers; ``capture.to_floats`` dequantises them.
 
-    For the dtypes bfloat16 and float16 ``values`` holds their bits (int16) and the other arrays have no entry; for
-    float8_e4m3 it holds bits, and for int4 two channels in each of D / 2 bytes, the first in the lower half.
+    ``values`` holds, for bfloat16 and float16, their bits as int16 (the other arrays are empty); for float8_e4m3 its
+    bits; for int4 D / 2 bytes of two channels each, the first in the lower half.
     """
 
-    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
-    values: np.ndarray  # int8 [P, C, D]; C layers, D channels, in units of their group's scale; 0 for outliers
-    scales: np.ndarray  # int16 [P, C, G]; bfloat16 bits; one for each group of channels
-    outlier_index: np.ndarray  # int16 [P, C, O]; uint16 bits; channels of the largest absolute values
-    outliers: np.ndarray  # int16 [P, C, O]; bfloat16 bits; their values
+    positions: np.ndarray  # int32 [P]; rows of the sequence, ascending
+    values: np.ndarray  # int8 [P, C, D]; in units of the group's scale; 0 for outliers
+    scales: np.ndarray  # int16 [P, C, G]; bfloat16 bits; one per group of channels
+    outlier_index: np.ndarray  # int16 [P, C, O]; uint16 bits; channels with the largest absolute values
+    outliers: np.ndarray  # int16 [P, C, O]; bfloat16 bits; values of these channels
 
 
 @dataclass(frozen=True)
 class HiddenBatch:
-    """The hidden states of a batch, one entry for each of the N rows of its samples at which they are stored."""
+    """Quantised hidden states of a batch, one entry for each of the N stored rows of its samples."""
 
     batch_row: np.ndarray  # int64 [N]; row of the batch
-    column: np.ndarray  # int64 [N]; token in that row
-    values: np.ndarray  # [N, C, D]; this and the next as in a HiddenSample
+    column: np.ndarray  # int64 [N]; column in that row
+    values: np.ndarray  # [N, C, D]; this and the following as in HiddenSample
     scales: np.ndarray  # [N, C, G]
     outlier_index: np.ndarray  # [N, C, O]
     outliers: np.ndarray  # [N, C, O]
@@ -39,6 +39,6 @@ class HiddenBatch:
 class HiddenStates:
     """Hidden states of one sample as floats."""
 
-    positions: np.ndarray  # int32 [P]; rows of the sequence, rising
-    values: np.ndarray  # float32 [P, C, D], or [P, D] of the final hidden state
-    layers: tuple[int, ...]  # their numbers, from 1; of the final hidden state none
+    positions: np.ndarray  # int32 [P]; rows of the sequence, ascending
+    values: np.ndarray  # float32 [P, C, D]; [P, D] for the final hidden state
+    layers: tuple[int, ...]  # layer numbers, from 1; empty for the final hidden state

@@ -1,1 +1,1 @@
-"""The ``logits`` signal: next-token distributions, of each row the likeliest entries and log-partitions."""
+"""The ``logits`` signal: of each row's next-token distribution the likeliest entries and the log-partitions."""

@@ -1,7 +1,7 @@
-"""The ``logits`` signal: from rows of logits to what is kept of them. Runs on the engine's device, in row chunks.
+"""Capture of ``logits``: reduce rows of logits to what is stored. Runs on the engine's device, in chunks of rows.
 
-Only the small result ever leaves the device: k ids and log-probabilities, the realised token's log-probability, one
-log-partition for each temperature, and the entropy.
+Only the small result leaves the device: k ids and log-probabilities, the realised token's log-probability, one
+log-partition per temperature, and the entropy.
 """
 
 from typing import NamedTuple
@@ -19,13 +19,13 @@ CPU_CHUNK_ROWS = 32  # a chunk of float32 logits stays within a CPU's last-level
 
 
 class LogitsRows(NamedTuple):
-    """What is kept of N rows of logits, on the device they were computed on."""
+    """N reduced rows of logits, on the device they were computed on."""
 
-    ids_NK: torch.Tensor  # int32, by falling probability
+    ids_NK: torch.Tensor  # int32, in descending probability
     logprobs_NK: torch.Tensor  # float32, nats, temperature 1
     next_logprob_N: torch.Tensor  # float32, nats, temperature 1
     log_partition_NT: torch.Tensor  # float32, nats; log Σ_v p(v)^(1/T)
-    entropy_N: torch.Tensor  # float32, nats; of the whole distribution at temperature 1; for figures, not stored
+    entropy_N: torch.Tensor  # float32, nats; of the whole distribution at temperature 1; reported, not stored
 
 
 def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, temperatures: list[float]) -> LogitsRows:
@@ -33,9 +33,9 @@ def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, tem
 
     Args:
         logits_NV: [N, V] raw logits, any floating dtype; reduced in float32.
-        next_ids_N: [N] integer, the token that follows each row (any valid id where none does).
-        k: entries to keep, 1 ≤ k ≤ V.
-        temperatures: each > 0 and containing 1.0; column j of the log-partition is log Σ_v p(v)^(1 / temperatures[j]).
+        next_ids_N: [N] integer, the token that follows each row (any valid id if none follows).
+        k: number of entries to keep, 1 ≤ k ≤ V.
+        temperatures: each > 0, including 1.0; column j of the log-partition is log Σ_v p(v)^(1 / temperatures[j]).
     """
     rows = chunk_size(logits_NV)
     parts = [
@@ -46,7 +46,7 @@ def reduce_logits(logits_NV: torch.Tensor, next_ids_N: torch.Tensor, k: int, tem
 
 
 def chunk_size(logits_NV: torch.Tensor) -> int:
-    """How many rows of logits are best reduced at a time."""
+    """Number of rows of logits to reduce at a time."""
     return CPU_CHUNK_ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
 
 
@@ -65,9 +65,9 @@ def _reduce_chunk(
 
 
 def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> LogitsSample:
-    """One sequence's rows as a record in host memory, with the selection policy of ``capture`` applied.
+    """Record of one sequence, in host memory, after applying the selection policy of ``capture``.
 
-    Raises UserError when a row's largest logit or a log-partition is not finite: the teacher overflowed.
+    Raises UserError if a row's largest logit or a log-partition is not finite: the teacher overflowed.
     """
     ids = rows.ids_NK.cpu().numpy()
     logprobs = rows.logprobs_NK.cpu().numpy()
@@ -94,13 +94,13 @@ def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> Log
 
 
 def select_counts(logprobs: np.ndarray, capture: LogitsCapture) -> np.ndarray:
-    """How many of each row's entries the policy keeps.
+    """Number of entries per row that the policy keeps.
 
     ``top_k`` keeps all; ``nucleus`` keeps the smallest leading set whose probability reaches ``capture.mass``, or
-    all when it is not reached. Entries of probability 0 (masked logits) are never kept.
+    all if it is not reached. Entries of probability 0 (masked logits) are never kept.
 
     Args:
-        logprobs: float32 [P, K], falling along each row.
+        logprobs: float32 [P, K], descending along each row.
 
     Returns:
         int32 [P], between 1 and K.

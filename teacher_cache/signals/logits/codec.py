@@ -1,12 +1,12 @@
 """The ``logits`` signal as bytes: P rows of at most K entries and T scalars. Sections:
 
 - ``positions``: see ``positions``.
-- ``counts``: entries of each row, u16; empty when every row has K.
+- ``counts``: number of entries in each row, u16; empty if every row has K.
 - six of ``ids``.
-- four of ``logprobs``, rounded to steps (so off by half a one at most), or as floats.
-- ``scalars``: minus the realised token's log-probability, then the log-partition of each temperature but 1, where it is
-  0; in steps of 1/``scalar_steps_per_nat``, i24, column by column. The last row of a sequence has no realised token: 0
-  on disk, NaN when read.
+- four of ``logprobs``, rounded to steps (an error of half a step at most), or as floats.
+- ``scalars``: minus the realised token's log-probability, then the log-partition of each temperature except 1, where it
+  is 0; in steps of 1/``scalar_steps_per_nat``, i24, column by column. The last row of a sequence has no realised token:
+  0 on disk, NaN when read.
 
 Integers are split into byte planes (``planes``).
 """
@@ -23,11 +23,11 @@ from teacher_cache.codec.rows import COUNT_BYTES, N_SECTIONS, SCALAR_BYTES, Layo
 from teacher_cache.codec.sections import Frame, Sections, payload_frame, write_payload
 from teacher_cache.records import LogitsSample
 
-MAX_SCALAR_STEPS = (1 << 23) - 1  # scalars beyond ± that many steps, infinite ones too, are clipped to it
+MAX_SCALAR_STEPS = (1 << 23) - 1  # larger scalars, including infinite ones, are clipped to ± this
 
 
 class LogitsCodec:
-    """Encodes and decodes sequences of shards with one code table. Threads may share it."""
+    """Encodes and decodes the samples of shards with one code table. Thread-safe."""
 
     def __init__(self, capture: LogitsCapture, codec: CodecConfig, table: CodeTable) -> None:
         self._k = capture.k
@@ -52,10 +52,10 @@ class LogitsCodec:
         )
 
     def encode(self, sample: LogitsSample) -> bytes:
-        """The payload of one sequence's logits member.
+        """Encode the payload of one sequence.
 
-        Raises ValueError unless log-probabilities are at most 0 and fall along each row, and nothing but the last row's
-        realised log-probability is NaN.
+        Raises ValueError unless log-probabilities are at most 0 and descend along each row, and no value but the last
+        row's realised log-probability is NaN.
         """
         uniform = bool((sample.counts == self._k).all())
         stored_PK = np.arange(self._k) < sample.counts[:, None]
@@ -71,14 +71,14 @@ class LogitsCodec:
         )
 
     def _scalars(self, sample: LogitsSample) -> np.ndarray:
-        """The realised log-probability and the stored log-partitions in steps, int32 [T, P]."""
+        """Realised log-probability and stored log-partitions in steps, int32 [T, P]."""
         scalars_CP = np.concatenate([-sample.next_logprob[None], sample.log_partition.T[self._stored_temperatures]])
         if len(sample.positions) and sample.positions[-1] == sample.num_tokens - 1:
             scalars_CP[0, -1] = 0
         return quantise(scalars_CP, self._codec.scalar_steps_per_nat, MAX_SCALAR_STEPS)
 
     def decode(self, payload: bytes, num_tokens: int) -> LogitsSample:
-        """Decode one sequence into arrays of its own. Raises CorruptCacheError."""
+        """Decode the payload of one sequence. Raises CorruptCacheError."""
         rows = Rows(
             counts=np.empty(num_tokens, np.int32),
             ids=np.empty((num_tokens, self._k), np.int32),
@@ -91,18 +91,18 @@ class LogitsCodec:
         return LogitsSample(num_tokens, stored, *(array[stored] for array in rows))
 
     def decode_into(self, payload: bytes, rows: Rows) -> None:
-        """Decode one sequence into ``rows``. Raises CorruptCacheError.
+        """Decode the payload of one sequence into ``rows``. Raises CorruptCacheError.
 
-        Nothing is decompressed before its size is known to be one that rows of this shape can have.
+        A frame whose declared size is impossible for rows of this shape is refused before it is decompressed.
         """
         sections = Sections(payload_frame(payload), N_SECTIONS, self.most_bytes(len(rows.counts)))
         with refused_as_corrupt():
             fill_rows(sections.content, sections.starts, self.layout, rows)
 
     def frame(self, payload: bytes, num_tokens: int) -> Frame:
-        """The frame of a payload of so many tokens. Raises CorruptCacheError."""
+        """Frame in the payload of a sequence of ``num_tokens`` tokens. Raises CorruptCacheError."""
         return Frame.of(payload_frame(payload), N_SECTIONS, self.most_bytes(num_tokens))
 
     def most_bytes(self, num_tokens: int) -> int:
-        """What the sections of a sequence may take, at most."""
+        """Upper bound of the bytes of a sequence's sections."""
         return positions.most_bytes(num_tokens) + num_tokens * self._row_bytes

@@ -1,10 +1,10 @@
-"""Do stored rows agree with the tokens they stand at? What cannot be true of any teacher's distributions.
+"""Check stored rows against the tokens at their positions: find what no teacher's distribution can satisfy.
 
-The realised next token ties a row to its text: where it is among the row's entries, its log-probability is stored
-twice; where it is not, it is at most that of the last entry. So rows that are shifted, or swapped between samples,
-contradict their tokens, whatever the teacher is. Both what reads a whole cache and what trains on it look here.
+The realised next token ties a row to its text: if it is among the row's entries, its log-probability is stored twice;
+if not, it is at most that of the last entry. So rows that are shifted, or swapped between samples, contradict their
+tokens, whatever the teacher. Used both to verify a cache and to check batches in training.
 
-Letters as in ``teacher_cache.records``; N rows of any samples.
+Shape letters as in ``teacher_cache.records``; N rows of any samples.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from teacher_cache.codec.logprobs import MAX_STEPS
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
 from teacher_cache.signals.logits.codec import MAX_SCALAR_STEPS
 
-ARITHMETIC = 1e-4  # nats, of float32 arithmetic before quantisation
+ARITHMETIC = 1e-4  # nats; error of float32 arithmetic before quantisation
 RELATIVE_ERROR = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 0.0}
 LOWEST = {"bfloat16": -1e38, "float16": -65000.0, "float32": -1e38}
 NO_TOKEN = -1
 NOT_ITS_ENTRY = "the realised token's log-probability is not that of its entry"
-LIKELIER = "the realised token is not stored though it is likelier than stored ones"
-OF_ANOTHER_TOKEN = (NOT_ITS_ENTRY, LIKELIER)  # so are rows that stand at the wrong token
+LIKELIER = "the realised token is likelier than stored entries but is not among them"
+OF_ANOTHER_TOKEN = (NOT_ITS_ENTRY, LIKELIER)  # found in rows at the wrong token
 
 
 class Rows(NamedTuple):
     """Stored rows and the token that follows each."""
 
-    next_ids_N: np.ndarray  # int64; NO_TOKEN where none follows
-    counts_N: np.ndarray  # integer; entries of each row, at least 1
+    next_ids_N: np.ndarray  # int64; NO_TOKEN if none follows
+    counts_N: np.ndarray  # integer; number of entries in each row, at least 1
     ids_NK: np.ndarray
     logprobs_NK: np.ndarray  # -inf beyond counts
     next_logprob_N: np.ndarray
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 def rows_of_sample(tokens: TokenSample, logits: LogitsSample) -> Rows:
     """All stored rows of one sample."""
-    most = int(logits.counts.max(initial=1))  # what no row has an entry in would only take memory
+    most = int(logits.counts.max(initial=1))  # drops columns without entries
     following_S = np.append(tokens.input_ids[1:].astype(np.int64), NO_TOKEN)
     return Rows(
         following_S[logits.positions],
@@ -53,7 +53,7 @@ def rows_of_sample(tokens: TokenSample, logits: LogitsSample) -> Rows:
 
 
 def rows_of_batch(batch: RowBatch, row: int) -> Rows:
-    """The stored rows among those of one batch row that count."""
+    """Stored rows in the loss mask of one batch row."""
     here_L = batch.loss_mask[row] & (batch.logprobs[row, :, 0] > -np.inf)
     logprobs_NK = batch.logprobs[row][here_L]
     return Rows(
@@ -67,20 +67,24 @@ def rows_of_batch(batch: RowBatch, row: int) -> Rows:
 
 
 def contradictions(rows: Rows, manifest: Manifest) -> Iterator[tuple[str, np.ndarray]]:
-    """What is wrong, and at which rows (bool [N]); nothing is given of what is right everywhere."""
+    """Yield each kind of contradiction that occurs, with a mask of its rows, bool [N]."""
     for what, wrong_N in _found(rows, manifest):
         if wrong_N.any():
             yield what, wrong_N
 
 
 def _found(rows: Rows, manifest: Manifest) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each kind of contradiction with a mask of its rows, also if the mask is empty."""
     stored_NK = np.isfinite(rows.logprobs_NK)
     logprobs_NK = rows.logprobs_NK.astype(np.float64)
     error_NK, scalar = errors_of(logprobs_NK, manifest)
     at_least_NK = np.where(logprobs_NK > _lowest(manifest.codec), logprobs_NK - error_NK, -np.inf)
-    yield "a token id stands twice", _twice(rows, stored_NK)
+    yield "a token id occurs twice", _twice(rows, stored_NK)
     with np.errstate(invalid="ignore"):
-        yield "log-probabilities do not fall", ((np.diff(logprobs_NK, axis=1) > 0) & stored_NK[:, 1:]).any(axis=1)
+        yield (
+            "log-probabilities are not in descending order",
+            ((np.diff(logprobs_NK, axis=1) > 0) & stored_NK[:, 1:]).any(axis=1),
+        )
     yield "probabilities sum to more than 1", np.exp(at_least_NK).sum(axis=1) > 1
     yield from _of_next_token(rows, logprobs_NK, error_NK, scalar, _floor(manifest.codec))
     last_N1 = np.maximum(rows.counts_N[:, None] - 1, 0)
@@ -95,7 +99,7 @@ def _found(rows: Rows, manifest: Manifest) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def of_another_token(rows: Rows, manifest: Manifest) -> np.ndarray:
-    """Rows that cannot be those before their next token, bool [N]."""
+    """Mask of rows that contradict their next token, bool [N]."""
     logprobs_NK = rows.logprobs_NK.astype(np.float64)
     found = _of_next_token(rows, logprobs_NK, *errors_of(logprobs_NK, manifest), _floor(manifest.codec))
     return np.logical_or.reduce([wrong_N for _, wrong_N in found])
@@ -104,7 +108,7 @@ def of_another_token(rows: Rows, manifest: Manifest) -> np.ndarray:
 def _of_next_token(
     rows: Rows, logprobs_NK: np.ndarray, error_NK: np.ndarray, scalar: float, floor: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What the row says of the token that follows it, twice. Values below ``floor`` were clipped."""
+    """Compare both stored log-probabilities of the realised token. Values below ``floor`` (nats) were clipped."""
     follows_N = rows.next_ids_N != NO_TOKEN
     realised_N = np.maximum(np.where(follows_N, rows.next_logprob_N, -np.inf).astype(np.float64), floor)
     yield "the realised token has a probability above 1", realised_N > scalar
@@ -123,7 +127,7 @@ def _twice(rows: Rows, stored_NK: np.ndarray) -> np.ndarray:
 
 
 def errors_of(logprobs_NK: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, float]:
-    """By how many nats log-probabilities and scalars may be off. What was imported or repacked was rounded twice."""
+    """Error bounds (nats) of log-probabilities and scalars. Imported and repacked caches were rounded twice."""
     roundings = 1 if manifest.derived is None else 2
     return (
         roundings * logprob_errors(logprobs_NK, manifest.codec) + ARITHMETIC,
@@ -132,7 +136,7 @@ def errors_of(logprobs_NK: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, 
 
 
 def logprob_errors(logprobs_NK: np.ndarray, codec: CodecConfig) -> np.ndarray:
-    """By how many nats each stored log-probability may be off by one rounding; where there is none, 0."""
+    """Error bound (nats) of each stored log-probability after one rounding; 0 where none is stored."""
     stored_NK = np.isfinite(logprobs_NK)
     if codec.logprobs == "steps":
         return np.where(stored_NK, 0.5 / codec.logprob_steps_per_nat, 0.0)
@@ -140,10 +144,10 @@ def logprob_errors(logprobs_NK: np.ndarray, codec: CodecConfig) -> np.ndarray:
 
 
 def _lowest(codec: CodecConfig) -> float:
-    """The lowest log-probability that can be stored of an entry; lower ones became it."""
+    """Lowest log-probability of an entry that can be stored; lower ones are clipped to it."""
     return -(MAX_STEPS / codec.logprob_steps_per_nat - 6) if codec.logprobs == "steps" else LOWEST[codec.logprobs]
 
 
 def _floor(codec: CodecConfig) -> float:
-    """Log-probabilities below it are not told apart."""
+    """Lowest log-probability that both entries and scalars can store."""
     return max(_lowest(codec), -MAX_SCALAR_STEPS / codec.scalar_steps_per_nat)

@@ -6,9 +6,9 @@ from teacher_cache.records import LogitsSample
 
 
 def bucket_entropy(sample: LogitsSample) -> np.ndarray:
-    """Entropy (nats, float64 [P]) of each row's stored entries plus one bucket that holds all the rest.
+    """Entropy (nats, float64 [P]) of each row's stored entries plus one bucket for all other tokens.
 
-    By the grouping property of entropy it is a lower bound of the row's entropy, exact when nothing is outside.
+    By the grouping property of entropy, a lower bound of the row's entropy; exact if all tokens are stored.
     """
     probabilities = np.exp(sample.logprobs.astype(np.float64))
     finite_logprobs = np.where(probabilities > 0, sample.logprobs, 0)

@@ -1,8 +1,7 @@
 """Exact top-k over a vocabulary, several times faster than ``torch.topk`` on CPUs.
 
-The vocabulary is cut in blocks. The k largest entries lie in the k blocks with the largest maxima (every block
-that is left out holds nothing above the maxima of k others), so one cheap pass finds the blocks and ``torch.topk``
-sorts only what is in them.
+The vocabulary is split into blocks. The k largest entries lie in the k blocks with the largest maxima (no entry of
+another block exceeds those k maxima), so one cheap pass finds the blocks and ``torch.topk`` sorts only their entries.
 """
 
 import torch
@@ -11,7 +10,7 @@ BLOCK = 64
 
 
 def block_top_k(values_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``k`` largest entries of each row, in falling order.
+    """The ``k`` largest entries of each row, in descending order.
 
     Args:
         values_NV: [N, V], any floating dtype, no NaN.

@@ -1,4 +1,4 @@
-"""Several samples in one tar member: what is written, what is read of it, and what is refused."""
+"""Bundles of several samples: writing, reading, refusing invalid ones."""
 
 import struct
 
@@ -32,7 +32,7 @@ RECORDS = st.lists(st.binary(max_size=300), min_size=1, max_size=40)
 
 @given(RECORDS)
 @settings(max_examples=100, deadline=None)
-def test_any_arrow_library_reads_the_records_and_they_lie_where_it_is_said(records: list[bytes]) -> None:
+def test_arrow_reads_the_records_and_their_offsets_are_right(records: list[bytes]) -> None:
     bundle = write_bundle(records)
     assert pa.ipc.open_stream(bundle.content).read_all().to_pydict() == {"frame": records}
     places = bundle_places(bundle.content)
@@ -61,7 +61,7 @@ def test_shards_of_many_short_samples_are_bundled() -> None:
     assert are_short([MOST_MEAN_TOKENS * 20] + [1] * 200)
 
 
-def test_a_payload_becomes_a_record_of_the_same_sample_once() -> None:
+def test_a_payload_converts_to_a_record_of_the_same_sample() -> None:
     sample = token_sample([7, 70_000, 9], layer="code", source_id="a.jsonl#3")
     record = as_record("tokens", encode_tokens(sample))
     assert decode_tokens(record, 3, 2**24).source_id == sample.source_id
@@ -71,7 +71,7 @@ def test_a_payload_becomes_a_record_of_the_same_sample_once() -> None:
     assert as_record("logits", frame) is frame
 
 
-def test_a_bundle_of_tokens_is_told_from_a_sample_of_its_own() -> None:
+def test_bundles_are_told_from_single_samples() -> None:
     assert is_bundle(write_bundle([b"x"]).content)
     assert not is_bundle(encode_tokens(token_sample([1, 2])))
     with pytest.raises(CorruptCacheError, match="not a valid Arrow stream"):
@@ -85,14 +85,14 @@ OFFSETS = struct.pack("<4i", 0, 3, 3, 8)
 @pytest.mark.parametrize(
     ("offsets", "problem"),
     [
-        ((1, 3, 3, 8), "do not rise"),
-        ((0, 3, 2, 8), "do not rise"),
-        ((0, -1, 3, 8), "do not rise"),
-        ((0, 3, 3, 9), "do not rise|its end"),
+        ((1, 3, 3, 8), "do not increase"),
+        ((0, 3, 2, 8), "do not increase"),
+        ((0, -1, 3, 8), "do not increase"),
+        ((0, 3, 3, 9), "do not increase|its end"),
         ((0, 3, 3, 2**31 - 1), "its end"),
     ],
 )
-def test_offsets_that_lead_out_of_the_column_are_refused(offsets: tuple[int, ...], problem: str) -> None:
+def test_offsets_outside_the_column_are_refused(offsets: tuple[int, ...], problem: str) -> None:
     assert GOOD.count(OFFSETS) == 1
     with pytest.raises(CorruptCacheError, match=problem):
         bundle_places(GOOD.replace(OFFSETS, struct.pack("<4i", *offsets)))

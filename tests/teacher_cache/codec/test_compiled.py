@@ -1,4 +1,4 @@
-"""Compiled functions need no folder to be kept in; what they raise names what was seen and what was wanted."""
+"""Functions compile without a writable cache folder; their errors name the value seen and the value wanted."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def checked(seen, wanted):
 """
 
 
-def test_a_function_that_cannot_be_kept_on_disk_is_compiled() -> None:
+def test_functions_compile_without_a_cache_folder() -> None:
     names: dict = {}
     exec(SOURCE, names)  # it has no file, and so no place beside it
     checked = compiled(names["checked"])

@@ -1,4 +1,4 @@
-"""Rows of ids come back as they were, whatever the symbols are; sections that contradict themselves are refused."""
+"""Rows of ids round-trip with every kind of symbol; inconsistent sections are refused."""
 
 import contextlib
 
@@ -46,7 +46,7 @@ def encode(rows: list[np.ndarray], table: CodeTable) -> list[bytes]:
 
 
 def decode(parts: list[bytes], counts: list[int], k: int, table: CodeTable) -> np.ndarray:
-    """Decode into every second row of an array of -1, so that there is a row before, between and after them."""
+    """Decode into every second row of an array of -1, to detect writes to the rows around them."""
     ids = np.full((2 * len(counts) + 1, k), -1, np.int32)
     rows = np.arange(1, 2 * len(counts), 2, dtype=np.int32)
     sections = Sections(frame_of(parts), 6, sum(map(len, parts)))
@@ -105,7 +105,7 @@ def test_the_bytes_are_as_documented() -> None:
 
 
 def test_symbols_are_grouped_by_place() -> None:
-    """Place k of the second row has what stands at place 2k + 6 of the first."""
+    """Rank k of the second row has the id at rank 2k + 6 of the first."""
     rows = [np.arange(100, dtype=np.int32), 6 + 2 * np.arange(30, dtype=np.int32)]
     parts = encode(rows, TABLE)
     assert [len(part) for part in parts[SYMBOLS]] == [8 + 8, 16 + 16, 76 + 6]
@@ -133,8 +133,8 @@ def test_similar_rows_have_symbols_of_all_three_kinds() -> None:
     assert_decoded(parts, rows, 70, shuffled_table(5000))
 
 
-def test_ids_that_moved_too_far_are_named_by_their_number() -> None:
-    """By more than 64 places to the front or 63 to the back."""
+def test_ids_that_moved_too_far_refer_to_the_list_of_new_ids() -> None:
+    """By more than 64 ranks forward or 63 backward."""
     rows = [np.arange(129, dtype=np.int32), np.arange(129, dtype=np.int32)[::-1]]
     parts = encode(rows, TABLE)
     moved = 128 - 2 * np.arange(129)
@@ -144,7 +144,7 @@ def test_ids_that_moved_too_far_are_named_by_their_number() -> None:
     assert_decoded(parts, rows, 129, TABLE)
 
 
-def test_new_ids_beyond_those_a_symbol_can_name_are_written_again() -> None:
+def test_new_ids_beyond_the_reach_of_symbols_are_listed_again() -> None:
     n_rows, k, vocabulary = 600, 64, 50_000
     distinct = np.random.default_rng(0).permutation(vocabulary)[: n_rows * k].astype(np.int32)
     rows = list(distinct.reshape(n_rows, k))
@@ -167,7 +167,7 @@ def test_a_reference_row_is_at_most_65535_rows_back(rows_back: int, symbol: int,
     assert_decoded(parts, rows, 1, TABLE)
 
 
-def test_rows_that_resemble_each_other_take_fewer_bytes() -> None:
+def test_similar_rows_take_fewer_bytes() -> None:
     table = shuffled_table(50_000)
 
     def size(likeness: float) -> int:
@@ -179,14 +179,14 @@ def test_rows_that_resemble_each_other_take_fewer_bytes() -> None:
     assert size(1.0) < 0.7 * codes_alone
 
 
-def test_rows_that_are_the_same_cost_next_to_nothing() -> None:
+def test_equal_rows_take_almost_no_bytes() -> None:
     row = similar_rows(0, 1, 64, 50_000)[0]
     frames = [zstandard.compress(b"".join(encode([row] * n, shuffled_table(50_000)))) for n in (2, 200)]
     assert len(frames[1]) < len(frames[0]) + 50
 
 
 def test_frequent_ids_compress_better_with_their_code_table() -> None:
-    """The reason to have the table at all."""
+    """Why there is a code table."""
     rng, vocabulary = np.random.default_rng(0), 50_000
     names, shares = rng.permutation(vocabulary).astype(np.int32), np.cumsum(1 / np.arange(1, vocabulary + 1))
     drawn = names[np.searchsorted(shares, shares[-1] * rng.random((1000, 320)))]
@@ -198,8 +198,8 @@ def test_frequent_ids_compress_better_with_their_code_table() -> None:
 
 
 @pytest.mark.parametrize("rows", [[[7, 8, 7]], [[7, 8], [8, 9], [9, 8, 9]], [[7, 7]] * 2])
-def test_an_id_that_stands_twice_in_a_row_is_not_encoded(rows: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="an id stands twice in a row"):
+def test_a_repeated_id_is_not_encoded(rows: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="an id occurs more than once in one row"):
         encode([np.array(row, np.int32) for row in rows], TABLE)
 
 
@@ -212,31 +212,31 @@ def replaced(*changed: tuple[int, list[int]]) -> list[bytes]:
 
 WRONG = {
     "one plane of distances": (replaced((0, [0, 1, 2, 1])), "bytes of distances: 4, wanted 8"),
-    "a reference before the first row": (replaced((0, [0, 1, 3, 1] + [0] * 4)), "rows back .*: 3, wanted 2"),
-    "a reference far before it": (replaced((0, [0, 1, 2, 1, 0, 0, 0, 1])), "rows back .*: 257, wanted 3"),
-    "too few symbols": (replaced((1, list(PARTS[1][:-1]))), "symbols before row: 3"),
-    "no symbols": (replaced((1, [])), "symbols before row: 0"),
+    "a reference before the first row": (replaced((0, [0, 1, 3, 1] + [0] * 4)), "distance of .* row: 3, wanted 2"),
+    "a reference far before it": (replaced((0, [0, 1, 2, 1, 0, 0, 0, 1])), "distance of .* row: 257, wanted 3"),
+    "too few symbols": (replaced((1, list(PARTS[1][:-1]))), "rows with enough symbols: 3"),
+    "no symbols": (replaced((1, [])), "rows with enough symbols: 0"),
     "a symbol too many": (replaced((1, [*PARTS[1], 64])), "symbols: 12, wanted 11"),
     "a symbol at a place that no row has": (replaced((2, [64])), "symbols: 12, wanted 11"),
     "a symbol at another such place": (replaced((3, [64])), "symbols: 12, wanted 11"),
-    "a low too few": (replaced((4, [])), "lows before row: 3"),
+    "a low too few": (replaced((4, [])), "rows with enough lows: 3"),
     "a low too many": (replaced((4, [3, 3])), "lows and new ids: 6, wanted 5"),
-    "a new id too few": (replaced((5, [33, 32, 31, 1, 1, 1])), "ids that stand nowhere"),
-    "no new ids": (replaced((5, [])), "ids that stand nowhere"),
+    "a new id too few": (replaced((5, [33, 32, 31, 1, 1, 1])), "symbols without an id"),
+    "no new ids": (replaced((5, [])), "symbols without an id"),
     "a new id too many": (replaced((5, [33, 32, 31, 30, 29, 1, 1, 1, 1, 1])), "lows and new ids: 6, wanted 5"),
     "half a new id": (replaced((5, [33, 32, 31, 30, 1, 1, 1])), "bytes of new ids: 7, wanted 6"),
     "a code beyond the vocabulary": (replaced((5, [44, 32, 31, 30] + [1] * 4)), "largest code .*: 300, wanted 299"),
-    "a number of no new id": (replaced((4, [4])), "ids that stand nowhere"),
-    "a large number of no new id": (replaced((1, [*PARTS[1][:-1], 254])), "ids that stand nowhere"),
-    "a listed id before any is new": (replaced((1, [128, *PARTS[1][1:]])), "lows before row: 3"),
-    "a place before the reference row": (replaced((1, [*PARTS[1][:3], 63, *PARTS[1][4:]])), "ids that stand nowhere"),
-    "a place beyond the reference row": (replaced((1, [*PARTS[1][:3], 67, *PARTS[1][4:]])), "ids that stand nowhere"),
-    "a place without a reference row": (replaced((0, [0, 0, 2, 1] + [0] * 4)), "ids that stand nowhere"),
+    "a number of no new id": (replaced((4, [4])), "symbols without an id"),
+    "a large number of no new id": (replaced((1, [*PARTS[1][:-1], 254])), "symbols without an id"),
+    "a listed id before any is new": (replaced((1, [128, *PARTS[1][1:]])), "rows with enough lows: 3"),
+    "a place before the reference row": (replaced((1, [*PARTS[1][:3], 63, *PARTS[1][4:]])), "symbols without an id"),
+    "a place beyond the reference row": (replaced((1, [*PARTS[1][:3], 67, *PARTS[1][4:]])), "symbols without an id"),
+    "a place without a reference row": (replaced((0, [0, 0, 2, 1] + [0] * 4)), "symbols without an id"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_sections_that_contradict_themselves_are_refused(name: str) -> None:
+def test_inconsistent_sections_are_refused(name: str) -> None:
     parts, message = WRONG[name]
     assert len(PARTS) == len(parts)
     with pytest.raises(CorruptCacheError, match=f"^{message}"):
@@ -244,16 +244,16 @@ def test_sections_that_contradict_themselves_are_refused(name: str) -> None:
 
 
 def test_a_place_beyond_a_short_reference_row_is_refused() -> None:
-    """Within the array, where a 0 stands that is no id of that row."""
+    """Within the array, where the padding 0 is not an id of that row."""
     parts = [bytes([0, 1, 0, 0]), bytes([255, 64, 64]), b"", b"", b"", bytes([33, 1])]
-    with pytest.raises(CorruptCacheError, match="ids that stand nowhere"):
+    with pytest.raises(CorruptCacheError, match="symbols without an id"):
         decode(parts, [1, 2], 2, TABLE)
 
 
 LENGTHS = [  # what is said of a section that is too short, and of one that is too long
     ("bytes of distances: 15, wanted 16", "bytes of distances: 17, wanted 16"),
-    *[("symbols before row: 7, wanted 8", "symbols: 241, wanted 240")] * 3,
-    ("lows before row", "lows and new ids: "),
+    *[("rows with enough symbols: 7, wanted 8", "symbols: 241, wanted 240")] * 3,
+    ("rows with enough lows", "lows and new ids: "),
     ("bytes of new ids", "bytes of new ids"),
 ]
 
@@ -272,7 +272,7 @@ def test_a_section_of_another_length_is_refused(number: int) -> None:
 
 @given(seed=st.integers(0, 10**6), ragged=st.booleans(), vocabulary=st.sampled_from([300, 70_000]), data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_are_decoded_within_bounds_or_refused(
+def test_any_bytes_decode_within_bounds_or_are_refused(
     seed: int, ragged: bool, vocabulary: int, data: st.DataObject
 ) -> None:
     rows = similar_rows(seed, 8, 30, vocabulary, ragged)

@@ -1,4 +1,4 @@
-"""Log-probabilities lose half a step at most, less near 0; sections that contradict themselves are refused."""
+"""Log-probabilities are off by half a step at most; inconsistent sections are refused."""
 
 import contextlib
 
@@ -44,7 +44,7 @@ def encode(logprobs: np.ndarray, counts: np.ndarray, steps_per_nat: int = 16) ->
 
 
 def decode(parts: list[bytes], counts: np.ndarray, k: int, steps_per_nat: int = 16) -> np.ndarray:
-    """Decode into every second row of an array of 77, so that there is a row before, between and after them."""
+    """Decode into every second row of an array of 77, to detect writes to the rows around them."""
     logprobs = np.full((2 * len(counts) + 1, k), 77, np.float32)
     rows = np.arange(1, 2 * len(counts), 2, dtype=np.int32)
     sections = Sections(frame_of(parts), 4, sum(map(len, parts)))
@@ -79,20 +79,20 @@ def test_round_trip(seed: int, n_rows: int, k: int, spread: float, ragged: bool,
 
 
 def meaning(steps: np.ndarray, steps_per_nat: int) -> np.ndarray:
-    """What numbers of steps, each in a row of its own, are decoded to."""
+    """Decoded values of numbers of steps, each in a row of its own."""
     excesses = (steps[steps >= 3] - 3).astype(np.uint16).view(np.uint8).reshape(-1, 2).T
     parts = [np.minimum(steps, 3).astype(np.uint8).tobytes(), b"", b"", excesses.tobytes()]
     return decode(parts, np.ones(len(steps), np.int32), 1, steps_per_nat)[:, 0]
 
 
-def test_steps_are_a_quarter_above_minus_1_and_a_sixteenth_above_minus_a_quarter() -> None:
+def test_steps_are_4_times_finer_above_minus_1_and_16_times_above_minus_a_quarter() -> None:
     nats = meaning(np.arange(65_536), 2)
     assert (nats[[0, 8, 14, 15, 65_535]] == [0, -1 / 4, -1, -1.5, 6 - 65_535 / 2]).all()
     np.testing.assert_array_equal(np.diff(nats[:30]), [-1 / 32] * 8 + [-1 / 8] * 6 + [-1 / 2] * 15)
 
 
 @pytest.mark.parametrize(("steps_per_nat", "error"), [(1, 0), (16, 0), (1024, 0), (100, 1.3e-7), (17, 1.3e-7)])
-def test_what_steps_mean_is_exact_for_powers_of_two_and_else_up_to_a_rounding(steps_per_nat: int, error: float) -> None:
+def test_steps_decode_exactly_for_powers_of_two_else_up_to_rounding(steps_per_nat: int, error: float) -> None:
     nats = np.arange(65_536) / steps_per_nat
     wanted = -np.maximum(np.maximum(nats / 16, nats / 4 - 3 / 4), nats - 6)
     found = meaning(np.arange(65_536), steps_per_nat)
@@ -100,7 +100,7 @@ def test_what_steps_mean_is_exact_for_powers_of_two_and_else_up_to_a_rounding(st
 
 
 def test_the_bytes_are_as_documented() -> None:
-    """Differences 0 1 2 3, and 3 0 300 with nothing in the last place; 3 and more take an excess."""
+    """Differences 0 1 2 3, and 3 0 300 with the last place empty; 3 and above take an excess."""
     rows = [[0, -1 / 16, -3 / 16, -3 / 4], [-3 / 16, -3 / 16, -297, 0]]
     logprobs, counts = np.array(rows, np.float32), np.array([4, 3], np.int32)
     parts = [bytes([0b11_10_01_00, 0b00_11_00_11]), b"", b"", bytes([0, 0, 297 - 256, 0, 0, 1])]
@@ -109,7 +109,7 @@ def test_the_bytes_are_as_documented() -> None:
 
 
 @pytest.mark.parametrize(("gap", "planes"), [(0, 0), (2, 0), (3, 1), (258, 1), (259, 2), (65_535, 2)])
-def test_excesses_are_there_above_2_and_take_a_second_plane_above_258(gap: int, planes: int) -> None:
+def test_excesses_exist_above_2_and_take_a_second_plane_above_258(gap: int, planes: int) -> None:
     logprobs, counts = np.tile(meaning(np.array([0, gap]), 16), (5, 1)), np.full(5, 2, np.int32)
     parts = encode(logprobs, counts)
     assert len(parts[EXCESSES]) == planes * 5
@@ -133,10 +133,10 @@ def test_an_infinite_or_tiny_probability_is_clipped_not_wrapped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [([-1, -2, -1.5], "fall"), ([0.5, -1, -2], "exceed 0"), ([-1, np.nan, -2], "NaN")]
+    ("row", "message"), [([-1, -2, -1.5], "descend"), ([0.5, -1, -2], "at most 0"), ([-1, np.nan, -2], "NaN")]
 )
 @pytest.mark.parametrize("logprobs", ["steps", "float32"])
-def test_values_that_cannot_be_are_not_encoded(row: list[float], message: str, logprobs: str) -> None:
+def test_invalid_values_are_not_encoded(row: list[float], message: str, logprobs: str) -> None:
     rows, codec = np.array([[-1, -2, -3], row], np.float32), CodecConfig(logprobs=logprobs)
     encode_logprobs(rows[:1], np.array([3], np.int32), codec)
     with pytest.raises(ValueError, match=message):
@@ -161,7 +161,7 @@ def test_floats_are_rounded_as_torch_does(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("float16", 2), ("float32", 4)])
-def test_floats_of_all_rows_are_planes_in_the_first_section(dtype: FloatDtype, width: int) -> None:
+def test_floats_are_byte_planes_in_the_first_section(dtype: FloatDtype, width: int) -> None:
     codec, (logprobs, counts) = CodecConfig(logprobs=dtype), falling(0, 5, 30, ragged=True)
     parts = encode_logprobs(logprobs, counts, codec)
     bits = to_bits(logprobs[~np.isnan(logprobs)], dtype)
@@ -171,8 +171,8 @@ def test_floats_of_all_rows_are_planes_in_the_first_section(dtype: FloatDtype, w
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_every_float_that_can_be_stored_is_read(dtype: FloatDtype) -> None:
-    """All of 16 bits that are 0 or below; zeros, subnormal ones and minus infinity too. In rows of two and of one."""
+def test_every_valid_16_bit_float_is_read(dtype: FloatDtype) -> None:
+    """All 16-bit values at most 0, including zeros, subnormals and minus infinity; in rows of two and of one."""
     halves = np.arange(1 << 16, dtype=np.uint16)
     bits = halves.astype(np.uint32) << 16 if dtype == "float32" else halves
     bits = bits[from_bits(bits, dtype) <= 0]
@@ -188,7 +188,7 @@ def test_every_float_that_can_be_stored_is_read(dtype: FloatDtype) -> None:
 
 
 @pytest.mark.parametrize("bits", [0x0001, 0x3C00, 0x7C00, 0x7E00, 0xFE00])
-def test_halves_above_0_or_not_numbers_are_refused(bits: int) -> None:
+def test_halves_above_0_and_nans_are_refused(bits: int) -> None:
     content, starts = np.frombuffer(planes_of(np.array([bits], np.uint16)), np.uint8), np.array([0, 2, 2, 2, 2])
     one, found = np.ones(1, np.int32), np.empty((1, 1), np.float32)
     with pytest.raises(ValueError, match="log-probabilities above 0 or not a number"):
@@ -201,8 +201,8 @@ def planes_of(bits: np.ndarray) -> bytes:
 
 LARGE = bytes([0b00_11_11_11] * 4)
 WRONG = {
-    "no differences": ({0: b""}, "differences before row: 0, wanted 4"),
-    "a byte of differences too few": ({0: bytes(3)}, "differences before row: 3, wanted 4"),
+    "no differences": ({0: b""}, "rows with enough differences: 0, wanted 4"),
+    "a byte of differences too few": ({0: bytes(3)}, "rows with enough differences: 3, wanted 4"),
     "a byte of differences too many": ({0: bytes(5)}, "bytes of differences: 5, wanted 4"),
     "a byte at places that no row has": ({1: bytes(1)}, "bytes of differences: 5, wanted 4"),
     "a byte at other such places": ({2: bytes(1)}, "bytes of differences: 5, wanted 4"),
@@ -219,7 +219,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_sections_that_contradict_themselves_are_refused(name: str) -> None:
+def test_inconsistent_sections_are_refused(name: str) -> None:
     counts = np.full(4, 3, np.int32)
     good = {0: bytes(4), 1: b"", 2: b"", 3: b""}
     assert decode(list(good.values()), counts, 3).tolist() == [[0, 0, 0]] * 4
@@ -234,7 +234,10 @@ def test_a_section_of_another_length_is_refused(number: int) -> None:
     parts = encode(np.zeros((8, 30), np.float32), counts)
     assert parts == [bytes(8 * 2), bytes(8 * 4), bytes(8 * 2), b""]
     size = len(parts[number])
-    for more, message in ((-1, "differences before row: 7, wanted 8"), (1, "bytes of differences: 65, wanted 64")):
+    for more, message in (
+        (-1, "rows with enough differences: 7"),
+        (1, "bytes of differences: 65, wanted 64"),
+    ):
         parts[number] = bytes(size + more)
         with pytest.raises(CorruptCacheError, match=f"^{message}"):
             decode(parts, counts, 30)
@@ -242,7 +245,7 @@ def test_a_section_of_another_length_is_refused(number: int) -> None:
 
 @given(seed=st.integers(0, 10**6), ragged=st.booleans(), spread=st.sampled_from([0.1, 20.0]), data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_any_bytes_are_decoded_within_bounds_or_refused(
+def test_any_bytes_decode_within_bounds_or_are_refused(
     seed: int, ragged: bool, spread: float, data: st.DataObject
 ) -> None:
     logprobs, counts = falling(seed, 8, 30, spread, ragged)

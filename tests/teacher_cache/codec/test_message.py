@@ -1,4 +1,4 @@
-"""Untrusted Arrow bytes, by way of the two signals' decoders: read right, or refused with CorruptCacheError."""
+"""Untrusted Arrow bytes, through two signals' decoders: read correctly or refused with CorruptCacheError."""
 
 import contextlib
 import struct
@@ -56,7 +56,7 @@ def test_bytes_after_the_end_are_refused(signal: str) -> None:
 
 @SIGNALS
 def test_an_arrow_compressed_body_is_refused(signal: str) -> None:
-    """Its buffers declare their own uncompressed sizes, which a hostile file can make as large as it likes."""
+    """Compressed buffers declare their uncompressed size, which a hostile file can set to anything."""
     for codec in ("zstd", "lz4"):
         row = [columns(PAYLOADS[signal])]
         refused(signal, arrow_stream(SCHEMAS[signal], row, compression=codec), "compressed")
@@ -107,7 +107,7 @@ def test_columns_in_another_order_are_refused() -> None:
 
 
 @SIGNALS
-def test_one_signal_is_not_the_other(signal: str) -> None:
+def test_a_payload_of_the_other_signal_is_refused(signal: str) -> None:
     other = "logits" if signal == "tokens" else "tokens"
     refused(signal, PAYLOADS[other], "schema")
 
@@ -135,8 +135,8 @@ def test_a_string_that_is_not_utf8_is_refused(column: str) -> None:
     refused("tokens", broken, f"column {column} is not UTF-8")
 
 
-def test_a_row_comes_back_and_so_does_the_next_of_other_sizes() -> None:
-    """The reader remembers the layout of the first."""
+def test_rows_of_different_sizes_round_trip() -> None:
+    """The reader reuses the layout of the first."""
     schema = pa.schema([pa.field(name, kind(), nullable=False) for name, kind in (("a", pa.string), ("b", pa.binary))])
     reader = RowReader(schema)
     for text, data in (("", b""), ("⟨5⟩", b"\0\xff"), ("x" * 1000, b""), ("", b"y" * 100_000)):
@@ -164,7 +164,7 @@ FRAME = bytes(12345)
         ((0, 2**31 - 1), "column frame: 2147483647 bytes wanted"),
     ],
 )
-def test_offsets_that_are_not_those_of_one_value_are_refused(offsets: tuple[int, int], message: str) -> None:
+def test_offsets_of_more_than_one_value_are_refused(offsets: tuple[int, int], message: str) -> None:
     payload = bytearray(write_row(SIGNAL_SCHEMA, {"frame": FRAME}))
     struct.pack_into("<2i", payload, payload.rindex(struct.pack("<2i", 0, 12345)), *offsets)
     row = RowReader(SIGNAL_SCHEMA).read(bytes(payload))

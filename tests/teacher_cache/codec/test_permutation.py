@@ -67,7 +67,7 @@ def test_the_file_is_zstd_of_little_endian_ids_named_by_their_digest() -> None:
 
 
 @pytest.mark.parametrize("bad_id", [0, 299, 300, 2**31, 2**32 - 1])
-def test_what_is_no_permutation_is_refused(bad_id: int) -> None:
+def test_a_table_that_is_not_a_permutation_is_refused(bad_id: int) -> None:
     table = build_code_table(np.arange(300))
     table[np.flatnonzero(table == 5)] = bad_id
     with pytest.raises(CorruptCacheError, match=r"^here: .*permutation"):

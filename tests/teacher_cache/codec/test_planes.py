@@ -1,4 +1,4 @@
-"""Zstd frames of untrusted payloads and tables: nothing is decompressed that is not of an expected size."""
+"""Untrusted zstd frames of payloads and tables: frames of an unexpected size are refused before decompression."""
 
 import tracemalloc
 
@@ -53,8 +53,8 @@ def test_a_wrong_frame_is_refused_without_allocating(name: str) -> None:
     assert peak < 1 << 20
 
 
-def test_the_claiming_frame_is_one_that_zstd_reads() -> None:
-    """So that the tests above fail for the size and not for a malformed header."""
+def test_the_claiming_frame_is_a_valid_zstd_frame() -> None:
+    """Ensures that the tests above fail on the size, not on a malformed header."""
     assert zstandard.frame_content_size(claiming_frame(1 << 40)) == 1 << 40
     assert zstandard.decompress(claiming_frame(1000)) == bytes(1000)
 
@@ -93,7 +93,7 @@ def test_planes_are_the_lowest_bytes_then_the_second_ones() -> None:
 
 
 def test_planes_do_not_share_a_huffman_table() -> None:
-    """The reason to end a block after each: two kinds of bytes, each cheap alone, are dearer under one table."""
+    """Why each plane ends a block: two kinds of bytes, each cheap alone, cost more with a shared table."""
     rng = np.random.default_rng(0)
     planes = [rng.geometric(0.3, 20_000).astype(np.uint8), 255 - rng.geometric(0.02, 20_000).astype(np.uint8)]
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
@@ -114,7 +114,7 @@ def test_a_broken_frame_is_refused_or_has_the_right_size() -> None:
         assert len(plain) == 500, "checksums are the tar's; sizes are always right"
 
 
-def test_nothing_at_all() -> None:
+def test_empty_planes() -> None:
     assert len(decompress(compress_planes([], zstandard.ZstdCompressor()), 0, 0)) == 0
 
 
@@ -127,8 +127,8 @@ def test_a_size_between_least_and_most_is_accepted_and_another_is_named() -> Non
             decompress(frame, most, least)
 
 
-def test_a_frame_out_of_all_proportion_is_refused() -> None:
-    """Though the one who asks would take that much: 16 MiB are fine, and more from a frame that is large itself."""
+def test_a_frame_of_an_extreme_ratio_is_refused() -> None:
+    """Even if the caller allows the size: up to 16 MiB pass, and more only from a frame that is large itself."""
     with pytest.raises(CorruptCacheError, match=rf"declares {1 << 30} bytes, wanted 0 to {1 << 24}"):
         decompress(claiming_frame(1 << 30), 1 << 40, 0)
     assert len(decompress(zstandard.compress(bytes(1 << 24)), 1 << 40, 0)) == 1 << 24
@@ -139,5 +139,5 @@ def test_a_frame_out_of_all_proportion_is_refused() -> None:
     assert len(decompress(zstandard.compress(noise), 1 << 40, 0)) == len(noise)
 
 
-def test_what_is_decompressed_cannot_be_written_to() -> None:
+def test_decompressed_arrays_are_read_only() -> None:
     assert not decompress(zstandard.compress(b"abcd"), 4, 4).flags.writeable

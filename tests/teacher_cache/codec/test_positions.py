@@ -1,4 +1,4 @@
-"""Row numbers as bits: those of a sequence come back, others are refused."""
+"""Row numbers as bits round-trip; those beyond the sequence are refused."""
 
 import tracemalloc
 
@@ -35,7 +35,7 @@ def test_no_rows_take_no_bytes() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "size"), [(0, 0), (1, 1), (8, 1), (9, 2), (16, 2), (17, 3)])
-def test_a_token_takes_a_bit(num_tokens: int, size: int) -> None:
+def test_each_token_takes_one_bit(num_tokens: int, size: int) -> None:
     assert encode_positions(np.arange(num_tokens)).size == most_bytes(num_tokens) == size
 
 
@@ -50,7 +50,7 @@ def test_a_row_beyond_the_sequence_is_refused() -> None:
 
 
 def test_a_section_that_is_too_long_is_refused_without_allocating() -> None:
-    """It may take all that a payload may hold, megabytes; its bits as numbers would take 64 times as much."""
+    """The section may have megabytes; its row numbers would take 64 times as much."""
     section = np.full(1 << 20, 255, np.uint8)
     tracemalloc.start()
     try:

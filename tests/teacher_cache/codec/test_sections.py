@@ -1,4 +1,4 @@
-"""Sections of untrusted frames: as they were written, or refused before anything of another size is decompressed."""
+"""Sections of untrusted frames round-trip, or are refused before anything of another size is decompressed."""
 
 import struct
 import tracemalloc
@@ -29,7 +29,7 @@ def test_round_trip(arrays: list[tuple[int, list[int]]]) -> None:
         assert integers.tolist() == [value % 256**width for value in values]
 
 
-def test_integers_have_the_shape_that_is_asked_for() -> None:
+def test_integers_have_the_requested_shape() -> None:
     frame = compress_sections([split_planes(WIDE, 1), split_planes(WIDE, 3)], 1)
     found = Sections(frame, 2, 24)
     np.testing.assert_array_equal(found.integers(1, (2, 3), 3), WIDE)
@@ -54,14 +54,14 @@ def test_a_payload_of_other_writers_is_read() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 3), (0, 0), (4, 1), (2**32 - 1, 5), (2**32 - 1, 2**32 - 1)])
-def test_sizes_that_contradict_the_content_are_refused(sizes: tuple[int, int]) -> None:
+def test_sizes_inconsistent_with_the_content_are_refused(sizes: tuple[int, int]) -> None:
     frame = zstandard.compress(struct.pack("<2I", *sizes) + bytes(4))
     match = f"sections end at {8 + sum(sizes)} of 12 bytes"
     with pytest.raises(CorruptCacheError, match=match):
         Sections(frame, 2, 100)
 
 
-def test_the_sizes_that_are_changed_above_are_good() -> None:
+def test_the_unchanged_sizes_are_accepted() -> None:
     found = Sections(zstandard.compress(struct.pack("<2I", 1, 3) + bytes(4)), 2, 100)
     assert (found[0].size, found[1].size) == (1, 3)
 
@@ -73,12 +73,12 @@ def test_another_number_of_sections_is_refused(n_sections: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 7])
-def test_a_content_without_a_whole_table_is_refused(size: int) -> None:
+def test_a_truncated_table_of_sizes_is_refused(size: int) -> None:
     with pytest.raises(CorruptCacheError, match=f"declares {size} bytes, wanted 8 to 108"):
         Sections(zstandard.compress(bytes(size)), 2, 100)
 
 
-def test_the_limit_is_on_all_sections_together() -> None:
+def test_the_limit_applies_to_all_sections_in_total() -> None:
     frame = frame_of([b"abc", b"defg"])
     assert Sections(frame, 2, 7)[1].tobytes() == b"defg"
     with pytest.raises(CorruptCacheError, match="declares 15 bytes, wanted 8 to 14"):

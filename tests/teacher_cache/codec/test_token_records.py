@@ -1,4 +1,4 @@
-"""Records of short sequences: equal to what a member of its own holds, and refused where they are not whole."""
+"""Records of short sequences hold the same as members of their own; truncated ones are refused."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ RECORD = next(encode_records(TokenBatch.of([token_sample([5, 6, 7])])))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 4, 20, len(RECORD) - 1])
-def test_a_record_that_is_cut_is_refused(cut: int) -> None:
+def test_a_truncated_record_is_refused(cut: int) -> None:
     with pytest.raises(CorruptCacheError, match=r"record|frame"):
         decode_tokens(RECORD[:cut], 3, 10)
 

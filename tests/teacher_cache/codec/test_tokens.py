@@ -65,7 +65,7 @@ PAYLOAD = encode_tokens(SAMPLE)
     [
         (
             {"loss_mask": np.array([True, True, True])},
-            "last row in the loss mask, though no token follows it: 2, wanted 1",
+            "last row of the loss mask, which no token follows: 2, wanted 1",
         ),
         ({"byte_end": np.array([7, 14, 22], np.uint32)}, "a token's byte span begins before or ends beyond"),
         ({"byte_start": np.array([0, 15, 14], np.uint32)}, "a token's byte span begins before or ends beyond"),
@@ -76,7 +76,7 @@ PAYLOAD = encode_tokens(SAMPLE)
         ),
     ],
 )
-def test_what_cannot_be_true_is_refused(changes: dict[str, np.ndarray], message: str) -> None:
+def test_impossible_values_are_refused(changes: dict[str, np.ndarray], message: str) -> None:
     payload = encode_tokens(replace(SAMPLE, **changes))
     for num_tokens in (3, None):
         with pytest.raises(CorruptCacheError, match=message):
@@ -85,7 +85,7 @@ def test_what_cannot_be_true_is_refused(changes: dict[str, np.ndarray], message:
 
 MINUS_ONE = bytes([255, 0, 0] * 4)
 WRONG = {
-    "ids of two tokens": ("frame", {0: bytes(6)}, "bytes of token ids: 6|last row in the loss mask"),
+    "ids of two tokens": ("frame", {0: bytes(6)}, "bytes of token ids: 6|last row of the loss mask"),
     "part of an id": ("frame", {0: bytes(8)}, "bytes of token ids: 8"),
     "no ids": ("frame", {0: b"", 1: b""}, "bytes of token ids: 0"),
     "a mask beyond the sequence": ("frame", {1: bytes([0b1001])}, "a position: 3, wanted 2"),
@@ -101,7 +101,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_payload_that_contradicts_itself_is_refused(name: str) -> None:
+def test_an_inconsistent_payload_is_refused(name: str) -> None:
     frame, changed, message = WRONG[name]
     payload = with_sections(PAYLOAD, changed, frame)
     for num_tokens in (3, None):
@@ -150,7 +150,7 @@ def test_a_row_written_by_another_arrow_writer_is_read() -> None:
     assert decode_tokens(payload, 3, 300).text == SAMPLE.text
 
 
-def test_a_text_that_no_reader_would_take_is_not_written() -> None:
+def test_a_text_too_long_for_its_tokens_is_not_written() -> None:
     spans = {"byte_start": np.array([0, 5, 9], np.uint32), "byte_end": np.array([5, 9, 9], np.uint32)}
     most = (1 << 16) + 3 * 1024
     assert decode_tokens(encode_tokens(replace(SAMPLE, text="x" * most, **spans)), 3, 300).text == "x" * most

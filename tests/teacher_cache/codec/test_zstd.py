@@ -1,4 +1,4 @@
-"""The decompressor that compiled loops call, against the package's own."""
+"""The decompressor of compiled loops against that of the package."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,7 +37,7 @@ def test_nothing_is_written_beyond_the_target() -> None:
         assert (guarded[size:] == 77).all()
 
 
-def test_a_larger_target_is_told_how_much_was_written() -> None:
+def test_a_larger_target_returns_the_number_of_bytes_written() -> None:
     assert decompressed(FRAME, np.empty(6000, np.uint8)) == 5000
 
 
@@ -52,7 +52,7 @@ def test_a_broken_frame_gives_an_error_or_no_more_than_fits() -> None:
         assert decompressed(FRAME[:cut], np.empty(5000, np.uint8)) <= 0
 
 
-def test_after_an_error_the_next_frame_is_read() -> None:
+def test_the_next_frame_after_an_error_decompresses() -> None:
     assert decompressed(FRAME[:50], np.empty(5000, np.uint8)) < 0
     assert decompressed(FRAME, np.empty(5000, np.uint8)) == 5000
 

@@ -1,4 +1,4 @@
-"""How samples are shared out. That they are decoded as they should be, is tested with the reader."""
+"""Dividing samples among threads and naming errors; decoding is tested with the reader."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Samples come back as they were written, in every way of asking, or with an error that names file and sample."""
+"""Every way to read returns the samples as written, or an error that names file and sample."""
 
 import multiprocessing
 import pickle
@@ -86,13 +86,13 @@ def test_samples_come_back_in_order(written: Written) -> None:
 
 
 @pytest.mark.parametrize("position", [-1, 6, 10**9])
-def test_there_is_no_sample_outside(written: Written, position: int) -> None:
+def test_positions_outside_the_cache_are_refused(written: Written, position: int) -> None:
     with pytest.raises(IndexError):
         CacheReader(written[0]).read_tokens(position)
 
 
 def check_rows(reader: CacheReader, rows: list[list[int]], length: int | None = None) -> RowBatch:
-    """``read_rows`` against the single samples one after the other, and what padding and rows not stored are."""
+    """Compare ``read_rows`` with the samples read one by one, including padding and rows that are not stored."""
     batch = reader.read_rows(rows, length)
     capture = reader.manifest.capture.logits
     used = [sum(int(reader.num_tokens[p]) for p in row) for row in rows]
@@ -164,7 +164,7 @@ def test_batches_read_ahead_are_the_same(written: Written) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_however_many_threads_share_the_work(written: Written, threads: int) -> None:
+def test_the_number_of_threads_does_not_matter(written: Written, threads: int) -> None:
     reader, rows = CacheReader(written[0]), [[4], [0, 1], [5, 3, 2], []]
     assert_equal(reader.read_rows(rows, threads=threads), check_rows(reader, rows))
 
@@ -173,7 +173,7 @@ def test_batches_do_not_share_memory(written: Written) -> None:
     reader = CacheReader(written[0])
     first = reader.read_rows([[0], [2]])
     before = {name: array.copy() for name, array in arrays(first).items()}
-    for rows in ([[4], [5]], [[0], [1]], [[2], [2]]):  # memory of those that are gone is used again
+    for rows in ([[4], [5]], [[0], [1]], [[2], [2]]):  # memory of released batches is reused
         reader.read_rows(rows)
     assert_equal(first, RowBatch(**before))
 
@@ -329,7 +329,7 @@ def test_a_payload_of_another_sample_is_refused(small: str) -> None:
 
 
 def test_a_batch_without_samples_has_empty_side_signals() -> None:
-    """As where all of a batch's samples are damaged and left out: training goes on with the next batch."""
+    """Occurs if all samples of a batch are damaged and skipped: training continues with the next batch."""
     reader = CacheReader(str(FIXTURES / "format-1.1"), ("tokens", "logits", "draws", "final", "hidden", "attention"))
     full, empty = reader.read_rows([[0], [1]]), reader.read_rows([[], []], 1)
     assert set(empty.side) == {"draws", "final", "hidden", "attention"}

@@ -22,11 +22,11 @@ def check(text_config: SimpleNamespace, max_tokens: int = 100, **capture: Any) -
 @pytest.mark.parametrize(
     ("layer", "number"), [(1, 1), (6, 6), (0.25, 12), (0.5, 24), (0.75, 36), (1.0, 48), (0.001, 1)]
 )
-def test_shares_of_the_depth_are_the_recipes_layers(layer: float, number: int) -> None:
+def test_fractions_of_the_depth_are_the_recipes_layers(layer: float, number: int) -> None:
     assert layer_number(layer, 48) == number
 
 
-def test_stored_layers_rise_whatever_their_order_in_the_configuration() -> None:
+def test_layer_numbers_ascend_in_any_order_of_the_configuration() -> None:
     assert HiddenCapture(layers=[0.75, 1, 0.5]).layer_numbers(48) == [1, 24, 36]
 
 
@@ -49,7 +49,7 @@ def test_stored_layers_rise_whatever_their_order_in_the_configuration() -> None:
         ({"attention": AttentionCapture(heads=[1, 1])}, r"list each attention head once"),
     ],
 )
-def test_what_the_teacher_does_not_have(capture: dict[str, Any], message: str) -> None:
+def test_layers_and_heads_the_teacher_lacks_are_refused(capture: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(config(), **capture)
 
@@ -71,7 +71,7 @@ WINDOWS = ["sliding_attention", "full_attention"] * 3
         ({"sliding_window": 64}, 1.0, "sliding_attention"),
     ],
 )
-def test_the_kind_of_a_layer_that_cannot_be_stored_is_named(changes: dict[str, Any], layer: float, kind: str) -> None:
+def test_the_attention_type_of_a_refused_layer_is_named(changes: dict[str, Any], layer: float, kind: str) -> None:
     with pytest.raises(UserError, match=rf"is of type {kind}"):
         check(config(**changes), attention=AttentionCapture(layer=layer))
     check(config(**changes), hidden=HiddenCapture(layers=[layer]))
@@ -91,5 +91,5 @@ def test_the_kind_of_a_layer_that_cannot_be_stored_is_named(changes: dict[str, A
         ({"sliding_window": None, "kv_lora_rank": None}, 3),
     ],
 )
-def test_full_attention_and_windows_that_nothing_outgrows_are_fine(changes: dict[str, Any], layer: float) -> None:
+def test_full_attention_and_windows_of_the_longest_sequence_are_accepted(changes: dict[str, Any], layer: float) -> None:
     check(config(**changes), attention=AttentionCapture(layer=layer))

@@ -1,4 +1,4 @@
-"""Rows are chosen by what the text says, whatever the tokenizer made of it."""
+"""Rows follow from the text, whatever the tokenization."""
 
 import re
 from dataclasses import replace
@@ -23,7 +23,7 @@ from teacher_cache.signals.select_positions import keyword_starts, select_rows, 
 
 
 def sample_of(pieces: list[str], masked: tuple[int, ...] = ()) -> TokenSample:
-    """A sample whose tokens are these pieces of text; the rows ``masked`` do not count."""
+    """A sample whose tokens are these pieces of text; the rows ``masked`` are outside the loss mask."""
     ends = np.cumsum([len(piece.encode()) for piece in pieces])
     loss_mask = np.ones(len(pieces), bool)
     loss_mask[[-1, *masked]] = False
@@ -74,7 +74,7 @@ def test_tokens_without_text_are_passed_over() -> None:
     assert keyword_rows(["x", "", " if", "", " y"]) == [1]
 
 
-def test_the_other_policies() -> None:
+def test_strides_loss_mask_and_all() -> None:
     sample = sample_of(["a"] * 7, masked=(0, 3))
     assert select_rows(sample, "all", []).tolist() == list(range(7))
     assert select_rows(sample, "loss_mask", []).tolist() == [1, 2, 4, 5]
@@ -83,7 +83,7 @@ def test_the_other_policies() -> None:
         assert select_rows(sample, policy, CODE_KEYWORDS).dtype == np.int32
 
 
-def test_requests_ask_for_what_is_configured() -> None:
+def test_requests_hold_the_configured_rows() -> None:
     sample = sample_of(["x", " if", " y"], masked=(1,))
     least = to_request(sample, CaptureConfig(draws=DrawsCapture()))
     assert least.logits_positions.tolist() == [0], "the rows that count, of draws too"
@@ -103,12 +103,12 @@ def test_requests_ask_for_what_is_configured() -> None:
 
 
 @given(text=st.text(st.sampled_from(list("if or_é𝄞 \n(")), max_size=60))
-def test_offsets_are_those_of_the_bytes(text: str) -> None:
+def test_offsets_count_bytes(text: str) -> None:
     found = [text.encode()[start:] for start in keyword_starts(text, ["if", "or"])]
     assert [rest.decode()[:2] for rest in found] == re.findall(r"\b(?:if|or)\b", text)
 
 
-def test_a_chat_counts_only_what_the_assistant_writes() -> None:
+def test_keywords_of_a_chat_are_those_of_the_assistant() -> None:
     sample = sample_of(["say", " if", " ok", " if", " done"])
     sample = replace(sample, loss_mask=np.array([False, False, True, True, False]))
     assert select_rows(sample, "keywords", CODE_KEYWORDS).tolist() == [2]

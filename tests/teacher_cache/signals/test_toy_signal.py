@@ -1,4 +1,4 @@
-"""A signal is added in one folder and one line of the table: no module of the project names it."""
+"""A signal is added with one folder and one line of the table; no other module names it."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ ROOT, PACKAGES = Path(__file__).parents[3], ("schemas", "teacher_cache", "traine
 
 @pytest.fixture(scope="module")
 def contract() -> Iterator[None]:
-    """The contract with a field for the signal's settings, as a release that has the signal would have it."""
+    """The contract with a field for the signal's settings, as in a release with the signal."""
 
     def rebuild() -> None:
         for model in (CaptureConfig, CacheConfig, Manifest):
@@ -58,7 +58,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(contract: None, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cache with the signal, made by a real run; the table has the line as long as it is used."""
+    """A cache with the signal, from a real run; the table has the extra line during the test."""
     folder = tmp_path_factory.mktemp("run")
     corpus = write_text_corpus(folder / "corpus", documents=4)
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def url(contract: None, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def norms_of(model: torch.nn.Module, input_ids: np.ndarray) -> np.ndarray:
-    """Of all tokens, [S, 2], by a plain forward pass."""
+    """Norms [S, 2] of all tokens from a plain forward pass."""
     with torch.inference_mode():
         output = model.model(torch.from_numpy(input_ids.astype(np.int64))[None], output_hidden_states=True)
     return torch.stack([output.hidden_states[1][0], output.last_hidden_state[0]], dim=1).norm(dim=2).numpy()
@@ -101,7 +101,7 @@ def test_batches_hold_what_the_samples_do(url: str) -> None:
     assert np.array_equal(cache[1].to_torch()["norms_positions"], samples[1].positions)
 
 
-def test_tools_see_it(url: str, tmp_path: Path) -> None:
+def test_tools_show_it(url: str, tmp_path: Path) -> None:
     assert verify(url).problems == []
     assert capture_in_words(read_manifest(Storage(url)))["norms"] == "of layer 1 and of the final state"
     reader = CacheReader(url, ("tokens", "norms"))
@@ -120,7 +120,7 @@ def test_tools_see_it(url: str, tmp_path: Path) -> None:
     assert verify(copy).problems == [f"shard-000000.norms.tar: sample {key}: {n} norms are not positive"]
 
 
-def test_no_module_names_it() -> None:
+def test_no_other_module_names_it() -> None:
     modules = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(modules) > 200
     assert [path for path in modules if re.search(r"""["']norms["']|NormsCapture""", path.read_text())] == []

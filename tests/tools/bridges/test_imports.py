@@ -89,7 +89,7 @@ PARQUET = {
     "a NaN": (setter(2, "logprobs", 1, 3, value=NAN), "row 2: a log-probability is not a finite"),
     "an infinity": (setter(2, "logprobs", 1, 7, value=-INFINITE), "row 2: a log-probability is not a finite"),
     "above 0": (setter(1, "logprobs", 0, 0, value=2.0), "row 1, token 0: probabilities sum to more than 1"),
-    "rising": (swap(3, "logprobs", 2), "row 3, token 2: log-probabilities do not fall"),
+    "rising": (swap(3, "logprobs", 2), "row 3, token 2: log-probabilities are not in descending order"),
     "an id twice": (lambda rows: rows[0]["ids"][1].__setitem__(0, rows[0]["ids"][1][1]), "row 0, token 1: a token id"),
     "an id too large": (setter(1, "ids", 0, 2, value=VOCAB_SIZE), "row 1: ids: wanted 0 to 383"),
     "an id below 0": (setter(1, "ids", 0, 2, value=-1), "row 1: ids: wanted 0 to 383"),
@@ -247,7 +247,7 @@ def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
-def test_what_a_killed_import_left_is_written_over(originals: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_import_are_overwritten(originals: Path, tmp_path: Path) -> None:
     made = [
         import_files(str(originals / "parquet"), str(tmp_path / name), "parquet", DistillKitOptions(), 12, print)
         for name in ("whole", "killed")

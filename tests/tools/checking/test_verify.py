@@ -98,7 +98,7 @@ def test_a_folder_above_the_cache_may_have_any_name(tmp_path: Path, folder: str)
 
 @pytest.mark.parametrize("policy", ["top_k", "nucleus"])
 @pytest.mark.parametrize("positions", ["all", "loss_mask"])
-def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, positions: str) -> None:
+def test_invalid_distributions_are_found(tmp_path: Path, policy: str, positions: str) -> None:
     """Problems are named by rows of the sequence, whichever rows are stored."""
     capture = LogitsCapture(policy=policy, k=8, mass=0.9, temperatures=[1.0, 3.0], positions=positions)
     write_cache(str(tmp_path), random_shards([[30]], capture=capture, counting=0.7), capture=capture)
@@ -117,10 +117,10 @@ def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, pos
     assert row == p if positions == "all" else row > p
     twice = logits.ids.copy()
     twice[p, 1] = twice[p, 0]
-    assert f"row {row}: a token id stands twice" in problems(ids=twice)
+    assert f"row {row}: a token id occurs twice" in problems(ids=twice)
     rising = logits.logprobs.copy()
     rising[p, :2] = rising[p, :2][::-1] - np.array([1, 0])
-    assert f"row {row}: log-probabilities do not fall" in problems(logprobs=rising)
+    assert f"row {row}: log-probabilities are not in descending order" in problems(logprobs=rising)
     heavy = logits.logprobs.copy()
     heavy[p, :2] = -0.05
     assert f"row {row}: probabilities sum to more than 1" in problems(logprobs=heavy)
@@ -139,7 +139,7 @@ def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, pos
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_log_probabilities_as_floats_are_looked_at_too(tmp_path: Path, dtype: str) -> None:
+def test_log_probabilities_stored_as_floats_are_checked_too(tmp_path: Path, dtype: str) -> None:
     codec = CodecConfig(logprobs=dtype)
     write_cache(str(tmp_path), random_shards([[30, 9]], counting=0.7), codec=codec)
     assert verify(str(tmp_path)).problems == []
@@ -148,7 +148,7 @@ def test_log_probabilities_as_floats_are_looked_at_too(tmp_path: Path, dtype: st
     risen = logits.logprobs.copy()
     risen[3, 2] = risen[3, 1] + 0.01
     (problem, *_) = check_sample(reader.read_tokens(0), replace(logits, logprobs=risen), reader.manifest)
-    assert problem == f"row {logits.positions[3]}: log-probabilities do not fall"
+    assert problem == f"row {logits.positions[3]}: log-probabilities are not in descending order"
 
 
 def test_the_realised_token_is_that_of_the_row_that_follows(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_commands_and_exit_status(copy: Path, tmp_path: Path) -> None:
     assert run(main, ["inspect", str(tmp_path / "nothing")]).exit_code == 2
 
 
-def test_inspect_says_what_the_files_say(sound: Path) -> None:
+def test_inspect_describes_the_files(sound: Path) -> None:
     facts = describe(str(sound))
     assert facts["bytes"]["logits"] == sum(path.stat().st_size for path in sound.glob("*.logits.tar"))
     assert facts["bytes"]["index"] == sum(path.stat().st_size for path in sound.glob("shard-*.json"))

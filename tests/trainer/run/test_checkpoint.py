@@ -39,7 +39,9 @@ def add(output: Path, step: int, state: RunState | None) -> Path:
     return folder
 
 
-def test_newest_whole_checkpoint_is_taken_and_incomplete_ones_go(tmp_path: Path, start: RunState) -> None:
+def test_the_newest_complete_checkpoint_is_used_and_incomplete_ones_are_removed(
+    tmp_path: Path, start: RunState
+) -> None:
     add(tmp_path, 2, start)
     newest = add(tmp_path, 10, start)
     torn = add(tmp_path, 12, None)
@@ -94,7 +96,7 @@ def test_settings_that_would_change_the_run_are_refused(tmp_path, make_config, s
 
 def test_another_student_is_refused(tmp_path, make_config) -> None:
     add(tmp_path, 2, new_state(make_config(), "d" * 64, 4, student="a" * 64))
-    with pytest.raises(UserError, match=r"first weights had fingerprint aaaaaaaaaaaa…, those .* have bbbbbbbbbbbb…"):
+    with pytest.raises(UserError, match=r"initial weights had fingerprint aaaaaaaaaaaa…, those .* have bbbbbbbbbbbb…"):
         find_resume(tmp_path, new_state(make_config(), "d" * 64, 4, student="b" * 64), resume=True)
 
 
@@ -103,13 +105,13 @@ def test_another_student_is_refused(tmp_path, make_config) -> None:
     [
         ({"loop": {"max_steps": 99}}, "loop.max_steps: 99, was 6 at step 2: the schedules of rate"),
         ({"loop": {"save_every": 1}}, "loop.save_every: 1, was 2 at step 2: from the next step on"),
-        ({"optimizer": {"lr": 1.0}}, "optimizer.lr: 1.0, was 0.003 at step 2: the rate of each step is that"),
+        ({"optimizer": {"lr": 1.0}}, "optimizer.lr: 1.0, was 0.003 at step 2: each step uses the new"),
         ({"loop": {"micro_batch_size": 4, "gradient_accumulation": 1}}, "loop.micro_batch_size: 4, was 2 at step 2"),
-        ({"data": {"num_workers": 2}}, "data.num_workers: 2, was 0 at step 2: changes no value"),
+        ({"data": {"num_workers": 2}}, "data.num_workers: 2, was 0 at step 2: no effect on results"),
         ({"student": {"checkpoint": "/moved"}, "data": {"cache": "/moved"}}, ""),
     ],
 )
-def test_settings_that_may_change_are_said(tmp_path, make_config, start, caplog, changes, said) -> None:
+def test_permitted_changes_are_logged(tmp_path, make_config, start, caplog, changes, said) -> None:
     folder = add(tmp_path, 2, start)
     now = new_state(make_config(**changes), "d" * 64, 4)
     with caplog.at_level("INFO", "trainer"):
@@ -137,21 +139,23 @@ def test_a_kill_while_removing_leaves_an_incomplete_checkpoint(tmp_path: Path, s
     assert not (folder / MARK_FILE).exists()
 
 
-def test_checkpoints_that_were_whole_are_not_dropped_for_a_fresh_start(tmp_path: Path, start: RunState) -> None:
+def test_damaged_complete_checkpoints_do_not_cause_a_fresh_start(tmp_path: Path, start: RunState) -> None:
     (add(tmp_path, 2, start) / DATA_STATE_FILE).unlink()
-    with pytest.raises(UserError, match=rf"checkpoint-2: no checkpoint is whole \({DATA_STATE_FILE}: missing\); put"):
+    with pytest.raises(
+        UserError, match=rf"checkpoint-2: no checkpoint is complete \({DATA_STATE_FILE}: missing\); restore"
+    ):
         find_resume(tmp_path, start, resume=True)
 
 
-def test_checkpoints_of_before_there_were_marks_are_not_dropped(tmp_path: Path, start: RunState) -> None:
+def test_checkpoints_from_before_marks_existed_are_not_dropped(tmp_path: Path, start: RunState) -> None:
     folder = add(tmp_path, 2, start)
     (folder / MARK_FILE).unlink()
     (folder / STATE_FILE).write_text('{"stopped_early": false}')
-    with pytest.raises(UserError, match=rf"no checkpoint is whole \({MARK_FILE}: missing"):
+    with pytest.raises(UserError, match=rf"no checkpoint is complete \({MARK_FILE}: missing"):
         find_resume(tmp_path, start, resume=True)
 
 
-def test_early_stopping_counts_anew_with_another_validation_cache(tmp_path: Path, make_config) -> None:
+def test_another_validation_cache_resets_early_stopping(tmp_path: Path, make_config) -> None:
     config = make_config(loop={"early_stopping_patience": 2})
     before = new_state(config, "d" * 64, 4, validation="a")
     before.best_kl, before.best_step, before.stale_validations = 0.5, 2, 1
@@ -161,7 +165,7 @@ def test_early_stopping_counts_anew_with_another_validation_cache(tmp_path: Path
         assert (state.best_kl, state.stale_validations) == (best, 0 if best is None else 1)
 
 
-def test_the_state_of_the_data_is_small_and_can_be_read_on_its_own(tmp_path: Path, start: RunState) -> None:
+def test_the_data_state_is_small_and_a_file_of_its_own(tmp_path: Path, start: RunState) -> None:
     state = DataState(
         cache_digest="d" * 64, seed=2**63, rows_consumed=10**12, tokens=10**15, skipped_samples=10**9,
         epochs=1 / 3, planned_rows=10**12, places=[(10**12, 10**4, 10**5)] * 8,
@@ -177,7 +181,7 @@ def test_window_sums_survive_json_exactly(tmp_path: Path, start: RunState) -> No
 
 
 def test_folders_in_a_checkpoint_are_synced_before_its_mark(tmp_path: Path, start: RunState, monkeypatch) -> None:
-    """As those of a sharded one, whose names nothing else syncs."""
+    """Of a sharded checkpoint: nothing else syncs their entries."""
     folder = tmp_path / "checkpoint-2"
     (folder / "optimizer_0").mkdir(parents=True)
     (folder / "optimizer_0" / ".metadata").write_text("x")

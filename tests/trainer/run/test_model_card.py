@@ -1,4 +1,4 @@
-"""A model card names the caches that were trained on, whatever these call themselves."""
+"""The model card names target and caches, with names from caches escaped."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ SUMMARY = {"steps": 1, "rows_per_step": 2, "tokens": 3, "final_step": 1, "valida
     ("divergence", "words"),
     [("forward", "KL(teacher ‖ student)"), ("reverse", "KL(student ‖ teacher)"), ("jsd", "Jensen-Shannon")],
 )
-def test_the_target_and_the_divergence_are_those_that_were_used(tmp_path: Path, divergence: str, words: str) -> None:
+def test_the_card_names_the_target_and_divergence_used(tmp_path: Path, divergence: str, words: str) -> None:
     write_cache(str(tmp_path), random_shards([[5]]))
     manifest = read_manifest(Storage(str(tmp_path)))
     config = validate(TrainConfig, {**TREE, "losses": {"tla": {"divergence": divergence}}}, "test")
@@ -41,10 +41,10 @@ def test_the_target_and_the_divergence_are_those_that_were_used(tmp_path: Path, 
     assert "from the cache's `final` target" in line
     assert "| kl | 0.5 |" in card
     bound = model_card(config, objective, [manifest], {**summary, "validation_kl_is_exact": False})
-    assert "| kl, at least: tokens that are not stored count as one | 0.5 |" in bound
+    assert "| kl (lower bound: tokens not stored count as one) | 0.5 |" in bound
 
 
-def test_names_from_a_cache_stay_text(tmp_path: Path) -> None:
+def test_names_from_a_cache_are_escaped(tmp_path: Path) -> None:
     write_hostile_cache(tmp_path / "cache")
     manifest = read_manifest(Storage(str(tmp_path / "cache")))
     summary = {**SUMMARY, "validation": {}, "validation_kl_is_exact": None}

@@ -32,8 +32,8 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-def test_what_a_run_writes_has_the_modes_of_the_umask(make_config, umask: None) -> None:
-    """safetensors alone would leave weights to their owner only."""
+def test_output_files_have_the_modes_of_the_umask(make_config, umask: None) -> None:
+    """safetensors alone creates weight files readable by their owner only."""
     config = make_config(loop={"max_steps": 2})
     distill(config)
     modes = {

@@ -1,4 +1,4 @@
-"""What may change at resume: the table against the configuration, and what it says against runs."""
+"""Changes at resume: the table covers the configuration, and runs behave as it says."""
 
 import logging
 import shutil
@@ -26,18 +26,18 @@ def test_every_key_of_the_configuration_is_in_the_table_once() -> None:
     assert listed == Counter({"output": 1, **dict.fromkeys(keys, 1)})
 
 
-def test_the_page_is_written_from_the_table() -> None:
+def test_the_page_is_generated_from_the_table() -> None:
     found = (Path(__file__).parents[3] / "docs" / "resume.md").read_text()
     assert found == page(), "python -m trainer.run.resume > docs/resume.md"
 
 
-def test_what_is_not_a_key_has_no_rule() -> None:
+def test_an_unknown_key_has_no_rule() -> None:
     assert rule_of("rows per step") is None
     assert rule_of("losses.tla.temperature") is None
 
 
 class Rates(TrainerCallback):
-    """The learning rate that each step was made with."""
+    """Records the learning rate of each step."""
 
     def __init__(self) -> None:
         self.by_step: dict[int, float] = {}
@@ -55,7 +55,7 @@ def checkpoints(config: TrainConfig) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in Path(config.output).glob("checkpoint-*"))
 
 
-def test_steps_between_lines_checkpoints_and_validations_are_those_of_the_configuration(make_config) -> None:
+def test_log_save_and_validation_intervals_follow_the_configuration(make_config) -> None:
     data, loop = {"validation_fraction": 0.2}, {"max_steps": 12, "keep_checkpoints": 9, "validate_every": 4}
     interrupted(make_config(data=data, loop=loop), 4)
     changed = make_config(data=data, loop={**loop, "save_every": 5, "log_every": 3, "validate_every": 7})
@@ -70,7 +70,7 @@ def test_steps_between_lines_checkpoints_and_validations_are_those_of_the_config
     [({"max_steps": 12}, {}), ({}, {"lr": 1e-4}), ({}, {"warmup_steps": 5}), ({"max_steps": 9}, {"lr": 1e-2})],
 )
 def test_the_rate_follows_the_new_schedule_from_the_first_step_on(make_config, tmp_path, loop, optimizer) -> None:
-    """A run that was over, or stopped, goes on at the rate that the new configuration has at that step."""
+    """A finished or stopped run resumes at the new schedule's rate at that step."""
     stops = 6 if loop else 4
     first = make_config()
     distill(first) if stops == 6 else interrupted(first, stops)
@@ -82,14 +82,14 @@ def test_the_rate_follows_the_new_schedule_from_the_first_step_on(make_config, t
     assert rates.by_step[stops + 1] > 0
 
 
-def test_a_longer_run_is_said(make_config, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_of_length_is_logged(make_config, caplog: pytest.LogCaptureFixture) -> None:
     distill(make_config())
     with caplog.at_level(logging.INFO, "trainer"):
         assert distill(make_config(loop={"max_steps": 8}))["steps"] == 8
-    assert "the run ends at step 8, not at 6 any more: from step 6 on the schedules" in caplog.text
+    assert "the run now ends at step 8, before it was 6: from step 6 on the schedules" in caplog.text
     assert "loop.max_steps: 8, was 6 at step 6" in caplog.text
     distill(make_config(loop={"max_steps": 4}))
-    assert "step 8 is past the end, step 4: no step is left to do" in caplog.text
+    assert "step 8 is past the end, step 4: no steps left" in caplog.text
 
 
 WORSE: dict[str, Any] = {"data": {"validation_fraction": 0.3}, "optimizer": {"lr": 1.0}}  # with each step, soon
@@ -103,7 +103,7 @@ def final_weights(config: TrainConfig) -> torch.Tensor:
     return AutoModelForCausalLM.from_pretrained(Path(config.output) / "final").lm_head.weight
 
 
-def test_a_run_that_stopped_early_goes_on_with_more_patience(make_config) -> None:
+def test_a_run_that_stopped_early_continues_with_more_patience(make_config) -> None:
     stopped = distill(getting_worse(make_config, early_stopping_patience=2))
     assert stopped["ended"] == "early stopping"
     on = distill(getting_worse(make_config, early_stopping_patience=4))
@@ -112,7 +112,7 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(make_config) -> Non
     assert distill(getting_worse(make_config, early_stopping_patience=3))["tokens_this_run"] == 0
 
 
-def test_without_patience_the_last_step_is_final_and_that_is_said(make_config, caplog) -> None:
+def test_without_patience_the_last_step_is_final_with_a_warning(make_config, caplog) -> None:
     config = getting_worse(make_config, early_stopping_patience=2)
     best = distill(config)["final_step"]
     kept = final_weights(config)
@@ -124,17 +124,17 @@ def test_without_patience_the_last_step_is_final_and_that_is_said(make_config, c
     assert not torch.equal(final_weights(config), kept)
 
 
-def test_what_was_best_and_is_gone_is_not_waited_for(make_config, caplog) -> None:
-    """Without patience nothing kept the best checkpoint."""
+def test_a_removed_best_checkpoint_resets_early_stopping(make_config, caplog) -> None:
+    """Without patience rotation removes the best checkpoint."""
     interrupted(getting_worse(make_config, keep_checkpoints=1), 5)
     with caplog.at_level(logging.INFO, "trainer"):
         summary = distill(getting_worse(make_config, early_stopping_patience=3))
     assert "had the best validation KL" in caplog.text
-    assert "early stopping counts from here" in caplog.text
+    assert "early stopping starts over from here" in caplog.text
     assert summary["final_step"] > 5
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_made_the_final_model(make_config) -> None:
+def test_a_damaged_best_checkpoint_does_not_become_the_final_model(make_config) -> None:
     config = getting_worse(make_config, early_stopping_patience=3)
     summary = distill(config)
     best = Path(config.output) / f"checkpoint-{summary['final_step']}"
@@ -146,7 +146,7 @@ def test_a_best_checkpoint_that_is_damaged_is_not_made_the_final_model(make_conf
 
 
 class Poison(TrainerCallback):
-    """Makes something of the student NaN at one step."""
+    """Sets a value to NaN at one step."""
 
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
@@ -171,8 +171,8 @@ class Poison(TrainerCallback):
         ("weight", 4, "the value of a weight is nan at step 4; lower optimizer.lr"),
     ],
 )
-def test_what_is_not_a_number_ends_the_run_and_is_never_saved(make_config, tmp_path, what, step, said) -> None:
-    """Lines of metrics are far apart; the run then goes on with a lower rate from the last good checkpoint."""
+def test_non_finite_values_end_the_run_and_are_never_saved(make_config, tmp_path, what, step, said) -> None:
+    """Also between two lines of metrics; with a lower rate the run resumes from the last good checkpoint."""
     config = make_config(loop={"log_every": 100})
     with pytest.raises(UserError, match=said):
         distill(config, callbacks=[Poison(step, what)])
@@ -184,8 +184,10 @@ def test_what_is_not_a_number_ends_the_run_and_is_never_saved(make_config, tmp_p
     assert distill(make_config(loop={"log_every": 100}, optimizer={"lr": 1e-3}))["ended"] == "completed"
 
 
-def test_moved_folders_go_on(make_config, student_folder: Path, real_cache: Path, tmp_path: Path) -> None:
-    """Student, cache and output are what they hold, wherever they lie."""
+def test_a_run_resumes_after_its_folders_moved(
+    make_config, student_folder: Path, real_cache: Path, tmp_path: Path
+) -> None:
+    """Student, cache and output are identified by content, not by path."""
     whole = make_config(output=str(tmp_path / "whole"))
     distill(whole)
     interrupted(make_config(), 4)
@@ -208,7 +210,9 @@ def test_another_student_under_the_same_name_is_refused(make_config, student_fol
     model = AutoModelForCausalLM.from_pretrained(student)
     model.lm_head.weight.data[7, 7] += 1e-3
     model.save_pretrained(student)
-    with pytest.raises(UserError, match=r"checkpoint-4: the student's first weights had fingerprint .* names have"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-4: the student's initial weights had fingerprint .* configuration have"
+    ):
         distill(config)
 
 

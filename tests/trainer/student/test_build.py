@@ -140,7 +140,7 @@ def test_dtype(make_config, teacher_folder: Path) -> None:
     assert load_student(folder, config.student).dtype == torch.float32, "as it is trained"
 
 
-def test_weights_that_are_missing(make_config, student_folder: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_refused(make_config, student_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     model = LlamaForCausalLM.from_pretrained(student_folder)
     state = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
@@ -149,7 +149,7 @@ def test_weights_that_are_missing(make_config, student_folder: Path, tmp_path: P
         load_student(broken, make_config().student)
 
 
-def test_weights_that_are_cut_off(make_config, student_folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_weights_file_is_refused(make_config, student_folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(student_folder, tmp_path / "broken")
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -169,7 +169,7 @@ def test_pruned_config_cuts_only_per_layer_lists() -> None:
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
-def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_something(tmp_path: Path, kind: str) -> None:
+def test_students_with_features_that_sdpa_drops_use_eager_attention(tmp_path: Path, kind: str) -> None:
     folder = write_special(tmp_path / "student", kind)
     ids = torch.randint(3, 300, (2, 30), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "loss_mask": torch.ones_like(ids, dtype=torch.bool)}
@@ -192,7 +192,7 @@ def test_loss_and_gradient_are_those_of_eager_attention_where_sdpa_drops_somethi
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
-def test_a_configured_kernel_that_drops_something_is_refused(make_config, tmp_path: Path, kind: str) -> None:
+def test_an_attention_kernel_that_drops_a_feature_is_refused(make_config, tmp_path: Path, kind: str) -> None:
     folder = write_special(tmp_path / "student", kind)
     with pytest.raises(UserError, match=r"^student\.attention: sdpa drops .*; set it to eager"):
         load_student(folder, StudentConfig(checkpoint=str(folder), attention="sdpa"))

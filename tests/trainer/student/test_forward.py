@@ -1,4 +1,4 @@
-"""Packed samples must be seen as each alone would be; checked for SDPA, eager, and the flattened Flash layout."""
+"""Packed samples give the results of each sample alone: SDPA, eager, and the flattened Flash Attention layout."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_padded_logits_equal_those_of_each_sample_alone(cache) -> None:
     torch.testing.assert_close(logits_of(student, batch), alone(student, cache, [3, 0, 6]), atol=1e-5, rtol=0)
 
 
-def test_the_model_is_left_as_it_was(cache) -> None:
+def test_masked_hidden_leaves_the_model_unchanged(cache) -> None:
     student = model("llama", "sdpa")
     batch = to_tensors(cache.read_rows([[3]]), packed=False)
     before = student(batch["input_ids"]).logits
@@ -98,7 +98,7 @@ def test_the_model_is_left_as_it_was(cache) -> None:
     assert torch.equal(student(batch["input_ids"]).logits, before)
 
 
-def test_flattened_rows_are_what_flash_attention_takes_for_packed(cache) -> None:
+def test_flattened_rows_are_recognised_as_packed_by_flash_attention(cache) -> None:
     batch = to_tensors(cache.read_rows(PACKED, length=64), packed=True)
     flat = batch["position_ids"][batch["attention_mask"]][None]
     assert _is_packed_sequence(flat, batch_size=1)
@@ -109,7 +109,7 @@ def test_flattened_rows_are_what_flash_attention_takes_for_packed(cache) -> None
     assert longest == max(lengths)
 
 
-def test_a_batch_without_a_row_that_counts_gives_nothing_but_keeps_the_graph(cache) -> None:
+def test_an_all_false_loss_mask_gives_no_rows_but_keeps_the_graph(cache) -> None:
     student = model("llama", "sdpa")
     batch = to_tensors(cache.read_rows([[3], [0]]), packed=False)
     batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
@@ -120,7 +120,7 @@ def test_a_batch_without_a_row_that_counts_gives_nothing_but_keeps_the_graph(cac
 
 
 class SeesEverything(torch.nn.Module):
-    """A model whose packed samples are mixed: a running sum over the row."""
+    """A model that mixes packed samples: a running sum over the row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class SeesEverything(torch.nn.Module):
         self.head(self.embedding(input_ids).cumsum(dim=1))
 
 
-def test_check_packing() -> None:
+def test_packing_is_refused_where_samples_attend_to_each_other() -> None:
     check_packing(model("llama", "sdpa"), flatten=False)
     check_packing(model("qwen3", "eager"), flatten=True)
     with pytest.raises(UserError, match=r"^data.packing: packed samples of a SeesEverything see each other"):

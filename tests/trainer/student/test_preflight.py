@@ -1,4 +1,4 @@
-"""What a run needs at its end is tried before its first step, and what can be mended is mended there."""
+"""Checks before the first step, and repaired generation settings."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def copied(student_folder: Path, tmp_path: Path) -> Path:
 
 
 def started(output: Path) -> bool:
-    """Whether a step was done."""
+    """Whether the run took a step."""
     metrics = output / "metrics.jsonl"
     return bool(list(output.glob("checkpoint-*"))) or (metrics.exists() and metrics.stat().st_size > 0)
 
@@ -67,7 +67,7 @@ def test_generation_flags_without_effect_are_unset(make_config, student_folder, 
     assert torch.equal(one.generate(**ids), other.generate(**ids))
 
 
-def test_generation_settings_that_contradict_each_other_are_refused(make_config, student_folder, tmp_path) -> None:
+def test_contradictory_generation_settings_are_refused(make_config, student_folder, tmp_path) -> None:
     folder = copied(student_folder, tmp_path)
     (folder / "generation_config.json").write_text('{"num_return_sequences": 3}')
     config = make_config(student={"checkpoint": str(folder)})
@@ -125,18 +125,18 @@ def test_learned_positions(make_config, tmp_path: Path, kind: str) -> None:
         assert not started(Path(config.output))
 
 
-def test_rotary_positions_beyond_the_configuration_are_said(make_config, tmp_path: Path, caplog) -> None:
+def test_rotary_positions_beyond_the_configuration_are_warned_about(make_config, tmp_path: Path, caplog) -> None:
     cache = long_cache(tmp_path / "cache", 150)
     with caplog.at_level(logging.WARNING):
         distill(make_config(loop={"max_steps": 1}))
-        assert "its configuration is for up to" not in caplog.text
+        assert "configured for up to" not in caplog.text
         distill(make_config(data={"cache": str(cache)}, loop={"max_steps": 1}, output=str(tmp_path / "long")))
-    assert "student: its configuration is for up to 128 tokens, and a sample of" in caplog.text
+    assert "student: configured for up to 128 tokens, and a sample of" in caplog.text
     assert "has 150" in caplog.text
 
 
 def with_tokenizer(folder: Path) -> Path:
-    """A student with a tokenizer of two chat templates."""
+    """A student whose tokenizer has two chat templates."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}{{ messages }}"}
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def cache_of(tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
-def test_every_file_of_the_tokenizer_comes_along_byte_for_byte(make_config, tmp_path: Path) -> None:
+def test_all_tokenizer_files_are_copied_unchanged(make_config, tmp_path: Path) -> None:
     folder = with_tokenizer(tmp_path / "student")
     assert (folder / "additional_chat_templates/tool_use.jinja").is_file()
     for name in ("vocab.txt", "spiece.model", "tekken.json", "source.spm", "bpe.codes", "added_tokens.json"):
@@ -186,12 +186,12 @@ def test_a_tokenizer_whose_copy_would_lack_a_file_is_refused(make_config, tmp_pa
             source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("additional_chat_templates")
         ),
     )
-    with pytest.raises(UserError, match="a copy of its tokenizer's files has other chat templates"):
+    with pytest.raises(UserError, match="a copy of its tokenizer files has other chat templates"):
         check_saving(model, StudentConfig(checkpoint=str(folder)), folder, tmp_path / "out")
 
 
 def permuted(folder: Path, target: Path) -> Path:
-    """The same student with another tokenizer of equally many tokens."""
+    """The same student with another tokenizer of the same size."""
     shutil.copytree(folder, target)
     settings = json.loads((target / "tokenizer.json").read_text())
     vocabulary = settings["model"]["vocab"]
@@ -201,7 +201,7 @@ def permuted(folder: Path, target: Path) -> Path:
 
 
 def in_hub_cache(folder: Path, hub: Path, name: str) -> None:
-    """Lay a folder out as the hub's client does: a snapshot of links to blobs."""
+    """Lay a folder out as in the hub's cache: a snapshot of links to blobs."""
     snapshot = hub / f"models--owner--{name}" / "snapshots" / ("0" * 40)
     blobs = snapshot.parents[1] / "blobs"
     for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -214,7 +214,7 @@ def in_hub_cache(folder: Path, hub: Path, name: str) -> None:
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
 
 
-def test_one_check_of_the_tokenizer_whatever_names_the_student(make_config, tmp_path: Path, monkeypatch) -> None:
+def test_the_tokenizer_is_checked_for_every_kind_of_student(make_config, tmp_path: Path, monkeypatch) -> None:
     own = with_tokenizer(tmp_path / "own")
     other = permuted(own, tmp_path / "other")
     cache = cache_of(AutoTokenizer.from_pretrained(own), tmp_path / "cache")
@@ -242,7 +242,7 @@ def test_one_check_of_the_tokenizer_whatever_names_the_student(make_config, tmp_
 def test_an_output_that_is_a_file(make_config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file/below/it"):
-        with pytest.raises(UserError, match=r"^output: .*/file: is a file, wanted a folder; choose another one$"):
+        with pytest.raises(UserError, match=r"^output: .*/file: is a file, wanted a folder; choose another path$"):
             distill(make_config(output=str(output)))
     assert (tmp_path / "file").read_text() == "mine"
 

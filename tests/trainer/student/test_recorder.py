@@ -1,4 +1,4 @@
-"""What the Recorder gives, against output_hidden_states, eager attention weights and FFN inputs computed by hand."""
+"""Recorder against output_hidden_states, eager attention weights and FFN activations computed by hand."""
 
 import copy
 import gc
@@ -111,7 +111,7 @@ def test_hidden_states_are_those_after_n_layers(family: str) -> None:
 
 
 class TupleLayer(torch.nn.Module):
-    """A decoder layer of older model code: it returns more than the residual stream."""
+    """A decoder layer of older model code, which returns a tuple."""
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, str]:
         return hidden + 1, "cache"
@@ -162,14 +162,14 @@ def test_several_layers_are_recorded_at_once() -> None:
     assert not torch.equal(found.query_key[1].query_RHLD, found.query_key[3].query_RHLD)
 
 
-def test_what_several_losses_want_is_recorded_once() -> None:
+def test_features_wanted_by_several_losses_are_recorded_once() -> None:
     wanted = together([Wanted(hidden_layers=[3, 1]), Wanted(attention_layers=[2]), Wanted([1, 2], [2], ffn=True)])
     assert wanted == Wanted([1, 2, 3], [2], ffn=True)
     assert together([]) == Wanted([], [], ffn=False)
 
 
 @torch.no_grad()
-def test_a_window_is_not_in_what_is_recorded() -> None:
+def test_recorded_query_and_key_ignore_the_sliding_window() -> None:
     model, eager = build("gemma3"), build("gemma3", attention="eager")
     attentions = eager(IDS, output_attentions=True).attentions
     torch.testing.assert_close(rows_of(record(model, attention_layers=[2])), attentions[1], atol=2e-5, rtol=0)
@@ -267,7 +267,7 @@ EVERYTHING: dict[str, Any] = {"hidden_layers": [1, 2], "attention_layers": [3], 
 
 
 def loss_of(recorded: Recorded, logits: torch.Tensor | None = None) -> torch.Tensor:
-    """Depends on all that was recorded, not symmetrically."""
+    """An asymmetric function of all recorded tensors."""
     assert recorded.ffn_abs_RL is not None
     total = 10 * (recorded.ffn_abs_RL * torch.arange(12)).sum()
     total = total + (rows_of(recorded) ** 2 * torch.arange(12)).sum()
@@ -282,7 +282,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_reach_all_that_lies_before(family: str) -> None:
+def test_gradients_reach_all_earlier_parameters(family: str) -> None:
     model = build(family)
     ffn = record(model, ffn=True).ffn_abs_RL
     assert ffn is not None
@@ -474,7 +474,7 @@ def flash_varlen(
 
 @torch.no_grad()
 def test_flash_attention_keeps_its_path(monkeypatch) -> None:
-    """transformers' Flash Attention code on top of kernels written with SDPA: it looks its kernel up by name."""
+    """transformers' Flash Attention code with SDPA as a stand-in for the kernel, which is looked up by name."""
     utils = modeling_flash_attention_utils
     names = []
 
@@ -566,7 +566,7 @@ def test_attention_that_is_not_softmax_over_query_and_key() -> None:
         )
     )
     assert "layer 1: " in config_error(hybrid, attention_layers=[1])
-    assert "this layer is linear_attention; choose one of [2]" in config_error(hybrid, attention_layers=[3])
+    assert "this layer has linear_attention; choose one of [2]" in config_error(hybrid, attention_layers=[3])
     assert list(record(hybrid, attention_layers=[2]).query_key) == [2]
     latent = AutoModelForCausalLM.from_config(
         DeepseekV3Config(
@@ -584,7 +584,7 @@ def test_attention_that_is_not_softmax_over_query_and_key() -> None:
         )
     )
     message = config_error(latent, attention_layers=[3])
-    assert "multi-head latent attention (kv_lora_rank 8); leave the attention loss out" in message
+    assert "multi-head latent attention (kv_lora_rank 8); remove losses.apc" in message
     sinks = AutoModelForCausalLM.from_config(
         GptOssConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2), attn_implementation="eager"
     )
@@ -610,11 +610,11 @@ def test_a_model_with_two_lists_of_layers_is_refused() -> None:
 
 def test_ffns_that_cannot_be_read() -> None:
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4))
-    assert config_error(gpt2, ffn=True).startswith("student: no down_proj in a GPT2Block")
+    assert config_error(gpt2, ffn=True).startswith("student: a GPT2Block has no down_proj")
     model = build("llama")
     for layer in model.model.layers:
         layer.mlp = torch.nn.Identity()
-    assert config_error(model, ffn=True).startswith("student: no down_proj in a LlamaDecoderLayer")
+    assert config_error(model, ffn=True).startswith("student: a LlamaDecoderLayer has no down_proj")
     eager = build("qwen3_moe", experts_implementation="eager")
     message = config_error(eager, ffn=True)
     assert (

@@ -1,4 +1,4 @@
-"""Rows of attention from q and k against a plain float64 softmax, and the choice of heads."""
+"""Attention rows from q and k against a float64 softmax, and the choice of attention heads."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_rows_equal_a_plain_softmax(
     assert not rows.keys_PHM[found == 0].any()
 
 
-def test_no_row_at_all() -> None:
+def test_a_sequence_without_rows() -> None:
     rows = attention_rows(torch.randn(4, 2, 8), torch.randn(4, 1, 8), torch.empty(0, dtype=torch.long), 1.0, None, 3)
     sample = to_attention_sample(np.empty(0, np.int32), rows, 1)
     assert sample.weights.shape == sample.keys.shape == (0, 1, 3)
@@ -79,7 +79,7 @@ def rows_of_weights(weights_HPS: torch.Tensor, n_keys: int) -> capture.Attention
 
 
 def weights_of_entropies() -> torch.Tensor:
-    """Rows [4, 2, 8] of four heads: even, one key, two keys, even over four."""
+    """Rows [4, 2, 8] of four attention heads: uniform, one key, two keys, uniform over four."""
     weights = torch.zeros(4, 2, 8)
     weights[0], weights[1, :, 3] = 1 / 8, 1.0
     weights[2, :, :2], weights[3, :, :4] = 1 / 2, 1 / 4
@@ -103,7 +103,7 @@ def test_listed_heads_keep_the_order_of_the_list(heads: list[int]) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 3, [2, 0]])
-def test_ranks_that_choose_before_they_are_merged_give_the_same_heads(heads: int | list[int]) -> None:
+def test_choosing_heads_per_rank_equals_choosing_among_all(heads: int | list[int]) -> None:
     weights = weights_of_entropies()
     whole = to_attention_sample(np.array([7, 9]), rows_of_weights(weights, 4), heads)
     ranks = []

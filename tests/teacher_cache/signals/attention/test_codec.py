@@ -1,4 +1,4 @@
-"""Attention rows lose less than a step of 1/65535; with their remainder they sum to 1; wrong payloads are refused."""
+"""Attention weights round down by less than 1/65535; invalid payloads are refused."""
 
 import numpy as np
 import pytest
@@ -48,13 +48,13 @@ def test_round_trip(positions: set[int], heads: int, keys: int, seed: int) -> No
     assert (np.rint(found.weights * 65535).sum(axis=2) <= 65535).all(), "so a remainder exists and is not negative"
 
 
-def test_a_row_of_one_key_is_whole() -> None:
+def test_a_row_of_one_key_sums_to_1() -> None:
     codec = AttentionCodec(AttentionCapture(heads=1, keys=4), CodecConfig())
     found = codec.decode(codec.encode(random_sample([0], 1, 4)), 1)
     assert found.weights.tolist() == [[[1.0, 0.0, 0.0, 0.0]]]
 
 
-def test_keys_far_into_a_long_sequence() -> None:
+def test_keys_of_three_bytes() -> None:
     position = 2**24 - 1
     codec = AttentionCodec(AttentionCapture(heads=1, keys=2), CodecConfig())
     keys = np.array([[[position, 65_536]]], np.int32)
@@ -76,8 +76,8 @@ WRONG = {
     "three heads": ({1: bytes(6)}, "section 1: 6 bytes, wanted 2 "),
     "one plane of weights": ({2: bytes(N)}, "section 2: 18 bytes, wanted 2 "),
     "two planes of keys": ({3: bytes(2 * N)}, "section 3: 36 bytes, wanted 3 "),
-    "a key after the query": ({3: bytes([2]) + KEYS[1:]}, "a stored attention weight falls on a later token"),
-    "a key far after the query": ({3: KEYS[:-1] + b"\1"}, "a stored attention weight falls on a later token"),
+    "a key after the query": ({3: bytes([2]) + KEYS[1:]}, "an attention row has a key after its own position"),
+    "a key far after the query": ({3: KEYS[:-1] + b"\1"}, "an attention row has a key after its own position"),
     "weights that add up to 1 and a step": (
         {2: bytes([255, 1, 0] + [0] * (N - 3) + [255] + [0] * (N - 1))},
         "the attention weights of a row sum to more than 1",
@@ -87,7 +87,7 @@ WRONG = {
 }
 
 
-def test_the_row_that_is_broken_below_is_good() -> None:
+def test_the_payload_to_be_broken_decodes() -> None:
     assert [len(part) for part in sections(PAYLOAD)] == [2, 2 * 2, 2 * N, 3 * N]
     assert CODEC.decode(with_sections(PAYLOAD, {}), 9).positions.tolist() == [1, 4, 8]
 
@@ -101,7 +101,7 @@ def test_arrays_are_byte_planes_one_section_each() -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_payload_that_cannot_be_is_refused(name: str) -> None:
+def test_an_invalid_payload_is_refused(name: str) -> None:
     changed, message = WRONG[name]
     with pytest.raises(CorruptCacheError, match=f"^{message}"):
         CODEC.decode(with_sections(PAYLOAD, changed), 9)

@@ -1,4 +1,4 @@
-"""Draws have the probabilities they should have, exactly: the strata are integrated, not sampled."""
+"""Draws have exactly the right probabilities: tested by integrating over the strata, not by sampling."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_entropy_is_of_the_whole_softened_distribution() -> None:
         torch.testing.assert_close(rows.entropy_NT[:, column].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_without_weight_are_never_drawn() -> None:
+def test_tokens_of_probability_0_are_never_drawn() -> None:
     logits = torch.full((1, 200), -torch.inf)
     logits[0, [0, 64, 130, 131, 199]] = 0.0
     edges = torch.tensor([0.0, 0.25 - 1e-12, 0.25, 0.5, 0.75, 1 - 1e-16, 1.0], dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_tokens_without_weight_are_never_drawn() -> None:
     assert ids[0, 0].tolist() == [64, 64, 130, 131, 199, 199, 199]
 
 
-def test_a_row_without_a_tail_gives_some_token() -> None:
+def test_a_row_without_a_tail_draws_some_token() -> None:
     ids = draw(torch.zeros(1, 3), torch.tensor([[0, 1, 2]]), torch.full((1, 1, 4), 0.3, dtype=torch.float64), [1.0])
     assert set(ids.ids_NTM.flatten().tolist()) <= {0, 1, 2}
 
@@ -86,7 +86,7 @@ def test_uniforms_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 65])
-def test_chunks_of_rows_do_not_matter(rows: int) -> None:
+def test_draws_do_not_depend_on_the_chunk_size(rows: int) -> None:
     torch.manual_seed(0)
     logits, places = torch.randn(rows, 100), torch.rand(rows, 1, 5, dtype=torch.float64)
     head = torch.randint(0, 100, (rows, 3))

@@ -1,4 +1,4 @@
-"""Draws come back as the same multiset; wrong payloads are refused."""
+"""Draws round-trip as the same multiset; invalid payloads are refused."""
 
 import contextlib
 
@@ -50,7 +50,7 @@ def test_round_trip(positions: set[int], temperatures: int, draws: int, vocabula
     assert (found.ids.dtype, found.entropy.dtype) == (np.int32, np.float32)
 
 
-def test_repeats_end_where_all_other_tokens_were_drawn_once() -> None:
+def test_repeats_end_at_tokens_drawn_once() -> None:
     """Rows: 3 and 2 times; twice, then once; 5 times; all once; the most frequent token is the first."""
     rows = [[7, 3, 7, 3, 3], [9, 8, 9, 1, 2], [4] * 5, [5, 6, 7, 8, 9]]
     sample = DrawsSample(np.arange(4, dtype=np.int32), np.array(rows, np.int32)[:, None], np.zeros((4, 1), np.float32))
@@ -62,7 +62,7 @@ def test_repeats_end_where_all_other_tokens_were_drawn_once() -> None:
     np.testing.assert_array_equal(np.sort(found), np.sort(rows))
 
 
-def test_rows_are_those_of_the_first_temperature_then_those_of_the_second() -> None:
+def test_rows_are_ordered_by_temperature() -> None:
     ids = np.array([[[1], [2]], [[3], [4]]], np.int32)
     sample = DrawsSample(np.array([0, 1], np.int32), ids, np.array([[1, 2], [3, 4]], np.float32))
     codec = DrawsCodec(DrawsCapture(n=1, temperatures=[1, 2]), CodecConfig(), CodeTable(np.arange(300)))
@@ -93,23 +93,23 @@ WRONG = {
     "more draws than there are": ({REPEATS: bytes([3] + [0] * 11)}, "draws of a row: 4, wanted 3"),
     "more draws together": ({REPEATS: bytes([1, 1] + [0] * 12)}, "draws of a row: 4, wanted 3"),
     "far more": ({REPEATS: bytes([255] * 12)}, "draws of a row: 65536, wanted 3"),
-    "other numbers of tokens": ({REPEATS: bytes(12)}, "symbols"),
+    "other numbers of tokens": ({REPEATS: bytes(12)}, "rows with enough symbols: 4"),
     "distances of another size": ({DISTANCES: bytes(10)}, "bytes of distances: 10, wanted 12"),
-    "no symbols": ({SYMBOLS: b""}, "symbols before row: 0"),
+    "no symbols": ({SYMBOLS: b""}, "rows with enough symbols: 0"),
     "codes beyond the vocabulary": ({NEW: bytes([255] * 18)}, "largest code of an id: 65535, wanted 299"),
     "entropies of one temperature": ({ENTROPY: bytes(9)}, "section 8: 9 bytes, wanted 3 "),
     "more than draws of this shape can have": ({ENTROPY: bytes(500)}, "a zstd frame declares"),
 }
 
 
-def test_the_row_that_is_broken_below_is_good() -> None:
+def test_the_payload_to_be_broken_decodes() -> None:
     assert [len(part) for part in sections(PAYLOAD)] == [2, 16, 12, 12, 0, 0, 0, 18, 18]
     found = CODEC.decode(with_sections(PAYLOAD, {}), 9)
     np.testing.assert_array_equal(np.sort(found.ids), np.sort(IDS))
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_payload_that_cannot_be_is_refused(name: str) -> None:
+def test_an_invalid_payload_is_refused(name: str) -> None:
     changed, message = WRONG[name]
     with pytest.raises(CorruptCacheError, match=f"^{message}"):
         CODEC.decode(with_sections(PAYLOAD, changed), 9)
@@ -117,9 +117,7 @@ def test_a_payload_that_cannot_be_is_refused(name: str) -> None:
 
 @given(seed=st.integers(0, 1000), vocabulary=st.sampled_from([300, 70_000]), data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_are_decoded_to_as_many_ids_of_the_vocabulary_or_refused(
-    seed: int, vocabulary: int, data: st.DataObject
-) -> None:
+def test_any_bytes_decode_to_valid_ids_or_are_refused(seed: int, vocabulary: int, data: st.DataObject) -> None:
     codec = make_codec(2, 12, vocabulary)
     payload = codec.encode(random_sample([1, 4, 8], 2, 12, vocabulary, seed))
     parts = with_changed_bytes(sections(payload), data)

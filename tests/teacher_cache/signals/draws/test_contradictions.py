@@ -1,4 +1,4 @@
-"""What stored entries say of the draws beside them: nothing against right ones, whatever they are rounded to."""
+"""Draws are checked against stored entries: correct ones pass whatever the rounding, those of another row do not."""
 
 from dataclasses import replace
 
@@ -71,7 +71,7 @@ CODECS = st.builds(CodecConfig, logprobs=st.sampled_from(["steps", "bfloat16", "
 
 @settings(max_examples=60, deadline=None)
 @given(capture=CAPTURES, codec=CODECS, seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 0.1, 1.0, 4.0, 100.0]))
-def test_right_draws_are_never_contradicted(
+def test_correct_draws_have_no_contradictions(
     base: Manifest, capture: CaptureConfig, codec: CodecConfig, seed: int, scale: float
 ) -> None:
     draws, logits, manifest = stored(base, capture, codec, seed, scale)
@@ -79,7 +79,7 @@ def test_right_draws_are_never_contradicted(
 
 
 @pytest.mark.parametrize("region", ["all", "tail"])
-def test_those_of_the_row_before_are(base: Manifest, region: str) -> None:
+def test_draws_of_the_previous_row_have_contradictions(base: Manifest, region: str) -> None:
     capture = CaptureConfig.model_validate(
         {"logits": {"k": 8, "temperatures": [1.0]}, "draws": {"n": 12, "region": region, "temperatures": [1.0]}}
     )

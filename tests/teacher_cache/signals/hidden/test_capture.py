@@ -1,4 +1,4 @@
-"""Quantised hidden states: how much is lost, and where."""
+"""Error of quantised hidden states."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def round_trip(hidden: torch.Tensor, capture: HiddenCapture) -> torch.Tensor:
 
 
 def residual_stream(rows: int, channels: int, seed: int = 0) -> torch.Tensor:
-    """Like a real one: channels of different sizes, and a few that are hundreds of times larger."""
+    """Like a real residual stream: channels of different scales, a few of them hundreds of times larger."""
     rng = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, channels, generator=rng) * torch.exp(0.3 * torch.randn(channels, generator=rng))
     hidden[:, :: channels // 3] *= 300
@@ -31,8 +31,8 @@ def test_int8_is_within_one_percent_even_without_the_largest_channels() -> None:
     assert (rest_error.norm(dim=1) / rest.norm(dim=1)).max() < 0.01
 
 
-def test_without_outliers_apart_one_large_channel_would_cost_its_group() -> None:
-    """The reason to keep them apart: with one only, the groups of the two other large channels lose their digits."""
+def test_without_outliers_a_large_channel_ruins_its_group() -> None:
+    """Why outliers are stored separately: with one of three, the other two large channels ruin their groups."""
     hidden = residual_stream(50, 576)
     largest = hidden.abs().topk(6, dim=1).indices
     few = HiddenCapture(channels_per_outlier=576)
@@ -44,7 +44,7 @@ LOST = {"int8": 0.01, "float8_e4m3": 0.03, "int4": 0.12}  # measured: 0.005, 0.0
 
 
 @pytest.mark.parametrize("dtype", LOST)
-def test_what_small_dtypes_lose(dtype: str) -> None:
+def test_error_of_small_dtypes(dtype: str) -> None:
     hidden = residual_stream(200, 576)
     largest = hidden.abs().topk(6, dim=1).indices
     error = (round_trip(hidden, HiddenCapture(dtype=dtype)) - hidden).scatter(1, largest, 0.0)
@@ -61,7 +61,7 @@ def test_two_channels_of_int4_share_a_byte_and_keep_their_signs() -> None:
 
 
 def test_float8_rounds_to_three_bits_of_mantissa() -> None:
-    """The largest of a group is 448 in units of its scale: what is beyond would be no number."""
+    """The largest value of a group is 448 in units of its scale; anything above would become NaN."""
     hidden = torch.tensor([[448.0, 17, 19, 1.06, -0.015, 0.0009, 1e6, 0]])
     found = round_trip(hidden, HiddenCapture(dtype="float8_e4m3", channels_per_scale=8, channels_per_outlier=8))
     assert found[0, :6].tolist() == [448, 16, 20, 1, -0.015625, 0]
@@ -78,7 +78,7 @@ def test_float8_rounds_to_three_bits_of_mantissa() -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=80, deadline=None)
-def test_every_value_is_off_by_half_a_step_of_its_group_at_most(
+def test_errors_are_at_most_half_a_step_of_the_group(
     dtype: str, rows: int, channels: int, per_scale: int, per_outlier: int, scale: float, seed: int
 ) -> None:
     channels += channels % 2 * (dtype == "int4")
@@ -93,7 +93,7 @@ def test_every_value_is_off_by_half_a_step_of_its_group_at_most(
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("bfloat16", 2**-8), ("float16", 2**-10)])
-def test_floating_dtypes_only_round(dtype: str, relative: float) -> None:
+def test_floating_dtypes_round_to_nearest(dtype: str, relative: float) -> None:
     hidden = residual_stream(20, 64)
     capture = HiddenCapture(dtype=dtype)
     found = round_trip(hidden, capture)

@@ -1,4 +1,4 @@
-"""Hidden states come back bit for bit; payloads that contradict their cache are refused."""
+"""Hidden states round-trip bit for bit; payloads inconsistent with their cache are refused."""
 
 import numpy as np
 import pytest
@@ -61,13 +61,13 @@ WRONG = {
 }
 
 
-def test_the_row_that_is_broken_below_is_good() -> None:
+def test_the_payload_to_be_broken_decodes() -> None:
     assert [len(part) for part in sections(PAYLOAD)] == SIZES
     assert CODEC.decode(with_sections(PAYLOAD, {}), 9).positions.tolist() == [0, 3, 8]
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_payload_that_contradicts_its_cache_is_refused(name: str) -> None:
+def test_a_payload_inconsistent_with_its_cache_is_refused(name: str) -> None:
     changed, message = WRONG[name]
     with pytest.raises(CorruptCacheError, match=f"^{message}"):
         CODEC.decode(with_sections(PAYLOAD, changed), 9)

@@ -88,7 +88,7 @@ def naive_count(logprobs: list[float], mass: float) -> int:
     mass=st.floats(0.01, 1),
 )
 @settings(max_examples=100, deadline=None)
-def test_the_nucleus_is_what_a_loop_selects(weights: list[list[int]], outside: int, mass: float) -> None:
+def test_nucleus_counts_equal_a_plain_loop(weights: list[list[int]], outside: int, mass: float) -> None:
     weights_SK = np.sort(np.array(weights, np.float64))[:, ::-1]
     weights_SK[:, 0] += 1  # something is possible
     with np.errstate(divide="ignore"):
@@ -131,7 +131,7 @@ def test_a_sample_follows_the_documented_conventions() -> None:
     }  # fmt: skip
 
 
-def test_the_last_stored_row_has_a_next_token_unless_it_is_the_sequences_last() -> None:
+def test_only_the_sequences_last_row_has_no_next_token() -> None:
     logits, next_ids = random_logits(2, 50)
     rows = reduce_logits(logits, next_ids, 4, [1.0, 3.0])
     within = to_sample(rows, request(9, [2, 7]), LogitsCapture(k=4))
@@ -140,7 +140,7 @@ def test_the_last_stored_row_has_a_next_token_unless_it_is_the_sequences_last() 
     assert np.isnan(at_end.next_logprob).tolist() == [False, True]
 
 
-def test_a_sequence_without_rows_is_a_sample_of_none() -> None:
+def test_a_sequence_without_rows_gives_an_empty_sample() -> None:
     rows = reduce_logits(torch.empty(0, 50), torch.empty(0, dtype=torch.long), 4, [1.0, 3.0])
     sample = to_sample(rows, request(6, []), LogitsCapture(k=4))
     assert sample.num_tokens == 6
@@ -150,7 +150,7 @@ def test_a_sequence_without_rows_is_a_sample_of_none() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_overflowed_are_refused(bad: float) -> None:
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     logits = torch.randn(3, 300)
     logits[1, 7] = bad
     rows = reduce_logits(logits, torch.zeros(3, dtype=torch.long), 4, [1.0])
@@ -158,7 +158,7 @@ def test_logits_that_overflowed_are_refused(bad: float) -> None:
         to_sample(rows, request(9, [2, 5, 6]), LogitsCapture(k=4, temperatures=[1.0]))
 
 
-def test_softened_probabilities_follow_exactly() -> None:
+def test_softened_probabilities_follow_from_log_partitions() -> None:
     """log p_T(i) = log p(i) / T - log Σ_v p(v)^(1/T)."""
     torch.manual_seed(0)
     logits_NV = torch.randn(9, 400) * 4

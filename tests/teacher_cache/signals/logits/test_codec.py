@@ -1,4 +1,4 @@
-"""The codec loses what it documents to lose and no more, and refuses payloads that do not decode to a valid sample."""
+"""The codec's errors stay within the documented bounds; payloads that decode to no valid sample are refused."""
 
 import contextlib
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def make_sample(
 
 
 def rows_of(tokens: int, k: int, temperatures: int) -> Rows:
-    """Rows to decode into, with values in them that no row can have."""
+    """Rows to decode into, preset to values that no row can have."""
     return Rows(
         counts=np.full(tokens, 77, np.int32),
         ids=np.full((tokens, k), 77, np.int32),
@@ -157,7 +157,7 @@ def test_the_partition_of_temperature_1_is_not_stored(temperatures: tuple[float,
     assert len(sections(payload)[SCALARS]) == 3 * 9 * len(temperatures), "with the realised token's"
 
 
-def test_the_scalars_are_three_planes_of_steps_column_by_column() -> None:
+def test_scalars_are_three_byte_planes_of_steps_by_column() -> None:
     sample = make_sample(0, 2, 300, 1, (2.0, 1.0, 3.0))
     sample.next_logprob[0] = -5
     sample.log_partition[:] = [[-1, 0, 100], [2, 0, -100]]
@@ -167,7 +167,7 @@ def test_the_scalars_are_three_planes_of_steps_column_by_column() -> None:
 
 
 @pytest.mark.parametrize("positions", [[], [0], [4], [1, 3], [0, 1, 2, 3], [2, 3, 4]])
-def test_rows_that_are_not_stored_are_filled_with_nothing(positions: list[int]) -> None:
+def test_rows_that_are_not_stored_are_filled(positions: list[int]) -> None:
     every, k = make_sample(0, 5, 300, 3, ragged=True), 3
     names = Rows._fields
     sample = replace(every, positions=np.array(positions, np.int32), **{n: getattr(every, n)[positions] for n in names})
@@ -185,7 +185,7 @@ def test_rows_that_are_not_stored_are_filled_with_nothing(positions: list[int]) 
     check_round_trip(sample, 300, k)
 
 
-def test_a_sequence_without_stored_rows_takes_no_bytes_but_the_sizes() -> None:
+def test_a_sequence_without_rows_stores_only_section_sizes() -> None:
     payload = check_round_trip(make_sample(0, 5, 300, 3, stored=0.0), 300, 3)
     assert sections(payload) == [b""] * 13
 
@@ -223,21 +223,21 @@ def _broken(name: str) -> LogitsSample:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rising", "fall"),
-        ("above 0", "exceed 0"),
-        ("an id twice", "an id stands twice in a row"),
+        ("rising", "descend"),
+        ("above 0", "at most 0"),
+        ("an id twice", "an id occurs more than once in one row"),
         ("logprobs", "NaN"),
         ("next", "NaN"),
         ("next of the last row, which is not the sequence's last", "NaN"),
         ("log_partition", "NaN"),
     ],
 )
-def test_values_that_cannot_be_are_not_encoded(name: str, message: str) -> None:
+def test_invalid_values_are_not_encoded(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_codec(300, 3).encode(_broken(name))
 
 
-def test_encoding_leaves_the_sample_alone() -> None:
+def test_encoding_does_not_modify_the_sample() -> None:
     sample = make_sample(3, 9, 300, 5, ragged=True)
     before = {name: np.copy(value) for name, value in vars(sample).items()}
     make_codec(300, 5).encode(sample)
@@ -266,11 +266,11 @@ WRONG: dict[str, tuple[dict[int, Change], str]] = {
     "one plane of counts": ({COUNTS: put(bytes([1] * TOKENS))}, "bytes of counts: 4, wanted 8"),
     "fewer entries": ({COUNTS: put(bytes([1, 2, 3, 1]) + ZERO)}, "symbols: 12, wanted 7"),
     "no distances": ({DISTANCES: put(b"")}, "bytes of distances: 0, wanted 8"),
-    "a reference before the first row": ({DISTANCES: put(bytes([1]) + bytes(7))}, "rows back to a reference row: 1"),
-    "no symbols": ({SYMBOLS: put(b"")}, "symbols before row: 0"),
+    "a reference before the first row": ({DISTANCES: put(bytes([1]) + bytes(7))}, "distance of a reference row: 1"),
+    "no symbols": ({SYMBOLS: put(b"")}, "rows with enough symbols: 0"),
     "more lows": ({LOWS: lambda part: part + b"\0"}, "lows and new ids: "),
     "ids outside the vocabulary": ({NEW: lambda part: b"\xff" * len(part)}, "largest code of an id: 65535, wanted 299"),
-    "no differences": ({DIFFERENCES: put(b""), EXCESSES: put(b"")}, "differences before row: 0, wanted 4"),
+    "no differences": ({DIFFERENCES: put(b""), EXCESSES: put(b"")}, "rows with enough differences: 0, wanted 4"),
     "more differences": ({DIFFERENCES: lambda part: part + b"\0"}, "bytes of differences: 5, wanted 4"),
     "too few excesses": ({DIFFERENCES: put(LARGE), EXCESSES: put(bytes(11))}, "bytes of excesses: 11, wanted 12"),
     "no scalars": ({SCALARS: put(b"")}, "bytes of scalars: 0, wanted 24"),
@@ -282,7 +282,7 @@ WRONG: dict[str, tuple[dict[int, Change], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_payload_that_contradicts_itself_is_refused(name: str) -> None:
+def test_an_inconsistent_payload_is_refused(name: str) -> None:
     codec = make_codec(VOCABULARY, K)
     payload = codec.encode(make_sample(0, TOKENS, VOCABULARY, K))
     codec.decode(with_sections(payload, {}), TOKENS)  # what other writers make of it is accepted
@@ -295,7 +295,7 @@ def test_a_payload_that_contradicts_itself_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_logprobs_as_floats_are_those_of_their_dtype(dtype: FloatDtype, ragged: bool) -> None:
+def test_float_logprobs_round_to_their_dtype(dtype: FloatDtype, ragged: bool) -> None:
     sample = make_sample(0, 9, 300, 5, ragged=ragged, stored=0.7)
     codec = make_codec(300, 5, codec=CodecConfig(logprobs=dtype))
     payload = codec.encode(sample)
@@ -313,7 +313,7 @@ def test_logprobs_as_floats_are_those_of_their_dtype(dtype: FloatDtype, ragged: 
 
 
 @pytest.mark.parametrize("logprobs", ["steps", "bfloat16", "float16", "float32"])
-def test_a_log_probability_that_is_above_0_by_a_rounding_error_is_0(logprobs: str) -> None:
+def test_rounding_errors_above_0_are_stored_as_0(logprobs: str) -> None:
     sample = make_sample(0, 4, 300, 3)
     sample.logprobs[:, 0] = [0, -0.0, 1e-7, 1e-6]
     codec = make_codec(300, 3, codec=CodecConfig(logprobs=logprobs))
@@ -341,7 +341,7 @@ WRONG_FLOATS = {
 
 
 @pytest.mark.parametrize("name", WRONG_FLOATS)
-def test_a_payload_with_floats_that_contradicts_itself_is_refused(name: str) -> None:
+def test_an_inconsistent_payload_of_floats_is_refused(name: str) -> None:
     codec = make_codec(VOCABULARY, K, codec=CodecConfig(logprobs="float32"))
     payload = codec.encode(make_sample(0, TOKENS, VOCABULARY, K))
     good = with_sections(payload, {DIFFERENCES: planes(FLOATS)})
@@ -359,7 +359,7 @@ def test_a_payload_with_floats_that_contradicts_itself_is_refused(name: str) -> 
     data=st.data(),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_bytes_in_the_sections_are_decoded_within_bounds_or_refused(
+def test_any_section_bytes_decode_within_bounds_or_are_refused(
     seed: int, ragged: bool, vocab_size: int, logprobs: str, data: st.DataObject
 ) -> None:
     """Guard rows around the rows stay as they were."""

@@ -34,7 +34,7 @@ def row_entropies(k: int, scale: float, seed: int, policy: str = "top_k") -> tup
     policy=st.sampled_from(["top_k", "nucleus"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_it_is_the_entropy_of_the_kept_entries_and_one_bucket(k: int, scale: float, seed: int, policy: str) -> None:
+def test_it_is_the_entropy_of_the_entries_and_one_bucket(k: int, scale: float, seed: int, policy: str) -> None:
     computed, expected, whole = row_entropies(k, scale, seed, policy)
     assert computed.dtype == np.float64
     np.testing.assert_allclose(computed, expected, rtol=0, atol=2e-5)
@@ -42,7 +42,7 @@ def test_it_is_the_entropy_of_the_kept_entries_and_one_bucket(k: int, scale: flo
     assert (computed <= whole + 2e-5).all()
 
 
-def test_it_is_the_whole_entropy_when_nothing_is_left_out() -> None:
+def test_it_is_exact_if_all_tokens_are_stored() -> None:
     computed, _, whole = row_entropies(VOCABULARY, 2.0, 0)
     np.testing.assert_allclose(computed, whole, atol=2e-5)
 
@@ -52,7 +52,7 @@ def test_it_is_strictly_smaller_when_several_entries_share_the_bucket() -> None:
     assert (computed < whole - 0.1).all()
 
 
-def test_two_equal_entries_and_a_certain_one() -> None:
+def test_entropy_of_two_equal_entries_and_of_a_certain_one() -> None:
     logits = np.array([[0.0, 0.0, -np.inf, -np.inf], [0.0, -np.inf, -np.inf, -np.inf]])
     sample = logits_sample(logits, np.zeros(2, np.uint32), LogitsCapture(k=4, positions="all"))
     assert bucket_entropy(sample) == pytest.approx([np.log(2), 0], abs=1e-6)

@@ -54,8 +54,8 @@ def test_rows_with_masked_entries(finite: int) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 960, 990])
-def test_all_of_the_largest_in_one_place(start: int) -> None:
-    """In one block, across a block's edge, and in the rest behind the last whole block."""
+def test_largest_entries_side_by_side(start: int) -> None:
+    """In one block, across a block boundary, and after the last whole block."""
     generator = torch.Generator().manual_seed(start)
     values = torch.randn(4, 1000, generator=generator)
     values[:, start : start + 7] += 100
@@ -72,7 +72,7 @@ def test_all_of_the_largest_in_one_place(start: int) -> None:
     seed=st.integers(0, 10**6),
 )
 def test_equals_topk(n: int, vocabulary: int, k: int, dtype: torch.dtype, levels: int, seed: int) -> None:
-    """Few levels make many ties, which may be broken either way: values must agree, and ids must point at them."""
+    """Few levels make many ties, which may be broken either way: values must agree, and ids must refer to them."""
     k = min(k, vocabulary)
     values = torch.randint(levels, (n, vocabulary), generator=torch.Generator().manual_seed(seed)).to(dtype)
     values[:, ::7] = -torch.inf
