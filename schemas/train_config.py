@@ -407,6 +407,16 @@ class TrainConfig(Strict):
     output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
 
     @model_validator(mode="after")
+    def _flash_attention_takes_16_bit(self) -> "TrainConfig":
+        flash = self.student.attention.startswith("flash")
+        if flash and not self.loop.bf16 and self.student.dtype != "bfloat16":
+            raise ValueError(
+                f"student.attention: {self.student.attention} takes 16-bit inputs only, and this run computes in "
+                "float32; set loop.bf16: true, or student.attention: sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_is_read_in_compiled_layers(self) -> "TrainConfig":
         if self.loop.compile and (self.losses.apc is not None or self.losses.asr is not None):
             raise ValueError("loop.compile: losses.apc and losses.asr read inside of layers; leave them or it out")

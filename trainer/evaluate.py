@@ -50,12 +50,14 @@ def evaluate(
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     device: torch.device | None = None,
     passes: int = 0,
+    head_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return means over the positions in the loss mask. Runs without gradients and restores the model's mode.
 
     capture: the cache's. teacher_head: of a cache with final hidden states. reduce: sums a float64 tensor over ranks,
     each of which has its own batches. device: where the model runs, if its weights are elsewhere (off-load). passes:
     forward passes of every rank, since a sharded model's are collective; a rank with fewer batches adds dummy passes.
+    head_dtype: of the student's head's matrix product; default: its weight's.
 
     Keys: ``kl`` (teacher ‖ student at temperature 1, nats: exact with a teacher head, else a lower bound with one
     bucket for all other tokens), ``cross_entropy`` (nats), ``perplexity``, ``top1_agreement`` (share of rows where the
@@ -74,6 +76,7 @@ def evaluate(
             rows = teacher_rows(batch, teacher_head)
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)
+            head = head if head_dtype is None else head._replace(weight_VD=head.weight_VD.to(head_dtype))
             target: Target
             if teacher_head is None:
                 target = stored_target(rows, capture, 1.0, len(head.weight_VD))

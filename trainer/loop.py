@@ -162,7 +162,8 @@ class DistillationTrainer(Trainer):
             hidden_ND = masked_hidden(model, inputs, self.flatten)
         head = output_head(self.accelerator.unwrap_model(model))
         rows, progress = teacher_rows(inputs, self.data.teacher_head), self.progress()
-        head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
+        with self.accelerator.autocast():  # which it puts around the student's forward pass only
+            head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)
         loss = head_loss / counts["loss_mask"]
         if not head_terms:  # DDP waits for a gradient of every parameter, the last layers included
@@ -175,7 +176,9 @@ class DistillationTrainer(Trainer):
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
         if self.run.config.loop.log_gradient_norms:
-            for term in self.objective.head_terms_apart(hidden_ND, head, rows, progress) + feature_terms:
+            with self.accelerator.autocast():
+                apart = self.objective.head_terms_apart(hidden_ND, head, rows, progress)
+            for term in apart + feature_terms:
                 norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
                 self._record(f"{term.name}_gradient_norm", norm / self._shares())
         for name, value in self.objective.figures().items():
@@ -249,6 +252,7 @@ class DistillationTrainer(Trainer):
             reduce=self.sum_over_ranks,
             device=self.args.device,
             passes=self._passes(validation) if self.args.fsdp else 0,
+            head_dtype=torch.bfloat16 if self.args.bf16 else None,
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}

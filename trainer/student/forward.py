@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-3  # relative to the largest logit: our head against the model's own logits
+MOVED = 1e-4  # relative to the largest hidden state: one packed sample when another one changes
 
 
 def output_head(model: "PreTrainedModel") -> OutputHead:
@@ -89,14 +90,24 @@ def check_head(model: "PreTrainedModel") -> None:
     hidden_ND = masked_hidden(model, batch)
     ours_ND = output_head(model).logits(hidden_ND).float()
     theirs_ND = model(input_ids=ids, use_cache=False).logits[0].float()
-    eps = torch.finfo(output_head(model).weight_VD.dtype).eps
     model.train(was_training)
     off, largest = (ours_ND - theirs_ND).abs().max().item(), theirs_ND.abs().max().item()
-    if off > max(TOLERANCE, 2 * eps) * largest:  # False for NaN logits of broken weights
+    if off > max(TOLERANCE, 2 * _eps(hidden_ND, model)) * largest:  # False for NaN logits of broken weights
         raise UserError(
             f"student: a {type(model).__name__} makes its logits in an unknown way (off by {off:.3g} of "
             f"{largest:.3g}); choose another student"
         )
+
+
+def _eps(hidden: torch.Tensor, model: "PreTrainedModel") -> float:
+    """Machine epsilon of the dtype of the matrix products that gave ``hidden``."""
+    device = hidden.device.type
+    dtype = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else model.get_output_embeddings().weight.dtype
+    )
+    return torch.finfo(dtype).eps
 
 
 @torch.no_grad()
@@ -119,10 +130,10 @@ def check_packing(model: "PreTrainedModel", flatten: bool) -> None:
             "attention_mask": torch.ones_like(second),
             "loss_mask": second,
         }
-        seen.append(masked_hidden(model, batch, flatten).float())
+        seen.append(masked_hidden(model, batch, flatten))
     model.train(was_training)
-    moved = (seen[0] - seen[1]).abs().max().item()
-    if moved > 1e-4 * seen[0].abs().max().item():
+    moved = (seen[0].float() - seen[1].float()).abs().max().item()
+    if moved > max(MOVED, 2 * _eps(seen[0], model)) * seen[0].abs().max().item():
         raise UserError(
             f"data.packing: packed samples of a {type(model).__name__} see each other (hidden states move by "
             f"{moved:.3g}); set data.packing to false for this student"
