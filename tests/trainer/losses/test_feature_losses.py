@@ -193,11 +193,11 @@ def test_only_the_files_of_needed_signals_are_touched(configure, full_cache: str
         ({"lhsm": {"pairs": [{"teacher": 4, "student": 1}]}}, r"teacher layer 4 is not in the cache, which stores"),
         ({"lhsm": {"pairs": [{"teacher": 1, "student": 3}]}}, r"student layer 3 does not exist"),
         ({"apc": {"student_layer": 3}}, r"student layer 3 does not exist"),
-        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 heads"),
+        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 attention heads"),
         ({"apc": {"student_heads": [0, 4]}}, r"student_heads: \[0, 4\]"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(configure, losses: dict[str, Any], message: str) -> None:
+def test_incompatible_students_and_caches_are_refused(configure, losses: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distill(configure(losses))
 
@@ -208,7 +208,7 @@ def test_a_cache_without_the_signal_is_refused(make_config, name: str) -> None:
         distill(make_config(losses={name: {}}))
 
 
-def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_folder: Path) -> None:
+def test_a_batch_without_stored_rows_has_loss_zero(full_cache: str, teacher_folder: Path) -> None:
     cache = open_cache(full_cache, SIGNALS)
     student = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
     objective = attached(student, ALL, cache.manifest)
