@@ -163,8 +163,10 @@ class StudentConfig(Strict):
         description="Data type of the final model. Weights are always trained in float32; with bfloat16, matrix "
         "products are computed in bfloat16, as with loop.bf16.",
     )
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "eager"] = Field(
+        "auto",
+        description="Attention implementation. `varlen`: the Flash Attention kernels in torch, for packed rows on "
+        "GPUs in bf16. `auto`: that where it fits, else `sdpa`, or `eager` where SDPA would drop a feature.",
     )
     trust_remote_code: bool = Field(
         False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."

@@ -24,9 +24,10 @@ from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import TeacherRows, teacher_rows
 from trainer.losses.tla import tla_
 from trainer.student.build import load_model
-from trainer.student.forward import check_head, masked_hidden, output_head
+from trainer.student.forward import check_head, flattens, masked_hidden, output_head
 from trainer.student.preflight import check_positions
 from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
+from trainer.student.token_layout import token_layout
 
 CONFIDENCE_BINS = 15
 SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
@@ -72,7 +73,8 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         for cpu_batch in batches:
-            batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
+            laid_out: dict[str, Any] = {**cpu_batch, "layout": token_layout(cpu_batch, flattens(model))}
+            batch = {name: part.to(device) for name, part in laid_out.items()}
             rows = teacher_rows(batch, teacher_head)
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)

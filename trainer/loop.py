@@ -38,8 +38,10 @@ from trainer.losses.teacher_rows import teacher_rows
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
+from trainer.run.micro_batches import MicroBatches
 from trainer.student.forward import flattens, masked_hidden, output_head
 from trainer.student.parallel import from_all, from_first, shard_on_cpus
+from trainer.student.token_layout import token_layout
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ class DistillationTrainer(Trainer):
             args.dataloader_pin_memory,
             args.gradient_accumulation_steps,
         )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)  # MicroBatches move them
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Exclude the losses' own maps from weight decay: their loss is scale-invariant, so they would only shrink."""
@@ -137,7 +139,12 @@ class DistillationTrainer(Trainer):
         counts = torch.stack([self.objective.row_counts(batch) for batch in batches]).sum(dim=0).to(device)
         counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
         self.totals += torch.stack([counts[self.objective.rows.index("attention_mask")], counts[-1]])
-        return batches, counts[:-1]
+        laid_out = [{**batch, "layout": token_layout(batch, self.flatten)} for batch in batches]
+        return cast("list[Batch]", MicroBatches(laid_out, self.args.device)), counts[:-1]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """MicroBatches have moved them."""
+        return inputs
 
     def note_data(self) -> None:
         """Update the run state's data part; synchronises with the device."""

@@ -4,8 +4,8 @@ The vocabulary is the largest dimension, so the student never materialises logit
 head only records its input, and the losses apply the head in chunks of rows (``losses/lean``). Padding is on the right
 and attention is causal, so padded rows need no attention mask and keep the fastest kernels. Packed rows carry
 ``position_ids`` that restart at 0 for each sample; without an attention mask, transformers derives block-diagonal
-attention from them. Its Flash Attention path does so for a single row only, so there the batch is first flattened into
-one row without padding.
+attention from them. Kernels that take the samples' lengths get these, computed once a batch (``token_layout``), and
+packed rows concatenated into one row without padding.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from schemas.errors import UserError
+from teacher_cache.attention_implementation import VARLEN
 from teacher_cache.output_head import OutputHead, logit_transform
+from trainer.student.token_layout import TokenLayout, token_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,28 +40,21 @@ def output_head(model: "PreTrainedModel") -> OutputHead:
     return OutputHead(head.weight, head.bias, *logit_transform(model.config.get_text_config()))
 
 
-def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = False) -> torch.Tensor:
+def masked_hidden(model: Any, batch: dict[str, Any], flatten: bool = False) -> torch.Tensor:
     """Return the final hidden states [N, D] at the N positions where ``batch["loss_mask"]`` is True, row-major.
 
     model: a PreTrainedModel, wrapped (DDP, FSDP) or not. batch: tensors of a RowBatch, with ``position_ids`` only if
-    rows are packed. flatten: concatenate packed rows into one, without padding, as Flash Attention needs.
+    rows are packed; its ``layout``, if it has one, is what ``token_layout`` gives. flatten: as for ``token_layout``.
     """
-    mask_RL = batch["loss_mask"]
-    inputs = {"input_ids": batch["input_ids"]}
-    if "position_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-        if flatten:
-            real_RL = batch["attention_mask"]
-            inputs = {name: value[real_RL][None] for name, value in inputs.items()}
-            mask_RL = mask_RL[real_RL][None]
+    layout: TokenLayout = batch["layout"] if "layout" in batch else token_layout(batch, flatten)
     with _without_logits(model) as given:
-        model(**inputs, use_cache=False)
-    return given[0][mask_RL]
+        model(**layout.inputs(batch), use_cache=False)
+    return given[0].flatten(0, 1)[layout.loss_N]
 
 
 def flattens(model: "PreTrainedModel") -> bool:
-    """Whether this model needs packed rows concatenated into one (Flash Attention)."""
-    return str(model.config._attn_implementation).startswith("flash")
+    """Whether this model's attention takes the samples' lengths, and packed rows concatenated into one."""
+    return str(model.config._attn_implementation).startswith(("flash", VARLEN))
 
 
 @contextmanager
