@@ -33,14 +33,15 @@ from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
 from trainer.data.worker_transfer import Batch
 from trainer.evaluate import Validation, evaluate
-from trainer.losses.objective import Objective
+from trainer.losses.objective import Objective, Term
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
 from trainer.run.micro_batches import MicroBatches
-from trainer.student.forward import flattens, masked_hidden, output_head
+from trainer.student.forward import flattens, hidden_and_outputs, output_head
 from trainer.student.parallel import from_all, from_first, shard_on_cpus
+from trainer.student.router_balance import NAME, router_balance
 from trainer.student.token_layout import token_layout
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class DistillationTrainer(Trainer):
         self.run_state = state
         self.patience = loop.early_stopping_patience
         self.flatten = flattens(student)
+        self.router = router_balance(student)
         self.window = {name: torch.tensor(total, device=args.device) for name, total in state.window.items()}
         self.totals = torch.tensor([state.data.tokens, state.data.skipped_samples], device=args.device)
         self.evaluation_seconds = 0.0
@@ -165,13 +167,17 @@ class DistillationTrainer(Trainer):
         """
         assert isinstance(num_items_in_batch, torch.Tensor)
         counts = dict(zip(self.objective.rows, num_items_in_batch.clamp(min=1), strict=True))
+        router = self.router
         with self.objective.recording() as recorded:
-            hidden_ND = masked_hidden(model, inputs, self.flatten)
+            options = {} if router is None else {"output_router_logits": True}
+            hidden_ND, outputs = hidden_and_outputs(model, inputs, **options)
         head = output_head(self.accelerator.unwrap_model(model))
         rows, progress = teacher_rows(inputs, self.data.teacher_head), self.progress()
         with self.accelerator.autocast():  # which it puts around the student's forward pass only
             head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)
+        if router is not None:
+            feature_terms.append(Term(NAME, router.weight, router.total(outputs, inputs), "attention_mask"))
         loss = head_loss / counts["loss_mask"]
         if not head_terms:  # DDP waits for a gradient of every parameter, the last layers included
             loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())

@@ -46,10 +46,17 @@ def masked_hidden(model: Any, batch: dict[str, Any], flatten: bool = False) -> t
     model: a PreTrainedModel, wrapped (DDP, FSDP) or not. batch: tensors of a RowBatch, with ``position_ids`` only if
     rows are packed; its ``layout``, if it has one, is what ``token_layout`` gives. flatten: as for ``token_layout``.
     """
+    return hidden_and_outputs(model, batch, flatten)[0]
+
+
+def hidden_and_outputs(
+    model: Any, batch: dict[str, Any], flatten: bool = False, **options: Any
+) -> tuple[torch.Tensor, Any]:
+    """Return ``masked_hidden`` and all outputs of the forward pass, whose logits are none. options: for that pass."""
     layout: TokenLayout = batch["layout"] if "layout" in batch else token_layout(batch, flatten)
     with _without_logits(model) as given:
-        model(**layout.inputs(batch), use_cache=False)
-    return given[0].flatten(0, 1)[layout.loss_N]
+        outputs = model(**layout.inputs(batch), use_cache=False, **options)
+    return given[0].flatten(0, 1)[layout.loss_N], outputs
 
 
 def flattens(model: "PreTrainedModel") -> bool:
