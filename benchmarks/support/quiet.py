@@ -1,4 +1,4 @@
-"""Tell whether other programs used the processors during a measurement: two threads are only faster on two free ones."""
+"""Wait until nothing else runs on this machine: a share of two cores says nothing about two cores."""
 
 import os
 import time
