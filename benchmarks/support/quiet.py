@@ -1,4 +1,4 @@
-"""Wait until nothing else runs on this machine: a share of two cores says nothing about two cores."""
+"""Tell whether other programs used the processors during a measurement: two threads need two free ones."""
 
 import os
 import time
