@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.support.other_programs import watched
 from benchmarks.support.results import Row, at_least, exit_status, write_results
-from benchmarks.support.undisturbed import watched
 from schemas.cache_config import CodecConfig, DrawsCapture, HiddenCapture, LogitsCapture
 from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import CodeTable, build_code_table

@@ -1,4 +1,4 @@
-"""The configuration of one ``teacher-cache`` job: which teacher reads which corpus and what is kept of it."""
+"""The configuration of one ``teacher-cache`` job: teacher, corpus, and the signals to store."""
 
 import codecs
 from typing import Annotated, Any, Literal
@@ -28,12 +28,12 @@ class TeacherConfig(Strict):
         "bf16 instructions run float32 several times faster.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run model code that ships with the weights; off, since a cache's maker may be a stranger."
+        False, description="Run model code that ships with the weights; off, since it runs with your permissions."
     )
 
 
 class EngineConfig(Strict):
-    """How the teacher is run. Nothing here changes what is stored beyond floating-point noise."""
+    """How the teacher is run; none of this affects stored values beyond floating-point noise."""
 
     kind: Literal["vllm", "transformers"] = Field(
         "vllm", description="`vllm` scores fastest; `transformers` is the reference, and needs no vLLM."
@@ -42,8 +42,7 @@ class EngineConfig(Strict):
         8192,
         ge=16,
         le=MAX_TOKENS,
-        description="Tokens scored in one forward pass (at least one sequence); 8192 keep a device busy, more take "
-        "memory.",
+        description="Tokens per forward pass (at least one sequence); 8192 saturate a device, more take memory.",
     )
     head_chunk_rows: int = Field(
         512,
@@ -52,16 +51,20 @@ class EngineConfig(Strict):
         description="vLLM: rows of logits that exist at one time; 512 of 150,000 float32 each are 0.3 GiB.",
     )
     tensor_parallel: int = Field(
-        1, ge=1, le=4096, description="vLLM: devices that share the model; 1 is fastest where it fits on one."
+        1, ge=1, le=4096, description="vLLM: devices that the model is split over; 1 is fastest if it fits on one."
     )
-    gpu_memory_utilization: float = Field(
-        0.85,
+    gpu_memory_utilization: float | None = Field(
+        None,
         gt=0,
         lt=1,
-        description="vLLM on GPUs: share of memory it may take; the rest is for the rows of logits that are captured.",
+        description="vLLM on GPUs: share of memory for weights, activations and key-value cache; the rest is for the "
+        "rows of logits that are captured. By default the cache holds two forward passes, and all else is free.",
     )
-    cpu_kv_cache_gib: int = Field(
-        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB for its key-value cache; a prefill alone needs little."
+    cpu_kv_cache_gib: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="vLLM on CPUs: GiB for its key-value cache; by default it holds two forward passes.",
     )
     device: str = Field(
         "auto", description="transformers engine: `cpu`, `cuda`, `cuda:1`, …; `auto`: a GPU if there is one."
@@ -77,10 +80,10 @@ class SourceConfig(Extended):
     """One source of documents; ``docs/corpora.md`` shows what a file of each format looks like."""
 
     path: str = Field(
-        min_length=1, description="File, archive, or folder to be searched with `pattern`; also a data set of a hub."
+        min_length=1, description="File, archive, or folder to be searched with `pattern`; or a data set on a hub."
     )
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset"] = Field(
-        "auto", description="How `path` is read; `auto`: as the names of its files say, `hf_dataset`: `save_to_disk`."
+        "auto", description="File format; `auto`: by the names of the files; `hf_dataset`: saved by `save_to_disk`."
     )
     pattern: str = Field(
         "*",
@@ -88,20 +91,20 @@ class SourceConfig(Extended):
         "default, means all files of an archive, and with `auto` all files below a folder.",
     )
     text_field: str = Field("text", description="Field of a record that holds plain text.")
-    messages_field: str = Field("messages", description="Field that holds chat messages; wins over all others.")
+    messages_field: str = Field("messages", description="Field that holds chat messages; overrides all others.")
     layer: str = Field("base", min_length=1, description="Layer of the data mix: base, code, reasoning, …")
     limit: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="Read at most this many records, bad ones included."
     )
     shape: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = added(
-        "auto", "What a record holds; `auto`: the first of these, in this order, that has its fields in the record."
+        "auto", "Layout of a record; `auto`: the first of these, in this order, whose fields the record has."
     )
-    encoding: str = added("utf-8", "Encoding of text, JSON and CSV files; a byte order mark wins.")
+    encoding: str = added("utf-8", "Encoding of text, JSON and CSV files; a byte order mark overrides it.")
     split: Literal["file", "line", "paragraph"] = added(
-        "file", "`text`: one document a file, a line that is not blank, or a paragraph (blank lines between)."
+        "file", "`text`: one document per file, per non-blank line, or per paragraph (separated by blank lines)."
     )
     zstd_window_log: int = added(
-        27, "Largest window of zstd files, 2^n bytes (`zstd --long=n`); 27 is what `zstd` itself takes.", ge=10, le=31
+        27, "Largest window of zstd files, 2^n bytes (`zstd --long=n`); 27 is the default of `zstd`.", ge=10, le=31
     )
 
     @field_validator("encoding")
@@ -110,45 +113,47 @@ class SourceConfig(Extended):
         try:
             "".encode(value)
             codecs.getincrementaldecoder(value)
-        except LookupError:  # unknown, or one that is not of text (base64)
-            raise ValueError(f"{value!r} is no encoding of text; as in utf-8, utf-16, latin-1, cp1252") from None
+        except LookupError:  # unknown, or not a text encoding (base64)
+            raise ValueError(
+                f"{value!r} is not a text encoding; use for example utf-8, utf-16, latin-1, cp1252"
+            ) from None
         return value
 
     @model_validator(mode="after")
     def _split_goes_with_text(self) -> "SourceConfig":
         if self.split != "file" and self.format not in ("auto", "text"):
-            raise ValueError(f"split: {self.split} goes with format: text (or auto), not {self.format}")
+            raise ValueError(f"split: {self.split} needs format: text (or auto), not {self.format}")
         return self
 
 
 RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt"})
-"""Variables of a chat template that are not to be set by a configuration or a record's arguments."""
+"""Chat-template variables that neither a configuration nor a record's arguments may set."""
 
 
 class CorpusConfig(Extended):
-    """Which documents are read and how they become sequences of tokens."""
+    """The documents to read and how they become token sequences."""
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     max_tokens: int = Field(
-        2048, ge=2, le=MAX_TOKENS, description="Longest sequence, in tokens; what most instruction data fits in."
+        2048, ge=2, le=MAX_TOKENS, description="Longest sequence, in tokens; most instruction data fits."
     )
     min_tokens: int = Field(
-        2, ge=2, le=MAX_TOKENS, description="Shorter sequences are dropped (and counted); one token predicts nothing."
+        2, ge=2, le=MAX_TOKENS, description="Shorter sequences are dropped (counted); one token predicts nothing."
     )
     over_long: Literal["split", "truncate", "drop"] = Field(
         "split",
-        description="What becomes of a text of more than `max_tokens`; counted. `split` loses nothing.",
+        description="Treatment of texts longer than `max_tokens` (counted). `split` loses nothing.",
     )
     over_long_chat: Literal["truncate", "drop"] = Field(
-        "truncate", description="The same for chats, whose later pieces would lack their prompt; counted."
+        "truncate", description="The same for chats (counted); not split, as later pieces would lack their prompt."
     )
     clean: bool = Field(
         True,
-        description="Strip zero-width and control characters and normalise Unicode to NFC, as a student's users write.",
+        description="Strip zero-width and control characters and normalise Unicode to NFC, as in what users type.",
     )
     deduplicate: bool = Field(
         True,
-        description="Drop documents equal to an earlier one after cleaning; counted. They cost as much and teach less.",
+        description="Drop documents equal to an earlier one after cleaning (counted): equal cost, less to learn.",
     )
     chat_template: str | None = added(
         None,
@@ -156,53 +161,54 @@ class CorpusConfig(Extended):
         min_length=1,
     )
     chat_template_kwargs: dict[str, Any] = added(
-        {}, "Chats: variables for the template (`enable_thinking: false`); a record's chat_template_kwargs win."
+        {},
+        "Chats: variables for the template (`enable_thinking: false`); a record's chat_template_kwargs override them.",
     )
     roles_to_train: Annotated[list[str], Field(min_length=1)] = added(
         ["assistant"],
-        "Chats: roles whose messages are learned; a message's own `train: true|false` or `weight: 0` wins.",
+        "Chats: roles whose messages are trained on; a message's own `train: true|false` or `weight: 0` overrides it.",
     )
     on_bad_record: Literal["stop", "drop"] = added(
         "stop",
-        "What becomes of a record that cannot be read or rendered; dropped ones are counted by reason. `stop`: so that "
-        "a broken file is noticed.",
+        "Treatment of records that cannot be read or rendered; dropped ones are counted by reason. `stop`, so that a "
+        "broken file is noticed.",
     )
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
         if reserved := sorted(value.keys() & RESERVED_VARIABLES):
-            raise ValueError(f"{reserved[0]}: is given by each record, not by the configuration")
+            raise ValueError(f"{reserved[0]}: comes from each record and cannot be set here")
         return value
 
 
 class LogitsCapture(Strict):
-    """What is kept of each next-token distribution."""
+    """What is stored of each next-token distribution."""
 
     policy: Literal["top_k", "nucleus"] = Field(
         "top_k",
-        description="`top_k`: k entries, beside which draws from the tail can be stored; `nucleus`: up to k entries.",
+        description="`top_k`: k entries, to which draws from the tail can be added; `nucleus`: up to k entries.",
     )
     k: int = Field(
         64,
         ge=1,
         le=65535,
-        description="Entries per row (`nucleus`: at most). A configuration without it: 16 beside `draws` or `final`, "
-        "which say where the rest of the mass is; 64 where nothing does (docs/targets.md).",
+        description="Entries per row (`nucleus`: at most). If not set: 16 with `draws` or `final`, which cover the "
+        "rest of the mass; 64 without (docs/targets.md).",
     )
     mass: float = Field(
         0.95,
         gt=0,
         le=1,
-        description="`nucleus`: the smallest set that reaches this probability; 0.95 teaches as 64 entries do, nearly.",
+        description="`nucleus`: the smallest set that reaches this probability; 0.95 teaches nearly as well as k = 64.",
     )
     temperatures: list[float] = Field(
         [1.0, 3.0],
         min_length=1,
-        description="Temperatures with a stored log-partition: 1, at which students learn best, and the recipe's 3.",
+        description="Temperatures with a stored log-partition: 1, at which students learn best, and 3, the recipe's.",
     )
     positions: Literal["all", "loss_mask"] = Field(
-        "loss_mask", description="Rows that are stored. vLLM does not even apply the head to the others."
+        "loss_mask", description="Rows to store. vLLM does not apply the head to other rows."
     )
 
     @field_validator("temperatures")
@@ -224,16 +230,16 @@ class LogitsCapture(Strict):
 LayerNumber = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
 LayerFraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 Layer = LayerNumber | LayerFraction
-"""A decoder layer: its number counted from 1, or (with a decimal point) a share of the depth; 1.0 is the last one."""
+"""A decoder layer: its number from 1, or (with a decimal point) a fraction of the depth; 1.0 is the last layer."""
 
 
 def layer_number(layer: Layer, num_layers: int) -> int:
-    """The number, from 1, of the layer that is meant in a model of ``num_layers`` layers; it may be too large."""
+    """Number of the layer, from 1, in a model of ``num_layers`` layers; not checked against ``num_layers``."""
     return layer if isinstance(layer, int) else max(1, round(layer * num_layers))
 
 
 class Stride(Strict):
-    """Every n-th row of a sequence, from its first."""
+    """Every n-th row of a sequence, starting with its first."""
 
     every: int = Field(ge=1, le=MAX_TOKENS)
 
@@ -248,30 +254,30 @@ CODE_KEYWORDS = [  # Python's
 
 
 class Quantised(Strict):
-    """How hidden states are stored."""
+    """Quantisation of stored hidden states."""
 
     dtype: Literal["int8", "int4", "float8_e4m3", "bfloat16", "float16"] = Field(
         "int8",
-        description="Of 8 bits and less: with a scale for each group of channels, and the largest channels kept apart. "
-        "int8 is off by 0.4 % of a row on average; float8 three times as far, int4 sixteen times.",
+        description="Types of up to 8 bits have a scale per group of channels and store the largest channels "
+        "separately. Mean error of int8: 0.4 % of a row's norm; float8 three times, int4 sixteen times as much.",
     )
     channels_per_scale: int = Field(
         32,
         ge=1,
         le=MAX_CHANNELS,
-        description="8 bits and less: channels that share a scale; fewer are truer, and cost bytes.",
+        description="Up to 8 bits: channels that share a scale; fewer are more precise and take more bytes.",
     )
     channels_per_outlier: int = Field(
         64,
         ge=2,
         le=MAX_CHANNELS,
-        description="8 bits and less: one of so many channels, the largest of a row, is kept in bfloat16, since it "
-        "would leave its neighbours one or two steps.",
+        description="Up to 8 bits: one in so many channels, the largest of a row, is stored in bfloat16; in its "
+        "group's scale it would leave the others one or two quantisation steps.",
     )
 
     @property
     def has_scales(self) -> bool:
-        """Whether values are in units of their group's scale, and the largest channels apart."""
+        """Whether values are in units of their group's scale and the largest channels stored separately."""
         return self.dtype in ("int8", "int4", "float8_e4m3")
 
 
@@ -279,22 +285,22 @@ class HiddenCapture(Quantised):
     """Hidden states: the residual stream after a decoder layer, before the next norm."""
 
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(
-        [0.25, 0.5, 0.75], description="Decoder layers, by number from 1 or as shares of the depth; the recipe's."
+        [0.25, 0.5, 0.75], description="Decoder layers, by number from 1 or as fractions of the depth; the recipe's."
     )
     positions: Positions = Field(
-        "loss_mask", description="Rows: `all`, `loss_mask`, `keywords` (a keyword is produced), or `{every: n}`."
+        "loss_mask", description="Rows: `all`, `loss_mask`, `keywords` (rows that predict one), or `{every: n}`."
     )
 
     def layer_numbers(self, num_layers: int) -> list[int]:
-        """Numbers, from 1 and rising, of the layers in a model of ``num_layers``: the order they are stored in."""
+        """Numbers of the layers in a model of ``num_layers``, from 1, ascending: the order in which they are stored."""
         return sorted(layer_number(layer, num_layers) for layer in self.layers)
 
 
 class AttentionCapture(Strict):
-    """Rows of attention weights of one layer: the most focused heads, and of each row the largest weights."""
+    """Attention weights of one layer: the most focused attention heads, and the largest weights of each row."""
 
     layer: Layer = Field(
-        1.0, description="Decoder layer, by number from 1 or as a share of the depth; the last, as in the recipe."
+        1.0, description="Decoder layer, by number from 1 or as a fraction of the depth; the last, as in the recipe."
     )
     positions: Positions = Field(
         "keywords", description="Query rows, as for hidden states; `keywords` are the recipe's."
@@ -303,69 +309,67 @@ class AttentionCapture(Strict):
         Annotated[int, Field(ge=1, le=MAX_HEADS)]
         | Annotated[list[Annotated[int, Field(ge=0, le=MAX_HEADS)]], Field(min_length=1)]
     ) = Field(
-        3, description="How many heads: those of the lowest mean row entropy in the sequence. Or a list: these heads."
+        3, description="Number of attention heads, those of lowest mean row entropy in a sequence; or a list of heads."
     )
-    keys: int = Field(32, ge=1, le=65535, description="Largest weights stored of each row; the rest is one remainder.")
+    keys: int = Field(32, ge=1, le=65535, description="Largest weights stored per row; the rest is one remainder.")
 
     @property
     def n_heads(self) -> int:
-        """Heads stored of each sequence."""
+        """Attention heads stored per sequence."""
         return self.heads if isinstance(self.heads, int) else len(self.heads)
 
 
 class DrawsCapture(Strict):
     """Random draws from each next-token distribution: an unbiased target at any temperature.
 
-    `region: tail` with the exact head that `logits` stores, `region: all` alone (random sampling distillation). The
-    rows are those of `logits`.
+    `region: tail` complements the exact entries that `logits` stores, `region: all` stands alone (random sampling
+    distillation). The rows are those of `logits`.
     """
 
     n: int = Field(
         50,
         ge=1,
         le=4096,
-        description="Draws of a row at each temperature. A configuration without it: 16 from the tail, which keep 99 % "
-        "of what online distillation gives; 50 from all (docs/targets.md).",
+        description="Draws per row and temperature. If not set: 16 from the tail, which keep 99 % of the gain of "
+        "online distillation; 50 from all (docs/targets.md).",
     )
     region: Literal["tail", "all"] = Field(
         "tail",
-        description="Draw from what `logits` does not store, where draws are needed most; or from the whole "
-        "distribution.",
+        description="Draw from the tokens that `logits` does not store, or from the whole distribution.",
     )
     temperatures: list[float] = Field(
         [1.0],
         min_length=1,
-        description="Temperatures that are drawn at, which must be among those of `logits`; at 1 students learn best.",
+        description="Temperatures of the draws, among those of `logits`; at 1 students learn best.",
     )
 
 
 class FinalCapture(Quantised):
-    """The final hidden state, after the last norm, and once a cache the output head: every logit can be rebuilt."""
+    """The final hidden state, after the last norm, and once per cache the output head: all logits can be rebuilt."""
 
-    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows that are stored: those that count.")
+    positions: Literal["all", "loss_mask"] = Field("loss_mask", description="Rows to store: those that count.")
 
 
 class CaptureConfig(Strict):
-    """Which signals are stored."""
+    """The signals to store."""
 
-    # Each field but ``keywords`` names a signal and holds its settings: ``captured_signals`` reads them off here.
+    # Each field but ``keywords`` is a signal with its settings: ``captured_signals`` takes the names from here.
 
     logits: LogitsCapture = LogitsCapture()
     draws: DrawsCapture | None = Field(
         None,
-        description="A configuration without this key has `{n: 16}`, unless `logits.policy` is `nucleus` or `final` is "
-        "stored; `null`: no draws.",
+        description="If not set: `{n: 16}`, unless `logits.policy` is `nucleus` or `final` is set; `null`: no draws.",
     )
-    final: FinalCapture | None = Field(None, description="`{}`: no compromise, at a byte a channel of each row.")
+    final: FinalCapture | None = Field(None, description="`{}`: exact targets, at one byte per channel and row.")
     hidden: HiddenCapture | None = Field(None, description="For `losses.lhsm`; off, as it takes most of the bytes.")
     attention: AttentionCapture | None = Field(None, description="For `losses.apc`.")
     keywords: list[Annotated[str, Field(pattern=r"^\w+$")]] = Field(
-        CODE_KEYWORDS, min_length=1, description="Words that `positions: keywords` means."
+        CODE_KEYWORDS, min_length=1, description="The words of `positions: keywords`."
     )
 
     @property
     def signals(self) -> list[str]:
-        """The signals that are stored beside the tokens."""
+        """Names of the stored signals, without the tokens."""
         return [name for name in captured_signals() if getattr(self, name) is not None]
 
     @property
@@ -374,12 +378,12 @@ class CaptureConfig(Strict):
         return {name: getattr(self, name) for name in self.signals if name != "logits"}
 
     def positions(self, signal: str) -> Positions:
-        """The rows that a stored signal is kept at: those of the logits where its settings do not say."""
+        """The rows at which a signal is stored: its own setting, or that of the logits."""
         return getattr(getattr(self, signal), "positions", self.logits.positions)
 
     @property
     def row_bytes(self) -> int:
-        """What logits and draws of one row take in memory, at most."""
+        """Memory of one row's logits and draws, at most; bytes."""
         draws = 0 if self.draws is None else 4 * self.draws.n * len(self.draws.temperatures)
         return 4 * (2 * self.logits.k + len(self.logits.temperatures)) + draws
 
@@ -391,51 +395,54 @@ class CaptureConfig(Strict):
                 f"{self.logits.temperatures}"
             )
         if self.draws is not None and self.draws.region == "tail" and self.logits.policy == "nucleus":
-            raise ValueError("draws.region: tail goes with logits.policy: top_k; use region: all beside a nucleus")
+            raise ValueError("draws.region: tail needs logits.policy: top_k; use region: all with a nucleus")
         return self
 
 
 def captured_signals() -> list[str]:
-    """The names that a signal beside the tokens can have, in the order in which they are written."""
+    """Names of all signals but the tokens, in the order in which they are written."""
     return [name for name in CaptureConfig.model_fields if name != "keywords"]
 
 
 class CodecConfig(Strict):
-    """Precision and compression of the stored values; the reader takes them from the manifest."""
+    """Precision and compression of stored values; readers take them from the manifest."""
 
     logprobs: Literal["steps", "bfloat16", "float16", "float32"] = Field(
-        "steps", description="Top-k log-probabilities: rounded to steps, or as floats, two to three times as large."
+        "steps", description="Log-probabilities of entries: rounded to steps, or floats at two to three times the size."
     )
     logprob_steps_per_nat: int = Field(
         16,
         ge=1,
         le=1024,
-        description="`steps` of log-probabilities: 1/n nat, and finer above -1: 1/4n, above -1/4: 1/16n. 16 are off by "
-        "a KL of 0.0006 nat; each halving costs four bytes a row and changes nothing.",
+        description="Step size of log-probabilities: 1/n nat; 1/4n above -1, 1/16n above -1/4. 16 costs a KL of 0.0006 "
+        "nat; halving the steps takes four bytes a row and gains nothing.",
     )
     scalar_steps_per_nat: int = Field(
-        1024, ge=16, le=65536, description="Log-partitions and realised tokens' log-probabilities: steps of 1/n nat."
+        1024,
+        ge=16,
+        le=65536,
+        description="Step size of log-partitions and of realised tokens' log-probabilities: 1/n nat.",
     )
     zstd_level: int = Field(
-        1, ge=1, le=19, description="zstd compression level; higher ones gain 1 % and decode slower."
+        1, ge=1, le=19, description="zstd compression level; higher levels save 1 % and decode slower."
     )
 
 
 class OutputConfig(Strict):
-    """Where the cache is written and how it is cut into shards."""
+    """Where the cache is written and how it is divided into shards."""
 
     path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the cache.")
     tokens_per_shard: int = Field(
         262_144,
         ge=1,
         le=MAX_COUNT,
-        description="A unit (= shard) is closed when it holds this many tokens; 262,144 make files of some 20 MB, and "
-        "lose minutes when a run is killed.",
+        description="A unit (= shard) is closed when it holds this many tokens; 262,144 make files of about 20 MB, and "
+        "a killed run loses minutes.",
     )
     bundle_short_samples: bool = Field(
         True,
-        description="Several samples a tar member in shards of at least 64 samples of fewer than 128 tokens on average "
-        "(format 1.1); false: one each (format 1.0), at some 1,200 bytes more a sample and signal.",
+        description="Several samples per tar member in shards of at least 64 samples of fewer than 128 tokens on "
+        "average (format 1.1); false: one each (format 1.0), at about 1,200 bytes more per sample and signal.",
     )
     encode_threads: int | None = Field(
         None,
@@ -447,7 +454,7 @@ class OutputConfig(Strict):
 
 
 class Provenance(Strict):
-    """Free text that travels with the cache."""
+    """Free text stored in the manifest."""
 
     licence: str = ""
     owner: str = ""
@@ -455,14 +462,14 @@ class Provenance(Strict):
 
 
 BEST_TARGET = CaptureConfig(logits=LogitsCapture(k=16), draws=DrawsCapture(n=16))
-"""What a configuration captures that says nothing of it: 99 % of online distillation for two thirds of the bytes of 64
-entries, which give 87 % (docs/targets.md)."""
+"""The default capture: 99 % of the gain of online distillation, for two thirds of the bytes of 64 entries, which give
+87 % (docs/targets.md)."""
 
 
 class CacheConfig(Strict):
-    """The whole configuration file of ``teacher-cache``.
+    """The configuration file of ``teacher-cache``.
 
-    `capture` that is left out, or in part, is what was measured to teach best. A manifest states its own in full.
+    Keys of `capture` that are left out default to what was measured to teach best. A manifest states them in full.
     """
 
     teacher: TeacherConfig
@@ -481,7 +488,7 @@ class CacheConfig(Strict):
 
 
 def _completed(capture: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's `capture` with the entries and draws that it leaves open. What is no mapping is left alone."""
+    """`capture` of a configuration with defaults for `logits.k` and `draws`. Values of other types pass unchanged."""
     logits, best = capture.get("logits", {}), BEST_TARGET.draws
     if not isinstance(logits, dict) or best is None:
         return capture

@@ -1,4 +1,4 @@
-"""The configuration of one ``train-student`` run: which caches, which student, which losses, which loop."""
+"""The configuration of one ``train-student`` run: caches, student, losses, optimiser and loop."""
 
 import os
 from typing import Annotated, Any, Literal
@@ -18,16 +18,16 @@ from schemas.cache_config import (
 from schemas.strict import Sha256, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-MAX_STEPS = 2**31 - 1  # what torch's and transformers' counters hold
-MAX_ROWS = 2**33  # of a run, in one process: their products with weights of caches stay within 64 bits
+MAX_STEPS = 2**31 - 1  # limit of torch's and transformers' counters
+MAX_ROWS = 2**33  # of a run, per process: products with the caches' weights stay within 64 bits
 MAX_LOSS_WEIGHT = 1e6
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 def _of_home(path: str) -> str:
-    """The path with ``~`` and ``~USER`` written out, as a shell would."""
+    """The path with ``~`` and ``~USER`` expanded."""
     if "\0" in path:
-        raise ValueError("a path has no NUL character")
+        raise ValueError("a path cannot contain a NUL character")
     return os.path.expanduser(path)
 
 
@@ -36,19 +36,19 @@ FilePath = Annotated[str, Field(min_length=1), AfterValidator(_of_home)]
 
 
 class LocalCopiesConfig(Strict):
-    """Local copies of a remote cache's shards, shared by all processes of a machine, also of several runs."""
+    """Local copies of a remote cache's shards, shared by all processes and runs on a machine."""
 
     folder: FilePath = Field(description="A folder on a local disk.")
     max_gib: float = Field(
         100.0,
         gt=0,
         le=2**30,
-        description="What the copies may take together, those being fetched included; 100 GiB hold a billion tokens.",
+        description="Limit for all copies, including those being fetched; 100 GiB hold a billion tokens.",
     )
 
     @property
     def max_bytes(self) -> int:
-        """The same in bytes."""
+        """``max_gib`` in bytes."""
         return int(self.max_gib * 2**30)
 
 
@@ -60,14 +60,12 @@ class CacheShare(Strict):
         None,
         ge=1e-9,
         le=1e9,
-        description="Share of the rows, relative to the others'; none set: as many as each cache has.",
+        description="Share of the rows, relative to the other caches; if not set, in proportion to each cache's rows.",
     )
     layers: list[str] | None = Field(None, min_length=1, description="Only samples of these layers of the data mix.")
-    limit: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="Only the first samples (of these layers), at most so many."
-    )
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT, description="Only the first so many samples (of these layers).")
     digest: Sha256 | None = Field(
-        None, description="Refuse another cache, or another state of it: the sha256 that `cache-tools inspect` shows."
+        None, description="Refuse any other cache or state: the manifest's sha256, as `cache-tools inspect` shows it."
     )
     require_signature: FilePath | None = Field(
         None, description="Refuse the cache unless this key signed it, as `data.require_signature`."
@@ -75,56 +73,56 @@ class CacheShare(Strict):
 
 
 class DataConfig(Strict):
-    """Where the samples come from and how they are put together in batches."""
+    """The caches to train and validate on, and how samples are batched."""
 
     cache: FilePath | Annotated[list[CacheShare], Field(min_length=1)] = Field(
         description="Folder or URL of the cache to train on, or a list of several that are mixed by weight."
     )
     local_copies: LocalCopiesConfig | None = Field(
-        None, description="Fetch the shards of a remote cache to a local folder, ahead of their use."
+        None, description="Prefetch the shards of a remote cache to a local folder."
     )
     on_corrupt: Literal["stop", "skip"] = Field(
         "stop",
-        description="What to do about a sample that cannot be read: end the run, so that the cache is mended, or leave "
-        "it out and count it.",
+        description="Treatment of a sample that cannot be read: end the run, so that the cache gets repaired, or skip "
+        "and count it.",
     )
     validation_cache: FilePath | None = Field(
-        None, description="A separate cache for validation; excludes the next key."
+        None, description="A separate cache for validation; excludes `validation_fraction`."
     )
     validation_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of the cache's samples, chosen by key hash, that is held out; 0: all are trained on.",
+        description="Fraction of the samples, chosen by key hash, held out for validation; 0: all are trained on.",
     )
     validation_digest: Sha256 | None = Field(None, description="`digest` of the validation cache.")
     require_signature: FilePath | None = Field(
         None,
         description="Refuse caches that this key did not sign: a name trusted by `cache-tools trust`, 64 hex digits or "
-        "a .pub file. Caches of the list may name a key of their own.",
+        "a .pub file. Caches of a list may name their own key.",
     )
     shards_mixed: int = Field(
         64,
         ge=1,
         le=MAX_STEPS,
-        description="Shards whose samples are shuffled together: so many are read from at a time. 64: 17 M tokens.",
+        description="Shards whose samples are shuffled together and that are open at a time. 64 hold 17 M tokens.",
     )
     packing: bool = Field(
         False,
-        description="Pack samples into rows of `pack_tokens` instead of padding them: faster where lengths differ, off "
-        "since not every architecture can.",
+        description="Pack samples into rows of `pack_tokens` instead of padding them: faster if lengths differ; off, "
+        "as not every architecture supports it.",
     )
     pack_tokens: int = Field(
         2048,
         ge=2,
         le=MAX_TOKENS,
-        description="Length of a packed row; no sample may be longer. The default is that of `corpus.max_tokens`.",
+        description="Length of a packed row; no sample may be longer. The default equals that of `corpus.max_tokens`.",
     )
     num_workers: int = Field(
         0,
         ge=0,
         le=512,
-        description="Processes that decode ahead of the training loop; a GPU wants 1 or 2, a CPU has no core to spare.",
+        description="Processes that decode ahead of the training loop; 1 or 2 for a GPU, 0 if training uses all cores.",
     )
 
     @property
@@ -135,7 +133,7 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _weights_for_all_or_none(self) -> "DataConfig":
         if len({share.weight is None for share in self.shares}) > 1:
-            raise ValueError("set a weight for each of the caches or for none")
+            raise ValueError("set a weight for all caches or for none")
         return self
 
     @model_validator(mode="after")
@@ -148,28 +146,30 @@ class DataConfig(Strict):
 
 
 class StudentConfig(Strict):
-    """The student and where its first weights come from: exactly one of the three ways."""
+    """The student and its initial weights, from exactly one of `checkpoint`, `config` and `teacher`."""
 
     checkpoint: FilePath | None = Field(None, description="Start from this model folder.")
     config: FilePath | None = Field(
         None, description="Start from random weights for this `config.json` (file or folder)."
     )
     teacher: FilePath | None = Field(
-        None, description="Copy embeddings, head, norms and `from_layers` of this model once."
+        None, description="Start from this model's embeddings, head, norms and `from_layers`."
     )
     from_layers: list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]] | None = Field(
         None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
     )
     dtype: Dtype = Field(
         "float32",
-        description="Data type of the final model. Weights are trained in float32 whatever it is; with bfloat16 "
-        "products are bfloat16, as with loop.bf16.",
+        description="Data type of the final model. Weights are always trained in float32; with bfloat16, matrix "
+        "products are computed in bfloat16, as with loop.bf16.",
     )
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "eager"] = Field(
+        "auto",
+        description="Attention implementation. `varlen`: the Flash Attention kernels in torch, for packed rows on "
+        "GPUs in bf16. `auto`: that where it fits, else `sdpa`, or `eager` where SDPA would drop a feature.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run code that ships with the student or its tokenizer. Off, and never asked for."
+        False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."
     )
 
     @model_validator(mode="after")
@@ -177,16 +177,16 @@ class StudentConfig(Strict):
         if sum(way is not None for way in (self.checkpoint, self.config, self.teacher)) != 1:
             raise ValueError("set exactly one of checkpoint, config, teacher")
         if (self.teacher is None) != (self.from_layers is None):
-            raise ValueError("teacher and from_layers go together")
+            raise ValueError("set teacher and from_layers together or not at all")
         return self
 
 
 class WeightSchedule(Strict):
-    """A loss weight as a function of training progress p in [0, 1]: `start` until `hold`, then linear to `end`."""
+    """A loss weight over training progress p in [0, 1]: `start` until p = `hold`, then linear to `end` at p = 1."""
 
     start: float = Field(ge=0, le=MAX_LOSS_WEIGHT)
     end: float = Field(ge=0, le=MAX_LOSS_WEIGHT)
-    hold: float = Field(0.0, ge=0, lt=1, description="Share of training during which the weight stays at `start`.")
+    hold: float = Field(0.0, ge=0, lt=1, description="Fraction of training during which the weight stays at `start`.")
 
 
 TargetForm = Literal["top_k", "draws", "final"]
@@ -199,27 +199,27 @@ class TlaConfig(Strict):
 
     weight: WeightSchedule = Field(
         WeightSchedule(start=1.0, end=1.0),
-        description="Default: 1 throughout; beside `lhsm` or `apc` the recipe's 1 to 0.3, as these take over.",
+        description="Default: 1 throughout; with `lhsm` or `apc` the recipe's 1 to 0.3, as these take over.",
     )
     temperature: float = Field(
         1.0,
         ge=MIN_TEMPERATURE,
         lt=1000,
-        description="One of those the cache stores its target at; `final` serves any. At 1 students end nearer to the "
-        "teacher, in every form of target that was measured, than at 3 (docs/targets.md).",
+        description="One of the temperatures at which the cache stores its target; `final` allows any. At 1 students "
+        "end closer to the teacher than at 3, with every form of target measured (docs/targets.md).",
     )
     target: TargetForm | None = Field(
         None,
-        description="Which signal to learn from; default: the one that the cache has of final, draws, top_k, in this "
-        "order: they keep 100, 99 and 87 % of what online distillation gives (docs/targets.md).",
+        description="The signal to learn from; default: the first that the cache has of final, draws, top_k, which "
+        "keep 100, 99 and 87 % of the gain of online distillation (docs/targets.md).",
     )
     tail: Tail = Field(
         "bucket",
-        description="`top_k`: what becomes of the mass that is not stored; the others are biased, and teach less.",
+        description="`top_k`: treatment of the mass that is not stored; all but `bucket` are biased, and teach less.",
     )
     divergence: Divergence = Field(
         "forward",
-        description="KL(teacher ‖ student), which every form of target gives; KL(student ‖ teacher), or the "
+        description="`forward`: KL(teacher ‖ student), with any target; `reverse`: KL(student ‖ teacher); `jsd`: the "
         "Jensen-Shannon divergence.",
     )
     jsd_beta: float = Field(
@@ -228,7 +228,7 @@ class TlaConfig(Strict):
 
 
 class CrossEntropyConfig(Strict):
-    """Cross-entropy with the realised next token (hard labels)."""
+    """Cross-entropy with the next token of the text (hard labels)."""
 
     weight: WeightSchedule = Field(
         WeightSchedule(start=0.0, end=0.0),
@@ -237,9 +237,9 @@ class CrossEntropyConfig(Strict):
 
 
 class LayerPair(Strict):
-    """Two layers that are matched, numbered from 1."""
+    """Two layers to match, numbered from 1."""
 
-    teacher: LayerNumber = Field(description="One of the layers whose hidden states the cache stores.")
+    teacher: LayerNumber = Field(description="A layer whose hidden states the cache stores.")
     student: LayerNumber
 
 
@@ -248,25 +248,26 @@ class LhsmConfig(Strict):
 
     weight: WeightSchedule = Field(WeightSchedule(start=0.8, end=0.8), description="The recipe's.")
     direction: Literal["teacher_to_student", "student_to_teacher"] = Field(
-        "teacher_to_student", description="Which side the map is applied to; the recipe maps the teacher's."
+        "teacher_to_student", description="The side that the map is applied to; the recipe maps the teacher's."
     )
     pairs: list[LayerPair] | None = Field(
-        None, min_length=1, description="Default: every stored layer with the student's at the same share of the depth."
+        None, min_length=1, description="Default: every stored layer with the student's at the same relative depth."
     )
 
 
 class ApcConfig(Strict):
-    """Attention pattern consistency: KL(teacher ‖ student) of attention rows, heads matched by rank of focus."""
+    """Attention pattern consistency: KL(teacher ‖ student) of attention rows, with heads paired by rank of focus."""
 
     weight: WeightSchedule = Field(
         WeightSchedule(start=0.0, end=0.5, hold=0.2),
-        description="The recipe's: 0 for a fifth of the training, until the student's attention means something.",
+        description="The recipe's: 0 for a fifth of training, until the student's attention has formed patterns.",
     )
     student_layer: Layer = Field(
-        1.0, description="The student's layer, by number from 1 or as a share of the depth; the last, as in the cache."
+        1.0,
+        description="The student's layer, by number from 1 or as a fraction of the depth; the last, as in the cache.",
     )
     student_heads: list[Annotated[int, Field(ge=0, le=MAX_HEADS)]] | None = Field(
-        None, min_length=1, description="These heads, in the order of the cache's, instead of the most focused ones."
+        None, min_length=1, description="These attention heads, in the cache's order, instead of the most focused ones."
     )
 
 
@@ -277,7 +278,7 @@ class AsrConfig(Strict):
 
 
 def _is_off(loss: Any) -> bool:
-    """Whether a loss, before or after its validation, is not named, or its weight is always 0."""
+    """Whether a loss, as raw or validated settings, is absent or has weight 0 throughout."""
     tree = loss.model_dump() if isinstance(loss, Strict) else loss
     weight = tree.get("weight", {}) if isinstance(tree, dict) else tree
     weight = weight.model_dump() if isinstance(weight, Strict) else weight
@@ -287,7 +288,7 @@ def _is_off(loss: Any) -> bool:
 class LossConfig(Strict):
     """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed.
 
-    `lhsm`, `apc` and `asr` are off unless they are named; `lhsm: {}` gives the recipe's weights.
+    `lhsm`, `apc` and `asr` are off unless set; `lhsm: {}` has the recipe's weights.
     """
 
     tla: TlaConfig = TlaConfig()
@@ -299,7 +300,7 @@ class LossConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _tla_makes_room_for_others(cls, tree: Any) -> Any:
-        """A weight that falls beside nothing would only make the logged loss fall."""
+        """TLA's weight decays only with `lhsm` or `apc`: alone, a decaying weight would just lower the logged loss."""
         if not isinstance(tree, dict) or all(_is_off(tree.get(name)) for name in ("lhsm", "apc")):
             return tree
         tla = tree.get("tla", {})
@@ -324,19 +325,19 @@ class OptimizerConfig(Strict):
         2e-5,
         gt=0,
         le=10,
-        description="The recipe's, for a student that is trained already; one that is cut from its teacher takes 3e-4.",
+        description="The recipe's, for a pre-trained student; use 3e-4 for one that is cut from its teacher.",
     )
     warmup_steps: int = Field(
-        0, ge=0, le=MAX_STEPS, description="0, as any other number would be wrong for a short run; the recipe has 1000."
+        0, ge=0, le=MAX_STEPS, description="0, as any other number may exceed a short run; the recipe has 1000."
     )
     weight_decay: float = Field(0.01, ge=0, le=100, description="The recipe's.")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="The recipe's, and AdamW's own.")
     eps: float = Field(1e-8, ge=1e-15, le=1, description="The recipe's, and AdamW's own.")
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Larger gradients are scaled to it; the recipe's.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Gradients are clipped to this norm; the recipe's.")
 
 
 class LoopConfig(Strict):
-    """Length of training, batch, processes, checkpoints and validation. `max_steps` wins over `epochs`."""
+    """Length of training, batch, processes, checkpoints and validation. `max_steps` overrides `epochs`."""
 
     epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the data; 1: each sample once.")
     max_steps: Steps | None = Field(None, description="Optimiser steps; default: as many as `epochs` take.")
@@ -344,36 +345,36 @@ class LoopConfig(Strict):
         1,
         ge=1,
         le=65536,
-        description="Samples (or packed rows) per device and forward pass; 1, the recipe's, fits most.",
+        description="Samples (or packed rows) per device and forward pass; 1, the recipe's, fits most devices.",
     )
     gradient_accumulation: int = Field(
-        1, ge=1, le=65536, description="Forward passes a step and device; 1: each is a step. The recipe has 32."
+        1, ge=1, le=65536, description="Forward passes per step and device; 1: every pass is a step. The recipe has 32."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Of the order of the data and of random weights; any does.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the data's order and of random weights.")
     bf16: bool = Field(
-        False, description="bf16 autocast; off, since processors without bf16 instructions are several times slower so."
+        False, description="bf16 autocast; off, since it is several times slower on CPUs without bf16 instructions."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations anew in the backward pass: less memory for a third more time."
+        False, description="Recompute activations in the backward pass: less memory for a third more time."
     )
     compile: bool = Field(
-        False, description="Compile the student's layers with torch.compile; off, since it takes minutes at the start."
+        False, description="Compile the student's layers with torch.compile; off, since compiling takes minutes."
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="Under torchrun: each process has the whole student (DistributedDataParallel), or a share of its "
-        "weights, gradients and optimiser states (FSDP2, fully sharded).",
+        description="Under torchrun: each process holds the whole student (`ddp`, DistributedDataParallel), or a shard "
+        "of its weights, gradients and optimiser states (`fsdp`, FSDP2).",
     )
-    cpu_offload: bool = Field(False, description="`fsdp`: keep the shares in the host's memory, update them there.")
-    log_every: Steps = Field(1, description="Steps between two lines of metrics; 1: every step is in them.")
+    cpu_offload: bool = Field(False, description="`fsdp`: keep the shards in host memory and update them there.")
+    log_every: Steps = Field(1, description="Steps between two lines of metrics.")
     log_gradient_norms: bool = Field(
-        False, description="Also log the gradient norm of each weighted loss term; costs a backward pass a term."
+        False, description="Also log the gradient norm of each weighted loss term; costs one backward pass per term."
     )
-    save_every: Steps = Field(500, description="Steps between two checkpoints: what a killed run loses at most.")
-    keep_checkpoints: Steps = Field(2, description="Newest checkpoints that are kept: one more than is needed.")
-    validate_every: Steps = Field(500, description="Steps between two validations (when validation data is set).")
+    save_every: Steps = Field(500, description="Steps between two checkpoints: the most that a killed run loses.")
+    keep_checkpoints: Steps = Field(2, description="Newest checkpoints to keep: one more than needed to resume.")
+    validate_every: Steps = Field(500, description="Steps between two validations (if there is validation data).")
     early_stopping_patience: Steps | None = Field(
-        None, description="Validations without progress before stopping; default: never, as a short run may recover."
+        None, description="Validations without improvement before stopping; default: never, as a short run may recover."
     )
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
 
@@ -382,8 +383,7 @@ class LoopConfig(Strict):
         rows = (self.max_steps or 1) * self.micro_batch_size * self.gradient_accumulation
         if rows > MAX_ROWS:
             raise ValueError(
-                f"max_steps × micro_batch_size × gradient_accumulation are {rows} rows, at most {MAX_ROWS} can be "
-                "counted"
+                f"max_steps × micro_batch_size × gradient_accumulation are {rows} rows, the limit is {MAX_ROWS}"
             )
         return self
 
@@ -392,12 +392,12 @@ class LoopConfig(Strict):
         if self.cpu_offload and self.parallel != "fsdp":
             raise ValueError("cpu_offload needs parallel: fsdp")
         if self.log_gradient_norms and self.parallel == "fsdp":
-            raise ValueError("log_gradient_norms needs parallel: ddp; a sharded student has no gradient of one term")
+            raise ValueError("log_gradient_norms needs parallel: ddp; FSDP does not give gradients of single terms")
         return self
 
 
 class TrainConfig(Strict):
-    """The whole configuration file of ``train-student``."""
+    """The configuration file of ``train-student``."""
 
     data: DataConfig
     student: StudentConfig
@@ -407,7 +407,17 @@ class TrainConfig(Strict):
     output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
 
     @model_validator(mode="after")
+    def _flash_attention_takes_16_bit(self) -> "TrainConfig":
+        flash = self.student.attention.startswith("flash")
+        if flash and not self.loop.bf16 and self.student.dtype != "bfloat16":
+            raise ValueError(
+                f"student.attention: {self.student.attention} takes 16-bit inputs only, and this run computes in "
+                "float32; set loop.bf16: true, or student.attention: sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_is_read_in_compiled_layers(self) -> "TrainConfig":
         if self.loop.compile and (self.losses.apc is not None or self.losses.asr is not None):
-            raise ValueError("loop.compile: losses.apc and losses.asr read inside of layers; leave them or it out")
+            raise ValueError("loop.compile: losses.apc and losses.asr record inside layers; leave them or it out")
         return self

@@ -16,8 +16,8 @@ def map_ahead(
 ) -> Generator[Result, None, None]:
     """Yield ``function(item)`` in the order of ``items``. An exception in a thread is raised here, in its place.
 
-    At most ``ahead`` results (default: two a thread) are pending. Nothing starts before the first is asked for, nor
-    after an exception or once the generator is closed; running calls are waited for.
+    At most ``ahead`` results (default: two per thread) are pending. No call starts before a result is requested,
+    nor after an exception or once the generator is closed; running calls are waited for.
     """
     ahead = 2 * threads if ahead is None else ahead
     pending: deque[Future[Result]] = deque()

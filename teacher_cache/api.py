@@ -4,14 +4,14 @@
 >>> cache = open_cache(url)                       # a folder, or any fsspec URL
 >>> len(cache), cache.manifest.teacher.name
 (5, 'synthetic')
->>> sample = cache[0]                             # nothing is decoded before it is asked for
+>>> sample = cache[0]                             # signals are decoded on first access
 >>> cache[sample.key].position, sample.key in cache, "no such key" in cache
 (0, True, False)
 >>> sample.text[:3], sample.input_ids.dtype, len(sample)
 ('⟨9⟩', dtype('uint32'), 9)
 >>> sample.logits.ids.shape, sample.logits.log_partition.shape    # [P, K], [P, T]
 ((8, 8), (8, 2))
->>> bool(sample.probabilities(temperature=3.0).sum(axis=1).max() < 1)   # the rest lies on other tokens
+>>> bool(sample.probabilities(temperature=3.0).sum(axis=1).max() < 1)   # other tokens have the rest
 True
 >>> [len(sample) for sample in cache[1:3]]
 [5, 7]
@@ -20,8 +20,8 @@ True
 (torch.Size([2, 9]), torch.Size([2, 9, 8]))
 
 Row t of every signal is the teacher's after reading tokens 0..t: it predicts token t + 1. ``positions`` of a signal
-says which rows are stored. A cache is a map-style data set for ``torch.utils.data.DataLoader`` (with
-``collate_fn=cache.collate``), and may be sent to its workers. Importing this module loads neither torch nor an engine.
+lists the stored rows. A cache is a map-style data set for ``torch.utils.data.DataLoader`` (with
+``collate_fn=cache.collate``) and pickled to its workers. Importing this module loads neither torch nor an engine.
 
 Shape letters: S tokens of a sequence, P stored rows, K entries a row, T temperatures, C layers, D channels, R samples
 of a batch, L their padded length.
@@ -50,7 +50,7 @@ from teacher_cache.trust.required import Required, required_manifest
 if TYPE_CHECKING:
     import torch
 
-INDEXES_AT_A_TIME = 64  # shards whose indexes are fetched side by side when all keys are read
+INDEXES_AT_A_TIME = 64  # shards whose indexes are fetched concurrently when all keys are read
 
 
 def open_cache(
@@ -63,17 +63,17 @@ def open_cache(
     """Open a cache for reading.
 
     Args:
-        url: a folder or any fsspec URL; of a cache that is still being written, what is committed by now is read.
-        signals: those beside the tokens that will be read, e.g. ``["logits"]``; files of others are not touched. All of
-            the cache's if None.
-        copies: a folder for local copies of a remote cache's shards, and how many bytes they may take.
-        digest: sha256 (hex) that the manifest must have, as ``cache-tools inspect`` shows it.
-        require_signature: who must have signed the cache: a trusted name, 64 hex digits or a ``.pub`` file; of
-            several, all. With it, or with ``digest``, all that is read is bound to the manifest by sha256.
+        url: a folder or any fsspec URL; of a cache that is still being written, the committed shards are read.
+        signals: signals to read beside the tokens, e.g. ``["logits"]``; files of others are not opened. None: all of
+            the cache's.
+        copies: a folder for local copies of a remote cache's shards, and their limit in bytes.
+        digest: required sha256 (hex) of the manifest, as ``cache-tools inspect`` shows it.
+        require_signature: key that must have signed the cache: a trusted name, 64 hex digits or a ``.pub`` file; of
+            several, all must have. With it or ``digest``, all data read is verified against the manifest by sha256.
 
     Raises:
-        UserError: there is no cache, it is another, it lacks a signal, or its store cannot be read.
-        CorruptCacheError: its manifest, a signature, or a file's size, is wrong. Reading raises it when a payload is.
+        UserError: there is no cache, its digest differs, it lacks a signal, or its store cannot be read.
+        CorruptCacheError: its manifest, a signature or a file's size is wrong. Reading raises it for damaged payloads.
     """
     if isinstance(signals, str):
         raise UserError(f"signals: {signals!r} is a string; give a list, for example ['logits']")
@@ -87,7 +87,7 @@ def open_cache(
 
 
 class Cache:
-    """The samples of a cache, in the order in which they are stored. Made by ``open_cache``."""
+    """The samples of a cache, in stored order. Created by ``open_cache``."""
 
     def __init__(self, reader: CacheReader) -> None:
         self._reader = reader
@@ -95,12 +95,12 @@ class Cache:
 
     @property
     def manifest(self) -> Manifest:
-        """All facts about the cache: teacher, tokenizer, corpus, what is stored and how precisely."""
+        """Metadata of the cache: teacher, tokenizer, corpus, signals and precision."""
         return self._reader.manifest
 
     @property
     def url(self) -> str:
-        """Where the cache lies."""
+        """Folder or URL of the cache."""
         return self._reader.url
 
     @property
@@ -117,9 +117,9 @@ class Cache:
     def __getitem__(self, at: slice) -> "list[Sample]": ...
 
     def __getitem__(self, at: Any) -> Any:
-        """A sample by its position (negative: from the end) or its key; a list of them by a slice of positions.
+        """A sample by position (negative: from the end) or key; a list of samples by a slice of positions.
 
-        Raises IndexError or KeyError when there is none.
+        Raises IndexError or KeyError if there is none.
         """
         if isinstance(at, slice):
             return [Sample(self._reader, position) for position in range(*at.indices(len(self)))]
@@ -141,7 +141,7 @@ class Cache:
         return list(self._reader.keys)
 
     def position(self, key: str) -> int:
-        """The position of the sample ``key``. Raises KeyError. The first call reads every index, once."""
+        """Position of the sample ``key``. Raises KeyError. The first call reads all indexes."""
         found = self._find(key)
         if found is None:
             raise KeyError(f"{self.url}: no sample {key!r} among {len(self)}")
@@ -157,19 +157,19 @@ class Cache:
             ``loss_mask`` bool [R, L]; with logits ``ids`` int64 [R, L, K], ``logprobs`` float32 [R, L, K] (-inf where
             nothing is stored), ``next_logprob`` float32 [R, L] (NaN there), ``log_partition`` float32 [R, L, T]; with a
             ``temperature`` also ``probabilities`` float32 [R, L, K] (0 there), which sum to less than 1.
-            Of each other signal N stored rows and where they stand in the batch, ``{signal}_row`` and
+            For each other signal the N stored rows of the batch and their indices in it, ``{signal}_row`` and
             ``{signal}_column`` int64 [N]: ``hidden`` float32 [N, C, D]; ``final`` float32 [N, D]; ``draws`` int64
             [N, T, M] and ``draws_entropy`` float32 [N, T]; ``attention`` float32 [N, H, M] and ``attention_keys`` int64
             [N, H, M].
 
-        Raises UserError for a temperature that is not stored, ValueError when a sample does not fit into ``length``.
+        Raises UserError for a temperature that is not stored, ValueError if a sample is longer than ``length``.
         """
         return self._batch(samples, temperature, length)
 
     def batches(
         self, batches: Iterable[Sequence[int | str]], temperature: float | None = None, length: int | None = None
     ) -> "Iterator[dict[str, torch.Tensor]]":
-        """``batch`` of each, in order; a few threads decode the next ones while one is being used.
+        """``batch`` of each, in order; a few threads decode the following ones in the background.
 
         >>> from teacher_cache.api import open_cache
         >>> cache = open_cache(url, signals=["logits"])
@@ -217,7 +217,7 @@ class Cache:
 
     @cached_property
     def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all keys, uint64, rising, and the samples' positions: 16 bytes a sample, however long the keys."""
+        """Hashes of all keys, uint64, ascending, and the samples' positions: 16 bytes per sample, whatever the keys."""
         hashes = np.empty(len(self), np.uint64)
         n_shards = len(self._first) - 1
         for start in range(0, n_shards, INDEXES_AT_A_TIME):
@@ -240,19 +240,19 @@ class Cache:
 
 
 class Sample:
-    """One sequence and what the teacher said of it; each part is read and decoded when it is first asked for.
+    """One sequence and the teacher's signals; each signal is read and decoded on first access.
 
-    Asking for a signal that the cache, or the way it was opened, leaves out raises UserError; a damaged payload raises
-    CorruptCacheError.
+    Raises UserError for a signal that is not stored or that the cache was opened without, CorruptCacheError for a
+    damaged payload.
     """
 
     def __init__(self, reader: CacheReader, position: int) -> None:
         self._reader = reader
         self.position = position
-        """Where the sample stands in the cache."""
+        """Index of the sample in the cache."""
 
     def __len__(self) -> int:
-        """S, tokens of the sequence."""
+        """S, the number of tokens."""
         return len(self.input_ids)
 
     @property
@@ -262,7 +262,7 @@ class Sample:
 
     @property
     def source_id(self) -> str:
-        """Which record of the corpus it came from."""
+        """The record of the corpus that it comes from."""
         return self.tokens.source_id
 
     @property
@@ -272,7 +272,7 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """What the tokens spell."""
+        """The text of the tokens."""
         return self.tokens.text
 
     @property
@@ -282,21 +282,21 @@ class Sample:
 
     @property
     def loss_mask(self) -> np.ndarray:
-        """bool [S]; True at t: the prediction of token t + 1 is to be learned."""
+        """bool [S]; True at t: the prediction of token t + 1 is trained on."""
         return self.tokens.loss_mask
 
     @cached_property
     def tokens(self) -> TokenSample:
-        """All of the tokens signal, with each token's span of bytes in the text."""
+        """The tokens signal, with each token's byte span in the text."""
         return self._reader.read_tokens(self.position)
 
     @cached_property
     def logits(self) -> LogitsSample:
         """Next-token distributions of the P stored rows.
 
-        ``positions`` int32 [P]; ``counts`` int32 [P]: entries of each row; ``ids`` int32 [P, K] and ``logprobs``
-        float32 [P, K], falling, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the token that
-        follows, NaN where none does; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
+        ``positions`` int32 [P]; ``counts`` int32 [P]: entries per row; ``ids`` int32 [P, K] and ``logprobs`` float32
+        [P, K], nats, descending, 0 and -inf beyond a row's count; ``next_logprob`` float32 [P]: of the next token, NaN
+        at the last; ``log_partition`` float32 [P, T]: log Σ_v p(v)^(1/temperature).
         """
         _need(self._reader, "logits")
         return self._reader.read_logits(self.position)
@@ -322,24 +322,24 @@ class Sample:
         return self.read("final")
 
     def read(self, signal: str) -> Any:
-        """What is stored of a signal beside tokens and logits, by the signal's name."""
+        """A signal other than tokens and logits, by name."""
         _need(self._reader, signal)
         manifest = self._reader.manifest
         sample, settings = self._reader.read(self.position, signal), manifest.capture.side_settings[signal]
         return SIDE_SIGNALS[signal].shown(sample, settings, manifest.teacher.num_layers)
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """float32 [P, K]: of the stored entries at a stored temperature; what they lack of 1 lies on other tokens.
+        """Probabilities of the stored entries at a stored temperature, float32 [P, K]; other tokens have the rest.
 
-        Raises UserError for a temperature that the cache has no log-partitions of.
+        Raises UserError for a temperature without stored log-partitions.
         """
         return _softened(self.logits.logprobs, self.logits.log_partition, temperature, self._reader.manifest)
 
     def to_torch(self) -> "dict[str, torch.Tensor]":
         """All signals that the cache was opened with, as tensors.
 
-        As ``Cache.batch``, but what is [R, L, …] there is [S, …] here, and of other signals ``{signal}_positions``,
-        int64 [N], replaces row and column.
+        As ``Cache.batch``, with [S, …] in place of [R, L, …], and ``{signal}_positions`` int64 [N] in place of row and
+        column.
         """
         rows = self._reader.read_rows([[self.position]])
         arrays = {name: array[0] for name, array in _by_token(rows, self._reader).items()}
@@ -352,7 +352,7 @@ class Sample:
 
 
 def _need(reader: CacheReader, signal: Signal) -> None:
-    """Raise UserError unless ``signal`` is read, and so its sizes were checked."""
+    """Raise UserError unless the cache was opened with ``signal``."""
     if signal in reader.signals:
         return
     if signal in reader.manifest.capture.signals:
@@ -383,7 +383,7 @@ def _softened(logprobs: np.ndarray, log_partition: np.ndarray, temperature: floa
 
 
 def _by_token(rows: RowBatch, reader: CacheReader) -> dict[str, np.ndarray]:
-    """What a batch has for every token, [R, L, …]."""
+    """Arrays of a batch with an entry for every token, [R, L, …]."""
     names = ["input_ids", "position_ids", "attention_mask", "loss_mask"]
     if "logits" in reader.signals:
         names += ["ids", "logprobs", "next_logprob", "log_partition"]
@@ -391,7 +391,7 @@ def _by_token(rows: RowBatch, reader: CacheReader) -> dict[str, np.ndarray]:
 
 
 def _by_stored_row(rows: RowBatch, manifest: Manifest) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
-    """Of each other signal that was read: its name, where its N rows stand, and its arrays [N, …]."""
+    """For each other signal that was read: its name, its batch record (indices), and its arrays [N, …]."""
     for name, batch in rows.side.items():
         arrays = SIDE_SIGNALS[name].arrays(batch, manifest.capture.side_settings[name])
         yield name, batch, {f"{name}_{part}" if part else name: array for part, array in arrays.items()}

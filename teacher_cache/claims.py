@@ -28,7 +28,7 @@ class Claims:
     """Claims units in order; those held by another process are skipped and recorded in ``elsewhere``.
 
     A context manager that releases remaining leases at its end. A worker claims the next unit before it commits the
-    current one, so it always holds a lease and nobody can acquire the whole place in between.
+    current one, so it always holds a lease and no other process can acquire the whole place in between.
     """
 
     def __init__(self, storage: Storage, plan: Manifest, units: Sequence[Unit]) -> None:

@@ -1,4 +1,4 @@
-"""What every command line of the project shares: overrides, JSON or tables, and progress bars."""
+"""Shared by all command lines: overrides of settings, output as JSON or tables, progress bars."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-MOST = 10**12  # of samples, rows and tokens that an option may ask for
-PIPED_WIDTH = 1 << 16  # characters: nothing is wrapped or cut for a program that reads
+MOST = 10**12  # upper bound of samples, rows and tokens in options
+PIPED_WIDTH = 1 << 16  # characters: tables are not wrapped or truncated where output is piped
 
 
 def set_option(command: Decorated) -> Decorated:
-    """Add ``--set dotted.key=value`` (repeatable), passed on as ``overrides``; it wins over the file."""
+    """Add ``--set dotted.key=value`` (repeatable), passed as ``overrides``, which override the file."""
     return click.option(
         "--set",
         "overrides",
@@ -34,9 +34,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr if that is a terminal, gone when it ends; gives what is told (done, of how many).
+    """A transient progress bar on stderr if that is a terminal; yields ``advance(done, total)``.
 
-    Until it is told so, the bar says that something is under way.
+    Before the first call the bar is indeterminate.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -49,7 +49,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:
-    """Print ``values`` as JSON, or as a table with one line a value (groups of values as dotted names)."""
+    """Print ``values`` as JSON, or as a table with one line per value (nested ones by dotted names)."""
     if as_json:
         click.echo(json.dumps(values, indent=1))
         return
@@ -60,7 +60,7 @@ def show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def new_table(*titles: str, numbers_from: int | None = None, **options: Any) -> "Table":
-    """A table for ``print_table``; columns from number ``numbers_from`` on are aligned right."""
+    """A table for ``print_table``; columns from index ``numbers_from`` on are right-aligned."""
     from rich.table import Table
 
     table = Table(**options)
@@ -71,7 +71,7 @@ def new_table(*titles: str, numbers_from: int | None = None, **options: Any) -> 
 
 
 def output_console(**options: Any) -> "Console":
-    """A console on standard output. One that is closed is an error like any other, where rich would exit in silence."""
+    """A console on standard output that raises on a closed pipe, where rich exits silently."""
     from rich.console import Console
 
     class Output(Console):
@@ -82,7 +82,7 @@ def output_console(**options: Any) -> "Console":
 
 
 def print_table(table: "Table") -> None:
-    """Print cells as they are, never as markup: wrapped on a terminal, one line a row and whole where it is piped."""
+    """Print a table, cells verbatim (no markup): wrapped on a terminal, one full line per row where piped."""
     console = output_console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH

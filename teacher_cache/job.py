@@ -1,6 +1,6 @@
 """A caching run, from top to bottom: plan → score → encode → write → commit, unit by unit.
 
-A unit is scored as a whole and becomes one shard; its commit mark is written last. Whenever the process dies, the next
+A unit is scored as a whole and becomes one shard; its commit mark is written last. After a crash at any point, the next
 run finds only complete shards, and garbage that it removes.
 """
 
@@ -43,7 +43,7 @@ BATCHES_PER_CALL = 8  # forward passes per engine call: bounds the signals held 
 
 @dataclass(frozen=True)
 class Worker:
-    """This process' share of the units: those whose index is ``rank`` modulo ``world``."""
+    """This process's share of the units: those whose index is ``rank`` modulo ``world``."""
 
     rank: int = 0
     world: int = 1
@@ -56,21 +56,21 @@ class Worker:
 
 @dataclass(frozen=True)
 class Summary:
-    """What this run did, and the state of the cache (all workers)."""
+    """Results of this run, and the state of the cache (all workers)."""
 
     units_scored: int
     units_skipped: int  # committed before
-    samples: int  # of this run, like the next fields
+    samples: int  # in this run, like the following fields
     tokens: int
     seconds: float  # scoring, encoding and writing, without loading the engine
     engine_load_seconds: float
     tokens_per_second: float
-    engine_idle_share: float | None  # of the time from the first unit to the last
+    engine_idle_share: float | None  # fraction of the time from the first unit to the last
     mean_entropy: float | None  # nats, of the teacher's full distributions at temperature 1; None: unknown
     peak_memory_bytes: int
-    cache_samples: int  # of the cache, like the next fields
+    cache_samples: int  # in the cache, like the following fields
     cache_tokens: int
-    bytes_per_token: dict[str, float]  # of all files of the cache, by signal, index, tables and head
+    bytes_per_token: dict[str, float]  # of the cache's files, by signal, index, tables and head
     complete: bool
     manifest_digest: str
     stopped_by: str | None  # name of the signal that ended the run before its last unit
@@ -79,7 +79,8 @@ class Summary:
 def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     """Run the caching job of ``config``; units already committed are skipped.
 
-    SIGINT, SIGTERM and SIGHUP let the unit in hand finish; a second one ends the process at once. Raises UserError.
+    On SIGINT, SIGTERM or SIGHUP the current unit is finished; a second signal ends the process at once. Raises
+    UserError.
     """
     worker = worker or Worker()
     storage = Storage(config.output.path)
@@ -93,7 +94,7 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     with Claims(storage, plan, pending) as claims:
         if first := claims.next():
             started = time.perf_counter()
-            with open_engine(config) as engine, stop.listening("the unit in hand", kill=True):
+            with open_engine(config) as engine, stop.listening("the current unit", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
                 logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
                 _score_units(engine, plan, first, claims, storage, worker, tally, stop, config)
@@ -114,7 +115,7 @@ def _score_units(
     stop: StopRequest,
     config: CacheConfig,
 ) -> None:
-    """Score the units in order. Reading the next one and writing scored ones overlap with the engine."""
+    """Score the units in order; reading the next unit and writing scored ones overlap with the engine."""
     tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
 
     def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
@@ -155,7 +156,7 @@ def _score_units(
 
 
 def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifest:
-    """Write the manifest of all shards committed so far, one worker at a time; ``done``: those before this run.
+    """Write the manifest of all shards committed so far, one worker at a time; ``done``: committed before this run.
 
     Raises CorruptCacheError if a file of a committed shard is missing, ConflictError if the plan is no longer ``plan``.
     """
@@ -163,7 +164,7 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
         present = with_lists(storage, read_manifest(storage))
         if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
             raise ConflictError(f"{storage.where(MANIFEST)}: the cache was replanned during this run; run again")
-        scored = {unit.name for unit in plan.units} - done  # their entries in the manifest may describe earlier files
+        scored = {unit.name for unit in plan.units} - done  # their manifest entries may be of earlier files
         manifest = assemble(storage, _without(present, scored))
         check_committed(storage, manifest)
         manifest = write_manifest(lease.storage, manifest)
@@ -179,7 +180,7 @@ def _without(plan: Manifest, shards: set[str]) -> Manifest:
 
 
 class _Tally:
-    """Running totals of this run. Units are added in the writer's thread; the rest runs in the engine's."""
+    """Running totals of this run. ``add`` is called in the writer's thread, all else in the engine's."""
 
     def __init__(self) -> None:
         self.units = self.samples = self.tokens = self.rows = 0
@@ -242,7 +243,7 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
 
 
 def parse_worker(text: str) -> Worker:
-    """Parse ``"0/4"``: the first of four workers. Raises UserError."""
+    """Parse RANK/WORLD: ``"0/4"`` is the first of four workers. Raises UserError."""
     rank, slash, world = text.partition("/")
     if not (slash and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"--worker: {text!r}: expected RANK/WORLD with RANK below WORLD, for example 0/4")

@@ -1,7 +1,7 @@
-"""Log lines of the commands on stderr, and what keeps libraries' messages and bars away from them.
+"""Logging of the commands to stderr, without the messages and progress bars of libraries.
 
-Two hands are needed for libraries: levels of their loggers, which this process reads; and environment variables, which
-libraries that are imported later read, and the processes that they start.
+Libraries are silenced in two ways: by the levels of their loggers in this process, and by environment variables, for
+libraries that are imported later and for child processes.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import TextIO
 from schemas.errors import printable
 
 OURS = ("teacher_cache", "trainer", "tools")
-OWN_HANDLERS = ("transformers", "huggingface_hub", "vllm", "torch", "torch._library")  # or levels, which root's is not
+OWN_HANDLERS = ("transformers", "huggingface_hub", "vllm", "torch", "torch._library")  # with own handlers or levels
 QUIET = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -27,7 +27,7 @@ QUIET = {
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what is ``sys.stderr`` at the time, so that a progress bar that is up makes room."""
+    """Writes to the current ``sys.stderr``, which a progress bar replaces so that log lines appear above it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -38,7 +38,7 @@ class _Stderr(logging.StreamHandler):
 
 
 class _OneLine(logging.Formatter):
-    """One line a message, with nothing that a terminal obeys, for it quotes paths and names. Tracebacks have more."""
+    """One line per message (tracebacks excepted), with control characters escaped: messages quote paths and names."""
 
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).splitlines()
@@ -48,9 +48,9 @@ class _OneLine(logging.Formatter):
 
 
 def configure_logging(verbose: bool) -> None:
-    """Log to stderr: our own messages from INFO, libraries' from ERROR; from DEBUG and WARNING if ``verbose``.
+    """Log to stderr: our own messages from INFO, libraries' from ERROR; with ``verbose`` from DEBUG and WARNING.
 
-    What libraries warn of, a user of ours cannot change, and our bars count what theirs do.
+    Users cannot act on libraries' warnings, and our own progress bars cover what libraries' bars show.
     """
     libraries = logging.WARNING if verbose else logging.ERROR
     handler = _Stderr()
@@ -67,5 +67,5 @@ def configure_logging(verbose: bool) -> None:
 
 
 def shows_details() -> bool:
-    """Whether ``--verbose`` asked for what libraries have to say."""
+    """Whether ``--verbose`` is set."""
     return logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""A process and its memory: what it takes, what is left for it, and when Python looks for garbage in it."""
+"""Memory of the process: peak, memory available to it, and pausing garbage collection."""
 
 import gc
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def peak_memory_bytes(usage: resource.struct_rusage | None = None) -> int:
-    """Largest resident memory so far: of this process, or of the ended one whose ``usage`` is given."""
+    """Peak resident memory, bytes: of this process so far, or of the ended one whose ``usage`` is given."""
     usage = usage or resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, others KiB
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be taken without swapping; None where the system does not say (only Linux is asked)."""
+    """Memory that can be allocated without swapping, bytes; None if unknown (only Linux is supported)."""
     try:
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
     except OSError:
@@ -32,9 +32,9 @@ def usable_cores() -> int:
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Do not look for reference cycles in a block that makes so many objects that looking takes a third of its time.
+    """Disable automatic garbage collection in a block that creates so many objects that it takes a third of the time.
 
-    ``gc.collect(0)`` inside of it looks at what is new and at nothing else.
+    ``gc.collect(0)`` inside the block collects new objects only.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,17 +1,17 @@
-"""The look of every command, and how it ends: what went wrong is one line on stderr, its kind the exit status.
+"""Base classes of all commands: options, help, and error handling. An error is one line on stderr; exit statuses are
 
 ========  ==============================================================================================
-0         done
+0         success
 1         problems were found (``cache-tools verify``)
 2         bad input, or wrong usage
-3         a file of a cache is not what it should be
-4         no room: a full disk, a used-up quota
+3         a file of a cache is damaged
+4         no space: full disk, exhausted quota
 5         no permission: modes, credentials
 6         a store or the network does not answer
-7         somebody else holds the place, or has changed it
-8         the machine: open files, memory, a failing disk
-70        a defect of this program
-128 + n   ended by signal n: 129 SIGHUP, 130 Ctrl-C, 141 who read the output has gone, 143 SIGTERM
+7         another process holds the place, or has changed it
+8         limits of the machine: open files, memory, a failing disk
+70        a bug in this program
+128 + n   ended by signal n: 129 SIGHUP, 130 Ctrl-C, 141 the reader of the output has exited, 143 SIGTERM
 ========  ==============================================================================================
 """
 
@@ -34,20 +34,20 @@ from schemas.failures import failure, os_error_in, reason
 from teacher_cache.logs import configure_logging
 from teacher_cache.stop_request import handling
 
-TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for who mends this program
+TRACEBACK = "SHOW_TRACEBACK"  # environment variable: print tracebacks, for debugging this program
 STATUSES = (
-    "Exit status: 0 done, 1 problems found (verify), 2 bad input, 3 damaged cache, 4 no room, 5 no permission, 6 store "
-    "or network, 7 held or changed by somebody else, 8 limits of the machine, 70 a defect of this program, 128 + n "
-    "ended by signal n (130 Ctrl-C, 143 SIGTERM)."
+    "Exit status: 0 success, 1 problems found (verify), 2 bad input, 3 damaged cache, 4 no space, 5 no permission, 6 "
+    "store or network, 7 held or changed by another process, 8 limits of the machine, 70 a bug in this program, 128 + "
+    "n ended by signal n (130 Ctrl-C, 143 SIGTERM)."
 )
 DISTRIBUTION = "offline-distillation"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
-_VERBOSE = f"{__name__}.verbose"  # in a context's ``meta``, which those of a group and its command share
+_VERBOSE = f"{__name__}.verbose"  # key in click's ``Context.meta``, which a group shares with its commands
 
 
 class Stopped(BaseException):
-    """A signal asks the command to end; what is under way is cleaned up on the way out."""
+    """Raised in the main thread by a signal that ends the command; cleanup runs as the exception propagates."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -55,7 +55,7 @@ class Stopped(BaseException):
 
 
 class Command(click.Command):
-    """A command with ``--verbose``, whose ``--help`` ends with examples: command lines as a user types them."""
+    """A command with ``--verbose`` and with examples at the end of ``--help``."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*args, **{"context_settings": dict(_CONTEXT), **settings})
@@ -68,7 +68,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
     def get_short_help_str(self, limit: int = 0) -> str:
-        """The first sentence of the help, uncut, for the list of a group's commands."""
+        """The first sentence of the help, untruncated, for the list of a group's commands."""
         return super().get_short_help_str(limit=1000)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -78,7 +78,7 @@ class Command(click.Command):
 
 
 class Program(click.Group):
-    """A group of commands that ends as the module says, whatever happens in it."""
+    """A group of commands; every error ends it with one line and an exit status as documented above."""
 
     command_class = Command
 
@@ -89,7 +89,7 @@ class Program(click.Group):
         self.params += [_verbose_option(), *_options_of(version)]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples, and what the exit status says."""
+        """Write the examples and the exit statuses."""
         _write_examples(self.examples, formatter)
         super().format_epilog(ctx, formatter)
 
@@ -101,11 +101,11 @@ class Program(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command and exit with its status; with ``standalone_mode`` off, as of any ``click.Group``."""
+        """Run a command and exit with its status; with ``standalone_mode`` off, as ``click.Group.main``."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, ValueError):  # names have bytes that are no text, and terminals no UTF-8
+            with suppress(AttributeError, ValueError):  # file names may be undecodable, terminals not UTF-8
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             with _stopped_by_signals():
@@ -119,7 +119,7 @@ class Program(click.Group):
         _exit(status)
 
     def _run(self, args: list[str], prog_name: str | None, complete_var: str | None, extra: dict[str, Any]) -> None:
-        """What ``click.Group.main`` does, but for how it ends: it says nothing of an output that is closed."""
+        """``click.Group.main`` without its error handling, which ignores a closed output."""
         prog_name = prog_name or os.path.basename(sys.argv[0])
         self._main_shell_completion(extra, prog_name, complete_var)
         try:
@@ -134,12 +134,12 @@ def _verbose_option() -> click.Option:
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = value or ctx.meta.get(_VERBOSE, False)
 
-    says = "Log details, and what libraries warn of and show."
+    says = "Log details, and show warnings and progress bars of libraries."
     return click.Option(["--verbose"], is_flag=True, expose_value=False, callback=remember, help=says)
 
 
 def _options_of(decorator: Callable[[Callable[..., Any]], Any]) -> list[click.Parameter]:
-    """The options that one of click's decorators would add."""
+    """The options that one of click's decorators adds."""
     return decorator(click.Command(None)).params
 
 
@@ -150,14 +150,14 @@ def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> 
 
 
 def _with_home(args: list[str]) -> list[str]:
-    """The arguments with ``~`` as the home folder also where a shell leaves it: in quotes, and after ``--option=``."""
+    """Arguments with ``~`` expanded also where shells do not: in quotes, and after ``--option=``."""
     return [re.sub(r"^(--[\w-]+=)?(~(?=/|$))", lambda m: (m[1] or "") + os.path.expanduser("~"), arg) for arg in args]
 
 
 def _report(error: BaseException) -> int:
-    """Say in one line what ended the command; returns its exit status."""
+    """Print the error that ended the command as one line; returns the exit status."""
     if isinstance(error, click.ClickException):
-        error.message = "\n".join(map(printable, error.message.splitlines()))  # type: ignore[misc]  # it quotes
+        error.message = "\n".join(map(printable, error.message.splitlines()))  # type: ignore[misc]  # quotes arguments
         with suppress(OSError):
             error.show()
         return error.exit_code
@@ -177,10 +177,12 @@ def _report(error: BaseException) -> int:
     if isinstance(error, OSError | MemoryError) and not isinstance(error, UserError):
         if _was_output(error):
             if getattr(error, "errno", None) == errno.EPIPE:
-                return _say("standard output: whoever read it has gone", 128 + signal.SIGPIPE)
+                return _say("standard output: its reader has exited", 128 + signal.SIGPIPE)
             error = failure(error, "standard output: cannot be written")
         elif isinstance(error, MemoryError):
-            error = MachineError(f"the machine is out of memory{_detail(error)}; use smaller settings, or a larger one")
+            error = MachineError(
+                f"the machine is out of memory{_detail(error)}; use smaller settings or a larger machine"
+            )
         else:
             error = failure(error, str(error.filename) if error.filename else "a file or connection cannot be used")
     if isinstance(error, UserError):
@@ -188,7 +190,7 @@ def _report(error: BaseException) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in where)
     found = UserError(
-        f"{type(error).__name__}{place}: {reason(error)[:300]}: a defect of this program; please report it with the "
+        f"{type(error).__name__}{place}: {reason(error)[:300]}: a bug in this program; please report it with the "
         f"traceback that {TRACEBACK}=1 shows"
     )
     return _say(f"error: {found}", UNEXPECTED)
@@ -205,7 +207,7 @@ def _say(line: str, status: int) -> int:
 
 
 def _was_output(error: BaseException) -> bool:
-    """Whether it was raised by what prints."""
+    """Whether the error was raised while printing."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -214,7 +216,7 @@ def _was_output(error: BaseException) -> bool:
 
 
 def _exit(status: int) -> NoReturn:
-    """Exit, without a second complaint about an output that is broken."""
+    """Flush and exit; a broken output is reported once."""
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
@@ -230,16 +232,16 @@ def _exit(status: int) -> NoReturn:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does. What ignores them already (nohup) goes on doing so."""
+    """Within the block SIGTERM and SIGHUP raise ``Stopped``; signals that are ignored (nohup) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _: object) -> NoReturn:
         for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # a second one does not end the cleaning up
+            signal.signal(each, signal.SIG_IGN)  # a second signal does not interrupt cleanup
         raise Stopped(number)
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of requests that nobody waits for any more
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # errors of abandoned requests
     with handling(_SIGNALS, stop):
         yield

@@ -1,4 +1,4 @@
-"""The progress of planning and of a caching run, on stderr."""
+"""Progress of planning and caching, on stderr."""
 
 import logging
 import time
@@ -12,11 +12,11 @@ from teacher_cache.token_batch import TokenBatch
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPDATES = 0.1
-SECONDS_BETWEEN_LINES = 10.0  # where there is no bar, while a unit is under way
+SECONDS_BETWEEN_LINES = 10.0  # log lines within a unit, where there is no bar
 
 
 def reading(batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
-    """The same batches; on a terminal it is shown, until the last, how many tokens they have."""
+    """Yield the batches, showing on a terminal how many tokens have been read."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield from batches
@@ -36,9 +36,9 @@ def reading(batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
 
 
 class Progress:
-    """Tokens scored, tokens/s, mean entropy and the time left. Log lines where stderr is no terminal.
+    """Tokens scored, tokens/s, mean entropy and time left: a bar, or log lines if stderr is not a terminal.
 
-    The engine's thread and the writer's may call it at once.
+    The engine's and the writer's thread may call it concurrently.
     """
 
     def __init__(self, total_tokens: int) -> None:
@@ -59,12 +59,12 @@ class Progress:
         self._task = self._bar.add_task("", total=total_tokens, more="")
 
     def scored(self, tokens: int) -> None:
-        """Note that the engine has scored ``tokens`` more tokens."""
+        """Record that the engine has scored ``tokens`` more tokens."""
         self._scored += tokens
         self._show(is_due=time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES)
 
     def committed(self, mean_entropy: float | None) -> None:
-        """Note that a unit was committed; ``mean_entropy`` is that of all rows so far, None if it is not known."""
+        """Record that a unit was committed; ``mean_entropy``: of all rows so far, nats, None if unknown."""
         self._entropy = "" if mean_entropy is None else f" · entropy {mean_entropy:.2f} nats"
         self._show(is_due=True)
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C as requests: the run finishes what is in hand; a second signal ends it at once."""
+"""SIGTERM, SIGHUP and Ctrl-C as requests to stop: current work is finished; a second signal ends the run at once."""
 
 import logging
 import signal
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequest:
-    """True once a signal has arrived, or ``signal_number`` was set otherwise."""
+    """True once a signal has arrived, or ``signal_number`` was set."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -21,15 +21,15 @@ class StopRequest:
 
     @property
     def signal_name(self) -> str | None:
-        """Such as "SIGTERM"; None as long as nothing has asked."""
+        """Such as "SIGTERM"; None before a request."""
         return None if self.signal_number is None else signal.Signals(self.signal_number).name
 
     @contextmanager
     def listening(self, in_hand: str, kill: bool = False) -> Iterator["StopRequest"]:
         """Within the block, in the main thread, signals set the request.
 
-        in_hand: what is finished first, for the log. The second signal raises KeyboardInterrupt or, with ``kill``, ends
-        the process where it stands: for code that may never come back from what is in hand.
+        in_hand: the work that is finished first, for the log. The second signal raises KeyboardInterrupt or, with
+        ``kill``, terminates the process immediately: for code that may block forever.
         """
 
         def handler(number: int, _: FrameType | None) -> None:
@@ -48,7 +48,7 @@ class StopRequest:
 
 @contextmanager
 def handling(signals: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Within the block ``handler`` takes these signals; those that are ignored (nohup) stay ignored."""
+    """Within the block ``handler`` handles these signals; those that are ignored (nohup) stay ignored."""
     taken = [number for number in signals if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, handler) for number in taken}
     try:

@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_is_valid(path: Path) -> None:
+def test_every_configuration_is_valid(path: Path) -> None:
     kind = {"cache": CacheConfig, "train": TrainConfig}[path.stem.rpartition("-")[2]]
     load_config(kind, str(path))
 

@@ -101,7 +101,7 @@ def test_a_list_that_no_writer_makes(url: str, kind: str) -> None:
             read(url)
 
 
-def test_verify_says_so(url: str) -> None:
+def test_verify_exits_with_an_error_that_names_the_manifest(url: str) -> None:
     """The command's exit status of one shard listed twice, and of a complete cache that lacks two of three."""
     for change in (twice, one_of_three):
         sound = Storage(url).read(MANIFEST)
@@ -134,7 +134,7 @@ def test_files_of_a_cache_that_is_being_made(tmp_path: Path, quick: bool) -> Non
     assert verify(url, quick).problems == []
 
 
-def test_one_digest_everywhere(url: str, tmp_path: Path) -> None:
+def test_all_commands_name_the_cache_by_one_digest(url: str, tmp_path: Path) -> None:
     """A manifest is written anew, with the same content in other white space: one digest names it in every place."""
     before = read_manifest(Storage(url)).digest()
     change_manifest(url, lambda tree: None)

@@ -51,7 +51,7 @@ def refused(done: subprocess.CompletedProcess[str], grew: int) -> None:
 
 @pytest.mark.parametrize("protocol", ["s3", "http"])
 @pytest.mark.parametrize("kind", KINDS if FULL else USUAL)
-def test_a_store_that_means_harm(kind: str, protocol: str, tmp_path: Path) -> None:
+def test_responses_of_a_hostile_store_are_refused(kind: str, protocol: str, tmp_path: Path) -> None:
     """The store of a cache that is pulled, or verified, tries to exhaust memory or time, or to reach another host."""
     if protocol == "http" and kind in ("endless listing", "endless page"):
         pytest.skip("plain HTTP has no listing")

@@ -118,7 +118,7 @@ def test_output_that_cannot_be_written(forker: Forker, workshop: Path, tmp_path:
     arguments = ["cache-tools", *line.replace("W/", f"{workshop}/").split()]
     found = forker.run(arguments, tmp_path, stdout=output)
     if output == "gone":
-        assert (found.status, found.stderr) == (141, "standard output: whoever read it has gone\n")
+        assert (found.status, found.stderr) == (141, "standard output: its reader has exited\n")
     else:
         assert found.status == 4
         assert found.stderr.startswith("error: standard output: cannot be written: No space left on device")

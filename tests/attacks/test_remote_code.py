@@ -151,7 +151,9 @@ def test_a_teacher(plant: Plant, marker: Path) -> None:
     assert not marker.exists()
 
 
-def test_yes_on_a_pipe(make_config, tmp_path: Path, plant: Plant, marker: Path, small_cache: Path) -> None:
+def test_an_answer_on_standard_input_does_not_enable_code(
+    make_config, tmp_path: Path, plant: Plant, marker: Path, small_cache: Path
+) -> None:
     """A script pipes a hundred times yes into the command."""
     folder = plant("planted", tokenizer=False)
     config = tmp_path / "train.yaml"

@@ -28,7 +28,7 @@ REPLACED = "sha256 of its .* bytes begins with .* although the xxh3 matches"
 ROWS = [[0], [1]]
 
 
-def test_a_checksum_is_no_hash() -> None:
+def test_xxh3_second_preimages_are_cheap() -> None:
     """The attack is real: thousands of forgeries a second, all of them right by their checksum."""
     rng, started = np.random.default_rng(0), time.process_time()
     for size in range(401, 3401):
@@ -40,7 +40,7 @@ def test_a_checksum_is_no_hash() -> None:
 
 
 @pytest.mark.parametrize("signal", ["tokens", "logits"])
-def test_a_reader_refuses_it_at_first_use(tmp_path: Path, signal: Signal) -> None:
+def test_a_reader_refuses_a_colliding_payload_at_first_use(tmp_path: Path, signal: Signal) -> None:
     """A payload is replaced in a cache with digests: no reader needs to ask for anything to be safe from it."""
     url, public, digest = signed_cache(tmp_path / "cache")
     name = replace_payload(url, signal)
@@ -59,7 +59,7 @@ def test_a_reader_refuses_it_at_first_use(tmp_path: Path, signal: Signal) -> Non
     assert any(name in problem and "the xxh3 matches" in problem for problem in verify(url).problems)
 
 
-def test_it_is_not_copied_into_another_cache(tmp_path: Path) -> None:
+def test_a_colliding_payload_is_not_copied_into_another_cache(tmp_path: Path) -> None:
     """A payload is replaced before samples are taken to a new shard, whose index would vouch for it."""
     url, _, _ = signed_cache(tmp_path / "cache")
     name = replace_payload(url)
@@ -68,7 +68,7 @@ def test_it_is_not_copied_into_another_cache(tmp_path: Path) -> None:
         copy_samples(source, target, read_mark(source, "shard-000000"), [0], ["logits"], "shard-000000")
 
 
-def test_a_store_that_sends_it(s3_url: str, tmp_path: Path) -> None:
+def test_a_colliding_payload_from_a_store_is_refused(s3_url: str, tmp_path: Path) -> None:
     """A store replaces a payload: refused when it is read by ranges, and when the whole tar is fetched."""
     url, public, _ = signed_cache(s3_url)
     name = replace_payload(url)
@@ -171,7 +171,7 @@ def train(cache: str, student: Path, output: Path, **data: Any) -> str:
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["1.1", "1.0"])
-def test_a_trainer_refuses_it_at_first_use(tmp_path: Path, student: Path, digests: bool) -> None:
+def test_a_trainer_refuses_a_colliding_payload_at_first_use(tmp_path: Path, student: Path, digests: bool) -> None:
     """Every payload of one tar is replaced before a student is trained on the cache."""
     url, public, digest = signed_cache(tmp_path / "cache", digests)
     assert train(url, student, tmp_path / "sound", require_signature=public, validation_fraction=0.3) == ""

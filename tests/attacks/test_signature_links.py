@@ -69,7 +69,7 @@ def test_a_signature_that_leads_out_is_not_read(tmp_path: Path, cache: Signed) -
     assert not (tmp_path / "part").exists()
 
 
-def test_what_is_no_signature_is_not_carried_along(tmp_path: Path, cache: Signed) -> None:
+def test_files_that_are_not_signatures_are_not_copied(tmp_path: Path, cache: Signed) -> None:
     """A private key lies among the signatures, under a name of its own, and under a signature's."""
     folder = Path(cache.url) / "signatures"
     (folder / "id_ed25519").write_text("-----BEGIN PRIVATE KEY-----")

@@ -102,7 +102,7 @@ def test_a_container_with_64_kib_of_shared_memory(make_run: MakeRun, tmp_path: P
 
 
 @pytest.mark.skipif("not _may_mount()", reason="may not mount")
-def test_more_workers_than_fit(make_run: MakeRun, tmp_path: Path) -> None:
+def test_more_workers_than_the_machine_allows(make_run: MakeRun, tmp_path: Path) -> None:
     """Eight worker processes want more semaphores than 64 KiB of /dev/shm hold."""
     small = config_file(make_run, tmp_path, num_workers=8)
     code, stdout, stderr = run(tmp_path, "train-student", "run", small, shm="64k")

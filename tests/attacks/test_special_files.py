@@ -174,7 +174,7 @@ def test_a_report_to_a_device(cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_what_is_written_has_the_umasks_modes(tmp_path: Path, mask: int) -> None:
+def test_written_files_have_modes_by_the_umask(tmp_path: Path, mask: int) -> None:
     """A colleague could not read what a temporary file's own mode, 0600, was left on."""
     from tools.output import write_whole
 

@@ -76,7 +76,7 @@ def test_workers_started_at_once(
     check_same(alone, url)
 
 
-def test_one_command_twice(workspace: Workspace, alone: CacheReader, tmp_path: Path) -> None:
+def test_the_same_command_started_twice(workspace: Workspace, alone: CacheReader, tmp_path: Path) -> None:
     """Two runs of one worker find the same units to be theirs."""
     for number in range(TIMES):
         url = str(tmp_path / f"cache-{number}")

@@ -176,7 +176,7 @@ def check(
     assert storage.lease_names() == [], story
 
 
-def test_eight_that_trust_at_once(tmp_path: Path) -> None:
+def test_eight_concurrent_trust_commands_lose_no_key(tmp_path: Path) -> None:
     """Each reads the file of trusted keys, adds a name and writes it; no name may be lost."""
     keys = tmp_path / "trusted"
     names = [f"name-{number}" for number in range(8)]

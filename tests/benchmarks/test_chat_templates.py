@@ -18,7 +18,7 @@ def test_a_plain_template_is_right_and_loses_calls() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: shape.name)
-def test_the_judge_sees_a_mask_that_is_one_byte_off(shape) -> None:
+def test_the_judge_finds_a_mask_that_is_off_by_one_byte(shape) -> None:
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     judge, right = Judge(tokenizer, shape), answer(tokenizer, shape)
     assert judge.judge(right).kind == RIGHT
@@ -31,7 +31,7 @@ def test_the_judge_sees_a_mask_that_is_one_byte_off(shape) -> None:
             assert judge.judge(replace(right, mask=mask)).kind == WRONG
 
 
-def test_the_judge_sees_a_wrong_text_a_wrong_refusal_and_silence() -> None:
+def test_the_judge_finds_wrong_texts_wrong_refusals_and_missing_output() -> None:
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     right = answer(tokenizer, SHAPES[0])
     assert Judge(tokenizer, SHAPES[0]).judge(replace(right, text=right.text + " ")).kind == WRONG

@@ -3,7 +3,7 @@ import json
 from benchmarks.support.corpus import hold_out, human_eval_chats, standard_library, write_chats, write_code
 
 
-def test_nothing_is_on_both_sides() -> None:
+def test_training_and_validation_sides_are_disjoint() -> None:
     training, held_out = hold_out(list(range(100)))
     assert len(held_out) == 12
     assert sorted(training + held_out) == list(range(100))

@@ -79,5 +79,5 @@ def test_format_value(value: float | str, text: str) -> None:
     assert format_value(value) == text
 
 
-def test_a_row_without_a_bar_says_nothing_about_it() -> None:
+def test_a_row_without_a_bar_has_empty_cells() -> None:
     assert as_cells(Row("a", 1, "s")) == ["a", "1", "s", "", ""]

@@ -150,7 +150,7 @@ def test_readers_give_every_row_once_from_a_store(folder, reference, tmp_path, m
         assert server.processor_seconds > 0
 
 
-def test_what_did_not_run_is_said_and_has_no_part_in_the_bars() -> None:
+def test_systems_that_did_not_run_are_reported_and_not_held_to_bars() -> None:
     local, remote = (
         [Arm(name) for name in STREAMERS if name != left_out] for left_out in (OURS_MIXED, OURS_ONE_THREAD)
     )

@@ -130,7 +130,7 @@ def _name(document: Path) -> str:
 
 
 @pytest.mark.parametrize("document", RUN, ids=_name)
-def test_what_a_document_shows_runs(document: Path, make_place: Callable[[str], Place]) -> None:
+def test_snippets_of_documents_run(document: Path, make_place: Callable[[str], Place]) -> None:
     place = make_place("place")
     if "cache-tools push" not in document.read_text(encoding="utf-8"):
         fsspec.filesystem("s3").put(f"{place.folder}/runs/demo/cache/", f"{place.bucket}/caches/demo/", recursive=True)

@@ -73,7 +73,7 @@ def test_temperatures_that_cannot_be_used_are_refused(temperatures, wanted):
     ("capture", "wanted"),
     [
         ({"draws": {"temperatures": [1.0, 2.0]}}, "draws.temperatures [1.0, 2.0] must be among logits.temperatures"),
-        ({"logits": {"policy": "nucleus"}, "draws": {}}, "draws.region: tail goes with logits.policy: top_k"),
+        ({"logits": {"policy": "nucleus"}, "draws": {}}, "draws.region: tail needs logits.policy: top_k"),
     ],
 )
 def test_draws_that_do_not_fit_the_logits_are_refused(capture, wanted):
@@ -100,7 +100,7 @@ def test_draws_that_do_not_fit_the_logits_are_refused(capture, wanted):
         ({"final": None}, 16, 16),
     ],
 )
-def test_what_a_configuration_leaves_open_is_what_teaches_best(capture, k, n):
+def test_capture_defaults_are_the_best_measured_target(capture, k, n):
     found = read({"capture": capture}).capture
     assert found.logits.k == k
     assert (None if found.draws is None else found.draws.n) == n
@@ -113,7 +113,7 @@ def test_a_configuration_that_states_its_capture_keeps_it():
 
 
 @pytest.mark.parametrize("capture", [None, 3, {"logits": None}, {"logits": []}, {"draws": 3}, {"draws": []}])
-def test_a_capture_that_is_none_is_named(capture):
+def test_a_capture_of_the_wrong_type_is_named(capture):
     assert "capture" in complaint({"capture": capture})
 
 

@@ -67,12 +67,12 @@ def test_a_catalogue_is_read_as_it_was_written() -> None:
     ],
     ids=str,
 )
-def test_what_is_refused(change: dict[str, Any]) -> None:
+def test_invalid_catalogues_are_refused(change: dict[str, Any]) -> None:
     parse(ENTRY)
     with pytest.raises(ValidationError):
         parse(ENTRY | change)
 
 
-def test_there_are_not_too_many_caches() -> None:
+def test_the_number_of_caches_is_bounded() -> None:
     with pytest.raises(ValidationError, match=f"at most {MAX_CACHES} items"):
         parse(*[ENTRY] * (MAX_CACHES + 1))

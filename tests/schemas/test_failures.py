@@ -66,7 +66,7 @@ def test_a_cause_has_a_class_and_advice(error: Exception, kind: type[UserError],
     assert is_of_the_store(error) is (kind is StoreError), "only what the store does is asked for again"
 
 
-def test_what_is_for_users_already_stays() -> None:
+def test_user_errors_pass_unchanged() -> None:
     error = CorruptCacheError("a.json: damaged")
     assert failure(error, "anything") is error
 

@@ -80,7 +80,7 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize("model", CONFIGURATIONS, ids=lambda model: model.__name__)
-def test_every_default_says_why(model):
+def test_every_optional_field_has_a_description(model):
     """Groups of keys aside, whose own keys do."""
     for name, field in model.model_fields.items():
         if not (field.is_required() or isinstance(field.default, Strict) or name in FREE_TEXT):

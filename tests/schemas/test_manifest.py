@@ -126,7 +126,7 @@ def test_the_digest_is_the_sha256_of_the_text_around_it_and_names_the_state():
         (["unknown"], 1),
     ],
 )
-def test_a_manifest_that_cannot_be_true_is_refused(path, value):
+def test_contradictory_manifests_are_refused(path, value):
     data = json.dumps(put(manifest_tree(), path, value)).encode()
     where = ".".join(str(key) for key in path)
     with pytest.raises(UserError) as caught:
@@ -135,7 +135,7 @@ def test_a_manifest_that_cannot_be_true_is_refused(path, value):
 
 
 @pytest.mark.parametrize("key", sorted(manifest_tree().keys() - {"format_version"}))
-def test_nothing_of_a_manifest_may_be_missing(key):
+def test_all_fields_of_a_manifest_are_required(key):
     tree = manifest_tree()
     del tree[key]
     with pytest.raises(UserError, match=f"manifest.json: {key}: this key is required and missing"):
@@ -186,13 +186,13 @@ def test_lists_of_unequal_length_are_refused_and_named(path, change):
         (["format_version"], 0),
     ],
 )
-def test_an_index_that_cannot_be_true_is_refused(path, value):
+def test_contradictory_indexes_are_refused(path, value):
     ShardIndex.model_validate(index_tree())
     with pytest.raises(ValidationError):
         ShardIndex.model_validate(put(index_tree(), path, value))
 
 
-def test_what_a_manifest_leaves_out_of_its_capture_is_not_there():
+def test_capture_keys_missing_in_a_manifest_get_no_run_defaults():
     """The defaults of a configuration are no statement about a cache that was written before, or by other programs."""
     tree = manifest_tree()
     found = Manifest.model_validate(tree | {"capture": {}}).capture

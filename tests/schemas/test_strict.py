@@ -40,20 +40,20 @@ class Second(Extended):
     lists: list[str] = added([], "And later still.")
 
 
-def test_a_field_that_was_added_is_written_only_where_it_says_something():
+def test_added_fields_are_written_only_if_not_at_their_default():
     assert Second().model_dump_json() == First().model_dump_json() == '{"kept":1}'
     assert Second(more=2).model_dump(mode="json") == {"kept": 1, "more": 2}
     assert Second(lists=["a"]).model_dump_json() == '{"kept":1,"lists":["a"]}'
 
 
-def test_a_field_that_was_added_is_read_whether_it_is_there_or_not():
+def test_added_fields_are_optional_when_read():
     assert Second.model_validate_json('{"kept": 3}') == Second(kept=3)
     assert Second.model_validate_json('{"kept": 3, "more": 4}').more == 4
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         Second(more=-1)
 
 
-def test_leaving_out_works_inside_of_other_models():
+def test_added_fields_at_their_default_are_left_out_of_nested_models():
     class Outer(Strict):
         inner: Second = Second()
 

@@ -17,7 +17,7 @@ def complaint(changes):
     return str(caught.value)
 
 
-def test_the_smallest_configuration_distils_and_nothing_else():
+def test_the_smallest_configuration_has_tla_only():
     losses = read().losses
     assert (losses.tla.weight.start, losses.tla.weight.end, losses.tla.temperature) == (1.0, 1.0, 1.0)
     assert (losses.cross_entropy.weight.start, losses.cross_entropy.weight.end) == (0.0, 0.0)
@@ -39,7 +39,7 @@ NOTHING = {"weight": {"start": 0, "end": 0}}
         ({"tla": {"weight": {"start": 1, "end": 0.25}}}, 0.25),
     ],
 )
-def test_the_weight_of_tla_falls_by_default_only_beside_what_takes_over(losses, end):
+def test_the_default_weight_of_tla_decays_only_with_lhsm_or_apc(losses, end):
     read_back = read({"losses": losses}).losses
     assert read_back.tla.weight.end == end
     assert LossConfig.model_validate(read_back.model_dump()) == read_back
@@ -60,8 +60,8 @@ def test_each_way_to_start_a_student_is_accepted(student):
         ({}, "exactly one of checkpoint, config, teacher"),
         ({"checkpoint": "a", "config": "b"}, "exactly one of checkpoint, config, teacher"),
         ({"checkpoint": "a", "teacher": "b", "from_layers": [0]}, "exactly one of checkpoint, config, teacher"),
-        ({"teacher": "a"}, "teacher and from_layers go together"),
-        ({"checkpoint": "a", "from_layers": [0]}, "teacher and from_layers go together"),
+        ({"teacher": "a"}, "set teacher and from_layers together"),
+        ({"checkpoint": "a", "from_layers": [0]}, "set teacher and from_layers together"),
         ({"teacher": "a", "from_layers": []}, "at least 1 item"),
         ({"teacher": "a", "from_layers": [-1]}, "greater than or equal to 0"),
     ],
@@ -115,3 +115,12 @@ def test_at_least_one_loss_has_a_weight():
 )
 def test_a_value_out_of_range_is_named(changes, key):
     assert complaint(changes).startswith(f"train.yaml: {key}: ")
+
+
+def test_flash_attention_needs_16_bit():
+    flash = {"attention": "flash_attention_2"}
+    assert read({"student": {"checkpoint": "s", **flash}, "loop": {"bf16": True}}).loop.bf16
+    assert read({"student": {"checkpoint": "s", **flash, "dtype": "bfloat16"}})
+    message = complaint({"student": {"checkpoint": "s", **flash}})
+    assert "student.attention: flash_attention_2 takes 16-bit inputs only" in message
+    assert "set loop.bf16: true, or student.attention: sdpa" in message

@@ -19,7 +19,7 @@ def test_every_array_is_what_it_was_when_the_format_was_frozen(cache: Path) -> N
 
 
 @every_version
-def test_it_is_whole_and_small(cache: Path) -> None:
+def test_verify_accepts_the_golden_cache(cache: Path) -> None:
     assert verify(str(cache)).problems == []
     assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 200_000
 

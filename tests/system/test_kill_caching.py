@@ -77,7 +77,7 @@ def check_same(reference: Path, cache: Path, config: Path) -> None:
     assert one.manifest.digest() == other.manifest.digest()
 
 
-def test_sigterm_finishes_the_unit_in_hand(workspace: Workspace) -> None:
+def test_sigterm_finishes_the_current_unit(workspace: Workspace) -> None:
     cache = workspace.folder / "cache"
     config = workspace.cache_config(cache)
     process = Forked("teacher-cache", "run", config, "--json")

@@ -43,7 +43,7 @@ def said(*lines: tuple[object, ...]) -> list[Any]:
     return [json.loads(output) for output in outputs]
 
 
-def test_caching_training_and_checking_print_nothing_of_others(workspace: Workspace) -> None:
+def test_caching_training_and_checking_print_no_library_messages(workspace: Workspace) -> None:
     cache, output = workspace.folder / "cache", workspace.folder / "student"
     config = workspace.train_config(cache, output, data={"cache": str(cache), "num_workers": 1})
     made, trained, measured, verified = said(
@@ -56,8 +56,8 @@ def test_caching_training_and_checking_print_nothing_of_others(workspace: Worksp
     assert verified["rescored"]["problems"] == []
 
 
-def test_nor_does_caching_in_vllm(workspace: Workspace) -> None:
+def test_caching_with_vllm_prints_no_library_messages(workspace: Workspace) -> None:
     pytest.importorskip("vllm")
-    engine = {"kind": "vllm", "cpu_kv_cache_gib": 1, "max_batch_tokens": 256}
+    engine = {"kind": "vllm", "max_batch_tokens": 256}
     (made,) = said(("teacher-cache", "run", workspace.cache_config(workspace.folder / "cache", engine=engine)))
     assert made["complete"]

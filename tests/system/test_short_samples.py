@@ -91,7 +91,7 @@ def test_the_values_are_those_of_a_cache_with_a_member_each(made: Made) -> None:
     assert [manifest_of(url).format_minor for url in made[:2]] == [1, 1]  # both have digests
 
 
-def test_it_is_smaller(made: Made) -> None:
+def test_a_cache_of_bundles_is_smaller(made: Made) -> None:
     bundled, apart = (manifest_of(url).totals.bytes for url in made[:2])
     tokens = manifest_of(made.bundled).totals.tokens
     for signal, size in bundled.items():
@@ -105,7 +105,7 @@ def test_all_signals_of_a_shard_are_bundled_alike(made: Made) -> None:
     assert {kind[0] is None for kind in kinds} == {True, False}, "the last shard has too few samples"
 
 
-def test_a_plan_says_what_it_will_take(made: Made, tmp_path: Path) -> None:
+def test_an_estimate_is_that_of_full_bundles(made: Made, tmp_path: Path) -> None:
     repack(made.bundled, str(tmp_path / "large"), Changes(tokens_per_shard=10**6))
     totals = manifest_of(str(tmp_path / "large")).totals
     found = estimate.probe(made.config, estimate.survey(made.config, 150)).bytes_per_token

@@ -128,7 +128,7 @@ def test_every_changed_byte_is_found_and_its_file_named(signed: Signed, part: in
 
 
 @pytest.mark.parametrize("name", [MANIFEST, f"{SHARD}.json", f"{SHARD}.logits.tar", HEAD, "signature"])
-def test_the_command_finds_it_too(signed: Signed, name: str) -> None:
+def test_the_verify_command_finds_changed_bytes(signed: Signed, name: str) -> None:
     name = signature_file(signed.public) if name == "signature" else name
     path = signed.folder / name
     data = bytearray(path.read_bytes())
@@ -172,7 +172,7 @@ def test_a_forged_manifest_needs_a_forged_signature(signed: Signed, tmp_path: Pa
     assert ": signature by" in signed.problems()[0]
 
 
-def test_an_old_state_put_back(tmp_path: Path) -> None:
+def test_a_rollback_to_an_older_state_is_found(tmp_path: Path) -> None:
     """With its own old signature it is refused where the newer one is known; under the new signature, everywhere."""
     generate_key(tmp_path / "key", "owner")
     key, cache, known = load_private_key(tmp_path / "key", str), Storage(str(tmp_path / "cache")), tmp_path / "known"
@@ -281,7 +281,7 @@ READERS: dict[str, Callable[[str, str], object]] = {  # what takes a cache (URL)
 
 
 @pytest.mark.parametrize("kind", HOSTILE_TARS)
-def test_tars_that_would_show_or_write_something_else(signed: Signed, tmp_path: Path, kind: str) -> None:
+def test_tars_that_other_readers_would_misread_are_found(signed: Signed, tmp_path: Path, kind: str) -> None:
     """``verify`` names the file; what reads by the index is not misled, and writes in its own folder only."""
     expected = array_digests(GOLDEN)
     forge_tar(signed.url, "logits", HOSTILE_TARS[kind])
@@ -310,10 +310,10 @@ def test_tars_that_would_show_or_write_something_else(signed: Signed, tmp_path: 
     assert all(path.is_relative_to(tmp_path / "deep/pull") for path in files_of(tmp_path) if path not in before)
 
 
-def test_tars_that_nobody_lists(signed: Signed) -> None:
+def test_unlisted_tars_are_found(signed: Signed) -> None:
     shutil.copy(signed.folder / f"{SHARD}.logits.tar", signed.folder / "shard-000009.logits.tar")
     (problem,) = signed.problems()
-    assert problem.startswith("shard-000009.logits.tar: the manifest does not list it")
+    assert problem.startswith("shard-000009.logits.tar: not in the manifest")
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def warm() -> None:
 
 
 @pytest.mark.parametrize("kind", DECLARED)
-def test_what_is_declared_does_not_make_room(warm: None, signed: Signed, kind: str, bounded: None) -> None:
+def test_declared_sizes_do_not_allocate_memory(warm: None, signed: Signed, kind: str, bounded: None) -> None:
     forge, name = DECLARED[kind]
     before = {path: path.read_bytes() for path in files_of(signed.folder)}
     forge(signed.url)

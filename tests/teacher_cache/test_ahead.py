@@ -18,13 +18,13 @@ def test_results_come_in_order() -> None:
 
 
 @pytest.mark.parametrize("threads", [3, THREADS])
-def test_threads_work_side_by_side(threads: int) -> None:
+def test_calls_run_concurrently(threads: int) -> None:
     together = threading.Barrier(threads, timeout=60)
     assert len(list(map_ahead(lambda _: together.wait(), range(4 * threads), threads))) == 4 * threads
 
 
 @pytest.mark.parametrize(("ahead", "most"), [(None, 4), (3, 3)])
-def test_so_many_items_are_taken_ahead_and_no_more(ahead: int | None, most: int) -> None:
+def test_at_most_ahead_items_are_pending(ahead: int | None, most: int) -> None:
     taken: list[int] = []
     results = map_ahead(lambda item: item, (taken.append(item) or item for item in range(100)), 2, ahead)
     assert taken == []
@@ -35,7 +35,7 @@ def test_so_many_items_are_taken_ahead_and_no_more(ahead: int | None, most: int)
     assert len(taken) == 5 + most
 
 
-def test_an_error_comes_in_its_place_and_ends_it() -> None:
+def test_an_error_is_raised_in_its_place_and_ends_the_iteration() -> None:
     done: list[int] = []
 
     def fails_at_3(item: int) -> int:
@@ -53,7 +53,7 @@ def test_an_error_comes_in_its_place_and_ends_it() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, THREADS])
-def test_after_an_error_nothing_more_is_begun(threads: int) -> None:
+def test_after_an_error_no_call_is_started(threads: int) -> None:
     begun: list[int] = []
 
     def fail(item: int) -> int:
@@ -67,7 +67,7 @@ def test_after_an_error_nothing_more_is_begun(threads: int) -> None:
     assert len(begun) < 4 + threads
 
 
-def test_a_closed_one_waits_for_what_is_under_way_and_begins_nothing_more() -> None:
+def test_closing_waits_for_running_calls_and_starts_none() -> None:
     begun: list[int] = []
     ended: list[int] = []
     both_run = threading.Barrier(3, timeout=60)

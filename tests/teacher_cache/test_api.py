@@ -24,7 +24,7 @@ def url(tmp_path: Path) -> str:
     return str(tmp_path / "cache")
 
 
-def test_the_examples_are_true(url: str) -> None:
+def test_the_examples_of_the_docstrings_hold(url: str) -> None:
     done = doctest.testmod(api, extraglobs={"url": url})
     assert done.attempted > 10
     assert done.failed == 0
@@ -46,7 +46,7 @@ def test_samples_are_those_of_the_reader(url: str) -> None:
                 np.testing.assert_array_equal(getattr(sample.logits, name), array)
 
 
-def test_what_is_not_there_is_an_error_of_its_kind(url: str) -> None:
+def test_missing_samples_signals_and_temperatures_raise_their_errors(url: str) -> None:
     cache = open_cache(url)
     for position in (5, -6):
         with pytest.raises(IndexError, match="of 5"):
@@ -106,7 +106,7 @@ def test_a_batch_holds_the_samples_padded(url: str, by_key: bool) -> None:
         cache.batch([0], length=8)
 
 
-def test_batches_are_made_ahead(url: str) -> None:
+def test_batches_are_decoded_ahead(url: str) -> None:
     cache = open_cache(url)
     wanted = [[4, 0], [cache.keys()[1], 3], [2]]
     for found, samples in zip(cache.batches(wanted, temperature=3.0, length=12), wanted, strict=True):
@@ -118,7 +118,7 @@ def test_batches_are_made_ahead(url: str) -> None:
         list(cache.batches([[0], ["x"]]))
 
 
-def test_probabilities_are_softened_ones(url: str) -> None:
+def test_probabilities_are_softened_at_the_temperature(url: str) -> None:
     """By hand, from the definition of the log-partition."""
     logits = open_cache(url)[0].logits
     wanted = np.exp(logits.logprobs / 3) / np.exp(logits.log_partition[:, [1]])

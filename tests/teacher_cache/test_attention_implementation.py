@@ -23,7 +23,7 @@ K, HEADS, KEYS = 8, 4, 6
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_what_sdpa_drops_needs_eager_attention(kind: str) -> None:
+def test_features_that_sdpa_drops_need_eager_attention(kind: str) -> None:
     config = CONFIGS[kind]()
     assert exact_attention(config) == "eager"
     check_attention(config, "eager", "key")
@@ -37,7 +37,7 @@ def test_flash_attention_2_has_no_sinks(kind: str) -> None:
         check_attention(CONFIGS[kind](), "flash_attention_2", "key")
 
 
-def test_the_rest_keeps_the_fast_kernels() -> None:
+def test_other_models_keep_sdpa() -> None:
     for config in (LlamaConfig(), Gemma2Config(attn_logit_softcapping=None)):
         assert exact_attention(config) == "sdpa"
         check_attention(config, "flash_attention_2", "key")

@@ -65,7 +65,7 @@ def test_a_table_on_a_terminal_wraps_and_loses_nothing(
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_bar_is_there_before_it_is_told_anything(
+def test_a_bar_is_shown_before_the_first_update(
     is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a teacher loads, say; where there is no terminal, nothing is printed."""

@@ -69,7 +69,7 @@ def test_row_t_is_the_distribution_after_token_t(tmp_path: Path, corpus: Path, p
     assert summary.mean_entropy == pytest.approx(entropies_V[np.concatenate(read)].mean(), abs=1e-5), "not a bound"
 
 
-def test_a_teacher_that_knows_nothing_has_the_entropy_of_its_vocabulary(
+def test_a_uniform_teacher_has_the_entropy_log_v(
     tmp_path: Path, teacher: Path, corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From 16 entries per row and one bucket for the rest, the entropy would be 0.2 nats."""
@@ -214,7 +214,7 @@ def test_garbage_is_removed_and_foreign_files_are_not(tmp_path: Path, teacher: P
     assert (folder / ".tmp-a b").exists()
 
 
-def test_a_plan_removes_nobodys_files(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+def test_a_plan_leaves_foreign_files_alone(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     """A model's output head in the folder has the same file name as a cache's."""
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -245,7 +245,7 @@ def test_k_above_the_vocabulary_is_refused_before_anything_is_written(
     assert not (tmp_path / "cache").exists()
 
 
-def test_sequences_that_no_reader_would_take_are_refused(tmp_path: Path, corpus: Path) -> None:
+def test_settings_beyond_the_readers_limits_are_refused(tmp_path: Path, corpus: Path) -> None:
     teacher = write_random_teacher(tmp_path / "teacher", max_position_embeddings=2**25)
     config = make_config(teacher, corpus, tmp_path / "cache", max_tokens=2**24)
     with pytest.raises(UserError, match=r"capture: 136 bytes a row \(in memory\) times corpus\.max_tokens 16777216"):
@@ -323,7 +323,7 @@ def test_a_cache_with_the_older_fingerprint_of_its_teacher_goes_on(
 
 
 @pytest.mark.parametrize("file", ["logits.tar", "tokens.tar"])
-def test_a_committed_file_that_is_gone_is_noticed(tmp_path: Path, teacher: Path, corpus: Path, file: str) -> None:
+def test_a_missing_committed_file_is_reported(tmp_path: Path, teacher: Path, corpus: Path, file: str) -> None:
     config = make_config(teacher, corpus, tmp_path / "cache")
     job.run(config)
     (tmp_path / "cache" / f"shard-000000.{file}").unlink()
@@ -342,7 +342,7 @@ def test_a_shard_whose_mark_was_deleted_is_written_again(tmp_path: Path, teacher
     assert verify(config.output.path).problems == []
 
 
-def test_a_part_of_a_cache_is_no_place_for_a_run(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+def test_a_run_cannot_continue_a_part_of_a_cache(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     """It would count as complete, with a third of the configured corpus."""
     config = make_config(teacher, corpus, tmp_path / "whole")
     job.run(config)

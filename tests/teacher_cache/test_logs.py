@@ -32,7 +32,7 @@ NOISES = ["transformers.modeling_utils", "vllm.worker", "some.library", "Python"
 
 
 @pytest.mark.parametrize("how", ["verbose", "quiet"])
-def test_what_other_libraries_say_is_kept_off_the_terminal(how: str) -> None:
+def test_messages_of_libraries_are_kept_off_the_terminal(how: str) -> None:
     clean = {name: value for name, value in environment().items() if name not in QUIET}
     done = subprocess.run([sys.executable, "-c", NOISE, how], env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_what_other_libraries_say_is_kept_off_the_terminal(how: str) -> None:
         assert len(done.stderr.splitlines()) == 2, done.stderr
 
 
-def test_what_the_environment_asks_of_a_library_stays() -> None:
+def test_variables_set_by_the_user_are_kept() -> None:
     code = "from teacher_cache.logs import configure_logging; configure_logging(False); import os; "
     code += "print(os.environ['VLLM_LOGGING_LEVEL'], os.environ['PYTHONWARNINGS'])"
     asked = {**environment(), "VLLM_LOGGING_LEVEL": "DEBUG", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -59,7 +59,7 @@ def written(message: str, *values: object, error: BaseException | None = None) -
     return _OneLine("%(levelname)s %(name)s: %(message)s").format(record)
 
 
-def test_a_message_is_one_line_of_which_a_terminal_obeys_nothing() -> None:
+def test_a_message_is_one_line_without_control_characters() -> None:
     assert written("%s: left out", "a\x1b[2J\u202eb") == r"WARNING tools.x: a\x1b[2J\u202eb: left out"
     assert written("many\n  lines\r\n\tof %s", "a\nwarning") == "WARNING tools.x: many lines of a warning"
 
@@ -74,7 +74,7 @@ def test_a_traceback_keeps_its_lines() -> None:
     assert len(lines) > 2
 
 
-def test_messages_go_to_what_is_standard_error_at_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_go_to_the_current_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     """A progress bar takes its place while it is up, and a test's capture; a handler made before follows."""
     handler = _Stderr()
     handler.handle(logging.LogRecord("x", logging.INFO, __file__, 1, "first", (), None))
@@ -98,7 +98,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[int]:
     transformers.logging.set_verbosity(verbosity)
 
 
-def test_details_are_shown_where_they_are_logged(level: int) -> None:
+def test_verbose_is_recognised_from_the_log_level(level: int) -> None:
     assert shows_details() is (level == logging.DEBUG)
 
 

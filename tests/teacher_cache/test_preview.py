@@ -46,7 +46,7 @@ def printed(config: CacheConfig, **console: object) -> str:
     return out.getvalue()
 
 
-def test_what_is_learned_stands_in_brackets(config: CacheConfig) -> None:
+def test_trained_tokens_are_in_brackets(config: CacheConfig) -> None:
     lines = printed(config).splitlines()
     assert "[bold]x[/] \\x1b[31m<|im_end|>" in lines  # neither markup nor terminal control
     assert "⟦日本<|im_end|>⟧" in lines
@@ -80,7 +80,7 @@ def test_as_json(config: CacheConfig, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_problem_ends_a_source_and_is_said_after_what_there_was(config: CacheConfig, tmp_path: Path) -> None:
+def test_a_problem_ends_a_source_and_follows_its_counts(config: CacheConfig, tmp_path: Path) -> None:
     arguments = ["preview", str(tmp_path / "cache.yaml"), "--set", "corpus.on_bad_record=stop"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2

@@ -61,7 +61,7 @@ def test_help_shows_the_examples_as_they_are_typed(monkeypatch: pytest.MonkeyPat
     assert "\nExamples:\n  program a b\n  program a --to c\n" in CliRunner().invoke(main, ["-h"]).stdout
 
 
-def test_a_command_that_is_looked_at_alone_keeps_its_options() -> None:
+def test_a_command_outside_its_group_keeps_its_options() -> None:
     """click keeps the help option that it makes first."""
     main.commands["a"].make_context("a", [])
     assert CliRunner().invoke(main, ["a", "-h"]).exit_code == 0
@@ -80,7 +80,7 @@ def test_a_command_that_is_looked_at_alone_keeps_its_options() -> None:
         (["s3://a/~/b"], "s3://a/~/b c"),
     ],
 )
-def test_a_tilde_that_a_shell_leaves_is_the_home_folder(
+def test_a_tilde_that_the_shell_left_is_expanded(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")

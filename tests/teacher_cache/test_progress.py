@@ -12,7 +12,7 @@ from teacher_cache.progress import Progress, reading
 from teacher_cache.token_batch import TokenBatch
 
 
-def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_show_tokens_rate_and_entropy_if_known(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "teacher_cache")
     with Progress(1_000_000) as progress:
         progress.scored(250_000)
@@ -26,7 +26,7 @@ def test_lines_say_tokens_rate_and_what_is_known_of_the_entropy(caplog: pytest.L
         assert " tok/s · entropy 2.50 nats · " in caplog.messages[-1]
 
 
-def test_a_long_unit_is_seen_to_go_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_unit_logs_progress(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "teacher_cache")
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
     with Progress(1000) as progress:
@@ -41,7 +41,7 @@ def test_the_bar_moves_while_the_first_unit_is_under_way(monkeypatch: pytest.Mon
         assert progress._bar.tasks[0].percentage == 30
 
 
-def test_planning_says_on_a_terminal_how_many_tokens_it_has_read(
+def test_planning_shows_tokens_read_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batches = [TokenBatch.of([token_sample(range(250))] * 2) for _ in range(4)]

@@ -9,7 +9,7 @@ from teacher_cache.stop_request import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_first_signal_asks_and_second_one_stops(number: int) -> None:
+def test_first_signal_requests_a_stop_and_second_interrupts(number: int) -> None:
     before = signal.getsignal(number)
     with StopRequest().listening("this step") as request:
         assert not request
@@ -33,11 +33,11 @@ def test_a_detached_run_goes_on_when_its_terminal_closes() -> None:
 
 
 @pytest.mark.parametrize("second", SIGNALS)
-def test_a_second_signal_kills_where_that_is_asked_for(second: int) -> None:
+def test_a_second_signal_kills_with_kill_set(second: int) -> None:
     code = (
         "import os, signal, sys, time\n"
         "from teacher_cache.stop_request import StopRequest\n"
-        "with StopRequest().listening('the unit in hand', kill=True) as stop:\n"
+        "with StopRequest().listening('the current unit', kill=True) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop.signal_name == 'SIGTERM'\n"
         f"    os.kill(os.getpid(), {int(second)})\n"

@@ -38,7 +38,7 @@ def sizes() -> dict[str, int]:
     return found
 
 
-def test_all_say_the_same(sizes: dict[str, int], tmp_path: Path) -> None:
+def test_all_commands_report_the_same_totals(sizes: dict[str, int], tmp_path: Path) -> None:
     manifest, total = read_manifest(Storage(str(GOLDEN))), sum(sizes.values())
     tokens = manifest.totals.tokens
     assert manifest.sizes() == sizes

@@ -25,7 +25,7 @@ def examples_of(group: str, arguments: list[str]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("group", "arguments"), command_lines())
-def test_help_is_there_for_the_asking(group: str, arguments: list[str]) -> None:
+def test_every_command_has_help(group: str, arguments: list[str]) -> None:
     short, long = (CliRunner().invoke(GROUPS[group], [*arguments, option]) for option in ("-h", "--help"))
     assert short.exit_code == 0
     assert short.stdout == long.stdout
@@ -36,7 +36,7 @@ def test_help_is_there_for_the_asking(group: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("group", "arguments"), command_lines())
-def test_two_examples_are_command_lines_that_are_taken(group: str, arguments: list[str]) -> None:
+def test_every_command_has_two_valid_examples(group: str, arguments: list[str]) -> None:
     """Their options are there, their values are of the right type, and no argument is missing."""
     examples = examples_of(group, arguments)
     assert len(set(examples)) == 2

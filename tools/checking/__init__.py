@@ -1,1 +1,1 @@
-"""Proving that a cache is what it says."""
+"""Verification of caches."""

@@ -1,7 +1,7 @@
-"""What the contradictions of a shard's samples come from, said once: rows shifted, swapped between samples, cut off.
+"""Causes of contradictions between rows and tokens, reported once per shard: rows shifted, swapped, or truncated.
 
-Rows that stand at a wrong token contradict it (``signals.logits.consistency``). If they agree with another token, of
-the same sample or of another, that is where they are from.
+Rows stored at a wrong token contradict it (``signals.logits.consistency``). If they are consistent with another token,
+of the same sample or of another sample, they belong there.
 """
 
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from teacher_cache.signals.logits.consistency import (
 )
 
 NOT_STORED = "it counts, and is not stored"
-KEPT = 32  # contradictory samples of a shard that are looked at more closely
-TRIED = 8  # of them, whose rows are looked for in other samples
+KEPT = 32  # contradictory samples per shard that are kept for an explanation
+TRIED = 8  # of those, samples whose rows are searched for in other samples
 SHIFTS = (-1, 1, -2, 2)
-EXPLAINED = 0.1  # share of the contradictions that may be left by an explanation
+EXPLAINED = 0.1  # fraction of the contradictions that an explanation may leave
 
 
 @dataclass
 class _Kind:
-    """One kind of problem in a shard: the first sample that has it, and how many have."""
+    """One kind of problem in a shard: a line on the first sample that has it, and the number of samples."""
 
     line: str
     samples: int = 0
@@ -43,19 +43,19 @@ class Kinds:
     by_name: dict[str, _Kind] = field(default_factory=dict)
 
     def add(self, key: str, what: str, line: str) -> None:
-        """Note that the sample ``key`` has a problem of this kind; ``line`` says it of the first one."""
+        """Count a problem of kind ``what`` of the sample ``key``; the first one's ``line`` is reported."""
         self.by_name.setdefault(what, _Kind(f"sample {key}: {line}")).samples += 1
 
     def said(self) -> Iterator[str]:
-        """One line a kind."""
+        """One line per kind."""
         for kind in self.by_name.values():
-            more = f", and so in {kind.samples - 1} more samples" if kind.samples > 1 else ""
+            more = f", and in {kind.samples - 1} more samples" if kind.samples > 1 else ""
             yield f"{self.tar}: {kind.line}{more}"
 
 
 @dataclass
 class Doubts:
-    """The contradictions of one shard's samples; ``kinds`` names the tar of its logits."""
+    """Contradictions in one shard's samples; ``kinds`` names the tar of its logits."""
 
     kinds: Kinds
     manifest: Manifest
@@ -65,7 +65,7 @@ class Doubts:
     _cut: list[str] = field(default_factory=list)  # keys of samples whose last rows are missing
 
     def look_at(self, tokens: TokenSample, logits: LogitsSample) -> None:
-        """Note what is wrong with a sample."""
+        """Check a sample and record its problems."""
         problems = problems_of(tokens, logits, self.manifest)
         if not problems.keys().isdisjoint(OF_ANOTHER_TOKEN):
             self._wrong += 1
@@ -77,11 +77,11 @@ class Doubts:
             self.kinds.add(tokens.key, what, said_of_rows(what, rows))
 
     def not_read(self, tokens: TokenSample) -> None:
-        """A sample whose rows cannot be decoded: perhaps they are another's, and its own are elsewhere."""
+        """Record a sample whose rows cannot be decoded; its rows may be stored in another sample."""
         self._unread.append(tokens)
 
     def said(self) -> Iterator[str]:
-        """The problems, one line a kind; one line for all that an explanation covers."""
+        """The problems, one line per kind, and one line for all that an explanation covers."""
         kinds = dict(self.kinds.by_name)
         explanation = self._shift() or self._swap()
         if explanation:
@@ -90,12 +90,12 @@ class Doubts:
                 kinds.pop(what, None)
         elif self._cut and kinds[NOT_STORED].samples == len(self._cut):
             samples = f"{_samples(len(self._cut))} {self._cut[0]}"
-            yield f"{self.kinds.tar}: rows are truncated: the last that count are not stored (in {samples})"
+            yield f"{self.kinds.tar}: rows are truncated: the last rows that count are not stored (in {samples})"
             del kinds[NOT_STORED]
         yield from Kinds(self.kinds.tar, kinds).said()
 
     def _shift(self) -> str:
-        """How far the rows of nearly all kept samples are shifted; '' if they are not."""
+        """Message on a shift that explains nearly all kept samples; '' if none does."""
         all_rows = [rows_of_sample(*pair) for pair in self._kept]
         for shift in SHIFTS:
             moved = [_moved(rows, shift) for rows in all_rows]
@@ -108,7 +108,7 @@ class Doubts:
         return ""
 
     def _swap(self) -> str:
-        """Whose the rows of most kept samples are; '' if they are not another's."""
+        """Message on the sample that the rows of most kept samples belong to; '' if none is found."""
         owners = [tokens for tokens, _ in self._kept] + self._unread
         pairs = []
         tried = self._kept[:TRIED]
@@ -121,11 +121,11 @@ class Doubts:
                     break
         if 2 * len(pairs) <= len(tried):
             return ""
-        return f"rows are swapped between samples: those of sample {pairs[0][0]} are of sample {pairs[0][1]}"
+        return f"rows are swapped between samples: those of sample {pairs[0][0]} belong to sample {pairs[0][1]}"
 
 
 def problems_of(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> dict[str, np.ndarray]:
-    """What cannot be true of a sample, and the rows of the sequence it is wrong at."""
+    """Contradictions in a sample: rows of the sequence by kind of problem."""
     counting = np.flatnonzero(tokens.loss_mask)
     missing = counting[~np.isin(counting, logits.positions)]
     problems = {NOT_STORED: missing} if len(missing) else {}
@@ -134,7 +134,7 @@ def problems_of(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -
 
 
 def said_of_rows(what: str, rows: np.ndarray) -> str:
-    """A kind of problem, its first row and at how many there are."""
+    """A kind of problem with its first row and its number of rows."""
     return f"row {rows[0]}: {what}" + (f" ({len(rows)} rows)" if len(rows) > 1 else "")
 
 
@@ -143,18 +143,18 @@ def _samples(n: int) -> str:
 
 
 def _moved(rows: Rows, shift: int) -> Rows:
-    """The rows with the tokens that follow them ``shift`` rows later."""
+    """The rows with the next tokens of the rows ``shift`` later."""
     return rows._replace(next_ids_N=_inside(np.roll(rows.next_ids_N, -shift), abs(shift)))
 
 
 def _inside(next_ids_N: np.ndarray, edge: int) -> np.ndarray:
-    """The same but for ``edge`` rows at either end, about which nothing is said."""
+    """The same with NO_TOKEN at ``edge`` rows at either end, which are then not checked."""
     n = np.arange(len(next_ids_N))
     return np.where((n >= edge) & (n < len(next_ids_N) - edge), next_ids_N, NO_TOKEN)
 
 
 def _explains(moved: list[Rows], here: list[Rows], manifest: Manifest) -> bool:
-    """Whether rows contradict their tokens no more when they are taken for others'."""
+    """Whether rows stop contradicting their tokens when they are assigned to other ones (``moved``)."""
     before = sum(int(of_another_token(rows, manifest).sum()) for rows in here)
     after = sum(int(of_another_token(rows, manifest).sum()) for rows in moved)
     found = sum(int((rows.ids_NK == rows.next_ids_N[:, None]).any(axis=1).sum()) for rows in moved)

@@ -1,4 +1,4 @@
-"""One thing that is wrong with a cache: of which shard, in which file, in words."""
+"""A problem of a cache: its shard, its file, and a message."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,20 +8,20 @@ from teacher_cache.shards.storage import Storage
 
 
 class Problem(NamedTuple):
-    """``text`` is for people, and names the file; nothing is decided by what is in it."""
+    """``text`` is a message for people that names the file; code must not depend on its wording."""
 
-    shard: str  # name; "" of what is no shard's
-    file: str  # name in the cache; "" where it is not known
+    shard: str  # name; "" if the problem belongs to no shard
+    file: str  # name in the cache; "" if unknown
     text: str
 
     @staticmethod
     def of(error: CorruptCacheError, storage: Storage, shard: str = "", file: str = "") -> "Problem":
-        """What an error tells of the cache at ``storage``, with names relative to it."""
+        """The problem of an error about the cache at ``storage``, with file names relative to it."""
         return Problem(shard, file, str(error).removeprefix(storage.where("")))
 
 
 def problems(check: Callable[[], object], storage: Storage, shard: str = "", file: str = "") -> list[Problem]:
-    """The problem that ``check`` raises as a CorruptCacheError, if it does."""
+    """The CorruptCacheError that ``check`` raises, as a list of one problem; empty if it raises none."""
     try:
         check()
     except CorruptCacheError as error:

@@ -1,4 +1,4 @@
-"""``cache-tools verify --teacher``: some samples are scored anew, and what is stored is compared with it."""
+"""``cache-tools verify --teacher``: rescore some samples and compare stored values with the results."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.checking.agreement import GRID_TEMPERATURES, SHIFTS, Rows
 from tools.checking.verdict import Rescored, Scored, States, judge
 
-MAX_ROWS = 256  # of a sample that are compared
+MAX_ROWS = 256  # compared per sample
 
 
 def rescore(
@@ -37,18 +37,18 @@ def rescore(
     device: str = "auto",
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rescored:
-    """Score random samples of a cache with the teacher in the folder ``teacher`` and compare.
+    """Rescore random samples of a cache with the teacher in the folder ``teacher`` and compare.
 
     Args:
-        url: the cache; checked before by ``verify``.
-        teacher: a Hugging Face folder.
-        samples: how many, at most.
-        seed: of the choice.
-        dtype: that the teacher is to compute in; None: as in the manifest.
-        device: as of the transformers engine.
-        advance: called with (samples done, of how many).
+        url: the cache, already checked by ``verify``.
+        teacher: a Hugging Face model folder.
+        samples: maximum number of samples.
+        seed: seed of their choice.
+        dtype: data type that the teacher computes in; None: as in the manifest.
+        device: as in the settings of the transformers engine.
+        advance: called with (samples done, samples in all).
 
-    Raises UserError when cache or teacher cannot be read.
+    Raises UserError if cache or teacher cannot be read.
     """
     from teacher_cache.teacher import describe_teacher, older_fingerprint
 
@@ -70,7 +70,7 @@ def rescore(
 
 def _as_dtype(name: str) -> Dtype:
     if name not in get_args(Dtype):
-        raise UserError(f"dtype {name!r}: wanted one of {', '.join(get_args(Dtype))}; give one with --dtype")
+        raise UserError(f"dtype {name!r}: expected one of {', '.join(get_args(Dtype))}; set one with --dtype")
     return name  # type: ignore[return-value]
 
 
@@ -120,7 +120,7 @@ def _score(
                 found.append(Scored(Rows(stored, again.logits, temperatures), errors))
             advance(number + 1, len(chosen))
     if not found:
-        raise UserError(f"{url}: no row is stored of the {len(chosen)} samples that were drawn; try another --seed")
+        raise UserError(f"{url}: the {len(chosen)} samples drawn have no stored row; try another --seed")
     return found
 
 
@@ -139,13 +139,13 @@ def _some_states(sample: HiddenSample, rng: np.random.Generator) -> HiddenSample
 
 
 def _with_neighbours(positions_P: np.ndarray, num_tokens: int) -> np.ndarray:
-    """These rows and those before and after them, int32, rising."""
+    """These rows and their neighbours, int32, ascending."""
     rows = np.unique(np.concatenate([positions_P + shift for shift in SHIFTS]))
     return rows[(rows >= 0) & (rows < num_tokens)].astype(np.int32)
 
 
 def _relative_errors(stored: HiddenSample, again: HiddenSample, settings: Quantised) -> list[dict[int, np.ndarray]]:
-    """‖stored - the teacher's‖ / ‖the teacher's‖ of each row: by layer, then by how many rows later the latter's is."""
+    """‖stored - rescored‖ / ‖rescored‖ of each row, [P]: one dictionary per layer, by the shift of the rescored row."""
     stored_PCD, again_QCD = (floats(sample, settings).astype(np.float64) for sample in (stored, again))
     found: list[dict[int, np.ndarray]] = [{} for _ in range(stored_PCD.shape[1])]
     for shift in SHIFTS:

@@ -1,7 +1,7 @@
-"""Does a tar say of itself what the index says of it? Our readers go by the index; all others go by the tar's headers.
+"""Check that a tar's headers agree with its index. Our readers use the index, all others the headers.
 
-A tar whose members are named otherwise, are links, or stand beside others that no index lists would show such readers
-something else than ours, or write outside the folder it is unpacked to.
+Other readers would see different data, or write outside the target folder, if members had other names, were links, or
+were not all listed in the index.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from teacher_cache.codec.bundles import bundle_places
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.tar import BLOCK, member_name
 
-READ_BYTES = 1 << 24  # a multiple of BLOCK, so that no header lies in two reads
-NAME, SIZE, SUM, TYPE, LINK, MAGIC, PREFIX = (  # fields of a header; source: POSIX.1-1988, ustar interchange format
+READ_BYTES = 1 << 24  # a multiple of BLOCK, so that no header spans two reads
+NAME, SIZE, SUM, TYPE, LINK, MAGIC, PREFIX = (  # header fields of POSIX.1-1988's ustar interchange format
     slice(0, 100),
     slice(124, 136),
     slice(148, 156),
@@ -33,21 +33,21 @@ _SPACE, _ZERO = ord(" "), ord("0")
 
 
 def check_file(storage: Storage, name: str, entry: FileEntry) -> None:
-    """Raise CorruptCacheError unless a file has the size and sha256 of ``entry``; memory is bounded."""
+    """Raise CorruptCacheError unless a file has the size and sha256 of ``entry``. Memory: READ_BYTES."""
     for _ in _checked_blocks(storage, name, entry):
         pass
 
 
 class _Members(NamedTuple):
-    """The members that a tar must have, in order."""
+    """Expected members of a tar, in order."""
 
     names: list[str]
-    offsets_N: np.ndarray  # int64, of their content
+    offsets_N: np.ndarray  # int64; of their data
     sizes_N: np.ndarray  # int64
 
     @staticmethod
     def of(signal: str, keys: list[str], member: MemberIndex) -> "_Members":
-        """A bundle is named by its first sample."""
+        """From a tar's index; a bundle is named after its first sample."""
         if member.bundles is None:
             firsts, offsets, sizes = keys, member.offsets, member.sizes
         else:
@@ -62,7 +62,7 @@ class _Members(NamedTuple):
 
 
 def check_tar(storage: Storage, name: str, signal: str, keys: list[str], member: MemberIndex) -> None:
-    """Raise CorruptCacheError unless a tar is the file of the index, and holds its members and nothing else."""
+    """Raise CorruptCacheError unless a tar has the index's sha256 and holds exactly its members."""
     members = _Members.of(signal, keys, member)
     problem = _layout_problem(members, member.file.bytes)
     headers_N = members.offsets_N - BLOCK
@@ -72,13 +72,13 @@ def check_tar(storage: Storage, name: str, signal: str, keys: list[str], member:
             blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)[(headers_N[first:last] - start) // BLOCK]
             problem = _header_problem(blocks_NB, members.names[first:last], members.sizes_N[first:last])
         if problem is None and data[max(0, members.end - start) :].any():
-            problem = "something stands after its last member"
+            problem = "it has data after its last member"
     problem = problem or _bundle_problem(keys, member, partial(storage.read_range, name))
     _refuse(storage.where(name), problem)
 
 
 def check_headers(path: Path, where: str, signal: str, keys: list[str], member: MemberIndex) -> None:
-    """The same of a local file whose sha256 is known to be right: reads headers, bundles, and its end."""
+    """As ``check_tar`` for a local file whose sha256 was checked: reads only headers, bundles, and the file's end."""
     members = _Members.of(signal, keys, member)
     problem = _layout_problem(members, member.file.bytes)
     if problem is None:
@@ -86,18 +86,18 @@ def check_headers(path: Path, where: str, signal: str, keys: list[str], member: 
         blocks_NB = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
         problem = _header_problem(blocks_NB[members.offsets_N // BLOCK - 1], members.names, members.sizes_N)
         if problem is None and data[members.end :].any():
-            problem = "something stands after its last member"
+            problem = "it has data after its last member"
         problem = problem or _bundle_problem(keys, member, lambda start, size: bytes(data[start : start + size]))
     _refuse(where, problem)
 
 
 def _refuse(where: str, problem: str | None) -> None:
     if problem is not None:
-        raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would not see what the index lists")
+        raise CorruptCacheError(f"{where}: {problem}; readers of plain tars would see other data than the index lists")
 
 
 def _bundle_problem(keys: list[str], member: MemberIndex, read: Callable[[int, int], bytes]) -> str | None:
-    """The first bundle whose Arrow rows are not the records of the index; ``read(start, size)``: bytes of the tar."""
+    """First bundle whose Arrow rows differ from the index, as a message; ``read(start, size)``: bytes of the tar."""
     if member.bundles is None:
         return None
     first = 0
@@ -108,13 +108,13 @@ def _bundle_problem(keys: list[str], member: MemberIndex, read: Callable[[int, i
             return f"the bundle of sample {keys[first]}: {error}"
         rows = slice(first, first + n)
         if found != list(zip(member.offsets[rows], member.sizes[rows], strict=True)):
-            return f"the bundle of sample {keys[first]} does not hold the records of the index, in their places"
+            return f"the bundle of sample {keys[first]} does not have its records where the index lists them"
         first += n
     return None
 
 
 def _checked_blocks(storage: Storage, name: str, entry: FileEntry) -> Iterator[tuple[int, np.ndarray]]:
-    """Start and content (uint8) of a file's parts, in order; raises when it is another file than ``entry``."""
+    """Offset and content (uint8) of a file's blocks, in order; CorruptCacheError if it is not ``entry``'s."""
     where, digest = storage.where(name), hashlib.sha256()
     for start in range(0, entry.bytes, READ_BYTES):
         wanted = min(READ_BYTES, entry.bytes - start)
@@ -132,14 +132,14 @@ def _padded(size: int) -> int:
 
 
 def _layout_problem(members: _Members, file_bytes: int) -> str | None:
-    """Members follow each other from the first byte on, and two blocks end the file."""
+    """Message unless members are contiguous from the first byte on and two blocks end the file."""
     padded_N = -(-members.sizes_N // BLOCK) * BLOCK
     ends_N = np.cumsum(BLOCK + padded_N)
     wrong_N = members.offsets_N != ends_N - padded_N
     if wrong_N.any():
         return f"sample {_key(members.names[int(wrong_N.argmax())])} does not begin where the one before it ends"
     if file_bytes < int(ends_N[-1]) + 2 * BLOCK:
-        return "the two blocks are missing that end a tar"
+        return "the two blocks that end a tar are missing"
     return None
 
 
@@ -148,7 +148,7 @@ def _key(name: str) -> str:
 
 
 def _header_problem(blocks_NB: np.ndarray, names: list[str], sizes_N: np.ndarray) -> str | None:
-    """The first thing that is wrong with these members' headers, uint8 [N, 512]."""
+    """Message on the first wrong header of these members, uint8 [N, 512]."""
     if not names:
         return None
     names_NB = np.array([name.encode() for name in names], "S100").view(np.uint8).reshape(-1, 100)
@@ -169,7 +169,7 @@ def _header_problem(blocks_NB: np.ndarray, names: list[str], sizes_N: np.ndarray
 
 
 def _octal(field_NB: np.ndarray, digits: int) -> np.ndarray:
-    """Numbers of so many octal digits, int64 [N]; -1 where something else stands there."""
+    """Octal numbers of ``digits`` digits, int64 [N]; -1 where a field is not one."""
     values_ND = field_NB[:, :digits].astype(np.int64) - _ZERO
     sound_N = ((values_ND >= 0) & (values_ND < 8)).all(axis=1) & np.isin(field_NB[:, digits], (0, _SPACE))
     return np.where(sound_N, values_ND @ (8 ** np.arange(digits)[::-1]), -1)

@@ -1,8 +1,8 @@
-"""What scores of a teacher say about a cache: whether its values are this teacher's, and if not, whose they look like.
+"""Verdict on rescored samples: whether a cache's values are this teacher's, and if not, what they look like.
 
-A stored value may be off by the codec's rounding, and by what two runs of a model in its data type differ by. Medians
-over a sample's rows are held against that: single rows of a sound cache may be further off, and rows of another
-teacher, of a neighbour or of another temperature are off nearly all.
+A stored value may differ by the codec's rounding and by the noise between two runs in the teacher's data type. Medians
+over a sample's rows are compared with these limits: single rows of a correct cache may exceed them, whereas another
+teacher, a shift or another temperature affects nearly all rows.
 """
 
 import math
@@ -15,20 +15,20 @@ from schemas.manifest import Manifest
 from teacher_cache.signals.logits.consistency import logprob_errors
 from tools.checking.agreement import INVERSE_B, SHIFTS, UNIT, Rows, distances, divergence, entries, nearest_temperature
 
-# Mean |Δ log p| of two runs in a data type, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in
-# float32, 0.077 in bfloat16. Allowed is a multiple, as teachers differ.
+# Mean |Δ log p| between two runs, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in float32,
+# 0.077 in bfloat16. The limits are multiples of these, as teachers differ.
 NOISE = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.2}
-# Relative error of a hidden state: of its rounding, and of two runs.
+# Relative error of hidden states: by quantisation, and between two runs.
 ROUNDING = {"int8": 0.02, "int4": 0.25, "float8_e4m3": 0.06, "bfloat16": 0.006, "float16": 0.001}
 HIDDEN_NOISE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.1}
 TEMPERATURE_NOISE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}  # |log T| that a fit may be off by
-BETTER = 0.4  # times the distance as stored: so near must an explanation come, …
-NEAR = 0.25  # … and within so many nats of what is allowed, as temperatures are tried in steps
+BETTER = 0.4  # an explanation must reduce the distance to this fraction, …
+NEAR = 0.25  # … and to within so many nats of the limit (temperatures are tried in steps)
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """What was compared, and what came out."""
+    """Result of the comparison."""
 
     samples: int
     rows: int
@@ -36,12 +36,12 @@ class Rescored:
     same_fingerprint: bool
     problems: list[str]
     verdict: str
-    figures: dict[str, dict[str, float]]  # of what is stored, by what: nats, or shares, or relative errors
-    distances: dict[str, float]  # median distance of the rows as they are stored, and as they would be explained
+    figures: dict[str, dict[str, float]]  # statistics by stored quantity: nats, fractions, or relative errors
+    distances: dict[str, float]  # median distance of the rows, nats: as stored, and under each explanation
 
 
 class States(NamedTuple):
-    """Hidden states of one layer: the signal that stores them, and what they are in words."""
+    """Hidden states of one layer: the signal that stores them, and their name in messages."""
 
     signal: str
     label: str
@@ -49,14 +49,14 @@ class States(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """One sample, stored and scored anew."""
+    """One sample, stored and rescored."""
 
     rows: Rows
-    states: dict[States, dict[int, np.ndarray]]  # relative errors of rows, by how many rows later the teacher's are
+    states: dict[States, dict[int, np.ndarray]]  # relative errors of rows, by the shift of the rescored rows
 
 
 def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> Rescored:
-    """Figures of all samples, and whether they are those of this teacher."""
+    """Statistics of all samples, and the verdict. ``same``: the fingerprints agree."""
     dtypes = [name for name in (dtype, manifest.teacher.dtype) if name in NOISE]
     noisiest = max(dtypes, key=lambda name: NOISE[name])
     rounding = max(logprob_errors(item.rows.stored.logprobs, manifest.codec).max(initial=0.0) for item in scored)
@@ -69,7 +69,7 @@ def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> R
     if verdict:
         share = f"{len(bad)} of {len(scored)} samples" if bad else f"all {len(scored)} samples"
         as_stored = alternatives["as stored"]
-        problems.append(f"{share}: log-probabilities are {as_stored:.3g} nat off in a median row: {verdict}")
+        problems.append(f"{share}: log-probabilities are off by {as_stored:.3g} nat in the median row: {verdict}")
     else:
         problems += _scalar_problems(scored, manifest, NOISE[noisiest])
     problems += _states_problems(scored, manifest, HIDDEN_NOISE[noisiest])
@@ -86,14 +86,14 @@ def judge(scored: list[Scored], manifest: Manifest, dtype: str, same: bool) -> R
 
 
 def _allowed(noise: float, n_rows: int) -> float:
-    """Noise of a median of so many rows: a few may be off further together."""
+    """Limit on the median of ``n_rows`` rows: higher for few rows, whose median varies more."""
     return noise * (1 + 3 / math.sqrt(n_rows))
 
 
 def _explain(
     by_shift: dict[int, list[np.ndarray]], numbers: list[int], is_bad: bool, dtype: str, rounding: float
 ) -> tuple[str, dict[str, float]]:
-    """What these samples' rows look like ('' if like the teacher's), and the median distances of the explanations."""
+    """Explanation of these samples' rows ('' if they are the teacher's), and the median distance under each one."""
     curves = {}
     for shift, found in by_shift.items():
         rows_NB = np.concatenate([found[number] for number in numbers])
@@ -146,7 +146,7 @@ def _scalar_problems(scored: list[Scored], manifest: Manifest, noise: float) -> 
         off = float(np.median(np.concatenate([differences[number] for number in wrong])))
         share = f"{len(wrong)} of {len(scored)} samples"
         if not isinstance(name, float):
-            problems.append(f"{share}: the realised token's log-probability is {off:.3g} nat off in a median row")
+            problems.append(f"{share}: the realised token's log-probability is off by {off:.3g} nat in the median row")
             continue
         column = manifest.capture.logits.temperatures.index(name)
         like = np.concatenate(
@@ -156,14 +156,14 @@ def _scalar_problems(scored: list[Scored], manifest: Manifest, noise: float) -> 
             ]
         )
         problems.append(
-            f"{share}: the log-partition of temperature {name:g} is {off:.3g} nat off in a median row: it is that of "
-            f"about {np.median(like):.2g}"
+            f"{share}: the log-partition of temperature {name:g} is off by {off:.3g} nat in the median row: it is that "
+            f"of about {np.median(like):.2g}"
         )
     return problems
 
 
 def _scalar_differences(scored: list[Scored], manifest: Manifest) -> dict[str | float, list[np.ndarray]]:
-    """|Δ| in nats of each sample's rows: of ``next``, and of the log-partition of each temperature but 1."""
+    """|Δ| of each sample's rows, nats: of the realised token's log-probability, and of log-partitions at T ≠ 1."""
     found: dict[str | float, list[np.ndarray]] = {"next": []}
     for item in scored:
         here_P, there_P = item.rows.aligned(0)
@@ -196,8 +196,8 @@ def _states_problems(scored: list[Scored], manifest: Manifest, noise: float) -> 
         best = min(medians, key=lambda shift: medians[shift])
         like = f": {_named(best, 1.0, False)}" if best and medians[best] < BETTER * medians[0] else ""
         problems.append(
-            f"{len(wrong)} of {len(scored)} samples: the {states.label} is {medians[0]:.1%} off in a median row, at "
-            f"most {limit:.1%} is noise{like}"
+            f"{len(wrong)} of {len(scored)} samples: the {states.label} is off by {medians[0]:.1%} in the median row, "
+            f"noise is at most {limit:.1%}{like}"
         )
     return problems
 
@@ -214,7 +214,7 @@ def _figures(scored: list[Scored], manifest: Manifest) -> dict[str, dict[str, fl
     )
     figures: dict[str, dict[str, float]] = {
         "log-probabilities, |Δ| in nat": _quantiles(differences),
-        "KL(scored anew ‖ stored), nat": _quantiles(np.concatenate([divergence(item.rows) for item in scored])),
+        "KL(rescored ‖ stored), nat": _quantiles(np.concatenate([divergence(item.rows) for item in scored])),
         "shares": {
             "stored entries found again": len(differences) / max(1, n_entries),
             "same best token": float(best.mean()),

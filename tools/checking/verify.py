@@ -1,8 +1,8 @@
-"""``cache-tools verify``: every problem of a cache, not only the first.
+"""``cache-tools verify``: list all problems of a cache, not only the first.
 
-Quick: manifest, commit marks, indexes, tables and the sizes of all files. Full: also the sha256 of every file, the
-checksum of every sample, whether tars hold what the indexes say and nothing else, and whether every row can be a
-distribution. Memory is bounded by one sample and one block of a file.
+Quick: manifest, commit marks, indexes, tables and file sizes. Full: also the sha256 of every file, the checksum of
+every sample, whether tars hold exactly what the indexes list, and whether every row is a valid distribution. Memory is
+bounded by one sample and one block of a file.
 """
 
 import itertools
@@ -39,12 +39,12 @@ from tools.checking.tars import check_file, check_tar
 if TYPE_CHECKING:
     from teacher_cache.output_head import OutputHead
 
-REBUILT = 2  # samples of a shard whose signals are held against their logits by the output head
+REBUILT = 2  # samples per shard whose logits are rebuilt with the output head and compared
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked and what was found."""
+    """Extent of the check, and the problems found."""
 
     shards: int
     samples: int
@@ -60,8 +60,8 @@ def verify(
 ) -> Report:
     """Check a cache; ``advance(samples done, samples in all)`` is called after each sample.
 
-    ``checks``: what else must hold of cache and manifest, such as ``trust_check``; a CorruptCacheError is a problem.
-    Raises UserError when there is no cache at ``url`` or its manifest is not valid.
+    ``checks``: further checks of cache and manifest, such as ``trust_check``; a CorruptCacheError is a problem. Raises
+    UserError if there is no cache at ``url`` or its manifest is invalid.
     """
     storage = Storage(url)
     manifest = up_to_date_manifest(storage)
@@ -73,7 +73,7 @@ def verify(
     if not quick:
         contents = list(_contents(storage, manifest))
         found += contents
-        if tables.isdisjoint(problem.file for problem in structure + contents):  # without one nothing is decoded
+        if tables.isdisjoint(problem.file for problem in structure + contents):  # decoding needs all code tables
             unsound = {problem.shard for problem in structure}
             sound = [entry for entry in manifest.shards if entry.name not in unsound]
             found += _samples(url, manifest.model_copy(update={"shards": sound, "shard_table": None}), advance)
@@ -82,11 +82,11 @@ def verify(
 
 
 def _structure(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
-    """Marks, indexes and sizes of each shard, planned sequences, the code tables, and tars that belong to no shard."""
+    """Check marks, indexes, sizes, planned sequences and code tables; find tars that belong to no shard."""
     sizes = file_sizes(storage)
     for shard, name, file in _planned(manifest):
         if name not in sizes:
-            text = f"{name}: the file is missing, and so the sequences that are still to be scored"
+            text = f"{name}: the file is missing, with sequences that are still to be scored"
             yield Problem(shard, name, text)
         elif sizes[name] != file.bytes:
             yield Problem(shard, name, f"{name}: {sizes[name]} bytes, the plan says {file.bytes}")
@@ -101,16 +101,16 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
     if needs_head(manifest.capture):
         yield from problems(partial(read_head, storage, manifest), storage, file=HEAD)
     if manifest.totals != totals_of(manifest.shards):
-        yield Problem("", MANIFEST, f"{MANIFEST}: the totals are not the sums over its shards")
+        yield Problem("", MANIFEST, f"{MANIFEST}: its totals are not the sums over its shards")
     if manifest.complete:
         tars = {tar_name(entry.name, signal) for entry in manifest.shards for signal in entry.files}
         for name in sizes:
             if re.fullmatch(r"[^/]*\.tar", name) and name not in tars:
-                yield Problem("", name, f"{name}: the manifest does not list it, and readers of plain tars may take it")
+                yield Problem("", name, f"{name}: not in the manifest, and readers of plain tars may read it")
 
 
 def _planned(manifest: Manifest) -> Iterator[tuple[str, str, FileEntry]]:
-    """The sequences of units that are not committed: the unit's name, and its file."""
+    """Planned units that are not committed: unit, name and entry of the file with its sequences."""
     committed = {entry.name for entry in manifest.shards}
     for unit in manifest.units:
         if unit.name not in committed:
@@ -118,12 +118,12 @@ def _planned(manifest: Manifest) -> Iterator[tuple[str, str, FileEntry]]:
 
 
 def _contents(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
-    """The sha256 and headers of every tar, the sha256 of every table. (Those of the marks are checked when read.)"""
+    """Check sha256 and headers of every tar, and the sha256 of every table (marks are checked when read)."""
     for entry in manifest.shards:
         try:
             index = read_index(storage, manifest, entry)
         except CorruptCacheError:
-            index = None  # reported before; the files are looked at nevertheless
+            index = None  # already reported; the files are checked nevertheless
         for signal, file in entry.files.items():
             name = tar_name(entry.name, signal)
             if index is None:
@@ -137,12 +137,12 @@ def _contents(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) -> Iterator[Problem]:
-    """Every sample of the shards that ``manifest`` lists: checksums, decoding, and the sense of its values."""
+    """Check every sample of the shards in ``manifest``: checksum, decoding, and validity of its values."""
     reader = CacheReader(url, ("tokens", *manifest.capture.signals), manifest)
     storage, positions = Storage(url), itertools.count()
     head = None
     if needs_head(manifest.capture):
-        with suppress(CorruptCacheError):  # which is a problem already
+        with suppress(CorruptCacheError):  # already reported
             head = reader.read_head()
     for entry in manifest.shards:
         kinds = {signal: Kinds(tar_name(entry.name, signal)) for signal in manifest.capture.signals}
@@ -159,9 +159,9 @@ def _samples(url: str, manifest: Manifest, advance: Callable[[int, int], None]) 
 def _sample(
     reader: CacheReader, position: int, head: "OutputHead | None", doubts: Doubts, kinds: dict[str, Kinds]
 ) -> Iterator[tuple[str, CorruptCacheError]]:
-    """What is wrong with a sample by itself, by signal; what contradicts its tokens or its logits goes to the others.
+    """Yield a sample's errors by signal; contradictions with its tokens or logits go to ``doubts`` and ``kinds``.
 
-    ``head``: hold the signals that go with it against the logits.
+    ``head``: if given, logits are rebuilt with it and compared.
     """
     tokens = logits = None
     try:
@@ -190,7 +190,7 @@ def _check_side(
     head: "OutputHead | None",
     contradictions: Kinds,
 ) -> None:
-    """Raise CorruptCacheError when a sample's record of a side signal cannot be decoded, or cannot be true."""
+    """Raise CorruptCacheError if a sample's record of a side signal cannot be decoded or has invalid values."""
     kind, manifest = SIDE_SIGNALS[signal], reader.manifest
     settings, sample = manifest.capture.side_settings[signal], reader.read(position, signal)
     if logits is not None:
@@ -204,6 +204,6 @@ def _check_side(
 
 
 def check_sample(tokens: TokenSample, logits: LogitsSample, manifest: Manifest) -> Iterator[str]:
-    """What cannot be true of a teacher's distributions, one line a kind of problem, naming the first row."""
+    """Problems of a sample's distributions: one line per kind, naming the first row."""
     for what, rows in problems_of(tokens, logits, manifest).items():
         yield said_of_rows(what, rows)

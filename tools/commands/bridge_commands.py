@@ -1,4 +1,4 @@
-"""Commands that carry teachers' signals to other systems and back."""
+"""Commands that export to and import from other systems' formats."""
 
 from typing import cast, get_args
 
@@ -27,18 +27,16 @@ from teacher_cache.program import Command
     help="parquet: plain columns, for Hugging Face datasets; distillkit: DistillKit's captured teachers; axolotl: "
     "Axolotl's prepared sequences.",
 )
-@click.option("--temperature", type=float, help="axolotl: its kd_temperature, which targets are softened to. [1]")
-@click.option(
-    "--tokens-per-file", type=click.IntRange(1, MOST), default=1_000_000, help="A Parquet file ends after so many."
-)
+@click.option("--temperature", type=float, help="axolotl: its kd_temperature, at which targets are softened. [1]")
+@click.option("--tokens-per-file", type=click.IntRange(1, MOST), default=1_000_000, help="Tokens per Parquet file.")
 @json_option
 def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
     """Write a cache's tokens and logits to the new folder OUT in another system's layout.
 
-    DistillKit's trainer wants the data set saved to disk, and packed: the README.md says how.
+    DistillKit's trainer needs the data set saved to disk and packed; the folder's README.md says how.
 
-    Log-probabilities are as they are in the cache (for axolotl: softened, and normalised over the stored tokens). Other
-    signals are left out. The folder's README.md says how it is read.
+    Log-probabilities are those of the cache (for axolotl: softened, and normalised over the stored tokens). Other
+    signals are left out. The folder's README.md says how to read the files.
     """
     from tools.bridges.export import export as write
 
@@ -62,15 +60,15 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     "layout",
     type=click.Choice(["parquet", "distillkit"]),
     required=True,
-    help="parquet: what `cache-tools export --to parquet` wrote; distillkit: what DistillKit captured.",
+    help="parquet: files of `cache-tools export --to parquet`; distillkit: files captured by DistillKit.",
 )
-@click.option("--teacher", metavar="PATH", help="distillkit: folder of the teacher; its configuration is enough.")
-@click.option("--teacher-name", metavar="NAME", help="distillkit: its name.  [the folder's]")
+@click.option("--teacher", metavar="PATH", help="distillkit: folder of the teacher; its configuration suffices.")
+@click.option("--teacher-name", metavar="NAME", help="distillkit: name of the teacher.  [the folder's]")
 @click.option(
     "--teacher-dtype",
     type=click.Choice(get_args(Dtype)),
     default="bfloat16",
-    help="distillkit: what the teacher was run in.",
+    help="distillkit: data type that the teacher was run in.",
 )
 @click.option("--tokenizer", metavar="PATH", help="distillkit: folder of the tokenizer.  [the teacher's]")
 @click.option(
@@ -78,8 +76,8 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     metavar="FILE",
     help="distillkit: YAML with the compression settings.  [PATH/compression_config.yaml]",
 )
-@click.option("--layer", default="base", help="distillkit: layer of the data mix that the sequences are of.")
-@click.option("--tokens-per-shard", type=click.IntRange(1, MOST), default=262_144, help="A shard ends after so many.")
+@click.option("--layer", default="base", help="distillkit: layer of the data mix of the sequences.")
+@click.option("--tokens-per-shard", type=click.IntRange(1, MOST), default=262_144, help="Tokens per shard.")
 @json_option
 def import_cache(
     path: str,
@@ -94,11 +92,11 @@ def import_cache(
     tokens_per_shard: int,
     as_json: bool,
 ) -> None:
-    """Make a new cache at URL of another system's files in the folder (or of the one file) PATH.
+    """Make a new cache at URL from another system's files in the folder (or from the one file) PATH.
 
-    Every value is checked; the first that cannot be right ends the import with its file and row, and nothing is left at
-    URL. DistillKit's layout lacks log-partitions, so its caches have temperature 1 alone; and the realised token's
-    log-probability where that is not among the stored ones: it is estimated, and the manifest's notes say of how many.
+    Every value is checked; the first invalid one ends the import, naming its file and row, and nothing is left at URL.
+    DistillKit's layout has no log-partitions, so its caches have temperature 1 only, and lacks the realised token's
+    log-probability where that is not among the stored ones: it is estimated, and the manifest's notes count these.
     """
     from tools.bridges.imports import DistillKitOptions, import_files
 

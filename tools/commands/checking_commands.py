@@ -1,4 +1,4 @@
-"""Commands that prove what a cache is."""
+"""The command that verifies a cache."""
 
 import json
 import sys
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="Only the manifest, marks, indexes, tables and file sizes.")
 @trust_options
-@click.option("--teacher", metavar="PATH", help="Also score some samples anew with this teacher, and compare.")
-@click.option("--samples", type=click.IntRange(1, MOST), default=20, help="Samples to score anew.")
+@click.option("--teacher", metavar="PATH", help="Also rescore some samples with this teacher, and compare.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=20, help="Samples to rescore.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of their choice.")
 @click.option("--dtype", help="Data type the teacher computes in; default: the manifest's.")
 @click.option("--device", default="auto", help="Device the teacher runs on: auto, cpu, cuda, cuda:1, …")
@@ -46,13 +46,12 @@ def verify(
 ) -> None:
     """Check a cache and list every problem.
 
-    With --teacher, random samples are scored anew once there is no other problem. What is stored may be off by its
-    rounding and by the noise of the data type. It is said what a cache that is further off looks like: another
-    teacher's, shifted by a row, or of another temperature.
+    With --teacher, random samples are rescored if there is no other problem. Stored values may differ by their rounding
+    and by the noise of the data type. Larger differences are explained: another teacher, rows shifted by one, or
+    another temperature.
 
-    Exit status: 0 no problem, 1 problems found (a required signature that is missing or wrong, and scores that are not
-    the teacher's, are among them), 2 no cache there, its manifest is not valid, a key is not known, or the teacher
-    cannot be loaded.
+    Exit status: 0 no problem, 1 problems found (including a required signature that is missing or wrong, and scores
+    that are not the teacher's), 2 no cache there, invalid manifest, unknown key, or a teacher that cannot be loaded.
     """
     from tools.checking.verify import verify as check
 
@@ -67,7 +66,7 @@ def verify(
     if teacher is not None and not report.problems:
         from tools.checking.rescore import rescore
 
-        with progress("loading the teacher, scoring anew") as advance:
+        with progress("loading the teacher, rescoring") as advance:
             rescored = rescore(url, teacher, samples, seed, dtype, device, advance)
     if as_json:
         again = {} if rescored is None else {"rescored": vars(rescored)}
@@ -77,7 +76,7 @@ def verify(
         if rescored is not None:
             _print_rescored(rescored)
         elif teacher is not None:
-            click.echo("not scored anew: mend the problems first")
+            click.echo("not rescored: fix the problems first")
     sys.exit(1 if report.problems or (rescored is not None and rescored.problems) else 0)
 
 
@@ -91,7 +90,7 @@ def _print_report(report: "Report", quick: bool) -> None:
 
 def _print_rescored(found: "Rescored") -> None:
     columns = ("mean", "median", "p90", "p99", "max")
-    table = new_table("scored anew", *columns)
+    table = new_table("rescored", *columns)
     for name, values in found.figures.items():
         if "mean" in values:
             table.add_row(name, *(f"{values[column]:.4g}" for column in columns))
@@ -101,9 +100,9 @@ def _print_rescored(found: "Rescored") -> None:
     if found.figures:
         print_table(table)
     if not found.same_fingerprint:
-        click.echo("the teacher's fingerprint is not the manifest's: other weights, other settings, or other files")
+        click.echo("the teacher's fingerprint differs from the manifest's: other weights, settings or files")
     for problem in found.problems:
         click.echo(problem)
     nearness = ", ".join(f"{name} {value:.3g}" for name, value in found.distances.items())
     click.echo(f"median distance in nat: {nearness}" if nearness else "nothing was compared")
-    click.echo(f"{found.samples} samples, {found.rows} rows scored anew in {found.dtype}: {found.verdict}")
+    click.echo(f"{found.samples} samples, {found.rows} rows rescored in {found.dtype}: {found.verdict}")

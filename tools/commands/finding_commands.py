@@ -1,4 +1,4 @@
-"""Commands that find caches, and describe one for those who look for it."""
+"""Commands that list, search and describe caches."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from teacher_cache.command import MOST, json_option, new_table, print_table, pro
 from teacher_cache.program import Command
 
 depth_option = click.option(
-    "--depth", type=click.IntRange(1, 8), default=3, help="How many folders below URL a cache may be."
+    "--depth", type=click.IntRange(1, 8), default=3, help="Levels of folders below URL to search."
 )
 
 
@@ -31,7 +31,7 @@ depth_option = click.option(
 def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     """List the caches below URL, and write the list there: catalog.json, and catalog.html for people.
 
-    Only manifests and signatures are read. What cannot be read is listed too, with the reason. Links to folders are not
+    Only manifests and signatures are read. Unreadable caches are listed with the reason. Links to folders are not
     followed.
     """
     from tools.finding.catalog import scan, update
@@ -46,7 +46,7 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     for problem in found.problems:
         click.echo(f"{problem.path}: {problem.reason}")
     if found.left_out:
-        click.echo(f"folders left out, because of unusual characters in their names: {found.left_out}")
+        click.echo(f"folders skipped for unusual characters in their names: {found.left_out}")
     click.echo(f"{len(found.caches)} caches, {len(found.problems)} that cannot be read")
     for where in written:
         click.echo(f"wrote {where}")
@@ -60,8 +60,8 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     ),
 )
 @click.argument("url")
-@click.option("--teacher", help="Part of its name, or the first digits of its fingerprint.")
-@click.option("--tokenizer", help="First digits of its fingerprint, or a folder with the tokenizer of your student.")
+@click.option("--teacher", help="Part of the teacher's name, or first digits of its fingerprint.")
+@click.option("--tokenizer", help="First digits of the tokenizer's fingerprint, or a folder with your student's.")
 @click.option("--licence", help="Part of the licence.")
 @click.option("--owner", help="Part of the owner.")
 @click.option(
@@ -69,11 +69,11 @@ def catalog(url: str, depth: int, dry_run: bool, as_json: bool) -> None:
     "signals",
     multiple=True,
     type=click.Choice(captured_signals()),
-    help="Must be stored. Repeatable.",
+    help="Signal that must be stored. Repeatable.",
 )
-@click.option("--min-tokens", type=click.IntRange(0, MOST), default=0, help="Fewest tokens.")
+@click.option("--min-tokens", type=click.IntRange(0, MOST), default=0, help="Minimum number of tokens.")
 @click.option("--signed-by", metavar="KEY", help="Public key, 64 hex digits, that must have signed.")
-@click.option("--scan", "rescan", is_flag=True, help="Look at the caches, even if there is a catalogue.")
+@click.option("--scan", "rescan", is_flag=True, help="Read the caches' manifests even if there is a catalogue.")
 @depth_option
 @json_option
 def search(
@@ -89,10 +89,10 @@ def search(
     depth: int,
     as_json: bool,
 ) -> None:
-    """Find caches below URL, in its catalogue; where there is none, by looking at each cache.
+    """Find caches below URL in its catalogue, or, without one, by reading each cache's manifest.
 
-    What a catalogue says, also about who signed, is the word of whoever wrote it. Pull with the digest that is shown:
-    files, and signatures if you ask for them, are checked then.
+    A catalogue is only as trustworthy as its author, also about signatures. Pull with the digest that is shown: files,
+    and signatures on request, are then verified.
     """
     from tools.finding.catalog import read, scan
     from tools.finding.search import Wanted, summary, tokenizer_fingerprint
@@ -145,13 +145,11 @@ def search(
     ),
 )
 @click.argument("url")
-@click.option("--write", "put", is_flag=True, help="Write it into the cache, as CACHE_CARD.md.")
-@click.option(
-    "--samples", type=click.IntRange(0, MOST), default=32, help="Samples that figures of quality are taken of."
-)
+@click.option("--write", "put", is_flag=True, help="Write the card into the cache, as CACHE_CARD.md.")
+@click.option("--samples", type=click.IntRange(0, MOST), default=32, help="Samples to compute statistics from.")
 @json_option
 def card(url: str, put: bool, samples: int, as_json: bool) -> None:
-    """Describe a cache in Markdown, with a header as model cards have it."""
+    """Describe a cache in Markdown, with a header like that of model cards."""
     from tools.finding.card import describe, write_card
 
     with progress("reading samples") as advance:

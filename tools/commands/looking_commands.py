@@ -1,4 +1,4 @@
-"""Commands that look into a cache."""
+"""Commands that show the content of caches."""
 
 import json
 from collections.abc import Callable
@@ -28,11 +28,11 @@ AT_LEAST = "≥ "  # before a lower bound
     "--rows",
     type=click.IntRange(1, MOST),
     default=40,
-    help="Rows of the sample to show, from the first that counts on.",
+    help="Rows of the sample to show, starting with the first that counts.",
 )
 @json_option
 def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
-    """Say what a cache holds: teacher, corpus, settings, sizes."""
+    """Show the content of a cache: teacher, corpus, settings, sizes."""
     from tools.looking.inspect import describe, sample_rows
 
     if sample is None:
@@ -49,7 +49,7 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
         "drawn_ids": "distinct draws",
     }
     others = [name for name in names if name in found[0]]
-    titles = ("row", "token", "counts", "the teacher's best next ids", "probability of what came next")
+    titles = ("row", "token", "counts", "the teacher's top ids", "probability of the next token")
     table = new_table(*titles, *(names[name] for name in others))
     for row in found:
         guesses = zip(row["best_ids"] or [], row["best_probabilities"] or [], strict=True)
@@ -70,11 +70,11 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
     ),
 )
 @click.argument("url")
-@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, spread over the cache.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, evenly spaced.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
 def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
-    """Say how sure the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by layer and by source."""
+    """Show how certain the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by mix layer and source."""
     from tools.looking.stats import stats as measure
 
     with progress("reading") as advance:
@@ -119,11 +119,11 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
 )
 @click.argument("a")
 @click.argument("b")
-@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, of those in both.")
+@click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, out of those in both.")
 @click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 @json_option
 def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
-    """Compare two teachers on the same text: whose entropy is lower, how far are they apart."""
+    """Compare two teachers on the same text: entropy, agreement, divergence."""
     from tools.looking.compare import compare as measure
 
     with progress("reading") as advance:
@@ -145,7 +145,7 @@ def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
 
 
 def _comparison(at_least: str) -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
-    """The rows of the table: what, of whom, and the cell of a group; ``at_least`` stands before a bound."""
+    """Rows of the table: title, teacher, and the cell of a group; ``at_least`` precedes lower bounds."""
     rows: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
         ("samples", "", lambda found: f"{found['samples']:,}"),
         ("rows", "", lambda found: f"{found['rows']:,}"),
@@ -190,7 +190,7 @@ def _with_error(difference: dict[str, Any]) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
-    """What a signal holds at a row, short enough for a table."""
+    """A signal's values at one row, abbreviated for a table."""
     if name == "attention":
         return ", ".join(f"{head['head']} → {head['key']} {head['weight']:.2f}" for head in value)
     if name == "drawn_ids":
@@ -207,14 +207,14 @@ def _cell(name: str, value: Any) -> str:
 )
 @click.argument("url")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--samples", type=click.IntRange(0, MOST), default=12, help="Samples to show, spread over the layers.")
+@click.option("--samples", type=click.IntRange(0, MOST), default=12, help="Samples to show, from all mix layers.")
 @click.option("--sample", "keys", metavar="KEY", multiple=True, help="Show this sample first. Repeatable.")
 @click.option(
-    "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to spell tokens that the texts do not show."
+    "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to decode tokens that the texts do not contain."
 )
 @json_option
 def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
-    """Write one HTML file that shows a cache: facts, figures, and samples token by token."""
+    """Write an HTML report on a cache: facts, statistics, and samples token by token."""
     from tools.report.page import report as write
 
     with progress("reading") as advance:
@@ -227,5 +227,5 @@ def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: 
 
 
 def _short(name: str) -> str:
-    """A name from a cache, for a table or a line."""
+    """A name from a cache, shortened for a table or a line."""
     return one_line(name, 80)

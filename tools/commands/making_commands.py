@@ -1,4 +1,4 @@
-"""Commands that make new caches of old ones, and clean up after others that did not finish."""
+"""Commands that make new caches from existing ones, and remove leftovers."""
 
 import json
 
@@ -21,14 +21,14 @@ from teacher_cache.program import Command
     "--duplicates",
     type=click.Choice(["drop", "refuse", "keep"]),
     default="drop",
-    help="What becomes of samples that an earlier shard has too; `drop` keeps the first one of each.",
+    help="Treatment of samples that an earlier shard also has; `drop` keeps the first.",
 )
 @json_option
 def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool) -> None:
-    """Make one cache of several with the same teacher, tokenizer, capture and codec settings.
+    """Merge caches with the same teacher, tokenizer, capture and codec settings into one.
 
-    Payloads are not rewritten: files are hard links where a disk allows it, or copied within an object store. DST must
-    be empty, or hold the leavings of an interrupted merge.
+    Payloads are not rewritten: files become hard links where the disk allows it, or are copied within an object store.
+    DST must be empty, or hold the leftovers of an interrupted merge.
     """
     from tools.making.merge import merge as merge_caches
 
@@ -47,18 +47,18 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--tokens-per-shard", type=click.IntRange(1, MOST), help="A shard ends when it holds so many tokens.")
-@click.option("--k", type=click.IntRange(1, MOST), help="Keep this many entries of each row, or fewer than are stored.")
+@click.option("--k", type=click.IntRange(1, MOST), help="Keep at most this many entries per row.")
 @click.option(
     "--logprobs",
     type=click.Choice(["steps", "bfloat16", "float16", "float32"]),
-    help="Store log-probabilities like this: less exactly than they are stored.",
+    help="Store log-probabilities in this form, which must be coarser than the present one.",
 )
 @click.option(
-    "--steps-per-nat", type=click.IntRange(1, 1024), help="Steps of log-probabilities, fewer than are stored."
+    "--steps-per-nat", type=click.IntRange(1, 1024), help="Steps of log-probabilities, fewer than at present."
 )
 @click.option("--zstd-level", type=click.IntRange(1, 19), help="Compress logits and draws at this level.")
 @click.option(
-    "--recode", is_flag=True, help="Code token ids anew with one code table, so that no shard ends at another."
+    "--recode", is_flag=True, help="Recode token ids with one code table, so that shards need not end where it changes."
 )
 @json_option
 def repack(
@@ -72,9 +72,9 @@ def repack(
     recode: bool,
     as_json: bool,
 ) -> None:
-    """Make a cache of the same samples with larger or smaller shards, fewer entries a row, or coarser values.
+    """Make a cache of the same samples with other shard sizes, fewer entries per row, or coarser values.
 
-    Without another codec or K, payloads are copied as they are, and shards end where the code table changes.
+    If neither codec nor K changes, payloads are copied unchanged, and shards end where the code table changes.
     """
     from tools.making.repack import Changes
     from tools.making.repack import repack as repack_cache
@@ -96,7 +96,7 @@ def repack(
 @click.option("--dry-run", is_flag=True, help="Only list the files.")
 @json_option
 def prune(url: str, dry_run: bool, as_json: bool) -> None:
-    """Remove files of killed runs and transfers: a cache's by name, but not accounted for by its manifest.
+    """Remove leftovers of killed runs and transfers: files named like a cache's that its manifest does not list.
 
     Other files are never touched. An incomplete cache is refused, since a run may be writing to it.
     """

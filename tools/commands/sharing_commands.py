@@ -1,4 +1,4 @@
-"""Commands that move caches, and parts of them."""
+"""Commands that transfer caches, and parts of them."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from teacher_cache.program import Command
 from tools.commands.selection_options import parse_parts, parse_selection, selection_options
 from tools.commands.trust_commands import trust_options
 
-parallel_option = click.option("--parallel", type=click.IntRange(1, 256), default=8, help="Files at a time.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+parallel_option = click.option("--parallel", type=click.IntRange(1, 256), default=8, help="Concurrent transfers.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be sent.")
 
 
 @click.command(
@@ -29,9 +29,9 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what wou
 @dry_run_option
 @json_option
 def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) -> None:
-    """Copy a complete cache to another place, its manifest last, with its signatures.
+    """Copy a complete cache to another place, with its signatures, its manifest last.
 
-    Every file is checked on its way. Run again after an interruption: what has arrived is not sent again.
+    Every file is checked in transit. After an interruption run it again: files that have arrived are not sent again.
     """
     from tools.sharing.push import copy_cache
 
@@ -50,7 +50,7 @@ def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) 
 @click.argument("url")
 @click.argument("folder")
 @selection_options
-@click.option("--digest", metavar="SHA256", help="The manifest must have this sha256.")
+@click.option("--digest", metavar="SHA256", help="Required sha256 of the manifest.")
 @trust_options
 @parallel_option
 @dry_run_option
@@ -69,10 +69,10 @@ def pull(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Fetch a complete cache, or a part of it, which is a cache too.
+    """Fetch a complete cache, or a part of it, which is itself a cache.
 
-    Every file is checked on its way. Run again after an interruption: what has arrived is not fetched again. Of a part
-    only what is chosen is fetched; of a shard of which some samples are, only these.
+    Every file is checked in transit. After an interruption run it again: files that have arrived are not fetched again.
+    For a part, only the selected samples and signals are fetched.
     """
     from schemas.derivation import Selection
     from teacher_cache.shards.storage import Storage
@@ -88,7 +88,7 @@ def pull(
         if selection != everything:
             source, manifest = open_source(url, digest, check, whole=True)
             selection = canonical(selection, manifest, url)
-        if selection == everything:  # also all signals by name: as it is, with its signatures
+        if selection == everything:  # also if all signals are named: a plain copy with signatures
             report = copy_cache(url, folder, parallel, dry_run, digest, check, advance)
         else:
             part = choose(source, manifest, selection, parallel, bound=bool(digest or required))
@@ -120,7 +120,7 @@ def subset(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make a cache of a part of another one; of an unfinished one, of what is committed."""
+    """Make a cache from a part of another one; of an unfinished one, from its committed shards."""
     from schemas.derivation import Selection
     from tools.sharing.subset import choose, open_source, write_subset
 
@@ -148,15 +148,15 @@ def subset(
 def split(
     source: str, out: str, by: str | None, parts: str | None, parallel: int, dry_run: bool, as_json: bool
 ) -> None:
-    """Make several caches of one: OUT/NAME for each part.
+    """Split a cache into several: OUT/NAME for each part.
 
-    Which part a sample is in follows from its key, so it is the same whatever else is in the cache.
+    A sample's part depends on its key alone, not on the other samples of the cache.
     """
     from tools.sharing.subset import by_layer, by_share, open_source
     from tools.sharing.subset import split as write_parts
 
     if (by is None) == (parts is None):
-        raise UserError("split: give --by layer, or --parts train=90%,validation=10%, and not both")
+        raise UserError("split: give either --by layer or --parts, for example --parts train=90%,validation=10%")
     shares = None if parts is None else by_share(parse_parts(parts))
     with progress("writing") as advance:
         storage, manifest = open_source(source)
@@ -170,7 +170,7 @@ def split(
 
 
 def show_report(report: Any, as_json: bool) -> None:
-    """Print what a transfer did."""
+    """Print the report of a transfer."""
     found = report.as_dict()
     if as_json:
         click.echo(json.dumps(found, indent=1))

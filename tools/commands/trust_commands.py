@@ -1,4 +1,4 @@
-"""Commands about who vouches for a cache."""
+"""Commands for keys, signatures and trust."""
 
 import json
 import os
@@ -18,19 +18,19 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 trusted_keys_option = click.option(
     "--trusted-keys",
     type=_FILE,
-    help="File with trusted keys, lines of `hex name`; else ~/.config/cache-tools/trusted_keys.",
+    help="File with trusted keys, lines of `hex name`; default: ~/.config/cache-tools/trusted_keys.",
 )
 
 
 def trust_options(command: Decorated) -> Decorated:
-    """Add ``--require-signature`` and ``--trusted-keys``, passed on as ``required`` (a tuple) and ``trusted_keys``."""
+    """Add ``--require-signature`` and ``--trusted-keys``, passed as ``required`` (a tuple) and ``trusted_keys``."""
     require = click.option(
         "--require-signature",
         "required",
         multiple=True,
         metavar="KEY",
         help="Refuse a cache that this key did not sign: a .pub file, 64 hex digits, or a trusted name. Repeatable: "
-        "all must have.",
+        "all must have signed.",
     )
     return require(trusted_keys_option(command))
 
@@ -43,11 +43,11 @@ def trust_options(command: Decorated) -> Decorated:
     ),
 )
 @click.argument("file", type=_FILE)
-@click.option("--name", show_default=False, help="Who signs with it; default: the file's name.")
-@click.option("--passphrase", is_flag=True, help="Encrypt it: with $CACHE_TOOLS_PASSPHRASE, or what you are asked for.")
+@click.option("--name", show_default=False, help="Name of the signer; default: the file's name.")
+@click.option("--passphrase", is_flag=True, help="Encrypt the key with $CACHE_TOOLS_PASSPHRASE, or after a prompt.")
 @json_option
 def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> None:
-    """Make a key to sign caches with: FILE is the private key, FILE.pub is for others. Nothing is overwritten."""
+    """Generate a signing key: FILE is the private key, FILE.pub the public one. Nothing is overwritten."""
     from tools.trust.sign import generate_key
     from tools.trust.trusted_keys import public_file
 
@@ -65,13 +65,13 @@ def keygen(file: Path, name: str | None, passphrase: bool, as_json: bool) -> Non
 )
 @click.argument("url")
 @click.option("--key", "key_file", type=_FILE, required=True, help="Private key, as `cache-tools keygen` writes it.")
-@click.option("--name", show_default=False, help="Who signs; default: the name in the key's .pub file.")
+@click.option("--name", show_default=False, help="Name of the signer; default: the name in the key's .pub file.")
 @json_option
 def sign(url: str, key_file: Path, name: str | None, as_json: bool) -> None:
-    """Sign a complete cache: vouch for its manifest, and so for the checksum of every file.
+    """Sign a complete cache: its manifest, and thereby the checksum of every file.
 
-    What the files hold is not looked at; run `cache-tools verify` before. A cache that is changed must be signed
-    again. If the key is encrypted, its passphrase is $CACHE_TOOLS_PASSPHRASE, or you are asked for it.
+    The files' content is not checked; run `cache-tools verify` first. A cache must be signed again after a change. The
+    passphrase of an encrypted key is $CACHE_TOOLS_PASSPHRASE, or prompted for.
     """
     from schemas.signature import signature_file
     from teacher_cache.shards.storage import Storage
@@ -89,7 +89,7 @@ def _name_of(key_file: Path) -> str:
     from tools.trust.trusted_keys import public_file
 
     if not public_file(key_file).exists():
-        raise UserError(f"{public_file(key_file)}: not there, so say who signs: --name NAME")
+        raise UserError(f"{public_file(key_file)}: does not exist, so the signer is unknown; give --name NAME")
     return read_public_file(public_file(key_file))[1]
 
 
@@ -101,14 +101,14 @@ def _name_of(key_file: Path) -> str:
     ),
 )
 @click.argument("key", required=False)
-@click.option("--name", show_default=False, help="Name to trust the key by; default: the one in the .pub file.")
-@click.option("--remove", metavar="NAME", help="Trust this name no longer.")
+@click.option("--name", show_default=False, help="Name for the key; default: the one in the .pub file.")
+@click.option("--remove", metavar="NAME", help="Stop trusting this name.")
 @trusted_keys_option
 @json_option
 def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: Path | None, as_json: bool) -> None:
-    """Trust KEY, a .pub file or 64 hex digits, by a name that --require-signature then knows; list who is trusted.
+    """Trust KEY, a .pub file or 64 hex digits, under a name for --require-signature; list the trusted keys.
 
-    Compare the digits with those that the key's owner tells you, by some other way than the file came.
+    Compare the digits with the key's owner through another channel than the one the file came by.
     """
     from teacher_cache.trust.keys import default_file, load_public_key, read_keys, read_public_file
     from tools.trust.trusted_keys import distrust
@@ -121,13 +121,13 @@ def trust(key: str | None, name: str | None, remove: str | None, trusted_keys: P
         public = load_public_key(key, path)
         name = name or (read_public_file(Path(key))[1] if key.endswith(".pub") else None)
         if name is None:
-            raise UserError("a key without a name; give it one with --name NAME")
+            raise UserError(f"{key}: the key has no name; give it one with --name NAME")
         add(path, public, name)
     show(read_keys(path) if path.exists() else {}, as_json)
 
 
 def _passphrase(file: Path, confirm: bool = False) -> str:
-    """From the environment, or asked for."""
+    """Passphrase from the environment, or prompted for."""
     from tools.trust.sign import PASSPHRASE
 
     found = os.environ.get(PASSPHRASE)

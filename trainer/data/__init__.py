@@ -1,1 +1,1 @@
-"""From caches to batches: which samples, in which order, and reading them."""
+"""From caches to batches: selecting, ordering and reading samples."""

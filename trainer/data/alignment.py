@@ -1,8 +1,8 @@
-"""A cache's reader for training: the first reads, and a sample of the later ones, are held against their own tokens.
+"""A cache reader for training that checks rows against their tokens: in its first reads, and now and then afterwards.
 
-Files can be whole, and their rows stand at the wrong tokens all the same: what made them was off by one. Nothing in a
-loss would tell. The check costs several times what reading the same rows costs, so later only one row of a batch in
-LATER is looked at: less than 1 % of the time of reading.
+Checksums do not detect rows stored at wrong tokens, for example by a writer that was off by one, and no loss reveals
+it. The check costs several times as much as reading the same rows, so after the first reads only one row of one batch
+in LATER is checked: less than 1 % of the reading time.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.readable import Cache
 from trainer.data.row_plan import RowPlan
 
-FIRST = 2  # reads of which every row is looked at
-LATER = 64  # reads, of one of which one row is
-FIRST_SAMPLES = 4  # of each cache, whose targets in other signals are held against their logits before the first step
+FIRST = 2  # reads whose rows are all checked
+LATER = 64  # after these, one row of every LATER-th read is checked
+FIRST_SAMPLES = 4  # samples per cache whose target signals are checked against their logits before the first step
 
 
 class CheckedReader(CacheReader):
-    """Raises UserError where stored rows contradict their tokens. Counts reads anew in every process."""
+    """Raises UserError where stored rows contradict their tokens. Each process counts its own reads."""
 
     _reads = 0
 
     def read_rows(
         self, rows: Sequence[Sequence[int]], length: int | None = None, threads: int | None = None
     ) -> RowBatch:
-        """As of any reader."""
+        """As ``CacheReader.read_rows``, with the check."""
         try:
             batch = super().read_rows(rows, length, threads)
         except CorruptCacheError as error:
@@ -49,7 +49,7 @@ class CheckedReader(CacheReader):
         for row in looked_at:
             stored = rows_of_batch(batch, row)
             n_counting, n_stored = int(batch.loss_mask[row].sum()), len(stored.counts_N)
-            problem = f"{n_stored} of {n_counting} rows that count are stored" if n_stored < n_counting else ""
+            problem = f"only {n_stored} of {n_counting} rows that count are stored" if n_stored < n_counting else ""
             for what, wrong_N in contradictions(stored, self.manifest):
                 problem = problem or f"{what} (at {wrong_N.sum()} of {n_stored} rows)"
             if problem:
@@ -58,9 +58,9 @@ class CheckedReader(CacheReader):
 
 
 def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: OutputHead | None) -> None:
-    """Raise UserError where targets in other signals, of the samples from ``row`` on, are not those of their logits.
+    """Raise UserError if target signals contradict the logits, in the first samples from ``row`` of the plan on.
 
-    Training reads these signals without the logits, which may not even be there: then nothing can be said.
+    Training reads these signals without the logits; where those are missing or damaged, nothing is checked.
     """
     numbers = range(row, min(row + FIRST_SAMPLES * len(caches), len(plan)))
     samples = np.array([sample for found in plan.rows(numbers) for sample in found], np.int64)
@@ -78,7 +78,7 @@ def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: 
                 _check_against_logits(reader, sample, head)
             reader.close()
         except CorruptCacheError:
-            continue  # what is needed is read by training, which will say so
+            continue  # training reports damage in what it reads
 
 
 def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | None) -> None:
@@ -97,6 +97,4 @@ def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | N
 
 
 def _refused(where: str, problem: str, url: str) -> UserError:
-    return UserError(
-        f"{where}: {problem}: rows stand at wrong tokens, or are missing; `cache-tools verify {url}` says how"
-    )
+    return UserError(f"{where}: {problem}: rows are at wrong tokens or missing; `cache-tools verify {url}` explains")

@@ -1,7 +1,7 @@
-"""From cache to batches: the data set and its loaders.
+"""Data set over a cache, and its loaders.
 
-A batch is read in one vectorised call: torch's loader hands ``__getitems__`` all row numbers of a batch at once and the
-reader decodes them straight into padded arrays.
+A batch is read in one vectorised call: torch's DataLoader passes ``__getitems__`` all row numbers of a batch, and the
+reader decodes them into padded arrays.
 """
 
 import logging
@@ -26,13 +26,14 @@ from trainer.data.worker_transfer import (
 )
 
 logger = logging.getLogger(__name__)
-SAMPLES_AHEAD = 8192  # whose shards are fetched ahead
+SAMPLES_AHEAD = 8192  # samples whose shards are prefetched
 
 
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
-    """Tensors of a RowBatch, without a copy; ``position_ids`` is left out unless ``packed``.
+    """Tensors that share the memory of a RowBatch; ``position_ids`` only if ``packed``.
 
-    The arrays of a side signal's batch have the signal's name before theirs, as in ``hidden_values``.
+    Arrays of a side signal are prefixed with its name, as in ``hidden_values``. Raises CorruptCacheError if rows that
+    count are not stored.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
@@ -54,26 +55,26 @@ def _check_covered(loss_mask_RL: np.ndarray, part: Any, signal: str) -> None:
 
 
 class Plan(Protocol):
-    """Which samples are in which row."""
+    """Assigns samples to rows."""
 
     def __len__(self) -> int:
-        """Rows there are."""
+        """Number of rows."""
 
     def rows(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The samples of these rows."""
+        """The samples of each of these rows."""
 
     def ahead(self, row: int, count: int) -> np.ndarray:
-        """About ``count`` samples that are read from this row on."""
+        """About ``count`` samples that are read next, from this row on."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 class CacheRows(Dataset[Batch], Generic[AnyPlan]):
-    """The planned rows of a cache as a map-style data set whose items are read a batch at a time."""
+    """The planned rows of a cache as a map-style data set, read a batch at a time."""
 
     def __init__(self, cache: Readable, plan: AnyPlan, packed: bool = False, skip_corrupt: bool = False) -> None:
-        """``skip_corrupt``: leave out samples that cannot be read; each batch then says how many, in ``skipped``."""
+        """``skip_corrupt``: leave out samples that cannot be read; each batch then counts them in ``skipped``."""
         self.cache = cache
         self.plan = plan
         self.packed = packed
@@ -83,7 +84,7 @@ class CacheRows(Dataset[Batch], Generic[AnyPlan]):
         return len(self.plan)
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        """The batch of these rows of the plan, padded to its longest row."""
+        """The batch of these rows of the plan, padded to its longest row. Raises CorruptCacheError."""
         self.cache.fetch_ahead(self.plan.ahead(numbers[0], SAMPLES_AHEAD))
         rows = self.plan.rows(numbers)
         if not self.skip_corrupt:
@@ -114,7 +115,7 @@ class CacheRows(Dataset[Batch], Generic[AnyPlan]):
 
 
 def already_a_batch(batch: Any) -> Any:
-    """The loader's collate function: ``__getitems__`` has done the work."""
+    """Collate function: ``__getitems__`` has already made the batch."""
     return batch
 
 
@@ -128,7 +129,7 @@ def training_loader(
 ) -> DataLoader[Any]:
     """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode.
 
-    ``batches_held``: how many batches whoever asks for them keeps at a time.
+    ``batches_held``: batches that the caller keeps at a time.
     """
     return DataLoader(
         rows,
@@ -146,7 +147,7 @@ def training_loader(
 def evaluation_loader(
     cache: Readable, plan: Plan, batch_rows: int, rank: int = 0, world: int = 1, skip_corrupt: bool = False
 ) -> DataLoader[Any]:
-    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; ranks take rows in turns."""
+    """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; rows are dealt to ranks in turn."""
     rows = range(rank, len(plan), world)
     data = CacheRows(cache, plan, skip_corrupt=skip_corrupt)
     return DataLoader(data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)

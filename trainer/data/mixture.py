@@ -1,4 +1,4 @@
-"""Several caches read as one: samples are numbered through all of them, one cache after the other."""
+"""Read several caches as one: samples are numbered consecutively, cache after cache."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from trainer.data.readable import Cache
 
 
 class CacheMixture:
-    """The reading interface of one cache over several. A row holds samples of one cache only."""
+    """Several caches behind the reading interface of one. A row holds samples of one cache only."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
-        """Raises UserError where the caches cannot be read as one."""
+        """Raises UserError if the caches cannot be mixed."""
         self.caches = caches
         self.manifest = caches[0].manifest
         self.signals = caches[0].signals
@@ -41,14 +41,14 @@ class CacheMixture:
         return join_batches(parts, places, len(rows))
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
-        """These samples will be read next."""
+        """Prefetch the shards of these samples."""
         for cache, (first, end) in zip(self.caches, pairwise(self.first.tolist()), strict=True):
             own = positions[(positions >= first) & (positions < end)]
             if len(own):
                 cache.fetch_ahead(own - first)
 
     def read_head(self) -> OutputHead:
-        """The teacher's output head, which all of them have."""
+        """The teacher's output head, which is the same for all."""
         return self.caches[0].read_head()
 
     def close(self) -> None:
@@ -58,23 +58,23 @@ class CacheMixture:
 
 
 def read_as_one(caches: Sequence[Cache]) -> Cache | CacheMixture:
-    """One cache as it is, several as a mixture. Raises UserError where they do not go together."""
+    """A single cache as it is, several as a mixture. Raises UserError if they cannot be mixed."""
     return caches[0] if len(caches) == 1 else CacheMixture(caches)
 
 
 def digest_of(caches: Sequence[Cache]) -> str:
-    """Names the caches in their present state: the manifest's digest, or one over those of several."""
+    """Digest of the caches' present state: that of the manifest, or one over those of several."""
     digests = [cache.manifest.digest() for cache in caches]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def names_tokens(tokenizer: TokenizerInfo) -> tuple[str, int]:
-    """What decides which tokens ids mean; files and templates say how texts become them."""
+    """Fingerprint and size of the vocabulary: what maps ids to tokens. Tokenizer files and templates may differ."""
     return tokenizer.fingerprint, tokenizer.vocab_size
 
 
 def check_alike(first: Cache, other: Cache) -> None:
-    """Raise UserError unless two caches agree on what their numbers mean."""
+    """Raise UserError unless two caches have the same tokenizer, logits settings and settings of the signals read."""
     ours, theirs = first.manifest, other.manifest
     if names_tokens(ours.tokenizer) != names_tokens(theirs.tokenizer):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Opening caches, and checking that they fit the student."""
+"""Open caches and check that they fit the student."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def open_cache(
 ) -> Cache:
     """Open the cache at ``url`` for these signals.
 
-    Raises UserError, also when it does not store one of them, or is not as ``required``.
+    Raises UserError, also if it lacks one of them, has no committed sample, or is not as ``required``.
     """
     cache = CheckedReader(
         url,
@@ -44,14 +44,14 @@ def open_cache(
 
 
 def read_capture(url: str, required: Required = NOTHING) -> CaptureConfig:
-    """What the cache at ``url`` stores, from its manifest alone. Raises UserError."""
+    """Capture settings of the cache at ``url``, from its manifest alone. Raises UserError."""
     return required_manifest(Storage(url), required).capture
 
 
 def check_vocabulary(manifest: Manifest, student: "PreTrainedConfig", where: str) -> None:
-    """Raise UserError if the cache at ``where`` uses token ids that the student has no embedding for.
+    """Raise UserError if the cache at ``where`` has token ids without an embedding in the student.
 
-    A model may have more rows than its tokenizer has tokens; entries for those fall into the "all other" bucket.
+    An embedding may have more rows than the tokenizer has tokens; entries of those ids count towards the bucket.
     """
     needed = min(manifest.teacher.vocab_size, manifest.tokenizer.vocab_size)
     found = student.get_text_config().vocab_size

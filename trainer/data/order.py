@@ -1,12 +1,13 @@
 """The order of the rows of one cache: a pure function of the cache, the seed and the epoch.
 
-Nothing of ranks or worker processes is in it. It is shuffled without a buffer: shards in random order, the samples of a
-few shards at a time (a *group*) mixed, so that a reader has only those open. One group is worked out at a time.
+It does not depend on ranks or worker processes. There is no shuffle buffer: shards are permuted, and the samples of a
+few shards at a time (a *group*) are shuffled together, so that a reader has only those shards open. One group is
+computed at a time.
 
-A row is one sample, or several packed one after the other. Epochs follow one another without a seam and without an end,
-so the state needed to resume is one integer, the rows consumed, and nothing before it is read again. Where the samples
-of a group do not tell its number of rows (packing, a split, a filter), groups before a row must be worked out to find
-it, unless a place behind them is known: that is what a ``Place`` in a checkpoint is for.
+A row is one sample, or several packed ones. Epochs follow each other seamlessly and without end, so the state needed to
+resume is one integer, the number of rows consumed, and nothing before it is read again. Where a group's sizes do not
+give its number of rows (packing, a split, a filter), finding a row takes computing the groups before it, unless a later
+starting point is known: the ``Place`` in a checkpoint.
 """
 
 from bisect import bisect_right
@@ -22,21 +23,21 @@ from trainer.data.packing import pack
 from trainer.data.selection import Subset
 
 PACKING_WINDOW = 4096
-"""Samples packed together: wide enough to fill rows well, narrow enough to leave the order random."""
+"""Samples packed together: enough to fill rows well, few enough to keep the order random."""
 GROUPS_KEPT = 3
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """What the order of an epoch follows from. Caches of one corpus are read in one order, whatever they store."""
+    """Parameters of an epoch's order. Caches of one corpus are read in the same order, whatever signals they store."""
 
     seed: int
-    shards_mixed: int  # shards whose samples are mixed at a time
+    shards_mixed: int  # shards whose samples are shuffled together
 
     def random(self, count: int, epoch: int, what: str) -> np.ndarray:
-        """``count`` random numbers, uint64: a pure function of all this.
+        """``count`` random uint64: a pure function of the seed and the arguments.
 
-        Raw Philox output, which numpy keeps the same across versions; what its ``Generator`` does with it may change
+        Raw Philox output, which numpy keeps stable across versions; the methods of its ``Generator`` may change
         (NEP 19).
         """
         key = xxhash.xxh3_128_intdigest(f"{self.seed} {epoch} {what}".encode())
@@ -48,7 +49,7 @@ class Shuffle:
 
 
 class Place(NamedTuple):
-    """Where a group stands in the order of a cache."""
+    """Position of a group in the order of a cache."""
 
     first_row: int
     epoch: int
@@ -69,15 +70,15 @@ class CacheOrder:
     """The rows of one cache, epoch after epoch, without end."""
 
     def __init__(self, subset: Subset, shuffle: Shuffle, pack_tokens: int | None = None, known: Place = START) -> None:
-        """``pack_tokens`` None means one sample a row. ``known``: a place of this very order."""
+        """``pack_tokens`` None: one sample per row. ``known``: a place in this same order, to start from."""
         self.subset = subset
         self.shuffle = shuffle
         self.pack_tokens = pack_tokens
         self.n_groups = -(-subset.n_shards // shuffle.shards_mixed)
         self._sizes = subset.sizes
-        self._counted = not subset.reads_indexes and pack_tokens is None  # a group's size tells its rows
+        self._counted = not subset.reads_indexes and pack_tokens is None  # a group's size is its number of rows
         self._places = sorted({START, known})
-        self._last = START, 0  # the group found last, and the row behind it
+        self._last = START, 0  # the group found last, and its end row
         self._prepare()
 
     def _prepare(self) -> None:
@@ -92,7 +93,7 @@ class CacheOrder:
         self._prepare()
 
     def has_rows(self) -> bool:
-        """Whether anything is selected; only then may rows be asked for."""
+        """Whether any sample is selected. If not, the other methods must not be called."""
         return any(self._count(0, group) for group in range(self.n_groups))
 
     def rows(self, start: int, stop: int) -> list[list[int]]:
@@ -113,7 +114,7 @@ class CacheOrder:
         return found
 
     def ahead(self, row: int, count: int) -> np.ndarray:
-        """The next ``count`` samples from a row on, or somewhat fewer; int64."""
+        """Up to ``count`` samples from a row on, fewer where the next group ends first; int64."""
         place = self.place(row)
         group = self._group(place.epoch, place.group)
         samples = group.samples[group.offsets[row - place.first_row] :][:count]
@@ -124,11 +125,11 @@ class CacheOrder:
         return samples
 
     def rows_in_epoch(self, epoch: int) -> int:
-        """How many rows an epoch has; works out all of its groups unless their sizes tell."""
+        """Number of rows of an epoch; computes all of its groups unless their sizes give it."""
         return sum(self._count(epoch, group) for group in range(self.n_groups))
 
     def epoch(self, row: int) -> float:
-        """Passes over the samples that the rows before ``row`` make up."""
+        """Epochs completed by the rows before ``row``: passes over the samples."""
         place = self.place(row)
         shards, mixed = self._shards(place.epoch), self.shuffle.shards_mixed
         before = self._sizes[shards[: place.group * mixed]].sum()
@@ -137,7 +138,7 @@ class CacheOrder:
         return place.epoch + float((before + share * group) / self._sizes.sum())
 
     def place(self, row: int) -> Place:
-        """The group that a row is in."""
+        """The group that contains a row."""
         place, end = self._last
         if place.first_row <= row < end:
             return place
@@ -155,7 +156,7 @@ class CacheOrder:
         return Place(first_row, place.epoch + last, 0 if last else place.group + 1)
 
     def _count(self, epoch: int, group: int) -> int:
-        """Rows of a group."""
+        """Number of rows of a group."""
         if self._counted:
             mixed = self.shuffle.shards_mixed
             return int(self._sizes[self._shards(epoch)[group * mixed : (group + 1) * mixed]].sum())
@@ -165,7 +166,7 @@ class CacheOrder:
         return self.shuffle.permutation(self.subset.n_shards, epoch, "shards")
 
     def _make_group(self, epoch: int, number: int) -> Group:
-        """A sample's random number does not depend on what is selected beside it."""
+        """A sample's random number does not depend on which other samples are selected."""
         mixed = self.shuffle.shards_mixed
         shards = np.sort(self._shards(epoch)[number * mixed : (number + 1) * mixed]).tolist()
         if not self._counted:
@@ -196,7 +197,7 @@ class CacheOrder:
 
 
 def check_length(lengths: np.ndarray, capacity: int, where: str) -> None:
-    """Raise UserError if a sample does not fit in a packed row."""
+    """Raise UserError if a sample is longer than a packed row."""
     longest = int(lengths.max(initial=0))
     if longest > capacity:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Packing samples into rows of a fixed number of tokens."""
+"""Pack samples into rows of a fixed number of tokens."""
 
 from bisect import bisect_left, insort
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Groups of indices into ``lengths`` whose sums are ≤ ``capacity``: best fit, longest first.
+    """Groups of indices into ``lengths`` whose sums are ≤ ``capacity``, by best fit decreasing.
 
-    Longest first leaves the short samples to fill the gaps: a few percent of padding, where filling rows in order of
-    arrival leaves a quarter or more. Every length must be ≤ capacity.
+    Short samples fill the gaps: a few percent of padding, where first-come order leaves a quarter or more. Every length
+    must be ≤ capacity.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted

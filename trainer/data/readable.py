@@ -1,4 +1,4 @@
-"""What the trainer asks of caches: the reading half of ``teacher_cache`` (``CacheReader``) offers it."""
+"""Interface through which the trainer reads caches; ``teacher_cache``'s ``CacheReader`` implements it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -11,19 +11,19 @@ from teacher_cache.records import RowBatch
 
 
 class Readable(Protocol):
-    """What batches are read from: a cache, or several as one."""
+    """One cache, or several as one."""
 
     manifest: Manifest
     signals: tuple[Signal, ...]
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
-        """Decode the samples of each row, one after the other, into padded arrays."""
+        """Decode the samples of each row, concatenated, into padded arrays."""
 
     def fetch_ahead(self, positions: np.ndarray) -> None:
-        """These samples will be read next."""
+        """Prefetch the shards of these samples."""
 
     def read_head(self) -> OutputHead:
-        """The teacher's output head, of a cache with final hidden states."""
+        """The teacher's output head; only for a cache with final hidden states."""
 
     def close(self) -> None:
         """Release files."""
@@ -37,10 +37,10 @@ class Cache(Readable, Protocol):
 
     @property
     def keeps_copies(self) -> bool:
-        """Whether shards are fetched to a local folder."""
+        """Whether shards are copied to a local folder."""
 
     def index(self, shard: int) -> ShardIndex:
-        """Keys, lengths and layers of a shard's samples."""
+        """Keys, lengths and mix layers of a shard's samples."""
 
     def load_indexes(self, shards: Iterable[int]) -> None:
-        """The indexes of these shards will be asked for next."""
+        """Load the indexes of these shards concurrently."""

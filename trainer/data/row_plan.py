@@ -1,7 +1,7 @@
-"""Which rows a run reads: those of one cache in its order, or those of several in turn, by weight.
+"""The rows that a run reads: those of one cache in its order, or of several interleaved by weight.
 
-Every cache keeps its own order and its own epochs, each of which holds every sample once. Which cache a row is taken
-from follows from its number alone, so the mixture is as elastic as the order of one cache.
+Every cache keeps its own order and epochs; an epoch holds each of its samples once. The cache that a row is taken from
+is a function of the row number alone, so a mixture resumes like a single cache.
 """
 
 import math
@@ -12,28 +12,28 @@ import numpy as np
 from trainer.data.order import CacheOrder, Place
 
 STRETCH = 4096
-MAX_WEIGHT = 1 << 30  # of all caches together, as integers: products with row numbers stay within 64 bits
+MAX_WEIGHT = 1 << 30  # sum of integer weights: products with row numbers stay within 64 bits
 
 
 class RowPlan:
-    """``total`` rows. Samples are numbered through all caches, one cache after the other."""
+    """``total`` rows. Samples are numbered consecutively, cache after cache."""
 
     def __init__(self, orders: Sequence[CacheOrder], total: int, weights: Sequence[int] = (1,)) -> None:
-        """``weights``: of each cache, above 0; shares of the rows."""
+        """``weights``: share of the rows of each cache, above 0."""
         self.orders = orders
         self.total = total
         self.weights = weights
         sizes = [int(order.subset.cache.shard_sizes.sum()) for order in orders]
-        self._first = np.cumsum([0, *sizes])  # sample of each cache
+        self._first = np.cumsum([0, *sizes])  # number of each cache's first sample
 
     def __len__(self) -> int:
         return self.total
 
     def taken(self, rows: np.ndarray) -> np.ndarray:
-        """How many of the first ``rows`` [n] rows are of each cache, int64 [caches, n].
+        """How many of the first ``rows`` [n] rows are from each cache, int64 [caches, n].
 
-        The first cache has its share, rounded; the others share the rest in the same way. So counts never fall, always
-        sum to ``rows``, and each is within 1 of its share with two caches, within a few with more.
+        The first cache gets its share, rounded; the others divide the rest in the same way. Counts are monotonic, sum
+        to ``rows``, and are within 1 of their share for two caches, within a few for more.
         """
         left, weight, found = np.asarray(rows, np.int64), sum(self.weights), []
         for own in self.weights[:-1]:
@@ -42,7 +42,7 @@ class RowPlan:
         return np.stack([*found, left])
 
     def rows(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The samples of these rows, whose numbers rise one by one."""
+        """The samples of these consecutive rows."""
         start, stop = numbers[0], numbers[-1] + 1
         if len(self.orders) == 1:
             return self.orders[0].rows(start, stop)
@@ -57,7 +57,7 @@ class RowPlan:
         return found
 
     def ahead(self, row: int, count: int) -> np.ndarray:
-        """About ``count`` samples that are read from this row on, int64."""
+        """About ``count`` samples that are read next, from this row on; int64."""
         shares = [-(-count * weight // sum(self.weights)) for weight in self.weights]
         parts = [
             first + order.ahead(taken, share)
@@ -66,13 +66,13 @@ class RowPlan:
         return np.concatenate(parts)
 
     def epoch(self, rows: int) -> float:
-        """Passes over the samples of all caches that the first ``rows`` rows make up."""
+        """Epochs completed by the first ``rows`` rows: passes over the samples of all caches."""
         sizes = np.diff(self._first)
         epochs = [order.epoch(taken) for order, taken in self._taken_by_order(rows)]
         return float((sizes * epochs).sum() / sizes.sum())
 
     def places(self, rows: int) -> list[Place]:
-        """For each cache, a place close to where it stands after ``rows`` rows."""
+        """For each cache, the place of the group that is current after ``rows`` rows."""
         return [order.place(taken) for order, taken in self._taken_by_order(rows)]
 
     def _taken_by_order(self, rows: int) -> list[tuple[CacheOrder, int]]:
@@ -80,11 +80,10 @@ class RowPlan:
 
 
 class SortedRows:
-    """One sample a row, in the cache's order but for short stretches that are sorted, so that batches hold little
-    padding: for evaluation."""
+    """One sample per row for evaluation: in the cache's order, sorted by length within stretches to reduce padding."""
 
     def __init__(self, samples: np.ndarray, lengths: np.ndarray, stretch: int = STRETCH) -> None:
-        """``samples`` and their ``lengths`` in tokens; ``stretch``: samples that are sorted together."""
+        """``lengths`` in tokens; ``stretch``: samples sorted together."""
         self.longest = int(lengths.max(initial=0))
         starts = range(0, len(samples), stretch)
         orders = [start + np.argsort(lengths[start : start + stretch], kind="stable") for start in starts]
@@ -98,12 +97,12 @@ class SortedRows:
         return [[sample] for sample in self.samples[list(numbers)].tolist()]
 
     def ahead(self, row: int, count: int) -> np.ndarray:
-        """The next samples from a row on."""
+        """The next ``count`` samples from a row on."""
         return self.samples[row : row + count]
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """The same shares, as integers; exact for integers of a small sum. Every weight must be above 0."""
+    """Weights as integers in the same proportions; exact for integers of a small sum. Every weight must be above 0."""
     scale = 1.0 if all(float(weight).is_integer() for weight in weights) else MAX_WEIGHT / sum(weights)
     scale = min(scale, MAX_WEIGHT / sum(weights))
     return [max(1, round(weight * scale)) for weight in weights]
@@ -117,11 +116,10 @@ def plan_rows(
     epochs: float,
     max_steps: int | None,
 ) -> RowPlan:
-    """Plan ``max_steps`` steps of ``global_batch`` rows, or as many as ``epochs`` passes over all samples need.
+    """Plan ``max_steps`` steps of ``global_batch`` rows, or as many as ``epochs`` passes over all samples take.
 
-    The last batch is filled up from the next epoch. Without ``weights`` a cache has as many rows as it takes to pass
-    over it once while the others are passed over once. To know how many these are, everything may have to be looked at:
-    packing, filters and splits are not known before.
+    The last batch is filled up from the next epoch. Without ``weights``, caches are weighted by their rows, so that
+    their epochs end together. Counting those may take computing all groups (packing, filters, splits).
     """
     if weights is None and len(orders) > 1:
         weights = [order.rows_in_epoch(0) for order in orders]

@@ -1,4 +1,4 @@
-"""Whether the student has positions for the samples."""
+"""Check that the samples fit the student's positions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check_lengths(
     config: TrainConfig, caches: Sequence[Cache], validation: SortedRows | None, student: "PreTrainedConfig"
 ) -> None:
-    """Raise UserError if the student has too few positions for a sample. Reads indexes only where that may be."""
+    """Raise UserError if a sample is longer than the student's positions. Reads indexes only if that is possible."""
     limit = max_length(student)
     if limit is None:
         return
@@ -32,7 +32,7 @@ def check_lengths(
 
 
 def _longest(subset: Subset, skip_corrupt: bool) -> int:
-    """Tokens of the longest selected sample; of shards that are left out anyway none is known."""
+    """Tokens of the longest selected sample, without unreadable shards if those are skipped."""
     longest = 0
     for shard in range(subset.n_shards):
         try:

@@ -1,4 +1,4 @@
-"""The caches to train on, and the order in which they are read."""
+"""Open the caches to train on and plan the order of their rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ class TrainingData:
     """The caches to train on, opened."""
 
     caches: list[Cache]
-    cache: Readable  # all of them
+    cache: Readable  # all of them, read as one
 
     @property
     def manifest(self) -> Manifest:
-        """The first cache's: all of them agree on what matters to training."""
+        """Manifest of the first cache; all agree on what matters for training."""
         return self.cache.manifest
 
     @property
     def digest(self) -> str:
-        """Names the caches in their present state."""
+        """Digest of the caches' present state."""
         return digest_of(self.caches)
 
 
 def open_training_data(data: DataConfig, signals: tuple[Signal, ...]) -> TrainingData:
-    """Open the caches to train on for these signals. Raises UserError, also when they cannot be mixed."""
+    """Open the caches to train on for these signals. Raises UserError, also if they cannot be mixed."""
     caches = [open_cache(share.url, signals, data.local_copies, required_of(share, data)) for share in data.shares]
     check_room(data, caches)
     return TrainingData(caches, read_as_one(caches))
 
 
 def check_room(data: DataConfig, caches: Sequence[Cache]) -> None:
-    """Raise UserError if the shards that are read from at a time do not fit in the folder of local copies together.
+    """Raise UserError if the shards that are mixed at a time exceed the limit of local copies.
 
-    Then every few samples a whole shard would be fetched again.
+    Every few samples a whole shard would then be fetched again.
     """
     if data.local_copies is None:
         return
@@ -52,8 +52,8 @@ def check_room(data: DataConfig, caches: Sequence[Cache]) -> None:
     if needed > data.local_copies.max_bytes:
         raise UserError(
             f"data.local_copies.max_gib: {data.local_copies.max_gib:g} is less than the {needed / 2**30:.3g} GiB of "
-            f"the data.shards_mixed = {data.shards_mixed} shards that are read from at a time; raise the one or lower "
-            "the other"
+            f"the data.shards_mixed = {data.shards_mixed} shards that are read from at a time; raise the former or "
+            "lower the latter"
         )
 
 
@@ -63,9 +63,9 @@ def _bytes_at_a_time(cache: Cache, shards_mixed: int) -> float:
 
 
 def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: int, state: DataState) -> RowPlan:
-    """The rows of the whole run. Raises UserError when nothing is left to train on, or a sample is too long to pack.
+    """The rows of the whole run. Raises UserError if no sample is left to train on, or one is too long to pack.
 
-    What ``state`` knows of this very plan is not worked out again; what is worked out is noted there.
+    Results for this same plan in ``state`` are reused; new ones are stored there.
     """
     data, loop = config.data, config.loop
     orders = []

@@ -1,4 +1,4 @@
-"""The samples to validate on, or to evaluate a model on."""
+"""The samples for validation, or for the evaluation of a model."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationData:
-    """The samples to validate on."""
+    """The samples for validation."""
 
     cache: Readable
     rows: SortedRows
 
 
 def open_validation(config: TrainConfig, training: Manifest) -> ValidationData | None:
-    """The samples to validate on, opened for evaluation; None without any. Raises UserError."""
+    """Open the validation data; None if none is configured. Raises UserError."""
     data = config.data
     if data.validation_cache is not None:
         cache = open_for_evaluation(
@@ -55,22 +55,22 @@ def open_validation(config: TrainConfig, training: Manifest) -> ValidationData |
 
 
 def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
-    """The signals that an evaluation reads."""
+    """Signals that an evaluation reads."""
     return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
 
 
 def open_for_evaluation(url: str, copies: LocalCopiesConfig | None = None, required: Required = NOTHING) -> Cache:
-    """Open a cache for all that ``evaluate`` reads. Raises UserError."""
+    """Open a cache for the signals that ``evaluate`` reads. Raises UserError."""
     return open_cache(url, evaluation_signals(read_capture(url, required)), copies, required)
 
 
 def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:
-    """The samples of a subset, or the first of them, in an order that suits evaluation."""
+    """Rows of a subset's samples, or of the first ``at_most``, for evaluation."""
     return SortedRows(*subset.selected(at_most))
 
 
 def check_comparable(train: Manifest, validation: Manifest, where: str) -> None:
-    """Raise UserError unless both caches mean the same tokens by their ids; warn where they are of different teachers.
+    """Raise UserError unless both caches have the same tokens; warn if their teachers differ.
 
     Precision, number of entries and temperatures may differ: each cache is decoded by its own manifest.
     """
@@ -81,8 +81,8 @@ def check_comparable(train: Manifest, validation: Manifest, where: str) -> None:
         )
     if train.teacher.fingerprint != validation.teacher.fingerprint:
         logger.warning(
-            "data.validation_cache: %s: is of another teacher (%s) than the training cache (%s): the validation KL is "
-            "to that one",
+            "data.validation_cache: %s: is of another teacher (%s) than the training cache (%s): validation KL is to "
+            "the former",
             where,
             one_line(validation.teacher.name),
             one_line(train.teacher.name),

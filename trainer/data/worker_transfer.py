@@ -1,8 +1,8 @@
-"""How batches come from the processes that decode them: in shared memory, or through a pipe where there is no room.
+"""Transfer batches from worker processes: in shared memory, or through a pipe where there is no room.
 
-torch makes a batch ready to be sent in a thread of the worker's queue. What fails there, for want of room in /dev/shm
-or of a file handle, is printed and lost, and training would wait for ever. So it is done before the queue: all tensors
-of a batch lie in one block of shared memory, which takes one handle, or are sent as bytes, at a third of the speed.
+torch serialises a batch in the feeder thread of the worker's queue. A failure there (no room in /dev/shm, no file
+handle) is printed and lost, and training waits for ever. Here it is serialised before the queue: all tensors of a batch
+in one block of shared memory, which takes one handle, or as bytes, at a third of the speed.
 """
 
 import errno
@@ -24,27 +24,27 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
 Layout = list[tuple[str, torch.dtype, torch.Size, int]]  # name, type, shape, first byte
 
-WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that it does not have
-PATIENCE = 1800  # seconds for a batch; stores are given up earlier
+WORKERS_START_BY = "spawn"  # a forked copy of the reader would wait for threads that were not forked
+PATIENCE = 1800  # seconds to wait for a batch; reads from stores time out earlier
 SHARED = "/dev/shm"
 ALIGNMENT = 16
-SEMAPHORES, SEMAPHORES_A_WORKER = 8, 3  # of torch's loader; each takes a page of /dev/shm
-HANDLES, HANDLES_A_WORKER = 24, 4  # its pipes, and what reading a cache takes
+SEMAPHORES, SEMAPHORES_A_WORKER = 8, 3  # that torch's DataLoader creates; each takes a page of /dev/shm
+HANDLES, HANDLES_A_WORKER = 24, 4  # its pipes, and the files and connections of a reader
 
 
 class Sender:
-    """The loader's collate function: ``__getitems__`` has made the batch, here it is made ready to be sent."""
+    """Collate function: ``__getitems__`` has made the batch; in a worker it is serialised here."""
 
     def __init__(self, shares_memory: bool) -> None:
         self._shares_memory = shares_memory
 
     def __call__(self, batch: Any) -> Any:
-        """The batch itself where it is used in this process."""
+        """The batch itself in the main process, else a parcel that unpickles to it."""
         return batch if get_worker_info() is None else _Parcel(batch, self._shares_memory)
 
 
 class _Parcel:
-    """A batch on its way: whoever unpickles it has the batch."""
+    """A serialised batch; unpickling it gives the batch."""
 
     def __init__(self, batch: Batch, shares_memory: bool) -> None:
         layout, size = _layout(batch)
@@ -58,7 +58,7 @@ class _Parcel:
 
 
 def _layout(batch: Batch) -> tuple[Layout, int]:
-    """Where each tensor lies in one block, and how long that is, in bytes."""
+    """Offset of each tensor in one block, and the block's size; bytes."""
     layout, size = [], 0
     for name, tensor in batch.items():
         layout.append((name, tensor.dtype, tensor.shape, size))
@@ -67,7 +67,7 @@ def _layout(batch: Batch) -> tuple[Layout, int]:
 
 
 def _in_shared_memory(batch: Batch, layout: Layout, size: int) -> bytes | None:
-    """The pickle of a block in shared memory; None if there is no room, or no handle."""
+    """Pickle of a block in shared memory; None if there is no room, or no handle."""
     try:
         storage = torch.UntypedStorage._new_shared(size)
         block = _filled(torch.empty(0, dtype=torch.uint8).set_(storage), batch, layout)
@@ -96,19 +96,19 @@ def _unpacked(layout: Layout, content: bytes | np.ndarray) -> Batch:
 
 
 def handle_limit() -> int:
-    """How many files and connections this process may have open."""
+    """Files and connections that this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def shares_memory(num_workers: int, batches_held: int) -> bool:
-    """Whether there are handles enough for ``batches_held`` batches in shared memory at a time."""
+    """Whether there are enough handles for ``batches_held`` batches in shared memory at a time."""
     return handle_limit() // 2 >= HANDLES + HANDLES_A_WORKER * num_workers + batches_held
 
 
 def check_workers(num_workers: int) -> None:
-    """Raise UserError unless this machine can start so many worker processes and talk to them.
+    """Raise UserError unless this machine has the handles and semaphores for so many worker processes.
 
-    What torch's loader takes is taken here first: when it fails half-way, it leaves more than an error.
+    They are allocated on trial, as torch's DataLoader does not clean up when it fails half-way.
     """
     if num_workers == 0:
         return
@@ -131,7 +131,7 @@ def check_workers(num_workers: int) -> None:
 
 
 def worker_trouble(error: BaseException, num_workers: int) -> UserError | None:
-    """What a failure of the loader means and what to do about it; None for one that is none of its own."""
+    """A failure of the DataLoader as an error that says what to do; None if the error has another cause."""
     text = str(error)
     if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or "Too many open files" in text:
         return MachineError(
@@ -142,7 +142,7 @@ def worker_trouble(error: BaseException, num_workers: int) -> UserError | None:
         return _no_room(num_workers, error)
     if text.startswith("DataLoader timed out"):
         return MachineError(
-            f"data.num_workers: {num_workers}: no batch came from a worker process for {PATIENCE} seconds; look "
+            f"data.num_workers: {num_workers}: no batch came from a worker process for {PATIENCE} seconds; check "
             f"whether it is stopped and whether {SHARED} is full; with data.num_workers = 0 the main process decodes"
         )
     if text.startswith("DataLoader worker") or isinstance(error, ConnectionError | EOFError):
@@ -171,8 +171,8 @@ def _room() -> str:
 
 
 def leave_interrupts_to_main(worker: int) -> None:
-    """For worker processes: Ctrl-C reaches the whole group, but only the main process acts on it.
+    """Ignore Ctrl-C in a worker process: it reaches the whole group, but only the main process handles it.
 
-    SIGTERM keeps its default: it is how the main process ends its workers when it exits.
+    SIGTERM keeps its default, since the main process ends its workers with it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

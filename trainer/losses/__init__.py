@@ -1,1 +1,1 @@
-"""The terms of the objective, one file each."""
+"""The losses of the objective, one file each, and what they share."""

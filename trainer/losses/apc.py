@@ -1,19 +1,20 @@
 """Attention pattern consistency (APC): KL(teacher ‖ student) of attention rows, from the sparse rows of a cache.
 
-Heads of two models have no common numbering. They are paired by rank of focus: the teacher's most focused head with
-the student's, and so on. Focus is the entropy of the row; the mean of a softmaxed row is 1/S for every head and tells
-nothing. A row keeps its M largest weights; all other keys form one bucket, so that, as in TLA, the value is a lower
-bound of the dense KL: it says how much weight should go to the other keys, not to which.
+Attention heads of two models have no common numbering. They are paired by rank of focus: the teacher's most focused
+attention head with the student's, and so on. Focus is low row entropy; the mean of a softmaxed row is 1/S for every
+attention head and carries no information. A row keeps its M largest weights; all other keys form one bucket. As in TLA
+the value is therefore a lower bound of the dense KL: it constrains the total weight of the other keys, not its
+distribution among them.
 
-Only the stored rows are computed, over the sequence's own keys, some at a time (``CHUNK_WEIGHTS``): all heads without
-a gradient, to find the most focused ones; these again, with one, and once more in the backward pass, so that memory
-does not grow with rows x keys.
+Only the stored rows are computed, over the sample's own keys, in chunks of ``CHUNK_WEIGHTS``: all attention heads
+without gradient, to select the most focused ones; the selected ones with gradient, recomputed in the backward pass
+(activation checkpointing). Memory does not grow with rows x keys.
 
 Trade-off: the student's bucket is summed over the complement of the stored keys (one more [N, R, S] array) instead of
 taken as 1 - (stored weight), which has no digits left in float32 once the student's row is sharp.
 
-Shape letters: N query rows, H heads of the student, G key-value heads, R ranks of focus, M stored weights per row, S
-keys, D head size.
+Shape letters: N query rows, H attention heads of the student, G key-value heads, R ranks of focus, M stored weights per
+row, S keys, D channels per attention head.
 """
 
 import itertools
@@ -47,11 +48,11 @@ class Apc(FeatureLoss[ApcConfig]):
     signals = frozenset({"attention"})
 
     def title(self) -> str:
-        """What is compared."""
+        """Title in the model card."""
         return "APC, attention rows"
 
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
-        """Checks that there is a head of the student for each stored one."""
+        """Check the number of attention heads and resolve the student's layer."""
         config = student.config.get_text_config()
         self.flat = flattens(student)
         self.layer = layer_number(self.settings.student_layer, config.num_hidden_layers)
@@ -59,7 +60,7 @@ class Apc(FeatureLoss[ApcConfig]):
         return Wanted(attention_layers=[self.layer])
 
     def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
-        """Sum over the stored query rows of the mean over heads."""
+        """Sum over the stored query rows of the mean over ranks, nats."""
         attention = recorded.query_key[self.layer]
         row_N, column_N, shift_N = places(batch, "attention", self.flat)
         if len(row_N) == 0:
@@ -87,7 +88,8 @@ def _sample_keys(
 ) -> list[torch.Tensor]:
     """The keys [G, S, D] of each sample, from its first token to its last stored row.
 
-    sizes: how many of the N rows each sample has, one after the other. Cut by ``split``, whose gradient is one array.
+    sizes: rows of each sample, in order; they sum to N. ``split`` rather than slicing: its backward pass allocates one
+    tensor, not one per sample.
     """
     spans = [
         (int(row[0]), int(first[0]), int(column.max()) + 1)
@@ -103,18 +105,18 @@ def _sample_keys(
 
 
 def check_heads(settings: ApcConfig, manifest: Manifest, student_heads: int) -> None:
-    """Raise UserError unless the student has a head for each that is stored."""
+    """Raise UserError unless the student has an attention head for each stored one."""
     assert manifest.capture.attention is not None
     stored, chosen = manifest.capture.attention.n_heads, settings.student_heads
     if chosen is not None and (len(chosen) != stored or max(chosen) >= student_heads):
         raise UserError(
-            f"losses.apc.student_heads: {chosen}: the cache stores {stored} heads and the student has heads 0 to "
-            f"{student_heads - 1}; name one of them for each stored head"
+            f"losses.apc.student_heads: {chosen}: the cache stores {stored} attention heads and the student has heads "
+            f"0 to {student_heads - 1}; name one of them for each stored head"
         )
     if stored > student_heads:
         raise UserError(
-            f"losses.apc: the cache stores {stored} heads, the student has {student_heads}; leave the loss out or make "
-            "a cache with fewer"
+            f"losses.apc: the cache stores {stored} attention heads, the student has {student_heads}; leave the loss "
+            "out or make a cache with fewer"
         )
 
 
@@ -127,11 +129,11 @@ def apc_of_sequence(
     keys_NRM: torch.Tensor,
     heads: list[int] | None = None,
 ) -> torch.Tensor:
-    """Sum over the query rows of one sequence of ``apc_per_row``.
+    """``apc_per_row`` summed over the query rows of one sequence: a scalar, nats.
 
-    attention: for how scores follow from q and k. query_NHD: of the rows at ``position_N``. key_GSD: of the sequence,
-    from its first token. weights_NRM, keys_NRM: as for ``apc_per_row``. heads: R heads of the student in the order of
-    the teacher's; None: the most focused ones.
+    attention: gives scaling and soft cap of the scores. query_NHD: queries of the rows at ``position_N`` (int64, from
+    the sequence's first token). key_GSD: keys of the sequence, from its first token. weights_NRM, keys_NRM: as in
+    ``apc_per_row``. heads: R attention heads of the student in the order of the teacher's; None: the most focused ones.
     """
     n_keys, query_HND = key_GSD.shape[1], query_NHD.transpose(0, 1)
     if heads is None:
@@ -174,7 +176,7 @@ def _log_rows(
 
 
 def row_entropies(log_probs_NHS: torch.Tensor) -> torch.Tensor:
-    """-Σ p log p of each attention row, nats, [N, H]; -inf entries (masked keys) count 0, in the gradient too.
+    """-Σ p log p of each attention row, nats [N, H]; -inf entries (masked keys) contribute 0 to value and gradient.
 
     Computed in float32 (float64 stays float64).
     """
@@ -184,10 +186,10 @@ def row_entropies(log_probs_NHS: torch.Tensor) -> torch.Tensor:
 
 
 def most_focused(entropy_NH: torch.Tensor, sequence_N: torch.Tensor, n_sequences: int, h: int) -> torch.Tensor:
-    """The h ≤ H heads of lowest mean entropy in each sequence, most focused first; int64 [n_sequences, h].
+    """The h ≤ H attention heads of lowest mean entropy in each sequence, most focused first; int64 [n_sequences, h].
 
-    sequence_N: integer, the sequence of each row. All heads of a sequence have the same number of rows, so the sums
-    have the order of the means. Equal heads keep their order; a sequence without rows gets heads 0 … h - 1.
+    sequence_N: integer, the sequence of each row. All heads of a sequence have the same number of rows, so sums order
+    them as means would. The sort is stable; a sequence without rows gets heads 0 … h - 1.
     """
     total_QH = entropy_NH.new_zeros(n_sequences, entropy_NH.shape[1])  # Q sequences
     total_QH.index_add_(0, sequence_N.long(), entropy_NH.detach())
@@ -195,16 +197,16 @@ def most_focused(entropy_NH: torch.Tensor, sequence_N: torch.Tensor, n_sequences
 
 
 def apc_per_row(weights_NRM: torch.Tensor, keys_NRM: torch.Tensor, log_probs_NRS: torch.Tensor) -> torch.Tensor:
-    """KL(teacher ‖ student) over the stored keys and one bucket, mean over ranks; nats, [N].
+    """KL(teacher ‖ student) over the stored keys and one bucket, mean over ranks; nats [N].
 
     weights_NRM: the teacher's probabilities, 0 in the padding. keys_NRM: integer key positions < S, distinct where
-    the weight is positive, anything in the padding. log_probs_NRS: the student's log-softmaxed rows (row n, rank r: its
-    r-th most focused head), -inf at masked keys; computed in float32 (float64 stays float64).
+    the weight is positive, arbitrary in the padding. log_probs_NRS: the student's log-softmaxed rows (row n, rank r:
+    its r-th most focused attention head), -inf at masked keys; computed in float32 (float64 stays float64).
 
-    The bucket has teacher probability max(1 - stored weight, 0). Where it is 0, by rounding of the weights or because
-    the student has no other key, the stored weights are divided by their sum and the bucket contributes 0. Every row
-    is then a probability distribution. Values and gradients are finite unless a key with positive weight is masked
-    for the student: such a row is inf.
+    The bucket has teacher probability max(1 - stored weight, 0). Where that is 0, by rounding of the weights or because
+    the student has no other key, the stored weights are divided by their sum and the bucket contributes 0, so that
+    every row is a probability distribution. Values and gradients are finite, except that a row is inf where a key of
+    positive weight is masked for the student.
     """
     log_probs_NRS = log_probs_NRS.to(torch.promote_types(log_probs_NRS.dtype, torch.float32))
     keys_NRM = keys_NRM.long()
@@ -221,7 +223,7 @@ def apc_per_row(weights_NRM: torch.Tensor, keys_NRM: torch.Tensor, log_probs_NRS
     p_rest_NR = (1 - mass_NR).masked_fill(whole_NR, 0)
 
     log_q_NRM = log_probs_NRS.gather(2, keys_NRM).masked_fill(~stored_NRM, 0)
-    # The logarithm of an empty sum would put NaN in the gradient: give it any finite row.
+    # logsumexp of an all -inf row has a NaN gradient: replace such rows by a finite one; its result is unused.
     log_q_rest_NR = torch.logsumexp(rest_NRS.masked_fill(~has_rest_NR[..., None], 0), dim=-1)
     kl_NRM = torch.xlogy(p_NRM, p_NRM) - p_NRM * log_q_NRM
     kl_rest_NR = torch.xlogy(p_rest_NR, p_rest_NR) - p_rest_NR * log_q_rest_NR

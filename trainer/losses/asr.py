@@ -1,11 +1,11 @@
-"""Activation sparsity regulariser (ASR): the mean absolute value of what a feed-forward block feeds its ``down_proj``.
+"""Activation sparsity regulariser (ASR): the mean absolute input of the feed-forward blocks' ``down_proj``.
 
-An L1 penalty makes channels small in general, not exactly zero; channels that stay small are what pruning by
-accumulated activation norm removes later. Trade-off: it needs no teacher and pulls against every other term, hence the
-small weight. The recipe names two, 0.001 and 1e-5, and does not say of what; here it is 1e-3 times the *mean* over
-features, rows and layers, which means the same at every width, depth and batch size (a sum would not).
+The L1 penalty makes channels small, rarely exactly zero; channels that stay small are removed later, by pruning on
+accumulated activation norm. Trade-off: it needs no teacher and works against every other term, hence the small weight.
+The recipe gives both 0.001 and 1e-5 without saying how the penalty is normalised; here it is 1e-3 times the *mean* over
+features, tokens and layers, which is independent of width, depth and batch size (a sum is not).
 
-The mean over features and layers is taken where they are read: ``student/recorder.py``.
+The mean over features and layers is taken where the activations are recorded: ``student/recorder.py``.
 """
 
 from typing import TYPE_CHECKING
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class Asr(FeatureLoss[AsrConfig]):
-    """The mean absolute FFN input of each token, padding left out."""
+    """The mean absolute ``down_proj`` input of each token, padding excluded."""
 
     rows = "attention_mask"
 
     def title(self) -> str:
-        """What is made small."""
+        """Title in the model card."""
         return "ASR, sparsity"
 
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
-        """Every student whose FFN inputs can be read will do."""
+        """Request the inputs of the feed-forward blocks' ``down_proj``."""
         return Wanted(ffn=True)
 
     def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
-        """Sum over the real tokens."""
+        """Sum over the tokens that are not padding."""
         assert recorded.ffn_abs_RL is not None
         if recorded.ffn_abs_RL.shape != batch["attention_mask"].shape:  # flattened: without padding
             return recorded.ffn_abs_RL.sum()

@@ -1,4 +1,4 @@
-"""Cross-entropy with the token that really follows (hard labels); shape letters: N rows that count, V vocabulary."""
+"""Cross-entropy with the next token of the text (hard labels). Shape letters: N rows that count, V vocabulary."""
 
 import torch
 
@@ -11,18 +11,18 @@ class CrossEntropy(HeadLoss[CrossEntropyConfig]):
     """Cross-entropy with the text."""
 
     def title(self) -> str:
-        """What is compared."""
+        """Title in the model card."""
         return "cross-entropy with the text"
 
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
-        """``cross_entropy_`` with the tokens that follow."""
+        """``cross_entropy_`` with the next tokens."""
         return lambda logits_nV, chunk: cross_entropy_(logits_nV, rows.next_ids_N[chunk])
 
 
 def cross_entropy_(logits_NV: torch.Tensor, next_ids_N: torch.Tensor) -> Pair:
-    """-log softmax(logits)[next id], nats [N], and the gradient of their sum w.r.t. the logits, [N, V].
+    """-log softmax(logits)[next id], nats [N], and the gradient of their sum with respect to the logits, [N, V].
 
-    Row t of a sequence goes with ``input_ids[t + 1]``. logits_NV: float32 or float64; overwritten.
+    The label of row t is ``input_ids[t + 1]``. logits_NV: float32 or float64; overwritten.
     """
     next_ids_N1 = next_ids_N.long()[:, None]
     log_q_NV = logits_NV.sub_(torch.logsumexp(logits_NV, dim=1, keepdim=True))

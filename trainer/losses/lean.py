@@ -1,9 +1,9 @@
-"""Losses on logits without the logits: the output head and the losses behind it, a chunk of rows at a time.
+"""Fused output head and losses on its logits, computed in chunks of rows: all logits never exist at one time.
 
-The vocabulary is the largest dimension by far. For each chunk of rows the logits are made, their loss and its gradient
-computed in place, and the gradient multiplied back at once into those of hidden states and head; then the chunk is
-forgotten. So the gradient is finished in the forward pass, and the backward pass only scales it. The idea is that of
-Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
+The vocabulary is by far the largest dimension. For each chunk of rows the logits are computed, the loss and its
+gradient replace them in place, and the gradient is multiplied into those of hidden states and head; then the chunk is
+freed. Gradients are complete after the forward pass; the backward pass only scales them. After Liger Kernel's fused
+linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
 
 Shape letters: N rows that count, n rows of a chunk, D student width, V student vocabulary, L losses.
 """
@@ -17,8 +17,8 @@ from teacher_cache.output_head import OutputHead
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # of one chunk's float32 logits
 LossOfRows = Callable[[torch.Tensor, slice], tuple[Sequence[torch.Tensor], torch.Tensor]]
-"""From logits [n, V] (may be overwritten) of a slice of the rows to the L losses summed over them (scalars), and the
-gradient [n, V] of their weighted sum with respect to the logits."""
+"""Maps the logits [n, V] (may be overwritten) of a slice of the rows to the L losses summed over them (scalars), and
+the gradient [n, V] of their weighted sum with respect to the logits."""
 
 
 def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
@@ -30,11 +30,10 @@ def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
 def head_loss(
     hidden_ND: torch.Tensor, head: OutputHead, weights: Sequence[float], loss_of_rows: LossOfRows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses' weighted sum over all rows (a differentiable scalar), and each loss's sum [L] before its weight.
+    """The losses' weighted sum over all rows (a differentiable scalar), and each loss's unweighted sum, [L].
 
-    Gradients reach ``hidden_ND`` and the head's weight and bias. Products are computed in the dtype of autocast where
-    it is on, else in that of the weight; losses in float32 (float64 stays float64). The backward pass can be taken
-    once.
+    Gradients reach ``hidden_ND`` and the head's weight and bias. Matrix products are computed in autocast's dtype where
+    autocast is on, else in the weight's; losses in float32 (float64 stays float64). ``backward`` can be called once.
     """
     return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, head, tuple(weights), loss_of_rows)
 
@@ -85,14 +84,14 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *by_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the backward pass of head_loss can be taken once: its gradients were handed over")
-        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are the largest tensors there are
+            raise RuntimeError("backward through head_loss was called twice: the first call freed its gradients")
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are the largest tensors of a step
         scaled = [gradient if gradient is None else gradient.mul_(by_outputs[0]) for gradient in gradients]
         return (*scaled, None, None, None)
 
 
 def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
-    """Add a matrix product, in one pass where the dtypes agree; low-precision products are added up in float32."""
+    """Add a matrix product in place: fused where the dtypes agree; low-precision products accumulate in float32."""
     if sum_VD.dtype == left_Vn.dtype:
         sum_VD.addmm_(left_Vn, right_nD)
     else:

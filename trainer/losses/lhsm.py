@@ -1,17 +1,18 @@
-"""Layer-wise hidden state matching (LHSM): a learned linear map between the widths of two models, then an MSE.
+"""Layer-wise hidden state matching (LHSM): the MSE of normalised hidden states through a learned linear map.
 
-Regression of a student's layer on a teacher's through a learned map is FitNets' (Romero et al. 2015, arXiv:1412.6550);
-one such pair for each of a few layers is TinyBERT's (Jiao et al. 2020, arXiv:1909.10351).
+Regression of a student's layer on a teacher's through a learned map is from FitNets (Romero et al. 2015,
+arXiv:1412.6550); several layer pairs, each with its own map, from TinyBERT (Jiao et al. 2020, arXiv:1909.10351).
 
-Both sides are normalised *after* the map. An MSE between a mapped and a plain vector is lowered by shrinking both,
-which teaches nothing. Between normalised vectors it is 2 (1 - r) with r the correlation over features: only the
-direction counts. 0 is equality, about 2 two independent vectors, 4 opposite ones.
+Both sides are normalised *after* the map: an MSE between unnormalised vectors can be lowered by shrinking both, which
+teaches nothing. Between normalised vectors it is 2 (1 - r) with r the correlation over features, so only the direction
+counts: 0 for equal vectors, about 2 for independent ones, 4 for opposite ones.
 
-Trade-off: the epsilon that keeps the gradient finite at a zero vector also bounds the promise. It holds while the
-standard deviation over features is well above sqrt(EPSILON) = 1e-3; a side that is exactly zero gives 1. No gradient
-leads there (the gradient of a scale-free function is orthogonal to its argument), weight decay might: see ``norms``.
+Trade-off: EPSILON keeps the gradient finite at a zero vector, at the price of exact scale invariance, which holds only
+while the standard deviation over features is well above sqrt(EPSILON) = 1e-3; a side that is exactly zero gives 1. No
+gradient leads there (that of a scale-invariant function is orthogonal to its argument), but weight decay may: see
+``norms``.
 
-Shape letters: N rows (token positions), E student width, D teacher width.
+Shape letters: N stored rows, E student width, D teacher width.
 """
 
 import math
@@ -38,9 +39,9 @@ MAPS = "distillation_maps"  # name of the student's submodule that holds the map
 
 
 class Lhsm(FeatureLoss[LhsmConfig]):
-    """The hidden states of pairs of layers, at the rows where the teacher's are stored.
+    """Hidden states of layer pairs, at the rows where the teacher's are stored.
 
-    The maps are no part of the final model.
+    The maps train with the student and are left out of the final model.
     """
 
     rows = "hidden"
@@ -48,11 +49,11 @@ class Lhsm(FeatureLoss[LhsmConfig]):
     learns = MAPS
 
     def title(self) -> str:
-        """What is compared."""
+        """Title in the model card."""
         return "LHSM, hidden states"
 
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
-        """Adds the maps, one for each pair of layers."""
+        """Add the maps, one per layer pair."""
         config = student.config.get_text_config()
         self.flat = flattens(student)
         self.pairs = layer_pairs(self.settings, manifest, config.num_hidden_layers)
@@ -62,7 +63,7 @@ class Lhsm(FeatureLoss[LhsmConfig]):
         return Wanted(hidden_layers=[layer for _, layer in self.pairs])
 
     def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
-        """Sum over the stored rows of the mean over layer pairs."""
+        """Sum over the stored rows of the mean over layer pairs, in [0, 4] per row."""
         row_N, column_N, _ = places(batch, "hidden", self.flat)
         assert self.capture.hidden is not None
         teacher_NCD = dequantise(
@@ -79,12 +80,12 @@ class Lhsm(FeatureLoss[LhsmConfig]):
         return total / len(self.pairs)
 
     def figures(self) -> dict[str, torch.Tensor]:
-        """The norm of each map, 1 at the start."""
+        """``HiddenMaps.norms`` by name."""
         return {f"lhsm_map_norm_{pair}": norm for pair, norm in enumerate(self.maps.norms())}
 
 
 def layer_pairs(settings: LhsmConfig, manifest: Manifest, student_layers: int) -> list[tuple[int, int]]:
-    """(Column of the stored layers, layer of the student) of each pair. Raises UserError for one that is not stored."""
+    """(Index among the stored layers, student layer) of each pair. Raises UserError where a layer is not stored."""
     capture, teacher_layers = manifest.capture.hidden, manifest.teacher.num_layers
     assert capture is not None
     stored = capture.layer_numbers(teacher_layers)
@@ -100,7 +101,7 @@ def layer_pairs(settings: LhsmConfig, manifest: Manifest, student_layers: int) -
 
 
 def layer_norm(hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Each row to mean 0 and variance 1, nothing learned; computed in float32 (float64 stays float64)."""
+    """Each row scaled to mean 0 and variance 1, without parameters; computed in float32 (float64 stays float64)."""
     hidden_ND = hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32))
     return torch.nn.functional.layer_norm(hidden_ND, hidden_ND.shape[-1:], eps=EPSILON)
 
@@ -111,8 +112,8 @@ def lhsm_per_row(
     """Mean over features of the squared difference of the normalised hidden states, [N], in [0, 4].
 
     teacher_to_student: (LN(LN(teacher) Wᵀ) - LN(student))² with W [E, D], mean over E; the recipe's direction.
-    student_to_teacher: (LN(LN(student) Wᵀ) - LN(teacher))² with W [D, E], mean over D; the student is asked for
-    everything the teacher's vector holds, where the other direction lets the map choose what is easy to follow.
+    student_to_teacher: (LN(LN(student) Wᵀ) - LN(teacher))² with W [D, E], mean over D; the student must predict all of
+    the teacher's vector, where the other direction lets the map select what is easy to match.
     Any float dtypes; computed in float32 (float64 students stay float64).
     """
     student_NE = layer_norm(student_NE)
@@ -126,16 +127,16 @@ def lhsm_per_row(
 
 
 class HiddenMaps(torch.nn.Module):
-    """One learned map without bias for each pair of layers; ``weights[pair]`` is float32 [out, in].
+    """One learned linear map without bias per layer pair; ``weights[pair]`` is float32 [out, in].
 
-    A map starts as an isometry of the smaller space: the angles between tokens, which are what a hidden state says,
-    survive it, and every direction gets a gradient of the same size. Between equal widths that is the identity, right
-    at once for a student cut from the teacher and no worse than any other rotation for the rest; between different
-    widths a random semi-orthogonal matrix, which prefers no channel as a truncated identity would.
+    A map is initialised as an isometry of the smaller space, which preserves angles between hidden states and gives
+    every direction a gradient of the same size. Between equal widths it is the identity: right from the start for a
+    student cut from the teacher, and no worse than another rotation otherwise. Between different widths it is a random
+    semi-orthogonal matrix, which favours no channels as a truncated identity would.
     """
 
     def __init__(self, n_pairs: int, student_size: int, teacher_size: int, direction: Direction, seed: int = 0) -> None:
-        """The same ``seed`` gives the same maps; the global random state is neither read nor changed."""
+        """The same ``seed`` gives the same maps; torch's global random state is neither read nor changed."""
         super().__init__()
         self.direction = direction
         to_student = direction == "teacher_to_student"
@@ -154,5 +155,5 @@ class HiddenMaps(torch.nn.Module):
 
     @torch.no_grad()
     def norms(self) -> torch.Tensor:
-        """For logging: each map's Frobenius norm over sqrt(min(D, E)), [n_pairs]; 1 at the start, 1e-3 is too small."""
+        """Each map's Frobenius norm over sqrt(min(D, E)), for logging, [n_pairs]; 1 initially, 1e-3 is too small."""
         return torch.stack([weight.norm() / math.sqrt(min(weight.shape)) for weight in self.weights])

@@ -1,7 +1,7 @@
-"""What a loss is to the trainer. Two kinds: on the student's logits, and on features inside the student.
+"""Interface of a loss. Two kinds: on the student's logits, and on features inside the student.
 
-A loss is made from its settings before the student is loaded. It gives *sums* over its rows: the trainer divides them
-by the rows of the whole global batch.
+A loss is constructed from its settings before the student is loaded. It returns *sums* over its rows; the trainer
+divides them by the number of rows of the global batch.
 """
 
 from abc import ABC, abstractmethod
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]  # tensors of a RowBatch
 Pair = tuple[torch.Tensor, torch.Tensor]
 LossOfChunk = Callable[[torch.Tensor, slice], Pair]
-"""From the logits [n, V] of a slice of the rows, float32 or float64, to the loss of each row [n] and the gradient of
-their sum with respect to the logits, [n, V]. The logits may be overwritten, and the gradient will be."""
+"""Maps the logits [n, V] of a slice of the rows, float32 or float64, to the loss of each row [n] and the gradient of
+their sum with respect to the logits, [n, V]. It may overwrite the logits; the caller overwrites the gradient."""
 
 
 class Weighted(Protocol):
@@ -40,54 +40,54 @@ Settings = TypeVar("Settings", bound=Weighted)
 class Loss(ABC, Generic[Settings]):
     """One loss of the objective."""
 
-    rows: ClassVar[str] = "loss_mask"  # what the sum is over: a mask of the batch, or a signal (where it is stored)
-    signals: frozenset[Signal] = frozenset()  # what it reads of the cache, beside the tokens
-    target: TargetForm | None = None  # for one that learns from the teacher's distributions: in which form
+    rows: ClassVar[str] = "loss_mask"  # the rows summed over: a mask of the batch, or a signal (its stored rows)
+    signals: frozenset[Signal] = frozenset()  # signals it reads, beside the tokens
+    target: TargetForm | None = None  # form of the teacher's distributions, for a loss that learns from them
 
     def __init__(self, settings: Settings, capture: CaptureConfig) -> None:
-        """``capture`` is the cache's. Raises UserError when it does not have what the settings ask for."""
+        """``capture`` is the cache's. Raises UserError if the cache lacks what the settings need."""
         self.settings = settings
         self.capture = capture
 
     @abstractmethod
     def title(self) -> str:
-        """What the model card calls it, in a few words of Markdown."""
+        """Title in the model card: a few words of Markdown."""
 
     def note(self) -> str | None:
-        """What is worth a line in the log before training starts."""
+        """Message to log before training, if any."""
         return None
 
 
 class HeadLoss(Loss[Settings]):
-    """A loss on the student's logits at the rows that count, computed chunk by chunk (``lean``)."""
+    """A loss on the student's logits at the rows that count, computed in chunks of rows (``lean``)."""
 
     @abstractmethod
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
-        """The loss against these rows of the teacher, for a student of ``vocabulary`` tokens."""
+        """The loss against these rows of the teacher, for a student of ``vocabulary`` tokens (rows of its head)."""
 
 
 class FeatureLoss(Loss[Settings]):
-    """A loss on what a Recorder sees inside the student."""
+    """A loss on the features that a Recorder captures inside the student."""
 
-    learns: ClassVar[str | None] = None  # name of the submodule that it adds to the student: its weights do not decay
+    learns: ClassVar[str | None] = None  # submodule it adds to the student, exempt from weight decay
 
     @abstractmethod
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> Wanted:
-        """Get ready for this student, before it is wrapped; returns what is to be recorded.
+        """Prepare for this student, before it is wrapped for parallel training; returns what to record.
 
-        A loss that learns something adds it to the student as the submodule ``learns``: optimiser, checkpoints and
-        resume take it along. Raises UserError when student and cache do not have what is compared.
+        Learned parameters are added to the student as the submodule ``learns``, so optimiser, checkpoints and resume
+        include them. Raises UserError if student or cache lacks what is compared.
         """
 
     @abstractmethod
     def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
-        """Its sum over its rows of the batch, a scalar with a gradient."""
+        """Sum over its rows of the batch, a differentiable scalar."""
 
     def figures(self) -> dict[str, torch.Tensor]:
-        """Scalars that are logged beside the loss."""
+        """Scalars to log beside the loss, by name."""
         return {}
 
     def detach(self, student: "PreTrainedModel") -> None:
-        """Take off the student what was added to it."""
+        """Remove the submodule ``learns`` from the student."""
         if self.learns is not None and hasattr(student, self.learns):
             delattr(student, self.learns)

@@ -1,8 +1,7 @@
 """The training objective: a weighted sum of losses over the rows that count.
 
-Losses are *sums* over rows. The caller divides by the number of rows of the whole global batch, which is what makes
-gradient accumulation (and several ranks) equal one large batch: a mean of per-micro-batch means would give a token in
-a short micro-batch more weight than one in a long micro-batch.
+Losses are *sums* over rows. The caller divides by the number of rows of the global batch, so that gradient accumulation
+and several ranks equal one large batch: a mean of micro-batch means would weight tokens of short micro-batches more.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One loss: its name, its weight now, and its sum over its rows (a scalar tensor, before the weight).
+    """One loss: its name, its current weight, and its unweighted sum over its rows (a scalar tensor).
 
-    ``rows`` names what the sum is over, one of ``Objective.rows``.
+    ``rows``: the rows summed over, one of ``Objective.rows``.
     """
 
     name: str
@@ -41,87 +40,87 @@ class Term:
 
 
 def row_count(batch: Batch, rows: str) -> torch.Tensor:
-    """How many rows of a kind a batch has, int64 scalar: where a mask holds, or where a signal is stored."""
+    """Number of rows of one kind in a batch, int64 scalar: True entries of a mask, or stored rows of a signal."""
     if rows in batch:
         return batch[rows].sum()
     return torch.tensor(len(batch[f"{rows}_column"]), device=batch["loss_mask"].device)
 
 
 class Objective:
-    """The losses that a configuration asks for. One whose weight is always 0 is left out."""
+    """The losses of a configuration, without those whose weight is always 0."""
 
     def __init__(self, settings: LossConfig, capture: CaptureConfig) -> None:
-        """``capture`` is the cache's. Raises UserError when it does not have what a loss learns from."""
+        """``capture`` is the cache's. Raises UserError if the cache lacks what a loss needs."""
         for name in type(settings).model_fields:
             if name not in LOSSES:
-                raise NotImplementedError(f"losses.{name}: has settings, but no line in trainer/losses/table.py")
+                raise NotImplementedError(f"losses.{name}: has settings but no entry in trainer/losses/table.py")
         self.losses: dict[str, Loss[Any]] = {}
         for name, kind in LOSSES.items():
             own = getattr(settings, name, None)
             if own is not None and not always_zero(own.weight):
                 self.losses[name] = kind(own, capture)
         self.rows = tuple(dict.fromkeys(["loss_mask", "attention_mask", *(loss.rows for loss in self.losses.values())]))
-        self.recorder: Recorder | None = None  # set when there is a student and a loss on its features
+        self.recorder: Recorder | None = None  # set by ``attach`` if there are feature losses
 
     @property
     def head_losses(self) -> dict[str, HeadLoss[Any]]:
-        """Those on the student's logits."""
+        """Losses on the student's logits, by name."""
         return {name: loss for name, loss in self.losses.items() if isinstance(loss, HeadLoss)}
 
     @property
     def feature_losses(self) -> dict[str, FeatureLoss[Any]]:
-        """Those on features inside the student."""
+        """Losses on features inside the student, by name."""
         return {name: loss for name, loss in self.losses.items() if isinstance(loss, FeatureLoss)}
 
     @property
     def signals(self) -> tuple[Signal, ...]:
-        """The signals that training reads; no file of another one is touched."""
+        """Signals that training reads; files of others are not opened."""
         wanted = {"tokens"}.union(*(loss.signals for loss in self.losses.values()))
         return tuple(signal for signal in signal_names() if signal in wanted)
 
     @property
     def target(self) -> TargetForm | None:
-        """The form of the target that is learned from, if any is."""
+        """Form of the target, if a loss has one."""
         return next((loss.target for loss in self.losses.values() if loss.target is not None), None)
 
     @property
     def notes(self) -> list[str]:
-        """What the losses want logged before training starts."""
+        """Messages of the losses to log before training."""
         return [note for loss in self.losses.values() if (note := loss.note()) is not None]
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Names of the submodules of the student that are a loss's own."""
+        """Names of the submodules that losses add to the student."""
         return tuple(loss.learns for loss in self.feature_losses.values() if loss.learns is not None)
 
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> None:
-        """Get ready for this student, before it is wrapped. Raises UserError when it lacks what a loss compares."""
+        """Prepare the feature losses for this student, before it is wrapped. Raises UserError (``FeatureLoss``)."""
         wanted = [loss.attach(student, manifest, seed) for loss in self.feature_losses.values()]
         if wanted:
             self.recorder = Recorder(student, together(wanted))
 
     def detach(self, student: "PreTrainedModel") -> None:
-        """Take off the student what ``attach`` has put on it."""
+        """Undo ``attach``."""
         if self.recorder is not None:
             self.recorder.close()
         for loss in self.feature_losses.values():
             loss.detach(student)
 
     def row_counts(self, batch: Batch) -> torch.Tensor:
-        """How many rows of each kind in ``rows`` a batch has, int64 [kinds]: what sums of losses are divided by."""
+        """Rows of each kind in ``rows`` in a batch, int64 [kinds]: the divisors of the losses' sums."""
         return torch.stack([row_count(batch, rows) for rows in self.rows])
 
     def recording(self) -> AbstractContextManager[Recorded | None]:
-        """Within the block the student's forward pass is recorded, if a loss needs it."""
+        """Context in which the student's forward pass is recorded, if a loss needs it."""
         return nullcontext() if self.recorder is None else self.recorder.recording()
 
     def head_terms(
         self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
     ) -> tuple[torch.Tensor, list[Term]]:
-        """The losses on the logits, at training ``progress`` in [0, 1], from one pass over the student's head.
+        """The head losses at training ``progress`` in [0, 1], in one pass over the student's head.
 
-        hidden_ND: the student's final hidden states at the rows that count. Returns the terms' weighted sum, which
-        gradients flow through, and the terms, whose totals are for reading only.
+        hidden_ND: the student's final hidden states at the rows that count. Returns the weighted sum, a differentiable
+        scalar, and the terms, whose totals are detached.
         """
         losses = self.head_losses
         if not losses:
@@ -133,14 +132,14 @@ class Objective:
     def head_terms_apart(
         self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
     ) -> list[Term]:
-        """The same terms, each from a pass of its own, with totals that gradients flow through: for diagnosis."""
+        """The same terms with differentiable totals, one pass over the head each: for gradient norms per term."""
         return [
             Term(name, weight_at(loss.settings.weight, progress), head_pass([loss], [1.0], hidden_ND, head, rows)[0])
             for name, loss in self.head_losses.items()
         ]
 
     def feature_terms(self, recorded: Recorded | None, batch: Batch, progress: float) -> list[Term]:
-        """The losses on what was recorded of the student in its forward pass."""
+        """The feature losses on what was recorded in the student's forward pass."""
         if recorded is None:
             return []
         return [
@@ -149,14 +148,14 @@ class Objective:
         ]
 
     def figures(self) -> dict[str, torch.Tensor]:
-        """What is logged beside the losses, scalars."""
+        """Scalars to log beside the losses, by name."""
         return {name: value for loss in self.feature_losses.values() for name, value in loss.figures().items()}
 
 
 def head_pass(
     losses: list[HeadLoss[Any]], weights: list[float], hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of one or more losses on the logits, and each one's sum [L] before its weight."""
+    """The weighted sum of one or more head losses, and the unweighted sum of each, [L]. Shapes as in ``head_loss``."""
     of_chunk = [loss.of_rows(rows, len(head.weight_VD)) for loss in losses]
 
     def loss_of_rows(logits_nV: torch.Tensor, chunk: slice) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Where a signal's rows are in what was recorded of the student."""
+"""Indices of a signal's stored rows into the student's recorded features."""
 
 import torch
 
@@ -6,9 +6,9 @@ from trainer.losses.loss import Batch
 
 
 def places(batch: Batch, signal: str, flat: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row and column of a signal's N entries in what was recorded, and what was added to their columns; int64 [N].
+    """Row and column of a signal's N stored rows in recorded features [R, L, …], and the columns' shift; int64 [N].
 
-    flat: packed rows were laid out as one row without padding (``student/forward.py``).
+    flat: packed rows were flattened to one row without padding (``student/forward.py``), which shifts columns.
     """
     row_N, column_N = batch[f"{signal}_batch_row"], batch[f"{signal}_column"]
     if not (flat and "position_ids" in batch):

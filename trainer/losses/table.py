@@ -1,6 +1,6 @@
-"""Every loss there is, by its name in the configuration, in the order in which they are logged.
+"""All losses by their name in the configuration, in the order in which they are logged.
 
-A new one is a file here, its settings in ``schemas/train_config.py`` under the same name, and a line below.
+To add one: a file here, its settings in ``schemas/train_config.py`` under the same name, and a line below.
 """
 
 from typing import Any

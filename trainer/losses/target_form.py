@@ -1,4 +1,4 @@
-"""Which form of target a run learns from, which signals of the cache it therefore reads, and the target they make."""
+"""Choice of TLA's target form, the signals that it needs, and the target built from them."""
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
@@ -10,7 +10,7 @@ from trainer.losses.teacher_rows import TeacherRows
 
 
 def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
-    """What TLA learns from. Raises UserError when the cache does not have it at this temperature, or as asked for."""
+    """TLA's target form. Raises UserError if the cache lacks it, or tail, divergence or temperature do not fit it."""
     form: TargetForm = tla.target or ("final" if capture.final else "draws" if capture.draws else "top_k")
     if form != "top_k" and getattr(capture, form) is None:
         raise UserError(
@@ -31,7 +31,7 @@ def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
             )
     if form != "top_k" and tla.tail != "bucket":
         raise UserError(
-            f"losses.tla.tail: {tla.tail} goes with target: top_k, not {form}; leave it out, or set {_entries(capture)}"
+            f"losses.tla.tail: {tla.tail} needs target: top_k, not {form}; leave it out, or set {_entries(capture)}"
         )
     if form == "draws" and tla.divergence != "forward":
         raise UserError(
@@ -46,19 +46,19 @@ def _entries(capture: CaptureConfig) -> str:
 
 
 def said_of_target(tla: TlaConfig, form: TargetForm) -> str:
-    """What TLA learns from, in words."""
-    chosen = f"as losses.tla.target says: {form}" if tla.target else f"the richest that the cache has: {form}"
+    """One log line on the chosen target."""
+    chosen = f"{form} (losses.tla.target)" if tla.target else f"{form} (the most informative in the cache)"
     whole = {
         "top_k": "the stored entries of each row",
         "draws": "random draws from each row",
-        "final": "whole distributions, rebuilt with the teacher's output head: about twice as slow as top_k",
+        "final": "full distributions rebuilt with the teacher's output head, about twice as slow as top_k",
     }
-    faster = ", which losses.tla.target: top_k would take" if form == "final" and not tla.target else ""
-    return f"target of TLA, {chosen}, {whole[form]}{faster}"
+    faster = "; losses.tla.target: top_k is the faster choice" if form == "final" and not tla.target else ""
+    return f"TLA target: {chosen}: {whole[form]}{faster}"
 
 
 def signals_of(form: TargetForm, capture: CaptureConfig) -> frozenset[Signal]:
-    """The signals that a form of the target is made of."""
+    """The signals that a target form is built from."""
     if form != "draws":
         return frozenset({"logits" if form == "top_k" else form})
     assert capture.draws is not None
@@ -68,7 +68,7 @@ def signals_of(form: TargetForm, capture: CaptureConfig) -> frozenset[Signal]:
 def make_target(
     form: TargetForm, rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail
 ) -> Target:
-    """The target that the rows make in this form, for a student of ``vocabulary`` tokens."""
+    """Target of the rows in this form, for a student of ``vocabulary`` tokens (rows of its head)."""
     if form == "final":
         return dense_target(rows, capture, temperature)
     if form == "top_k":
@@ -85,13 +85,13 @@ def make_target(
 def stored_target(
     rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int, tail: Tail = "bucket"
 ) -> ListedTarget:
-    """The target that the stored entries of the rows make."""
+    """Target from the rows' stored entries."""
     column = capture.logits.temperatures.index(temperature)
     return top_k_target(rows.ids_NK, rows.logprobs_NK, rows.log_partition_NT[:, column], temperature, vocabulary, tail)
 
 
 def dense_target(rows: TeacherRows, capture: CaptureConfig, temperature: float) -> DenseTarget:
-    """The target that the final hidden states of the rows make."""
+    """Target from the rows' final hidden states."""
     assert rows.final is not None
     assert rows.head is not None
     assert capture.final is not None

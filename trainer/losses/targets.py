@@ -1,9 +1,8 @@
-"""What the student is asked to match at N rows: a teacher's softened distribution, in the forms a cache can hold.
+"""Targets of N rows: the teacher's softened distributions, in the forms that a cache can store.
 
-- ``ListedTarget``: weights on listed tokens, and perhaps one weight on all other tokens together (the *bucket*). Top-k
-  and nucleus rows become one (``top_k_target``), and so do draws (``draws_target``).
-- ``DenseTarget``: the teacher's final hidden state and its output head, from which every logit is rebuilt, chunk by
-  chunk.
+- ``ListedTarget``: weights on listed tokens, optionally with one weight for all other tokens together (the *bucket*).
+  Built from top-k and nucleus rows (``top_k_target``) and from draws (``draws_target``).
+- ``DenseTarget``: the teacher's final hidden states and output head, from which all logits are rebuilt in chunks.
 
 Shape letters: N rows that count, K listed entries, V student vocabulary, U teacher vocabulary, D teacher width.
 """
@@ -18,13 +17,13 @@ from teacher_cache.output_head import OutputHead
 
 @dataclass(frozen=True)
 class ListedTarget:
-    """A distribution over listed tokens and, unless ``rest_N`` is None, one bucket for all that are not listed."""
+    """A distribution over listed tokens and, unless ``rest_N`` is None, one bucket for all other tokens."""
 
     ids_NK: torch.Tensor  # int64 < V; padding repeats a listed id of the row
     listed_NK: torch.Tensor  # bool; False in the padding
     weights_NK: torch.Tensor  # teacher probabilities; 0 in the padding
     rest_N: torch.Tensor | None  # the bucket's probability
-    entropy_N: torch.Tensor  # nats; what makes a cross-entropy with this target a divergence
+    entropy_N: torch.Tensor  # nats; cross-entropy minus this is the divergence
 
     def rows(self, rows: slice) -> "ListedTarget":
         """The target of some of the rows."""
@@ -39,7 +38,7 @@ class ListedTarget:
 
 @dataclass(frozen=True)
 class DenseTarget:
-    """Every token's probability, rebuilt from final hidden states when it is asked for."""
+    """Probabilities of all tokens, rebuilt from final hidden states on demand."""
 
     hidden_ND: torch.Tensor
     head: OutputHead
@@ -63,7 +62,7 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 
 def softened(logprobs_NK: torch.Tensor, log_partition_N: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log p_T(i) = log p(i) / T - log Σ_v p(v)^(1/T): exact for stored tokens."""
+    """log p_T(i) = log p(i) / T - log Σ_v p(v)^(1/T), nats [N, K]: exact for stored tokens."""
     return logprobs_NK / temperature - log_partition_N[:, None]
 
 
@@ -75,19 +74,20 @@ def top_k_target(
     vocabulary: int,
     tail: Tail = "bucket",
 ) -> ListedTarget:
-    """The target that the stored entries of N rows make for a student of ``vocabulary`` tokens.
+    """Target from the stored entries of N rows, for a student of ``vocabulary`` tokens.
 
-    ids_NK: integer; a token the student does not have (id ≥ vocabulary) is not listed. logprobs_NK: at temperature 1,
-    nats, -inf in the padding. log_partition_N: log Σ_v p(v)^(1/``temperature``) over the teacher's vocabulary. What
-    becomes of the mass that is not stored:
+    ids_NK: integer; a token that the student lacks (id ≥ vocabulary) is not listed. logprobs_NK: at temperature 1,
+    nats, -inf in the padding. log_partition_N: log Σ_v p(v)^(1/``temperature``) over the teacher's vocabulary. The mass
+    that is not stored, by ``tail``:
 
-    - ``bucket``: all other tokens together have it. Merging outcomes never raises a divergence (log-sum inequality), so
-      the loss is a lower bound of the dense one: it says how much mass the student should put outside, not where.
-    - ``renormalise``: nobody; the stored probabilities are divided by their sum. Biased: it asks for none outside.
-    - ``ignore``: nobody; the stored probabilities stay what they are, and the student's are taken as they are.
+    - ``bucket``: assigned to all other tokens together. Merging outcomes never increases a divergence (log-sum
+      inequality), so the loss is a lower bound of the dense one: it constrains the student's total mass outside the
+      stored entries, not its distribution.
+    - ``renormalise``: removed; stored probabilities are divided by their sum. Biased: the target outside is 0.
+    - ``ignore``: dropped; neither the teacher's stored probabilities nor the student's are renormalised.
 
-    Quantisation can bring the stored mass of a bucket's row to 1 or above; such a row is divided by it and its bucket
-    gets 0. So is a row with every token of the student.
+    With ``bucket``, a row whose stored mass reaches 1 by quantisation, or which lists all tokens of the student, is
+    divided by that mass and its bucket gets 0.
     """
     listed_NK, ids_NK = _listed(ids_NK, logprobs_NK > -torch.inf, vocabulary)
     log_p_NK = softened(logprobs_NK, log_partition_N, temperature)
@@ -108,32 +108,32 @@ def top_k_target(
 
 
 def draws_target(
-    head: ListedTarget | None, draws_NM: torch.Tensor, entropy_N: torch.Tensor, vocabulary: int
+    exact: ListedTarget | None, draws_NM: torch.Tensor, entropy_N: torch.Tensor, vocabulary: int
 ) -> ListedTarget:
-    """The target that M draws of each row make, with the exact ``head`` if they were drawn from the tail beyond it.
+    """Target from M draws per row, with the exact stored entries if the draws are from the tail beyond them.
 
-    head: a target whose bucket is the tail; None if the draws are from the whole distribution. draws_NM: integer ids,
-    repeated as often as they were drawn. entropy_N: of the whole softened distribution, nats. With the student's full
-    normaliser the expectation of the loss's gradient over the draws is the dense gradient: each draw stands for the
-    same share of the mass it was drawn from.
+    exact: a target whose bucket is the tail; None if the draws are from the whole distribution. draws_NM: integer ids,
+    repeated as often as drawn. entropy_N: of the full softened distribution, nats. Each draw gets the same share of the
+    mass that it was drawn from, so that, with the student's full normaliser, the gradient's expectation over the draws
+    is the dense gradient.
     """
     listed_NM, draws_NM = _listed(draws_NM, torch.ones_like(draws_NM, dtype=torch.bool), vocabulary)
-    mass_N = torch.ones_like(entropy_N) if head is None else head.rest_N
+    mass_N = torch.ones_like(entropy_N) if exact is None else exact.rest_N
     assert mass_N is not None
     weights_NM = (mass_N / draws_NM.shape[1])[:, None] * listed_NM
-    if head is None:
+    if exact is None:
         return ListedTarget(draws_NM, listed_NM, weights_NM, None, entropy_N)
     return ListedTarget(
-        torch.cat([head.ids_NK, draws_NM], dim=1),
-        torch.cat([head.listed_NK, listed_NM], dim=1),
-        torch.cat([head.weights_NK, weights_NM], dim=1),
+        torch.cat([exact.ids_NK, draws_NM], dim=1),
+        torch.cat([exact.listed_NK, listed_NM], dim=1),
+        torch.cat([exact.weights_NK, weights_NM], dim=1),
         None,
         entropy_N,
     )
 
 
 def _listed(ids_NK: torch.Tensor, stored_NK: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which entries stand for a token of the student, and the ids with all others replaced by a listed one."""
+    """Which entries are tokens of the student, bool [N, K], and ids in which all others repeat a listed one, int64."""
     ids_NK = ids_NK.long()
     listed_NK = stored_NK & (ids_NK < vocabulary)
     any_N1 = ids_NK.gather(1, listed_NK.to(torch.uint8).argmax(dim=1, keepdim=True)).clamp(max=vocabulary - 1)

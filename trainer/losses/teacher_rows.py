@@ -1,4 +1,4 @@
-"""What a batch of the cache says about the rows that count."""
+"""The teacher's signals at the rows of a batch that count."""
 
 from dataclasses import dataclass
 
@@ -9,32 +9,32 @@ from teacher_cache.output_head import OutputHead
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """What the cache says about the N rows that count. K entries per row, T temperatures, M draws, D channels.
+    """The teacher at the N rows that count. K entries per row, T temperatures, M draws, D channels.
 
-    K and T are 0 when the logits signal is not read.
+    K and T are 0 if the logits signal is not read.
     """
 
     ids_NK: torch.Tensor  # integer
     logprobs_NK: torch.Tensor  # float, nats, temperature 1; -inf in the padding
     log_partition_NT: torch.Tensor  # float, nats; log Σ_v p(v)^(1/temperature)
-    next_ids_N: torch.Tensor  # integer; the token that follows
-    next_logprob_N: torch.Tensor  # float, nats; the teacher's log-probability of it
+    next_ids_N: torch.Tensor  # integer; the next token of the text
+    next_logprob_N: torch.Tensor  # float, nats; its log-probability by the teacher
     draws_NTM: torch.Tensor | None = None  # integer
     entropy_NT: torch.Tensor | None = None  # float, nats; at the temperatures of the draws
     final: tuple[torch.Tensor, ...] | None = None  # final hidden states [N, 1, …], as ``dequantise`` takes them
-    head: OutputHead | None = None  # the teacher's, which ``final`` goes through
+    head: OutputHead | None = None  # the teacher's, to be applied to ``final``
 
 
 def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None) -> TeacherRows:
-    """The rows of ``batch`` (tensors of a RowBatch, [R, L, …]) where loss_mask holds, in row-major order.
+    """The rows of ``batch`` (tensors of a RowBatch, [R, L, …]) where loss_mask is True, in row-major order.
 
-    Row t is about token t+1 of the same sample: loss_mask is False at each sample's last token. head: the teacher's, of
-    a cache with final hidden states.
+    Row t predicts token t + 1 of the same sample: loss_mask is False at each sample's last token. head: the teacher's,
+    if the cache has final hidden states.
     """
     mask_RL = batch["loss_mask"]
 
     def counting(signal: str, *names: str) -> list[torch.Tensor]:
-        """Of a signal that is stored row by row, the rows that count."""
+        """Arrays of a signal, restricted to its stored rows that count."""
         keep_N = mask_RL[batch[f"{signal}_batch_row"], batch[f"{signal}_column"]]
         return [batch[f"{signal}_{name}"][keep_N] for name in names]
 

@@ -1,13 +1,13 @@
 """Token-level logits alignment (TLA): a divergence between the teacher's softened distribution and the student's.
 
-``tla_`` gives the loss of each row *and its gradient*, and may overwrite the logits: it is called on chunks of rows
-whose logits are never needed again (``lean``). For KL(teacher ‖ student), the default, both are written out by hand and
-take a few passes over the chunk; the other divergences, there to compare with other systems, go through autograd.
+``tla_`` returns the loss of each row *and its gradient*, and may overwrite the logits: it is called on chunks of rows
+whose logits are not used again (``lean``). For KL(teacher ‖ student), the default, both are in closed form and take a
+few passes over the chunk; the other divergences, for comparison with other systems, use autograd.
 
 The factor T² keeps gradients comparable across temperatures (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
 
-Trade-off: the student's bucket is summed over the complement of the listed tokens instead of taken as 1 - (listed
-mass): in float32 the latter has lost every digit once the student is confident.
+Trade-off: the student's bucket is summed over the complement of the listed tokens instead of computed as 1 - (listed
+mass), which has no correct digit left in float32 once the student is confident.
 
 Shape letters: N rows, V student vocabulary, U teacher vocabulary, K listed entries, C outcomes.
 """
@@ -31,7 +31,7 @@ WORDS = {
 
 
 class Tla(HeadLoss[TlaConfig]):
-    """A divergence of softened distributions, from the form of target that the cache has or the settings name."""
+    """A divergence of softened distributions; the settings name the target form, or the cache's best one is used."""
 
     def __init__(self, settings: TlaConfig, capture: CaptureConfig) -> None:
         super().__init__(settings, capture)
@@ -39,7 +39,7 @@ class Tla(HeadLoss[TlaConfig]):
         self.signals = signals_of(self.form, capture)
 
     def title(self) -> str:
-        """With the divergence, its temperature and the target."""
+        """Divergence, temperature and target form, for the model card."""
         settings = self.settings
         return (
             f"TLA, {WORDS[settings.divergence]} at temperature {settings.temperature}, from the cache's `{self.form}` "
@@ -47,16 +47,16 @@ class Tla(HeadLoss[TlaConfig]):
         )
 
     def note(self) -> str:
-        """What is learned from."""
+        """The target form."""
         return said_of_target(self.settings, self.form)
 
     def target_of(self, rows: TeacherRows, vocabulary: int) -> Target:
-        """What the student is asked to match at these rows."""
+        """Target of these rows, for a student of ``vocabulary`` tokens."""
         settings = self.settings
         return make_target(self.form, rows, self.capture, settings.temperature, vocabulary, settings.tail)
 
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
-        """``tla_`` against their target."""
+        """``tla_`` against the rows' target."""
         settings, target = self.settings, self.target_of(rows, vocabulary)
         return lambda logits_nV, chunk: tla_(
             logits_nV, target.rows(chunk), settings.temperature, settings.divergence, settings.jsd_beta
@@ -75,8 +75,8 @@ def tla_(
     - ``jsd``: β KL(teacher ‖ m) + (1 - β) KL(student ‖ m) with m = β teacher + (1 - β) student, the generalised
       Jensen-Shannon divergence of Agarwal et al. 2024 (arXiv:2306.13649).
 
-    Those two compare probabilities of the same outcomes: the listed tokens and the bucket, or, without a bucket, the
-    listed tokens with both sides normalised over them; and of a dense target the tokens that both models have.
+    ``reverse`` and ``jsd`` compare both models over the same outcomes: listed tokens and bucket; without a bucket, the
+    listed tokens, both sides normalised over them; for a dense target, the tokens that both models have.
     """
     if divergence == "forward":
         if isinstance(target, ListedTarget):
@@ -91,9 +91,9 @@ def tla_(
 
 
 def _listed_forward_(logits_NV: torch.Tensor, target: ListedTarget, temperature: float) -> Pair:
-    """With q the student's softmax: the gradient is T (m q - w) on listed tokens, m being the mass of the target.
+    """With q the student's softmax and m the target's total mass, the gradient is T (m q - w) on listed tokens.
 
-    On the others it is T q (m - w_rest / q_rest), which is 0 when the student's bucket has the teacher's mass.
+    On all others it is T q (m - w_rest / q_rest), which is 0 where the student's bucket has the teacher's mass.
     """
     ids_NK, listed_NK, weights_NK = target.ids_NK, target.listed_NK, target.weights_NK.to(logits_NV.dtype)
     z_NV = logits_NV.div_(temperature) if temperature != 1 else logits_NV
@@ -120,7 +120,7 @@ def _listed_forward_(logits_NV: torch.Tensor, target: ListedTarget, temperature:
 
 
 def _dense_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: float) -> Pair:
-    """The gradient is T (m q - p); m is below 1 when the teacher has tokens that the student lacks."""
+    """The gradient is T (m q - p); m, the teacher's mass on the student's tokens, is below 1 where it lacks some."""
     log_p_NU = target.log_probs().to(logits_NV.dtype)
     both = min(log_p_NU.shape[1], logits_NV.shape[1])
     log_q_NV = (logits_NV.div_(temperature) if temperature != 1 else logits_NV).log_softmax(dim=1)
@@ -149,7 +149,7 @@ def _outcomes(z_NV: torch.Tensor, target: Target) -> Pair:
     marks_NV.scatter_reduce_(1, target.ids_NK, listed_NK.to(torch.uint8), "amax")
     outside_NV = log_q_NV.masked_fill(marks_NV.bool(), torch.finfo(z_NV.dtype).min)
     log_q_NC = torch.cat([log_q_NK, torch.logsumexp(outside_NV, dim=1, keepdim=True)], dim=1)
-    least = torch.finfo(z_NV.dtype).tiny  # a bucket of probability 0: the student pays for what it puts there
+    least = torch.finfo(z_NV.dtype).tiny  # a bucket of probability 0 still penalises the student's mass there
     return torch.cat([log_p_NK, rest_N.clamp(min=least).log()[:, None]], dim=1), log_q_NC
 
 
@@ -169,7 +169,7 @@ def _reverse(log_p_NC: torch.Tensor, log_q_NC: torch.Tensor, _beta: float) -> to
 
 
 def _jsd(log_p_NC: torch.Tensor, log_q_NC: torch.Tensor, beta: float) -> torch.Tensor:
-    """In terms of log m, so that neither probability is ever subtracted from the other."""
+    """Computed from log m by logaddexp, without subtracting probabilities."""
     present_NC = (log_p_NC > -torch.inf) | (log_q_NC > -torch.inf)
     log_p_NC, log_q_NC = log_p_NC.clamp(min=-1e4), log_q_NC.clamp(min=-1e4)
     weight = torch.tensor(beta, dtype=log_p_NC.dtype, device=log_p_NC.device)

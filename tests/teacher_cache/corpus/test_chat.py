@@ -378,5 +378,5 @@ def test_named_templates(replies):
 def test_variables_that_are_the_chats_own_are_refused(render):
     with pytest.raises(UserError, match=r"data.jsonl:1: chat_template_kwargs sets 'messages'"):
         render(CHATML, chat("q", "a"), template_kwargs={"messages": []})
-    with pytest.raises(ValueError, match="add_generation_prompt: is given by each record"):
+    with pytest.raises(ValueError, match="add_generation_prompt: comes from each record"):
         render(CHATML, chat("q", "a"), {"chat_template_kwargs": {"add_generation_prompt": True}})

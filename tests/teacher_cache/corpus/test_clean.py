@@ -52,7 +52,7 @@ def test_ordinary_text_is_kept(text):
         "heart ❤\ufe0f, text ❤\ufe0e, keycap 1\ufe0f\u20e3",
     ],
 )
-def test_what_means_something_stays(text):
+def test_meaningful_format_characters_are_kept(text):
     assert clean_text(text) == text
     assert clean_text(f"\ufeff{text}\u200b\x00") == text  # whatever surrounds it
 
@@ -81,7 +81,7 @@ def test_what_means_something_stays(text):
         ("שלום\u200f!\nplain\u200f", "שלום\u200f!\nplain"),  # a line of its own
     ],
 )
-def test_what_means_nothing_goes(text, wanted):
+def test_meaningless_control_characters_are_removed(text, wanted):
     assert clean_text(text) == wanted
 
 

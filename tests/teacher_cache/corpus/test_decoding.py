@@ -65,12 +65,12 @@ def test_utf16_without_a_mark_is_not_taken_for_utf8(tmp_path, encoding):
 
 @pytest.mark.parametrize("encoding", ["nonsense", "base64", "rot13", ""])
 def test_unknown_encodings_are_refused_by_the_configuration(encoding):
-    with pytest.raises(UserError, match=r"x: encoding: .* is no encoding of text"):
+    with pytest.raises(UserError, match=r"x: encoding: .* is not a text encoding"):
         validate(SourceConfig, {"path": "d.txt", "encoding": encoding}, "x")
 
 
 @given(st.text(), st.sampled_from(["utf-16-le", "utf-16-be", "utf-32-le", "gb18030", "utf-7"]), st.integers(1, 5))
-def test_what_is_encoded_is_decoded_however_it_is_cut(text, encoding, chunk):
+def test_decoding_is_independent_of_block_boundaries(text, encoding, chunk):
     import io
 
     from teacher_cache.corpus import decoding

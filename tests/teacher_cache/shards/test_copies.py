@@ -70,7 +70,7 @@ def test_any_part_of_a_file_is_read_from_its_copy(remote: Storage, folder: Path,
     assert hashlib.sha256((folder / entry(2).sha256).read_bytes()).hexdigest() == entry(2).sha256
 
 
-def test_what_was_not_used_for_longest_makes_room(remote: Storage, folder: Path) -> None:
+def test_the_least_recently_used_copy_is_evicted(remote: Storage, folder: Path) -> None:
     local = LocalCopies(remote, str(folder), 3 * SIZE + 10)
     for number in (0, 1, 2, 0, 3, 4):
         local.read(f"{number}.bin", entry(number), 0, 1)
@@ -135,7 +135,7 @@ def test_a_missing_file_and_a_folder_that_cannot_be_are_named(remote: Storage, f
         LocalCopies(remote, str(folder / "file"), 3 * SIZE).read("0.bin", entry(0), 0, 1)
 
 
-def test_what_is_fetched_ahead_is_there_when_it_is_needed(remote: Storage, folder: Path, caplog) -> None:
+def test_prefetched_shards_are_there_when_needed(remote: Storage, folder: Path, caplog) -> None:
     local = LocalCopies(remote, str(folder), 5 * SIZE)
     remote.delete("4.bin")
     local.fetch_ahead([(f"{number}.bin", entry(number)) for number in (0, 4, 2)])
@@ -149,7 +149,7 @@ def test_what_is_fetched_ahead_is_there_when_it_is_needed(remote: Storage, folde
         local.read("4.bin", entry(4), 0, 1)
 
 
-def test_what_is_fetched_ahead_does_not_drive_out_what_is_needed_before_it(remote, folder, monkeypatch) -> None:
+def test_prefetching_does_not_evict_shards_needed_earlier(remote, folder, monkeypatch) -> None:
     """With room for three, files are prefetched far ahead and read in order; none is fetched twice."""
     fetched = []
     read_range = Storage.read_range

@@ -58,7 +58,7 @@ def place(storage: Storage, holder: Holder, name: str = WHOLE) -> None:
         requests._call("pipe_file", path, holder.to_bytes())
 
 
-def test_one_has_the_whole_place(storage: Storage) -> None:
+def test_the_whole_place_has_one_holder(storage: Storage) -> None:
     with whole_place(storage, "cache-tools merge") as mine:
         mine.check()
         pid = os.getpid()
@@ -163,7 +163,7 @@ def staged(storage: Storage) -> None:
         path.write_bytes(b"mine")
 
 
-def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
+def test_a_holder_that_lost_its_lease_changes_nothing(storage: Storage) -> None:
     """Another machine has taken over and written other files."""
     with whole_place(storage, "cache-tools merge") as mine:
         storage.write("shard-000000.json", b"theirs")
@@ -183,7 +183,7 @@ def test_who_was_away_for_too_long_changes_nothing(storage: Storage) -> None:
     assert left.holder.token == "another", "nor does it end another's lease"
 
 
-def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
+def test_in_a_store_a_holder_that_lost_its_lease_overwrites_no_object(
     s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was suspended between its last check of the lease and its request."""
@@ -206,7 +206,7 @@ def test_in_a_store_no_object_is_overwritten_by_who_lost_the_lease_meanwhile(
             assert storage.read(name) == b"theirs"
 
 
-def test_what_a_writer_with_a_lease_finds_is_replaced(storage: Storage) -> None:
+def test_a_lease_holder_replaces_existing_objects(storage: Storage) -> None:
     """For instance, leftovers of a killed writer."""
     for name in ("shard-000000.json", "shard-000000.logits.tar", "manifest.json"):
         storage.write(name, b"left")
@@ -222,7 +222,7 @@ def test_what_a_writer_with_a_lease_finds_is_replaced(storage: Storage) -> None:
     assert storage.read("shard-000000.logits.tar") == b"mine"
 
 
-def test_a_store_that_knows_no_conditions_is_said_once(
+def test_a_store_without_conditional_writes_is_logged_once(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from botocore.exceptions import ClientError
@@ -297,7 +297,7 @@ def test_reading_needs_no_lease_and_sees_none(tmp_path: Path, monkeypatch: pytes
         assert ".lease.json" not in Storage(url).sizes()
 
 
-def test_two_that_create_one_object_are_told_apart(s3_url: str) -> None:
+def test_concurrent_creators_of_one_object_are_told_apart(s3_url: str) -> None:
     """The first wins; the other's request, and one with an old tag, change nothing."""
     fs = fsspec.filesystem("s3")
     requests = Conditional(fs, lambda method, *arguments, **options: getattr(fs, method)(*arguments, **options), s3_url)

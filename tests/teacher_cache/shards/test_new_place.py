@@ -26,7 +26,7 @@ def test_a_place_with_something_in_it_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
-def test_what_failed_is_removed(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_creation_is_removed(tmp_path: Path, error: BaseException) -> None:
     def fail() -> None:
         with new_cache(str(tmp_path / "a"), "test") as storage:
             storage.write("tables/" + "0" * 64 + ".zst", b"x")
@@ -50,7 +50,7 @@ def test_a_finished_cache_is_kept_whatever_comes_after(tmp_path: Path) -> None:
     assert Storage(str(tmp_path / "a")).names() == [UNDER_WAY, MANIFEST, "shard-000000.json"]
 
 
-def test_leavings_stay_recognisable_until_they_are_gone(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_stay_marked_until_they_are_removed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left = Storage(s3_url)
     for name in (UNDER_WAY, "shard-000000.json", "shard-000001.json"):
         left.write(name, b"x")
@@ -73,6 +73,6 @@ def test_leavings_stay_recognisable_until_they_are_gone(s3_url: str, monkeypatch
     assert left.names() == []
 
 
-def test_a_sign_that_is_gone_since_the_listing_is_of_a_command_that_has_ended(s3_url: str) -> None:
+def test_a_sign_removed_after_the_listing_belongs_to_a_finished_command(s3_url: str) -> None:
     """Another command finished between the listing of the place and the reading of its sign."""
     assert not was_killed(Storage(s3_url), [UNDER_WAY, MANIFEST], b"sign")

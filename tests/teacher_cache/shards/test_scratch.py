@@ -9,7 +9,7 @@ from teacher_cache.shards.holder import this_process
 from teacher_cache.shards.scratch import scratch_folder
 
 
-def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     me = this_process("", "")
     dead = (

@@ -40,7 +40,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-def test_the_lists_stand_in_the_table_and_come_back(large: str, small: Manifest) -> None:
+def test_lists_round_trip_through_the_table(large: str, small: Manifest) -> None:
     storage = Storage(large)
     stored = read_manifest(storage)
     assert stored.units == stored.shards == []

@@ -32,7 +32,7 @@ def storage(url: str) -> Storage:
     return Storage(url)
 
 
-def test_what_is_written_is_read(storage: Storage) -> None:
+def test_written_files_read_back(storage: Storage) -> None:
     assert not storage.exists("a.json")
     assert storage.names() == []
     assert storage.write("a.json", b"0123456789") == file_entry(b"0123456789")
@@ -46,7 +46,7 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     assert storage.read(TABLE) == b"table"
 
 
-def test_what_is_written_after_a_listing_is_seen(storage: Storage) -> None:
+def test_files_written_after_a_listing_are_seen(storage: Storage) -> None:
     assert storage.names() == []
     storage.write("a.json", b"x")
     assert storage.read("a.json") == b"x"

@@ -46,7 +46,7 @@ def test_an_object_comes_by_one_request(s3_url: str, s3_server: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["error", "silence", "stall", "truncation", "reset"])
-def test_what_a_stream_lacks_is_read_in_ranges(s3_url: str, s3_server: str, monkeypatch, fault: str) -> None:
+def test_the_rest_of_a_truncated_stream_is_read_in_ranges(s3_url: str, s3_server: str, monkeypatch, fault: str) -> None:
     Storage(s3_url).put("a.tar", DATA)
     monkeypatch.setattr(store_requests, "PATIENCE", 1.0)
     monkeypatch.setattr(store_requests, "FIRST_DELAY", 0.01)
@@ -63,7 +63,7 @@ def test_an_object_goes_by_one_request(s3_url: str, s3_server: str) -> None:
     assert Storage(s3_url).read("a.tar") == DATA
 
 
-def test_what_the_store_refuses_goes_the_clients_way(s3_url: str, s3_server: str, monkeypatch) -> None:
+def test_refused_requests_fall_back_to_the_client(s3_url: str, s3_server: str, monkeypatch) -> None:
     storage = Storage(s3_url)
     monkeypatch.setattr(storage._fs, "sign", lambda path, **how: f"{s3_server}/no-such-bucket/a.tar")
     storage.put("a.tar", DATA)

@@ -57,7 +57,7 @@ def test_polynomials_residuals_and_differences_are_decoded() -> None:
         ("x" * 70000, "bytes"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=message) as error:
         read_compression(tmp_path / "c.yaml")

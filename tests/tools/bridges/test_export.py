@@ -45,7 +45,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, layout: str, monkeypatch: pyte
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_what_the_manifest_says_is_text_in_the_card(tmp_path: Path) -> None:
+def test_text_of_the_manifest_is_escaped_in_the_card(tmp_path: Path) -> None:
     from schemas.cache_config import Provenance
     from teacher_cache.shards.marks import write_manifest
     from teacher_cache.shards.storage import Storage
@@ -60,7 +60,7 @@ def test_what_the_manifest_says_is_text_in_the_card(tmp_path: Path) -> None:
     assert "\n# Heading" not in card
 
 
-def test_the_commands_carry_a_cache_there_and_back(s3_url: str, tmp_path: Path) -> None:
+def test_the_commands_export_and_import_a_cache(s3_url: str, tmp_path: Path) -> None:
     capture = LogitsCapture(k=8)
     write_cache(f"{s3_url}/a", random_shards([[9, 5], [7]], capture=capture), capture=capture)
     run = CliRunner().invoke(

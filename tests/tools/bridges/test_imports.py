@@ -247,7 +247,7 @@ def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
-def test_what_a_killed_import_left_is_written_over(originals: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_import_are_overwritten(originals: Path, tmp_path: Path) -> None:
     made = [
         import_files(str(originals / "parquet"), str(tmp_path / name), "parquet", DistillKitOptions(), 12, print)
         for name in ("whole", "killed")

@@ -13,7 +13,7 @@ VOCABULARY = 61
 
 
 @pytest.mark.parametrize("kind", DISPLACED)
-def test_one_line_a_shard_says_what_was_done(tmp_path: Path, kind: str) -> None:
+def test_one_line_per_shard_explains_the_contradictions(tmp_path: Path, kind: str) -> None:
     shards = random_shards([[30] * 8, [30] * 6], VOCABULARY, seed=3)
     write_cache(str(tmp_path), DISPLACED[kind](shards), VOCABULARY)
     problems = verify(str(tmp_path)).problems
@@ -22,7 +22,7 @@ def test_one_line_a_shard_says_what_was_done(tmp_path: Path, kind: str) -> None:
         assert problem.startswith(f"shard-{number:06d}.logits.tar: rows are {kind}")
         assert f"(in {n} samples, first {shards[number][0][0].key})" in problem
     if "swapped" in kind:
-        assert f"those of sample {shards[0][0][0].key} are of sample {shards[0][1][0].key}" in problems[0]
+        assert f"those of sample {shards[0][0][0].key} belong to sample {shards[0][1][0].key}" in problems[0]
 
 
 def test_shifted_rows_among_those_that_count(tmp_path: Path) -> None:
@@ -41,14 +41,14 @@ def test_swapped_samples_of_different_lengths(tmp_path: Path) -> None:
     )
     problems = verify(str(tmp_path)).problems
     long, short = (tokens.key for tokens, _ in shards[0])
-    assert any(f"those of sample {long} are of sample {short}" in problem for problem in problems)
+    assert any(f"those of sample {long} belong to sample {short}" in problem for problem in problems)
 
 
-def test_what_nothing_explains_is_one_line_a_kind(tmp_path: Path) -> None:
+def test_unexplained_problems_are_one_line_per_kind(tmp_path: Path) -> None:
     shards = random_shards([[30] * 8], VOCABULARY, seed=9)
     wrong = [[(t, replace(rows, next_logprob=0 * rows.next_logprob - 0.01)) for t, rows in shards[0]]]
     write_cache(str(tmp_path), wrong, VOCABULARY)
     problems = verify(str(tmp_path)).problems
     assert len(problems) == 2
     assert all(f"sample {shards[0][0][0].key}: row " in problem for problem in problems)
-    assert all(problem.endswith("and so in 7 more samples") for problem in problems)
+    assert all(problem.endswith("and in 7 more samples") for problem in problems)

@@ -98,7 +98,7 @@ def test_a_folder_above_the_cache_may_have_any_name(tmp_path: Path, folder: str)
 
 @pytest.mark.parametrize("policy", ["top_k", "nucleus"])
 @pytest.mark.parametrize("positions", ["all", "loss_mask"])
-def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, positions: str) -> None:
+def test_invalid_distributions_are_found(tmp_path: Path, policy: str, positions: str) -> None:
     """Problems are named by rows of the sequence, whichever rows are stored."""
     capture = LogitsCapture(policy=policy, k=8, mass=0.9, temperatures=[1.0, 3.0], positions=positions)
     write_cache(str(tmp_path), random_shards([[30]], capture=capture, counting=0.7), capture=capture)
@@ -139,7 +139,7 @@ def test_what_cannot_be_a_distribution_is_found(tmp_path: Path, policy: str, pos
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_log_probabilities_as_floats_are_looked_at_too(tmp_path: Path, dtype: str) -> None:
+def test_log_probabilities_stored_as_floats_are_checked_too(tmp_path: Path, dtype: str) -> None:
     codec = CodecConfig(logprobs=dtype)
     write_cache(str(tmp_path), random_shards([[30, 9]], counting=0.7), codec=codec)
     assert verify(str(tmp_path)).problems == []
@@ -182,7 +182,7 @@ def test_commands_and_exit_status(copy: Path, tmp_path: Path) -> None:
     assert run(main, ["inspect", str(tmp_path / "nothing")]).exit_code == 2
 
 
-def test_inspect_says_what_the_files_say(sound: Path) -> None:
+def test_inspect_describes_the_files(sound: Path) -> None:
     facts = describe(str(sound))
     assert facts["bytes"]["logits"] == sum(path.stat().st_size for path in sound.glob("*.logits.tar"))
     assert facts["bytes"]["index"] == sum(path.stat().st_size for path in sound.glob("shard-*.json"))

@@ -48,7 +48,7 @@ def headings(text: str) -> list[str]:
     return [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
 
 
-def test_the_header(url: str) -> None:
+def test_the_header_holds_the_metadata_of_a_card(url: str) -> None:
     change_manifest(url, lambda tree: tree["provenance"].update(licence="Apache-2.0"))
     manifest = read_manifest(Storage(url))
     found = header(describe(url))
@@ -66,7 +66,7 @@ def test_the_header(url: str) -> None:
     }
 
 
-def test_the_text(url: str) -> None:
+def test_the_text_describes_the_cache(url: str) -> None:
     sign(url, 1, "Ann")
     sign(url, 2, "Bob", signature="0" * 128)
     text, manifest = describe(url), read_manifest(Storage(url))
@@ -96,7 +96,7 @@ def test_the_text(url: str) -> None:
     assert str(Path(url).parent) not in text
 
 
-def test_the_history(url: str) -> None:
+def test_the_history_lists_derivations(url: str) -> None:
     older = SourceCache(manifest_sha256="1" * 64, samples=9, tokens=90)
     merged = Derivation(action="merge", sources=[older, older], duplicates_dropped=4)
     source = SourceCache(manifest_sha256="2" * 64, samples=5, tokens=50, derived=merged)

@@ -143,7 +143,7 @@ def test_an_incomplete_cache_is_listed_as_such(root: Path) -> None:
     ],
     ids=["empty", "list", "deep", "key", "large"],
 )
-def test_a_catalogue_that_is_not_one(root: Path, text: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_catalogue_is_refused(root: Path, text: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if problem == "2000 bytes":
         monkeypatch.setattr(module, "MAX_CATALOG_BYTES", 1000)
     (root / "catalog.json").write_text(text)
@@ -153,7 +153,7 @@ def test_a_catalogue_that_is_not_one(root: Path, text: str, problem: str, monkey
     assert str(error.value).isprintable()
 
 
-def test_a_catalogue_of_the_future(root: Path) -> None:
+def test_a_catalogue_of_a_newer_format_is_refused(root: Path) -> None:
     catalog = scan(str(root)).model_copy(update={"catalog_version": 2})
     write(Storage(str(root)), catalog)
     with pytest.raises(UserError, match="catalog_version 2, wanted at most 1"):

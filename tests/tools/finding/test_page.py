@@ -89,7 +89,7 @@ def names(page: Page) -> list[str]:
     return page.locator("#caches tbody tr").evaluate_all(shown)
 
 
-def test_what_caches_say_is_text(opened: Page) -> None:
+def test_content_of_caches_is_escaped(opened: Page) -> None:
     assert opened.evaluate("window.hacked") is None
     for summary in opened.locator("summary").all():
         summary.click()
@@ -102,7 +102,7 @@ def test_what_caches_say_is_text(opened: Page) -> None:
     assert "names: 1" in opened.locator("#problems summary").inner_text()
 
 
-def test_the_policy_stops_scripts_that_get_in(browser: Browser, root: Path) -> None:
+def test_the_content_security_policy_stops_injected_scripts(browser: Browser, root: Path) -> None:
     """Even if escaping failed: no script, handler, style or request."""
     context = browser.new_context()
     page = context.new_page()
@@ -224,7 +224,7 @@ def test_nothing_is_wider_than_the_screen(opened: Page) -> None:
     assert names(opened) == ["c9", "evil", "c10", "b"]
 
 
-def test_the_page_names_nothing_outside(root: Path) -> None:
+def test_the_page_has_no_external_references(root: Path) -> None:
     text = page(scan(str(root)))
     outside = re.sub(r"<tbody.*</tbody>", "", text, flags=re.DOTALL)
     assert "http://" not in outside

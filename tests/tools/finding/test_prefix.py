@@ -31,7 +31,7 @@ def test_caches_are_found_to_a_depth(tmp_path: Path) -> None:
     assert found(tmp_path, 4) == ["a/b/c/four", "a/b/three", "a/two", "one"]
 
 
-def test_nothing_is_looked_for_inside_a_cache(tmp_path: Path) -> None:
+def test_folders_inside_a_cache_are_not_searched(tmp_path: Path) -> None:
     manifests(tmp_path, "one", "one/inner")
     assert found(tmp_path) == ["one"]
 
@@ -61,7 +61,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert found(root) == ["one"]
 
 
-def test_there_are_not_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_caches_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifests(tmp_path, *(f"c{i}" for i in range(5)))
     monkeypatch.setattr(prefix, "MAX_FOLDERS", 4)
     with pytest.raises(UserError, match="5 folders and 0 caches"):

@@ -72,7 +72,7 @@ def run(*arguments: str) -> Any:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
-def test_what_is_wanted_is_found(root: Path, arguments: list[str], names: list[str]) -> None:
+def test_every_criterion_selects(root: Path, arguments: list[str], names: list[str]) -> None:
     assert [Path(match["url"]).name for match in run(str(root), *arguments)["matches"]] == names
 
 
@@ -100,7 +100,7 @@ def test_the_catalogue_is_believed_unless_told_otherwise(root: Path) -> None:
     assert (scanned["source"], len(scanned["matches"])) == ("scan", 2)
 
 
-def test_nothing_found_says_what_there_is(root: Path) -> None:
+def test_an_empty_result_lists_what_exists(root: Path) -> None:
     result = CliRunner().invoke(main, ["search", str(root), "--teacher", "other"])
     assert result.exit_code == 0
     for part in ("no cache matches", "2 caches", "Model-One (1)", "logits (2)", "MIT (1)", "222222222222 (1)"):
@@ -119,7 +119,7 @@ def test_a_tokenizer_folder_stands_for_its_fingerprint(root: Path, tmp_path_fact
     assert match["url"] == f"{root}/one"
 
 
-def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+def test_invalid_tokenizers_are_refused(tmp_path: Path) -> None:
     for value, problem in (("12345", "wanted a tokenizer's folder"), (str(tmp_path), "no tokenizer can be loaded")):
         with pytest.raises(UserError, match=problem):
             tokenizer_fingerprint(value)
@@ -152,6 +152,6 @@ def test_an_object_store(s3_url: str) -> None:
     assert run(s3_url)["source"] == "catalog"
 
 
-def test_an_entry_fits_what_asks_for_nothing(root: Path) -> None:
+def test_an_entry_fits_empty_criteria(root: Path) -> None:
     entries: list[CatalogEntry] = scan(str(root)).caches
     assert all(Wanted().fits(entry) for entry in entries)

@@ -95,7 +95,7 @@ def test_a_teacher_and_itself(tmp_path: Path) -> None:
     assert overall["a"] == overall["b"]
 
 
-def test_a_deeper_cache_does_not_look_less_sure(tmp_path: Path) -> None:
+def test_a_cache_of_more_entries_does_not_appear_less_certain(tmp_path: Path) -> None:
     """One teacher, stored with 4 and with all entries: both bounds use 4 entries."""
     shallow, deep = write(tmp_path / "a", teacher(1.0, 4)[0], 4), write(tmp_path / "b", teacher(1.0)[0])
     overall = compare(shallow, deep).summary()["overall"]
@@ -113,7 +113,7 @@ def test_rows_that_only_one_stores_are_left_out(tmp_path: Path) -> None:
     assert compare(write(tmp_path / "a", a), write(tmp_path / "b", b)).summary()["overall"]["rows"] == 12
 
 
-def test_a_part(tmp_path: Path) -> None:
+def test_a_part_of_the_samples(tmp_path: Path) -> None:
     url = write(tmp_path / "a", teacher(1.0)[0])
     told: list[tuple[int, int]] = []
     found = compare(url, url, 2, lambda *now: told.append(now)).summary()

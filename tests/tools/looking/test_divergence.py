@@ -57,20 +57,20 @@ def test_against_cells_and_the_whole(seed: int, vocabulary: int, k_a: int, k_b: 
             np.testing.assert_allclose(found.a_b_P[row], kl(p, q), atol=1e-5)
 
 
-def test_equal_distributions_are_not_apart() -> None:
+def test_equal_distributions_have_divergence_zero() -> None:
     rows = rows_of(np.random.default_rng(0).normal(0, 3, (20, 50)), 8)
     found = divergences(rows, rows, CodecConfig(), CodecConfig())
     assert found.a_b_P.max() == found.b_a_P.max() == 0
 
 
-def test_nothing_shared_says_nothing() -> None:
+def test_without_shared_entries_the_bound_is_zero() -> None:
     low, high = np.zeros((1, 10)), np.zeros((1, 10))
     low[0, :2], high[0, 8:] = [6, 5], [6, 5]
     found = divergences(rows_of(low, 2), rows_of(high, 2), FLOATS, FLOATS)
     assert found.a_b_P[0] == found.shared_a_P[0] == 0
 
 
-def test_mass_that_rounding_may_have_taken_is_not_taken_for_nothing() -> None:
+def test_mass_lost_to_rounding_is_not_treated_as_zero() -> None:
     """One teacher is certain, its only entry rounded up to 1: the other tokens keep a positive mass."""
     sure = LogitsSample(
         num_tokens=2,

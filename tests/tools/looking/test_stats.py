@@ -196,7 +196,7 @@ def test_names_do_not_command_the_terminal(tmp_path: Path) -> None:
     assert "\b" not in output
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_cache_without_samples(tmp_path: Path) -> None:
     result = shown("stats", str(tmp_path))
     assert result.exit_code == 2
     assert "not found, so this is not a cache" in result.stderr

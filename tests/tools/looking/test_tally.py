@@ -8,7 +8,7 @@ from tools.looking.tally import BINS, QUANTILES, Groups, Tally
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=300), st.integers(1, 4))
-def test_a_tally_is_a_bin_off_at_most(values: list[float], parts: int) -> None:
+def test_quantiles_are_off_by_one_bin_at_most(values: list[float], parts: int) -> None:
     tally = Tally(10.0)
     for part in np.array_split(np.array(values), parts):
         tally.add(part)
@@ -20,7 +20,7 @@ def test_a_tally_is_a_bin_off_at_most(values: list[float], parts: int) -> None:
         assert lower - 10 / BINS - 1e-9 <= tally.quantile(share) <= lower + 10 / BINS + 1e-9
 
 
-def test_what_is_above_stays_in_the_mean() -> None:
+def test_values_above_the_range_count_in_the_mean() -> None:
     tally = Tally(1.0)
     tally.add(np.array([0.5, 99.5]))
     assert tally.mean == 50

@@ -34,7 +34,7 @@ def litter(url: str) -> Storage:
     return storage
 
 
-def test_only_leavings_are_removed(tmp_path: Path) -> None:
+def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     storage = litter(str(tmp_path))
     assert prune(str(tmp_path), dry_run=True) == {name: len(content) for name, content in LEFT.items()}
     before = set(storage.names())

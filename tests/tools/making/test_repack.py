@@ -177,7 +177,9 @@ def test_coarser_values_are_the_old_ones_rounded(
         ({}, Changes(), "nothing to change"),
     ],
 )
-def test_more_than_is_stored_is_refused(tmp_path: Path, stored: dict[str, Any], changes: Changes, message: str) -> None:
+def test_more_entries_or_precision_than_stored_are_refused(
+    tmp_path: Path, stored: dict[str, Any], changes: Changes, message: str
+) -> None:
     write_cache(f"{tmp_path}/a", random_shards([[9]]), codec=CodecConfig(**stored))
     with pytest.raises(UserError, match=message):
         repack(f"{tmp_path}/a", f"{tmp_path}/b", changes)

@@ -74,7 +74,7 @@ def tokens(page: Page) -> Any:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_opens_without_a_complaint_or_a_request(browser: Browser, golden: Path, scheme: str, width: int) -> None:
+def test_the_report_opens_without_errors_or_requests(browser: Browser, golden: Path, scheme: str, width: int) -> None:
     with opened(browser, golden, width, scheme) as found:
         expect(found.page.locator("#viewer")).to_be_visible()
         for number in range(found.page.locator("#which option").count()):
@@ -106,7 +106,9 @@ def server() -> Iterator[tuple[str, list[str]]]:
         found.shutdown()
 
 
-def test_the_policy_holds(browser: Browser, golden: Path, tmp_path: Path, server: tuple[str, list[str]]) -> None:
+def test_the_content_security_policy_holds(
+    browser: Browser, golden: Path, tmp_path: Path, server: tuple[str, list[str]]
+) -> None:
     """Script, style and image injected into the file are neither run nor fetched."""
     address, asked = server
     page = golden.read_text("utf-8").replace(
@@ -126,7 +128,7 @@ def test_the_policy_holds(browser: Browser, golden: Path, tmp_path: Path, server
         assert asked == []
 
 
-def test_what_a_cache_says_is_shown_and_never_run(browser: Browser, attacked: Path) -> None:
+def test_content_of_caches_is_shown_and_never_executed(browser: Browser, attacked: Path) -> None:
     with opened(browser, attacked) as found:
         page = found.page
         expect(page.locator("#viewer")).to_be_visible()

@@ -117,7 +117,7 @@ def test_the_file_stays_small(tmp_path: Path) -> None:
     assert f"{written.left_out} samples were left out" in (tmp_path / "r.html").read_text("utf-8")
 
 
-def test_texts_without_end_do_not_make_a_large_file(tmp_path: Path) -> None:
+def test_very_long_texts_do_not_make_a_large_file(tmp_path: Path) -> None:
     pair = worded_pair(["<" * 30_000, *["&" * 900] * 250], layer="l" * 100_000, source_id="s" * 100_000)
     write_cache(str(tmp_path / "c"), [[pair]])
     assert report(str(tmp_path / "c"), tmp_path / "r.html").bytes < 1_000_000

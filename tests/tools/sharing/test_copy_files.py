@@ -84,7 +84,7 @@ def test_other_content_never_appears(place, target_kind: str, damage: bytes, one
         )
 
 
-def test_what_is_damaged_on_its_way_is_fetched_again(place, s3_server: str) -> None:
+def test_files_damaged_in_transit_are_fetched_again(place, s3_server: str) -> None:
     target, remote = place("folder"), place("s3")
     files = filled(remote)
     with proxied(s3_server, flips={"a.tar": 1, "c.json": 1}) as proxy:

@@ -94,7 +94,7 @@ def test_an_incomplete_cache_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_objects_of_somebody_else_are_replaced_and_removed(source: Storage, target: Storage) -> None:
+def test_foreign_objects_are_replaced_and_removed(source: Storage, target: Storage) -> None:
     """Files of the right sizes, without a manifest."""
     for name in (TAR, "shard-000009.logits.tar"):
         target.put(name, bytes(source.sizes().get(name, 5)))
@@ -198,7 +198,7 @@ def test_one_transfer_at_a_time_into_a_folder(source: Storage, tmp_path: Path) -
     copy_cache(source.url, url)
 
 
-def test_who_was_overtaken_publishes_nothing(source: Storage, s3_url: str) -> None:
+def test_a_transfer_that_lost_its_lease_publishes_nothing(source: Storage, s3_url: str) -> None:
     first, second = (Target(Storage(s3_url), digit * 64) for digit in "01")
     first.begin()
     first.confirm()

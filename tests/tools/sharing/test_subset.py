@@ -153,7 +153,7 @@ def test_only_chosen_members_are_fetched(source: Storage, s3_url: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["whole shards", "samples"])
-def test_what_was_written_before_a_kill_is_kept(source: Storage, target: str, kind: str, monkeypatch) -> None:
+def test_shards_written_before_a_kill_are_kept(source: Storage, target: str, kind: str, monkeypatch) -> None:
     selection = {"shards": [(0, 2)]} if kind == "whole shards" else {"layers": ["code", "math"]}
     made = Storage(target)
     take(source.url, target, **selection)
@@ -201,7 +201,7 @@ def test_another_part_is_not_touched(source: Storage, target: str) -> None:
     assert Storage(target).sizes() == before
 
 
-def test_what_is_committed_of_an_unfinished_cache(tmp_path: Path, target: str) -> None:
+def test_committed_shards_of_an_unfinished_cache(tmp_path: Path, target: str) -> None:
     write_cache(str(tmp_path / "source"), make_shards(), commit=2)
     take(str(tmp_path / "source"), target)
     check_part(str(tmp_path / "source"), target, keys_of(shards=LAYERS[:2]))
@@ -217,7 +217,7 @@ NOTHING = {
 
 
 @pytest.mark.parametrize("message", NOTHING)
-def test_nothing_is_refused_with_what_there_is(source: Storage, tmp_path: Path, message: str) -> None:
+def test_an_empty_selection_is_refused_with_what_exists(source: Storage, tmp_path: Path, message: str) -> None:
     with pytest.raises(UserError, match=message):
         take(source.url, str(tmp_path / "target"), **NOTHING[message])
     assert not (tmp_path / "target").exists()
@@ -286,7 +286,7 @@ def test_a_cache_by_layer(source: Storage, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", ".hidden", "x" * 101, "a\n", "-x"])
-def test_a_part_cannot_be_named_like_this(source: Storage, tmp_path: Path, name: str) -> None:
+def test_invalid_names_of_parts_are_refused(source: Storage, tmp_path: Path, name: str) -> None:
     storage, manifest = open_source(source.url)
     with pytest.raises(UserError, match="not usable as the name"):
         split(storage, manifest, {"good": Selection(), name: Selection()}, str(tmp_path / "out"))
@@ -316,7 +316,7 @@ def test_commands(source: Storage, tmp_path: Path) -> None:
     shares = "train=60%,validation=40%"
     assert set(invoke("split", source.url, f"{tmp_path}/shares", "--parts", shares)) == {"train", "validation"}
     result = CliRunner().invoke(main, ["split", source.url, f"{tmp_path}/none"])
-    assert (result.exit_code, "--by layer, or --parts" in result.stderr) == (2, True)
+    assert (result.exit_code, "either --by layer or --parts" in result.stderr) == (2, True)
 
 
 def test_a_part_that_is_everything_is_the_cache_itself(source: Storage, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_with_a_shard_table_too(source: str, tmp_path: Path, monkeypatch: pytest
     assert problems(str(tmp_path / "part")) == []
 
 
-def test_of_shards_that_were_cut_it_is_said_that_nothing_is_proven(source: str, target: str) -> None:
+def test_rewritten_shards_are_reported_as_unproven(source: str, target: str) -> None:
     take(source, target, share=(0.0, 0.5))
     (problem,) = problems(target)
     assert "are not files of the signed cache" in problem
@@ -94,7 +94,7 @@ def other_whole(url: str) -> None:
         (other_whole, r"signed manifest \w+, this cache's is \w+: the cache was modified since"),
     ],
 )
-def test_what_was_changed_is_found(source: str, tmp_path: Path, change: Callable[[str], None], problem: str) -> None:
+def test_changes_are_found(source: str, tmp_path: Path, change: Callable[[str], None], problem: str) -> None:
     url = str(tmp_path / "part")
     take(source, url, shards=[(0, 1)])
     change(url)
@@ -112,7 +112,7 @@ def test_a_changed_file_is_found_by_the_parts_own_checksums(source: str, tmp_pat
     assert any("shard-000001.logits.tar" in problem for problem in problems(url))
 
 
-def test_of_a_cache_that_nobody_signed_nothing_travels(tmp_path: Path) -> None:
+def test_an_unsigned_cache_carries_no_signature(tmp_path: Path) -> None:
     write_cache(str(tmp_path / "source"), random_shards([[9], [8]]))
     take(str(tmp_path / "source"), str(tmp_path / "part"), shards=[(0, 0)])
     assert not (tmp_path / "part/signed").exists()

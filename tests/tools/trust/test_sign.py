@@ -56,7 +56,7 @@ def test_a_key_is_private_and_never_overwritten(key: Path) -> None:
     assert key.with_name("moved").read_bytes() == before
 
 
-def test_what_is_signed_is_what_the_format_says(cache: Storage, key: Path) -> None:
+def test_the_signed_statement_is_that_of_the_format(cache: Storage, key: Path) -> None:
     signature = sign(cache, load_private_key(key, no_passphrase), "Alice A.")
     tree = json.loads(cache.read(signature_file(signature.public_key)))
     statement = json.dumps(tree["statement"], separators=(",", ":"))
@@ -98,7 +98,7 @@ def change(cache: Storage, public: str, **changes: object) -> None:
     cache.write(signature_file(public), data.encode())
 
 
-def test_what_was_changed_since_is_refused_and_the_file_named(cache: Storage, key: Path, tmp_path: Path) -> None:
+def test_files_changed_after_signing_are_refused_by_name(cache: Storage, key: Path, tmp_path: Path) -> None:
     private = load_private_key(key, no_passphrase)
     public = sign(cache, private, "Alice").public_key
     file, manifest = signature_file(public), read_manifest(cache)
@@ -212,7 +212,7 @@ def test_commands(tmp_path: Path, cache: Storage, monkeypatch: pytest.MonkeyPatc
     assert "No such file" in invoke("sign", cache.url, "--key", tmp_path / "nothing", "--name", "x").stderr
 
 
-def test_keys_that_are_none(tmp_path: Path, cache: Storage) -> None:
+def test_invalid_keys_are_refused(tmp_path: Path, cache: Storage) -> None:
     (tmp_path / "text").write_text("hello")
     assert "not a readable private key" in invoke("sign", cache.url, "--key", tmp_path / "text", "--name", "x").stderr
     for text, problem in [("00 Bob\n", "64 hex digits and a name"), ("", "0 keys, expected one line")]:
@@ -228,7 +228,7 @@ def test_keys_that_are_none(tmp_path: Path, cache: Storage) -> None:
 def test_trusted_names(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "trusted"
     assert json.loads(invoke("trust", "--json", "--trusted-keys", file).stdout) == {}
-    assert "without a name" in invoke("trust", "1" * 64, "--trusted-keys", file).stderr
+    assert "has no name" in invoke("trust", "1" * 64, "--trusted-keys", file).stderr
     assert invoke("trust", "1" * 64, "--name", "Ann B.", "--trusted-keys", file).exit_code == 0
     file.write_text("# mine\n" + file.read_text())
     assert invoke("trust", "1" * 64, "--name", "Ann B.", "--trusted-keys", file).exit_code == 0

@@ -56,7 +56,9 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_if_other_signals_are_shifted(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Draws and final hidden states of one row before, beside logits that are right; ``verify`` says so as well."""
     teacher, corpus = write_random_teacher(tmp_path / "teacher"), write_text_corpus(tmp_path / "corpus")
 
@@ -79,7 +81,7 @@ def test_so_it_does_where_other_signals_are_shifted(tmp_path: Path, form: str, m
     monkeypatch.setattr(rebuilding, "check_rebuilt", lambda *_: None)
     config = cached("wrong")
     signal = form.partition(" ")[0]
-    with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` says how"):
+    with pytest.raises(UserError, match=rf"{signal}\.tar: sample \w+: .*; `cache-tools verify .*wrong` explains"):
         distill(config)
     problems = verify(str(tmp_path / "wrong")).problems
     assert problems
@@ -94,7 +96,7 @@ def rolled(sample: Any) -> Any:
     return replace(sample, **{n: np.roll(v, 1, axis=0) for n, v in vars(sample).items() if n != "positions"})
 
 
-def test_later_reads_are_looked_at_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_reads_are_checked_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One shard of two is wrong, and is not among the first reads."""
     monkeypatch.setattr(alignment, "LATER", 8)
     shards = random_shards(LENGTHS, VOCABULARY, seed=1)
@@ -139,7 +141,7 @@ def test_sound_caches_never_alarm(
     reader.close()
 
 
-def test_the_cost_is_small(tmp_path: Path) -> None:
+def test_the_check_takes_a_small_share_of_reading(tmp_path: Path) -> None:
     """Looking at a row of one batch in LATER costs less than 1 % of the time of reading that many."""
     import time
 

@@ -94,7 +94,7 @@ def test_student_tokenizer_must_be_the_caches(cache, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
-def test_what_the_machine_does_is_no_corrupt_sample(tmp_path, monkeypatch, number: int) -> None:
+def test_machine_errors_are_not_skipped_as_corrupt_samples(tmp_path, monkeypatch, number: int) -> None:
     write_cache(str(tmp_path), random_shards([[9, 12, 7]], 61), 61)
     cache = open_cache(str(tmp_path))
     data = CacheRows(cache, plan_of(cache), skip_corrupt=True)

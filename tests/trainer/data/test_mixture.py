@@ -54,7 +54,7 @@ def test_rows_of_one_cache_only_and_of_none() -> None:
     assert read_as_one([single]) is single
 
 
-def test_caches_that_do_not_go_together(tmp_path: Path) -> None:
+def test_caches_that_cannot_be_mixed_are_refused(tmp_path: Path) -> None:
     def cache(name: str, **changes: object) -> CacheReader:
         capture = LogitsCapture(k=8, temperatures=changes.pop("temperatures", [1.0, 3.0]))
         vocabulary = changes.pop("vocabulary", 61)
@@ -92,7 +92,7 @@ def caches(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_run_on_a_mixture_goes_on_after_a_crash_as_if_nothing_had_happened(
+def test_a_run_on_a_mixture_resumes_exactly_after_a_crash(
     make_config, caches: list[str], tmp_path: Path, packing: bool
 ) -> None:
     shares = [
@@ -142,5 +142,7 @@ def test_layers_and_limit_choose_what_is_trained_on(make_config, caches: list[st
     assert tokens(layers=["code"]) == reader.num_tokens[1::2].sum()
     assert tokens(limit=13) == reader.num_tokens[:13].sum()
     assert tokens(layers=["code"], limit=6) == reader.num_tokens[[1, 3, 5, 7, 9, 11]].sum()
-    with pytest.raises(UserError, match=r"^data.cache: \S+: it has no sample of the layers \['none'\]; choose others"):
+    with pytest.raises(
+        UserError, match=r"^data.cache: \S+: it has no sample of the mix layers \['none'\]; choose others"
+    ):
         tokens(layers=["none"])

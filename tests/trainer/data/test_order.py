@@ -99,7 +99,7 @@ def test_any_stretch_of_rows_is_found_from_anywhere(name: str, pack_tokens: int 
         assert len(ahead) >= 1
 
 
-def test_a_known_place_spares_the_work_before_it() -> None:
+def test_groups_before_a_known_place_are_not_computed() -> None:
     place = order(pack_tokens=64).place(200)
     assert place.epoch > 1
     resumed = order(pack_tokens=64, known=place)

@@ -87,7 +87,7 @@ def test_weights_as_integers(weights: list[float]) -> None:
     np.testing.assert_allclose(np.array(found) / sum(found), np.array(weights) / sum(weights), atol=1e-6)
 
 
-def test_small_integer_weights_stay() -> None:
+def test_small_integer_weights_are_exact() -> None:
     assert integer_weights([60.0, 25.0, 15.0]) == [60, 25, 15]
 
 

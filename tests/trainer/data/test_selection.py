@@ -32,7 +32,7 @@ def chosen(selection: Selection) -> list[int]:
     return Subset(cache(), selection).selected()[0].tolist()
 
 
-def test_everything_is_known_without_an_index() -> None:
+def test_selecting_everything_reads_no_index() -> None:
     indexed = cache()
     subset = Subset(indexed, Selection(limit=9))
     assert [subset.samples(shard).tolist() for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
@@ -42,7 +42,7 @@ def test_everything_is_known_without_an_index() -> None:
     assert Subset(indexed, Selection(limit=7)).n_shards == 2
 
 
-def test_layers_are_told_by_the_index() -> None:
+def test_mix_layers_are_read_from_the_index() -> None:
     assert chosen(Selection(layers=("code",))) == [1, 3, 7, 8, 9, 13]
     assert chosen(Selection(layers=("chat", "code"))) == [1, 3, 7, 8, 9, 10, 12, 13]
     assert chosen(Selection(layers=("none",))) == []
@@ -70,14 +70,14 @@ def test_lengths_come_from_the_indexes() -> None:
     assert subset.lengths(np.array([13, 0, 5, 4])).tolist() == [16, 3, 8, 7]
 
 
-def test_the_first_few() -> None:
+def test_the_first_samples_are_selected() -> None:
     indexed = cache()
     assert Subset(indexed, Selection(layers=("code",))).selected(at_most=2)[0].tolist() == [1, 3]
     assert set(indexed.reads) == {0}
 
 
-def test_a_cache_that_does_not_tell_layers() -> None:
-    with pytest.raises(UserError, match=r"^old: the cache does not say which layer"):
+def test_a_cache_without_mix_layers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^old: the cache does not store the mix layers"):
         Subset(Indexed(SIZES, url="old"), Selection(layers=("code",))).selected()
 
 

@@ -41,7 +41,7 @@ def test_without_room_in_shared_memory_bytes_are_sent(monkeypatch) -> None:
     assert not found["logprobs"].is_shared()
 
 
-def test_in_the_process_that_uses_it_nothing_is_sent() -> None:
+def test_in_the_main_process_batches_are_not_serialised() -> None:
     made = batch()
     assert Sender(True)(made) is made
 
@@ -64,6 +64,6 @@ def test_workers_that_can_be_started() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), None),
     ],
 )
-def test_what_a_failure_means(error: Exception, message: str | None) -> None:
+def test_failures_become_errors_with_advice(error: Exception, message: str | None) -> None:
     found = worker_trouble(error, 3)
     assert (found is None) if message is None else (message in str(found)), found

@@ -114,7 +114,7 @@ def test_gradient(m: int) -> None:
     )
 
 
-def test_padding_may_name_any_key() -> None:
+def test_keys_in_the_padding_are_ignored() -> None:
     student = torch.randn(1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     alone = apc_per_row(torch.tensor([[[0.6, 0.3]]]), torch.tensor([[[4, 1]]]), student)
     weights = torch.tensor([[[0.6, 0.3, 0.0, 0.0, 0.0]]])
@@ -146,7 +146,7 @@ def test_edge_rows_have_finite_values_and_gradients() -> None:
     assert gradient[scores == -torch.inf].abs().max() == 0
 
 
-def test_a_stored_key_that_the_student_cannot_see_is_inf_in_its_row_only() -> None:
+def test_a_stored_key_masked_for_the_student_is_inf_in_its_row_only() -> None:
     scores = torch.zeros(3, 1, 4)
     scores[1, 0, 2:] = -torch.inf
     scores.requires_grad_()

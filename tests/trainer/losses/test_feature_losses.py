@@ -1,5 +1,6 @@
 """Training on hidden states and attention rows, from a cache that the reference engine wrote."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -193,11 +194,11 @@ def test_only_the_files_of_needed_signals_are_touched(configure, full_cache: str
         ({"lhsm": {"pairs": [{"teacher": 4, "student": 1}]}}, r"teacher layer 4 is not in the cache, which stores"),
         ({"lhsm": {"pairs": [{"teacher": 1, "student": 3}]}}, r"student layer 3 does not exist"),
         ({"apc": {"student_layer": 3}}, r"student layer 3 does not exist"),
-        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 heads"),
+        ({"apc": {"student_heads": [0]}}, r"student_heads: \[0\]: the cache stores 2 attention heads"),
         ({"apc": {"student_heads": [0, 4]}}, r"student_heads: \[0, 4\]"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(configure, losses: dict[str, Any], message: str) -> None:
+def test_incompatible_students_and_caches_are_refused(configure, losses: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distill(configure(losses))
 
@@ -208,7 +209,7 @@ def test_a_cache_without_the_signal_is_refused(make_config, name: str) -> None:
         distill(make_config(losses={name: {}}))
 
 
-def test_a_batch_without_stored_rows_costs_nothing(full_cache: str, teacher_folder: Path) -> None:
+def test_a_batch_without_stored_rows_has_loss_zero(full_cache: str, teacher_folder: Path) -> None:
     cache = open_cache(full_cache, SIGNALS)
     student = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
     objective = attached(student, ALL, cache.manifest)
@@ -245,3 +246,19 @@ def test_memory_of_attention_rows_does_not_grow_with_rows_times_keys() -> None:
     assert gradient is not None
     assert gradient.abs().max() > 0
     assert 30e6 < memory.peak < 300e6
+
+
+def test_all_terms_and_gradients_with_varlen_attention_are_those_of_sdpa(configure) -> None:
+    """Packed rows, with gradient checkpointing: places of features in the row without padding, too."""
+    seen = []
+    for attention in ("sdpa", "varlen"):
+        config = configure(ALL, output=attention, gradient_checkpointing=True, max_steps=3, micro_batch_size=1)
+        data = config.data.model_copy(update={"packing": True, "pack_tokens": 90})
+        student = config.student.model_copy(update={"attention": attention})
+        config = config.model_copy(update={"data": data, "student": student})
+        distill(config)
+        saved = json.loads((Path(config.output) / "final" / "config.json").read_text())
+        assert "varlen" not in json.dumps(saved), "the final model loads without this project"
+        names = ("tla", "lhsm", "apc", "asr", "grad_norm")
+        seen.append([[record[name] for name in names] for record in read_metrics(config.output, "loss")])
+    np.testing.assert_allclose(*seen, rtol=1e-4)

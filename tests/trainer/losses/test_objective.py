@@ -76,7 +76,7 @@ def test_terms_apart_have_the_same_totals_and_their_gradients_add_up(cache, stud
         torch.testing.assert_close(whole, sum(parts))
 
 
-def test_a_term_that_never_counts_is_not_computed(cache, student) -> None:
+def test_a_term_of_weight_zero_is_not_computed(cache, student) -> None:
     rows = teacher_rows(to_tensors(cache.read_rows([[0]]), packed=False))
     hidden, head = student[0][: len(rows.next_ids_N)], student[1]
     for config, names in ((losses(), ["tla"]), (losses(**ONLY_HARD), ["cross_entropy"])):

@@ -45,10 +45,10 @@ def make_toy_config(make_config: Callable[..., TrainConfig]) -> Callable[..., To
     return make
 
 
-def test_the_table_has_a_line_for_each_loss_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_every_loss_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert list(LOSSES) == list(LossConfig.model_fields)
-    with pytest.raises(NotImplementedError, match=r"losses\.z_loss: has settings, but no line in"):
+    with pytest.raises(NotImplementedError, match=r"losses\.z_loss: has settings but no entry in"):
         Objective(ToyLosses(), CaptureConfig())
 
 
@@ -62,7 +62,7 @@ def test_an_added_loss_trains_alone(make_toy_config) -> None:
     assert "- z-loss: weight 1.0\n" in (Path(config.output) / "final/README.md").read_text()
 
 
-def test_added_losses_stand_beside_the_others(make_toy_config) -> None:
+def test_added_losses_train_with_the_others(make_toy_config) -> None:
     config = make_toy_config(cross_entropy=weight(0.5), asr={}, z_loss=weight(0.25), small_states=weight(0.125))
     distill(config)
     names = ("tla", "cross_entropy", "asr", "z_loss", "small_states")
@@ -77,7 +77,7 @@ def test_added_losses_stand_beside_the_others(make_toy_config) -> None:
     assert "toy_scale.weight" not in load_file(Path(config.output) / "final/model.safetensors")
 
 
-def test_a_run_with_an_added_loss_goes_on_as_if_it_had_not_stopped(make_toy_config) -> None:
+def test_a_run_with_an_added_loss_resumes_exactly(make_toy_config) -> None:
     losses: dict[str, Any] = {"z_loss": weight(0.25), "small_states": {}}
     config = make_toy_config(**losses)
     distill(config)
@@ -93,7 +93,7 @@ def test_a_run_with_an_added_loss_goes_on_as_if_it_had_not_stopped(make_toy_conf
         assert [line[name] for line in again] == pytest.approx([line[name] for line in whole], rel=1e-5)
 
 
-def test_losses_that_are_not_configured_are_not_made() -> None:
+def test_losses_that_are_not_configured_are_not_constructed() -> None:
     objective = Objective(ToyLosses.model_validate({"z_loss": OFF}), CaptureConfig())
     assert (list(objective.losses), objective.signals) == (["tla"], ("tokens", "logits"))
     with pytest.raises(ValueError, match="at least one loss other than asr"):

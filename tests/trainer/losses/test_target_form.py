@@ -66,16 +66,16 @@ def test_the_richest_target_is_the_default() -> None:
         ({"temperature": 3.0}, "default", r"or losses\.tla\.target: top_k, the 16 stored entries, or make a cache"),
         ({"divergence": "reverse"}, "default", r"use forward, or losses\.tla\.target: top_k, the 16 stored entries"),
         ({"tail": "ignore"}, "default", r"leave it out, or set losses\.tla\.target: top_k, the 16 stored entries"),
-        ({"tail": "ignore"}, "dense", r"losses\.tla\.tail: ignore goes with target: top_k, not final"),
+        ({"tail": "ignore"}, "dense", r"losses\.tla\.tail: ignore needs target: top_k, not final"),
         ({"divergence": "jsd"}, "sampled", r"losses\.tla\.divergence: jsd cannot be estimated from draws"),
     ],
 )
-def test_what_cannot_be_is_refused(keys: dict[str, Any], name: str, message: str) -> None:
+def test_impossible_combinations_are_refused(keys: dict[str, Any], name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         target_form(tla(**keys), capture(name))
 
 
-def test_a_dense_target_serves_any_temperature() -> None:
+def test_a_dense_target_allows_any_temperature() -> None:
     assert target_form(tla(temperature=7.5), capture("dense")) == "final"
 
 
@@ -157,8 +157,8 @@ def test_each_form_teaches(
     states = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("checkpoint-*/distill_state.json")]
     assert {state["target"] for state in states} == {summary["target"]} == {form}
     assert f"from the cache's `{form}` target" in (tmp_path / "out/final/README.md").read_text()
-    (line,) = [text for text in caplog.messages if text.startswith("target of TLA, the richest that the cache has: ")]
-    assert f"has: {form}, " in line
+    (line,) = [text for text in caplog.messages if "TLA target:" in text and "most informative" in text]
+    assert f"TLA target: {form} (" in line
     assert ("twice as slow as top_k" in line) == (form == "final")
     before = evaluate_folder(str(tmp_path / "out/student-init"), write(name), validation_fraction=0.3)
     assert summary["validation"]["kl"] < 0.9 * before["kl"]

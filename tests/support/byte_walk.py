@@ -1,0 +1,81 @@
+"""Row targets by the definition, one student token at a time, in float64, without tables or shortcuts."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+MIN_MASS = 1e-6
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Two vocabularies, and a text that the teacher has read: its tokens are ``(id, start, end)``."""
+
+    teacher: list[bytes]
+    student: list[bytes]
+    stops: frozenset[int]  # of the teacher
+    student_stop: int
+    text: bytes
+    tokens: list[tuple[int, int, int]]
+    rows: dict[int, dict[int, float]]  # by the token that the row predicts: weights
+    realised: dict[int, float] = field(default_factory=dict)  # by the same: probability of that token
+
+    def prefix(self, data: bytes) -> int:
+        """The longest student token that ``data`` begins with; -1 if there is none."""
+        found = [(len(token), -i) for i, token in enumerate(self.student) if token and data.startswith(token)]
+        return -max(found)[1] if found else -1
+
+    def target(self, token: int, x: int, y: int, is_stop: bool = False) -> tuple[dict[int, float], float] | None:
+        """Weights by student id, and the rest; None where the token is not taught."""
+        k = self.covering(x, is_stop)
+        if k is None or k not in self.rows or (not is_stop and not self.text[x:y].strip(b" \t")):
+            return None
+        taken, _, end = self.tokens[k]
+        spelled = self.teacher[taken]
+        read = b"" if is_stop else spelled[: len(spelled) - (end - x)]
+        mass = 1.0
+        going_on = {v: p for v, p in self.rows[k].items() if self.goes_on(v, read)}
+        if read:
+            mass = sum(going_on.values())
+            if mass < MIN_MASS:
+                return None
+        weights: dict[int, float] = defaultdict(float)
+        for v, p in going_on.items():
+            s = self.student_stop if v in self.stops else self.prefix(self.teacher[v][len(read) :])
+            if s >= 0:
+                weights[s] += p / mass
+        if not is_stop and y > end:
+            chain = self.realised[k] / mass * self.chain(k, y)
+            source = self.prefix(spelled[len(read) :]) if self.rows[k].get(taken, 0) > 0 else None
+            if source is None or source < 0:
+                chain = min(chain, max(0.0, 1 - sum(weights.values())))
+            else:
+                chain = min(chain, weights[source])
+                weights[source] -= chain
+            weights[token] += chain
+        return {s: w for s, w in weights.items() if w > 0}, 1 - sum(weights.values())
+
+    def goes_on(self, v: int, read: bytes) -> bool:
+        if v in self.stops:
+            return not read
+        return self.teacher[v].startswith(read) and len(self.teacher[v]) > len(read)
+
+    def covering(self, x: int, is_stop: bool) -> int | None:
+        for k, (token, start, end) in enumerate(self.tokens):
+            if (is_stop and start == x and token in self.stops) or (not is_stop and start <= x < end):
+                return k
+        return None
+
+    def chain(self, k: int, y: int) -> float:
+        probability, at = 1.0, self.tokens[k][2]
+        while at < y:
+            k += 1
+            if k not in self.rows:
+                return 0.0
+            end = self.tokens[k][2]
+            if end <= y:
+                probability *= self.realised[k]
+            else:
+                begun = self.text[at:y]
+                probability *= sum(p for v, p in self.rows[k].items() if self.teacher[v].startswith(begun))
+            at = end
+        return probability

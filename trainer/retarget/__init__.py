@@ -1,0 +1,1 @@
+"""Turning a teacher's rows into rows over the tokens of a student with another tokenizer."""
