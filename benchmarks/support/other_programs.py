@@ -1,8 +1,4 @@
-<<<<<<<< HEAD:benchmarks/support/undisturbed.py
 """Detect whether other programs used the processors during a measurement, which makes threads look slower."""
-========
-"""Tell whether other programs used the processors during a measurement: two threads need two free ones."""
->>>>>>>> main:benchmarks/support/other_programs.py
 
 import os
 import time
