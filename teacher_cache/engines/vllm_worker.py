@@ -67,13 +67,13 @@ class CaptureWorkerExtension:
         """Capture hidden states from now on. Returns this rank's residual stream in the observed pass, by layer."""
         return self._capture.end_probe()
 
-    def expect(self, requests: list[Request]) -> None:
-        """Announce the sequences of the next call; numbers are indices into ``requests``."""
-        self._capture.expect(requests)
+    def expect(self, requests: list[Request], first: int = 0) -> None:
+        """Announce sequences, numbered from ``first``; 0 forgets those announced before."""
+        self._capture.expect(requests, first)
 
-    def collect_captured(self) -> dict[int, CapturedSequence]:
-        """Return and forget what was captured since the last call, by number."""
-        return self._capture.collect()
+    def collect_captured(self, numbers: range) -> dict[int, CapturedSequence]:
+        """Return and forget what was captured of the sequences ``numbers``."""
+        return self._capture.collect(numbers)
 
 
 class _Capture:
@@ -115,14 +115,15 @@ class _Capture:
                 layers[number - 1].register_forward_hook(partial(self._after_layer, number, kind))
         return streams
 
-    def expect(self, requests: list[Request]) -> None:
-        self._expected.clear()
-        for number, request in enumerate(requests):
+    def expect(self, requests: list[Request], first: int) -> None:
+        if first == 0:
+            self._expected.clear()
+            self._captured.clear()
+        for number, request in enumerate(requests, start=first):
             self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
-    def collect(self) -> dict[int, CapturedSequence]:
-        captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
-        return captured
+    def collect(self, numbers: range) -> dict[int, CapturedSequence]:
+        return {number: self._captured.pop(number) for number in numbers if number in self._captured}
 
     def _before_embedding(self, _embedding: Any, args: Any) -> None:
         self._embedded_N = args[0]
