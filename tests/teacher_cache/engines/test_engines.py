@@ -1,5 +1,6 @@
 """Both engines on one tiny random teacher. vLLM takes half a minute to load, so all tests share an engine."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +17,12 @@ from schemas.errors import UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
+from teacher_cache.engines.kv_cache import kv_cache_memory
 from teacher_cache.engines.vllm import VllmEngine
 from teacher_cache.records import LogitsSample, Request
 from teacher_cache.signals.draws.capture import draw, uniforms
 from teacher_cache.signals.hidden.capture import to_floats
+from teacher_cache.teacher import load_model_config
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
@@ -258,6 +261,18 @@ def test_calls_in_flight_give_each_call_its_own_results(
         next(some)
     for sample, logits, ids in zip(scored(engine, sequences), reference, sequences, strict=True):
         check(sample, logits, ids)
+
+
+def test_vllm_is_configured_for_prefill(engine: Engine, teacher: Path) -> None:
+    if not isinstance(engine, VllmEngine):
+        pytest.skip("settings of vLLM")
+    settings = engine._llm.llm_engine.vllm_config
+    config = make_config(teacher, "vllm")
+    assert settings.scheduler_config.max_num_seqs == 256, "1,024, but not more than the tokens of a step"
+    assert settings.cache_config.kv_cache_memory_bytes == kv_cache_memory(
+        config, load_model_config(config.teacher), 256, on_cpu=True
+    )
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_vllm_fills_its_steps_from_two_calls(engine: Engine) -> None:
