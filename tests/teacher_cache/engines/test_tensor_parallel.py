@@ -54,8 +54,10 @@ def requests() -> list[Request]:
 
 
 def score(config: dict[str, Any]) -> list[Captured]:
+    """In two calls."""
     with open_engine(validate(CacheConfig, config, "test")) as engine:
-        return engine.score(requests())
+        calls = [requests()[:1], requests()[1:]]
+        return [captured for call in engine.score_calls(calls) for captured in call]
 
 
 def score_on_two_ranks(config: dict[str, Any]) -> list[Captured]:
