@@ -23,7 +23,7 @@ from teacher_cache.engines.kv_cache import kv_cache_memory
 from teacher_cache.engines.residual_stream import check_ranks
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
-from teacher_cache.engines.vllm_worker import CapturedSequence
+from teacher_cache.engines.vllm_worker import CapturedSequence, Refusal
 from teacher_cache.lengths import check_length
 from teacher_cache.logs import shows_details
 from teacher_cache.records import Captured, Request
@@ -117,18 +117,26 @@ class VllmEngine(Engine):
     def _start_capture(self, config: CacheConfig) -> None:
         """Install the hooks and score the probe, which locates the residual stream in the layers' outputs."""
         capture = self._capture.model_dump(mode="json")
-        self._llm.collective_rpc("install_capture", args=(capture, config.engine.head_chunk_rows))
-        self._llm.collective_rpc("begin_probe")
+        self._call_ranks("install_capture", capture, config.engine.head_chunk_rows)
+        self._call_ranks("begin_probe")
         ids = np.arange(1, 1 + min(PROBE_TOKENS, config.corpus.max_tokens))
         rows = np.arange(len(ids), dtype=np.int32)
         ((_, ranks),) = self._run([[Request(ids, rows)]])
-        check_ranks(self._llm.collective_rpc("end_probe"))
+        check_ranks(self._call_ranks("end_probe"))
         for name, tap in self._taps.items():
             if tap.query_key_layer is not None and any(0 not in rank or name not in rank[0].side for rank in ranks):
                 raise UserError(
                     f"capture.{name}: q and k of this teacher do not pass through vLLM's attention module; leave the "
                     "signal out, or set engine.kind: transformers"
                 )
+
+    def _call_ranks(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every rank's worker. Raises UserError if one of them returns a Refusal."""
+        returned = self._llm.collective_rpc(method, args=args)
+        for one in returned:
+            if isinstance(one, Refusal):
+                raise UserError(one.message)
+        return returned
 
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
@@ -156,7 +164,7 @@ class VllmEngine(Engine):
         first = 0
         try:
             for requests in calls:
-                self._llm.collective_rpc("expect", args=(list(requests), first))
+                self._call_ranks("expect", list(requests), first)
                 prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
                 queued = self._llm.enqueue(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
                 ids = {name.partition("-")[0] for name in queued}  # outputs have them without the random suffix
@@ -179,7 +187,7 @@ class VllmEngine(Engine):
                 raise RuntimeError(f"vLLM did not finish {len(call.ids & unfinished)} of {len(call.ids)} sequences")
             unfinished.difference_update(out.request_id for out in engine.step() if out.finished)
         numbers = range(call.first, call.first + len(call.requests))
-        ranks = self._llm.collective_rpc("collect_captured", args=(numbers,))
+        ranks = self._call_ranks("collect_captured", numbers)
         return call.requests, [{number - call.first: kept for number, kept in rank.items()} for rank in ranks]
 
     def _records(self, requests: Sequence[Request], ranks: list[dict[int, CapturedSequence]]) -> list[Captured]:

@@ -7,9 +7,9 @@ k; a hook of the outer model applies the head in row chunks. No Python object pe
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,9 +51,29 @@ class _Running(NamedTuple):
     stop: int
 
 
+class Refusal(NamedTuple):
+    """A UserError of a worker; vLLM would wrap an exception in others, and print their tracebacks."""
+
+    message: str
+
+
+def _returning_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Refusal where ``method`` raises UserError."""
+
+    @wraps(method)
+    def call(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except UserError as error:
+            return Refusal(str(error))
+
+    return call
+
+
 class CaptureWorkerExtension:
     """Methods that vLLM adds to its worker (``worker_extension_cls``), called through ``collective_rpc``."""
 
+    @_returning_errors
     def install_capture(self, capture: dict[str, Any], chunk_rows: int) -> None:
         """Install the hooks; capture: a CaptureConfig as plain data, chunk_rows: rows per product with the head."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
@@ -63,6 +83,7 @@ class CaptureWorkerExtension:
         """Observe the next forward pass, to locate the residual stream in the layers' outputs."""
         self._capture.begin_probe()
 
+    @_returning_errors
     def end_probe(self) -> dict[int, torch.Tensor]:
         """Capture hidden states from now on. Returns this rank's residual stream in the observed pass, by layer."""
         return self._capture.end_probe()
