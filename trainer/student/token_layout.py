@@ -15,13 +15,16 @@ import torch
 class TokenLayout(NamedTuple):
     """Of one batch. ``longest`` stays a number, all else moves to the device."""
 
-    loss_N: torch.Tensor  # int64: places in the T positions where the loss mask is True
-    kept_T: torch.Tensor | None = (
-        None  # int64: places in R · L that the student sees, as one row; None: all, as they are
-    )
-    bounds: torch.Tensor | None = None  # int32 [S + 1]: first position of each sample, and T; None: of no use
-    longest: int = 0  # tokens of the longest sample
-    sample_T: torch.Tensor | None = None  # int32: number of the sample at each position, for convolutions
+    loss_N: torch.Tensor
+    """int64: which of the T positions are in the loss mask."""
+    kept_T: torch.Tensor | None = None
+    """int64: which of the R · L places the student sees, as one row; None: all, as rows."""
+    bounds: torch.Tensor | None = None
+    """int32 [S + 1]: the first position of each sample, and T; None: for kernels that do not take them."""
+    longest: int = 0
+    """Tokens of the longest sample."""
+    sample_T: torch.Tensor | None = None
+    """int32: the number of the sample at each position, for convolutions over packed rows."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TokenLayout":
         """The same on another device."""
@@ -54,7 +57,7 @@ def token_layout(batch: dict[str, Any], flatten: bool) -> TokenLayout:
     if not flatten:
         return TokenLayout(mask_RL.flatten().nonzero().squeeze(1))
     rows, length = mask_RL.shape
-    if "position_ids" not in batch:  # each row one sample, its padding behind it
+    if "position_ids" not in batch or not batch["attention_mask"].any():  # rows, each with its padding, as samples
         bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=mask_RL.device)
         return TokenLayout(mask_RL.flatten().nonzero().squeeze(1), None, bounds, length)
     kept_T = batch["attention_mask"].flatten().nonzero().squeeze(1)

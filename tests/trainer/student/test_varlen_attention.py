@@ -109,6 +109,11 @@ def test_bounds_and_the_longest_sample_are_those_of_the_batch(cache) -> None:
     assert type(layout.longest) is int
 
 
+def test_a_packed_batch_whose_samples_were_all_skipped(cache) -> None:
+    batch = {name: torch.zeros_like(part) for name, part in to_tensors(cache.read_rows([[0]]), packed=True).items()}
+    assert masked_hidden(student("grouped", VARLEN), batch, flatten=True).shape == (0, 32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_layer_needs_a_value_on_the_host(cache, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel of GPUs over tensors without values, forward and backward: asking for a value raises."""
