@@ -53,14 +53,18 @@ class EngineConfig(Strict):
     tensor_parallel: int = Field(
         1, ge=1, le=4096, description="vLLM: devices that the model is split over; 1 is fastest if it fits on one."
     )
-    gpu_memory_utilization: float = Field(
-        0.85,
+    gpu_memory_utilization: float | None = Field(
+        None,
         gt=0,
         lt=1,
-        description="vLLM on GPUs: its share of the device's memory; the rest is for the capture of logits.",
+        description="vLLM on GPUs: share of memory for weights, activations and key-value cache; the rest is for the "
+        "rows of logits that are captured. By default the cache holds two forward passes, and all else is free.",
     )
-    cpu_kv_cache_gib: int = Field(
-        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB for its key-value cache; prefill alone needs little."
+    cpu_kv_cache_gib: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="vLLM on CPUs: GiB for its key-value cache; by default it holds two forward passes.",
     )
     device: str = Field(
         "auto", description="transformers engine: `cpu`, `cuda`, `cuda:1`, …; `auto`: a GPU if there is one."
@@ -439,6 +443,13 @@ class OutputConfig(Strict):
         True,
         description="Several samples per tar member in shards of at least 64 samples of fewer than 128 tokens on "
         "average (format 1.1); false: one each (format 1.0), at about 1,200 bytes more per sample and signal.",
+    )
+    encode_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Threads that encode captured signals, which changes no byte; default: one per core, at most 4, "
+        "which keep up with one GPU.",
     )
 
 

@@ -5,7 +5,8 @@ teacher's tokens v, whose bytes are b(v). Let u be the bytes of token k before x
 student that is a prefix of b (``token_table``).
 
 - *Border* (u is empty): w(s) = Σ p(v) over φ(b(v)) = s.
-- *Inside*: w(s) = Σ p(v) / D over the tokens whose bytes go on after u, with φ(b(v) without u) = s; D = Σ p(v) of these.
+- *Inside*: w(s) = Σ p(v) / D over tokens whose bytes go on after u, with φ(b(v) without u) = s; D is the Σ p(v) of all
+  that go on.
 - *Crossing*: token j ends after token k. The probability of the realised chain of teacher tokens, whole ones and the
   beginning of the last, is a lower bound of that of token j; so much moves from w(φ of token k) to w(j).
 
@@ -15,13 +16,14 @@ A student token of blanks and tabs alone is not taught: tokenizers cut white spa
 Shape letters: S teacher tokens of a sequence, J student tokens, P teacher rows, E weights of a row.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
-from trainer.retarget.token_table import TokenTable
+from trainer.retarget.token_table import TokenTable, longest_prefixes
 
 
 class Align(IntEnum):
@@ -75,9 +77,20 @@ class Vocabularies(NamedTuple):
 
     teacher: TokenTable
     prefixes_B: np.ndarray  # int32; ``longest_prefixes``
+    whole_V: np.ndarray  # int32; the student token of a whole teacher token: φ, or the stop token; -1: none
     is_stop_V: np.ndarray  # bool; stop tokens of the teacher
-    student_stop: int  # the student's token for them; -1: none
     student_size: int
+
+    @classmethod
+    def of(cls, teacher: TokenTable, student: TokenTable, teacher_stops: Sequence[int], student_stop: int) -> Self:
+        """Of two tables, the teacher's stop tokens, and the student's (-1: none)."""
+        prefixes_B = longest_prefixes(teacher, student)
+        whole_V = np.full(len(teacher.length_V), -1, np.int32)
+        spelled_V = teacher.length_V > 0
+        whole_V[spelled_V] = prefixes_B[teacher.begin_V[spelled_V]]
+        is_stop_V = np.isin(np.arange(len(whole_V)), teacher_stops)
+        whole_V[is_stop_V] = student_stop
+        return cls(teacher, prefixes_B, whole_V, is_stop_V, len(student.length_V))
 
 
 class RowTargets(NamedTuple):
@@ -112,8 +125,8 @@ def row_targets(
         student,
         vocabularies.teacher,
         vocabularies.prefixes_B,
+        vocabularies.whole_V,
         vocabularies.is_stop_V,
-        vocabularies.student_stop,
         int(align),
         slot_V,
         found,
@@ -127,8 +140,8 @@ def _fill_targets(
     student: StudentTokens,
     table: TokenTable,
     prefixes_B: np.ndarray,
+    whole_V: np.ndarray,
     is_stop_V: np.ndarray,
-    student_stop: int,
     align: int,
     slot_V: np.ndarray,
     found: RowTargets,
@@ -186,8 +199,8 @@ def _fill_targets(
             v = teacher.ids_PE[row, e]
             if weight <= 0.0:
                 continue
-            if is_stop_V[v] and read == 0:
-                s = student_stop
+            if read == 0:
+                s = whole_V[v]
             elif table.length_V[v] > read and _same_beginning(table, v, token, read):
                 s = prefixes_B[table.begin_V[v] + read]
             else:
@@ -305,11 +318,11 @@ def _begins(table: TokenTable, token: int, text_B: np.ndarray, start: int, end: 
 
 @compiled
 def _sort_row(ids_E: np.ndarray, weights_E: np.ndarray, n: int) -> None:
-    """Order the first ``n`` by falling weight, equal ones by id; those of weight 0 are taken out."""
+    """Order the first ``n`` by falling weight (quick where they nearly are); those of weight 0 are taken out."""
     for i in range(n):
         for other in range(i, 0, -1):
             before, here = weights_E[other - 1], weights_E[other]
-            if before > here or (before == here and ids_E[other - 1] < ids_E[other]):
+            if before >= here:
                 break
             weights_E[other - 1], weights_E[other] = here, before
             ids_E[other - 1], ids_E[other] = ids_E[other], ids_E[other - 1]

@@ -16,7 +16,7 @@ from trainer.retarget.row_targets import (
     Vocabularies,
     row_targets,
 )
-from trainer.retarget.token_table import TokenTable, longest_prefixes
+from trainer.retarget.token_table import TokenTable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -37,7 +37,6 @@ class Case:
         row_of = {k: p for p, k in enumerate(predicted)}
         token, start, end = np.array(walk.tokens, np.int64).reshape(-1, 3).T.copy()
         own = np.array([each[:3] for each in self.student_tokens], np.int64).reshape(-1, 3).T.copy()
-        table = TokenTable.of(walk.teacher)
         return row_targets(
             TeacherTokens(
                 np.frombuffer(walk.text, np.uint8),
@@ -50,12 +49,8 @@ class Case:
                 np.array([walk.realised[k] for k in predicted]),
             ),
             StudentTokens(*own, np.array([each[3] for each in self.student_tokens], bool)),
-            Vocabularies(
-                table,
-                longest_prefixes(table, TokenTable.of(walk.student)),
-                np.isin(np.arange(len(walk.teacher)), list(walk.stops)),
-                walk.student_stop,
-                len(walk.student),
+            Vocabularies.of(
+                TokenTable.of(walk.teacher), TokenTable.of(walk.student), list(walk.stops), walk.student_stop
             ),
             align,
         )
