@@ -24,6 +24,7 @@ NAMES = (
     "signals",
     "taps",
     "lean_loss",
+    "attention_memory",
     "step_cost",
     "scale",
     "merging",

@@ -7,7 +7,8 @@ k; a hook of the outer model applies the head in row chunks. No Python object pe
 """
 
 from collections import defaultdict
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
+from teacher_cache.engines.chunk_rows import free_memory_bytes
 from teacher_cache.engines.residual_stream import StreamProbe, stream_of
 from teacher_cache.engines.step import CapturedSequence, Shares, Step, StepSequence
 from teacher_cache.engines.text_only import install_placeholders
@@ -31,29 +33,55 @@ class _Expected(NamedTuple):
     request: Request
 
 
+class Refusal(NamedTuple):
+    """A UserError of a worker; vLLM would wrap an exception in others, and print their tracebacks."""
+
+    message: str
+
+
+def _returning_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Refusal where ``method`` raises UserError."""
+
+    @wraps(method)
+    def call(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except UserError as error:
+            return Refusal(str(error))
+
+    return call
+
+
 class CaptureWorkerExtension:
     """Methods that vLLM adds to its worker (``worker_extension_cls``), called through ``collective_rpc``."""
 
+    @_returning_errors
     def install_capture(self, capture: dict[str, Any], chunk_rows: int) -> None:
         """Install the hooks; capture: a CaptureConfig as plain data, chunk_rows: rows per product with the head."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
 
+    def free_memory(self) -> int | None:
+        """Bytes that this rank can still allocate on its GPU; None on CPUs."""
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        return free_memory_bytes(next(model.parameters()).device)
+
     def begin_probe(self) -> None:
         """Observe the next forward pass, to locate the residual stream in the layers' outputs."""
         self._capture.begin_probe()
 
+    @_returning_errors
     def end_probe(self) -> dict[int, torch.Tensor]:
         """Capture hidden states from now on. Returns this rank's residual stream in the observed pass, by layer."""
         return self._capture.end_probe()
 
-    def expect(self, requests: list[Request]) -> None:
-        """Announce the sequences of the next call; numbers are indices into ``requests``."""
-        self._capture.expect(requests)
+    def expect(self, requests: list[Request], first: int = 0) -> None:
+        """Announce sequences, numbered from ``first``; 0 forgets those announced before."""
+        self._capture.expect(requests, first)
 
-    def collect_captured(self) -> dict[int, CapturedSequence]:
-        """Return and forget what was captured since the last call, by number."""
-        return self._capture.collect()
+    def collect_captured(self, numbers: range) -> dict[int, CapturedSequence]:
+        """Return and forget what was captured of the sequences ``numbers``."""
+        return self._capture.collect(numbers)
 
 
 class _Capture:
@@ -95,13 +123,15 @@ class _Capture:
                 layers[number - 1].register_forward_hook(partial(self._after_layer, number, kind))
         return streams
 
-    def expect(self, requests: list[Request]) -> None:
-        self._expected.clear()
-        for number, request in enumerate(requests):
+    def expect(self, requests: list[Request], first: int) -> None:
+        if first == 0:
+            self._expected.clear()
+            self._captured.clear()
+        for number, request in enumerate(requests, start=first):
             self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
-    def collect(self) -> dict[int, CapturedSequence]:
-        captured, self._captured = self._captured, {}
+    def collect(self, numbers: range) -> dict[int, CapturedSequence]:
+        captured = {number: self._captured.pop(number) for number in numbers if number in self._captured}
         return captured if _world() == 1 else {number: one.detached() for number, one in captured.items()}
 
     def _before_embedding(self, _embedding: Any, args: Any) -> None:
