@@ -20,8 +20,7 @@ SEQUENCES = [np.array([5, 6, 7], np.uint32), np.array([9], np.uint32), np.array(
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_sequences_are_found_with_any_model_inputs(rows: int, embeddings: bool) -> None:
     capture = _Capture.__new__(_Capture)
-    capture._expected, capture._taps = defaultdict(list), {}
-    capture._captured = {}
+    capture._expected, capture._taps, capture._captured = defaultdict(list), {}, {}
     capture.expect([Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in SEQUENCES], 0)
     ids = torch.from_numpy(np.concatenate([SEQUENCES[i] for i in (2, 0, 1)]).astype(np.int64))
     positions = torch.tensor([0, 1, 0, 1, 2, 0])
