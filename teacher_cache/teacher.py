@@ -44,6 +44,18 @@ def _load(load: Any, config: TeacherConfig, what: str) -> Any:
         raise not_loaded(error, problem, "set teacher.trust_remote_code: true", f"; {advice}") from None
 
 
+def load_stop_tokens(config: TeacherConfig) -> set[int]:
+    """The ids at which the teacher's own generation stops, from its generation settings or its configuration."""
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(config.path, revision=config.revision or "main")
+    except Exception:  # most teachers without such a file; what is in one can be anything
+        settings = load_model_config(config).get_text_config()
+    found = getattr(settings, "eos_token_id", None)
+    return {one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)}
+
+
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:
     """Describe the teacher for the manifest. Raises UserError if the model cannot be found."""
     model_config = load_model_config(config)

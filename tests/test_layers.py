@@ -24,13 +24,13 @@ MAY_IMPORT = {
 ROOMS = {
     "teacher_cache": [
         "records process text output_head lengths decoder_layers model_class query_key"
-        " attention_implementation ahead stop_request logs",
+        " attention_implementation ahead stop_request logs token_table",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
         "shards options engines",
         "corpus trust teacher_head",
-        "api tokenizer writing",
+        "api tokenizer writing teacher_vocabulary",
         "plan",
         "claims estimate",
         "job",

@@ -29,8 +29,9 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.shard_table import with_lists
-from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
+from teacher_cache.shards.storage import HEAD, MANIFEST, VOCABULARY, Storage
 from teacher_cache.shards.unlisted import file_sizes
+from teacher_cache.shards.vocabulary_file import read_vocabulary
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.problem import Problem, problems
@@ -100,6 +101,8 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
         yield from problems(read, storage, file=table_path(digest))
     if needs_head(manifest.capture):
         yield from problems(partial(read_head, storage, manifest), storage, file=HEAD)
+    if manifest.vocabulary is not None:
+        yield from problems(partial(read_vocabulary, storage, manifest), storage, file=VOCABULARY)
     if manifest.totals != totals_of(manifest.shards):
         yield Problem("", MANIFEST, f"{MANIFEST}: its totals are not the sums over its shards")
     if manifest.complete:

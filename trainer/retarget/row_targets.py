@@ -2,7 +2,7 @@
 
 Student token j begins at byte x. The teacher token k that covers x was predicted by one teacher row: weights p on the
 teacher's tokens v, whose bytes are b(v). Let u be the bytes of token k before x, and φ(b) the longest token of the
-student that is a prefix of b (``token_table``).
+student that is a prefix of b (``prefixes``).
 
 - *Border* (u is empty): w(s) = Σ p(v) over φ(b(v)) = s.
 - *Inside*: w(s) = Σ p(v) / D over tokens whose bytes go on after u, with φ(b(v) without u) = s; D is the Σ p(v) of all
@@ -23,7 +23,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
-from trainer.retarget.token_table import TokenTable, longest_prefixes
+from teacher_cache.token_table import TokenTable
+from trainer.retarget.prefixes import longest_prefixes
 
 
 class Align(IntEnum):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.byte_walk import Walk
+from teacher_cache.token_table import TokenTable
 from trainer.retarget.row_targets import (
     TAUGHT,
     Align,
@@ -16,7 +17,6 @@ from trainer.retarget.row_targets import (
     Vocabularies,
     row_targets,
 )
-from trainer.retarget.token_table import TokenTable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
