@@ -10,6 +10,7 @@ engines are deliberately broken after loading, and the self-check must refuse th
 
 import contextlib
 import gc
+import importlib.metadata
 import json
 import logging
 import sys
@@ -31,6 +32,7 @@ from schemas.load import validate
 from teacher_cache.engines import load_engine
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known
+from teacher_cache.engines.kv_cache import STEPS
 from teacher_cache.engines.self_check import Expected, expected, measure, self_check
 from teacher_cache.lengths import check_length
 from teacher_cache.records import Captured
@@ -68,7 +70,7 @@ def config_of(folder: Path, kind: str, signals: list[str], dtype: str = "float32
     """A job's configuration that captures ``signals``."""
     tree = {
         "teacher": {"path": str(folder), "dtype": dtype},
-        "engine": {"kind": kind, "device": "cpu", "max_batch_tokens": 256, "cpu_kv_cache_gib": 1, **engine},
+        "engine": {"kind": kind, "device": "cpu", "max_batch_tokens": 256, **engine},
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": MAX_TOKENS},
         "capture": {"draws": None, **{name: CAPTURE[name] for name in signals}},
         "output": {"path": "unused"},
@@ -84,7 +86,9 @@ def cells_of(folder: Path, kind: str, wanted: Expected, dtype: str = "float32") 
         config = config_of(folder, kind, signals, dtype)
         try:
             _check_plan(config)
-            with cheap(kind), load_engine(config) as engine:
+            with cheap(), load_engine(config) as engine:
+                if kind == "vllm":
+                    _check_cache_room(engine, config)
                 cells |= _compared(engine, config, wanted)
             break
         except UserError as error:
@@ -101,6 +105,13 @@ def _check_plan(config: CacheConfig) -> None:
     check_length(config, model_config.get_text_config())
     check_teacher(config.capture, model_config.get_text_config(), config.corpus.max_tokens)
     check_known(config, model_config)
+
+
+def _check_cache_room(engine: Any, config: CacheConfig) -> None:
+    """Raise RuntimeError if vLLM's KV cache does not hold the two steps that it is meant for."""
+    cache = engine._llm.llm_engine.vllm_config.cache_config
+    if cache.num_gpu_blocks * cache.block_size < STEPS * config.engine.max_batch_tokens:
+        raise RuntimeError(f"the KV cache has {cache.num_gpu_blocks} blocks of {cache.block_size} tokens")
 
 
 def _compared(engine: Engine, config: CacheConfig, wanted: Expected) -> Cells:
@@ -144,14 +155,13 @@ def _draws_error(captured: list[Captured], wanted: Expected, config: CacheConfig
 
 
 @contextlib.contextmanager
-def cheap(kind: str) -> Iterator[None]:
-    """Spare tiny models what vLLM does at every start: seven collections of garbage, and a GiB of zeros (now 1/4)."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(gc.collect)
-        if kind == "vllm":
-            stack.enter_context(mock.patch("vllm.platforms.cpu.GiB_bytes", 1 << 28))
-        stack.enter_context(mock.patch.object(gc, "collect", return_value=0))
-        yield
+def cheap() -> Iterator[None]:
+    """Spare tiny models the seven garbage collections that vLLM does at every start."""
+    try:
+        with mock.patch.object(gc, "collect", return_value=0):
+            yield
+    finally:
+        gc.collect()
 
 
 @contextlib.contextmanager
@@ -209,7 +219,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], None]]] = {
 def break_and_check(folder: Path, kind: str, wanted: Expected, breaks: Callable[[Any], None]) -> dict[str, str | float]:
     """The self-check's verdict on an engine broken by ``breaks`` after loading, and the seconds it took."""
     config = config_of(folder, kind, ["logits", "hidden"])
-    with cheap(kind), load_engine(config) as engine:
+    with cheap(), load_engine(config) as engine:
         if kind == "vllm":
             engine._llm.apply_model(breaks)  # type: ignore[attr-defined]
         else:
@@ -226,7 +236,7 @@ def survey(kind: str, names: list[str] | None = None) -> dict[str, Any]:
     """The cells of every family for one engine, and of the broken engines, all in this process."""
     torch._dynamo.config.disable = True  # vLLM would spend twenty seconds compiling norms
     logging.disable(logging.WARNING)
-    result: dict[str, Any] = {"families": {}, "broken": {}}
+    result: dict[str, Any] = {"versions": _versions(kind), "families": {}, "broken": {}}
     with tempfile.TemporaryDirectory() as parent:
         folders = {name: write_family(name, Path(parent) / str(i)) for i, name in enumerate(names or FAMILIES)}
         wanted = {name: _expected(folder, "float32") for name, folder in folders.items()}
@@ -244,6 +254,11 @@ def survey(kind: str, names: list[str] | None = None) -> dict[str, Any]:
                 result["broken"][what] = break_and_check(folders[name], kind, wanted[name], breaks)
                 print(f"{kind} {what}: {result['broken'][what]}", file=sys.stderr, flush=True)
     return result
+
+
+def _versions(kind: str) -> dict[str, str]:
+    packages = [importlib.metadata.packages_distributions()[kind][0], "transformers", "torch"]
+    return {name: importlib.metadata.version(name) for name in dict.fromkeys(packages)}
 
 
 def _expected(folder: Path, dtype: str) -> Expected:
@@ -277,7 +292,16 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     bars = ", ".join(f"{name} {bar:.0e} {UNITS[name]}" for name, bar in BARS.items())
     lines = ["# Engines and architectures", "", f"{INTRODUCTION} Bars: {bars}."]
     for kind, result in results.items():
-        lines += ["", f"## {kind}", "", f"| family | {' | '.join(SIGNALS)} |", "|---|" + "---:|" * len(SIGNALS)]
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        lines += [
+            "",
+            f"## {kind}",
+            "",
+            f"With {versions}.",
+            "",
+            f"| family | {' | '.join(SIGNALS)} |",
+            "|---|" + "---:|" * len(SIGNALS),
+        ]
         for name, cells in result["families"].items():
             lines.append(f"| {name} | {' | '.join(shown(cells[signal]) for signal in SIGNALS)} |")
     lines += ["", "## Reasons", "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))]

@@ -53,14 +53,18 @@ class EngineConfig(Strict):
     tensor_parallel: int = Field(
         1, ge=1, le=4096, description="vLLM: devices that the model is split over; 1 is fastest if it fits on one."
     )
-    gpu_memory_utilization: float = Field(
-        0.85,
+    gpu_memory_utilization: float | None = Field(
+        None,
         gt=0,
         lt=1,
-        description="vLLM on GPUs: its share of the device's memory; the rest is for the capture of logits.",
+        description="vLLM on GPUs: share of memory for weights, activations and key-value cache; the rest is for the "
+        "rows of logits that are captured. By default the cache holds two forward passes, and all else is free.",
     )
-    cpu_kv_cache_gib: int = Field(
-        2, ge=1, le=1 << 20, description="vLLM on CPUs: GiB for its key-value cache; prefill alone needs little."
+    cpu_kv_cache_gib: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="vLLM on CPUs: GiB for its key-value cache; by default it holds two forward passes.",
     )
     device: str = Field(
         "auto", description="transformers engine: `cpu`, `cuda`, `cuda:1`, …; `auto`: a GPU if there is one."

@@ -17,6 +17,11 @@ def check_known(config: CacheConfig, model_config: Any) -> None:
             f"corpus.max_tokens: {config.corpus.max_tokens}: vLLM 0.32 makes the sliding windows of a {kind} teacher "
             f"one token longer than transformers does; set it to {window} or less, or set engine.kind: transformers"
         )
+    if kind == "gemma3n_text":
+        raise UserError(
+            f"teacher.path: {config.teacher.path}: vLLM 0.32 leaves out the per-layer embeddings of a {kind} teacher; "
+            "set engine.kind: transformers"
+        )
     if config.capture.hidden is not None and config.teacher.dtype == "float16" and kind.startswith("deepseek"):
         raise UserError(
             f"capture.hidden: vLLM scales the residual stream of a {kind} teacher in float16; set teacher.dtype: "

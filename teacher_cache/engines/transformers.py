@@ -46,6 +46,7 @@ class TransformersEngine(Engine):
         text_config = model_config.get_text_config()
         attention = exact_attention(model_config)
         self._vocab_size = text_config.vocab_size
+        self._hidden_size = text_config.hidden_size
         self._max_length = max_length(text_config)
         self._rope_scale = rope_scale(text_config)
         self._batch_tokens = min(config.engine.max_batch_tokens, max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size)))
@@ -65,7 +66,7 @@ class TransformersEngine(Engine):
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
         self._taps = taps_of(config.capture, text_config.num_hidden_layers)
-        self._layer_outputs: dict[int, torch.Tensor] = {}
+        self._layer_outputs: dict[int, torch.Tensor] = {}  # residual streams [B, S, D] of the last pass
         self._query_keys: dict[int, QueryKey] = {}
         self._final_BSD: torch.Tensor | None = None
         self._install_hooks(text_config.num_hidden_layers)
@@ -83,8 +84,16 @@ class TransformersEngine(Engine):
             keep = partial(self._query_keys.__setitem__, number)
             tap_query_key(_attention_module(layers[number - 1]), keep, "teacher")
 
-    def _keep_output(self, number: int, _layer: Any, _args: Any, output: Any) -> None:
-        self._layer_outputs[number] = output[0] if isinstance(output, tuple) else output
+    def _keep_output(self, number: int, layer: Any, _args: Any, output: Any) -> None:
+        stream_BSD = output[0] if isinstance(output, tuple) else output
+        if stream_BSD.ndim != 3 or stream_BSD.shape[2] != self._hidden_size:
+            name = next(name for name, tap in self._taps.items() if number in tap.layers)
+            raise UserError(
+                f"capture.{name}: layer {number}: a {type(layer).__name__} of transformers returns a tensor "
+                f"{list(stream_BSD.shape)}, wanted one residual stream [batch, tokens, {self._hidden_size}]; leave the "
+                "signal out for this teacher"
+            )
+        self._layer_outputs[number] = stream_BSD
 
     def _keep_final(self, _head: Any, args: Any) -> None:
         self._final_BSD = args[0]

@@ -16,6 +16,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known, check_on_cpu
+from teacher_cache.engines.kv_cache import kv_cache_memory
 from teacher_cache.engines.residual_stream import check_ranks
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
@@ -28,6 +29,8 @@ from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
 
 PROBE_TOKENS = 8
+MAX_SEQUENCES = 1024  # per step; vLLM's default for an A100 is 256, which short sequences do not fill a step with
+GPU_MEMORY_UTILIZATION = 0.85  # of the device, where vLLM sizes its KV cache
 
 
 class VllmEngine(Engine):
@@ -37,8 +40,8 @@ class VllmEngine(Engine):
         """Load vLLM and the model. Raises UserError if either cannot be loaded, or the probe fails."""
         if not shows_details():
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # CUDA does not survive a fork
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # lengths are checked here: see max_model_len
         try:
             from vllm import LLM, SamplingParams
@@ -51,12 +54,14 @@ class VllmEngine(Engine):
         _make_llvmlite_inspectable()
         self._capture = config.capture
         model_config = load_model_config(config.teacher)
-        self._taps = taps_of(config.capture, model_config.get_text_config().num_hidden_layers)
-        check_length(config, model_config.get_text_config())
+        text_config, on_cpu = model_config.get_text_config(), current_platform.is_cpu()
+        self._taps = taps_of(config.capture, text_config.num_hidden_layers)
+        check_length(config, text_config)
         check_known(config, model_config)
-        if current_platform.is_cpu():
-            check_on_cpu(config, model_config.get_text_config())
+        if on_cpu:
+            check_on_cpu(config, text_config)
         max_model_len = config.corpus.max_tokens + 1  # one more for the sampled token
+        step_tokens = max(config.engine.max_batch_tokens, max_model_len)
         with causes() as found:
             try:
                 make_importable(model_config.architectures or [])
@@ -66,9 +71,11 @@ class VllmEngine(Engine):
                     dtype=config.teacher.dtype,
                     trust_remote_code=config.teacher.trust_remote_code,
                     tensor_parallel_size=config.engine.tensor_parallel,
-                    gpu_memory_utilization=config.engine.gpu_memory_utilization,
+                    gpu_memory_utilization=config.engine.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
+                    kv_cache_memory_bytes=kv_cache_memory(config, text_config, step_tokens, on_cpu),
                     max_model_len=max_model_len,
-                    max_num_batched_tokens=max(config.engine.max_batch_tokens, max_model_len),
+                    max_num_batched_tokens=step_tokens,
+                    max_num_seqs=min(MAX_SEQUENCES, step_tokens),
                     worker_extension_cls="teacher_cache.engines.vllm_worker.CaptureWorkerExtension",
                     skip_tokenizer_init=True,
                     language_model_only=True,

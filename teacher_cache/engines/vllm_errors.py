@@ -40,5 +40,8 @@ def reason(error: BaseException, found: _Causes) -> str:
         error = found.last
     text = str(error).strip()
     validation = re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL)
-    line = (validation[1] if validation else text).strip().partition("\n")[0][:MAX_CHARACTERS]
+    line, _, rest = (validation[1] if validation else text).strip().partition("\n")
+    if line.endswith(":"):  # a heading
+        line = f"{line} {rest.strip().partition(chr(10))[0]}"
+    line = line.strip()[:MAX_CHARACTERS]
     return line if line and not isinstance(error, KeyError) else f"{type(error).__name__}: {line}"

@@ -92,7 +92,8 @@ class _Capture:
             embedding.register_forward_pre_hook(self._before_embedding)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward)
-        self._num_layers = model.config.get_text_config().num_hidden_layers
+        text_config = model.config.get_text_config()
+        self._num_layers, self._hidden_size = text_config.num_hidden_layers, text_config.hidden_size
         self._taps = taps_of(capture, self._num_layers)
         self._tapped_layers = sorted({number for tap in self._taps.values() for number in tap.layers})
         for number in sorted({tap.query_key_layer for tap in self._taps.values() if tap.query_key_layer is not None}):
@@ -101,12 +102,13 @@ class _Capture:
 
     def begin_probe(self) -> None:
         if self._tapped_layers:
-            self._probe = StreamProbe(self._model, decoder_layers(self._model, self._num_layers), self._tapped_layers)
+            layers = decoder_layers(self._model, self._num_layers)
+            self._probe = StreamProbe(self._model, layers, self._tapped_layers, self._hidden_size)
 
     def end_probe(self) -> dict[int, torch.Tensor]:
         if self._probe is None:
             return {}
-        kinds, streams = self._probe.finish()
+        kinds, streams = self._probe.finish(len(self._ids_N))
         if _rank() == 0:  # the residual stream is the same on every rank
             layers = decoder_layers(self._model, self._num_layers)
             for number, kind in kinds.items():

@@ -85,6 +85,43 @@ def _gemma3_text() -> dict[str, Any]:
     return SHAPE | {"layer_types": ALTERNATING, "sliding_window": WINDOW, "query_pre_attn_scalar": 24}
 
 
+def _gemma4_text() -> dict[str, Any]:
+    return (
+        SHAPE
+        | TIED
+        | {
+            "layer_types": ALTERNATING,
+            "sliding_window": WINDOW,
+            "global_head_dim": 64,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+            "final_logit_softcapping": 5.0,
+        }
+    )
+
+
+def _deepseek_v4() -> hf.PreTrainedConfig:
+    """Hyper-connections: each layer returns four residual streams."""
+    return hf.DeepseekV4Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        head_dim=64,
+        q_lora_rank=24,
+        o_lora_rank=24,
+        o_groups=2,
+        index_n_heads=2,
+        index_head_dim=64,
+        moe_intermediate_size=32,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        num_nextn_predict_layers=0,
+    )
+
+
 FAMILIES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "Llama": lambda: hf.LlamaConfig(**SHAPE, attention_bias=True),
     "Mistral": lambda: hf.MistralConfig(**SHAPE, sliding_window=WINDOW),
@@ -95,6 +132,16 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "Qwen3.5-MoE": lambda: hf.Qwen3_5MoeConfig(
         text_config=_qwen3_5_text(**EXPERTS, num_experts=8, shared_expert_intermediate_size=32),
         vision_config=VISION,
+        tie_word_embeddings=False,
+    ),
+    "Qwen2-VL": lambda: hf.Qwen2VLConfig(
+        text_config=NO_HEAD_DIM | {"rope_parameters": PLAIN_ROPE | {"mrope_section": [4, 6, 6]}},
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+        tie_word_embeddings=False,
+    ),
+    "Qwen2.5-VL": lambda: hf.Qwen2_5_VLConfig(
+        text_config=NO_HEAD_DIM | {"rope_parameters": PLAIN_ROPE | {"mrope_section": [4, 6, 6]}},
+        vision_config=VISION | {"fullatt_block_indexes": [0]},
         tie_word_embeddings=False,
     ),
     "Qwen3-VL": lambda: hf.Qwen3VLConfig(
@@ -124,6 +171,30 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         mm_tokens_per_image=4,
         tie_word_embeddings=True,
     ),
+    "Gemma-3n": lambda: hf.Gemma3nTextConfig(
+        **SHAPE | TIED,
+        layer_types=ALTERNATING,
+        sliding_window=WINDOW,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        hidden_size_per_layer_input=16,
+        laurel_rank=8,
+        num_kv_shared_layers=0,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "Gemma-4 (multimodal)": lambda: hf.Gemma4Config(
+        text_config=_gemma4_text(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "position_embedding_size": 16,
+        },
+        audio_config=None,
+        tie_word_embeddings=True,
+    ),
     "Phi-3": lambda: hf.Phi3Config(
         **NO_HEAD_DIM | {"partial_rotary_factor": 0.5}, original_max_position_embeddings=256, sliding_window=None
     ),
@@ -148,6 +219,7 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         **SHAPE | TIED, logit_scale=0.25, layer_types=ALTERNATING, sliding_window=WINDOW
     ),
     "DeepSeek-V3": _deepseek,
+    "DeepSeek-V4": _deepseek_v4,
     "GLM-4-MoE": lambda: hf.Glm4MoeConfig(
         **SHAPE,
         **EXPERTS,

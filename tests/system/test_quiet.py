@@ -58,6 +58,6 @@ def test_caching_training_and_checking_print_no_library_messages(workspace: Work
 
 def test_caching_with_vllm_prints_no_library_messages(workspace: Workspace) -> None:
     pytest.importorskip("vllm")
-    engine = {"kind": "vllm", "cpu_kv_cache_gib": 1, "max_batch_tokens": 256}
+    engine = {"kind": "vllm", "max_batch_tokens": 256}
     (made,) = said(("teacher-cache", "run", workspace.cache_config(workspace.folder / "cache", engine=engine)))
     assert made["complete"]

@@ -32,7 +32,6 @@ def make_config(teacher: Path, kind: str, **teacher_changes: object) -> CacheCon
             "device": "cpu",
             "max_batch_tokens": 256,
             "head_chunk_rows": 50,
-            "cpu_kv_cache_gib": 1,
         },
         "corpus": {"sources": [{"path": "unused", "format": "text"}], "max_tokens": 100},
         "capture": {

@@ -65,8 +65,20 @@ def test_an_engine_broken_on_purpose_is_refused(found: dict[str, Any], kind: str
 def test_multimodal_classes_give_text_signals_in_vllm(found: dict[str, Any]) -> None:
     """M-RoPE positions [3, N], classes whose image processors cannot be imported, linear attention in bfloat16."""
     families = found["vllm"]["families"]
-    for name in ("Qwen3-VL", "Gemma-3 (multimodal)", *(f"{name} (bfloat16)" for name in BFLOAT16_IN_VLLM)):
+    multimodal = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "Gemma-3 (multimodal)", "Gemma-4 (multimodal)")
+    for name in (*multimodal, *(f"{name} (bfloat16)" for name in BFLOAT16_IN_VLLM)):
         assert [families[name][signal]["state"] for signal in SIGNALS] == ["right"] * len(SIGNALS), name
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_layers_with_several_residual_streams_are_refused_by_name(found: dict[str, Any], kind: str) -> None:
+    for name, returned in (("Gemma-3n", r"\[4, "), ("DeepSeek-V4", r"\[2, 64, 4, 64\]")):
+        cell = found[kind]["families"][name]["hidden"]
+        assert cell["state"] == "refused"
+        if kind == "transformers":
+            assert re.match(
+                rf"capture\.hidden: layer 1: a \w+ of transformers returns a tensor {returned}", cell["reason"]
+            )
 
 
 def test_parallel_layers_have_right_hidden_states_in_vllm(found: dict[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """The residual stream in a layer's output, found in small models with the layouts of vLLM's."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,8 +76,25 @@ class PostNormLayer(Layer):
 
 
 class ThreeValues(PlainLayer):
+    """Like Kimi-K3: returns more than a residual beside the hidden state."""
+
     def forward(self, hidden: torch.Tensor, residual: None) -> Any:
         return super().forward(hidden, residual), hidden, hidden
+
+
+class FourStreams(PlainLayer):
+    """Like Gemma-3n: returns [4, N, D]."""
+
+    def forward(self, hidden: torch.Tensor, residual: None) -> Any:
+        stream = super().forward(hidden[:1] if hidden.ndim == 3 else hidden, residual)
+        return stream.expand(4, -1, -1)
+
+
+class WideStream(PlainLayer):
+    """Like DeepSeek-V4: returns several streams side by side, [N, 4 · D]."""
+
+    def forward(self, hidden: torch.Tensor, residual: None) -> Any:
+        return super().forward(hidden[:, :D], residual).repeat(1, 4)
 
 
 class Model(torch.nn.Module):
@@ -91,10 +111,10 @@ class Model(torch.nn.Module):
         return self.norm(x) if residual is None else self.norm(x, residual)[0]
 
 
-def probe(model: Model, x: torch.Tensor) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
-    watching = StreamProbe(model, model.layers, [1, 3])
+def probe(model: Model, x: torch.Tensor, num_tokens: int = N) -> tuple[dict[int, str], dict[int, torch.Tensor]]:
+    watching = StreamProbe(model, model.layers, [1, 3], D)
     model(x)
-    return watching.finish()
+    return watching.finish(num_tokens)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +147,75 @@ def test_an_output_that_the_next_norm_does_not_read_is_refused() -> None:
         probe(Model(Layer, NormAfterAllReduce), torch.randn(N, D))
 
 
-def test_outputs_with_three_values_are_refused() -> None:
-    with pytest.raises(UserError, match=r"capture\.hidden: a ThreeValues of vLLM gives 3 values"):
-        probe(Model(ThreeValues), torch.randn(N, D))
+@pytest.mark.parametrize(
+    ("layer", "returned"),
+    [
+        (ThreeValues, r"\[\[5, 16\], \[5, 16\], \[5, 16\]\]"),
+        (FourStreams, r"\[\[4, 5, 16\]\]"),
+        (WideStream, r"\[\[5, 64\]\]"),
+    ],
+)
+def test_outputs_of_other_arity_or_shape_are_refused(layer: type[Layer], returned: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"capture\.hidden: layer 1: a {layer.__name__} of vLLM returns {returned}, wanted one or two"
+    ):
+        probe(Model(layer), torch.randn(N, D))
+
+
+def test_shares_of_the_tokens_are_refused() -> None:
+    with pytest.raises(UserError, match=r"capture\.hidden: layer 1: a Layer of vLLM returns 5 of 10 tokens; leave"):
+        probe(Model(Layer), torch.randn(N, D), num_tokens=2 * N)
 
 
 def test_ranks_with_partial_sums_are_refused() -> None:
+    """Even if the partial sums are small beside the residual stream, as in late layers."""
     streams = torch.randn(2, N, D)
     check_ranks([{1: streams[0], 2: streams[1]}, {1: streams[0] + 1e-4, 2: streams[1]}])
     with pytest.raises(UserError, match=r"capture\.hidden: layer 2: .* ranks 0 and 1 differ by"):
-        check_ranks([{1: streams[0], 2: streams[1]}, {1: streams[0], 2: streams[0]}])
+        check_ranks([{1: streams[0], 2: streams[1]}, {1: streams[0], 2: streams[1] * 1.002}])
+
+
+class DeferringNorm(RMSNorm):
+    """Like MiniMax-M3's and DeepSeek-V3.2's in vLLM: does the all-reduce that the layer before it left out."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        if residual is not None:
+            x = x.clone()
+            torch.distributed.all_reduce(x)
+        return super().forward(x, residual)
+
+
+class DeferringLayer(Layer):
+    """Returns this rank's part of the block's output; ``scale``: how large that output is beside the residual."""
+
+    scale = 1.0
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> Any:
+        output, residual = super().forward(hidden, residual)
+        return self.scale * (0.4, 0.6)[torch.distributed.get_rank()] * output, residual
+
+
+@torch.no_grad()
+def probe_on_rank(rank: int, rendezvous: str) -> list[dict[int, torch.Tensor] | str]:
+    """Streams, or the error, with large parts in float32, and with small ones in bfloat16."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    found: list[dict[int, torch.Tensor] | str] = []
+    for DeferringLayer.scale, dtype in ((1.0, torch.float32), (0.05, torch.bfloat16)):
+        torch.manual_seed(0)
+        try:
+            found.append(probe(Model(DeferringLayer, DeferringNorm).to(dtype), torch.randn(N, D).to(dtype))[1])
+        except UserError as error:
+            found.append(str(error))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def test_deferred_all_reduces_are_refused_on_two_ranks(tmp_path: Path) -> None:
+    """Large parts are found by the norm, small ones by comparing the ranks."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(probe_on_rank, rank, str(tmp_path / "rendezvous")) for rank in range(2)]
+        large, small = zip(*(job.result(timeout=120) for job in jobs), strict=True)
+    assert all("its output is not what the next norm reads" in error for error in large)
+    assert all(isinstance(streams, dict) for streams in small), small
+    with pytest.raises(UserError, match=r"capture\.hidden: layer 1: .* ranks 0 and 1 differ by 0\.00"):
+        check_ranks(list(small))

@@ -68,7 +68,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Both:
     """Captured by transformers, and by vLLM on two ranks."""
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2}
     teacher = write_random_teacher(tmp_path_factory.mktemp("teacher"), **shape)
-    two_ranks = {"kind": "vllm", "tensor_parallel": 2, "cpu_kv_cache_gib": 1}
+    two_ranks = {"kind": "vllm", "tensor_parallel": 2}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         two = pool.submit(score_on_two_ranks, tree(teacher, two_ranks))
         one = score(tree(teacher, {"kind": "transformers", "device": "cpu"}))

@@ -17,6 +17,10 @@ VALIDATION = """1 validation error for ModelConfig
     [
         (RuntimeError("no such kernel\nand a screen of more"), "no such kernel"),
         (AssertionError(), "AssertionError: "),
+        (
+            ValueError("Class validation error:\n    ValueError: no such layer type\nmore"),
+            "Class validation error: Value",
+        ),
         (KeyError("factor"), "KeyError: 'factor'"),
         (ValueError(VALIDATION), "Model architectures ['X'] failed to be inspected. Please check the logs for more"),
     ],

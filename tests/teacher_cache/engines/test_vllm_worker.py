@@ -67,6 +67,12 @@ def test_residual_streams_that_vllm_scales_are_refused() -> None:
         check_known(config("vllm", 100, "float16", hidden={}), deepseek)
 
 
+def test_per_layer_embeddings_that_vllm_leaves_out_are_refused() -> None:
+    check_known(config("transformers", 100), model("gemma3n_text"))
+    with pytest.raises(UserError, match=r"teacher\.path: here: vLLM .* per-layer embeddings of a gemma3n_text teacher"):
+        check_known(config("vllm", 100), model("gemma3n_text"))
+
+
 def test_latent_attention_is_refused_on_cpus() -> None:
     check_on_cpu(config("vllm", 100), SimpleNamespace(model_type="llama"))
     with pytest.raises(UserError, match=r"teacher\.path: here: vLLM .* latent attention of a deepseek_v3 teacher"):

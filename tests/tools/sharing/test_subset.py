@@ -316,7 +316,7 @@ def test_commands(source: Storage, tmp_path: Path) -> None:
     shares = "train=60%,validation=40%"
     assert set(invoke("split", source.url, f"{tmp_path}/shares", "--parts", shares)) == {"train", "validation"}
     result = CliRunner().invoke(main, ["split", source.url, f"{tmp_path}/none"])
-    assert (result.exit_code, "--by layer, or --parts" in result.stderr) == (2, True)
+    assert (result.exit_code, "either --by layer or --parts" in result.stderr) == (2, True)
 
 
 def test_a_part_that_is_everything_is_the_cache_itself(source: Storage, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_invalid_keys_are_refused(tmp_path: Path, cache: Storage) -> None:
 def test_trusted_names(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "trusted"
     assert json.loads(invoke("trust", "--json", "--trusted-keys", file).stdout) == {}
-    assert "without a name" in invoke("trust", "1" * 64, "--trusted-keys", file).stderr
+    assert "has no name" in invoke("trust", "1" * 64, "--trusted-keys", file).stderr
     assert invoke("trust", "1" * 64, "--name", "Ann B.", "--trusted-keys", file).exit_code == 0
     file.write_text("# mine\n" + file.read_text())
     assert invoke("trust", "1" * 64, "--name", "Ann B.", "--trusted-keys", file).exit_code == 0
