@@ -444,6 +444,13 @@ class OutputConfig(Strict):
         description="Several samples per tar member in shards of at least 64 samples of fewer than 128 tokens on "
         "average (format 1.1); false: one each (format 1.0), at about 1,200 bytes more per sample and signal.",
     )
+    encode_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Threads that encode captured signals, which changes no byte; default: one per core, at most 4, "
+        "which keep up with one GPU.",
+    )
 
 
 class Provenance(Strict):

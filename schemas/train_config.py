@@ -163,8 +163,10 @@ class StudentConfig(Strict):
         description="Data type of the final model. Weights are always trained in float32; with bfloat16, matrix "
         "products are computed in bfloat16, as with loop.bf16.",
     )
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        "auto", description="Attention implementation; `auto`: `sdpa`, or `eager` where SDPA would drop a feature."
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "eager"] = Field(
+        "auto",
+        description="Attention implementation. `varlen`: the Flash Attention kernels in torch, for packed rows on "
+        "GPUs in bf16. `auto`: that where it fits, else `sdpa`, or `eager` where SDPA would drop a feature.",
     )
     trust_remote_code: bool = Field(
         False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."
@@ -403,6 +405,16 @@ class TrainConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
+
+    @model_validator(mode="after")
+    def _flash_attention_takes_16_bit(self) -> "TrainConfig":
+        flash = self.student.attention.startswith("flash")
+        if flash and not self.loop.bf16 and self.student.dtype != "bfloat16":
+            raise ValueError(
+                f"student.attention: {self.student.attention} takes 16-bit inputs only, and this run computes in "
+                "float32; set loop.bf16: true, or student.attention: sdpa"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_read_in_compiled_layers(self) -> "TrainConfig":

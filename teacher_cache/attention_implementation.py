@@ -11,6 +11,8 @@ from typing import Any
 from schemas.errors import UserError
 
 EAGER, SDPA, FLASH = "eager", "sdpa", "flash_attention_2"
+VARLEN = "varlen"  # of the trainer: Flash Attention 2 without soft caps
+MAX_HEAD_SIZE = 256  # of Flash Attention's kernels
 SOFT_CAP = "attn_logit_softcapping"
 
 
@@ -39,17 +41,25 @@ def missing_in(config: Any, implementation: str) -> str | None:
     if implementation == EAGER:
         return None
     cap = getattr(config.get_text_config(), SOFT_CAP, None)
-    if implementation == SDPA and cap is not None:
+    if implementation in (SDPA, VARLEN) and cap is not None:
         return f"the soft cap of attention scores ({SOFT_CAP} {cap:g})"
     model_class = _model_class(config)
     if model_class is None:
         return None
     if implementation == SDPA:
         return None if model_class._supports_sdpa else "attention as the model class defines it (sinks, biases, …)"
+    if implementation == VARLEN:
+        if (size := _head_size(config.get_text_config())) > MAX_HEAD_SIZE:
+            return f"attention heads of size {size} (at most {MAX_HEAD_SIZE})"
+        implementation = FLASH
     fit = model_class._compatible_flash_implementations  # None: all
     if not model_class._supports_flash_attn or (fit is not None and implementation not in fit):
         return "attention as the model class defines it (sinks, biases, …)"
     return None
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _model_class(config: Any) -> Any:

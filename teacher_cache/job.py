@@ -97,8 +97,7 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
             with open_engine(config) as engine, stop.listening("the current unit", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
                 logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-                tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
-                _score_units(engine, plan, first, claims, storage, worker, tally, stop, tokens_per_call)
+                _score_units(engine, plan, first, claims, storage, worker, tally, stop, config)
         manifest = _write_manifest(storage, plan, done)
         if not stop:
             claims.check_all_done(manifest)
@@ -114,9 +113,10 @@ def _score_units(
     worker: Worker,
     tally: "_Tally",
     stop: StopRequest,
-    tokens_per_call: int,
+    config: CacheConfig,
 ) -> None:
     """Score the units in order; reading the next unit and writing scored ones overlap with the engine."""
+    tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
 
     def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
         sequences, tokens_index = read_unit(storage, unit, plan.teacher.vocab_size)
@@ -134,7 +134,7 @@ def _score_units(
 
         with (
             ThreadPoolExecutor(1, "read") as reading,
-            UnitWriter(storage, plan, worker.owner, on_commit) as writer,
+            UnitWriter(storage, plan, worker.owner, on_commit, config.output.encode_threads) as writer,
         ):
             tally.start()
             claim: Claim | None = first

@@ -1,6 +1,7 @@
 """Memory of the process: peak, memory available to it, and pausing garbage collection."""
 
 import gc
+import os
 import re
 import resource
 import sys
@@ -22,6 +23,11 @@ def available_memory_bytes() -> int | None:
     except OSError:
         return None
     return 1024 * int(found[1]) if found else None
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,4 +1,9 @@
-"""Encode, write and commit units in a background thread while the engine scores the next sequences."""
+"""Encode, write and commit units in background threads while the engine scores the next sequences.
+
+One thread writes; several encode the sequences of a part side by side, and their payloads are written in order, so the
+shards do not depend on the number of threads. The encoders spend their time in compiled loops, numpy and zstd, which
+release the GIL.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -11,17 +16,20 @@ from typing import ParamSpec
 import numpy as np
 
 from schemas.manifest import Manifest, MemberIndex, ShardIndex, Unit
+from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import CodeTable, encode_table, table_digest, table_path
 from teacher_cache.output_head import OutputHead
+from teacher_cache.process import usable_cores
 from teacher_cache.records import Captured, TokenSample
 from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import committed, read_mark, read_table, write_mark
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import ShardWriter, check_tars
-from teacher_cache.signals.encoders import Encoders, make_code_table, signals_with_ids
+from teacher_cache.signals.encoders import Encoders, Payloads, make_code_table, signals_with_ids
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 
 Arguments = ParamSpec("Arguments")
+MAX_ENCODE_THREADS = 4  # by default: together they encode 200,000 tokens a second and more
 MAX_PENDING = 2  # parts waiting to be written; bounds the signals held in memory
 
 
@@ -38,7 +46,7 @@ class _OpenUnit:
     layers: list[str] = field(default_factory=list)
     rows: int = 0  # rows of logits with a known entropy
     entropy: float = 0.0  # nats, summed over these rows
-    waiting: list[tuple[str, Captured]] = field(default_factory=list)  # signals that need the code table
+    waiting: list[Captured] = field(default_factory=list)  # signals that need the code table
 
 
 class UnitWriter:
@@ -49,13 +57,22 @@ class UnitWriter:
     """
 
     def __init__(
-        self, storage: Storage, plan: Manifest, owner: str, on_commit: Callable[[Unit, int, float], None]
+        self,
+        storage: Storage,
+        plan: Manifest,
+        owner: str,
+        on_commit: Callable[[Unit, int, float], None],
+        encode_threads: int | None = None,
     ) -> None:
-        """``on_commit``: called in the thread with each committed unit, its rows and their summed entropy (nats)."""
+        """``on_commit``: called in the thread with each committed unit, its rows and their summed entropy (nats).
+
+        ``encode_threads``: default one per core, at most MAX_ENCODE_THREADS.
+        """
         self._storage = storage
         self._plan = plan
         self._owner = owner
         self._on_commit = on_commit
+        self._encode_threads = encode_threads or min(MAX_ENCODE_THREADS, usable_cores())
         self._encoders = Encoders(plan)
         self._unchecked_head = read_head(storage, plan) if needs_head(plan.capture) else None
         self._table = ""  # digest
@@ -121,11 +138,12 @@ class UnitWriter:
             if signals.entropy is not None:
                 opened.rows += len(signals.entropy)
                 opened.entropy += float(signals.entropy.sum(dtype=np.float64))
-            opened.waiting.append((sample.key, signals_with_ids(signals)))
-            for signal, payload in self._encoders.encode_others(signals):
-                opened.shard.add(signal, sample.key, payload)
+        keys = [sample.key for sample in sequences]
         if self._table:
-            self._write_waiting(opened)
+            self._write(keys, captured, self._encoders.encode)
+        else:
+            self._write(keys, captured, self._encoders.encode_others)
+            opened.waiting += map(signals_with_ids, captured)
 
     def _check_captured(self, captured: Captured, head: OutputHead) -> None:
         """Raise UserError if the teacher cannot provide a signal that needs the head."""
@@ -136,9 +154,10 @@ class UnitWriter:
     def _commit(self) -> None:
         opened = self._opened()
         if not self._table:
-            table, self._table = self._code_table(signals for _, signals in opened.waiting)
+            table, self._table = self._code_table(opened.waiting)
             self._encoders.use_table(CodeTable(table))
-        self._write_waiting(opened)
+            self._write(opened.keys, opened.waiting, self._encoders.encode_ids)
+            opened.waiting.clear()
         opened.shard.__exit__(None, None, None)
         self._open_unit = None
         index = ShardIndex(
@@ -153,11 +172,12 @@ class UnitWriter:
         write_mark(opened.storage, index, self._owner)
         self._on_commit(opened.unit, opened.rows, opened.entropy)
 
-    def _write_waiting(self, opened: _OpenUnit) -> None:
-        for key, signals in opened.waiting:
-            for signal, payload in self._encoders.encode_ids(signals):
-                opened.shard.add(signal, key, payload)
-        opened.waiting.clear()
+    def _write(self, keys: Sequence[str], captured: Sequence[Captured], encode: Callable[[Captured], Payloads]) -> None:
+        """Encode sequences in several threads and append their payloads to the tars in order."""
+        shard = self._opened().shard
+        for key, payloads in zip(keys, map_ahead(encode, captured, self._encode_threads), strict=True):
+            for signal, payload in payloads:
+                shard.add(signal, key, payload)
 
     def _code_table(self, scored: Iterable[Captured]) -> tuple[np.ndarray, str]:
         """Code table of this cache, built from the first scored unit if there is none, and its digest."""

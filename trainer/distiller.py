@@ -148,7 +148,8 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     if run.sharded:
         use_fsdp(run.arguments)
     weights = prepared.init_folder if start.checkpoint is None or run.sharded else start.checkpoint
-    student, check, clock = load_student(weights, config.student), StudentCheck(config), Clock()
+    student = load_student(weights, config.student, config.data.packing, run.arguments.bf16)
+    check, clock = StudentCheck(config, run.arguments), Clock()
     if run.is_finished(state):
         return Trained(student, 0.0)
     if run.is_first:

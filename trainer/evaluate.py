@@ -24,9 +24,10 @@ from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import TeacherRows, teacher_rows
 from trainer.losses.tla import tla_
 from trainer.student.build import load_model
-from trainer.student.forward import check_head, masked_hidden, output_head
+from trainer.student.forward import check_head, flattens, masked_hidden, output_head
 from trainer.student.preflight import check_positions
 from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
+from trainer.student.token_layout import token_layout
 
 CONFIDENCE_BINS = 15
 SUMS = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
@@ -50,12 +51,14 @@ def evaluate(
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     device: torch.device | None = None,
     passes: int = 0,
+    head_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return means over the positions in the loss mask. Runs without gradients and restores the model's mode.
 
     capture: the cache's. teacher_head: of a cache with final hidden states. reduce: sums a float64 tensor over ranks,
     each of which has its own batches. device: where the model runs, if its weights are elsewhere (off-load). passes:
     forward passes of every rank, since a sharded model's are collective; a rank with fewer batches adds dummy passes.
+    head_dtype: of the student's head's matrix product; default: its weight's.
 
     Keys: ``kl`` (teacher ‖ student at temperature 1, nats: exact with a teacher head, else a lower bound with one
     bucket for all other tokens), ``cross_entropy`` (nats), ``perplexity``, ``top1_agreement`` (share of rows where the
@@ -70,10 +73,12 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         for cpu_batch in batches:
-            batch = {name: tensor.to(device) for name, tensor in cpu_batch.items()}
+            laid_out: dict[str, Any] = {**cpu_batch, "layout": token_layout(cpu_batch, flattens(model))}
+            batch = {name: part.to(device) for name, part in laid_out.items()}
             rows = teacher_rows(batch, teacher_head)
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)
+            head = head if head_dtype is None else head._replace(weight_VD=head.weight_VD.to(head_dtype))
             target: Target
             if teacher_head is None:
                 target = stored_target(rows, capture, 1.0, len(head.weight_VD))

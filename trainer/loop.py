@@ -33,13 +33,16 @@ from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
 from trainer.data.worker_transfer import Batch
 from trainer.evaluate import Validation, evaluate
-from trainer.losses.objective import Objective
+from trainer.losses.objective import Objective, Term
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
-from trainer.student.forward import flattens, masked_hidden, output_head
+from trainer.run.micro_batches import MicroBatches
+from trainer.student.forward import flattens, hidden_and_outputs, output_head
 from trainer.student.parallel import from_all, from_first, shard_on_cpus
+from trainer.student.router_balance import NAME, router_balance
+from trainer.student.token_layout import token_layout
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class DistillationTrainer(Trainer):
         self.run_state = state
         self.patience = loop.early_stopping_patience
         self.flatten = flattens(student)
+        self.router = router_balance(student)
         self.window = {name: torch.tensor(total, device=args.device) for name, total in state.window.items()}
         self.totals = torch.tensor([state.data.tokens, state.data.skipped_samples], device=args.device)
         self.evaluation_seconds = 0.0
@@ -118,7 +122,7 @@ class DistillationTrainer(Trainer):
             args.dataloader_pin_memory,
             args.gradient_accumulation_steps,
         )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)  # MicroBatches move them
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Exclude the losses' own maps from weight decay: their loss is scale-invariant, so they would only shrink."""
@@ -137,7 +141,12 @@ class DistillationTrainer(Trainer):
         counts = torch.stack([self.objective.row_counts(batch) for batch in batches]).sum(dim=0).to(device)
         counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
         self.totals += torch.stack([counts[self.objective.rows.index("attention_mask")], counts[-1]])
-        return batches, counts[:-1]
+        laid_out = [{**batch, "layout": token_layout(batch, self.flatten)} for batch in batches]
+        return cast("list[Batch]", MicroBatches(laid_out, self.args.device)), counts[:-1]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """MicroBatches have moved them."""
+        return inputs
 
     def note_data(self) -> None:
         """Update the run state's data part; synchronises with the device."""
@@ -158,12 +167,17 @@ class DistillationTrainer(Trainer):
         """
         assert isinstance(num_items_in_batch, torch.Tensor)
         counts = dict(zip(self.objective.rows, num_items_in_batch.clamp(min=1), strict=True))
+        router = self.router
         with self.objective.recording() as recorded:
-            hidden_ND = masked_hidden(model, inputs, self.flatten)
+            options = {} if router is None else {"output_router_logits": True}
+            hidden_ND, outputs = hidden_and_outputs(model, inputs, **options)
         head = output_head(self.accelerator.unwrap_model(model))
         rows, progress = teacher_rows(inputs, self.data.teacher_head), self.progress()
-        head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
+        with self.accelerator.autocast():  # which it puts around the student's forward pass only
+            head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)
+        if router is not None:
+            feature_terms.append(Term(NAME, router.weight, router.total(outputs, inputs), "attention_mask"))
         loss = head_loss / counts["loss_mask"]
         if not head_terms:  # DDP waits for a gradient of every parameter, the last layers included
             loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())
@@ -175,7 +189,9 @@ class DistillationTrainer(Trainer):
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
         if self.run.config.loop.log_gradient_norms:
-            for term in self.objective.head_terms_apart(hidden_ND, head, rows, progress) + feature_terms:
+            with self.accelerator.autocast():
+                apart = self.objective.head_terms_apart(hidden_ND, head, rows, progress)
+            for term in apart + feature_terms:
                 norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
                 self._record(f"{term.name}_gradient_norm", norm / self._shares())
         for name, value in self.objective.figures().items():
@@ -249,6 +265,7 @@ class DistillationTrainer(Trainer):
             reduce=self.sum_over_ranks,
             device=self.args.device,
             passes=self._passes(validation) if self.args.fsdp else 0,
+            head_dtype=torch.bfloat16 if self.args.bf16 else None,
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}

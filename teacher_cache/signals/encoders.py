@@ -1,6 +1,6 @@
 """Encoders of all captured signals of a cache, and its code table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from teacher_cache.signals.logits.codec import LogitsCodec
 from teacher_cache.signals.side_signal import SideCodec
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 
+Payloads = list[tuple[Signal, bytes]]  # of one sequence, by signal
+
 
 class Encoders:
-    """Encodes the signals that ``plan`` captures to payloads."""
+    """Encodes the signals that ``plan`` captures to payloads. Thread-safe once ``use_table`` was called."""
 
     def __init__(self, plan: Manifest) -> None:
         self._plan = plan
@@ -27,15 +29,19 @@ class Encoders:
         self._logits = LogitsCodec(self._plan.capture.logits, self._plan.codec, table)
         self._with_ids = side_codecs(self._plan, table)
 
-    def encode_ids(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
+    def encode(self, captured: Captured) -> Payloads:
+        """Encode all signals of a sequence; call ``use_table`` first."""
+        return self.encode_ids(captured) + self.encode_others(captured)
+
+    def encode_ids(self, captured: Captured) -> Payloads:
         """Encode the signals of a sequence that hold token ids; call ``use_table`` first."""
         assert self._logits is not None
-        yield "logits", self._logits.encode(captured.logits)
-        yield from ((name, codec.encode(captured.side[name])) for name, codec in self._with_ids.items())
+        side = [(name, codec.encode(captured.side[name])) for name, codec in self._with_ids.items()]
+        return [("logits", self._logits.encode(captured.logits)), *side]
 
-    def encode_others(self, captured: Captured) -> Iterator[tuple[Signal, bytes]]:
+    def encode_others(self, captured: Captured) -> Payloads:
         """Encode the other signals of a sequence."""
-        yield from ((name, codec.encode(captured.side[name])) for name, codec in self._others.items())
+        return [(name, codec.encode(captured.side[name])) for name, codec in self._others.items()]
 
 
 def side_codecs(manifest: Manifest, table: CodeTable | None) -> dict[str, SideCodec[Any]]:

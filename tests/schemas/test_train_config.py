@@ -115,3 +115,12 @@ def test_at_least_one_loss_has_a_weight():
 )
 def test_a_value_out_of_range_is_named(changes, key):
     assert complaint(changes).startswith(f"train.yaml: {key}: ")
+
+
+def test_flash_attention_needs_16_bit():
+    flash = {"attention": "flash_attention_2"}
+    assert read({"student": {"checkpoint": "s", **flash}, "loop": {"bf16": True}}).loop.bf16
+    assert read({"student": {"checkpoint": "s", **flash, "dtype": "bfloat16"}})
+    message = complaint({"student": {"checkpoint": "s", **flash}})
+    assert "student.attention: flash_attention_2 takes 16-bit inputs only" in message
+    assert "set loop.bf16: true, or student.attention: sdpa" in message

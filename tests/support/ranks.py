@@ -45,7 +45,11 @@ def started(config: TrainConfig, ranks: int, before: Callable[[], None] | None =
 
 def run(config: TrainConfig, ranks: int) -> dict[str, Any]:
     """Train in so many processes; returns what they print, which is one summary."""
-    processes = started(config, ranks)
+    return finish_all(started(config, ranks))
+
+
+def finish_all(processes: list[Forked]) -> dict[str, Any]:
+    """Wait until all ranks have ended well; returns the summary."""
     deadline = time.monotonic() + 300
     while any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes) or time.monotonic() > deadline:

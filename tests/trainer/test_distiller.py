@@ -447,5 +447,5 @@ def test_compiled_layers_have_the_loss_and_gradient_of_plain_ones(make_config, t
 
 
 def test_compile_is_refused_with_losses_that_read_inside_layers(make_config) -> None:
-    with pytest.raises(ValueError, match=r"loop\.compile: losses\.apc and losses\.asr read inside"):
+    with pytest.raises(ValueError, match=r"loop\.compile: losses\.apc and losses\.asr record inside"):
         make_config(loop={"compile": True}, losses={"asr": {}})

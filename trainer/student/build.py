@@ -18,7 +18,7 @@ from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.strict import Strict
 from schemas.train_config import StudentConfig, TrainConfig
-from teacher_cache.attention_implementation import check_attention, exact_attention
+from teacher_cache.attention_implementation import SDPA, VARLEN, check_attention, exact_attention, missing_in
 from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
 from teacher_cache.model_folder import local_folder, not_loaded
 from teacher_cache.teacher import model_fingerprint
@@ -190,11 +190,29 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
     return kept
 
 
-def load_student(folder: Path, student: StudentConfig) -> "PreTrainedModel":
-    """Load the student in float32, the dtype it is trained in, with ``student.attention``. Raises UserError."""
+def load_student(folder: Path, student: StudentConfig, packing: bool = False, bf16: bool = False) -> "PreTrainedModel":
+    """Load the student in float32, the dtype it is trained in, with ``student.attention``. Raises UserError.
+
+    packing, bf16: how it will run; on GPUs that have the kernel, `auto` then means ``varlen``.
+    """
     import torch
 
-    return load_model(folder, "student", torch.float32, student.attention, student.trust_remote_code)
+    attention: str = student.attention
+    if attention == "auto" and packing and bf16 and _has_varlen_kernel():
+        config = load_model_config(folder, "student", student.trust_remote_code)
+        attention = VARLEN if exact_attention(config) == SDPA and missing_in(config, VARLEN) is None else attention
+    if attention == VARLEN and torch.cuda.is_available() and not (bf16 and _has_varlen_kernel()):
+        raise UserError(
+            "student.attention: varlen takes 16-bit inputs on GPUs, from A100 on; set loop.bf16: true, or "
+            "student.attention: sdpa"
+        )
+    return load_model(folder, "student", torch.float32, attention, student.trust_remote_code)
+
+
+def _has_varlen_kernel() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def load_model_config(path: Path, key: str, trust_remote_code: bool = False) -> "PreTrainedConfig":
@@ -265,6 +283,8 @@ def _attention(config: "PreTrainedConfig", attention: str) -> str | None:
     if attention == "auto":
         return exact_attention(config)
     check_attention(config, attention, key="student.attention")
+    if attention == VARLEN:
+        import trainer.student.varlen_attention  # noqa: F401  # registers it
     return attention
 
 

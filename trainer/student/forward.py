@@ -4,8 +4,8 @@ The vocabulary is the largest dimension, so the student never materialises logit
 head only records its input, and the losses apply the head in chunks of rows (``losses/lean``). Padding is on the right
 and attention is causal, so padded rows need no attention mask and keep the fastest kernels. Packed rows carry
 ``position_ids`` that restart at 0 for each sample; without an attention mask, transformers derives block-diagonal
-attention from them. Its Flash Attention path does so for a single row only, so there the batch is first flattened into
-one row without padding.
+attention from them. Kernels that take the samples' lengths get these, computed once a batch (``token_layout``), and
+packed rows concatenated into one row without padding.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from schemas.errors import UserError
+from teacher_cache.attention_implementation import VARLEN
 from teacher_cache.output_head import OutputHead, logit_transform
+from trainer.student.token_layout import TokenLayout, token_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-3  # relative to the largest logit: our head against the model's own logits
+MOVED = 1e-4  # relative to the largest hidden state: one packed sample when another one changes
 
 
 def output_head(model: "PreTrainedModel") -> OutputHead:
@@ -37,28 +40,28 @@ def output_head(model: "PreTrainedModel") -> OutputHead:
     return OutputHead(head.weight, head.bias, *logit_transform(model.config.get_text_config()))
 
 
-def masked_hidden(model: Any, batch: dict[str, torch.Tensor], flatten: bool = False) -> torch.Tensor:
+def masked_hidden(model: Any, batch: dict[str, Any], flatten: bool = False) -> torch.Tensor:
     """Return the final hidden states [N, D] at the N positions where ``batch["loss_mask"]`` is True, row-major.
 
     model: a PreTrainedModel, wrapped (DDP, FSDP) or not. batch: tensors of a RowBatch, with ``position_ids`` only if
-    rows are packed. flatten: concatenate packed rows into one, without padding, as Flash Attention needs.
+    rows are packed; its ``layout``, if it has one, is what ``token_layout`` gives. flatten: as for ``token_layout``.
     """
-    mask_RL = batch["loss_mask"]
-    inputs = {"input_ids": batch["input_ids"]}
-    if "position_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-        if flatten:
-            real_RL = batch["attention_mask"]
-            inputs = {name: value[real_RL][None] for name, value in inputs.items()}
-            mask_RL = mask_RL[real_RL][None]
+    return hidden_and_outputs(model, batch, flatten)[0]
+
+
+def hidden_and_outputs(
+    model: Any, batch: dict[str, Any], flatten: bool = False, **options: Any
+) -> tuple[torch.Tensor, Any]:
+    """Return ``masked_hidden`` and all outputs of the forward pass, whose logits are none. options: for that pass."""
+    layout: TokenLayout = batch["layout"] if "layout" in batch else token_layout(batch, flatten)
     with _without_logits(model) as given:
-        model(**inputs, use_cache=False)
-    return given[0][mask_RL]
+        outputs = model(**layout.inputs(batch), use_cache=False, **options)
+    return given[0].flatten(0, 1)[layout.loss_N], outputs
 
 
 def flattens(model: "PreTrainedModel") -> bool:
-    """Whether this model needs packed rows concatenated into one (Flash Attention)."""
-    return str(model.config._attn_implementation).startswith("flash")
+    """Whether this model's attention takes the samples' lengths, and packed rows concatenated into one."""
+    return str(model.config._attn_implementation).startswith(("flash", VARLEN))
 
 
 @contextmanager
@@ -89,14 +92,24 @@ def check_head(model: "PreTrainedModel") -> None:
     hidden_ND = masked_hidden(model, batch)
     ours_ND = output_head(model).logits(hidden_ND).float()
     theirs_ND = model(input_ids=ids, use_cache=False).logits[0].float()
-    eps = torch.finfo(output_head(model).weight_VD.dtype).eps
     model.train(was_training)
     off, largest = (ours_ND - theirs_ND).abs().max().item(), theirs_ND.abs().max().item()
-    if off > max(TOLERANCE, 2 * eps) * largest:  # False for NaN logits of broken weights
+    if off > max(TOLERANCE, 2 * _eps(hidden_ND, model)) * largest:  # False for NaN logits of broken weights
         raise UserError(
             f"student: a {type(model).__name__} makes its logits in an unknown way (off by {off:.3g} of "
             f"{largest:.3g}); choose another student"
         )
+
+
+def _eps(hidden: torch.Tensor, model: "PreTrainedModel") -> float:
+    """Machine epsilon of the dtype of the matrix products that gave ``hidden``."""
+    device = hidden.device.type
+    dtype = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else model.get_output_embeddings().weight.dtype
+    )
+    return torch.finfo(dtype).eps
 
 
 @torch.no_grad()
@@ -119,10 +132,10 @@ def check_packing(model: "PreTrainedModel", flatten: bool) -> None:
             "attention_mask": torch.ones_like(second),
             "loss_mask": second,
         }
-        seen.append(masked_hidden(model, batch, flatten).float())
+        seen.append(masked_hidden(model, batch, flatten))
     model.train(was_training)
-    moved = (seen[0] - seen[1]).abs().max().item()
-    if moved > 1e-4 * seen[0].abs().max().item():
+    moved = (seen[0].float() - seen[1].float()).abs().max().item()
+    if moved > max(MOVED, 2 * _eps(seen[0], model)) * seen[0].abs().max().item():
         raise UserError(
             f"data.packing: packed samples of a {type(model).__name__} see each other (hidden states move by "
             f"{moved:.3g}); set data.packing to false for this student"

@@ -1,5 +1,6 @@
 """Training on hidden states and attention rows, from a cache that the reference engine wrote."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -245,3 +246,19 @@ def test_memory_of_attention_rows_does_not_grow_with_rows_times_keys() -> None:
     assert gradient is not None
     assert gradient.abs().max() > 0
     assert 30e6 < memory.peak < 300e6
+
+
+def test_all_terms_and_gradients_with_varlen_attention_are_those_of_sdpa(configure) -> None:
+    """Packed rows, with gradient checkpointing: places of features in the row without padding, too."""
+    seen = []
+    for attention in ("sdpa", "varlen"):
+        config = configure(ALL, output=attention, gradient_checkpointing=True, max_steps=3, micro_batch_size=1)
+        data = config.data.model_copy(update={"packing": True, "pack_tokens": 90})
+        student = config.student.model_copy(update={"attention": attention})
+        config = config.model_copy(update={"data": data, "student": student})
+        distill(config)
+        saved = json.loads((Path(config.output) / "final" / "config.json").read_text())
+        assert "varlen" not in json.dumps(saved), "the final model loads without this project"
+        names = ("tla", "lhsm", "apc", "asr", "grad_norm")
+        seen.append([[record[name] for name in names] for record in read_metrics(config.output, "loss")])
+    np.testing.assert_allclose(*seen, rtol=1e-4)

@@ -206,3 +206,22 @@ def test_an_attention_kernel_that_drops_a_feature_is_refused(make_config, tmp_pa
 def test_other_students_keep_sdpa(teacher_folder: Path) -> None:
     student = load_student(teacher_folder, StudentConfig(checkpoint=str(teacher_folder)))
     assert student.config._attn_implementation == "sdpa"
+
+
+def test_varlen_is_the_default_for_packed_rows_in_bf16_on_gpus(teacher_folder: Path, monkeypatch) -> None:
+    chosen = StudentConfig(checkpoint=str(teacher_folder))
+    monkeypatch.setattr("trainer.student.build._has_varlen_kernel", lambda: True)
+    for packing, bf16, attention in ((True, True, "varlen"), (False, True, "sdpa"), (True, False, "sdpa")):
+        student = load_student(teacher_folder, chosen, packing, bf16)
+        assert student.config._attn_implementation == attention
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match=r"^student\.attention: varlen takes 16-bit inputs.*loop\.bf16: true"):
+        load_student(teacher_folder, chosen.model_copy(update={"attention": "varlen"}), packing=True, bf16=False)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_varlen_is_not_chosen_where_it_would_drop_a_feature(tmp_path: Path, kind: str, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.student.build._has_varlen_kernel", lambda: True)
+    folder = write_special(tmp_path / "student", kind)
+    student = load_student(folder, StudentConfig(checkpoint=str(folder)), packing=True, bf16=True)
+    assert student.config._attn_implementation == "eager"

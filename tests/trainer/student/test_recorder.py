@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import itertools
 import weakref
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch.nn.functional import softmax
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -27,10 +26,10 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
-    modeling_flash_attention_utils,
 )
 
 from schemas.errors import UserError
+from support.flash_stand_in import FlashStandIn
 from trainer.student.recorder import Recorded, Recorder, Wanted, together
 
 LAYERS = 3
@@ -459,33 +458,12 @@ def test_two_recorders_do_not_mix() -> None:
     assert torch.equal(two.query_key[3].query_RHLD, expected[1].query_key[3].query_RHLD)
 
 
-def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p=0.0, softmax_scale=None, causal=False, **_: Any):
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
-
-
-def flash_varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options
-):
-    bounds = cu_seqlens_q.tolist()
-    parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-    return torch.cat([flash(q[None, p], k[None, p], v[None, p], **options)[0] for p in parts])
-
-
 @torch.no_grad()
-def test_flash_attention_keeps_its_path(monkeypatch) -> None:
+def test_flash_attention_keeps_its_path(request: pytest.FixtureRequest) -> None:
     """transformers' Flash Attention code with SDPA as a stand-in for the kernel, which is looked up by name."""
-    utils = modeling_flash_attention_utils
-    names = []
-
-    def kernels(name: str, *args: Any, **options: Any) -> Any:
-        names.append(name)
-        return flash, flash_varlen, None, utils._pad_input, utils._unpad_input
-
-    monkeypatch.setattr(utils, "_lazy_imports", kernels)
-    monkeypatch.setattr(utils, "_loaded_implementation", None)
-    for name in ("_flash_fn", "_flash_varlen_fn", "_pad_fn", "_unpad_fn", "_process_flash_kwargs_fn"):
-        monkeypatch.setattr(utils, name, None)
+    stand_in = FlashStandIn(any_dtype=True)
+    stand_in()
+    request.addfinalizer(stand_in.undo)
     model, reference = build("qwen3"), build("qwen3")
     model.config._attn_implementation = "flash_attention_2"
     flat = {"input_ids": IDS.view(1, -1), "position_ids": PACKED.view(1, -1)}  # see trainer.taps
@@ -502,7 +480,7 @@ def test_flash_attention_keeps_its_path(monkeypatch) -> None:
         wanted = record(reference, inputs, **EVERYTHING)
         torch.testing.assert_close(recorded.query_key[3].query_RHLD, wanted.query_key[3].query_RHLD, atol=1e-4, rtol=0)
         torch.testing.assert_close(recorded.ffn_abs_RL, wanted.ffn_abs_RL, atol=1e-4, rtol=0)
-    assert names == ["flash_attention_2"]
+    assert stand_in.names == ["flash_attention_2"]
 
 
 def saved_bytes(model: PreTrainedModel, recorder: Recorder | None) -> int:

@@ -1,0 +1,85 @@
+"""Every pair of configurations in ``configs/`` starts: a cache, and training on it up to the first step.
+
+Tiny models stand in for the paths, the transformers engine for vLLM, SDPA for Flash Attention's kernel, one process for
+many. Everything else is as the files say.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from schemas.cache_config import CacheConfig
+from schemas.load import load_config
+from schemas.train_config import TrainConfig
+from support.flash_stand_in import FlashStandIn
+from support.logged import read_metrics
+from support.models import write_random_teacher
+from support.ranks import finish_all, started
+from teacher_cache.job import run
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAIRS = sorted(path.name.removesuffix("-cache.yaml") for path in CONFIGS.glob("*-cache.yaml"))
+LAYERS = {"demo": (30, 30), "qwen-35b-a3b": (48, 24)}  # of teacher and student, where the files name layers
+
+
+def test_every_configuration_is_tried() -> None:
+    assert {path.name for path in CONFIGS.iterdir()} == {
+        f"{pair}-{kind}.yaml" for pair in PAIRS for kind in ("cache", "train")
+    }
+
+
+def write_sources(config: Path, folder: Path) -> list[str]:
+    """A source's file or folder in place of each that the configuration names; returns overrides."""
+    overrides = []
+    for number, source in enumerate(load_config(CacheConfig, str(config)).corpus.sources):
+        texts = [" ".join(f"def f{number}{i}{n}(x): return x" for n in range(4)) for i in range(6)]
+        path = folder / f"source-{number}"
+        if source.format == "text":
+            path.mkdir()
+            for i, text in enumerate(texts):
+                (path / f"{i}.py").write_text(text)
+        else:
+            path = path.with_suffix(".jsonl")
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        overrides.append(f"corpus.sources.{number}.path={path}")
+    return overrides
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_starts(pair: str, tmp_path: Path) -> None:
+    teacher_layers, student_layers = LAYERS.get(pair, (4, 4))
+    teacher = write_random_teacher(
+        tmp_path / "teacher", num_hidden_layers=teacher_layers, num_attention_heads=4, max_position_embeddings=32768
+    )
+    student = write_random_teacher(
+        tmp_path / "student", seed=1, num_hidden_layers=student_layers, num_attention_heads=4
+    )
+    file = CONFIGS / f"{pair}-cache.yaml"
+    paths = [f"teacher.path={teacher}", f"output.path={tmp_path / 'cache'}", *write_sources(file, tmp_path)]
+    small = ["engine.kind=transformers", "engine.device=cpu", "engine.tensor_parallel=1"]
+    cached = run(load_config(CacheConfig, str(file), (*paths, *small)))
+    assert cached.tokens > 0
+
+    file = CONFIGS / f"{pair}-train.yaml"
+    as_written = load_config(TrainConfig, str(file))
+    paths = [f"output={tmp_path / 'out'}"]
+    paths.append(f"student.teacher={teacher}" if as_written.student.teacher else f"student.checkpoint={student}")
+    if isinstance(as_written.data.cache, str):
+        paths.append(f"data.cache={tmp_path / 'cache'}")
+    else:
+        paths += [f"data.cache.{n}.url={tmp_path / 'cache'}" for n in range(len(as_written.data.cache))]
+    if as_written.data.local_copies:
+        paths.append(f"data.local_copies.folder={tmp_path / 'copies'}")
+    small = ["loop.max_steps=1", "loop.gradient_accumulation=2", "loop.log_every=1", "data.num_workers=0"]
+    small += ["data.validation_fraction=0.5"] if as_written.data.validation_fraction else []
+    if as_written.student.attention == "auto" and as_written.data.packing and as_written.loop.bf16:
+        small.append("student.attention=varlen")  # what it means on a GPU
+    config = load_config(TrainConfig, str(file), (*paths, *small))
+    summary = finish_all(started(config, 1, before=FlashStandIn()))
+    assert summary["steps"] == 1
+    assert summary["ended"] == "completed"
+    (logged,) = read_metrics(config.output, "loss")
+    assert {name for name in ("tla", "lhsm", "apc", "asr") if name in logged} == {
+        name for name in ("tla", "lhsm", "apc", "asr") if getattr(config.losses, name) is not None
+    }

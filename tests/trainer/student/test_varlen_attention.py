@@ -1,0 +1,175 @@
+"""``varlen`` over packed rows against SDPA with the block mask: values, gradients, grouped heads, sliding windows."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.attention.varlen import varlen_attn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from schemas.errors import UserError
+from support.flash_stand_in import FlashStandIn
+from teacher_cache.attention_implementation import VARLEN, check_attention
+from trainer.data.batches import to_tensors
+from trainer.student.forward import check_head, check_packing, masked_hidden
+from trainer.student.recorder import Recorder, Wanted
+from trainer.student.token_layout import token_layout
+from trainer.student.varlen_attention import attend, varlen_reference
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+PACKED = [[0, 3, 5], [2, 4], [7]]
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+KINDS = {
+    "grouped": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=12)),
+    "as many": (LlamaForCausalLM, LlamaConfig(**{**SHAPE, "num_key_value_heads": 4})),
+    "windows": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=8, **WINDOWS)),
+}
+
+
+def student(kind: str, attention: str) -> Any:
+    torch.manual_seed(0)
+    build, config = KINDS[kind]
+    model = build._from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(6)
+    return model
+
+
+def hidden_and_gradients(model: Any, batch: dict[str, Any], flatten: bool) -> tuple[torch.Tensor, ...]:
+    hidden = masked_hidden(model, batch, flatten)
+    (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    return (hidden.detach(), *(weight.grad for name, weight in model.named_parameters() if "lm_head" not in name))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_and_gradients_are_those_of_sdpa(cache, kind: str, packed: bool, checkpointing: bool) -> None:
+    batch = to_tensors(cache.read_rows(PACKED if packed else [[0], [3], [7]], length=64), packed=packed)
+    ours, theirs = student(kind, VARLEN), student(kind, "sdpa")
+    if checkpointing:
+        ours.gradient_checkpointing_enable({"use_reentrant": False})
+        ours.train()
+    found, wanted = hidden_and_gradients(ours, batch, True), hidden_and_gradients(theirs, batch, False)
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5 * float(two.abs().max()), rtol=0)
+
+
+@torch.no_grad()
+def test_features_are_recorded_as_with_sdpa(cache) -> None:
+    batch = to_tensors(cache.read_rows([[0, 3, 5]]), packed=True)
+    wanted = Wanted(hidden_layers=[2], attention_layers=[3], ffn=True)
+    seen = []
+    for attention in (VARLEN, "sdpa"):
+        model = student("grouped", attention)
+        recorder = Recorder(model, wanted)
+        with recorder.recording() as recorded:
+            masked_hidden(model, batch, flatten=attention == VARLEN)
+        seen.append(recorded)
+    for read in (lambda r: r.hidden[2], lambda r: r.query_key[3].key_RGLD, lambda r: r.ffn_abs_RL):
+        torch.testing.assert_close(read(seen[0]), read(seen[1]), atol=1e-4, rtol=0)
+
+
+def test_checks_pass_and_leaks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = student("windows", VARLEN).eval()
+    check_head(model)
+    check_packing(model, flatten=True)
+    monkeypatch.setattr(
+        "trainer.student.token_layout.TokenLayout.inputs", lambda self, batch: {"input_ids": batch["input_ids"]}
+    )
+    with pytest.raises(UserError, match="packed samples of a Qwen3ForCausalLM see each other"):
+        check_packing(model, flatten=True)
+
+
+def test_bounds_and_the_longest_sample_are_those_of_the_batch(cache) -> None:
+    packed = to_tensors(cache.read_rows(PACKED, length=64), packed=True)
+    layout = token_layout(packed, flatten=True)
+    lengths = [int(cache.num_tokens[sample]) for row in PACKED for sample in row]
+    assert layout.bounds.dtype == torch.int32
+    assert layout.bounds.diff().tolist() == lengths
+    assert layout.longest == max(lengths)
+    assert type(layout.longest) is int
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_layer_needs_a_value_on_the_host(cache, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of GPUs over tensors without values, forward and backward: asking for a value raises."""
+    monkeypatch.setattr("trainer.student.varlen_attention.varlen_reference", varlen_attn)
+    batch = to_tensors(cache.read_rows(PACKED, length=64), packed=True)
+    batch["layout"] = token_layout(batch, flatten=True)
+    rows = len(batch["layout"].loss_N)
+    with FakeTensorMode() as mode:
+        parts = {name: mode.from_tensor(part) for name, part in batch.items() if name != "layout"}
+        layout = {name: mode.from_tensor(part) for name, part in batch["layout"]._asdict().items() if name != "longest"}
+        model = student(kind, VARLEN)
+        hidden = masked_hidden(model, {**parts, "layout": batch["layout"]._replace(**layout)})
+        assert hidden.shape == (rows, 32)
+        hidden.sum().backward()
+        with pytest.raises(DataDependentOutputException):
+            hidden.sum().item()
+
+
+def test_flash_attention_gets_bounds_and_a_number(cache, request: pytest.FixtureRequest) -> None:
+    stand_in = FlashStandIn(any_dtype=True)
+    stand_in()
+    request.addfinalizer(stand_in.undo)
+    model = student("grouped", "sdpa")
+    model.config._attn_implementation = "flash_attention_2"
+    batch = to_tensors(cache.read_rows(PACKED, length=64), packed=True)
+    found = hidden_and_gradients(model, batch, True)
+    wanted = hidden_and_gradients(student("grouped", "sdpa"), batch, False)
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5 * float(two.abs().max()), rtol=0)
+    assert stand_in.lengths == {"int"}
+
+
+def test_under_autocast_q_and_k_are_16_bit(cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of q and k, as Qwen3 has them, return float32."""
+    dtypes = set()
+
+    def watched(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
+    ) -> torch.Tensor:
+        dtypes.update(part.dtype for part in (query, key, value))
+        return varlen_reference(query, key, value, *args, **options)
+
+    monkeypatch.setattr("trainer.student.varlen_attention.varlen_reference", watched)
+    batch = to_tensors(cache.read_rows(PACKED), packed=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        masked_hidden(student("grouped", VARLEN), batch, flatten=True)
+    assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"s_aux": torch.zeros(4)}, "s_aux"),
+        ({"softcap": 30.0}, "softcap"),
+        ({"dropout": 0.1}, "attention dropout"),
+        ({"is_causal": False}, "attention that is not causal"),
+    ],
+)
+def test_what_the_kernels_have_not_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    part = torch.zeros(1, 4, 3, 8)
+    with pytest.raises(UserError, match=rf"^student.attention: varlen does not support {named}, which Linear has"):
+        attend(torch.nn.Linear(1, 1), part, part, part, None, **options)
+
+
+def test_configurations_that_it_would_compute_otherwise_are_refused() -> None:
+    from transformers import Gemma2Config, GptOssConfig
+
+    for config, what in ((Gemma2Config(), "soft cap"), (GptOssConfig(), "as the model class defines it")):
+        with pytest.raises(UserError, match=f"^key: varlen drops .*{what}"):
+            check_attention(config, VARLEN, "key")
+    with pytest.raises(UserError, match=r"attention heads of size 512 \(at most 256\)"):
+        check_attention(LlamaConfig(**SHAPE, head_dim=512), VARLEN, "key")
