@@ -1,4 +1,4 @@
-"""Tell whether other programs used the processors during a measurement: two threads are only faster on two free ones."""
+"""Tell whether other programs used the processors during a measurement: two threads need two free ones."""
 
 import os
 import time
