@@ -65,7 +65,7 @@ def split_record(record: bytes) -> Tree:
 
 def read_sections(frame: bytes, n: int) -> list[np.ndarray]:
     """The n sections of a frame, as bytes. Their sizes stand first, four bytes each."""
-    content = np.frombuffer(zstandard.decompress(frame), np.uint8)
+    content = np.frombuffer(zstandard.ZstdDecompressor().decompressobj().decompress(frame), np.uint8)  # one frame
     sizes = content[: 4 * n].view("<u4").astype(np.int64)
     return np.split(content[4 * n :], np.cumsum(sizes)[:-1])
 

@@ -17,6 +17,7 @@ from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import (
     check_sizes,
@@ -169,6 +170,7 @@ def _sample(
     tokens = logits = None
     try:
         tokens = reader.read_tokens(position)
+        chat_of(tokens, reader.where(position, "tokens"))
     except CorruptCacheError as error:
         yield "tokens", error
     if tokens is not None:
