@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.support.quiet import watched
+from benchmarks.support.other_programs import watched
 from benchmarks.support.results import Row, at_least, exit_status, write_results
 from schemas.cache_config import CodecConfig, DrawsCapture, HiddenCapture, LogitsCapture
 from teacher_cache.ahead import map_ahead
