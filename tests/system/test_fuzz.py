@@ -1,7 +1,8 @@
 """Random changes to a cache's files: each is found or harmless, and none hangs or takes much memory.
 
-The golden caches of the first and the present format, with every signal, are changed in one file at a time. A change
-is harmless when every array is what it was. It is found when opening, reading or verifying the cache raises the errors that are meant for it.
+The golden caches of the first and the present format, which have every signal, are changed in one file at a time. A
+change is harmless when every array is what it was. It is found when opening, reading or verifying the cache raises the
+errors that are meant for it.
 """
 
 import json
@@ -92,6 +93,14 @@ def _other_file(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 KINDS: list[Change] = [flip_bits, truncate, extend, overwrite, swap_members, huge_number, _other_file]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warmed_up() -> None:
+    """Modules are imported and loops compiled before memory is measured."""
+    for golden in CACHES:
+        array_digests(golden)
+        verify(str(golden))
 
 
 @pytest.fixture
