@@ -31,7 +31,7 @@ ROOMS = {
         "shards options engines",
         "corpus trust teacher_head",
         "api tokenizer writing teacher_vocabulary",
-        "plan",
+        "plan retarget",
         "claims estimate",
         "job",
         "command program",
@@ -39,7 +39,7 @@ ROOMS = {
         "teacher_cache_cli",
     ],
     "trainer": [
-        "student retarget",
+        "student",
         "losses data",
         "run evaluate",
         "loop",

@@ -23,8 +23,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
+from teacher_cache.retarget.prefixes import longest_prefixes
 from teacher_cache.token_table import TokenTable
-from trainer.retarget.prefixes import longest_prefixes
 
 
 class Align(IntEnum):
@@ -92,6 +92,12 @@ class Vocabularies(NamedTuple):
         is_stop_V = np.isin(np.arange(len(whole_V)), teacher_stops)
         whole_V[is_stop_V] = student_stop
         return cls(teacher, prefixes_B, whole_V, is_stop_V, len(student.length_V))
+
+    def with_stop(self, student_stop: int) -> Self:
+        """The same, with another stop token of the student."""
+        whole_V = self.whole_V.copy()
+        whole_V[self.is_stop_V] = student_stop
+        return self._replace(whole_V=whole_V)
 
 
 class RowTargets(NamedTuple):

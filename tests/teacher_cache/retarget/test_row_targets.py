@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.byte_walk import Walk
-from teacher_cache.token_table import TokenTable
-from trainer.retarget.row_targets import (
+from teacher_cache.retarget.row_targets import (
     TAUGHT,
     Align,
     Kind,
@@ -17,6 +16,7 @@ from trainer.retarget.row_targets import (
     Vocabularies,
     row_targets,
 )
+from teacher_cache.token_table import TokenTable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
