@@ -4,11 +4,11 @@
 #   LOCK=cpu|gpu          which lock file to install; default: gpu where nvidia-smi answers
 #   TORCH_INDEX=url       extra package index with CPU builds of PyTorch, where the default one only has CUDA builds
 #   JOBS=2                processes that run the tests, a file at a time
-#   PYTHON=path           interpreter of the virtual environment; 3.11 or newer
+#   PYTHON=path           interpreter of the virtual environment; 3.11 or 3.12
 ifndef LOCK
 LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 endif
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 TORCH_INDEX ?=
 ARGS ?=
 JOBS ?= 2
@@ -19,14 +19,14 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo cache-teacher train-student test test-full lint bench gpu-check docs clean
+.PHONY: help setup flash-attn demo cache-teacher train-student test test-full lint bench gpu-check docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv from the lock file (TORCH_INDEX=url for an extra index of CPU builds, LOCK=cpu|gpu)
 
-$(INSTALLED): requirements/$(LOCK).lock requirements/gpu-flash-attn.txt pyproject.toml
+$(INSTALLED): requirements/$(LOCK).lock pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is not; use PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -35,12 +35,14 @@ $(INSTALLED): requirements/$(LOCK).lock requirements/gpu-flash-attn.txt pyprojec
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/$(LOCK).lock
 	@$(BIN)/python -c 'import torch' || { echo "error: this build of torch does not load here; without an NVIDIA GPU," \
 		"use TORCH_INDEX=url with an index of CPU builds of PyTorch" >&2; exit 1; }
-ifeq ($(LOCK),gpu)
-	@$(PIP_INSTALL) --no-build-isolation -r requirements/gpu-flash-attn.txt || echo "warning: flash-attn did not" \
-		"build (it needs nvcc); everything but 'attention: flash_attention_2' works without it" >&2
-endif
 	@$(PIP_INSTALL) --no-build-isolation --editable .
+ifeq ($(LOCK),gpu)
+	@$(BIN)/python -m teacher_cache.gpu_driver >&2
+endif
 	@touch $@
+
+flash-attn: setup ## build flash-attn for student.attention: flash_attention_2 (needs nvcc and up to an hour; optional)
+	$(PIP_INSTALL) --no-build-isolation -r requirements/gpu-flash-attn.txt
 
 demo: setup ## cache a real teacher, train students from the cache, print what it bought
 	$(BIN)/python -m benchmarks.demo $(ARGS)

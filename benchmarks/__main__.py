@@ -14,6 +14,7 @@ from benchmarks.support.results import BAR_MISSED, RESULTS, Row, print_table, re
 NAMES = (
     "exactness",
     "size",
+    "encoding",
     "decode",
     "streaming",
     "short_samples",
@@ -23,6 +24,7 @@ NAMES = (
     "signals",
     "taps",
     "lean_loss",
+    "attention_memory",
     "step_cost",
     "scale",
     "merging",

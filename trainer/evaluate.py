@@ -18,7 +18,7 @@ from trainer.data.readable import Readable
 from trainer.data.selection import Selection, Subset
 from trainer.data.validation_data import open_for_evaluation, sorted_rows
 from trainer.data.worker_transfer import Batch
-from trainer.losses.lean import chunk_rows
+from trainer.losses.head_chunks import chunk_rows
 from trainer.losses.target_form import dense_target, stored_target
 from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import TeacherRows, teacher_rows

@@ -1,4 +1,4 @@
-"""The most bytes that tensors held at one time while some code ran, forward and backward, on the CPU."""
+"""Bytes that tensors hold while a block of code runs, forward and backward, on the CPU."""
 
 import weakref
 from typing import Any
@@ -9,11 +9,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Counts the storage of every tensor that an operation returns, until it is freed."""
+    """Counts the storage of every tensor that an operation returns, until it is freed.
+
+    ``peak``: most bytes at one time. ``largest``: of one storage.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.largest = 0
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -30,6 +33,7 @@ class TensorMemory(TorchDispatchMode):
         self._alive.add(place)
         self.now += size
         self.peak = max(self.peak, self.now)
+        self.largest = max(self.largest, size)
         weakref.finalize(storage, self._free, place, size)
 
     def _free(self, place: int, size: int) -> None:

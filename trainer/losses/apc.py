@@ -6,9 +6,9 @@ attention head and carries no information. A row keeps its M largest weights; al
 the value is therefore a lower bound of the dense KL: it constrains the total weight of the other keys, not its
 distribution among them.
 
-Only the stored rows are computed, over the sample's own keys, in chunks of ``CHUNK_WEIGHTS``: all attention heads
-without gradient, to select the most focused ones; the selected ones with gradient, recomputed in the backward pass
-(activation checkpointing). Memory does not grow with rows x keys.
+Only the stored rows are computed, over the sample's keys up to their own, in chunks of ``CHUNK_WEIGHTS``: all
+attention heads without gradient, to select the most focused ones; the selected ones with gradient, recomputed in the
+backward pass (activation checkpointing). Memory does not grow with rows x keys.
 
 Trade-off: the student's bucket is summed over the complement of the stored keys (one more [N, R, S] array) instead of
 taken as 1 - (stored weight), which has no digits left in float32 once the student's row is sharp.
@@ -19,6 +19,7 @@ row, S keys, D channels per attention head.
 
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ from trainer.student.recorder import Recorded, Wanted
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK_WEIGHTS = 1 << 22  # attention weights that exist at one time; each takes about 30 bytes
+CHUNK_WEIGHTS = {"cpu": 1 << 22, "cuda": 1 << 23}  # attention weights computed at one time, about 30 bytes each
 
 
 class Apc(FeatureLoss[ApcConfig]):
@@ -70,30 +71,36 @@ class Apc(FeatureLoss[ApcConfig]):
         keys_NRM = batch["attention_keys"] + (shift_N - first_N)[:, None, None]
         keys_NRM = keys_NRM.masked_fill(weights_NRM == 0, 0)  # in the padding they may be another sample's
         position_N = column_N - first_N
-        _, counts = batch["attention_sample"].unique_consecutive(return_counts=True)
-        sizes = counts.tolist()
         query_NHD = attention.query_RHLD[row_N, :, column_N]
+        samples = [batch["attention_sample"].long(), position_N, row_N, first_N]
+        sample_N, positions_N, rows_N, firsts_N = torch.stack(samples).cpu()  # in one transfer
+        sizes = sample_N.unique_consecutive(return_counts=True)[1].tolist()
+        n_keys = [part.tolist() for part in (positions_N + 1).split(sizes)]
+        sample_keys = _sample_keys(attention, rows_N, firsts_N, n_keys)
         parts = (part.split(sizes) for part in (query_NHD, position_N, weights_NRM, keys_NRM))
-        keys, heads = _sample_keys(attention, row_N, first_N, column_N, sizes), self.settings.student_heads
+        heads = self.settings.student_heads
         return torch.stack(
             [
-                apc_of_sequence(attention, query_nHD, key_GSD, position_n, weights_nRM, keys_nRM, heads)
-                for key_GSD, query_nHD, position_n, weights_nRM, keys_nRM in zip(keys, *parts, strict=True)
+                apc_of_sequence(attention, key_GSD, query_nHD, position_n, weights_nRM, keys_nRM, seen, heads)
+                for key_GSD, query_nHD, position_n, weights_nRM, keys_nRM, seen in zip(
+                    sample_keys, *parts, n_keys, strict=True
+                )
             ]
         ).sum()
 
 
 def _sample_keys(
-    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, column_N: torch.Tensor, sizes: list[int]
+    attention: QueryKey, row_N: torch.Tensor, first_N: torch.Tensor, n_keys: list[list[int]]
 ) -> list[torch.Tensor]:
     """The keys [G, S, D] of each sample, from its first token to its last stored row.
 
-    sizes: rows of each sample, in order; they sum to N. ``split`` rather than slicing: its backward pass allocates one
-    tensor, not one per sample.
+    row_N, first_N: on the host. n_keys: of each sample, the keys that each of its rows sees. ``split`` rather than
+    slicing: its backward pass allocates one tensor, not one per sample.
     """
+    starts = list(itertools.accumulate(map(len, n_keys[:-1]), initial=0))
     spans = [
-        (int(row[0]), int(first[0]), int(column.max()) + 1)
-        for row, first, column in zip(*(part.cpu().split(sizes) for part in (row_N, first_N, column_N)), strict=True)
+        (row, first, first + max(seen))
+        for row, first, seen in zip(row_N[starts].tolist(), first_N[starts].tolist(), n_keys, strict=True)
     ]
     rows = attention.key_RGLD.unbind(0)
     keys: list[torch.Tensor] = []
@@ -122,48 +129,72 @@ def check_heads(settings: ApcConfig, manifest: Manifest, student_heads: int) -> 
 
 def apc_of_sequence(
     attention: QueryKey,
-    query_NHD: torch.Tensor,
     key_GSD: torch.Tensor,
+    query_NHD: torch.Tensor,
     position_N: torch.Tensor,
     weights_NRM: torch.Tensor,
     keys_NRM: torch.Tensor,
+    n_keys: Sequence[int],
     heads: list[int] | None = None,
 ) -> torch.Tensor:
     """``apc_per_row`` summed over the query rows of one sequence: a scalar, nats.
 
-    attention: gives scaling and soft cap of the scores. query_NHD: queries of the rows at ``position_N`` (int64, from
-    the sequence's first token). key_GSD: keys of the sequence, from its first token. weights_NRM, keys_NRM: as in
-    ``apc_per_row``. heads: R attention heads of the student in the order of the teacher's; None: the most focused ones.
+    attention: gives scaling and soft cap of the scores. key_GSD: keys of the sequence, from its first token. query_NHD:
+    queries of the rows at ``position_N`` (int64, from the sequence's first token). weights_NRM, keys_NRM: as in
+    ``apc_per_row``. n_keys: ``position_N + 1`` on the host. heads: R attention heads of the student in the order of the
+    teacher's; None: the most focused ones.
     """
-    n_keys, query_HND = key_GSD.shape[1], query_NHD.transpose(0, 1)
+    query_HND = query_NHD.transpose(0, 1)
     if heads is None:
-        with torch.no_grad():
-            entropy_NH = torch.cat(
-                [
-                    row_entropies(_log_rows(attention, query_HND[:, chunk], key_GSD, position_N[chunk]))
-                    for chunk in _chunks(len(position_N), len(query_HND) * n_keys)
-                ]
-            )
-            one_N = torch.zeros_like(position_N)
-            heads_R = most_focused(entropy_NH, one_N, 1, weights_NRM.shape[1])[0]
+        heads_R = _most_focused_heads(attention, query_HND, key_GSD, position_N, n_keys, weights_NRM.shape[1])
     else:
         heads_R = torch.tensor(heads, device=key_GSD.device)
-    query_RND, key_RSD = query_HND[heads_R], key_GSD[heads_R // (len(query_HND) // len(key_GSD))]
+    query_RND, key_RSD = query_HND[heads_R], key_GSD[heads_R // (len(query_HND) // len(key_GSD))].float()
 
-    def loss(query_RnD: torch.Tensor, key_RSD: torch.Tensor, chunk: slice) -> torch.Tensor:
-        log_probs_nRS = _log_rows(attention, query_RnD, key_RSD, position_N[chunk])
-        return apc_per_row(weights_NRM[chunk], keys_NRM[chunk], log_probs_nRS).sum()
+    def loss(query_RnD: torch.Tensor, key_RSD: torch.Tensor, rows: slice, stop: int) -> torch.Tensor:
+        log_probs_nRS = _log_rows(attention, query_RnD, key_RSD[:, :stop], position_N[rows])
+        return apc_per_row(weights_NRM[rows], keys_NRM[rows], log_probs_nRS).sum()
 
     parts = [
-        checkpoint(loss, query_RND[:, chunk], key_RSD, chunk, use_reentrant=False, preserve_rng_state=False)
-        for chunk in _chunks(len(position_N), len(heads_R) * n_keys)
+        checkpoint(loss, query_RND[:, rows], key_RSD, rows, stop, use_reentrant=False, preserve_rng_state=False)
+        for rows, stop in _chunks(n_keys, len(heads_R), key_GSD.device.type)
     ]
     return torch.stack(parts).sum()
 
 
-def _chunks(n_rows: int, weights_per_row: int) -> list[slice]:
-    size = max(1, CHUNK_WEIGHTS // weights_per_row)
-    return [slice(start, start + size) for start in range(0, n_rows, size)]
+@torch.no_grad()
+def _most_focused_heads(
+    attention: QueryKey,
+    query_HND: torch.Tensor,
+    key_GSD: torch.Tensor,
+    position_N: torch.Tensor,
+    n_keys: Sequence[int],
+    h: int,
+) -> torch.Tensor:
+    """``most_focused`` of one sequence, int64 [h]; arguments as for ``apc_of_sequence``."""
+    key_GSD = key_GSD.float()  # once, not per chunk
+    entropy_NH = torch.cat(
+        [
+            row_entropies(_log_rows(attention, query_HND[:, rows], key_GSD[:, :stop], position_N[rows]))
+            for rows, stop in _chunks(n_keys, len(query_HND), key_GSD.device.type)
+        ]
+    )
+    return most_focused(entropy_NH, torch.zeros_like(position_N), 1, h)[0]
+
+
+def _chunks(n_keys: Sequence[int], n_heads: int, device: str) -> list[tuple[slice, int]]:
+    """Slices of consecutive rows whose attention weights are computed at one time, and the keys computed for each.
+
+    n_keys: keys that each row sees, ascending. Keys are the sequence's, a half, a quarter, … of them, whichever is
+    enough, and rows in proportion: chunks of one size are what allocators reuse.
+    """
+    most, chunks, start = max(n_keys), [], 0
+    for halvings, group in itertools.groupby(n_keys, key=lambda seen: (most // seen).bit_length() - 1):
+        keys, end = -(-most // (1 << halvings)), start + len(list(group))
+        rows = max(1, CHUNK_WEIGHTS.get(device, CHUNK_WEIGHTS["cuda"]) // (n_heads * keys))
+        chunks += [(slice(first, min(first + rows, end)), keys) for first in range(start, end, rows)]
+        start = end
+    return chunks
 
 
 def _log_rows(

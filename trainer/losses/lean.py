@@ -9,22 +9,17 @@ Shape letters: N rows that count, n rows of a chunk, D student width, V student 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
 from teacher_cache.output_head import OutputHead
+from trainer.losses.head_chunks import chunk_rows
 
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # of one chunk's float32 logits
 LossOfRows = Callable[[torch.Tensor, slice], tuple[Sequence[torch.Tensor], torch.Tensor]]
 """Maps the logits [n, V] (may be overwritten) of a slice of the rows to the L losses summed over them (scalars), and
 the gradient [n, V] of their weighted sum with respect to the logits."""
-
-
-def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
-    """Slices of the rows whose logits exist at one time."""
-    size = max(1, CHUNK_BYTES.get(head.weight_VD.device.type, 1 << 28) // (4 * len(head.weight_VD)))
-    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
 def head_loss(
@@ -59,6 +54,7 @@ class _HeadLoss(torch.autograd.Function):
         by_hidden_ND = torch.zeros_like(hidden_ND) if for_hidden else None
         by_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if for_weight else None
         by_bias_V = weight_VD.new_zeros(len(weight_VD), dtype=exact) if for_bias else None
+        fused = for_weight and adds_in_float32(weight_VD.device, dtype)
         with torch.autocast(device, enabled=False):
             for rows in chunk_rows(head, len(hidden_ND)):
                 hidden_nD = hidden_ND[rows].to(dtype)
@@ -76,7 +72,7 @@ class _HeadLoss(torch.autograd.Function):
                 if by_hidden_ND is not None:
                     by_hidden_ND[rows] = gradient_nV @ head.weight_VD
                 if by_weight_VD is not None:
-                    _add_product(by_weight_VD, gradient_nV.T, hidden_nD)
+                    _add_product(by_weight_VD, gradient_nV.T, hidden_nD, fused)
         ctx.gradients = (by_hidden_ND, by_weight_VD, by_bias_V)
         ctx.mark_non_differentiable(totals_L)
         return (totals_L * totals_L.new_tensor(weights)).sum(), totals_L
@@ -90,9 +86,28 @@ class _HeadLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
-    """Add a matrix product in place: fused where the dtypes agree; low-precision products accumulate in float32."""
+@cache
+def adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``addmm`` adds products of this 16-bit dtype to a float32 sum (CUDA, torch 2.10 and newer)."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    left, right = torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, dtype=dtype, device=device)
+    sum_float32 = torch.ones(16, 16, device=device)
+    try:
+        _add_product(sum_float32, left, right, fused=True)
+    except (RuntimeError, TypeError):  # older versions lack the argument, or a sum of another dtype than the factors
+        return False
+    return bool((sum_float32 == 17).all())
+
+
+def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor, fused: bool) -> None:
+    """Add a matrix product in place; products of 16-bit factors are summed in float32.
+
+    fused: ``adds_in_float32``: the product is neither rounded to 16 bits nor written to memory by itself.
+    """
     if sum_VD.dtype == left_Vn.dtype:
         sum_VD.addmm_(left_Vn, right_nD)
+    elif fused:
+        torch.addmm(sum_VD, left_Vn, right_nD, out_dtype=sum_VD.dtype, out=sum_VD)
     else:
         sum_VD += left_Vn @ right_nD

@@ -16,9 +16,11 @@ Shape letters: N stored rows, E student width, D teacher width.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from schemas.cache_config import layer_number
 from schemas.errors import UserError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["teacher_to_student", "student_to_teacher"]
 EPSILON = 1e-6  # added to the variance
+CHUNK_BYTES = 1 << 28  # of float32 states at one time; more rows are taken in chunks, recomputed in the backward pass
 MAPS = "distillation_maps"  # name of the student's submodule that holds the maps while it trains
 
 
@@ -65,19 +68,32 @@ class Lhsm(FeatureLoss[LhsmConfig]):
     def total(self, recorded: Recorded, batch: Batch) -> torch.Tensor:
         """Sum over the stored rows of the mean over layer pairs, in [0, 4] per row."""
         row_N, column_N, _ = places(batch, "hidden", self.flat)
+        student_NE = [recorded.hidden[layer][row_N, column_N] for _, layer in self.pairs]
+        stored = [batch[f"hidden_{name}"] for name in ("values", "scales", "outlier_index", "outliers")]
+        size = self._chunk_size()
+        if len(row_N) <= size:
+            return self._total_of(stored, student_NE)
+        split = zip(*(part.split(size) for part in (*stored, *student_NE)), strict=True)
+        parts = [
+            checkpoint(self._total_of, rows[: len(stored)], rows[len(stored) :], use_reentrant=False) for rows in split
+        ]
+        return torch.stack(parts).sum()
+
+    def _total_of(self, stored: Sequence[torch.Tensor], student_NE: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The total over some rows. stored: the arrays that ``dequantise`` takes; student_NE: of each pair."""
         assert self.capture.hidden is not None
-        teacher_NCD = dequantise(
-            batch["hidden_values"],
-            batch["hidden_scales"],
-            batch["hidden_outlier_index"],
-            batch["hidden_outliers"],
-            self.capture.hidden,
-        )
+        values, scales, outlier_index, outliers = stored
+        teacher_NCD = dequantise(values, scales, outlier_index, outliers, self.capture.hidden)
         total = teacher_NCD.new_zeros(())
-        for pair, (stored, layer) in enumerate(self.pairs):
-            student_NE = recorded.hidden[layer][row_N, column_N]
-            total = total + self.maps(pair, student_NE, teacher_NCD[:, stored]).sum()
+        for pair, (column, _) in enumerate(self.pairs):
+            total = total + self.maps(pair, student_NE[pair], teacher_NCD[:, column]).sum()
         return total / len(self.pairs)
+
+    def _chunk_size(self) -> int:
+        """Rows whose float32 states, as stored, mapped and normalised, exist at one time."""
+        assert self.capture.hidden is not None
+        width, n_layers = sum(self.maps.weights[0].shape), len(self.capture.hidden.layers)
+        return max(1, CHUNK_BYTES // (4 * width * (n_layers + 4 * len(self.pairs))))
 
     def figures(self) -> dict[str, torch.Tensor]:
         """``HiddenMaps.norms`` by name."""

@@ -1,5 +1,7 @@
 """Choice of TLA's target form, the signals that it needs, and the target built from them."""
 
+import torch
+
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.manifest import Signal
@@ -7,6 +9,8 @@ from schemas.train_config import Tail, TargetForm, TlaConfig
 from teacher_cache.signals.hidden.capture import dequantise
 from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
 from trainer.losses.teacher_rows import TeacherRows
+
+DEQUANTISED_ROWS = 4096  # at one time: each needs some 16 bytes a channel beside the result
 
 
 def target_form(tla: TlaConfig, capture: CaptureConfig) -> TargetForm:
@@ -95,5 +99,10 @@ def dense_target(rows: TeacherRows, capture: CaptureConfig, temperature: float) 
     assert rows.final is not None
     assert rows.head is not None
     assert capture.final is not None
-    values, scales, outlier_index, outliers = rows.final
-    return DenseTarget(dequantise(values, scales, outlier_index, outliers, capture.final)[:, 0], rows.head, temperature)
+    chunks = zip(*(part.split(DEQUANTISED_ROWS) for part in rows.final), strict=True)
+    parts = [
+        dequantise(values, scales, outlier_index, outliers, capture.final)[:, 0]
+        for values, scales, outlier_index, outliers in chunks
+    ]
+    hidden_ND = torch.cat(parts)
+    return DenseTarget(hidden_ND, rows.head, temperature)

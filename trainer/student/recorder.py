@@ -203,7 +203,22 @@ def mean_abs_per_token(activation_F: torch.Tensor) -> torch.Tensor:
 
     The gradient is sign(x) / F, and 0 at 0.
     """
-    return activation_F.abs().mean(dim=-1, dtype=torch.promote_types(activation_F.dtype, torch.float32))
+    return _MeanAbs.apply(activation_F)
+
+
+class _MeanAbs(torch.autograd.Function):
+    """Autograd would hold the gradient in float32, and four tensors of the activations' shape at one time."""
+
+    @staticmethod
+    def forward(ctx: Any, activation_F: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(activation_F)
+        return activation_F.abs().mean(dim=-1, dtype=torch.promote_types(activation_F.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, *by_means: torch.Tensor) -> torch.Tensor:
+        (activation_F,) = ctx.saved_tensors
+        slope = (by_means[0] / activation_F.shape[-1]).to(activation_F.dtype)
+        return activation_F.sgn().mul_(slope[..., None])
 
 
 def _find_attention(layers: torch.nn.ModuleList, number: int, config: Any) -> Any:

@@ -69,8 +69,11 @@ def attention_scores(
     query_HPE: torch.Tensor, key_GSE: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
     """Attention scores before mask and softmax, float32 [H, P, S]; arguments as for ``attention_rows``."""
-    query_GQPE = query_HPE.float().unflatten(0, (len(key_GSE), -1))
-    scores_HPS = (query_GQPE @ key_GSE.float().transpose(1, 2)[:, None] * scaling).flatten(0, 1)
+    (n_heads, n_rows, size), (n_groups, n_keys, _) = query_HPE.shape, key_GSE.shape
+    # The attention heads of a group are rows of one product: broadcasting would copy the keys for each of them.
+    query_GPE = query_HPE.float().reshape(n_groups, n_heads // n_groups * n_rows, size)
+    scores_GPS = torch.bmm(query_GPE, key_GSE.float().transpose(1, 2))
+    scores_HPS = scores_GPS.mul(scaling).view(n_heads, n_rows, n_keys)
     return scores_HPS if softcap is None else softcap * torch.tanh(scores_HPS / softcap)
 
 

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.tensor_memory import TensorMemory
 from teacher_cache.query_key import QueryKey
-from trainer.losses.apc import apc_of_sequence, apc_per_row, most_focused, row_entropies
+from teacher_cache.signals.attention.capture import attention_scores
+from trainer.losses.apc import CHUNK_WEIGHTS, _chunks, apc_of_sequence, apc_per_row, most_focused, row_entropies
 
 STEP = 1 / 65535  # of the cache's weights
 
@@ -252,14 +254,34 @@ def plain_apc(attention: QueryKey, position, weights, keys, heads: list[int] | N
 def test_of_a_sequence_equals_the_plain_computation(
     monkeypatch: pytest.MonkeyPatch, chunk: int, heads: list[int] | None, softcap: float | None
 ) -> None:
-    monkeypatch.setattr("trainer.losses.apc.CHUNK_WEIGHTS", chunk)
-    attention, *rows = qk(20, [4, 9, 10, 19], heads=4, groups=2, seed=0, dtype=torch.float32)
+    monkeypatch.setitem(CHUNK_WEIGHTS, "cpu", chunk)
+    attention, position, *rows = qk(20, [4, 9, 10, 19], heads=4, groups=2, seed=0, dtype=torch.float32)
     attention = attention._replace(softcap=softcap)
-    wanted = plain_apc(attention, *rows, heads)
+    wanted = plain_apc(attention, position, *rows, heads)
     query, key = attention.query_RHLD[0].transpose(0, 1), attention.key_RGLD[0]
-    found = apc_of_sequence(attention, query[rows[0]], key, *rows, heads)
+    found = apc_of_sequence(attention, key, query[position], position, *rows, (position + 1).tolist(), heads)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(value, attention[:2]) for value in (found, wanted)]
     for one, other in zip(*gradients, strict=True):
         assert other.abs().max() > 0.01
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_grouped_heads_do_not_copy_the_keys() -> None:
+    query, key = torch.randn(8, 1, 64), torch.randn(2, 1000, 64)
+    with TensorMemory() as memory:
+        scores = attention_scores(query, key, 0.5, None)
+    assert memory.largest <= 4 * key.numel()  # the keys themselves
+    wanted = 0.5 * query.double() @ key.double().repeat_interleave(4, dim=0).mT
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_cover_all_rows_with_the_keys_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHUNK_WEIGHTS, "cpu", 3 * 100)
+    n_keys = [*range(1, 40), 70, 71, 100]
+    chunks = _chunks(n_keys, 3, "cpu")
+    assert [row for rows, _ in chunks for row in range(rows.start, rows.stop)] == list(range(len(n_keys)))
+    for rows, keys in chunks:
+        assert max(n_keys[rows]) <= keys <= 100
+        assert 3 * keys * (rows.stop - rows.start) <= 3 * 100
+    assert len(chunks) < 20  # one row of 100 keys at a time would be 42

@@ -6,8 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.cache_config import CaptureConfig
+from schemas.train_config import LhsmConfig
+from support.tensor_memory import TensorMemory
+from teacher_cache.signals.hidden.capture import quantise
+from trainer.losses import lhsm
 from trainer.losses.lhsm import EPSILON, HiddenMaps, layer_norm, lhsm_per_row
+from trainer.student.recorder import Recorded
 
+NAMES = ("values", "scales", "outlier_index", "outliers")
 DIRECTIONS = ["teacher_to_student", "student_to_teacher"]
 
 
@@ -193,3 +200,47 @@ def test_training_lowers_it_through_map_and_student() -> None:
         optimizer.step()
     assert maps(0, student, teacher).mean().item() < start / 10
     assert maps.norms().item() > 0.9
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 64])
+def test_rows_in_chunks_have_the_loss_and_gradients_of_all_rows(
+    monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int
+) -> None:
+    found = []
+    for chunk_bytes in (1 << 28, 4 * (16 + 12) * (2 + 4 * 2) * rows_at_a_time):
+        monkeypatch.setattr(lhsm, "CHUNK_BYTES", chunk_bytes)
+        loss, recorded, batch = of_random_rows(n=40, student_size=12, teacher_size=16)
+        total = loss.total(recorded, batch)
+        leaves = [*recorded.hidden.values(), *loss.maps.weights]
+        found.append([total, *torch.autograd.grad(total, leaves)])
+    assert found[0][0] > 10
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lhsm, "CHUNK_BYTES", 1 << 20)
+    peaks = []
+    for n in (1000, 4000):
+        loss, recorded, batch = of_random_rows(n, student_size=64, teacher_size=128)
+        with TensorMemory() as memory:
+            loss.total(recorded, batch).backward()
+        states = sum(tensor.nbytes for tensor in [*recorded.hidden.values(), *batch.values()])
+        peaks.append(memory.peak - 1.5 * states)  # the student's states as gathered, and their gradients
+    assert max(peaks) < 2 << 20  # 13 MB without chunks
+
+
+def of_random_rows(n: int, student_size: int, teacher_size: int) -> tuple[lhsm.Lhsm, Recorded, dict[str, torch.Tensor]]:
+    """Two pairs of layers, all rows of one sequence stored."""
+    torch.manual_seed(0)
+    capture = CaptureConfig.model_validate({"hidden": {"layers": [1, 2], "channels_per_scale": 8}})
+    assert capture.hidden is not None
+    loss = lhsm.Lhsm(LhsmConfig(), capture)
+    loss.flat, loss.pairs = False, [(0, 3), (1, 1)]
+    loss.maps = HiddenMaps(2, student_size, teacher_size, "teacher_to_student")
+    layers = [quantise(torch.randn(n, teacher_size), capture.hidden) for _ in range(2)]
+    parts = [torch.stack(part, dim=1) for part in zip(*layers, strict=True)]
+    batch = {f"hidden_{name}": part for name, part in zip(NAMES, parts, strict=True)}
+    batch |= {"hidden_batch_row": torch.zeros(n, dtype=torch.long), "hidden_column": torch.arange(n)}
+    hidden = {layer: torch.randn(1, n, student_size, requires_grad=True) for layer in (1, 3)}
+    return loss, Recorded(hidden=hidden), batch

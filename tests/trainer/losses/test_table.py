@@ -17,7 +17,7 @@ from support.reference_rows import sparse_rows
 from support.toy_losses import SmallStates, ToyLosses, ToyTrainConfig, ZLoss
 from teacher_cache.output_head import OutputHead
 from trainer.distiller import distill
-from trainer.losses import lean
+from trainer.losses import head_chunks
 from trainer.losses.objective import Objective
 from trainer.losses.table import LOSSES
 from trainer.losses.teacher_rows import TeacherRows
@@ -103,7 +103,7 @@ def test_losses_that_are_not_configured_are_not_constructed() -> None:
 def test_gradients_of_three_losses_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against float64 and autograd, over several chunks of rows."""
     n, width, vocabulary, k = 23, 8, 31, 5
-    monkeypatch.setitem(lean.CHUNK_BYTES, "cpu", 7 * 4 * vocabulary)
+    monkeypatch.setattr(head_chunks, "CPU_BYTES", 7 * 4 * vocabulary)
     generator = torch.Generator().manual_seed(0)
     hidden, weight_VD, teacher = (
         torch.randn(shape, generator=generator, dtype=torch.float64)

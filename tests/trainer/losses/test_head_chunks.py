@@ -1,0 +1,42 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher_cache.output_head import OutputHead
+from trainer.losses import head_chunks
+from trainer.losses.head_chunks import LEAST_BYTES, MOST_BYTES, SHARE, TEMPORARIES, chunk_bytes, chunk_rows
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(None, 1 << 26), (70 * GIB, 2 * GIB), (40 * GIB, 2 * GIB), (39 * GIB, GIB), (8 * GIB, GIB // 4), (0, 1 << 26)],
+)
+def test_chunks_grow_with_free_memory(free: int | None, expected: int) -> None:
+    assert chunk_bytes(free) == expected
+
+
+@given(st.integers(0, 200 * GIB))
+def test_a_chunk_is_a_power_of_two_and_leaves_most_of_the_memory_free(free: int) -> None:
+    size = chunk_bytes(free)
+    assert size.bit_count() == 1
+    assert LEAST_BYTES <= size <= MOST_BYTES
+    assert size == LEAST_BYTES or size * (1 + TEMPORARIES) <= free / SHARE
+    assert size == MOST_BYTES or 2 * size * (1 + TEMPORARIES) > free / SHARE
+
+
+def test_chunks_cover_the_rows_and_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_chunks, "CPU_BYTES", 4 * 4 * 23)
+    assert chunk_rows(OutputHead(torch.zeros(23, 6)), 11) == [slice(0, 4), slice(4, 8), slice(8, 11)]
+    assert chunk_rows(OutputHead(torch.zeros(1150, 6)), 2) == [slice(0, 1), slice(1, 2)]
+
+
+def test_free_memory_of_a_gpu_includes_what_the_allocator_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 40 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 25 * GIB)
+    assert head_chunks.free_bytes(device) == 45 * GIB
+    assert head_chunks.free_bytes(torch.device("cpu")) is None

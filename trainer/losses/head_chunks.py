@@ -1,0 +1,41 @@
+"""How many rows of logits are computed at one time.
+
+A chunk's logits replace each other in memory, but every chunk also rewrites the whole [V, D] gradient of the head's
+weight: few, large chunks where memory allows it. On the CPU chunks stay small, for its caches.
+"""
+
+import torch
+
+from teacher_cache.output_head import OutputHead
+
+CPU_BYTES = 1 << 26  # of one chunk's float32 logits
+MOST_BYTES, LEAST_BYTES = 1 << 31, 1 << 26  # the same on a GPU
+TEMPORARIES = 4  # bytes that exist beside each byte of float32 logits, at most: low-precision copies, target, soft cap
+SHARE = 4  # one part in so many of the free memory may be used
+
+
+def chunk_bytes(free_bytes: int | None) -> int:
+    """Bytes of one chunk's float32 logits where ``free_bytes`` of the device's memory are free; None: on the CPU.
+
+    A power of two, so that a resumed run, whose free memory differs a little, adds up in the same order.
+    """
+    if free_bytes is None:
+        return CPU_BYTES
+    size = MOST_BYTES
+    while size > LEAST_BYTES and size * (1 + TEMPORARIES) * SHARE > free_bytes:
+        size //= 2
+    return size
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that can still be allocated, including what torch's allocator holds unused; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
+    """Slices of the rows whose logits exist at one time."""
+    size = max(1, chunk_bytes(free_bytes(head.weight_VD.device)) // (4 * len(head.weight_VD)))
+    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
