@@ -29,7 +29,7 @@ from trainer.losses.objective import Objective
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
 from trainer.run.context import RunContext
-from trainer.run.final_model import best_checkpoint, save_final
+from trainer.run.final_model import best_checkpoint, load_final, load_sharded, save_final
 from trainer.run.loop_errors import loop_errors
 from trainer.run.machine_failures import one_line
 from trainer.run.metrics import cut_metrics, reports
@@ -40,7 +40,7 @@ from trainer.run.quiet import quiet_transformers
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
 from trainer.student.build import load_model_config, load_student, materialise_student
-from trainer.student.parallel import compile_layers, from_first, load_weights, use_fsdp
+from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
 
@@ -73,9 +73,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Trained:
-    """The student after training."""
+    """The student after training; None if it is sharded: its checkpoint has it, and its memory is to be freed."""
 
-    student: "PreTrainedModel"
+    student: "PreTrainedModel | None"
     seconds: float  # 0 if no step was left
 
 
@@ -151,7 +151,7 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     student = load_student(weights, config.student, config.data.packing, run.arguments.bf16)
     check, clock = StudentCheck(config, run.arguments), Clock()
     if run.is_finished(state):
-        return Trained(student, 0.0)
+        return Trained(None if run.sharded else student, 0.0)
     if run.is_first:
         check_saving(student, config.student, prepared.init_folder, run.output)
         check_room(student, config.student, run.output)
@@ -171,7 +171,7 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     clock.stop(less=trainer.evaluation_seconds)
     trainer.note_data()
     objective.detach(student)
-    return Trained(student, clock.seconds)
+    return Trained(None if run.sharded else student, clock.seconds)
 
 
 def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopData:
@@ -207,13 +207,16 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
         best = best_checkpoint(run.output, state, config.loop.early_stopping_patience)
     summary = summarise(run, prepared, start, best) | cost(state.data.tokens - start.tokens_before, trained.seconds)
     run.fence()
+    if run.sharded:
+        free_together()  # shares of model and optimiser, before rank 0 takes memory for all of the model
     if finished and run.is_first:
-        student = trained.student
+        last = run.output / f"checkpoint-{state.global_step}"
+        student: PreTrainedModel | None
         if run.sharded:
-            student = load_student(prepared.init_folder, config.student)
-            load_weights(student, best or run.output / f"checkpoint-{state.global_step}")
-        elif best is not None:
-            student = load_student(best, config.student)
+            student = load_sharded(prepared.init_folder, config.student, best or last)
+        else:
+            student = trained.student if best is None else load_final(best, config.student)
+        assert student is not None
         card = model_card(config, prepared.objective, [one.manifest for one in prepared.data.caches], summary)
         save_final(student, config.student, prepared.init_folder, run.output / "final", card)
     summary_file = run.output / "summary.json"

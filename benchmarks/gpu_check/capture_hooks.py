@@ -116,7 +116,7 @@ class Steps:
         """A step with capture: announced, run, collected."""
         self._worker.expect(self._requests)
         self._decoder(input_ids=self._input_ids, positions=self._positions)
-        collected = self._worker.collect_captured()
+        collected = self._worker.collect_captured(range(self.sequences))
         assert len(collected) == self.sequences, f"{len(collected)} of {self.sequences} sequences were captured"
 
 

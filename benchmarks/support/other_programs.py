@@ -1,4 +1,4 @@
-"""Tell whether other programs used the processors during a measurement: two threads need two free ones."""
+"""Detect whether other programs used the processors during a measurement, which makes threads look slower."""
 
 import os
 import time

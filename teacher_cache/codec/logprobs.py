@@ -49,17 +49,14 @@ def encode_logprobs(logprobs_PK: np.ndarray, counts_P: np.ndarray, codec: CodecC
 
     Raises ValueError for other values.
     """
-    stored_PK = np.arange(logprobs_PK.shape[1]) < counts_P[:, None]
-    differences_PK = _differences(logprobs_PK, stored_PK, codec.logprob_steps_per_nat)
+    logprobs_PK = np.ascontiguousarray(logprobs_PK, np.float32)
+    packed_N, lengths_P, excesses = _packed_differences(logprobs_PK, counts_P, codec.logprob_steps_per_nat)
     if codec.logprobs != "steps":
+        stored_PK = np.arange(logprobs_PK.shape[1]) < counts_P[:, None]
         values_E = np.minimum(logprobs_PK[stored_PK], 0)  # rounding errors can exceed 0
         bits_E = to_bits(values_E, codec.logprobs)
         nothing = np.empty((0, 0), np.uint8)
         return [split_planes(bits_E, bits_E.itemsize), nothing, nothing, nothing]
-    packed_PB = _pack(differences_PK)
-    lengths_P = -(-counts_P // PACKED)
-    packed_N = packed_PB[np.arange(packed_PB.shape[1]) < lengths_P[:, None]]
-    excesses = differences_PK[differences_PK >= LARGE] - LARGE
     return [
         *split_groups(packed_N, lengths_P, BYTE_PLACES),
         split_planes(excesses, 1 if excesses.max(initial=0) < 256 else 2),
@@ -95,24 +92,38 @@ def quantise(values: np.ndarray, steps_per_nat: int, limit: int) -> np.ndarray:
     return np.clip(steps, -limit, limit, out=steps).astype(np.int32)
 
 
-def _differences(logprobs_PK: np.ndarray, stored_PK: np.ndarray, steps_per_nat: int) -> np.ndarray:
-    """Differences of quantised steps along each row, int32 [P, K]; 0 for entries that are not stored."""
-    nats_PK = np.where(stored_PK, -logprobs_PK, 0).astype(np.float64)
-    nats_PK = np.minimum(np.minimum(16 * nats_PK, 4 * nats_PK + 3), nats_PK + 6)
-    steps_PK = quantise(nats_PK, steps_per_nat, MAX_STEPS)
-    differences_PK = np.where(stored_PK, np.diff(steps_PK, axis=1, prepend=np.int32(0)), 0)
-    if differences_PK.min(initial=0) < 0:
-        raise ValueError("log-probabilities must be at most 0 and descend along each row")
-    return differences_PK
-
-
-def _pack(differences_PK: np.ndarray) -> np.ndarray:
-    """Pack four differences per byte, capped at LARGE: uint8 [P, B]."""
-    n_rows, k = differences_PK.shape
-    capped_PK = np.zeros((n_rows, -(-k // PACKED) * PACKED), np.uint8)
-    capped_PK[:, :k] = np.minimum(differences_PK, LARGE)
-    capped_PB4 = capped_PK.reshape(n_rows, capped_PK.shape[1] // PACKED, PACKED)
-    return np.bitwise_or.reduce(capped_PB4 << np.arange(0, 2 * PACKED, 2, dtype=np.uint8), axis=2)
+@compiled
+def _packed_differences(
+    logprobs_PK: np.ndarray, counts_P: np.ndarray, steps_per_nat: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bytes of four differences, uint8, row by row; bytes per row, int32 [P]; excesses, uint16."""
+    n_rows = len(counts_P)
+    lengths_P = np.empty(n_rows, np.int32)
+    n_entries = n_bytes = 0
+    for p in range(n_rows):
+        lengths_P[p] = (counts_P[p] + (PACKED - 1)) // PACKED
+        n_entries += counts_P[p]
+        n_bytes += lengths_P[p]
+    packed, excesses = np.zeros(n_bytes, np.uint8), np.empty(n_entries, np.uint16)
+    start = n_excesses = 0
+    for p in range(n_rows):
+        before = 0
+        for k in range(counts_P[p]):
+            nats = -np.float64(logprobs_PK[p, k])
+            if np.isnan(nats):
+                raise ValueError("NaN among the values to be stored")
+            fine = min(min(16 * nats, 4 * nats + 3), nats + 6)
+            steps = int(min(np.rint(fine * steps_per_nat), float(MAX_STEPS)))
+            difference = steps - before
+            if difference < 0:
+                raise ValueError("log-probabilities must be at most 0 and descend along each row")
+            if difference >= LARGE:
+                excesses[n_excesses] = difference - LARGE
+                n_excesses += 1
+            packed[start + k // PACKED] |= min(difference, LARGE) << (2 * (k % PACKED))
+            before = steps
+        start += lengths_P[p]
+    return packed, lengths_P, excesses[:n_excesses]
 
 
 @compiled

@@ -11,6 +11,7 @@ Source: Apache Arrow, "Serialization and Interprocess Communication", and its ``
 import operator
 import struct
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,23 @@ _BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 4, 6, 8, 10
 def write_row(schema: pa.Schema, row: dict[str, Any]) -> bytes:
     """Write an Arrow IPC stream of one batch of one row."""
     return write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
+
+
+def write_binary(schema: pa.Schema, value: bytes) -> bytes:
+    """Write ``value`` as the only row of the only column, of binaries: as ``write_row``, without pyarrow's copies."""
+    head, layout = _empty_binary(schema)
+    message = bytearray(head)
+    struct.pack_into("<q", message, layout.body_length, 8 + len(value) + -len(value) % 8)
+    struct.pack_into("<6q", message, layout.buffers, 0, 0, 0, 8, 8, len(value))  # validity, offsets, bytes
+    return b"".join((message, struct.pack("<2i", 0, len(value)), value, bytes(-len(value) % 8), _END_OF_STREAM))
+
+
+@cache
+def _empty_binary(schema: pa.Schema) -> tuple[bytes, "Layout"]:
+    """Everything before the body of a row with an empty value."""
+    payload = write_row(schema, {schema.names[0]: b""})
+    layout = RowReader(schema).learn(payload)
+    return payload[: layout.body], layout
 
 
 def write_batch(batch: pa.RecordBatch) -> bytes:
@@ -129,12 +147,13 @@ class RowReader:
         try:
             layout = self._layout
             if layout is None or any(payload[place] != fixed for place, fixed in layout.fixed):
-                layout = self._layout = self._learn(payload)
+                layout = self._layout = self.learn(payload)
             return self._row(payload, layout)
         except _NOT_ARROW as error:
             raise CorruptCacheError(f"not a valid Arrow stream: {error}") from None
 
-    def _learn(self, payload: bytes) -> Layout:
+    def learn(self, payload: bytes) -> Layout:
+        """Parse the layout of a payload. Raises CorruptCacheError, or what ``struct`` and pyarrow raise."""
         layout = self._parse(payload)
         blank = bytearray(payload)
         variable = [(layout.body_length, 8), (layout.nodes, self._nodes.size), (layout.buffers, self._buffers.size)]

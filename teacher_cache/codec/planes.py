@@ -6,12 +6,13 @@ decompressor costs as much as decompressing several kilobytes.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
 
 from schemas.errors import CorruptCacheError
+from teacher_cache.codec.zstd import compress_blocks
 
 MOST_BYTES, MOST_RATIO = 1 << 24, 256  # of a frame's content: only a decompression bomb has a higher ratio
 _THREAD = threading.local()
@@ -24,14 +25,10 @@ def split_planes(values: np.ndarray, n_planes: int) -> np.ndarray:
     return np.ascontiguousarray(wide[:, :n_planes].T)
 
 
-def compress_planes(planes: Iterable[np.ndarray], compressor: zstandard.ZstdCompressor) -> bytes:
-    """Compress contiguous uint8 arrays into one zstd frame, each as a block of its own."""
-    planes = list(planes)
-    stream = compressor.compressobj(size=sum(len(plane) for plane in planes))
-    parts = []
-    for plane in planes:
-        parts += [stream.compress(plane.data), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
-    return b"".join([*parts, stream.flush()])
+def compress_planes(planes: Sequence[np.ndarray], level: int) -> bytes:
+    """Compress uint8 arrays into one zstd frame, each as a block of its own."""
+    ends = np.cumsum([len(plane) for plane in planes], dtype=np.int64)
+    return compress_blocks(np.concatenate([np.empty(0, np.uint8), *planes]), ends, level)
 
 
 def join_planes(planes: np.ndarray, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import zstandard
 
 from schemas.arrow import SIGNAL_SCHEMA
 from schemas.errors import CorruptCacheError
-from teacher_cache.codec.message import RowReader, is_arrow, write_row
+from teacher_cache.codec.message import RowReader, is_arrow, write_binary
 from teacher_cache.codec.planes import compress_planes, content_size, decompress, join_planes
 
 SIZE_BYTES = 4
@@ -27,17 +27,17 @@ _READER = RowReader(SIGNAL_SCHEMA)
 def compress_sections(sections: Sequence[np.ndarray], level: int) -> bytes:
     """Compress sections, uint8 [planes, N] each, into a frame: a block per plane, or one block if small."""
     sizes = np.array([planes.size for planes in sections], "<u4").view(np.uint8)
-    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
     planes = [sizes, *itertools.chain.from_iterable(sections)]
-    apart = compress_planes(planes, compressor)
+    apart = compress_planes(planes, level)
     if sum(len(plane) for plane in planes) > FEW_BYTES:
         return apart
-    return min(apart, compressor.compress(b"".join(plane.data for plane in planes)), key=len)
+    together = zstandard.ZstdCompressor(level=level, write_checksum=False).compress(b"".join(planes))
+    return min(apart, together, key=len)
 
 
 def write_payload(sections: Sequence[np.ndarray], level: int) -> bytes:
     """Payload of a captured signal from its sections."""
-    return write_row(SIGNAL_SCHEMA, {"frame": compress_sections(sections, level)})
+    return write_binary(SIGNAL_SCHEMA, compress_sections(sections, level))
 
 
 def payload_frame(payload: bytes) -> memoryview:

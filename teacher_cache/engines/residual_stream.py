@@ -33,6 +33,7 @@ class StreamProbe:
     ) -> None:
         """Hook the layers ``numbers`` (counted from 1), and the modules that read their outputs."""
         self._hidden_size = hidden_size
+        self._error: UserError | None = None
         self._streams: dict[int, torch.Tensor] = {}
         self._kinds: dict[int, str] = {}
         self._candidates: dict[int, dict[str, torch.Tensor]] = {}
@@ -54,10 +55,11 @@ class StreamProbe:
             parts = [part for part in output if part is not None] if isinstance(output, tuple) else [output]
             if len(parts) not in (1, 2) or not all(_is_stream(part, self._hidden_size) for part in parts):
                 shapes = [list(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__ for part in parts]
-                raise UserError(
+                self._error = self._error or UserError(  # raised by ``finish``: here it would end the engine
                     f"capture.hidden: layer {number}: a {self._layer_name} of vLLM returns {shapes}, wanted one or two "
                     f"tensors [tokens, {self._hidden_size}]; leave the signal out for this teacher"
                 )
+                return
             self._candidates[number] = {FIRST: parts[0].clone()}
             if len(parts) == 2:
                 self._candidates[number][SUM] = parts[0] + parts[1]
@@ -98,6 +100,8 @@ class StreamProbe:
         """Kind (SUM or FIRST) and residual stream, float32 [N, D], by layer. Raises UserError if one is unknown."""
         for handle in self._handles:
             handle.remove()
+        if self._error is not None:
+            raise self._error
         unknown = [number for number in self._numbers if number not in self._kinds]
         if unknown:
             raise UserError(

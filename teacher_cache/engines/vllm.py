@@ -8,7 +8,10 @@ scored at startup; it finds teachers that vLLM cannot run, and layers whose outp
 
 import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +23,7 @@ from teacher_cache.engines.kv_cache import kv_cache_memory
 from teacher_cache.engines.residual_stream import check_ranks
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
-from teacher_cache.engines.vllm_worker import CapturedSequence
+from teacher_cache.engines.vllm_worker import CapturedSequence, Refusal
 from teacher_cache.lengths import check_length
 from teacher_cache.logs import shows_details
 from teacher_cache.records import Captured, Request
@@ -29,8 +32,17 @@ from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
 
 PROBE_TOKENS = 8
+CALLS_IN_FLIGHT = 2
 MAX_SEQUENCES = 1024  # per step; vLLM's default for an A100 is 256, which short sequences do not fill a step with
 GPU_MEMORY_UTILIZATION = 0.85  # of the device, where vLLM sizes its KV cache
+
+
+class _Call(NamedTuple):
+    """A call of ``score_calls`` that was queued: its requests are numbered from ``first``."""
+
+    requests: Sequence[Request]
+    first: int
+    ids: set[str]  # vLLM's, of the requests
 
 
 class VllmEngine(Engine):
@@ -105,12 +117,12 @@ class VllmEngine(Engine):
     def _start_capture(self, config: CacheConfig) -> None:
         """Install the hooks and score the probe, which locates the residual stream in the layers' outputs."""
         capture = self._capture.model_dump(mode="json")
-        self._llm.collective_rpc("install_capture", args=(capture, config.engine.head_chunk_rows))
-        self._llm.collective_rpc("begin_probe")
+        self._call_ranks("install_capture", capture, config.engine.head_chunk_rows)
+        self._call_ranks("begin_probe")
         ids = np.arange(1, 1 + min(PROBE_TOKENS, config.corpus.max_tokens))
         rows = np.arange(len(ids), dtype=np.int32)
-        ranks = self._run([Request(ids, rows)])
-        check_ranks(self._llm.collective_rpc("end_probe"))
+        ((_, ranks),) = self._run([[Request(ids, rows)]])
+        check_ranks(self._call_ranks("end_probe"))
         for name, tap in self._taps.items():
             if tap.query_key_layer is not None and any(0 not in rank or name not in rank[0].side for rank in ranks):
                 raise UserError(
@@ -118,17 +130,68 @@ class VllmEngine(Engine):
                     "signal out, or set engine.kind: transformers"
                 )
 
+    def _call_ranks(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every rank's worker. Raises UserError if one of them returns a Refusal."""
+        returned = self._llm.collective_rpc(method, args=args)
+        for one in returned:
+            if isinstance(one, Refusal):
+                raise UserError(one.message)
+        return returned
+
     def score(self, requests: Sequence[Request]) -> list[Captured]:
         """See Engine."""
-        ranks = self._run(requests)
-        return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
+        (captured,) = self.score_calls([requests])
+        return captured
 
-    def _run(self, requests: Sequence[Request]) -> list[dict[int, CapturedSequence]]:
-        """Score the sequences. Returns what each rank captured, by the index of the request."""
-        self._llm.collective_rpc("expect", args=(list(requests),))
-        prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
-        self._llm.generate(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
-        return self._llm.collective_rpc("collect_captured")
+    def score_calls(self, calls: Iterable[Sequence[Request]]) -> Generator[list[Captured], None, None]:
+        """See Engine. The next call is queued before the current one ends, so that steps stay full.
+
+        Results become records in a thread, while the device computes the next call.
+        """
+        with ThreadPoolExecutor(1, "records") as pool:
+            pending: Future[list[Captured]] | None = None
+            for requests, ranks in self._run(calls):
+                if pending is not None:
+                    yield pending.result()
+                pending = pool.submit(self._records, requests, ranks)
+            if pending is not None:
+                yield pending.result()
+
+    def _run(self, calls: Iterable[Sequence[Request]]) -> Iterator[tuple[Sequence[Request], list[dict[int, Any]]]]:
+        """Yield each call with what each rank captured of it, a CapturedSequence by the index of the request."""
+        running: deque[_Call] = deque()
+        unfinished: set[str] = set()
+        first = 0
+        try:
+            for requests in calls:
+                self._call_ranks("expect", list(requests), first)
+                prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
+                queued = self._llm.enqueue(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
+                ids = {name.partition("-")[0] for name in queued}  # outputs have them without the random suffix
+                unfinished.update(ids)
+                running.append(_Call(requests, first, ids))
+                first += len(requests)
+                if len(running) == CALLS_IN_FLIGHT:
+                    yield self._finish(running.popleft(), unfinished)
+            while running:
+                yield self._finish(running.popleft(), unfinished)
+        except GeneratorExit:  # the caller takes no more
+            self._llm.llm_engine.abort_request(list(unfinished))
+            raise
+
+    def _finish(self, call: "_Call", unfinished: set[str]) -> tuple[Sequence[Request], list[dict[int, Any]]]:
+        """Run steps until no sequence of the call is unfinished, and collect what was captured of it."""
+        engine = self._llm.llm_engine
+        while call.ids & unfinished:
+            if not engine.has_unfinished_requests():
+                raise RuntimeError(f"vLLM did not finish {len(call.ids & unfinished)} of {len(call.ids)} sequences")
+            unfinished.difference_update(out.request_id for out in engine.step() if out.finished)
+        numbers = range(call.first, call.first + len(call.requests))
+        ranks = self._call_ranks("collect_captured", numbers)
+        return call.requests, [{number - call.first: kept for number, kept in rank.items()} for rank in ranks]
+
+    def _records(self, requests: Sequence[Request], ranks: list[dict[int, CapturedSequence]]) -> list[Captured]:
+        return [self._captured(request, [rank.get(i) for rank in ranks]) for i, request in enumerate(requests)]
 
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
         """Combine what the ranks captured of one sequence: attention heads of all ranks, the rest of one rank."""

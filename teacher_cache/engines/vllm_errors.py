@@ -42,6 +42,9 @@ def reason(error: BaseException, found: _Causes) -> str:
     validation = re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL)
     line, _, rest = (validation[1] if validation else text).strip().partition("\n")
     if line.endswith(":"):  # a heading
-        line = f"{line} {rest.strip().partition(chr(10))[0]}"
+        line += " " + rest.strip().partition("\n")[0]
     line = line.strip()[:MAX_CHARACTERS]
-    return line if line and not isinstance(error, KeyError) else f"{type(error).__name__}: {line}"
+    line = line if line and not isinstance(error, KeyError) else f"{type(error).__name__}: {line}"
+    if re.search(r"out of memory|KV cache|available memory", text, re.IGNORECASE):
+        line = line.rstrip(".") + "; set engine.max_batch_tokens lower, or engine.tensor_parallel higher"
+    return line

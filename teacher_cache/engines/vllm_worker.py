@@ -7,9 +7,9 @@ k; a hook of the outer model applies the head in row chunks. No Python object pe
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,9 +51,29 @@ class _Running(NamedTuple):
     stop: int
 
 
+class Refusal(NamedTuple):
+    """A UserError of a worker; vLLM would wrap an exception in others, and print their tracebacks."""
+
+    message: str
+
+
+def _returning_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Refusal where ``method`` raises UserError."""
+
+    @wraps(method)
+    def call(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except UserError as error:
+            return Refusal(str(error))
+
+    return call
+
+
 class CaptureWorkerExtension:
     """Methods that vLLM adds to its worker (``worker_extension_cls``), called through ``collective_rpc``."""
 
+    @_returning_errors
     def install_capture(self, capture: dict[str, Any], chunk_rows: int) -> None:
         """Install the hooks; capture: a CaptureConfig as plain data, chunk_rows: rows per product with the head."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
@@ -63,17 +83,18 @@ class CaptureWorkerExtension:
         """Observe the next forward pass, to locate the residual stream in the layers' outputs."""
         self._capture.begin_probe()
 
+    @_returning_errors
     def end_probe(self) -> dict[int, torch.Tensor]:
         """Capture hidden states from now on. Returns this rank's residual stream in the observed pass, by layer."""
         return self._capture.end_probe()
 
-    def expect(self, requests: list[Request]) -> None:
-        """Announce the sequences of the next call; numbers are indices into ``requests``."""
-        self._capture.expect(requests)
+    def expect(self, requests: list[Request], first: int = 0) -> None:
+        """Announce sequences, numbered from ``first``; 0 forgets those announced before."""
+        self._capture.expect(requests, first)
 
-    def collect_captured(self) -> dict[int, CapturedSequence]:
-        """Return and forget what was captured since the last call, by number."""
-        return self._capture.collect()
+    def collect_captured(self, numbers: range) -> dict[int, CapturedSequence]:
+        """Return and forget what was captured of the sequences ``numbers``."""
+        return self._capture.collect(numbers)
 
 
 class _Capture:
@@ -115,14 +136,15 @@ class _Capture:
                 layers[number - 1].register_forward_hook(partial(self._after_layer, number, kind))
         return streams
 
-    def expect(self, requests: list[Request]) -> None:
-        self._expected.clear()
-        for number, request in enumerate(requests):
+    def expect(self, requests: list[Request], first: int) -> None:
+        if first == 0:
+            self._expected.clear()
+            self._captured.clear()
+        for number, request in enumerate(requests, start=first):
             self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
-    def collect(self) -> dict[int, CapturedSequence]:
-        captured, self._captured = dict(self._captured), defaultdict(CapturedSequence)
-        return captured
+    def collect(self, numbers: range) -> dict[int, CapturedSequence]:
+        return {number: self._captured.pop(number) for number in numbers if number in self._captured}
 
     def _before_embedding(self, _embedding: Any, args: Any) -> None:
         self._embedded_N = args[0]

@@ -1,6 +1,7 @@
 """Units are written in the background: in order, and nothing after a failure."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Unit
 from support.synthetic import Pair, random_shards, write_cache
 from teacher_cache.plan import read_unit
-from teacher_cache.records import Captured
+from teacher_cache.records import Captured, LogitsSample
 from teacher_cache.shards.marks import committed, read_manifest, read_mark
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import check_tars
+from teacher_cache.signals.logits.codec import LogitsCodec
 from teacher_cache.writing import MAX_PENDING, UnitWriter
 
 VOCABULARY = 300
@@ -56,6 +58,40 @@ def test_units_are_committed_in_order_and_read_back(planned: tuple[Storage, Mani
         assert reader.keys[position] == tokens.key
         np.testing.assert_array_equal(reader.read_logits(position).ids, logits.ids)
     assert len(list((tmp_path / "tables").iterdir())) == 1
+
+
+def contents(folder: Path, encode_threads: int) -> dict[str, bytes]:
+    """The files of a cache of one shard that is added at once, encoded by so many threads."""
+    sequences = [pair for pairs in SHARDS for pair in pairs]
+    write_cache(str(folder), [sequences], VOCABULARY, LogitsCapture(k=8), commit=0)
+    storage = Storage(str(folder))
+    plan = read_manifest(storage)
+    with UnitWriter(storage, plan, "w0-", lambda *_: None, encode_threads) as writer:
+        samples, tokens_index = read_unit(storage, plan.units[0], VOCABULARY)
+        writer.begin(plan.units[0], tokens_index)
+        writer.add(list(samples), [Captured(logits) for _, logits in sequences])
+        writer.commit()
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("encode_threads", [2, 4])
+def test_shards_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encode_threads: int
+) -> None:
+    wanted = contents(tmp_path / "one", 1)
+    encode, threads = LogitsCodec.encode, set()
+    together = threading.Barrier(encode_threads)
+
+    def slow_for_long_ones(self: LogitsCodec, sample: LogitsSample) -> bytes:
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            together.wait(10)  # until all threads encode at the same time
+        time.sleep(0.005 * sample.num_tokens)  # so that later sequences finish first
+        return encode(self, sample)
+
+    monkeypatch.setattr(LogitsCodec, "encode", slow_for_long_ones)
+    assert contents(tmp_path / "several", encode_threads) == wanted
+    assert len(threads) == encode_threads
 
 
 def test_after_a_failure_only_earlier_units_are_committed(planned: tuple[Storage, Manifest], tmp_path: Path) -> None:

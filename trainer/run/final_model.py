@@ -13,6 +13,8 @@ from schemas.train_config import StudentConfig
 from trainer.run.checkpoint import RunState, damage
 from trainer.run.finite import count_not_finite
 from trainer.run.output_files import settle_folder, sync_folder
+from trainer.student.build import load_model
+from trainer.student.parallel import load_weights
 from trainer.student.student_tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +41,22 @@ def best_checkpoint(output: Path, state: RunState, patience: int | None) -> Path
             "unset loop.early_stopping_patience to take the last step's weights"
         )
     return folder
+
+
+def load_final(folder: Path, settings: StudentConfig) -> "PreTrainedModel":
+    """Load the model in ``folder`` in the final model's dtype, on the CPU. Raises UserError."""
+    dtype = getattr(torch, settings.dtype)
+    return load_model(folder, "student", dtype, trust_remote_code=settings.trust_remote_code)
+
+
+def load_sharded(init_folder: Path, settings: StudentConfig, checkpoint: Path) -> "PreTrainedModel":
+    """Load a sharded checkpoint's weights into the model of ``init_folder``, on the CPU of this process alone.
+
+    The host's peak is the model in its final dtype: weights are cast as they are read. Raises UserError.
+    """
+    student = load_final(init_folder, settings)
+    load_weights(student, checkpoint)
+    return student
 
 
 def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:

@@ -138,5 +138,16 @@ def check_packing(model: "PreTrainedModel", flatten: bool) -> None:
     if moved > max(MOVED, 2 * _eps(seen[0], model)) * seen[0].abs().max().item():
         raise UserError(
             f"data.packing: packed samples of a {type(model).__name__} see each other (hidden states move by "
-            f"{moved:.3g}); set data.packing to false for this student"
+            f"{moved:.3g}); set data.packing to false for this student{_packages(model)}"
         )
+
+
+def _packages(model: "PreTrainedModel") -> str:
+    """What else may help: the torch code of recurrent layers has no bounds of samples."""
+    config = getattr(model, "config", None)
+    if "linear_attention" not in (getattr(config and config.get_text_config(), "layer_types", None) or ()):
+        return ""
+    return (
+        ", or, on a GPU, install flash-linear-attention and causal-conv1d, which keep samples apart in its recurrent "
+        f"layers, with student.attention {VARLEN} or flash_attention_2"
+    )

@@ -9,6 +9,7 @@ A sharded checkpoint is a ``torch.distributed.checkpoint`` folder, readable by a
 """
 
 import atexit
+import gc
 import os
 import sys
 import warnings
@@ -81,8 +82,16 @@ def shard_on_cpus(accelerator: "Accelerator", arguments: "TrainingArguments") ->
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def free_together() -> None:
+    """Free what nothing refers to any more on every rank, reference cycles of a trainer included; collective."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    from_all(None)
+
+
 def load_weights(student: "PreTrainedModel", checkpoint: Path) -> None:
-    """Load a sharded checkpoint's weights into the unsharded ``student``; no other rank takes part."""
+    """Load a sharded checkpoint's weights into the unsharded ``student``, in its dtype; no other rank takes part."""
     from torch.distributed.checkpoint import load
 
     state = {"model": student.state_dict()}

@@ -6,6 +6,7 @@ Padding is left out. Trade-off: token shares and probabilities are those of a mi
 linear in them, so it depends a little on how a step is cut into micro-batches.
 """
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from schemas.errors import UserError
+
 logger = logging.getLogger(__name__)
 NAME = "router_balance"
+ARGUMENTS = ("gate_logits", "num_experts", "top_k", "attention_mask")  # of load_balancing_loss_func
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of configurations
 
 
@@ -32,12 +36,19 @@ class RouterBalance:
     def total(self, outputs: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Return the loss of a micro-batch times its tokens, a scalar.
 
-        outputs: of a forward pass with ``output_router_logits``. batch: with the ``layout`` that the pass had.
+        outputs: of a forward pass with ``output_router_logits``. batch: with the ``layout`` that the pass had. Raises
+        UserError if the outputs have no router logits.
         """
+        if not outputs.router_logits:
+            raise UserError(
+                "student: its router_aux_loss_coef is not 0, and it returns no router logits; set "
+                "router_aux_loss_coef to 0 in its config.json to train it without the router balance loss"
+            )
         real_T = batch["attention_mask"].flatten()
         kept_T = batch["layout"].kept_T
         seen_T = real_T if kept_T is None else torch.ones_like(kept_T, dtype=torch.bool)
-        loss = self.function(outputs.router_logits, self.experts, self.experts_per_token, seen_T)
+        sizes = {"num_experts": self.experts, "top_k": self.experts_per_token}
+        loss = self.function(outputs.router_logits, **sizes, attention_mask=seen_T)
         return loss * real_T.sum()
 
 
@@ -55,11 +66,13 @@ def router_balance(student: PreTrainedModel) -> RouterBalance | None:
     modules = [sys.modules[base.__module__] for base in type(student).__mro__]
     function = next((found for module in modules if (found := getattr(module, "load_balancing_loss_func", None))), None)
     sizes = [getattr(student, name, None) for name in ("num_experts", "num_experts_per_tok")]
-    if weight is None or function is None or None in sizes:
+    known = function is not None and tuple(inspect.signature(function).parameters) == ARGUMENTS
+    if weight is None or not known or None in sizes:
         logger.warning(
             "student: transformers has no router balance loss for a %s; trained without one, some of its experts may "
             "fall out of use",
             type(student).__name__,
         )
         return None
+    assert function is not None
     return RouterBalance(float(weight), function, *sizes)  # type: ignore[arg-type]

@@ -39,13 +39,13 @@ class DrawsCodec:
     def encode(self, sample: DrawsSample) -> bytes:
         """Encode the payload of one sequence."""
         ids_RM = sample.ids.transpose(1, 0, 2).reshape(-1, self._n_draws)
-        ids_E, times_E, counts_R = _distinct(ids_RM)
+        ids_E, counts_R, repeats = _distinct(np.ascontiguousarray(ids_RM, np.int32))
         steps_TP = np.rint(sample.entropy.T.astype(np.float64) * self._steps_per_nat)
         steps_TP = steps_TP.clip(0, (1 << 8 * ENTROPY_BYTES) - 1).astype(np.uint32)
         return write_payload(
             [
                 positions.encode_positions(sample.positions),
-                split_planes(_stored_repeats(times_E, counts_R), REPEAT_BYTES),
+                split_planes(repeats, REPEAT_BYTES),
                 *encode_ids(ids_E, counts_R, self._table),
                 split_planes(steps_TP, ENTROPY_BYTES),
             ],
@@ -72,28 +72,40 @@ class DrawsCodec:
         return DrawsSample(positions_P, ids_PTM, entropy_PT)
 
 
+@compiled
 def _distinct(ids_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct ids of each row, most frequent first: ids int32 [E], times drawn [E], ids per row int32 [R]."""
+    """Distinct ids of each row, most frequent first, int32 [E], ids per row, int32 [R], and ``repeats``, uint16."""
     n_rows, n_draws = ids_RM.shape
-    sorted_N = np.sort(ids_RM, axis=1).reshape(-1)
-    starts_N = np.ones(len(sorted_N), bool)
-    starts_N[1:] = sorted_N[1:] != sorted_N[:-1]
-    starts_N[::n_draws] = True
-    start_E = np.flatnonzero(starts_N)
-    times_E = np.diff(start_E, append=len(sorted_N))
-    row_E = start_E // n_draws
-    order_E = np.lexsort((-times_E, row_E))
-    counts_R = np.bincount(row_E, minlength=n_rows).astype(np.int32)
-    return sorted_N[start_E[order_E]], times_E[order_E], counts_R
-
-
-def _stored_repeats(times_E: np.ndarray, counts_R: np.ndarray) -> np.ndarray:
-    """Values of the section ``repeats``: of each row up to its first token that was drawn once."""
-    first_R = np.cumsum(counts_R) - counts_R
-    after_one_E = np.zeros(len(times_E), bool)
-    after_one_E[1:] = times_E[:-1] == 1
-    after_one_E[first_R] = False
-    return times_E[~after_one_E] - 1
+    ids_E, n_ids = np.empty(n_rows * n_draws, np.int32), 0
+    repeats, n_repeats = np.empty(n_rows * n_draws, np.uint16), 0
+    counts_R = np.empty(n_rows, np.int32)
+    ids, times = np.empty(n_draws, np.int32), np.empty(n_draws, np.int32)  # of a row, ascending ids
+    for r in range(n_rows):
+        n, most = 0, 0
+        for token in np.sort(ids_RM[r]):
+            if n > 0 and ids[n - 1] == token:
+                times[n - 1] += 1
+            else:
+                ids[n], times[n] = token, 1
+                n += 1
+            most = max(most, times[n - 1])
+        while most > 0:  # few values occur: they sum to n_draws
+            following = 0
+            for i in range(n):
+                if times[i] == most:
+                    ids_E[n_ids] = ids[i]
+                    n_ids += 1
+                    if most > 1:
+                        repeats[n_repeats] = most - 1
+                        n_repeats += 1
+                elif times[i] < most:
+                    following = max(following, times[i])
+            if most == 1:  # all others were drawn once
+                repeats[n_repeats] = 0
+                n_repeats += 1
+            most = following
+        counts_R[r] = n
+    return ids_E[:n_ids], counts_R, repeats[:n_repeats]
 
 
 @compiled

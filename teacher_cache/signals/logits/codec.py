@@ -58,12 +58,12 @@ class LogitsCodec:
         row's realised log-probability is NaN.
         """
         uniform = bool((sample.counts == self._k).all())
-        stored_PK = np.arange(self._k) < sample.counts[:, None]
+        ids_E = sample.ids.reshape(-1) if uniform else sample.ids[np.arange(self._k) < sample.counts[:, None]]
         return write_payload(
             [
                 positions.encode_positions(sample.positions),
                 split_planes(sample.counts, 0 if uniform else COUNT_BYTES),
-                *ids.encode_ids(sample.ids[stored_PK], sample.counts, self._table),
+                *ids.encode_ids(ids_E, sample.counts, self._table),
                 *logprobs.encode_logprobs(sample.logprobs, sample.counts, self._codec),
                 split_planes(self._scalars(sample), SCALAR_BYTES),
             ],

@@ -15,7 +15,7 @@ from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError
 from support.forge import arrow_stream, columns
 from support.synthetic import logits_sample, token_sample
-from teacher_cache.codec.message import RowReader, write_row
+from teacher_cache.codec.message import RowReader, write_binary, write_row
 from teacher_cache.codec.permutation import CodeTable
 from teacher_cache.codec.tokens import decode_tokens, encode_tokens
 from teacher_cache.signals.logits.codec import LogitsCodec
@@ -145,6 +145,12 @@ def test_rows_of_different_sizes_round_trip() -> None:
             found = reader.read(payload)
             assert (found.text("a"), bytes(found.binary("b"))) == (text, data)
             assert columns(payload) == row
+
+
+@pytest.mark.parametrize("size", [*range(20), 4096, 100_003])
+def test_a_binary_is_written_as_pyarrow_writes_it(size: int) -> None:
+    value = np.random.default_rng(size).bytes(size)
+    assert write_binary(SIGNAL_SCHEMA, value) == write_row(SIGNAL_SCHEMA, {"frame": value})
 
 
 def test_a_binary_is_a_view_of_the_payload() -> None:

@@ -77,7 +77,7 @@ def test_a_wrong_table_frame_is_refused_without_allocating(name: str) -> None:
 def test_round_trip(values: np.ndarray, n_planes: int) -> None:
     planes = split_planes(values, n_planes)
     assert planes.shape == (n_planes, len(values))
-    plain = decompress(compress_planes(planes, zstandard.ZstdCompressor()), planes.size, planes.size)
+    plain = decompress(compress_planes(list(planes), 3), planes.size, planes.size)
     joined = join_planes(plain, n_planes)
     assert joined.dtype == {1: np.uint8, 2: np.uint16, 3: np.uint32, 4: np.uint32}[n_planes]
     assert joined.tolist() == [value % 256**n_planes for value in values.tolist()]
@@ -98,7 +98,7 @@ def test_planes_do_not_share_a_huffman_table() -> None:
     planes = [rng.geometric(0.3, 20_000).astype(np.uint8), 255 - rng.geometric(0.02, 20_000).astype(np.uint8)]
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
     apart = sum(len(compressor.compress(plane.tobytes())) for plane in planes)
-    assert len(compress_planes(planes, compressor)) <= apart
+    assert len(compress_planes(planes, 1)) <= apart
     assert len(compressor.compress(np.concatenate(planes).tobytes())) > 1.02 * apart
 
 
@@ -115,7 +115,7 @@ def test_a_broken_frame_is_refused_or_has_the_right_size() -> None:
 
 
 def test_empty_planes() -> None:
-    assert len(decompress(compress_planes([], zstandard.ZstdCompressor()), 0, 0)) == 0
+    assert len(decompress(compress_planes([], 3), 0, 0)) == 0
 
 
 def test_a_size_between_least_and_most_is_accepted_and_another_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The decompressor of compiled loops against that of the package."""
+"""The compressor and decompressor of compiled loops against those of the package."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from teacher_cache.codec.compiled import compiled
-from teacher_cache.codec.zstd import Decompressor, addresses, decompress_into, decompressor
+from teacher_cache.codec.zstd import Decompressor, addresses, compress_blocks, decompress_into, decompressor
 
 CONTENT = np.random.default_rng(0).integers(0, 9, 5000).astype(np.uint8)
 FRAME = zstandard.compress(CONTENT.tobytes())
@@ -65,3 +65,19 @@ def test_threads_have_contexts_of_their_own() -> None:
         assert set(pool.map(lambda target: decompressed(FRAME, target), targets)) == {5000}
     assert all((target == CONTENT).all() for target in targets)
     assert decompressor() == decompressor()
+
+
+@pytest.mark.parametrize("level", [1, 3, 6, 19])
+def test_blocks_are_those_of_the_packages_own_stream(level: int) -> None:
+    rng = np.random.default_rng(level)
+    parts = [rng.geometric(p, n).astype(np.uint8) for p, n in ((0.5, 300_000), (0.02, 7), (0.1, 0), (0.01, 140_000))]
+    stream = zstandard.ZstdCompressor(level=level, write_checksum=False).compressobj(size=sum(map(len, parts)))
+    wanted = [stream.compress(part.data) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for part in parts]
+    found = compress_blocks(np.concatenate(parts), np.cumsum([len(part) for part in parts]), level)
+    assert found == b"".join([*wanted, stream.flush()])
+
+
+def test_noise_compresses_into_the_space_that_is_reserved() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 50_000).astype(np.uint8)
+    frame = compress_blocks(noise, np.arange(1, len(noise) + 1, dtype=np.int64), 1)  # a block a byte
+    assert zstandard.decompress(frame) == noise.tobytes()

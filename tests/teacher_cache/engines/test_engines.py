@@ -1,7 +1,11 @@
 """Both engines on one tiny random teacher. vLLM takes half a minute to load, so all tests share an engine."""
 
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +17,12 @@ from schemas.errors import UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import Engine, open_engine
+from teacher_cache.engines.kv_cache import kv_cache_memory
+from teacher_cache.engines.vllm import VllmEngine
 from teacher_cache.records import LogitsSample, Request
 from teacher_cache.signals.draws.capture import draw, uniforms
 from teacher_cache.signals.hidden.capture import to_floats
+from teacher_cache.teacher import load_model_config
 
 TEMPERATURES = [1.0, 2.0, 3.0]
 K = 20
@@ -231,6 +238,69 @@ def test_scoring_again_gives_identical_values(engine: Engine, sequences: list[np
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.logprobs, other.logprobs)
         assert np.array_equal(one.log_partition, other.log_partition)
+
+
+def calls_of(sequences: list[np.ndarray], size: int) -> list[list[Request]]:
+    requests = [Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in sequences]
+    return [requests[first : first + size] for first in range(0, len(requests), size)]
+
+
+def test_calls_in_flight_give_each_call_its_own_results(
+    engine: Engine, sequences: list[np.ndarray], reference: list[np.ndarray]
+) -> None:
+    """Also where a sequence is in several calls, and where the last calls are not taken."""
+    twice = [*range(len(sequences)), *range(len(sequences))]
+    calls = calls_of([sequences[i] for i in twice], 3)
+    found = list(engine.score_calls(calls))
+    assert [len(captured) for captured in found] == [len(call) for call in calls]
+    for captured, position in zip((one for call in found for one in call), twice, strict=True):
+        check(captured.logits, reference[position], sequences[position])
+    for one, other in zip(found, engine.score_calls(calls), strict=True):
+        assert all(np.array_equal(a.logits.logprobs, b.logits.logprobs) for a, b in zip(one, other, strict=True))
+    with closing(engine.score_calls(calls)) as some:
+        next(some)
+    for sample, logits, ids in zip(scored(engine, sequences), reference, sequences, strict=True):
+        check(sample, logits, ids)
+
+
+def test_vllm_is_configured_for_prefill(engine: Engine, teacher: Path) -> None:
+    if not isinstance(engine, VllmEngine):
+        pytest.skip("settings of vLLM")
+    settings = engine._llm.llm_engine.vllm_config
+    config = make_config(teacher, "vllm")
+    assert settings.scheduler_config.max_num_seqs == 256, "1,024, but not more than the tokens of a step"
+    assert settings.cache_config.kv_cache_memory_bytes == kv_cache_memory(
+        config, load_model_config(config.teacher), 256, on_cpu=True
+    )
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_vllm_fills_its_steps_from_two_calls(engine: Engine) -> None:
+    """Five calls of 5 × 30 tokens: alone one step each; steps of 256 tokens hold eight sequences."""
+    if not isinstance(engine, VllmEngine):
+        pytest.skip("transformers scores one call after the other")
+    rng = np.random.default_rng(2)
+    calls = calls_of([rng.integers(0, VOCAB_SIZE, 30).astype(np.uint32) for _ in range(25)], 5)
+    taken, steps = 0, 0
+    step = engine._llm.llm_engine.step
+
+    def counted() -> Any:
+        nonlocal steps
+        steps += 1
+        return step()
+
+    def given() -> Iterator[list[Request]]:
+        nonlocal taken
+        for call in calls:
+            taken += 1
+            yield call
+
+    with mock.patch.object(engine._llm.llm_engine, "step", counted):
+        scored = engine.score_calls(given())
+        next(scored)
+        assert taken == 3, "one call is scored, one running and one read"
+        assert len(list(scored)) == 4
+    assert steps == 4
 
 
 def test_weights_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:

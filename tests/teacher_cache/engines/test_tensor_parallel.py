@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from schemas.cache_config import CacheConfig, FinalCapture, HiddenCapture, Quantised
+from schemas.errors import UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher
 from teacher_cache.engines import open_engine
+from teacher_cache.engines.vllm import VllmEngine
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.hidden.capture import to_floats
 
@@ -54,8 +56,21 @@ def requests() -> list[Request]:
 
 
 def score(config: dict[str, Any]) -> list[Captured]:
+    """In two calls."""
     with open_engine(validate(CacheConfig, config, "test")) as engine:
-        return engine.score(requests())
+        if isinstance(engine, VllmEngine):
+            _check_errors_of_workers(engine)
+        calls = [requests()[:1], requests()[1:]]
+        return [captured for call in engine.score_calls(calls) for captured in call]
+
+
+def _check_errors_of_workers(engine: VllmEngine) -> None:
+    """A worker in a process of its own gives its errors word for word."""
+    engine._call_ranks("begin_probe")
+    with pytest.raises(
+        UserError, match=r"^capture\.hidden: vLLM's layer 1 \(\w+\): its output is not what the next norm"
+    ):
+        engine._call_ranks("end_probe")
 
 
 def score_on_two_ranks(config: dict[str, Any]) -> list[Captured]:

@@ -22,6 +22,7 @@ VALIDATION = """1 validation error for ModelConfig
             "Class validation error: Value",
         ),
         (KeyError("factor"), "KeyError: 'factor'"),
+        (RuntimeError("CUDA out of memory."), "CUDA out of memory; set engine.max_batch_tokens lower, or"),
         (ValueError(VALIDATION), "Model architectures ['X'] failed to be inspected. Please check the logs for more"),
     ],
 )

@@ -21,7 +21,8 @@ SEQUENCES = [np.array([5, 6, 7], np.uint32), np.array([9], np.uint32), np.array(
 def test_sequences_are_found_with_any_model_inputs(rows: int, embeddings: bool) -> None:
     capture = _Capture.__new__(_Capture)
     capture._expected = defaultdict(list)
-    capture.expect([Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in SEQUENCES])
+    capture._captured = {}
+    capture.expect([Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in SEQUENCES], 0)
     ids = torch.from_numpy(np.concatenate([SEQUENCES[i] for i in (2, 0, 1)]).astype(np.int64))
     positions = torch.tensor([0, 1, 0, 1, 2, 0])
     capture._before_embedding(None, (ids,))

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from schemas.errors import UserError
 from support.logged import read_metrics
 from support.ranks import run
 from trainer.data.batches import to_tensors
@@ -114,6 +116,13 @@ def test_not_asked_for_without_experts_or_weight(caplog: pytest.LogCaptureFixtur
     without.config.router_aux_loss_coef = 0.0
     assert router_balance(without) is None
     assert not caplog.records
+
+
+def test_a_student_without_router_logits_is_refused() -> None:
+    balance = router_balance(model("mixtral"))
+    assert balance is not None
+    with pytest.raises(UserError, match=r"set router_aux_loss_coef to 0 in its config\.json"):
+        balance.total(SimpleNamespace(router_logits=None), {})
 
 
 def test_an_architecture_without_one_is_warned_about_by_name(caplog: pytest.LogCaptureFixture) -> None:

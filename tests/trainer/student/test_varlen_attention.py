@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention.varlen import varlen_attn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 from schemas.errors import UserError
 from support.flash_stand_in import FlashStandIn
@@ -101,6 +109,11 @@ def test_bounds_and_the_longest_sample_are_those_of_the_batch(cache) -> None:
     assert type(layout.longest) is int
 
 
+def test_a_packed_batch_whose_samples_were_all_skipped(cache) -> None:
+    batch = {name: torch.zeros_like(part) for name, part in to_tensors(cache.read_rows([[0]]), packed=True).items()}
+    assert masked_hidden(student("grouped", VARLEN), batch, flatten=True).shape == (0, 32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_layer_needs_a_value_on_the_host(cache, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel of GPUs over tensors without values, forward and backward: asking for a value raises."""
@@ -148,6 +161,50 @@ def test_under_autocast_q_and_k_are_16_bit(cache, monkeypatch: pytest.MonkeyPatc
     with torch.autocast("cpu", torch.bfloat16):
         masked_hidden(student("grouped", VARLEN), batch, flatten=True)
     assert dtypes == {torch.bfloat16}
+
+
+def hybrid() -> Any:
+    torch.manual_seed(0)
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen3_5MoeTextConfig(
+        **{**SHAPE, "num_hidden_layers": 4}, **linear, **experts, head_dim=8, shared_expert_intermediate_size=16
+    )
+    assert set(config.layer_types) == {"linear_attention", "full_attention"}
+    return Qwen3_5MoeForCausalLM._from_config(config, attn_implementation=VARLEN).eval()
+
+
+def test_recurrent_layers_are_packed_with_kernels_that_know_samples(cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for flash-linear-attention and causal-conv1d: the torch code of transformers, sample by sample."""
+    convolve, recur = modeling_qwen3_5_moe.causal_conv1d_fn, modeling_qwen3_5_moe.torch_chunk_gated_delta_rule
+
+    def convolve_samples(hidden: torch.Tensor, *args: Any, seq_idx: Any = None, **options: Any) -> torch.Tensor:
+        counts = [hidden.shape[2]] if seq_idx is None else seq_idx[0].unique_consecutive(return_counts=True)[1].tolist()
+        return torch.cat([convolve(part, *args, **options) for part in hidden.split(counts, dim=2)], dim=2)
+
+    def recur_samples(*parts: torch.Tensor, g: Any, beta: Any, cu_seqlens: Any = None, **options: Any) -> Any:
+        counts = [g.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+        split = zip(*(part.split(counts, dim=1) for part in (*parts, g, beta)), strict=True)
+        found = [recur(*qkv, g=decay, beta=rate, **options)[0] for *qkv, decay, rate in split]
+        return torch.cat(found, dim=1), None
+
+    model = hybrid()
+    with pytest.raises(
+        UserError, match=r"see each other.* or, on a GPU, install flash-linear-attention and causal-conv1d"
+    ):
+        check_packing(model, flatten=True)
+    monkeypatch.setattr(modeling_qwen3_5_moe, "causal_conv1d_fn", convolve_samples)
+    monkeypatch.setattr(modeling_qwen3_5_moe, "torch_chunk_gated_delta_rule", recur_samples)
+    check_packing(model, flatten=True)
+    packed, alone = ([[0, 3, 5], [2, 4]], [[0], [3], [5], [2], [4]])
+    found = masked_hidden(model, to_tensors(cache.read_rows(packed, length=64), packed=True), flatten=True)
+    wanted = [masked_hidden(model, to_tensors(cache.read_rows([one]), packed=False)) for one in alone]
+    torch.testing.assert_close(found, torch.cat(wanted), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
