@@ -1,7 +1,8 @@
 """``cache-tools repack``: the same samples in shards of another size, with fewer entries a row, or coarser values.
 
 If only the shard size changes, payloads are copied unchanged, and a shard ends where the code table changes. Otherwise
-logits and draws are re-encoded with a single code table, and other signals copied. Memory holds one sample at a time,
+logits and draws are re-encoded with a single code table, and other signals copied; with fewer entries, draws from the
+tail become draws from the larger tail (``tail_draws``). Memory holds one sample at a time,
 and the indexes of the shards that are joined into a new one.
 """
 
@@ -130,12 +131,6 @@ def with_k(capture: CaptureConfig, k: int) -> CaptureConfig:
         raise UserError(
             f"capture.logits.k: {k}, wanted at most {stored}, the entries a row that the cache stores; lower --k, or "
             "cache the teacher again"
-        )
-    if k < stored and capture.draws is not None and capture.draws.region == "tail":
-        raise UserError(
-            f"capture.logits.k: {k}: the cache's draws are from the tail beyond {stored} entries (draws.region: tail), "
-            f"which is not the tail beyond {k}; drop the draws first with `cache-tools subset`, or cache the teacher "
-            "again"
         )
     return capture.model_copy(update={"logits": capture.logits.model_copy(update={"k": k})})
 
