@@ -49,6 +49,8 @@ def missing_in(config: Any, implementation: str) -> str | None:
     if implementation == SDPA:
         return None if model_class._supports_sdpa else "attention as the model class defines it (sinks, biases, …)"
     if implementation == VARLEN:
+        if dropout := getattr(config.get_text_config(), "attention_dropout", None):
+            return f"attention dropout (attention_dropout {dropout:g})"
         if (size := _head_size(config.get_text_config())) > MAX_HEAD_SIZE:
             return f"attention heads of size {size} (at most {MAX_HEAD_SIZE})"
         implementation = FLASH

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -164,5 +163,11 @@ def as_vllm() -> Iterator[None]:
     modules[ATTENTION].Attention = StandInAttention  # type: ignore[attr-defined]
     modules[EMBEDDING].VocabParallelEmbedding = StandInEmbedding  # type: ignore[attr-defined]
     modules[EMBEDDING].ParallelLMHead = StandInHead  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, modules):
+    before = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
+    try:
         yield
+    finally:  # other modules that were imported meanwhile stay: some of torch's cannot be imported twice
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(before)

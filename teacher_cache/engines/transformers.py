@@ -17,15 +17,15 @@ from schemas.errors import UserError
 from teacher_cache.attention_implementation import EAGER, exact_attention
 from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.engines.engine import Engine
+from teacher_cache.engines.step import Shares, Step, StepSequence, to_captured
 from teacher_cache.lengths import forget_lengths, max_length, rope_scale
 from teacher_cache.model_class import model_class
 from teacher_cache.model_folder import not_loaded
 from teacher_cache.process import available_memory_bytes
 from teacher_cache.query_key import QueryKey, tap_query_key
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.logits.capture import LogitsRows, reduce_logits, to_sample
 from teacher_cache.signals.side_taps import taps_of
-from teacher_cache.signals.tap import SequenceQueryKey, Tap
+from teacher_cache.signals.tap import SequenceQueryKey
 from teacher_cache.teacher import load_model_config
 
 MAX_LOGITS_BYTES = 1 << 30
@@ -65,6 +65,7 @@ class TransformersEngine(Engine):
         if self._model.config._attn_implementation == EAGER and heads is not None:
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
+        self._chunk_rows = config.engine.head_chunk_rows
         self._taps = taps_of(config.capture, text_config.num_hidden_layers)
         self._layer_outputs: dict[int, torch.Tensor] = {}  # residual streams [B, S, D] of the last pass
         self._query_keys: dict[int, QueryKey] = {}
@@ -139,39 +140,37 @@ class TransformersEngine(Engine):
         self._layer_outputs.clear()
         forget_lengths(self._model)
         logits_BSV = self._model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
-        next_BS = ids_BS.roll(-1, dims=1)
-        captured = []
-        for row, request in enumerate(requests):
-            logits = self._capture.logits
-            positions = torch.from_numpy(request.logits_positions).to(self._model.device)
-            logits_PV = logits_BSV[row, :, : self._vocab_size].index_select(0, positions)
-            rows = reduce_logits(logits_PV, next_BS[row].index_select(0, positions), logits.k, logits.temperatures)
-            side = {}
-            for name, tap in self._taps.items():
-                at = request.positions(name)
-                side[name] = tap.sample(at, list(self._pieces(tap, row, request, at, logits_PV, rows)))
-            captured.append(Captured(to_sample(rows, request, logits), side, rows.entropy_N.cpu().numpy()))
-        return captured
+        sequences = [
+            StepSequence(row, request, row * longest, row * longest + len(request.input_ids))
+            for row, request in enumerate(requests)
+        ]
+        step = Step(sequences, self._taps, self._model.device)
+        for number in sorted(self._layer_outputs):
+            step.layer(number, self._layer_outputs[number].flatten(0, 1))
+        if self._final_BSD is not None:
+            step.final(self._final_BSD.flatten(0, 1))
+        for number in self._query_keys:
+            step.query_key(number, partial(self._seen, number))
+        logits_NV = logits_BSV.flatten(0, 1)[:, : self._vocab_size]
+        step.logits(
+            ids_BS.flatten(),
+            lambda rows_n: logits_NV.index_select(0, rows_n),
+            self._capture.logits,
+            self._chunk_rows,
+            Shares(),
+        )
+        captured = step.finish()
+        return [
+            to_captured(request, [captured[row]], self._taps, self._capture.logits)
+            for row, request in enumerate(requests)
+        ]
 
-    def _pieces(
-        self, tap: Tap, row: int, request: Request, at: np.ndarray, logits_PV: torch.Tensor, rows: LogitsRows
-    ) -> Iterator[Any]:
-        """Yield a tap's pieces of the sequence in batch row ``row``, at its positions ``at``."""
-        device = self._model.device
-        positions_P = torch.from_numpy(at).to(device)
-        for number in tap.layers:
-            yield tap.from_layer(self._layer_outputs[number][row].index_select(0, positions_P))
-        if tap.reads_final:
-            assert self._final_BSD is not None
-            yield tap.from_final(self._final_BSD[row].index_select(0, positions_P))
-        if tap.query_key_layer is not None:
-            query_BHSE, key_BGSE, scaling, softcap = self._query_keys[tap.query_key_layer]
-            length = len(request.input_ids)
-            query_SHE, key_SGE = (part[row, :, :length].transpose(0, 1) for part in (query_BHSE, key_BGSE))
-            yield tap.from_query_key(SequenceQueryKey(query_SHE, key_SGE, scaling, softcap), positions_P)
-        if tap.reads_logits:
-            inputs_P = torch.from_numpy(tap.row_inputs(request)).to(device)
-            yield tap.from_logits(logits_PV, rows.ids_NK, inputs_P)
+    def _seen(self, number: int, one: StepSequence) -> SequenceQueryKey:
+        """q and k of a sequence in layer ``number``."""
+        query_BHSE, key_BGSE, scaling, softcap = self._query_keys[number]
+        length = len(one.request.input_ids)
+        query_SHE, key_SGE = (part[one.number, :, :length].transpose(0, 1) for part in (query_BHSE, key_BGSE))
+        return SequenceQueryKey(query_SHE, key_SGE, scaling, softcap)
 
     def close(self) -> None:
         """See Engine."""

@@ -21,13 +21,13 @@ from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known, check_on_cpu
 from teacher_cache.engines.kv_cache import kv_cache_memory
 from teacher_cache.engines.residual_stream import check_ranks
+from teacher_cache.engines.step import CapturedSequence, to_captured
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
-from teacher_cache.engines.vllm_worker import CapturedSequence, Refusal
+from teacher_cache.engines.vllm_worker import Refusal
 from teacher_cache.lengths import check_length
 from teacher_cache.logs import shows_details
 from teacher_cache.records import Captured, Request
-from teacher_cache.signals.logits.capture import to_sample
 from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
 
@@ -196,15 +196,7 @@ class VllmEngine(Engine):
     def _captured(self, request: Request, ranks: list[CapturedSequence | None]) -> Captured:
         """Combine what the ranks captured of one sequence: attention heads of all ranks, the rest of one rank."""
         kept = [rank for rank in ranks if rank is not None]
-        with_logits = next((rank for rank in kept if rank.logits is not None), None)
-        if with_logits is None or with_logits.logits is None:
-            raise RuntimeError(f"vLLM did not run a sequence of {len(request.input_ids)} tokens in one step")
-        side = {
-            name: tap.sample(request.positions(name), [piece for rank in kept for piece in rank.side.get(name, [])])
-            for name, tap in self._taps.items()
-        }
-        logits = to_sample(with_logits.logits, request, self._capture.logits)
-        return Captured(logits, side, with_logits.logits.entropy_N.numpy())
+        return to_captured(request, kept, self._taps, self._capture.logits)
 
     def close(self) -> None:
         """See Engine."""

@@ -7,10 +7,9 @@ k; a hook of the outer model applies the head in row chunks. No Python object pe
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,36 +18,18 @@ from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
 from teacher_cache.engines.residual_stream import StreamProbe, stream_of
+from teacher_cache.engines.step import CapturedSequence, Shares, Step, StepSequence
 from teacher_cache.engines.text_only import install_placeholders
 from teacher_cache.records import Request
-from teacher_cache.signals.logits.capture import LogitsRows, reduce_logits
 from teacher_cache.signals.side_taps import taps_of
-from teacher_cache.signals.tap import SequenceQueryKey, Tap
+from teacher_cache.signals.tap import SequenceQueryKey
 
 install_placeholders()  # before a worker that is a process of its own imports the model
-
-Piece = TypeVar("Piece", bound=tuple[torch.Tensor, ...])
-
-
-@dataclass
-class CapturedSequence:
-    """What one rank captured of one sequence, on the CPU."""
-
-    logits: LogitsRows | None = None  # None on ranks without the logits
-    side: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))  # pieces of each side signal
 
 
 class _Expected(NamedTuple):
     number: int
     request: Request
-
-
-class _Running(NamedTuple):
-    """A sequence of the current step: rows ``start`` to ``stop`` of the flat batch."""
-
-    expected: _Expected
-    start: int
-    stop: int
 
 
 class Refusal(NamedTuple):
@@ -103,8 +84,8 @@ class _Capture:
         self._config = capture
         self._chunk_rows = chunk_rows
         self._expected: dict[bytes, list[_Expected]] = defaultdict(list)
-        self._captured: dict[int, CapturedSequence] = defaultdict(CapturedSequence)
-        self._running: list[_Running] = []
+        self._captured: dict[int, CapturedSequence] = {}
+        self._step: Step | None = None  # the current one, if it has expected sequences
         self._embedded_N: torch.Tensor | None = None  # the embedding's last input
         self._ids_N = torch.empty(0, dtype=torch.int64)  # of the current step
         self._probe: StreamProbe | None = None
@@ -144,7 +125,8 @@ class _Capture:
             self._expected[request.input_ids.astype(np.int64).tobytes()].append(_Expected(number, request))
 
     def collect(self, numbers: range) -> dict[int, CapturedSequence]:
-        return {number: self._captured.pop(number) for number in numbers if number in self._captured}
+        captured = {number: self._captured.pop(number) for number in numbers if number in self._captured}
+        return captured if _world() == 1 else {number: one.detached() for number, one in captured.items()}
 
     def _before_embedding(self, _embedding: Any, args: Any) -> None:
         self._embedded_N = args[0]
@@ -158,104 +140,50 @@ class _Capture:
         ids_N = self._embedded_N if ids_N is None else ids_N
         assert ids_N is not None
         self._ids_N = ids_N
-        ids = ids_N.cpu().numpy().astype(np.int64)
         positions_N = kwargs["positions"] if kwargs["positions"].ndim == 1 else kwargs["positions"][0]
-        starts = (positions_N[: len(ids)] == 0).nonzero().flatten().tolist()
-        self._running = []
+        ids, positions = torch.stack([ids_N.long(), positions_N[: len(ids_N)].long()]).cpu().numpy()
+        starts = np.flatnonzero(positions == 0).tolist()
+        running = []
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
             expected = self._expected.get(ids[start:stop].tobytes())
             if expected:
-                self._running.append(_Running(expected.pop(0), start, stop))
+                running.append(StepSequence(*expected.pop(0), start, stop))
+        self._step = Step(running, self._taps, ids_N.device) if running else None
 
     @torch.inference_mode()
     def _after_layer(self, number: int, kind: str, _layer: Any, _args: Any, output: Any) -> None:
-        stream_ND = stream_of(output, kind)
-        for (expected, start, _), name, tap in self._running_taps():
-            if number in tap.layers:
-                rows = _flat_rows(start, expected.request.positions(name), stream_ND.device)
-                self._keep(expected, name, tap.from_layer(stream_ND[rows]))
+        if self._step is not None:
+            self._step.layer(number, stream_of(output, kind))
 
     @torch.inference_mode()
     def _before_attention(self, number: int, attention: Any, args: Any) -> None:
+        if self._step is None:
+            return
         query_NHE = args[0].view(-1, attention.num_heads, attention.head_size)
         key_NGE = args[1].view(-1, attention.num_kv_heads, attention.head_size)
         softcap = getattr(attention.impl, "logits_soft_cap", None) or None
         first_head = _rank() * attention.num_heads
-        for (expected, start, stop), name, tap in self._running_taps():
-            if number == tap.query_key_layer:
-                seen = SequenceQueryKey(
-                    query_NHE[start:stop], key_NGE[start:stop], attention.impl.scale, softcap, first_head
-                )
-                positions_P = _flat_rows(0, expected.request.positions(name), query_NHE.device)
-                self._keep(expected, name, tap.from_query_key(seen, positions_P))
 
-    def _running_taps(self) -> Iterator[tuple[_Running, str, Tap]]:
-        return ((running, name, tap) for running in self._running for name, tap in self._taps.items())
+        def seen(one: StepSequence) -> SequenceQueryKey:
+            rows = slice(one.start, one.stop)
+            return SequenceQueryKey(query_NHE[rows], key_NGE[rows], attention.impl.scale, softcap, first_head)
 
-    def _keep(self, expected: _Expected, name: str, piece: Any) -> None:
-        self._captured[expected.number].side[name].append(_on_cpu(piece))
+        self._step.query_key(number, seen)
 
     @torch.inference_mode()
     def _after_forward(self, _model: Any, _args: Any, hidden_ND: Any) -> None:
-        """Compute and reduce the logits of the step's wanted rows."""
-        if not self._running:
+        """Compute and reduce the logits of the step's wanted rows; everything captured leaves the device."""
+        step, self._step = self._step, None
+        if step is None:
             return
         if _rank() == 0:  # the final hidden state is the same on every rank
-            self._keep_final(hidden_ND)
-        config, device = self._config.logits, hidden_ND.device
-        rows_N = torch.cat([_flat_rows(start, one.request.logits_positions, device) for one, start, _ in self._running])
-        next_N = self._ids_N.roll(-1)[rows_N]
-        taps = {name: tap for name, tap in self._taps.items() if tap.reads_logits}
-        inputs = {
-            name: torch.from_numpy(np.concatenate([tap.row_inputs(one.request) for one, _, _ in self._running])).to(
-                device
-            )
-            for name, tap in taps.items()
-        }
-        parts: list[LogitsRows] = []
-        pieces: dict[str, list[Any]] = {name: [] for name in taps}
-        for start in range(0, len(rows_N), self._chunk_rows):
-            chunk = slice(start, start + self._chunk_rows)
-            logits = self._model.compute_logits(hidden_ND[rows_N[chunk]])  # every rank takes part
-            if logits is None:
-                continue
-            parts.append(reduce_logits(logits, next_N[chunk], config.k, config.temperatures))
-            for name, tap in taps.items():
-                pieces[name].append(tap.from_logits(logits, parts[-1].ids_NK, inputs[name][chunk]))
-        if parts:
-            self._keep_rows(_joined(parts), {name: _joined(chunks) for name, chunks in pieces.items()})
+            step.final(hidden_ND)
 
-    def _keep_rows(self, logits: LogitsRows, pieces: dict[str, Any]) -> None:
-        """Split the step's rows by sequence."""
-        first = 0
-        for expected, _, _ in self._running:
-            last = first + len(expected.request.logits_positions)
-            captured = self._captured[expected.number]
-            captured.logits = LogitsRows(*(column[first:last] for column in logits))
-            for name, piece in pieces.items():
-                captured.side[name].append(type(piece)(*(column[first:last] for column in piece)))
-            first = last
+        def compute(rows_n: torch.Tensor) -> torch.Tensor | None:
+            return self._model.compute_logits(hidden_ND[rows_n])  # every rank takes part
 
-    def _keep_final(self, hidden_ND: torch.Tensor) -> None:
-        for (expected, start, _), name, tap in self._running_taps():
-            if tap.reads_final:
-                rows = _flat_rows(start, expected.request.positions(name), hidden_ND.device)
-                self._keep(expected, name, tap.from_final(hidden_ND[rows]))
-
-
-def _flat_rows(start: int, positions: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Rows of the flat batch, int64, at ``positions`` of the sequence that begins at row ``start``."""
-    return torch.from_numpy(start + positions.astype(np.int64)).to(device)
-
-
-def _on_cpu(piece: Any) -> Any:
-    """Move the tensors of a NamedTuple of tensors and arrays to the CPU."""
-    return type(piece)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in piece))
-
-
-def _joined(parts: list[Piece]) -> Piece:
-    """Concatenate NamedTuples of tensors along their rows, on the CPU."""
-    return type(parts[0])(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+        step.logits(self._ids_N, compute, self._config.logits, self._chunk_rows, _shares())
+        self._captured.update(step.finish())
 
 
 def _embedding(model: torch.nn.Module) -> torch.nn.Module | None:
@@ -285,3 +213,18 @@ def _rank() -> int:
     from vllm.distributed import get_tensor_model_parallel_rank
 
     return get_tensor_model_parallel_rank()
+
+
+def _world() -> int:
+    from vllm.distributed import get_tensor_model_parallel_world_size
+
+    return get_tensor_model_parallel_world_size()
+
+
+def _shares() -> Shares:
+    """Every rank shares the rows where all have the logits; else rank 0, or who has them, takes all."""
+    if _world() == 1:
+        return Shares()
+    from vllm.platforms import current_platform
+
+    return Shares(_rank(), _world()) if current_platform.use_all_gather() else Shares()

@@ -16,15 +16,16 @@ from teacher_cache.signals.attention.record import AttentionSample
 from teacher_cache.signals.tap import SequenceQueryKey, Tap
 
 CHUNK_WEIGHTS = 1 << 25  # attention weights per chunk
+HEAD_DIMS = (0, 0, 1, 1)  # dimension of the attention heads in the fields of AttentionRows
 
 
 class AttentionRows(NamedTuple):
     """Attention rows of one sequence before heads are chosen: P rows, H attention heads, the M largest weights."""
 
-    heads_H: np.ndarray  # int32
-    entropy_H: np.ndarray  # float64, nats, mean over the rows
-    weights_PHM: np.ndarray  # float32, descending; 0 beyond the row's keys
-    keys_PHM: np.ndarray  # int32; 0 where the weight is 0
+    heads_H: torch.Tensor  # int32
+    entropy_H: torch.Tensor  # float64, nats, mean over the rows
+    weights_PHM: torch.Tensor  # float32, descending; 0 beyond the row's keys
+    keys_PHM: torch.Tensor  # int32; 0 where the weight is 0
 
 
 def attention_rows(
@@ -92,43 +93,50 @@ def _join(
     keys_HPM = torch.cat([keys for _, _, keys in chunks], dim=1)
     missing = (0, n_keys - weights_HPM.shape[2])
     weights_PHM, keys_PHM = (
-        torch.nn.functional.pad(part, missing).transpose(0, 1).contiguous().cpu().numpy()
-        for part in (weights_HPM, keys_HPM.int())
+        torch.nn.functional.pad(part, missing).transpose(0, 1).contiguous() for part in (weights_HPM, keys_HPM.int())
     )
-    rows = max(1, len(weights_PHM))
-    heads_H = np.arange(first_head, first_head + n_heads, dtype=np.int32)
-    return AttentionRows(heads_H, entropy_H.cpu().numpy() / rows, weights_PHM, keys_PHM)
+    heads_H = torch.arange(first_head, first_head + n_heads, dtype=torch.int32, device=entropy_H.device)
+    return AttentionRows(heads_H, entropy_H / max(1, len(weights_PHM)), weights_PHM, keys_PHM)
 
 
-def choose_heads(rows: AttentionRows, heads: int | list[int]) -> AttentionRows:
+def choose_heads(rows: AttentionRows, heads: int | list[int], first_head: int = 0) -> AttentionRows:
     """Keep the ``heads`` most focused attention heads, most focused first (ties by number), or those listed.
 
+    ``rows`` are those of consecutive attention heads from ``first_head`` on; nothing is read back from the device.
     Applying it to each tensor-parallel rank and again to the merged choices equals applying it to all heads at once.
     """
-    order = np.lexsort((rows.heads_H, rows.entropy_H))
-    wanted = order[:heads] if isinstance(heads, int) else order[np.isin(rows.heads_H[order], heads)]
-    return AttentionRows(
-        rows.heads_H[wanted], rows.entropy_H[wanted], rows.weights_PHM[:, wanted], rows.keys_PHM[:, wanted]
-    )
+    if isinstance(heads, int):
+        return _at(rows, rows.entropy_H.argsort(stable=True)[:heads])
+    places = [head - first_head for head in heads if 0 <= head - first_head < len(rows.heads_H)]
+    return _at(rows, places)
+
+
+def _at(rows: AttentionRows, places: torch.Tensor | list[int]) -> AttentionRows:
+    """The attention heads at these places, in their order."""
+    if isinstance(places, list):  # slices: a list as an index would be uploaded
+        return AttentionRows(
+            *(
+                torch.cat([part.narrow(dim, 0, 0), *(part.narrow(dim, place, 1) for place in places)], dim)
+                for part, dim in zip(rows, HEAD_DIMS, strict=True)
+            )
+        )
+    return AttentionRows(*(part.index_select(dim, places) for part, dim in zip(rows, HEAD_DIMS, strict=True)))
 
 
 def merge_ranks(parts: Sequence[AttentionRows]) -> AttentionRows:
     """Concatenate the attention heads of all tensor-parallel ranks."""
-    heads, entropies, weights, keys = zip(*parts, strict=True)
-    return AttentionRows(
-        np.concatenate(heads), np.concatenate(entropies), np.concatenate(weights, axis=1), np.concatenate(keys, axis=1)
-    )
+    return AttentionRows(*(torch.cat(part, dim) for part, dim in zip(zip(*parts, strict=True), HEAD_DIMS, strict=True)))
 
 
 def to_attention_sample(positions: np.ndarray, rows: AttentionRows, heads: int | list[int]) -> AttentionSample:
-    """Record of one sequence. Listed attention heads keep the order of the list."""
-    chosen = choose_heads(rows, heads)
-    if not isinstance(heads, int):
-        order = np.argsort(chosen.heads_H)[np.argsort(np.argsort(heads))]
-        chosen = AttentionRows(
-            chosen.heads_H[order], chosen.entropy_H[order], chosen.weights_PHM[:, order], chosen.keys_PHM[:, order]
-        )
-    return AttentionSample(positions, chosen.heads_H, chosen.weights_PHM, chosen.keys_PHM)
+    """Record of one sequence, from host tensors. Listed attention heads keep the order of the list."""
+    numbers = rows.heads_H.numpy()
+    if isinstance(heads, int):
+        places = np.lexsort((numbers, rows.entropy_H.numpy()))[:heads]
+    else:
+        places = np.array([numbers.tolist().index(head) for head in heads])
+    weights_PHM, keys_PHM = rows.weights_PHM.numpy(), rows.keys_PHM.numpy()
+    return AttentionSample(positions, numbers[places], weights_PHM[:, places], keys_PHM[:, places])
 
 
 class AttentionTap(Tap):
@@ -149,7 +157,7 @@ class AttentionTap(Tap):
             self._settings.keys,
             seen.first_head,
         )
-        return choose_heads(rows, self._settings.heads)
+        return choose_heads(rows, self._settings.heads, seen.first_head)
 
     def sample(self, positions: np.ndarray, pieces: Sequence[AttentionRows]) -> AttentionSample:
         """Merge the pieces of all ranks."""

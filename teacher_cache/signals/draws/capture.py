@@ -17,6 +17,7 @@ import torch
 from schemas.cache_config import DrawsCapture
 from teacher_cache.records import Request
 from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.fused import fused
 from teacher_cache.signals.logits.capture import chunk_size
 from teacher_cache.signals.tap import Tap
 
@@ -52,13 +53,15 @@ def draw(
         excluded_NK = logits_NV.new_empty((len(logits_NV), 0), dtype=torch.int64)
     rows = chunk_size(logits_NV)
     chunks = zip(logits_NV.split(rows), excluded_NK.split(rows), uniforms_NTM.split(rows), strict=True)
-    parts = [_draw_chunk(logits.float(), excluded, places, temperatures) for logits, excluded, places in chunks]
+    parts = [_draw_chunk(logits, excluded, places, temperatures) for logits, excluded, places in chunks]
     return DrawnRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+@fused("draws")
 def _draw_chunk(
     logits_NV: torch.Tensor, excluded_NK: torch.Tensor, uniforms_NTM: torch.Tensor, temperatures: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_NV = logits_NV.float()
     shifted_NV = logits_NV - logits_NV.amax(dim=1, keepdim=True)
     ids, entropies = [], []
     for column, temperature in enumerate(temperatures):
@@ -66,7 +69,8 @@ def _draw_chunk(
         exp_NV = scaled_NV.exp()
         total_N = exp_NV.sum(dim=1)
         entropies.append(total_N.log() - torch.linalg.vecdot(exp_NV, scaled_NV.clamp_(min=-1e30)) / total_N)
-        exp_NV.scatter_(1, excluded_NK.long(), 0.0)
+        if excluded_NK.shape[1]:
+            exp_NV.scatter_(1, excluded_NK.long(), 0.0)
         ids.append(_invert(exp_NV, uniforms_NTM[:, column]))
     return torch.stack(ids, dim=1), torch.stack(entropies, dim=1)
 

@@ -26,11 +26,20 @@ class HiddenRows(NamedTuple):
     outliers_NO: torch.Tensor
 
 
+CHUNK_VALUES = 1 << 24  # of which several float32 copies exist at a time, 64 MiB each
+CPU_CHUNK_VALUES = 1 << 20  # within a CPU's last-level cache
 _LARGEST = {"int8": 127, "int4": 7, "float8_e4m3": 448}  # largest value, in units of the group's scale
 
 
 def quantise(hidden_ND: torch.Tensor, capture: Quantised) -> HiddenRows:
-    """Quantise rows of one layer (any floating dtype)."""
+    """Quantise rows of one layer (any floating dtype), a bounded number of values at a time."""
+    values = CPU_CHUNK_VALUES if hidden_ND.device.type == "cpu" else CHUNK_VALUES
+    chunks = hidden_ND.split(max(1, values // hidden_ND.shape[1]))
+    parts = [_quantise_chunk(chunk_ND, capture) for chunk_ND in chunks]
+    return parts[0] if len(parts) == 1 else HiddenRows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _quantise_chunk(hidden_ND: torch.Tensor, capture: Quantised) -> HiddenRows:
     n_rows, channels = hidden_ND.shape
     if not capture.has_scales:
         empty = hidden_ND.new_empty((n_rows, 0), dtype=torch.int16)

@@ -4,6 +4,7 @@ Only the small result leaves the device: k ids and log-probabilities, the realis
 log-partition per temperature, and the entropy.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +61,14 @@ def _reduce_chunk(
     log_sum_NT, entropy_N = log_sums(logits_NV, max_N, temperatures)
     log_sum_N = log_sum_NT[:, temperatures.index(1.0)]
     log_z_N = max_N + log_sum_N
-    partition_NT = log_sum_NT - log_sum_N[:, None] / torch.tensor(temperatures, device=log_sum_N.device)
+    partition_NT = log_sum_NT - log_sum_N[:, None] / _on_device(tuple(temperatures), log_sum_N.device)
     return ids_NK.int(), top_NK - log_z_N[:, None], next_logit_N - log_z_N, partition_NT, entropy_N
+
+
+@cache
+def _on_device(temperatures: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32 [T], uploaded once: each upload makes the host wait for the device."""
+    return torch.tensor(temperatures, device=device)
 
 
 def to_sample(rows: LogitsRows, request: Request, capture: LogitsCapture) -> LogitsSample:

@@ -20,8 +20,7 @@ SEQUENCES = [np.array([5, 6, 7], np.uint32), np.array([9], np.uint32), np.array(
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_sequences_are_found_with_any_model_inputs(rows: int, embeddings: bool) -> None:
     capture = _Capture.__new__(_Capture)
-    capture._expected = defaultdict(list)
-    capture._captured = {}
+    capture._expected, capture._taps, capture._captured = defaultdict(list), {}, {}
     capture.expect([Request(ids, np.arange(len(ids), dtype=np.int32)) for ids in SEQUENCES], 0)
     ids = torch.from_numpy(np.concatenate([SEQUENCES[i] for i in (2, 0, 1)]).astype(np.int64))
     positions = torch.tensor([0, 1, 0, 1, 2, 0])
@@ -31,7 +30,8 @@ def test_sequences_are_found_with_any_model_inputs(rows: int, embeddings: bool) 
         "positions": positions if rows == 1 else positions.expand(rows, -1),
     }
     capture._before_forward(None, (), given)
-    found = [(one.expected.number, one.start, one.stop) for one in capture._running]
+    assert capture._step is not None
+    found = [(one.number, one.start, one.stop) for one in capture._step.sequences]
     assert found == [(2, 0, 2), (0, 2, 5), (1, 5, 6)]
     assert torch.equal(capture._ids_N, ids)
 

@@ -7,6 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention.varlen import varlen_attn
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3_5MoeForCausalLM,
@@ -35,7 +37,12 @@ SHAPE: dict[str, Any] = {
 }
 PACKED = [[0, 3, 5], [2, 4], [7]]
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 10}
 KINDS = {
+    "latent": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **LATENT, first_k_dense_replace=9),
+    ),
     "grouped": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=12)),
     "as many": (LlamaForCausalLM, LlamaConfig(**{**SHAPE, "num_key_value_heads": 4})),
     "windows": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=8, **WINDOWS)),
@@ -228,5 +235,7 @@ def test_configurations_that_it_would_compute_otherwise_are_refused() -> None:
     for config, what in ((Gemma2Config(), "soft cap"), (GptOssConfig(), "as the model class defines it")):
         with pytest.raises(UserError, match=f"^key: varlen drops .*{what}"):
             check_attention(config, VARLEN, "key")
+    with pytest.raises(UserError, match=r"^key: varlen drops attention dropout \(attention_dropout 0.1\)"):
+        check_attention(LlamaConfig(**SHAPE, attention_dropout=0.1), VARLEN, "key")
     with pytest.raises(UserError, match=r"attention heads of size 512 \(at most 256\)"):
         check_attention(LlamaConfig(**SHAPE, head_dim=512), VARLEN, "key")

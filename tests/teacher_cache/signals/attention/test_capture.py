@@ -58,13 +58,13 @@ def test_rows_equal_a_plain_softmax(
     np.testing.assert_allclose(rows.entropy_H, entropy, atol=1e-5)
     wanted_PHS = wanted_HPS.transpose(1, 0, 2)
     largest = -np.sort(-wanted_PHS, axis=2)[:, :, :n_keys]
-    found = rows.weights_PHM
+    found, keys = rows.weights_PHM.numpy(), rows.keys_PHM.numpy()
     assert found.shape == (len(positions), groups * per_group, n_keys)
     np.testing.assert_allclose(found[:, :, : largest.shape[2]], largest, atol=1e-5)
     assert not found[:, :, largest.shape[2] :].any()
-    at_keys = np.take_along_axis(wanted_PHS, rows.keys_PHM.astype(np.int64), axis=2)
+    at_keys = np.take_along_axis(wanted_PHS, keys.astype(np.int64), axis=2)
     np.testing.assert_allclose(at_keys[found > 0], found[found > 0], atol=1e-5)
-    assert not rows.keys_PHM[found == 0].any()
+    assert not keys[found == 0].any()
 
 
 def test_a_sequence_without_rows() -> None:
@@ -109,7 +109,7 @@ def test_choosing_heads_per_rank_equals_choosing_among_all(heads: int | list[int
     ranks = []
     for first in (0, 2):
         rows = rows_of_weights(weights[first : first + 2], 4)
-        ranks.append(choose_heads(rows._replace(heads_H=rows.heads_H + first), heads))
+        ranks.append(choose_heads(rows._replace(heads_H=rows.heads_H + first), heads, first))
     merged = to_attention_sample(np.array([7, 9]), merge_ranks(ranks), heads)
     for name in ("heads", "weights", "keys"):
         np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
