@@ -97,7 +97,7 @@ class Steps:
         """Put the hooks for ``capture`` on the decoder, in place of earlier ones."""
         self._decoder.remove_hooks()
         self._capture = validate(CaptureConfig, capture, "gpu check")
-        self._worker.install_capture(self._capture.model_dump(mode="json"), chunk_rows=2_048)
+        self._worker.install_capture(self._capture.model_dump(mode="json"), 2_048)
         self._worker.begin_probe()
         self._decoder.set_sequence_tokens(PROBE_TOKENS)
         self._decoder(input_ids=self._input_ids[:PROBE_TOKENS], positions=self._positions[:PROBE_TOKENS])
