@@ -129,7 +129,7 @@ def _plain(attention: Any, batch: dict[str, Any]) -> Any:
     later_NS = torch.arange(key_GSD.shape[1]) > column[:, None]
     scores_HNS = attention_scores(query_HND, key_GSD, attention.scaling, attention.softcap)
     log_probs_NHS = scores_HNS.masked_fill(later_NS, -torch.inf).log_softmax(dim=-1).transpose(0, 1)
-    heads_R = most_focused(row_entropies(log_probs_NHS), torch.zeros_like(column), 1, RANKS)[0]
+    heads_R = most_focused(row_entropies(log_probs_NHS.exp()), torch.zeros_like(column), 1, RANKS)[0]
     return apc_per_row(batch["attention_weights"], batch["attention_keys"], log_probs_NHS[:, heads_R]).sum()
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 
 from schemas.cache_config import (
+    AttentionCapture,
     CacheConfig,
     Dtype,
     EngineConfig,
@@ -19,13 +20,17 @@ from schemas.errors import UserError
 from schemas.load import validate
 from teacher_cache.records import LogitsSample, Request
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.signals.attention.record import AttentionSample
 from teacher_cache.signals.hidden import StatesSignal, floats
 from teacher_cache.signals.hidden.record import HiddenSample
 from teacher_cache.signals.side_table import SIDE_SIGNALS
+from teacher_cache.teacher import load_model_config
 from tools.checking.agreement import GRID_TEMPERATURES, SHIFTS, Rows
 from tools.checking.verdict import Rescored, Scored, States, judge
 
 MAX_ROWS = 256  # compared per sample
+ATTENTION = States("attention", "attention rows")
+SideRows = TypeVar("SideRows", HiddenSample, AttentionSample)
 
 
 def rescore(
@@ -92,7 +97,8 @@ def _score(
     logits = LogitsCapture(k=k, temperatures=temperatures, positions="all")
     states = {name: kind for name, kind in SIDE_SIGNALS.items() if isinstance(kind, StatesSignal)}
     left_out = {name: None for name in SIDE_SIGNALS if name not in states}
-    capture = manifest.capture.model_copy(update={"logits": logits, **left_out})
+    rows = None if manifest.capture.attention is None else _all_heads(manifest.capture.attention, teacher)
+    capture = manifest.capture.model_copy(update={"logits": logits, **left_out, "attention": rows})
     chosen = np.sort(rng.choice(len(reader), min(samples, len(reader)), replace=False)).tolist()
     longest = int(reader.num_tokens[chosen].max(initial=2))
     config = CacheConfig(
@@ -107,16 +113,20 @@ def _score(
     with TransformersEngine(config) as engine:
         for number, position in enumerate(chosen):
             stored = _some_rows(reader.read_logits(position), rng)
-            kept = {name: _some_states(reads.read(position, name), rng) for name in capture.side_settings}
+            kept = {name: _some_side_rows(reads.read(position, name), rng) for name in capture.side_settings}
             tokens = reader.read_tokens(position).input_ids
             if len(stored.positions):
-                near = {name: _with_neighbours(states.positions, len(tokens)) for name, states in kept.items()}
+                near = {name: _with_neighbours(sample.positions, len(tokens)) for name, sample in kept.items()}
                 (again,) = engine.score([Request(tokens, _with_neighbours(stored.positions, len(tokens)), near)])
                 errors: dict[States, dict[int, np.ndarray]] = {}
-                for name, settings in capture.side_settings.items():
-                    labels = states[name].labels(settings, manifest.teacher.num_layers)
-                    compared = _relative_errors(kept[name], again.side[name], settings)
-                    errors |= {States(name, label): one for label, one in zip(labels, compared, strict=True)}
+                for name, kind in states.items():
+                    if name in kept:
+                        settings = capture.side_settings[name]
+                        labels = kind.labels(settings, manifest.teacher.num_layers)
+                        compared = _relative_errors(kept[name], again.side[name], settings)
+                        errors |= {States(name, label): one for label, one in zip(labels, compared, strict=True)}
+                if "attention" in kept:
+                    errors[ATTENTION] = _weight_errors(kept["attention"], again.side["attention"])
                 found.append(Scored(Rows(stored, again.logits, temperatures), errors))
             advance(number + 1, len(chosen))
     if not found:
@@ -133,9 +143,15 @@ def _some_rows(sample: LogitsSample, rng: np.random.Generator) -> LogitsSample:
     return replace(sample, **{name: values[rows] for name, values in vars(sample).items() if name != "num_tokens"})
 
 
-def _some_states(sample: HiddenSample, rng: np.random.Generator) -> HiddenSample:
+def _some_side_rows(sample: SideRows, rng: np.random.Generator) -> SideRows:
     rows = _some(len(sample.positions), rng)
-    return HiddenSample(**{name: values[rows] for name, values in vars(sample).items()})
+    return replace(sample, **{name: values[rows] for name, values in vars(sample).items() if name != "heads"})
+
+
+def _all_heads(attention: AttentionCapture, teacher: TeacherConfig) -> AttentionCapture:
+    """Settings that capture all attention heads and more keys: which heads are most focused depends on the rows."""
+    heads = load_model_config(teacher).get_text_config().num_attention_heads
+    return attention.model_copy(update={"heads": heads, "keys": 2 * attention.keys + 32})
 
 
 def _with_neighbours(positions_P: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -155,4 +171,22 @@ def _relative_errors(stored: HiddenSample, again: HiddenSample, settings: Quanti
         off_PC, norm_PC = (np.linalg.norm(v_PCD, axis=2) for v_PCD in (stored_PCD[here_P] - there_PCD, there_PCD))
         for errors, errors_P in zip(found, (off_PC / norm_PC.clip(min=1e-12)).T, strict=True):
             errors[shift] = errors_P
+    return found
+
+
+def _weight_errors(stored: AttentionSample, again: AttentionSample) -> dict[int, np.ndarray]:
+    """‖stored - rescored‖ / ‖rescored‖ of each row's stored keys, mean over heads, by the shift of the rescored row."""
+    place_H = np.array([np.flatnonzero(again.heads == head)[0] for head in stored.heads])
+    found: dict[int, np.ndarray] = {}
+    for shift in SHIFTS:
+        at_P = np.searchsorted(again.positions, stored.positions + shift).clip(max=max(0, len(again.positions) - 1))
+        here_P = np.flatnonzero(again.positions[at_P] == stored.positions + shift)
+        keys_PHJ, weights_PHJ = (part[at_P[here_P]][:, place_H] for part in (again.keys, again.weights))
+        dense_PHS = np.zeros((*keys_PHJ.shape[:2], 1 + max(stored.keys.max(initial=0), again.keys.max(initial=0))))
+        rows, heads = np.ogrid[: len(here_P), : len(place_H)]
+        np.maximum.at(dense_PHS, (rows[:, :, None], heads[:, :, None], keys_PHJ), weights_PHJ)
+        there_PHM = np.take_along_axis(dense_PHS, stored.keys[here_P], axis=2)
+        there_PHM[stored.weights[here_P] == 0] = 0
+        off_PH, norm_PH = (np.linalg.norm(w_PHM, axis=2) for w_PHM in (stored.weights[here_P] - there_PHM, there_PHM))
+        found[shift] = (off_PH / norm_PH.clip(min=1e-12)).mean(axis=1)
     return found

@@ -18,8 +18,9 @@ from tools.checking.agreement import INVERSE_B, SHIFTS, UNIT, Rows, distances, d
 # Mean |Δ log p| between two runs, nats; measured between vLLM and transformers on a 135M teacher: 1e-5 in float32,
 # 0.077 in bfloat16. The limits are multiples of these, as teachers differ.
 NOISE = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.2}
-# Relative error of hidden states: by quantisation, and between two runs.
-ROUNDING = {"int8": 0.02, "int4": 0.25, "float8_e4m3": 0.06, "bfloat16": 0.006, "float16": 0.001}
+# Relative error of hidden states and attention rows: by quantisation, and between two runs.
+WEIGHTS = "weights"
+ROUNDING = {WEIGHTS: 0.01, "int8": 0.02, "int4": 0.25, "float8_e4m3": 0.06, "bfloat16": 0.006, "float16": 0.001}
 HIDDEN_NOISE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.1}
 TEMPERATURE_NOISE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}  # |log T| that a fit may be off by
 BETTER = 0.4  # an explanation must reduce the distance to this fraction, …
@@ -41,7 +42,7 @@ class Rescored:
 
 
 class States(NamedTuple):
-    """Hidden states of one layer: the signal that stores them, and their name in messages."""
+    """Hidden states of one layer, or attention rows: the signal that stores them, and their name in messages."""
 
     signal: str
     label: str
@@ -181,7 +182,8 @@ def _scalar_differences(scored: list[Scored], manifest: Manifest) -> dict[str | 
 def _states_problems(scored: list[Scored], manifest: Manifest, noise: float) -> list[str]:
     problems = []
     for states in dict.fromkeys(states for item in scored for states in item.states):
-        limit = ROUNDING[manifest.capture.side_settings[states.signal].dtype] + noise
+        dtype = getattr(manifest.capture.side_settings[states.signal], "dtype", WEIGHTS)
+        limit = ROUNDING[dtype] + noise
         every = [item.states[states] for item in scored if states in item.states and len(item.states[states][0])]
         wrong = [
             errors for errors in every if np.median(errors[0]) > limit * (1 + 3 / math.sqrt(max(1, len(errors[0]))))
@@ -196,8 +198,8 @@ def _states_problems(scored: list[Scored], manifest: Manifest, noise: float) -> 
         best = min(medians, key=lambda shift: medians[shift])
         like = f": {_named(best, 1.0, False)}" if best and medians[best] < BETTER * medians[0] else ""
         problems.append(
-            f"{len(wrong)} of {len(scored)} samples: the {states.label} is off by {medians[0]:.1%} in the median row, "
-            f"noise is at most {limit:.1%}{like}"
+            f"{len(wrong)} of {len(scored)} samples: {states.label}: off by {medians[0]:.1%} in the median row, noise "
+            f"is at most {limit:.1%}{like}"
         )
     return problems
 

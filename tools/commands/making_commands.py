@@ -47,7 +47,9 @@ def merge(sources: tuple[str, ...], target: str, duplicates: str, as_json: bool)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--tokens-per-shard", type=click.IntRange(1, MOST), help="A shard ends when it holds so many tokens.")
-@click.option("--k", type=click.IntRange(1, MOST), help="Keep at most this many entries per row.")
+@click.option(
+    "--k", type=click.IntRange(1, MOST), help="Keep at most this many entries per row. Draws from the tail are redrawn."
+)
 @click.option(
     "--logprobs",
     type=click.Choice(["steps", "bfloat16", "float16", "float32"]),

@@ -19,6 +19,7 @@ from teacher_cache.signals.logits.codec import LogitsCodec
 from teacher_cache.signals.side_signal import SideCodec
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from tools.making.derived import ShardSlice, read_payloads
+from tools.making.tail_draws import draws_beyond
 
 MAX_OPEN_TABLES = 4  # each takes megabytes
 MOST_STEPS = {"float32": 1024, "float16": 32, "bfloat16": 4}
@@ -59,6 +60,8 @@ class Recoder:
     def __init__(self, source: Storage, old: Manifest, new: Manifest) -> None:
         self._source, self._old, self._new = source, old, new
         self._decoders = lru_cache(MAX_OPEN_TABLES)(self._open)
+        draws, k = old.capture.draws, new.capture.logits.k
+        self._redraws = draws is not None and draws.region == "tail" and k < old.capture.logits.k
 
     def code_table(self, parts: Sequence[ShardSlice]) -> np.ndarray:
         """Build a code table (uint32 [V]) from the token ids of these samples."""
@@ -89,13 +92,23 @@ class Recoder:
         return _codecs(self._old, CodeTable(table))
 
     def _decoded(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> Any:
-        """A sample's record of a signal with token ids, with no more entries a row than the new cache has."""
+        """A sample's record of a signal with token ids, with the new cache's number of entries, and their tail."""
+        sample, k = self._stored(part, row, signal, payload), self._new.capture.logits.k
+        if signal == "logits":
+            return first_entries(sample, k)
+        if signal == "draws" and self._redraws:
+            (logits,) = read_payloads(self._source, part.index, "logits", [row])
+            stored = self._stored(part, row, "logits", logits)
+            return draws_beyond(k, part.index.keys[row], stored, sample, self._old.capture)
+        return sample
+
+    def _stored(self, part: ShardSlice, row: int, signal: Signal, payload: bytes) -> Any:
+        """A sample's record as the old cache stores it. Raises CorruptCacheError."""
         try:
-            sample = self._decoders(part.index.table)[signal].decode(payload, part.index.num_tokens[row])
+            return self._decoders(part.index.table)[signal].decode(payload, part.index.num_tokens[row])
         except CorruptCacheError as error:
             where = self._source.where(tar_name(part.index.name, signal))
             raise CorruptCacheError(f"{where}: sample {part.index.keys[row]}: {error}") from None
-        return first_entries(sample, self._new.capture.logits.k) if signal == "logits" else sample
 
 
 def _codecs(manifest: Manifest, table: CodeTable) -> dict[str, SideCodec[Any]]:

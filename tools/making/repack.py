@@ -1,7 +1,8 @@
 """``cache-tools repack``: the same samples in shards of another size, with fewer entries a row, or coarser values.
 
 If only the shard size changes, payloads are copied unchanged, and a shard ends where the code table changes. Otherwise
-logits and draws are re-encoded with a single code table, and other signals copied. Memory holds one sample at a time,
+logits and draws are re-encoded with a single code table, and other signals copied; with fewer entries, draws from the
+tail become draws from the larger tail (``tail_draws``). Memory holds one sample at a time,
 and the indexes of the shards that are joined into a new one.
 """
 
@@ -15,10 +16,9 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.manifest import MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry, ShardIndex
 from teacher_cache.codec.permutation import encode_table, table_digest, table_path
-from teacher_cache.shards.marks import write_manifest
+from teacher_cache.shards.marks import files_beside_shards, write_manifest
 from teacher_cache.shards.new_place import new_cache
 from teacher_cache.shards.shard_table import shard_name, signals_of
-from teacher_cache.shards.storage import HEAD
 from tools.making.derived import ShardSlice, derived_manifest, join_parts, source_of, unchanged
 from tools.making.link import share_file
 from tools.making.recode import Recoder, check_not_finer
@@ -70,10 +70,8 @@ def repack(
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = {} if recodes else dict(base.tables)
     with new_cache(target, "cache-tools repack", source, changes) as storage:
-        if base.head is not None:
-            share_file(cache.storage, HEAD, storage, HEAD, base.head.file)
-        for digest, file in tables.items():
-            share_file(cache.storage, table_path(digest), storage, table_path(digest), file)
+        for name, file in files_beside_shards(base.model_copy(update={"tables": tables, "shard_table": None})):
+            share_file(cache.storage, name, storage, name, file)
         done = 0
         for number, parts in enumerate(grouped(indexes, changes.tokens_per_shard, mixes_tables=recodes)):
             if recoder is not None and not tables:
@@ -133,12 +131,6 @@ def with_k(capture: CaptureConfig, k: int) -> CaptureConfig:
         raise UserError(
             f"capture.logits.k: {k}, wanted at most {stored}, the entries a row that the cache stores; lower --k, or "
             "cache the teacher again"
-        )
-    if k < stored and capture.draws is not None and capture.draws.region == "tail":
-        raise UserError(
-            f"capture.logits.k: {k}: the cache's draws are from the tail beyond {stored} entries (draws.region: tail), "
-            f"which is not the tail beyond {k}; drop the draws first with `cache-tools subset`, or cache the teacher "
-            "again"
         )
     return capture.model_copy(update={"logits": capture.logits.model_copy(update={"k": k})})
 

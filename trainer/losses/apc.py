@@ -152,7 +152,8 @@ def apc_of_sequence(
     query_RND, key_RSD = query_HND[heads_R], key_GSD[heads_R // (len(query_HND) // len(key_GSD))].float()
 
     def loss(query_RnD: torch.Tensor, key_RSD: torch.Tensor, rows: slice, stop: int) -> torch.Tensor:
-        log_probs_nRS = _log_rows(attention, query_RnD, key_RSD[:, :stop], position_N[rows])
+        scores_RnS = _masked_scores(attention, query_RnD, key_RSD[:, :stop], position_N[rows])
+        log_probs_nRS = scores_RnS.log_softmax(dim=-1).transpose(0, 1)
         return apc_per_row(weights_NRM[rows], keys_NRM[rows], log_probs_nRS).sum()
 
     parts = [
@@ -175,7 +176,9 @@ def _most_focused_heads(
     key_GSD = key_GSD.float()  # once, not per chunk
     entropy_NH = torch.cat(
         [
-            row_entropies(_log_rows(attention, query_HND[:, rows], key_GSD[:, :stop], position_N[rows]))
+            row_entropies(
+                _masked_scores(attention, query_HND[:, rows], key_GSD[:, :stop], position_N[rows]).softmax(dim=-1)
+            ).T
             for rows, stop in _chunks(n_keys, len(query_HND), key_GSD.device.type)
         ]
     )
@@ -185,35 +188,33 @@ def _most_focused_heads(
 def _chunks(n_keys: Sequence[int], n_heads: int, device: str) -> list[tuple[slice, int]]:
     """Slices of consecutive rows whose attention weights are computed at one time, and the keys computed for each.
 
-    n_keys: keys that each row sees, ascending. Keys are the sequence's, a half, a quarter, … of them, whichever is
-    enough, and rows in proportion: chunks of one size are what allocators reuse.
+    n_keys: keys that each row sees, ascending. Rows that fit are one chunk over all keys. Else a half, a quarter, … of
+    the keys are computed for the rows that see no more, and more rows at a time: chunks of one size are what allocators
+    reuse.
     """
-    most, chunks, start = max(n_keys), [], 0
+    most, size = max(n_keys), CHUNK_WEIGHTS.get(device, CHUNK_WEIGHTS["cuda"]) // n_heads
+    if len(n_keys) * most <= size:
+        return [(slice(0, len(n_keys)), most)]
+    chunks, start = [], 0
     for halvings, group in itertools.groupby(n_keys, key=lambda seen: (most // seen).bit_length() - 1):
         keys, end = -(-most // (1 << halvings)), start + len(list(group))
-        rows = max(1, CHUNK_WEIGHTS.get(device, CHUNK_WEIGHTS["cuda"]) // (n_heads * keys))
+        rows = max(1, size // keys)
         chunks += [(slice(first, min(first + rows, end)), keys) for first in range(start, end, rows)]
         start = end
     return chunks
 
 
-def _log_rows(
+def _masked_scores(
     attention: QueryKey, query_HND: torch.Tensor, key_GSD: torch.Tensor, position_N: torch.Tensor
 ) -> torch.Tensor:
-    """Log-softmaxed attention rows, float32 [N, H, S]; -inf at later keys."""
+    """Attention scores, float32 [H, N, S]; -inf at later keys."""
     later_NS = torch.arange(key_GSD.shape[1], device=position_N.device) > position_N[:, None]
-    scores_HNS = attention_scores(query_HND, key_GSD, attention.scaling, attention.softcap)
-    return scores_HNS.masked_fill(later_NS, -torch.inf).log_softmax(dim=-1).transpose(0, 1)
+    return attention_scores(query_HND, key_GSD, attention.scaling, attention.softcap).masked_fill(later_NS, -torch.inf)
 
 
-def row_entropies(log_probs_NHS: torch.Tensor) -> torch.Tensor:
-    """-Σ p log p of each attention row, nats [N, H]; -inf entries (masked keys) contribute 0 to value and gradient.
-
-    Computed in float32 (float64 stays float64).
-    """
-    log_probs_NHS = log_probs_NHS.to(torch.promote_types(log_probs_NHS.dtype, torch.float32))
-    finite_NHS = log_probs_NHS.masked_fill(log_probs_NHS == -torch.inf, 0)
-    return -(log_probs_NHS.exp() * finite_NHS).sum(dim=-1)
+def row_entropies(p_S: torch.Tensor) -> torch.Tensor:
+    """-Σ p log p of attention rows, nats, [..., S] → [...]; keys of weight 0 contribute 0."""
+    return torch.special.entr(p_S).sum(dim=-1)
 
 
 def most_focused(entropy_NH: torch.Tensor, sequence_N: torch.Tensor, n_sequences: int, h: int) -> torch.Tensor:

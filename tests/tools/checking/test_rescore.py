@@ -17,6 +17,7 @@ from support.attention_models import write_special
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job
+from teacher_cache.engines import step
 from teacher_cache.engines import transformers as engine
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.logits.capture import reduce_logits
@@ -24,6 +25,7 @@ from tools.cache_tools_cli import main
 from tools.checking.rescore import rescore
 
 SEEDS = [0, 1]
+SHIFTED = ("hidden", "final", "attention")
 CAPTURE = {"logits": {"k": 16, "temperatures": [1.0, 3.0]}, "draws": None}
 
 
@@ -69,14 +71,14 @@ def _at(sample: Any, positions: Any) -> Any:
 def tempered(temperature: float) -> Any:
     """The engine divides logits before the softmax."""
     return mock.patch.object(
-        engine, "reduce_logits", lambda logits, next_ids, k, ts: reduce_logits(logits / temperature, next_ids, k, ts)
+        step, "reduce_logits", lambda logits, next_ids, k, ts: reduce_logits(logits / temperature, next_ids, k, ts)
     )
 
 
 def other_partitions(temperature: float) -> Any:
     """The engine gives log-partitions of this temperature instead of 3."""
     return mock.patch.object(
-        engine,
+        step,
         "reduce_logits",
         lambda logits, next_ids, k, ts: reduce_logits(logits, next_ids, k, [t if t == 1 else temperature for t in ts]),
     )
@@ -108,6 +110,8 @@ def test_no_false_alarm(folder: Path, tmp_path: Path, kind: str, seed: int) -> N
     errors = found.figures["log-probabilities, |Δ| in nat"]
     assert errors["max"] <= (1 / 32 + 1e-3 if dtype == "float32" else 1.5)
     assert found.figures["shares"]["same best token"] > (0.999 if dtype == "float32" else 0.9)
+    if "attention" in capture:
+        assert found.figures["attention rows, relative error"]["max"] < 0.01
     if "hidden" in capture:
         assert {"hidden states, layer 1, relative error", "final hidden state, relative error"} <= set(found.figures)
 
@@ -152,19 +156,41 @@ def test_a_temperature_is_seen_with_one_entry_a_row(folder: Path, tmp_path: Path
     assert "temperature of about 2" in rescore(url, str(folder / "teacher-0"), samples=8).verdict
 
 
+def side_of_the_row_before() -> Any:
+    """The engine gives side signals at each row that belong to the row before."""
+    score = engine.TransformersEngine.score
+
+    def wrong(self: engine.TransformersEngine, requests: list[Request]) -> list[Captured]:
+        moved = [
+            request._replace(side_positions={name: (request.positions(name) - 1).clip(0) for name in SHIFTED})
+            for request in requests
+        ]
+        return [
+            Captured(found.logits, {name: _at(side, request.positions(name)) for name, side in found.side.items()})
+            for found, request in zip(score(self, moved), requests, strict=True)
+        ]
+
+    return mock.patch.object(engine.TransformersEngine, "score", wrong)
+
+
 def test_hidden_states_of_other_rows_are_found(folder: Path, tmp_path: Path) -> None:
-    pieces = engine.TransformersEngine._pieces
-
-    def wrong(self: Any, tap: Any, row: int, request: Request, at: Any, *logits: Any) -> Any:
-        return pieces(self, tap, row, request, (at - 1).clip(0), *logits)
-
     capture = CAPTURE | {"hidden": {"layers": [1], "positions": "all"}, "final": {"dtype": "bfloat16"}}
-    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong), pytest.raises(UserError):
+    with side_of_the_row_before(), pytest.raises(UserError):
         cached(folder, tmp_path / "refused", 0, capture)  # final hidden states are checked when they are written
-    with mock.patch.object(engine.TransformersEngine, "_pieces", wrong):
+    with side_of_the_row_before():
         url = cached(folder, tmp_path / "cache", 0, CAPTURE | {"hidden": {"layers": [1], "positions": "all"}})
     (problem,) = rescore(url, str(folder / "teacher-0"), samples=8).problems
-    assert "the hidden states, layer 1 is" in problem
+    assert "hidden states, layer 1: off by" in problem
+    assert "of one token before" in problem
+
+
+def test_attention_rows_of_other_tokens_are_found(folder: Path, tmp_path: Path) -> None:
+    with side_of_the_row_before():
+        url = cached(
+            folder, tmp_path / "cache", 0, CAPTURE | {"attention": {"heads": 2, "keys": 8, "positions": "all"}}
+        )
+    (problem,) = rescore(url, str(folder / "teacher-0"), samples=8).problems
+    assert "attention rows: off by" in problem
     assert "of one token before" in problem
 
 

@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize(
     ("free", "expected"),
-    [(None, 1 << 26), (70 * GIB, 2 * GIB), (40 * GIB, 2 * GIB), (39 * GIB, GIB), (8 * GIB, GIB // 4), (0, 1 << 26)],
+    [(None, 1 << 26), (70 * GIB, GIB), (20 * GIB, GIB), (19 * GIB, GIB // 2), (8 * GIB, GIB // 4), (0, 1 << 26)],
 )
 def test_chunks_grow_with_free_memory(free: int | None, expected: int) -> None:
     assert chunk_bytes(free) == expected
