@@ -32,6 +32,7 @@ from benchmarks.support.common import FOLDER, K, as_config, captured, digest, se
 from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from schemas.cache_config import CacheConfig
 from teacher_cache.engines import open_engine
+from teacher_cache.engines.chunk_rows import CPU_ROWS
 from teacher_cache.job import Summary
 from teacher_cache.shards.reader import CacheReader
 
@@ -60,7 +61,7 @@ def main() -> int:
         "without_texts": lambda: prompt_logprobs(engine, sequences, texts=False),
         "dicts": lambda: prompt_logprobs(engine, sequences, texts=True, flat=False),
         "transformers": lambda: transformers_top_k(model, sequences),
-        "floor": lambda: floor(engine, sequences, config.engine.head_chunk_rows),
+        "floor": lambda: floor(engine, sequences, CPU_ROWS),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
@@ -102,7 +103,7 @@ def main() -> int:
         "k": K,
         "dtype": config.teacher.dtype,
         "max_batch_tokens": config.engine.max_batch_tokens,
-        "head_chunk_rows": config.engine.head_chunk_rows,
+        "head_chunk_rows": CPU_ROWS,
     }
     what = f"SmolLM2-135M in {config.teacher.dtype}, {len(sequences)} × {TOKENS} tokens"
     title = f"Capture: {what}, medians of {REPETITIONS} repetitions"

@@ -44,11 +44,12 @@ class EngineConfig(Strict):
         le=MAX_TOKENS,
         description="Tokens per forward pass (at least one sequence); 8192 saturate a device, more take memory.",
     )
-    head_chunk_rows: int = Field(
-        512,
+    head_chunk_rows: int | None = Field(
+        None,
         ge=1,
         le=MAX_TOKENS,
-        description="vLLM: rows of logits that exist at one time; 512 of 150,000 float32 each are 0.3 GiB.",
+        description="Rows of logits that exist at a time; default: as many as fit in half of a GPU's free memory (30 "
+        "bytes per logit), at most 4096, and 512 on CPUs.",
     )
     tensor_parallel: int = Field(
         1, ge=1, le=4096, description="vLLM: devices that the model is split over; 1 is fastest if it fits on one."

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from schemas.cache_config import CacheConfig
 from schemas.catalog_file import Catalog
+from schemas.chat_record import ChatRecord
 from schemas.manifest import Manifest, ShardIndex
 from schemas.signature import Signature
 from schemas.strict import FORMAT_VERSION
@@ -30,6 +31,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "shard-index": ShardIndex,
     "signature": Signature,
     "catalog": Catalog,
+    "chat": ChatRecord,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

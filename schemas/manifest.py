@@ -140,7 +140,9 @@ class Manifest(Extended):
     """``manifest.json``: everything that is needed to decode, check and trust a cache."""
 
     format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
-    format_minor: int = added(0, "Minor version that a reader must know: 1 where shards have bundles or digests.", ge=0)
+    format_minor: int = added(
+        0, "Minor version that a reader must know: 1 where shards have bundles or digests, 2 with a vocabulary.", ge=0
+    )
     teacher: TeacherInfo
     tokenizer: TokenizerInfo
     corpus: CorpusInfo
@@ -148,6 +150,9 @@ class Manifest(Extended):
     codec: CodecConfig
     provenance: Provenance
     head: HeadInfo | None = Field(None, description="The teacher's output head; there if `capture.final` is set.")
+    vocabulary: FileEntry | None = added(
+        None, "The file `vocabulary.arrow`: the bytes of the teacher's tokens, for students with another tokenizer."
+    )
     tokens_per_shard: Annotated[int, Field(ge=1)]
     units: list[Unit]
     complete: bool
@@ -196,11 +201,13 @@ class Manifest(Extended):
         return self
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files that it lists: by signal, then ``index``, ``tables`` and, where there is one, ``head``."""
+        """Bytes of the listed files: by signal, then ``index``, ``tables`` and, where there are such, ``head`` and
+        ``vocabulary``."""
         tables = [*self.tables.values(), *([] if self.shard_table is None else [self.shard_table])]
         sizes: dict[str, int] = {signal: size for signal, size in self.totals.bytes.items()}
         sizes |= {"index": self.totals.index_bytes, "tables": sum(file.bytes for file in tables)}
-        return sizes if self.head is None else sizes | {"head": self.head.file.bytes}
+        beside = {"head": None if self.head is None else self.head.file, "vocabulary": self.vocabulary}
+        return sizes | {name: file.bytes for name, file in beside.items() if file is not None}
 
     def bytes_per_token(self) -> dict[str, float]:
         """``sizes`` by the tokens of the committed shards; of an empty cache, by 1."""

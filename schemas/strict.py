@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 FORMAT_VERSION = 1
 """Version of the cache format that this code writes, and the newest it reads."""
 
-FORMAT_MINOR = 1
+FORMAT_MINOR = 2
 """Newest minor version. Caches that do not need it are written without one, as version 1.0."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -27,6 +27,7 @@ from schemas.manifest import (
     Totals,
     Unit,
 )
+from schemas.strict import FORMAT_MINOR
 from teacher_cache.codec.bundles import bundle_places, is_bundle
 from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
@@ -42,10 +43,12 @@ from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
 from teacher_cache.shards.shard_table import shard_name, with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.tar import checksum
+from teacher_cache.shards.vocabulary_file import write_vocabulary
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.signals.side_table import check_teacher, needs_head
 from teacher_cache.teacher import describe_teacher, load_model_config, load_tokenizer, older_fingerprint
 from teacher_cache.teacher_head import write_head
+from teacher_cache.teacher_vocabulary import teacher_vocabulary
 from teacher_cache.token_batch import TokenBatch, in_parts
 from teacher_cache.tokenizer import describe_tokenization
 from teacher_cache.vocabulary import within_vocabulary
@@ -90,13 +93,15 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
     corpus = Corpus(config.corpus, tokenizer)
     try:
         head = write_head(config.teacher, storage) if needs_head(config.capture) else None
+        vocabulary = write_vocabulary(teacher_vocabulary(config.teacher, config.corpus, tokenizer), storage)
         batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
         with paused_garbage_collection():
-            units, minor = _write_units(batches, storage, config.output)
+            units = _write_units(batches, storage, config.output)
         plan = wanted.model_copy(
             update={
-                "format_minor": minor,
+                "format_minor": FORMAT_MINOR,
                 "head": head,
+                "vocabulary": vocabulary,
                 "units": units,
                 "corpus": wanted.corpus.model_copy(update={"counts": corpus.counts}),
             }
@@ -227,17 +232,15 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> tuple[list[Unit], int]:
-    """Write the units' token tars; returns the units, and the minor format version that they need."""
+def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> list[Unit]:
+    """Write the units' token tars; returns the units."""
     units: list[Unit] = []
-    minor = 0
     for number, part in enumerate(in_parts(batches, output.tokens_per_shard)):
         index = write_tokens(storage, shard_name(number), part, output.bundle_short_samples)
         gc.collect(0)  # garbage of this unit
         tokens = len(part.input_ids)
         units.append(Unit(name=shard_name(number), samples=len(part), tokens=tokens, tokens_file=index.file))
-        minor = max(minor, index.format_minor)
-    return units, minor
+    return units
 
 
 def numbered_parts(samples: Iterable[TokenSample], least_tokens: int) -> Iterator[tuple[int, TokenSample]]:

@@ -25,6 +25,7 @@ class TokenSample:
     loss_mask: np.ndarray  # bool [S]; True at t: the prediction of token t+1 is to be learned; last is False
     byte_start: np.ndarray  # uint32 [S]; token t spans text.encode()[byte_start[t]:byte_end[t]]
     byte_end: np.ndarray  # uint32 [S]
+    chat: bytes = b""  # JSON of its ChatRecord; nothing for other documents, and in older caches
 
 
 @dataclass(frozen=True)

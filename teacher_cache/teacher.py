@@ -17,11 +17,11 @@ SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 65536
 
 
-def load_tokenizer(config: TeacherConfig) -> Any:
-    """Load the teacher's (fast) tokenizer. Raises UserError if that fails."""
+def load_tokenizer(config: TeacherConfig, key: str = "teacher.path") -> Any:
+    """Load the teacher's (fast) tokenizer. Raises UserError that names ``key`` if that fails."""
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer.from_pretrained, config, "tokenizer")
+    return _load(AutoTokenizer.from_pretrained, config, "tokenizer", key)
 
 
 def load_model_config(config: TeacherConfig) -> Any:
@@ -31,17 +31,29 @@ def load_model_config(config: TeacherConfig) -> Any:
     return _load(AutoConfig.from_pretrained, config, "model configuration")
 
 
-def _load(load: Any, config: TeacherConfig, what: str) -> Any:
+def _load(load: Any, config: TeacherConfig, what: str, key: str = "teacher.path") -> Any:
     exists = Path(config.path).is_dir()
     advice = "pass the folder of a Hugging Face model with its tokenizer"
     if not exists and not is_hub_id(config.path):
-        raise UserError(f"teacher.path: {config.path} (no such folder): cannot load a {what}; {advice}")
+        raise UserError(f"{key}: {config.path} (no such folder): cannot load a {what}; {advice}")
     try:
         return load(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # an untrusted model's settings can make its class raise anything
         found = "exists" if exists else "no such folder"
-        problem = f"teacher.path: {config.path} ({found}): cannot load a {what}"
+        problem = f"{key}: {config.path} ({found}): cannot load a {what}"
         raise not_loaded(error, problem, "set teacher.trust_remote_code: true", f"; {advice}") from None
+
+
+def load_stop_tokens(config: TeacherConfig) -> set[int]:
+    """The ids at which the teacher's own generation stops, from its generation settings or its configuration."""
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(config.path, revision=config.revision or "main")
+    except Exception:  # most teachers without such a file; what is in one can be anything
+        settings = load_model_config(config).get_text_config()
+    found = getattr(settings, "eos_token_id", None)
+    return {one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)}
 
 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:

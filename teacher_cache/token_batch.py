@@ -22,6 +22,7 @@ class TokenBatch:
     loss_mask: np.ndarray  # bool [N]
     byte_start: np.ndarray  # uint32 [N]
     byte_end: np.ndarray  # uint32 [N]
+    chats: list[bytes]
 
     @classmethod
     def of(cls, samples: Sequence[TokenSample]) -> "TokenBatch":
@@ -36,6 +37,7 @@ class TokenBatch:
             loss_mask=np.concatenate([sample.loss_mask for sample in samples]),
             byte_start=np.concatenate([sample.byte_start for sample in samples]),
             byte_end=np.concatenate([sample.byte_end for sample in samples]),
+            chats=[sample.chat for sample in samples],
         )
 
     def __len__(self) -> int:
@@ -55,6 +57,7 @@ class TokenBatch:
                 loss_mask=self.loss_mask[first:end].copy(),
                 byte_start=self.byte_start[first:end].copy(),
                 byte_end=self.byte_end[first:end].copy(),
+                chat=self.chats[i],
             )
 
     def chosen(self, keep_M: np.ndarray) -> "TokenBatch":
@@ -72,6 +75,7 @@ class TokenBatch:
             loss_mask=self.loss_mask[keep_N],
             byte_start=self.byte_start[keep_N],
             byte_end=self.byte_end[keep_N],
+            chats=list(compress(self.chats, keep)),
         )
 
     def part(self, first: int, stop: int) -> "TokenBatch":
@@ -87,6 +91,7 @@ class TokenBatch:
             self.loss_mask[begin:end],
             self.byte_start[begin:end],
             self.byte_end[begin:end],
+            self.chats[first:stop],
         )
 
 
@@ -102,6 +107,7 @@ def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
         loss_mask=np.concatenate([batch.loss_mask for batch in batches]),
         byte_start=np.concatenate([batch.byte_start for batch in batches]),
         byte_end=np.concatenate([batch.byte_end for batch in batches]),
+        chats=[chat for batch in batches for chat in batch.chats],
     )
 
 

@@ -24,14 +24,14 @@ MAY_IMPORT = {
 ROOMS = {
     "teacher_cache": [
         "records process text output_head lengths decoder_layers model_class query_key"
-        " attention_implementation ahead stop_request logs gpu_driver",
+        " attention_implementation ahead stop_request logs gpu_driver token_table",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
         "shards options engines",
         "corpus trust teacher_head",
-        "api tokenizer writing",
-        "plan",
+        "api tokenizer writing teacher_vocabulary",
+        "plan retarget",
         "claims estimate",
         "job",
         "command program",
@@ -39,7 +39,7 @@ ROOMS = {
         "teacher_cache_cli",
     ],
     "trainer": [
-        "student retarget",
+        "student",
         "losses data",
         "run evaluate",
         "loop",

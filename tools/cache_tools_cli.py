@@ -6,7 +6,7 @@ from teacher_cache.program import Program
 from tools.commands.bridge_commands import export, import_cache
 from tools.commands.checking_commands import verify
 from tools.commands.finding_commands import card, catalog, search
-from tools.commands.looking_commands import compare, inspect, report, stats
+from tools.commands.looking_commands import align, compare, inspect, report, stats
 from tools.commands.making_commands import merge, prune, repack
 from tools.commands.sharing_commands import pull, push, split, subset
 from tools.commands.trust_commands import keygen, sign, trust
@@ -44,6 +44,7 @@ COMMANDS = (
     stats,
     compare,
     report,
+    align,
 )
 for command in COMMANDS:
     main.add_command(command)

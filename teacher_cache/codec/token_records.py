@@ -24,7 +24,9 @@ from teacher_cache.codec.tokens import (
     SPAN_BYTES,
     STRINGS,
     TEXT_SECTIONS,
+    chat_frame,
     check_text,
+    split_text_frame,
 )
 from teacher_cache.token_batch import TokenBatch
 
@@ -49,20 +51,23 @@ def encode_records(batch: TokenBatch) -> Iterator[bytes]:
         np.stack(string_bytes, axis=1),
     )
     compress, view = _compressor().compress, content.data
-    for (frame, text_frame, end), *ending in zip(starts_M3.tolist(), batch.texts, *strings, strict=True):
-        first = compress(view[frame:text_frame])
-        yield b"".join((_SIZE.pack(len(first)), first, compress(b"".join((view[text_frame:end], *ending)))))
+    for (frame, text_frame, end), chat, *ending in zip(
+        starts_M3.tolist(), batch.chats, batch.texts, *strings, strict=True
+    ):
+        first, second = compress(view[frame:text_frame]), compress(b"".join((view[text_frame:end], *ending)))
+        yield b"".join((_SIZE.pack(len(first)), first, second, chat_frame(chat)))
 
 
 def to_record(payload: bytes) -> bytes:
     """Convert a member's payload to a record. Raises CorruptCacheError."""
     row = _READER.read(payload)
-    sections = Sections(row.binary("text_frame"), TEXT_SECTIONS, MOST_BYTES)
+    text_frame, chat = split_text_frame(row.binary("text_frame"))
+    sections = Sections(text_frame, TEXT_SECTIONS, MOST_BYTES)
     strings = [row.binary(name) for name in STRINGS]
     sizes = np.diff(sections.starts).tolist() + [len(string) for string in strings]
     content = b"".join((struct.pack(f"<{len(sizes)}I", *sizes), sections.content[sections.starts[0] :].data, *strings))
     frame = row.binary("frame")
-    return b"".join((_SIZE.pack(len(frame)), frame, _compressor().compress(content)))
+    return b"".join((_SIZE.pack(len(frame)), frame, _compressor().compress(content), chat))
 
 
 def _compressor() -> zstandard.ZstdCompressor:

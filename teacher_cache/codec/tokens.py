@@ -12,6 +12,8 @@
 - ``lengths``: bytes of text of each token, u32.
 - ``text``: UTF-8.
 
+Format 1.2: in samples of chats a third frame follows in ``text_frame``, the JSON of their ChatRecord.
+
 Integers are split into byte planes (``planes``).
 
 In a bundle (``bundles``) a sample is a record instead of an Arrow row: the size of ``frame``, u32, then ``frame``, then
@@ -19,15 +21,17 @@ In a bundle (``bundles``) a sample is a record instead of an Arrow row: the size
 """
 
 import numpy as np
+import zstandard
 
 from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import MAX_SEQUENCE_TOKENS
 from teacher_cache.codec.compiled import compiled, refused_as_corrupt
 from teacher_cache.codec.message import RowReader, is_arrow, write_row
-from teacher_cache.codec.planes import split_planes
+from teacher_cache.codec.planes import decompress, split_planes
 from teacher_cache.codec.positions import encode_positions, most_bytes, row_numbers
 from teacher_cache.codec.sections import SIZE_BYTES, Frame, Sections, compress_sections
+from teacher_cache.codec.zstd import frame_size
 from teacher_cache.records import TokenSample
 
 ID_BYTES, SPAN_BYTES = 3, 4
@@ -35,6 +39,7 @@ N_SECTIONS = 2  # in the frame that training reads
 LEVEL = 3  # of zstd, for the text
 TEXT_SECTIONS = 3  # gaps, lengths, text; in a record the strings follow
 STRINGS = ("key", "source_id", "layer")
+MAX_CHAT_BYTES = 1 << 24  # of a chat's record
 MAX_TOKEN_BYTES, SLACK_BYTES = 1 << 10, 1 << 16  # of text, per token and per sequence: bounds what is decompressed
 
 _READER = RowReader(TOKENS_SCHEMA)
@@ -57,9 +62,14 @@ def encode_tokens(sample: TokenSample) -> bytes:
         {
             **{name: getattr(sample, name) for name in STRINGS},
             "frame": compress_sections(frame, LEVEL),
-            "text_frame": compress_sections(text_frame, LEVEL),
+            "text_frame": compress_sections(text_frame, LEVEL) + chat_frame(sample.chat),
         },
     )
+
+
+def chat_frame(chat: bytes) -> bytes:
+    """The frame of a chat's record; nothing where there is none."""
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(chat) if chat else b""
 
 
 def check_text(source_id: str, num_tokens: int, text_bytes: int) -> None:
@@ -83,7 +93,7 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
     with refused_as_corrupt():
         fill_columns(sections.content, sections.starts, vocab_size, input_ids, loss_mask)
     limit = SLACK_BYTES + len(input_ids) * (2 * SPAN_BYTES + MAX_TOKEN_BYTES)
-    sections, strings = text_sections(payload, limit)
+    sections, strings, chat = text_sections(payload, limit)
     gaps = sections.integers(0, input_ids.shape, SPAN_BYTES).view(np.int32).astype(np.int64)
     lengths = sections.integers(1, input_ids.shape, SPAN_BYTES).astype(np.int64)
     text = sections[2]
@@ -98,6 +108,7 @@ def decode_tokens(payload: bytes, num_tokens: int | None, vocab_size: int) -> To
         loss_mask=loss_mask,
         byte_start=start.astype(np.uint32),
         byte_end=end.astype(np.uint32),
+        chat=chat,
     )
 
 
@@ -126,13 +137,28 @@ def record_frames(record: bytes) -> tuple[memoryview, memoryview]:
     return frames[:size], frames[size:]
 
 
-def text_sections(payload: bytes, limit: int) -> tuple[Sections, dict[str, str]]:
-    """Sections of the text frame, of at most ``limit`` bytes, and the sample's names. Raises CorruptCacheError."""
+def text_sections(payload: bytes, limit: int) -> tuple[Sections, dict[str, str], bytes]:
+    """Sections of the text frame, of at most ``limit`` bytes, the sample's names, and the JSON of its chat.
+
+    Raises CorruptCacheError.
+    """
     if is_arrow(payload):
         row = _READER.read(payload)
-        return Sections(row.binary("text_frame"), TEXT_SECTIONS, limit), {name: row.text(name) for name in STRINGS}
-    sections = Sections(record_frames(payload)[1], TEXT_SECTIONS + len(STRINGS), limit)
-    return sections, {name: _utf8(sections[TEXT_SECTIONS + i]) for i, name in enumerate(STRINGS)}
+        text_frame, chat = split_text_frame(row.binary("text_frame"))
+        return Sections(text_frame, TEXT_SECTIONS, limit), {name: row.text(name) for name in STRINGS}, _chat(chat)
+    text_frame, chat = split_text_frame(record_frames(payload)[1])
+    sections = Sections(text_frame, TEXT_SECTIONS + len(STRINGS), limit)
+    return sections, {name: _utf8(sections[TEXT_SECTIONS + i]) for i, name in enumerate(STRINGS)}, _chat(chat)
+
+
+def split_text_frame(data: memoryview) -> tuple[memoryview, memoryview]:
+    """The frame of the text, and that of the chat's record, which may be empty. Raises CorruptCacheError."""
+    size = frame_size(data)
+    return data[:size], data[size:]
+
+
+def _chat(frame: memoryview) -> bytes:
+    return bytes(decompress(frame, most=MAX_CHAT_BYTES, least=1)) if frame else b""
 
 
 @compiled

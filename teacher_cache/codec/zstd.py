@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 from zstandard.backend_cffi import ffi, lib
 
+from schemas.errors import CorruptCacheError
 from teacher_cache.codec.compiled import compiled
 
 _THREAD = threading.local()
@@ -40,6 +41,14 @@ def decompressor() -> Decompressor:
 def addresses(frames: Sequence[memoryview]) -> np.ndarray:
     """Addresses of these buffers, int64 [N]; valid while the buffers are alive."""
     return np.array([_address(ffi.from_buffer(frame)) for frame in frames], np.int64)
+
+
+def frame_size(data: bytes | memoryview) -> int:
+    """Bytes of the zstd frame that ``data`` begins with. Raises CorruptCacheError if it begins with none."""
+    size = lib.ZSTD_findFrameCompressedSize(ffi.from_buffer(data), len(data))
+    if lib.ZSTD_isError(size):
+        raise CorruptCacheError("broken zstd frame: it is cut off, or no frame")
+    return int(size)
 
 
 def _address(pointer: Any) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateSyntaxError
 
 from schemas.cache_config import RESERVED_VARIABLES, CorpusConfig
+from schemas.chat_record import ChatRecord
 from schemas.errors import UserError
 from schemas.failures import failure
 from schemas.regular_files import MAX_TEXT_BYTES, open_regular
@@ -30,6 +31,7 @@ from teacher_cache.corpus.message_forms import (
     trained,
     without_training_keys,
 )
+from teacher_cache.corpus.said import chat_record
 from teacher_cache.corpus.template import ChatTemplate, Span
 from teacher_cache.corpus.turns import PROBE, Turns
 
@@ -52,6 +54,7 @@ class RenderedChat:
     text: str
     spans: list[Span]
     cut_replies: int
+    record: ChatRecord
 
 
 class ChatRenderer:
@@ -82,7 +85,7 @@ class ChatRenderer:
             if key not in template.source:
                 self._warn(key, f"{where}: message key {key!r} is ignored: the chat template does not use it")
         turns = self._turns(template, self._with_content_form(template, messages), variables, where)
-        spans: list[Span] = []
+        replies: dict[int, list[Span]] = {}
         cut = 0
         for number in chosen:
             found = turns.spans(number, prompted=original[number]["role"] == "assistant")
@@ -96,9 +99,11 @@ class ChatRenderer:
                     "cached; such replies are counted as cut_replies",
                 )
             cut += bool(missing)
-            spans += found
+            replies[number] = found
         self._check(template, turns, chosen, variables, where)
-        return RenderedChat(turns.text, sorted(spans), cut)
+        spans = sorted(span for found in replies.values() for span in found)
+        around = {number: (found[0][0], found[-1][1]) for number, found in replies.items() if found}
+        return RenderedChat(turns.text, spans, cut, chat_record(document, turns.text, turns.written_spans(), around))
 
     def _template(self, document: "Document") -> ChatTemplate:
         try:

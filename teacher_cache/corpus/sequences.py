@@ -20,12 +20,14 @@ import numpy as np
 import xxhash
 
 from schemas.cache_config import CorpusConfig
+from schemas.chat_record import ChatRecord
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
 from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
+from teacher_cache.corpus.said import cut_record
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.token_spans import BatchSpans, ByteTokenizer, TokenSpans, added_around, cut
@@ -51,6 +53,7 @@ class _Item(NamedTuple):
     first: bool = True  # segment of its document
     last: bool = True
     replies: list[Span] | None = None  # byte spans of a chat's replies
+    chat: ChatRecord | None = None
 
 
 class Corpus:
@@ -151,7 +154,7 @@ class Corpus:
             chat = self._renderer.render(document)
             check_encodable(chat.text, document.where)
             tally["cut_replies"] += chat.cut_replies
-            return (_Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans)),)
+            return (_Item(document, chat.text, count(1), replies=in_bytes(chat.text, chat.spans), chat=chat.record),)
         document = without_prefix(document, self._bos)
         text = document.text
         check_encodable(text, document.where)
@@ -224,6 +227,7 @@ class Corpus:
             loss_mask=loss_mask_N,
             byte_start=start_N,
             byte_end=end_N,
+            chats=[b""] * len(items),
         )
         return batch.chosen(new_M)
 
@@ -276,6 +280,7 @@ class Corpus:
                 loss_mask=loss_mask,
                 byte_start=_after(none, _from_piece(spans.start, spans, begin, stop)),
                 byte_end=_after(none, _from_piece(spans.end, spans, begin, stop)),
+                chat=_chat_of(item, begin, len(text.encode())),
             )
 
     def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
@@ -335,6 +340,13 @@ def _text_of(item: _Item, spans: TokenSpans, begin: int, stop: int) -> str:
     first_byte = int(spans.start[begin]) if begin else 0
     last_byte = int(spans.start[stop]) if stop < len(spans.ids) else len(spans.data)
     return spans.data[first_byte:last_byte].decode("utf-8")
+
+
+def _chat_of(item: _Item, begin: int, num_bytes: int) -> bytes:
+    """The record of a piece of a chat as JSON; nothing for other documents."""
+    if item.chat is None:
+        return b""
+    return (cut_record(item.chat, num_bytes) if begin == 0 else ChatRecord(messages=[])).to_json()
 
 
 def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:

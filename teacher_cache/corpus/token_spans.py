@@ -66,7 +66,7 @@ class ByteTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        token_bytes = _vocabulary_bytes(tokenizer)
+        token_bytes = vocabulary_bytes(tokenizer)
         lengths = np.array([len(token) for token in token_bytes], dtype=np.int64)
         self._blob = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
         self._lengths = lengths
@@ -199,7 +199,7 @@ def cut(spans: TokenSpans, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def _vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
+def vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
     """The bytes of each token id: a guess that ``ByteTokenizer`` verifies against every text."""
     vocabulary = tokenizer.get_vocab()
     table = [b""] * (max(vocabulary.values()) + 1)

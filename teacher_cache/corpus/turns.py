@@ -36,6 +36,10 @@ class Turns:
         """All text that the template wrote for a message."""
         return "".join(self.text[start:stop] for start, stop in self.rendered.owned.get(number, []))
 
+    def written_spans(self) -> dict[int, Span]:
+        """By message, from the first to the last character that the template wrote for it."""
+        return {number: (owned[0][0], owned[-1][1]) for number, owned in self.rendered.owned.items() if owned}
+
     def spans(self, number: int, prompted: bool) -> list[Span]:
         """Character spans of the reply in message ``number``; ``prompted``: it follows a generation prompt."""
         owned = self.rendered.owned.get(number, [])

@@ -16,6 +16,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from teacher_cache.attention_implementation import EAGER, exact_attention
 from teacher_cache.decoder_layers import decoder_layers
+from teacher_cache.engines.chunk_rows import free_memory_bytes, head_chunk_rows
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.step import Shares, Step, StepSequence, to_captured
 from teacher_cache.lengths import forget_lengths, max_length, rope_scale
@@ -65,7 +66,8 @@ class TransformersEngine(Engine):
         if self._model.config._attn_implementation == EAGER and heads is not None:
             _check_eager_memory(config.corpus.max_tokens, heads, self._model.device)
             self._batch_tokens = min(self._batch_tokens, int((MAX_WEIGHTS / heads) ** 0.5))
-        self._chunk_rows = config.engine.head_chunk_rows
+        free = free_memory_bytes(self._model.device)
+        self._chunk_rows = config.engine.head_chunk_rows or head_chunk_rows(free, self._vocab_size)
         self._taps = taps_of(config.capture, text_config.num_hidden_layers)
         self._layer_outputs: dict[int, torch.Tensor] = {}  # residual streams [B, S, D] of the last pass
         self._query_keys: dict[int, QueryKey] = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
+from teacher_cache.engines.chunk_rows import head_chunk_rows
 from teacher_cache.engines.engine import Engine
 from teacher_cache.engines.known import check_known, check_on_cpu
 from teacher_cache.engines.kv_cache import kv_cache_memory
@@ -67,6 +68,7 @@ class VllmEngine(Engine):
         self._capture = config.capture
         model_config = load_model_config(config.teacher)
         text_config, on_cpu = model_config.get_text_config(), current_platform.is_cpu()
+        self._vocab_size = text_config.vocab_size
         self._taps = taps_of(config.capture, text_config.num_hidden_layers)
         check_length(config, text_config)
         check_known(config, model_config)
@@ -117,7 +119,11 @@ class VllmEngine(Engine):
     def _start_capture(self, config: CacheConfig) -> None:
         """Install the hooks and score the probe, which locates the residual stream in the layers' outputs."""
         capture = self._capture.model_dump(mode="json")
-        self._call_ranks("install_capture", capture, config.engine.head_chunk_rows)
+        chunk_rows = config.engine.head_chunk_rows
+        if chunk_rows is None:  # the same on all ranks: they compute each chunk together
+            free = [one for one in self._call_ranks("free_memory") if one is not None]
+            chunk_rows = head_chunk_rows(min(free, default=None), self._vocab_size)
+        self._call_ranks("install_capture", capture, chunk_rows)
         self._call_ranks("begin_probe")
         ids = np.arange(1, 1 + min(PROBE_TOKENS, config.corpus.max_tokens))
         rows = np.arange(len(ids), dtype=np.int32)

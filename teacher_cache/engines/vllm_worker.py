@@ -17,6 +17,7 @@ import torch
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from teacher_cache.decoder_layers import decoder_layers
+from teacher_cache.engines.chunk_rows import free_memory_bytes
 from teacher_cache.engines.residual_stream import StreamProbe, stream_of
 from teacher_cache.engines.step import CapturedSequence, Shares, Step, StepSequence
 from teacher_cache.engines.text_only import install_placeholders
@@ -59,6 +60,11 @@ class CaptureWorkerExtension:
         """Install the hooks; capture: a CaptureConfig as plain data, chunk_rows: rows per product with the head."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         self._capture = _Capture(model, CaptureConfig.model_validate(capture), chunk_rows)
+
+    def free_memory(self) -> int | None:
+        """Bytes that this rank can still allocate on its GPU; None on CPUs."""
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        return free_memory_bytes(next(model.parameters()).device)
 
     def begin_probe(self) -> None:
         """Observe the next forward pass, to locate the residual stream in the layers' outputs."""

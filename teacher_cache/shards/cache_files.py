@@ -8,6 +8,7 @@ from schemas.manifest import FileEntry
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"
+VOCABULARY = "vocabulary.arrow"
 MAX_MANIFEST_BYTES = 1 << 24  # 2.5 times that of 4,096 shards with all signals; parsing takes 12 times the memory
 MAX_JSON_BYTES = 1 << 30
 TEMPORARY_PREFIX = ".tmp-"

@@ -18,6 +18,7 @@ from teacher_cache.shards.storage import (
     MAX_JSON_BYTES,
     MAX_MANIFEST_BYTES,
     TEMPORARY_PREFIX,
+    VOCABULARY,
     Storage,
     check_content,
     file_entry,
@@ -25,7 +26,7 @@ from teacher_cache.shards.storage import (
 
 MAX_MANIFEST_VALUES = 400_000  # 4,096 shards with all signals have 120,000
 _OWN_NAME = re.compile(
-    r"head\.safetensors|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
+    r"head\.safetensors|vocabulary\.arrow|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
 )
 
 
@@ -307,8 +308,9 @@ def expected_names(manifest: Manifest) -> set[str]:
 
 
 def files_beside_shards(manifest: Manifest) -> list[tuple[str, FileEntry]]:
-    """The files that a manifest lists besides those of its shards: code tables, shard table, output head."""
+    """The files that a manifest lists besides those of its shards: code tables, shard table, head, vocabulary."""
     files = [(table_path(digest), entry) for digest, entry in sorted(manifest.tables.items())]
     files += [] if manifest.shard_table is None else [(table_file(manifest.shard_table), manifest.shard_table)]
     files += [] if manifest.head is None else [(HEAD, manifest.head.file)]
+    files += [] if manifest.vocabulary is None else [(VOCABULARY, manifest.vocabulary)]
     return files

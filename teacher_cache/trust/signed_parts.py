@@ -29,8 +29,7 @@ def check_part(storage: Storage, manifest: Manifest, whole: Manifest) -> None:
     for signal in manifest.capture.signals:
         if getattr(manifest.capture, signal) != getattr(whole.capture, signal):
             wrong.append(f"capture.{signal}")
-    if manifest.head not in (None, whole.head):
-        wrong.append("head")
+    wrong += [name for name in ("head", "vocabulary") if getattr(manifest, name) not in (None, getattr(whole, name))]
     wrong += [f"table {digest}" for digest, file in manifest.tables.items() if whole.tables.get(digest) != file]
     if wrong:
         raise CorruptCacheError(f"{where}: {', '.join(wrong[:5])}: differs from the signed manifest {whole.digest()}")

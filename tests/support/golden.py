@@ -1,7 +1,7 @@
-"""The golden caches: small shards with every signal, checked in as ``tests/fixtures/format-1`` and ``format-1.1``.
+"""The golden caches: small shards with every signal, checked in as ``tests/fixtures/format-1``, ``-1.1`` and ``-1.2``.
 
 They are never written again for their format: readers must read them for ever. ``python -m support.golden`` in
-``tests`` wrote the last one, of short samples in bundles, and would write one for a new format version.
+``tests`` wrote the last one, with records of chats and a vocabulary, and would write one for a new format version.
 """
 
 import hashlib
@@ -19,12 +19,15 @@ from schemas.load import validate
 from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.vocabulary_file import read_vocabulary
 
 SIGNALS = ("tokens", "logits", "draws", "final", "hidden", "attention")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = FIXTURES / "format-1"
 BUNDLED = FIXTURES / "format-1.1"
-EXPECTED = FIXTURES / "format-1.json"
+WITH_CHATS = FIXTURES / "format-1.2"
+EVERY_VERSION = (GOLDEN, BUNDLED, WITH_CHATS)
 
 
 def main() -> None:
@@ -97,7 +100,14 @@ def array_digests(folder: Path) -> dict[str, str]:
                 value = getattr(sample, field.name)
                 data = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
                 hashes.setdefault(f"{signal}.{field.name}", hashlib.sha256()).update(data)
+    if not any(reader.read_tokens(position).chat for position in range(len(reader))):
+        del hashes["tokens.chat"]  # before format 1.2
     head = reader.read_head()
+    if reader.manifest.vocabulary is not None:
+        vocabulary = read_vocabulary(Storage(str(folder)), reader.manifest)
+        for name, array in {**vocabulary.table._asdict(), **vocabulary._asdict()}.items():
+            if name != "table":
+                hashes[f"vocabulary.{name}"] = hashlib.sha256(array.tobytes())
     hashes["head.weight"] = hashlib.sha256(head.weight_VD.numpy().tobytes())
     return {name: digest.hexdigest() for name, digest in hashes.items()}
 

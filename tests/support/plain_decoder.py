@@ -37,6 +37,15 @@ def read_samples(folder: Path) -> dict[str, Tree]:
     return samples
 
 
+def read_vocabulary(folder: Path) -> list[tuple[bytes, bool, bool]]:
+    """Bytes of each of the teacher's tokens, whether it is special, and whether it ends a text or a turn."""
+    row = pa.ipc.open_stream((folder / "vocabulary.arrow").read_bytes()).read_all().to_pylist()[0]
+    lengths, kinds, data = read_sections(row["frame"], 3)
+    ends = np.cumsum(unsigned(lengths, 2))
+    tokens = [data[start:end].tobytes() for start, end in zip([0, *ends], ends, strict=False)]
+    return [(token, bool(kind & 1), bool(kind & 2)) for token, kind in zip(tokens, kinds, strict=True)]
+
+
 def committed_shards(folder: Path, manifest: Tree) -> list[Tree]:
     """Names of the committed shards, from the manifest or its shard table."""
     if manifest.get("shard_table") is None:
@@ -63,9 +72,16 @@ def split_record(record: bytes) -> Tree:
 # What all signals are made of
 
 
+def frames(data: bytes) -> tuple[bytes, bytes]:
+    """The content of one zstd frame, and that of another after it, which there is in texts of chats."""
+    first = zstandard.ZstdDecompressor().decompressobj()
+    content = first.decompress(data)
+    return content, zstandard.decompress(first.unused_data) if first.unused_data else b""
+
+
 def read_sections(frame: bytes, n: int) -> list[np.ndarray]:
     """The n sections of a frame, as bytes. Their sizes stand first, four bytes each."""
-    content = np.frombuffer(zstandard.decompress(frame), np.uint8)
+    content = np.frombuffer(frames(frame)[0], np.uint8)
     sizes = content[: 4 * n].view("<u4").astype(np.int64)
     return np.split(content[4 * n :], np.cumsum(sizes)[:-1])
 
@@ -218,6 +234,7 @@ def read_tokens(row: Tree) -> Tree:
         "loss_mask": np.isin(np.arange(len(input_ids)), read_positions(mask)),
         "byte_start": byte_end - lengths,
         "byte_end": byte_end,
+        "chat": frames(row["text_frame"])[1],
     }
 
 

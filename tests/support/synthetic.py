@@ -23,14 +23,17 @@ from schemas.manifest import (
     Totals,
     Unit,
 )
+from schemas.strict import FORMAT_MINOR
 from teacher_cache.codec.permutation import CodeTable, build_code_table, encode_table, table_digest, table_path
 from teacher_cache.codec.tokens import encode_tokens
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.marks import assemble, tar_name, write_mark
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.shards.tar import TarWriter
+from teacher_cache.shards.vocabulary_file import write_vocabulary
 from teacher_cache.signals.logits.capture import select_counts
 from teacher_cache.signals.logits.codec import LogitsCodec
+from teacher_cache.token_table import TokenTable, Vocabulary
 
 Pair = tuple[TokenSample, LogitsSample]
 
@@ -163,9 +166,19 @@ def write_cache(
             signals={"tokens": tokens, "logits": logits} if digests else without_digests(tokens=tokens, logits=logits),
         )
         write_mark(storage, index)
-    manifest = assemble(storage, _plan(units, shards, vocab_size, capture, codec))
+    plan = _plan(units, shards, vocab_size, capture, codec)
+    if digests:
+        vocabulary = write_vocabulary(synthetic_vocabulary(vocab_size), storage)
+        plan = plan.model_copy(update={"vocabulary": vocabulary, "format_minor": FORMAT_MINOR})
+    manifest = assemble(storage, plan)
     storage.write(MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def synthetic_vocabulary(size: int) -> Vocabulary:
+    """Tokens as ``token_sample`` spells them, of which the first is special and a stop token."""
+    first = np.arange(size) == 0
+    return Vocabulary(TokenTable.of([f"⟨{i}⟩".encode() for i in range(size)]), first, first)
 
 
 def without_digests(**members: MemberIndex) -> dict[Signal, MemberIndex]:

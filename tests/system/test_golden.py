@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from support.golden import BUNDLED, GOLDEN, array_digests
+from support.golden import EVERY_VERSION, array_digests
 from teacher_cache.shards.marks import parse_manifest
 from teacher_cache.shards.storage import MANIFEST
 from tools.checking.verify import verify
 
-every_version = pytest.mark.parametrize("cache", [GOLDEN, BUNDLED], ids=["1.0", "1.1"])
+every_version = pytest.mark.parametrize("cache", EVERY_VERSION, ids=lambda cache: cache.name)
 
 
 @every_version
@@ -31,6 +31,6 @@ def test_its_digest_is_the_one_it_was_written_with(cache: Path) -> None:
     assert manifest.to_json().encode() == (cache / MANIFEST).read_bytes()
 
 
-def test_only_the_newer_one_needs_a_newer_reader() -> None:
-    minors = [parse_manifest((cache / MANIFEST).read_bytes(), "golden").format_minor for cache in (GOLDEN, BUNDLED)]
-    assert minors == [0, 1]
+def test_only_the_newer_ones_need_a_newer_reader() -> None:
+    minors = [parse_manifest((cache / MANIFEST).read_bytes(), "golden").format_minor for cache in EVERY_VERSION]
+    assert minors == [0, 1, 2]

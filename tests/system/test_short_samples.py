@@ -88,7 +88,7 @@ def assert_same_rows(found: dict[str, list[np.ndarray]], wanted: dict[str, list[
 def test_the_values_are_those_of_a_cache_with_a_member_each(made: Made) -> None:
     assert array_digests(Path(made.bundled)) == array_digests(Path(made.apart))
     assert_same_rows(rows_of(made.bundled), rows_of(made.apart))
-    assert [manifest_of(url).format_minor for url in made[:2]] == [1, 1]  # both have digests
+    assert [manifest_of(url).format_minor for url in made[:2]] == [2, 2]  # both have a vocabulary
 
 
 def test_a_cache_of_bundles_is_smaller(made: Made) -> None:
@@ -148,7 +148,7 @@ def test_a_part_of_it_holds_the_same_records(made: Made, tmp_path: Path, share: 
 def test_it_merges_with_a_cache_of_members_each(made: Made, tmp_path: Path) -> None:
     target = str(tmp_path / "both")
     assert merge([made.others, made.bundled], target).samples == 300
-    assert manifest_of(target).format_minor == 1
+    assert manifest_of(target).format_minor == 2
     assert verify(target).problems == []
     assert_same_rows(rows_of(target), rows_of(made.bundled) | rows_of(made.others))
 
@@ -182,6 +182,6 @@ def test_it_comes_back_from_parquet(made: Made, tmp_path: Path) -> None:
 
 def test_a_newer_minor_version_is_refused_by_name(made: Made, tmp_path: Path) -> None:
     write_subset(choose(*open_source(made.bundled), Selection()), str(tmp_path / "copy"))
-    change_manifest(str(tmp_path / "copy"), lambda tree: tree.update(format_minor=2))
-    with pytest.raises(Exception, match=r"format 1\.2 is newer than 1\.1, the newest supported"):
+    change_manifest(str(tmp_path / "copy"), lambda tree: tree.update(format_minor=3))
+    with pytest.raises(Exception, match=r"format 1\.3 is newer than 1\.2, the newest supported"):
         CacheReader(str(tmp_path / "copy"))

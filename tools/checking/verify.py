@@ -17,6 +17,7 @@ from schemas.errors import CorruptCacheError
 from schemas.manifest import FileEntry, Manifest
 from teacher_cache.codec.permutation import table_path
 from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.head_file import read_head
 from teacher_cache.shards.marks import (
     check_sizes,
@@ -29,8 +30,9 @@ from teacher_cache.shards.marks import (
 )
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.shard_table import with_lists
-from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
+from teacher_cache.shards.storage import HEAD, MANIFEST, VOCABULARY, Storage
 from teacher_cache.shards.unlisted import file_sizes
+from teacher_cache.shards.vocabulary_file import read_vocabulary
 from teacher_cache.signals.side_table import SIDE_SIGNALS, needs_head
 from tools.checking.misplaced import Doubts, Kinds, problems_of, said_of_rows
 from tools.checking.problem import Problem, problems
@@ -100,6 +102,8 @@ def _structure(storage: Storage, manifest: Manifest) -> Iterator[Problem]:
         yield from problems(read, storage, file=table_path(digest))
     if needs_head(manifest.capture):
         yield from problems(partial(read_head, storage, manifest), storage, file=HEAD)
+    if manifest.vocabulary is not None:
+        yield from problems(partial(read_vocabulary, storage, manifest), storage, file=VOCABULARY)
     if manifest.totals != totals_of(manifest.shards):
         yield Problem("", MANIFEST, f"{MANIFEST}: its totals are not the sums over its shards")
     if manifest.complete:
@@ -166,6 +170,7 @@ def _sample(
     tokens = logits = None
     try:
         tokens = reader.read_tokens(position)
+        chat_of(tokens, reader.where(position, "tokens"))
     except CorruptCacheError as error:
         yield "tokens", error
     if tokens is not None:

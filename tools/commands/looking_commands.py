@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from teacher_cache.command import MOST, json_option, new_table, print_table, progress, show
+from teacher_cache.command import MOST, json_option, new_table, output_console, print_table, progress, show
 from teacher_cache.program import Command
 from teacher_cache.text import one_line
 
@@ -229,3 +229,64 @@ def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: 
 def _short(name: str) -> str:
     """A name from a cache, shortened for a table or a line."""
     return one_line(name, 80)
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools align runs/demo/cache models/student",
+        "cache-tools align s3://bucket/caches/demo models/student --samples 1000 --json",
+    ),
+)
+@click.argument("url")
+@click.argument("tokenizer")
+@click.option("--samples", type=click.IntRange(1, MOST), default=200, help="Samples to read, evenly spaced.")
+@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@click.option("--examples", type=click.IntRange(0, 20), default=1, help="Samples to show token by token.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the code in the tokenizer's folder.")
+@json_option
+def align(
+    url: str, tokenizer: str, samples: int, every: bool, examples: int, trust_remote_code: bool, as_json: bool
+) -> None:
+    """Show what share of the tokens of a student with another tokenizer a cache would teach, by kind."""
+    from tools.looking.align import KIND_NAMES
+    from tools.looking.align import align as measure
+
+    with progress("aligning") as advance:
+        found = measure(url, tokenizer, None if every else samples, examples, trust_remote_code, advance).summary()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    learned = max(1, found["learned_student_tokens"])
+    table = new_table("a student token that is learned", "tokens", "share", numbers_from=1)
+    for kind, name in KIND_NAMES.items():
+        count = found["kinds"][kind.name.lower()]
+        table.add_row(name, f"{count:,}", f"{count / learned:.1%}")
+    crossing = found["crossing"]
+    table.add_row("… of those taught: ends after the teacher token", f"{crossing:,}", f"{crossing / learned:.1%}")
+    print_table(table)
+    shares = ", ".join(f"{arm} {share:.1%}" for arm, share in found["taught"].items())
+    click.echo(f"taught of the tokens that are not blank: {shares}")
+    click.echo(
+        f"{found['student_tokens']:,} student tokens for {found['teacher_tokens']:,} of the teacher, in "
+        f"{found['samples']:,} samples ({found['samples_left_out']:,} left out); {found['mapped_mass']:.1%} of the "
+        "taught rows' mass is on single tokens of the student, the rest on all others together"
+    )
+    for example in found["examples"]:
+        click.echo("")
+        print_tokens(example["tokens"])
+
+
+COLOURS = {"equal": "green", "border": "cyan", "inside": "yellow", "stop": "magenta"}
+
+
+def print_tokens(tokens: list[dict[str, Any]]) -> None:
+    """Print tokens one after the other between bars, coloured by kind; those that are not taught are dim."""
+    from rich.text import Text
+
+    line = Text()
+    for token in tokens:
+        said = one_line(token["text"].replace("\n", "⏎").replace(" ", "·")) or f"({token['id']})"
+        line.append(said, style=COLOURS.get(token["kind"], "dim"))
+        line.append("│", style="dim")
+    output_console(markup=False, emoji=False, highlight=False).print(line)

@@ -20,7 +20,7 @@ from teacher_cache.codec.permutation import table_path
 from teacher_cache.shards.marks import mark_name, read_table, tar_name, write_manifest, write_mark
 from teacher_cache.shards.new_place import check_free, new_cache
 from teacher_cache.shards.shard_table import shard_name, signals_of
-from teacher_cache.shards.storage import HEAD, Storage
+from teacher_cache.shards.storage import HEAD, VOCABULARY, Storage
 from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
 from tools.making.link import share_file
@@ -107,6 +107,10 @@ def merge(
             share_file(source.storage, name, storage, name, source.manifest.tables[digest])
         if caches[0].manifest.head is not None:
             share_file(caches[0].storage, HEAD, storage, HEAD, caches[0].manifest.head.file)
+        for cache in caches:
+            if (file := cache.manifest.vocabulary) is not None:
+                share_file(cache.storage, VOCABULARY, storage, VOCABULARY, file)
+                break
         with closing(map_ahead(lambda task: _write_shard(task, storage), tasks)) as results:
             for one in results:
                 written.append(one)

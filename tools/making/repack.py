@@ -16,10 +16,9 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.manifest import MAX_SHARD_SAMPLES, FileEntry, Manifest, ShardEntry, ShardIndex
 from teacher_cache.codec.permutation import encode_table, table_digest, table_path
-from teacher_cache.shards.marks import write_manifest
+from teacher_cache.shards.marks import files_beside_shards, write_manifest
 from teacher_cache.shards.new_place import new_cache
 from teacher_cache.shards.shard_table import shard_name, signals_of
-from teacher_cache.shards.storage import HEAD
 from tools.making.derived import ShardSlice, derived_manifest, join_parts, source_of, unchanged
 from tools.making.link import share_file
 from tools.making.recode import Recoder, check_not_finer
@@ -71,10 +70,8 @@ def repack(
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = {} if recodes else dict(base.tables)
     with new_cache(target, "cache-tools repack", source, changes) as storage:
-        if base.head is not None:
-            share_file(cache.storage, HEAD, storage, HEAD, base.head.file)
-        for digest, file in tables.items():
-            share_file(cache.storage, table_path(digest), storage, table_path(digest), file)
+        for name, file in files_beside_shards(base.model_copy(update={"tables": tables, "shard_table": None})):
+            share_file(cache.storage, name, storage, name, file)
         done = 0
         for number, parts in enumerate(grouped(indexes, changes.tokens_per_shard, mixes_tables=recodes)):
             if recoder is not None and not tables:

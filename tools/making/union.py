@@ -48,6 +48,7 @@ def union_manifest(
         provenance=join_provenance([source.provenance for source in sources]),
         tokens_per_shard=max(source.tokens_per_shard for source in sources),
         tables=dict(tables),
+        vocabulary=next((source.vocabulary for source in sources if source.vocabulary is not None), None),
     )
 
 

@@ -21,7 +21,7 @@ from teacher_cache.shards.marks import (
     tar_name,
 )
 from teacher_cache.shards.shard_table import with_lists
-from teacher_cache.shards.storage import HEAD, MANIFEST, Storage
+from teacher_cache.shards.storage import HEAD, MANIFEST, VOCABULARY, Storage
 from teacher_cache.shards.unlisted import file_names
 from teacher_cache.trust.required import check_digest
 from teacher_cache.trust.signed_parts import signed_whole
@@ -36,6 +36,9 @@ Check = Callable[[Storage, Manifest], None]
 
 def unchecked(source: Storage, manifest: Manifest) -> None:
     """No check of signatures."""
+
+
+KINDS = {HEAD: "head", VOCABULARY: "vocabulary"}
 
 
 @dataclass
@@ -82,10 +85,10 @@ class Report:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a cache's file: its signal, ``index``, ``tables`` or ``head``."""
+    """The kind of a cache's file: its signal, ``index``, ``tables``, ``head`` or ``vocabulary``."""
     if name.endswith(".tar"):
         return name.split(".")[1]
-    return "tables" if name.startswith("tables/") else "head" if name == HEAD else "index"
+    return "tables" if name.startswith("tables/") else KINDS.get(name, "index")
 
 
 def tars_of(shards: Iterable[ShardEntry]) -> list[File]:

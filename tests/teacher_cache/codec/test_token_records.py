@@ -27,7 +27,7 @@ def sample_of(ids: list[int], mask_seed: int) -> TokenSample:
     sample = token_sample(ids, layer="düne", source_id=f"ö.jsonl#{mask_seed}")
     mask = np.random.default_rng(mask_seed).random(len(ids)) < 0.5
     mask[-1] = False
-    return replace(sample, loss_mask=mask)
+    return replace(sample, loss_mask=mask, chat=b"{}" * (mask_seed % 3))
 
 
 @given(SEQUENCES)

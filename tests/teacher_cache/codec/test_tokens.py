@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from schemas.arrow import TOKENS_SCHEMA
 from schemas.errors import CorruptCacheError, UserError
 from support.forge import arrow_stream, claiming_frame, columns, sections, with_sections
 from support.synthetic import token_sample
+from teacher_cache.codec.message import write_row
 from teacher_cache.codec.sections import Sections
 from teacher_cache.codec.tokens import N_SECTIONS, decode_tokens, encode_tokens, fill_columns, training_frame
 from teacher_cache.records import TokenSample
@@ -31,6 +33,7 @@ def samples(draw: st.DrawFn) -> TokenSample:
         loss_mask=np.array([*mask[:-1], False]),
         byte_start=np.array([min(span) for span in spans], np.uint32),
         byte_end=np.array([max(span) for span in spans], np.uint32),
+        chat=draw(st.binary(max_size=40)),
     )
 
 
@@ -54,6 +57,21 @@ def test_the_columns_are_plain_arrow_and_the_frames_sections() -> None:
     assert sections(payload) == [planes_of_ids, bytes([0b011])]
     gaps = bytes([0, 255, 256 - 3] + [0, 255, 255] * 3)  # tokens that overlap: by 1 and 3 bytes
     assert sections(payload, "text_frame") == [gaps, bytes([7, 12, 10] + [0] * 9), text]
+
+
+def test_the_record_of_a_chat_is_a_frame_after_that_of_the_text() -> None:
+    plain, chat = (encode_tokens(replace(token_sample([5, 6]), chat=chat)) for chat in (b"", b'{"messages":[]}'))
+    text_frame = columns(plain)["text_frame"]
+    assert columns(chat)["text_frame"].startswith(text_frame)
+    assert zstandard.decompress(columns(chat)["text_frame"][len(text_frame) :]) == b'{"messages":[]}'
+
+
+@pytest.mark.parametrize("ending", [b"x", zstandard.compress(b"a") + b"x", zstandard.compress(b"a")[:-1]])
+def test_what_follows_the_text_is_one_frame_or_nothing(ending: bytes) -> None:
+    row = columns(encode_tokens(token_sample([5, 6])))
+    payload = write_row(TOKENS_SCHEMA, {**row, "text_frame": row["text_frame"] + ending})
+    with pytest.raises(CorruptCacheError, match="zstd frame"):
+        decode_tokens(payload, 2, 300)
 
 
 SAMPLE = token_sample([5, 6, 7])

@@ -312,7 +312,7 @@ def test_equal_caches_have_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_cache(str(tmp_path / name), random_shards(LENGTHS))
     files = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    assert len(files) == 11
+    assert len(files) == 12
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert json.loads((tmp_path / "a" / MANIFEST).read_text())["complete"]

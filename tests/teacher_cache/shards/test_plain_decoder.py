@@ -14,7 +14,7 @@ import pytest
 from schemas.cache_config import CacheConfig, CodecConfig, LogitsCapture
 from schemas.load import validate
 from support import plain_decoder
-from support.golden import BUNDLED, GOLDEN
+from support.golden import BUNDLED, EVERY_VERSION, WITH_CHATS
 from support.models import write_random_teacher, write_text_corpus
 from support.plain_decoder import read_samples
 from support.synthetic import random_shards, write_cache
@@ -23,6 +23,8 @@ from teacher_cache import job
 from teacher_cache.codec.logprobs import FloatDtype
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.vocabulary_file import read_vocabulary
 from teacher_cache.signals.hidden.capture import to_floats
 
 LENGTHS = [[20, 1, 31], [7, 40], [3]]
@@ -121,9 +123,25 @@ def test_all_other_signals(tmp_path: Path, name: str) -> None:
     check_all_signals(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("cache", [GOLDEN, BUNDLED], ids=["1.0", "1.1"])
+@pytest.mark.parametrize("cache", EVERY_VERSION, ids=lambda cache: cache.name)
 def test_the_golden_caches(cache: Path) -> None:
     check_all_signals(cache)
+
+
+def test_the_vocabulary_and_the_chats_of_the_golden_cache() -> None:
+    reader = CacheReader(str(WITH_CHATS))
+    wanted = read_vocabulary(Storage(str(WITH_CHATS)), reader.manifest)
+    found = plain_decoder.read_vocabulary(WITH_CHATS)
+    assert [token for token, _, _ in found] == [wanted.table.token(i) for i in range(len(found))]
+    assert [special for _, special, _ in found] == wanted.is_special_V.tolist()
+    assert [stop for _, _, stop in found] == wanted.is_stop_V.tolist()
+    chats = [json.loads(each["tokens"]["chat"] or "{}") for each in read_samples(WITH_CHATS).values()]
+    contents = [
+        each["tokens"]["text"].encode()[slice(*message["spans"]["content"])].decode()
+        for each, chat in zip(read_samples(WITH_CHATS).values(), chats, strict=True)
+        for message in chat.get("messages", [])
+    ]
+    assert contents == [text for i in range(4) for text in (f"{i} + {i}?", f"{2 * i}.")]
 
 
 def test_it_imports_nothing_of_this_project() -> None:

@@ -287,4 +287,5 @@ def test_the_object_store_holds_only_the_caches_files(s3_url: str) -> None:
     assert [name for name in names if not name.startswith("tables/")] == [
         "manifest.json",
         *(f"shard-00000{n}.{end}" for n in (0, 1) for end in ("json", "logits.tar", "tokens.tar")),
+        "vocabulary.arrow",
     ]

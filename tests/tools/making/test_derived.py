@@ -7,7 +7,7 @@ import pytest
 from schemas.derivation import Derivation
 from schemas.errors import CorruptCacheError
 from support.synthetic import random_shards, write_cache
-from teacher_cache.shards.marks import read_manifest, read_mark, tar_name, write_manifest
+from teacher_cache.shards.marks import files_beside_shards, read_manifest, read_mark, tar_name, write_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from tools.checking.verify import verify
@@ -24,8 +24,8 @@ def test_a_shard_of_chosen_samples_is_a_valid_cache(
     base = write_cache(str(tmp_path / "a"), random_shards([[9, 5, 7, 4, 8, 6]]))
     source, target = Storage(str(tmp_path / "a")), Storage(str(tmp_path / "b"))
     entry = copy_samples(source, target, read_mark(source, "shard-000000"), rows, ("tokens", "logits"), "shard-000007")
-    for name in base.tables:
-        target.write(f"tables/{name}.zst", source.read(f"tables/{name}.zst"))
+    for name, _ in files_beside_shards(base):
+        target.write(name, source.read(name))
     history = Derivation(action="subset", sources=[source_of(base)])
     write_manifest(target, derived_manifest(base, [entry], history, rewritten=True))
 

@@ -1,4 +1,4 @@
-"""The bytes of every token of a vocabulary, and which token of another vocabulary each of their endings begins with.
+"""Which token of another vocabulary each ending of a token begins with.
 
 φ(b) is the longest token of the student whose bytes are a prefix of the bytes b (arXiv:2607.22334). It is tabulated for
 every ending of every teacher token, because a student token may begin inside one.
@@ -6,31 +6,10 @@ every ending of every teacher token, because a student token may begin inside on
 Shape letters: V tokens of a vocabulary, B bytes of all its tokens, one after the other.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
-
-
-class TokenTable(NamedTuple):
-    """Bytes of V tokens. A token that stands for no text (special, or not assigned) has none."""
-
-    bytes_B: np.ndarray  # uint8
-    begin_V: np.ndarray  # int64; of a token's bytes in ``bytes_B``
-    length_V: np.ndarray  # int64
-
-    @classmethod
-    def of(cls, tokens: Sequence[bytes]) -> "TokenTable":
-        """The table of these tokens, by id."""
-        length_V = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        return cls(np.frombuffer(b"".join(tokens), np.uint8), np.cumsum(length_V) - length_V, length_V)
-
-    def token(self, index: int) -> bytes:
-        """The bytes of one token."""
-        begin = int(self.begin_V[index])
-        return self.bytes_B[begin : begin + int(self.length_V[index])].tobytes()
+from teacher_cache.token_table import TokenTable
 
 
 def longest_prefixes(teacher: TokenTable, student: TokenTable) -> np.ndarray:

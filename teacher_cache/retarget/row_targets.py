@@ -2,7 +2,7 @@
 
 Student token j begins at byte x. The teacher token k that covers x was predicted by one teacher row: weights p on the
 teacher's tokens v, whose bytes are b(v). Let u be the bytes of token k before x, and φ(b) the longest token of the
-student that is a prefix of b (``token_table``).
+student that is a prefix of b (``prefixes``).
 
 - *Border* (u is empty): w(s) = Σ p(v) over φ(b(v)) = s.
 - *Inside*: w(s) = Σ p(v) / D over tokens whose bytes go on after u, with φ(b(v) without u) = s; D is the Σ p(v) of all
@@ -23,7 +23,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
-from trainer.retarget.token_table import TokenTable, longest_prefixes
+from teacher_cache.retarget.prefixes import longest_prefixes
+from teacher_cache.token_table import TokenTable
 
 
 class Align(IntEnum):
@@ -91,6 +92,12 @@ class Vocabularies(NamedTuple):
         is_stop_V = np.isin(np.arange(len(whole_V)), teacher_stops)
         whole_V[is_stop_V] = student_stop
         return cls(teacher, prefixes_B, whole_V, is_stop_V, len(student.length_V))
+
+    def with_stop(self, student_stop: int) -> Self:
+        """The same, with another stop token of the student."""
+        whole_V = self.whole_V.copy()
+        whole_V[self.is_stop_V] = student_stop
+        return self._replace(whole_V=whole_V)
 
 
 class RowTargets(NamedTuple):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.byte_walk import Walk
-from trainer.retarget.row_targets import (
+from teacher_cache.retarget.row_targets import (
     TAUGHT,
     Align,
     Kind,
@@ -16,7 +16,7 @@ from trainer.retarget.row_targets import (
     Vocabularies,
     row_targets,
 )
-from trainer.retarget.token_table import TokenTable
+from teacher_cache.token_table import TokenTable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 

@@ -1,0 +1,70 @@
+"""Samples of a cache as rows for a student with another tokenizer: its tokens, and what the teacher says of each.
+
+Shape letters: J student tokens, S teacher tokens, P teacher rows, K stored entries, M draws, E weights of a row.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.chat_record import ChatRecord
+from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.retarget.row_targets import Align, RowTargets, TeacherTokens, Vocabularies, row_targets
+from teacher_cache.retarget.student_text import StudentText, StudentTokenizer
+from teacher_cache.token_table import Vocabulary
+
+
+class Retargeted(NamedTuple):
+    """A sample for the student. ``targets`` are, for each token, what the row before it is to predict."""
+
+    text: StudentText
+    targets: RowTargets
+
+
+class Retargeter:
+    """Turns samples of one cache into rows for one student."""
+
+    def __init__(self, vocabulary: Vocabulary, student: StudentTokenizer, align: Align = Align.ALL) -> None:
+        self._vocabulary = vocabulary
+        self._student = student
+        self._align = align
+        stops = np.flatnonzero(vocabulary.is_stop_V).tolist()
+        self._of_text = Vocabularies.of(vocabulary.as_text(), student.table, stops, student.text_stop)
+        self._of_chat = self._of_text.with_stop(student.turn_stop)
+
+    def __call__(
+        self, sample: TokenSample, chat: ChatRecord | None, rows: LogitsSample, column: int, temperature: float
+    ) -> Retargeted | None:
+        """The sample for the student; None for a piece from the middle of a chat.
+
+        column: of the log-partition at ``temperature``. Raises UserError if the student's template refuses the chat.
+        """
+        text = self._student.read(sample, chat, self._vocabulary)
+        if text is None:
+            return None
+        teacher = teacher_tokens(sample, rows, column, temperature)
+        vocabularies = self._of_chat if text.is_chat else self._of_text
+        return Retargeted(text, row_targets(teacher, text.tokens, vocabularies, self._align))
+
+
+def teacher_tokens(sample: TokenSample, rows: LogitsSample, column: int, temperature: float) -> TeacherTokens:
+    """A sample with its stored entries, softened: weights p_T(v) = exp(log p(v) / T - log Σ p^(1/T)).
+
+    Quantisation can bring the sum of a row above 1; such a row is divided by it.
+    """
+    partition_P = rows.log_partition[:, column].astype(np.float64)
+    weights_PK = np.exp(rows.logprobs.astype(np.float64) / temperature - partition_P[:, None])
+    weights_PK /= np.maximum(1.0, weights_PK.sum(axis=1))[:, None]
+    realised_P = np.exp(np.nan_to_num(rows.next_logprob.astype(np.float64) / temperature, nan=-np.inf) - partition_P)
+    row_S = np.full(len(sample.input_ids) + 1, -1, np.int64)
+    row_S[rows.positions + 1] = np.arange(len(rows.positions))
+    return TeacherTokens(
+        np.frombuffer(sample.text.encode(), np.uint8),
+        sample.input_ids.astype(np.int64),
+        sample.byte_start.astype(np.int64),
+        sample.byte_end.astype(np.int64),
+        row_S[:-1],
+        rows.ids,
+        weights_PK,
+        realised_P,
+    )
