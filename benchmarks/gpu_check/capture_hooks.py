@@ -12,8 +12,9 @@ from benchmarks.gpu_check.reporting import Report
 from benchmarks.gpu_check.stand_in_decoder import StandInDecoder, as_vllm, make_decoder
 from benchmarks.support.results import Row, at_least, at_most
 from schemas.cache_config import CaptureConfig
+from schemas.errors import UserError
 from schemas.load import validate
-from teacher_cache.engines.vllm_worker import CaptureWorkerExtension
+from teacher_cache.engines.vllm_worker import CaptureWorkerExtension, Refusal
 from teacher_cache.records import Request, TokenSample
 from teacher_cache.signals.select_positions import to_request
 
@@ -97,11 +98,11 @@ class Steps:
         """Put the hooks for ``capture`` on the decoder, in place of earlier ones."""
         self._decoder.remove_hooks()
         self._capture = validate(CaptureConfig, capture, "gpu check")
-        self._worker.install_capture(self._capture.model_dump(mode="json"), 2_048)
+        _raised(self._worker.install_capture(self._capture.model_dump(mode="json"), 2_048))
         self._worker.begin_probe()
         self._decoder.set_sequence_tokens(PROBE_TOKENS)
         self._decoder(input_ids=self._input_ids[:PROBE_TOKENS], positions=self._positions[:PROBE_TOKENS])
-        self._worker.end_probe()
+        _raised(self._worker.end_probe())
         self.cut_into(self.sequences)
 
     def _make_requests(self) -> None:
@@ -118,6 +119,12 @@ class Steps:
         self._decoder(input_ids=self._input_ids, positions=self._positions)
         collected = self._worker.collect_captured(range(self.sequences))
         assert len(collected) == self.sequences, f"{len(collected)} of {self.sequences} sequences were captured"
+
+
+def _raised(answer: object) -> None:
+    """Raise UserError if the worker refused."""
+    if isinstance(answer, Refusal):
+        raise UserError(answer.message)
 
 
 def request_of(ids: np.ndarray, number: int, capture: CaptureConfig) -> Request:

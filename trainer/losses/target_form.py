@@ -99,10 +99,11 @@ def dense_target(rows: TeacherRows, capture: CaptureConfig, temperature: float) 
     assert rows.final is not None
     assert rows.head is not None
     assert capture.final is not None
-    chunks = zip(*(part.split(DEQUANTISED_ROWS) for part in rows.final), strict=True)
     parts = [
         dequantise(values, scales, outlier_index, outliers, capture.final)[:, 0]
-        for values, scales, outlier_index, outliers in chunks
+        for values, scales, outlier_index, outliers in zip(
+            *(part.split(DEQUANTISED_ROWS) for part in rows.final), strict=True
+        )
     ]
     hidden_ND = torch.cat(parts)
     return DenseTarget(hidden_ND, rows.head, temperature)
