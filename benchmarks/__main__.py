@@ -31,6 +31,7 @@ NAMES = (
     "remote",
     "sharing",
     "target_gradients",
+    "alignment",
 )
 
 
