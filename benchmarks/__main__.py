@@ -14,6 +14,7 @@ from benchmarks.support.results import BAR_MISSED, RESULTS, Row, print_table, re
 NAMES = (
     "exactness",
     "size",
+    "capture_step",
     "encoding",
     "decode",
     "streaming",

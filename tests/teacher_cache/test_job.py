@@ -13,7 +13,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
 from support.workspace import cache_tree
-from teacher_cache import job
+from teacher_cache import job, writing
 from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
@@ -278,6 +278,17 @@ def test_summary_is_plain_json(tmp_path: Path, teacher: Path, corpus: Path) -> N
 def test_bad_worker_shares_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="RANK/WORLD"):
         job.parse_worker(text)
+
+
+def test_the_configured_number_of_threads_encodes(
+    tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    output = config.output.model_copy(update={"encode_threads": 3})
+    seen: list[int] = []
+    monkeypatch.setattr(writing, "map_ahead", lambda encode, items, n: seen.append(n) or map(encode, items))
+    assert job.run(config.model_copy(update={"output": output})).complete
+    assert set(seen) == {3}
 
 
 def test_all_signals_are_stored_the_same_however_the_engine_is_called(
