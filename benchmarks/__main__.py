@@ -32,7 +32,7 @@ NAMES = (
     "remote",
     "sharing",
     "target_gradients",
-    "alignment",
+    "another_tokenizer",
 )
 
 

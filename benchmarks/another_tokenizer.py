@@ -52,7 +52,7 @@ def main() -> int:
             raw[f"{name}, {kind}"] = {each.name: count for each, count in counts.items()} | {"crossing": crossing}
             rows += shares(f"{name} → Qwen3.6, {kind}", counts, crossing)
         rows.append(speed(name, retarget, samples_of(tokenizer, texts()["Python"]), of))
-    write_results("alignment", "Students with another tokenizer: what they can be taught", rows, raw)
+    write_results("another_tokenizer", "Students with another tokenizer: what they can be taught", rows, raw)
     return exit_status(rows)
 
 
