@@ -32,6 +32,7 @@ NAMES = (
     "remote",
     "sharing",
     "target_gradients",
+    "another_tokenizer",
 )
 
 

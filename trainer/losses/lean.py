@@ -88,7 +88,7 @@ class _HeadLoss(torch.autograd.Function):
 
 @cache
 def adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``addmm`` adds products of this 16-bit dtype to a float32 sum (CUDA, torch 2.10 and newer)."""
+    """Whether ``addmm`` adds products of this 16-bit dtype to a float32 sum (CUDA, in newer versions of torch)."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     left, right = torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, dtype=dtype, device=device)
