@@ -212,6 +212,9 @@ def test_every_loader_of_models_says_whether_it_trusts_code() -> None:
         for path in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 name = getattr(getattr(node, "func", None), "attr", None)
+                owner = getattr(getattr(getattr(node, "func", None), "value", None), "id", None)
+                if owner == "GenerationConfig":  # plain JSON, which names no code
+                    continue
                 if isinstance(node, ast.Call) and name in ("from_pretrained", "from_config"):
                     found.append(path)
                     keywords = [keyword.arg for keyword in node.keywords]
