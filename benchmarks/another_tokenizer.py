@@ -20,12 +20,12 @@ import numpy as np
 from benchmarks.support.corpus import standard_library
 from benchmarks.support.results import Row, at_least, exit_status, write_results
 from benchmarks.support.tokenizers import deepseek, install, qwen, smollm2
-from teacher_cache.corpus.token_spans import ByteTokenizer, vocabulary_bytes
+from teacher_cache.corpus.token_spans import ByteTokenizer, vocabulary_table
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.retarget.retargeter import Retargeted, Retargeter
 from teacher_cache.retarget.row_targets import TAUGHT, Kind
 from teacher_cache.retarget.student_text import StudentTokenizer
-from teacher_cache.token_table import TokenTable, Vocabulary
+from teacher_cache.token_table import Vocabulary
 
 K, SEQUENCE_TOKENS, SEQUENCES = 64, 512, 4
 SPEED_REPETITIONS = 3
@@ -72,7 +72,7 @@ def texts() -> dict[str, str]:
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """The tokens' bytes; no stop token, as the texts have no end."""
-    table = TokenTable.of(vocabulary_bytes(tokenizer))
+    table = vocabulary_table(tokenizer)
     special = np.isin(np.arange(len(table.length_V)), tokenizer.all_special_ids)
     return Vocabulary(table, special, np.zeros_like(special))
 

@@ -8,9 +8,9 @@ from schemas.cache_config import CorpusConfig, TeacherConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import Document
-from teacher_cache.corpus.token_spans import vocabulary_bytes
+from teacher_cache.corpus.token_spans import special_ids, vocabulary_table
 from teacher_cache.teacher import load_stop_tokens
-from teacher_cache.token_table import TokenTable, Vocabulary
+from teacher_cache.token_table import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 def teacher_vocabulary(config: TeacherConfig, corpus: CorpusConfig, tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
     """The vocabulary of a teacher, with the chat template in effect."""
-    table = TokenTable.of(vocabulary_bytes(tokenizer))
+    table = vocabulary_table(tokenizer)
     numbers = np.arange(len(table.length_V))
     stops = {*load_stop_tokens(config), *end_of_turn(tokenizer, corpus)}
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return Vocabulary(
-        table, np.isin(numbers, [*special, *tokenizer.all_special_ids, *stops]), np.isin(numbers, [*stops])
-    )
+    special = {*special_ids(tokenizer), *tokenizer.all_special_ids, *stops}
+    return Vocabulary(table, np.isin(numbers, [*special]), np.isin(numbers, [*stops]))
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase", corpus: CorpusConfig) -> set[int]:
@@ -37,7 +35,6 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase", corpus: CorpusConfig) -> s
         chat = ChatRenderer(tokenizer, corpus).render(Document("", "a chat of one reply", "", "", messages))
     except UserError:
         return set()
-    ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     reply = chat.text[chat.spans[0][0] : chat.spans[-1][1]] if chat.spans else ""
     closing = reply.rpartition(said)[2]
-    return ids.intersection(tokenizer(closing, add_special_tokens=False)["input_ids"])
+    return special_ids(tokenizer).intersection(tokenizer(closing, add_special_tokens=False)["input_ids"])

@@ -27,6 +27,12 @@ class TokenTable(NamedTuple):
         begin = int(self.begin_V[index])
         return self.bytes_B[begin : begin + int(self.length_V[index])].tobytes()
 
+    def without(self, ids: Sequence[int] | np.ndarray) -> "TokenTable":
+        """The table in which these tokens have no bytes."""
+        length_V = self.length_V.copy()
+        length_V[ids] = 0
+        return self._replace(length_V=length_V)
+
 
 class Vocabulary(NamedTuple):
     """What a cache says of the teacher's tokens. Special tokens have the bytes by which they are written."""
@@ -37,5 +43,4 @@ class Vocabulary(NamedTuple):
 
     def as_text(self) -> TokenTable:
         """The table without the bytes of special tokens, which a text cannot hold."""
-        begin_V, length_V = self.table.begin_V, np.where(self.is_special_V, 0, self.table.length_V)
-        return TokenTable(self.table.bytes_B, begin_V, length_V)
+        return self.table.without(np.flatnonzero(self.is_special_V))

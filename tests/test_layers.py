@@ -24,7 +24,8 @@ MAY_IMPORT = {
 ROOMS = {
     "teacher_cache": [
         "records process text output_head lengths decoder_layers model_class query_key"
-        " attention_implementation ahead stop_request logs gpu_driver token_table",
+        " attention_implementation ahead stop_request logs gpu_driver token_table"
+        " device_memory",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.gpu_check.device_size import CPU, GPU
-from benchmarks.gpu_check.reporting import SKIPPED, Report, read_rows
+from benchmarks.gpu_check.reporting import SKIPPED, WORK, Report, read_rows
 from benchmarks.support.results import Row, exit_status, write_results
 
-WORK = Path("runs/gpu-check")
 OUTPUT = WORK / "gpu_check.json"
 
 

@@ -5,21 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.gpu_check.device_size import DeviceSize
 from benchmarks.gpu_check.random_models import qwen3_config, write_model
-from benchmarks.gpu_check.reporting import Report
+from benchmarks.gpu_check.reporting import WORK, Report
 from benchmarks.support.common import as_config
 from benchmarks.support.corpus import standard_library, write_code
 from benchmarks.support.results import Row, at_least, at_most
-from schemas.cache_config import CaptureConfig
 from teacher_cache import job
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.hidden.capture import dequantise
-from teacher_cache.signals.hidden.record import HiddenSample
+from teacher_cache.signals.hidden.capture import to_floats
 
-WORK = Path("runs/gpu-check")
 CHARACTERS = 4_000
 MAX_LOGPROB_DIFFERENCE = 1e-3  # nats
 MAX_HIDDEN_DIFFERENCE = 0.01  # relative; a rounding that falls to the other side is one of 127 steps
@@ -69,13 +65,14 @@ def _settings(size: DeviceSize, device: str) -> dict[str, Any]:
 def _compare(here: CacheReader, there: CacheReader, size: DeviceSize, report: Report) -> None:
     """Every sample of two caches of the same text."""
     logprobs, swapped, draws, hidden = 0.0, 0, [], 0.0
-    settings = as_config(_settings(size, "cpu")).capture
+    settings = as_config(_settings(size, "cpu")).capture.hidden
+    assert settings is not None
     for number in range(len(here)):
         one, other = here.read_logits(number), there.read_logits(number)
         logprobs = max(logprobs, float(np.abs(one.logprobs - other.logprobs).max()))
         swapped += int((_differs(one.ids, other.ids, one.logprobs)).sum())
         draws.append((here.read_draws(number).ids == there.read_draws(number).ids).mean())
-        states = [_floats(reader.read_hidden(number), settings) for reader in (here, there)]
+        states = [to_floats(reader.read_hidden(number), settings) for reader in (here, there)]
         hidden = max(hidden, ((states[0] - states[1]).norm() / states[0].norm()).item())
     report.add(at_most("GPU against CPU: log-probabilities by rank", logprobs, "nat", MAX_LOGPROB_DIFFERENCE))
     report.add(at_most("GPU against CPU: ids that differ and are no tie", swapped, "", 0))
@@ -89,10 +86,3 @@ def _differs(ids_PK: np.ndarray, others_PK: np.ndarray, logprobs_PK: np.ndarray)
     before = np.pad(gaps, ((0, 0), (1, 0)), constant_values=np.inf)
     after = np.pad(gaps, ((0, 0), (0, 1)), constant_values=0.0)
     return (ids_PK != others_PK) & (np.minimum(before, after) > 2 * MAX_LOGPROB_DIFFERENCE)
-
-
-def _floats(sample: HiddenSample, capture: CaptureConfig) -> torch.Tensor:
-    assert capture.hidden is not None
-    arrays = (sample.values, sample.scales, sample.outlier_index, sample.outliers)
-    values, scales, index, outliers = map(torch.from_numpy, arrays)
-    return dequantise(values, scales, index, outliers, capture.hidden)

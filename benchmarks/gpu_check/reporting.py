@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.support.results import Row, as_cells
 
+WORK = Path("runs/gpu-check")
 SKIPPED = "skipped"
 
 

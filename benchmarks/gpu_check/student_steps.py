@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu_check.device_caches import WORK, cache_folder
+from benchmarks.gpu_check.device_caches import cache_folder
 from benchmarks.gpu_check.device_size import DeviceSize
 from benchmarks.gpu_check.random_models import moe_config, qwen3_config, write_model
-from benchmarks.gpu_check.reporting import Report
+from benchmarks.gpu_check.reporting import WORK, Report
 from benchmarks.support.results import Row, at_most
 from schemas.load import validate
 from schemas.train_config import TrainConfig

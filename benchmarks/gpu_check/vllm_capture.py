@@ -10,9 +10,9 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.gpu_check.capture_hooks import BARS, CAPTURES, request_of
-from benchmarks.gpu_check.device_caches import WORK
 from benchmarks.gpu_check.device_size import DecoderShape, DeviceSize
-from benchmarks.gpu_check.reporting import Report
+from benchmarks.gpu_check.random_models import qwen3_config
+from benchmarks.gpu_check.reporting import WORK, Report
 from benchmarks.support.common import as_config, in_own_process
 from benchmarks.support.results import Row, at_least
 
@@ -40,8 +40,6 @@ def measure(size: DeviceSize, report: Report) -> None:
 
 
 def _write_config(folder: Path, shape: DecoderShape) -> None:
-    from benchmarks.gpu_check.random_models import qwen3_config
-
     folder.mkdir(parents=True, exist_ok=True)
     qwen3_config(shape, architectures=["Qwen3ForCausalLM"]).save_pretrained(folder)
 

@@ -23,6 +23,7 @@ from schemas.regular_files import MAX_TEXT_BYTES, open_regular
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.corpus.message_forms import (
     SAID,
+    THINKING,
     Message,
     arguments,
     as_parts,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_THINKING = re.compile(r"(?:\s*<think>)?(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL)
 _WORD_OR_MARKUP = re.compile(r"<[^<>]*>|\w(?=\w)")
 _SENTINELS = 0x100001  # private use area, after PROBE: one character per message
 
@@ -240,7 +240,7 @@ def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], in
     """(name, text) of the parts of a message that ``written`` lacks, and the number of parts in total."""
     parts = []
     for name, text in texts(message):
-        thinking = _THINKING.fullmatch(text) if name == "content" else None
+        thinking = THINKING.fullmatch(text) if name == "content" else None
         if thinking is not None:
             parts += [("<think>", thinking["reasoning"]), (name, thinking["answer"])]
         else:

@@ -6,6 +6,7 @@ several forms, the most common first.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from teacher_cache.corpus.documents import BadRecord
 
 Message = dict[str, Any]
 TRAINING_KEYS = ("weight", "train")  # read by this package, not passed to the template
+THINKING = re.compile(r"(?:\s*<think>)?(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL)
 SAID = ("content", "reasoning_content", "reasoning", "thinking")
 
 

@@ -1,17 +1,14 @@
 """What is kept of a chat beside its rendered text (``schemas.chat_record``): messages, with texts as byte spans."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from schemas.chat_record import ChatMessage, ChatRecord
-from teacher_cache.corpus.message_forms import SAID, TRAINING_KEYS
+from teacher_cache.corpus.message_forms import SAID, THINKING, TRAINING_KEYS
 from teacher_cache.corpus.template import Span
 
 if TYPE_CHECKING:
     from teacher_cache.corpus.documents import Document
-
-_THINKING = re.compile(r"(?:\s*<think>)?.*</think>(?P<answer>.*)", re.DOTALL)
 
 
 def chat_record(
@@ -80,7 +77,7 @@ def _located(said: Any, text: str, first: int, last: int, from_the_end: bool) ->
 def _forms(said: str) -> Iterator[str]:
     yield said
     yield said.strip()
-    thinking = _THINKING.fullmatch(said)
+    thinking = THINKING.fullmatch(said)
     if thinking is not None:
         yield thinking["answer"].strip()
 

@@ -280,7 +280,7 @@ class Corpus:
                 loss_mask=loss_mask,
                 byte_start=_after(none, _from_piece(spans.start, spans, begin, stop)),
                 byte_end=_after(none, _from_piece(spans.end, spans, begin, stop)),
-                chat=_chat_of(item, begin, len(text.encode())),
+                chat=_chat_of(item, begin, text),
             )
 
     def _learned(self, item: _Item, spans: TokenSpans) -> np.ndarray | None:
@@ -342,11 +342,11 @@ def _text_of(item: _Item, spans: TokenSpans, begin: int, stop: int) -> str:
     return spans.data[first_byte:last_byte].decode("utf-8")
 
 
-def _chat_of(item: _Item, begin: int, num_bytes: int) -> bytes:
-    """The record of a piece of a chat as JSON; nothing for other documents."""
+def _chat_of(item: _Item, begin: int, text: str) -> bytes:
+    """The record, as JSON, of the piece ``text`` of a chat; nothing for other documents."""
     if item.chat is None:
         return b""
-    return (cut_record(item.chat, num_bytes) if begin == 0 else ChatRecord(messages=[])).to_json()
+    return (cut_record(item.chat, len(text.encode())) if begin == 0 else ChatRecord(messages=[])).to_json()
 
 
 def _with_closing(spans: TokenSpans, after: np.ndarray) -> TokenSpans:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teacher_cache.codec.compiled import compiled
+from teacher_cache.token_table import TokenTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,11 +67,7 @@ class ByteTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        token_bytes = vocabulary_bytes(tokenizer)
-        lengths = np.array([len(token) for token in token_bytes], dtype=np.int64)
-        self._blob = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
-        self._lengths = lengths
-        self._begins = np.cumsum(lengths) - lengths
+        self.table = vocabulary_table(tokenizer)
 
     def encode(self, texts: list[str]) -> list[TokenSpans]:
         """Tokenize ``texts``, which must not contain lone surrogates."""
@@ -85,7 +82,7 @@ class ByteTokenizer:
         start_N, end_N, fits_M = _spans_by_bytes(
             ids_N,
             tokens_M,
-            (self._blob, self._begins, self._lengths),
+            self.table,
             np.frombuffer(b"".join(data), np.uint8),
             np.fromiter(map(len, data), np.int64, len(data)),
         )
@@ -101,12 +98,13 @@ class ByteTokenizer:
 
     def spell(self, ids: np.ndarray) -> TokenSpans:
         """The bytes of ids (integer [S]), none for unknown ids; the concatenation may be invalid UTF-8."""
-        known = ids < len(self._lengths)
-        lengths = np.where(known, self._lengths[np.where(known, ids, 0)], 0)
+        bytes_B, begin_V, length_V = self.table
+        known = ids < len(length_V)
+        lengths = np.where(known, length_V[np.where(known, ids, 0)], 0)
         end = np.cumsum(lengths)
         where_from = np.arange(int(end[-1]) if len(end) else 0)
-        where_from += np.repeat(self._begins[np.where(known, ids, 0)] - (end - lengths), lengths)
-        return TokenSpans(self._blob[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
+        where_from += np.repeat(begin_V[np.where(known, ids, 0)] - (end - lengths), lengths)
+        return TokenSpans(bytes_B[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
 
     def _spans_by_characters(self, text: str, data: bytes) -> TokenSpans:
         encoded = self._tokenizer(
@@ -133,13 +131,13 @@ class ByteTokenizer:
 def _spans_by_bytes(
     ids_N: np.ndarray,
     tokens_M: np.ndarray,
-    vocabulary: tuple[np.ndarray, np.ndarray, np.ndarray],
+    vocabulary: TokenTable,
     text_B: np.ndarray,
     bytes_M: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Byte spans of the tokens of M texts, int64 [N] each, and whether a text's bytes match its ids, bool [M].
 
-    vocabulary: concatenated bytes, offset and length of all entries. Spans of a text that does not match are undefined.
+    Spans of a text that does not match are undefined.
     """
     spelled_B, begins_V, lengths_V = vocabulary
     start_N, end_N = np.zeros(len(ids_N), np.int64), np.zeros(len(ids_N), np.int64)
@@ -199,7 +197,12 @@ def cut(spans: TokenSpans, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The ids of added tokens that stand for no text."""
+    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def vocabulary_table(tokenizer: "PreTrainedTokenizerBase") -> TokenTable:
     """The bytes of each token id: a guess that ``ByteTokenizer`` verifies against every text."""
     vocabulary = tokenizer.get_vocab()
     table = [b""] * (max(vocabulary.values()) + 1)
@@ -209,7 +212,7 @@ def vocabulary_bytes(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
         table[index] = to_bytes(token)
     for index, added in tokenizer.added_tokens_decoder.items():
         table[index] = added.content.encode("utf-8", "replace")
-    return table
+    return TokenTable.of(table)
 
 
 def _byte_alphabet() -> dict[int, int]:

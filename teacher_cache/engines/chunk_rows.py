@@ -2,6 +2,7 @@
 
 import torch
 
+from teacher_cache.device_memory import allocatable_bytes
 from teacher_cache.engines.transfers import wait_for
 
 CPU_ROWS = 512  # 0.3 GiB of 150,000 float32 logits each; more gain nothing there
@@ -19,9 +20,6 @@ def head_chunk_rows(free_bytes: int | None, vocabulary: int) -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory that PyTorch can still allocate on a device, including what it holds in reserve; None on CPUs."""
-    if device.type != "cuda":
-        return None
+    """``allocatable_bytes`` once everything queued on the device is done."""
     wait_for(device)
-    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + reserve
+    return allocatable_bytes(device)

@@ -11,6 +11,7 @@ from schemas.chat_record import ChatRecord
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.retarget.row_targets import Align, RowTargets, TeacherTokens, Vocabularies, row_targets
 from teacher_cache.retarget.student_text import StudentText, StudentTokenizer
+from teacher_cache.signals.logits.softened import softened_probabilities
 from teacher_cache.token_table import Vocabulary
 
 
@@ -48,12 +49,12 @@ class Retargeter:
 
 
 def teacher_tokens(sample: TokenSample, rows: LogitsSample, column: int, temperature: float) -> TeacherTokens:
-    """A sample with its stored entries, softened: weights p_T(v) = exp(log p(v) / T - log Σ p^(1/T)).
+    """A sample with its stored entries, softened.
 
     Quantisation can bring the sum of a row above 1; such a row is divided by it.
     """
     partition_P = rows.log_partition[:, column].astype(np.float64)
-    weights_PK = np.exp(rows.logprobs.astype(np.float64) / temperature - partition_P[:, None])
+    weights_PK = softened_probabilities(rows, column, temperature)
     weights_PK /= np.maximum(1.0, weights_PK.sum(axis=1))[:, None]
     realised_P = np.exp(np.nan_to_num(rows.next_logprob.astype(np.float64) / temperature, nan=-np.inf) - partition_P)
     row_S = np.full(len(sample.input_ids) + 1, -1, np.int64)

@@ -182,7 +182,7 @@ def _fill_targets(
                 found.kind_J[j] = Kind.BLANK.value
                 continue
             read = table.length_V[token] - (teacher.end_S[k] - x)
-            if not _spells(table, token, read, teacher.text_B, x) or _overlaps(teacher, k):
+            if not spells(table, token, read, teacher.text_B, x) or _overlaps(teacher, k):
                 found.kind_J[j] = Kind.UNCLEAR.value
                 continue
             kind = Kind.INSIDE.value
@@ -252,7 +252,7 @@ def _is_blank(text_B: np.ndarray, start: int, end: int) -> bool:
 
 
 @compiled
-def _spells(table: TokenTable, token: int, read: int, text_B: np.ndarray, x: int) -> bool:
+def spells(table: TokenTable, token: int, read: int, text_B: np.ndarray, x: int) -> bool:
     """Whether the token's bytes after the first ``read`` are those of the text from ``x`` on."""
     if read < 0:
         return False

@@ -19,17 +19,16 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
-from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, vocabulary_bytes
+from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, special_ids
 from teacher_cache.records import TokenSample
-from teacher_cache.retarget.row_targets import StudentTokens
+from teacher_cache.retarget.row_targets import StudentTokens, spells
 from teacher_cache.teacher_vocabulary import end_of_turn
 from teacher_cache.token_table import TokenTable, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-BLANKS = b" \t\r\n"
+SPACES = b" \t\r\n"
 
 
 class Overlay(NamedTuple):
@@ -44,10 +43,14 @@ class Overlay(NamedTuple):
 class StudentText:
     """A sample in the student's tokens."""
 
-    ids_J: np.ndarray  # int64
     loss_mask_J: np.ndarray  # bool; True at j: the prediction of token j + 1 counts; the last is False
-    tokens: StudentTokens  # the same tokens, with where they lie in the teacher's text
+    tokens: StudentTokens  # with where they lie in the teacher's text
     is_chat: bool
+
+    @property
+    def ids_J(self) -> np.ndarray:
+        """The tokens' ids, int64."""
+        return self.tokens.ids_J
 
 
 class StudentTokenizer:
@@ -61,12 +64,11 @@ class StudentTokenizer:
                 "use a folder with tokenizer.json"
             )
         corpus = CorpusConfig(sources=[SourceConfig(path="the cache")])
-        tokens = vocabulary_bytes(tokenizer)
-        special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.table = TokenTable.of([b"" if i in special else token for i, token in enumerate(tokens)])
+        encoder = ByteTokenizer(tokenizer)
+        self.table = encoder.table.without([*special_ids(tokenizer)])
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.int64)
-        self._encode = ByteTokenizer(tokenizer).encode
+        self._encode = encoder.encode
         self._renderer = ChatRenderer(tokenizer, corpus)
         self._reply_mask = ReplyMask(tokenizer)
         self.text_stop = -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
@@ -98,7 +100,7 @@ class StudentTokenizer:
             np.concatenate([lead, end_J, closing]),
             np.arange(len(ids_J)) >= len(ids_J) - len(own),
         )
-        return StudentText(ids_J, _predicting(learned_J), tokens, is_chat=False)
+        return StudentText(_predicting(learned_J), tokens, is_chat=False)
 
     def _chat(self, sample: TokenSample, chat: ChatRecord) -> StudentText:
         text = sample.text.encode()
@@ -120,8 +122,8 @@ class StudentTokenizer:
                 is_stop_J[j] = True
                 start_J[j] = end_J[j] = max(end for _, end in theirs.spans.values())
         learned_J = self._reply_mask(spans, in_bytes(rendered.text, rendered.spans))
-        ids_J = spans.ids.astype(np.int64)
-        return StudentText(ids_J, _predicting(learned_J), StudentTokens(ids_J, start_J, end_J, is_stop_J), is_chat=True)
+        tokens = StudentTokens(spans.ids.astype(np.int64), start_J, end_J, is_stop_J)
+        return StudentText(_predicting(learned_J), tokens, is_chat=True)
 
     def _aligned(self, spans: TokenSpans, overlays: list[Overlay]) -> tuple[np.ndarray, np.ndarray]:
         """Byte spans of the tokens in the teacher's text, int64 [J] each; -1 for those that do not lie on it.
@@ -129,7 +131,7 @@ class StudentTokenizer:
         A token whose bytes are not those of the text (a normaliser has changed them) does not either.
         """
         start_J, end_J = np.full(len(spans.ids), -1, np.int64), np.full(len(spans.ids), -1, np.int64)
-        spelled_J = _spelled(*self.table, spans.ids, spans.start, spans.end, np.frombuffer(spans.data, np.uint8))
+        spelled_J = _spelled(self.table, spans.ids, spans.start, spans.end, np.frombuffer(spans.data, np.uint8))
         for teacher, student, size in overlays:
             inside_J = spelled_J & (spans.start >= student) & (spans.end <= student + size)
             start_J[inside_J] = spans.start[inside_J] - student + teacher
@@ -176,7 +178,7 @@ def _overlays(theirs: ChatRecord, their_text: bytes, ours: ChatRecord, our_text:
 def _widened(overlay: Overlay, their_text: bytes, our_text: bytes) -> Overlay:
     """The overlay with the blanks around it that both texts hold: a token may begin with one before a reply."""
     theirs, ours, size = overlay
-    while theirs > 0 and ours > 0 and their_text[theirs - 1] == our_text[ours - 1] and their_text[theirs - 1] in BLANKS:
+    while theirs > 0 and ours > 0 and their_text[theirs - 1] == our_text[ours - 1] and their_text[theirs - 1] in SPACES:
         theirs, ours, size = theirs - 1, ours - 1, size + 1
     end = theirs + size
     while their_text[end : end + 1] == our_text[ours + size : ours + size + 1] and their_text[end : end + 1].isspace():
@@ -186,23 +188,12 @@ def _widened(overlay: Overlay, their_text: bytes, our_text: bytes) -> Overlay:
 
 @compiled
 def _spelled(
-    bytes_B: np.ndarray,
-    begin_V: np.ndarray,
-    length_V: np.ndarray,
-    ids_J: np.ndarray,
-    start_J: np.ndarray,
-    end_J: np.ndarray,
-    text_B: np.ndarray,
+    table: TokenTable, ids_J: np.ndarray, start_J: np.ndarray, end_J: np.ndarray, text_B: np.ndarray
 ) -> np.ndarray:
     """Whether the text holds a token's own bytes at its span, bool [J]; a blank before the text may be missing."""
     found = np.zeros(len(ids_J), np.bool_)
     for j in range(len(ids_J)):
-        token, width = ids_J[j], end_J[j] - start_J[j]
-        missing = length_V[token] - width
-        fits = width > 0 and (missing == 0 or (missing == 1 and start_J[j] == 0))
-        for at in range(width):
-            if not fits:
-                break
-            fits = bytes_B[begin_V[token] + missing + at] == text_B[start_J[j] + at]
-        found[j] = fits
+        missing = table.length_V[ids_J[j]] - (end_J[j] - start_J[j])
+        if missing == 0 or (missing == 1 and start_J[j] == 0):
+            found[j] = spells(table, ids_J[j], missing, text_B, start_J[j])
     return found

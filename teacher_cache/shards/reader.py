@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from schemas.chat_record import ChatRecord
 from schemas.digests import has_digest
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, ShardEntry, ShardIndex, Signal
@@ -32,7 +31,6 @@ from teacher_cache.codec.tokens import decode_tokens, training_frame
 from teacher_cache.process import paused_garbage_collection
 from teacher_cache.records import LogitsSample, RowBatch, TokenSample
 from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
-from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.filling import NO_LAYOUT, FillError, fill, share_out
 from teacher_cache.shards.marks import check_index, check_sizes, mark_name, read_table, tar_name, up_to_date_manifest
 from teacher_cache.shards.ranges import FileRanges
@@ -235,13 +233,6 @@ class CacheReader:
         if sample.key != at.shard.keys[at.row]:
             raise CorruptCacheError(f"{self._where(*at, 'tokens')}: the payload belongs to sample {sample.key}")
         return sample
-
-    def read_chat(self, position: int) -> ChatRecord | None:
-        """The chat that a sample's text is the rendering of; None for other texts, and in caches before format 1.2.
-
-        Raises CorruptCacheError.
-        """
-        return chat_of(self.read_tokens(position), self.where(position, "tokens"))
 
     def read_logits(self, position: int) -> LogitsSample:
         """Logits of one sample."""

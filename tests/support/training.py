@@ -13,6 +13,14 @@ from support.synthetic import random_shards, write_cache
 
 VOCABULARY = 61
 MakeRun = Callable[..., TrainConfig]
+SHAPE: dict[str, Any] = {  # of students without a folder
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def write_student(folder: Path, seed: int = 2) -> Path:

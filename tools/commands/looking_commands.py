@@ -12,6 +12,7 @@ from teacher_cache.command import MOST, json_option, new_table, output_console, 
 from teacher_cache.program import Command
 from teacher_cache.text import one_line
 
+every_option = click.option("--all", "every", is_flag=True, help="Read all samples instead.")
 AT_LEAST = "≥ "  # before a lower bound
 
 
@@ -71,7 +72,7 @@ def inspect(url: str, sample: str | None, rows: int, as_json: bool) -> None:
 )
 @click.argument("url")
 @click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, evenly spaced.")
-@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@every_option
 @json_option
 def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
     """Show how certain the teacher is: entropy, top-1 mass, coverage, lengths, perplexity; by mix layer and source."""
@@ -120,7 +121,7 @@ def stats(url: str, samples: int, every: bool, as_json: bool) -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--samples", type=click.IntRange(1, MOST), default=1000, help="Samples to read, out of those in both.")
-@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@every_option
 @json_option
 def compare(a: str, b: str, samples: int, every: bool, as_json: bool) -> None:
     """Compare two teachers on the same text: entropy, agreement, divergence."""
@@ -241,7 +242,7 @@ def _short(name: str) -> str:
 @click.argument("url")
 @click.argument("tokenizer")
 @click.option("--samples", type=click.IntRange(1, MOST), default=200, help="Samples to read, evenly spaced.")
-@click.option("--all", "every", is_flag=True, help="Read all samples instead.")
+@every_option
 @click.option("--examples", type=click.IntRange(0, 20), default=1, help="Samples to show token by token.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the code in the tokenizer's folder.")
 @json_option

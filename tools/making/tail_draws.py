@@ -16,6 +16,7 @@ import xxhash
 from schemas.cache_config import CaptureConfig
 from teacher_cache.records import LogitsSample
 from teacher_cache.signals.draws.record import DrawsSample
+from teacher_cache.signals.logits.softened import softened_probabilities
 
 
 def draws_beyond(k: int, key: str, logits: LogitsSample, draws: DrawsSample, capture: CaptureConfig) -> DrawsSample:
@@ -28,8 +29,7 @@ def draws_beyond(k: int, key: str, logits: LogitsSample, draws: DrawsSample, cap
     ids_PTM = np.empty_like(draws.ids)
     rng = np.random.Generator(np.random.Philox(key=xxhash.xxh3_64_intdigest(f"{k} {key}".encode())))
     for column, temperature in enumerate(capture.draws.temperatures):
-        partition_P = logits.log_partition[:, capture.logits.temperatures.index(temperature)]
-        p_PK = np.exp(logits.logprobs.astype(np.float64) / temperature - partition_P[:, None])
+        p_PK = softened_probabilities(logits, capture.logits.temperatures.index(temperature), temperature)
         uniforms_PM = (np.arange(shape[1]) + rng.random(shape)) / shape[1]
         ids_PTM[:, column] = _redrawn(p_PK, k, logits.ids, draws.ids[:, column], uniforms_PM)
     return replace(draws, ids=ids_PTM)

@@ -5,8 +5,7 @@ chunk's time on a GPU, at 256 MiB a third (estimated from bandwidth and arithmet
 where memory allows it. On the CPU they are small, for its caches.
 """
 
-import torch
-
+from teacher_cache.device_memory import allocatable_bytes
 from teacher_cache.output_head import OutputHead
 
 CPU_BYTES = 1 << 26  # of one chunk's float32 logits
@@ -28,15 +27,7 @@ def chunk_bytes(free_bytes: int | None) -> int:
     return size
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU that can still be allocated, including what torch's allocator holds unused; None on the CPU."""
-    if device.type != "cuda":
-        return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
     """Slices of the rows whose logits exist at one time."""
-    size = max(1, chunk_bytes(free_bytes(head.weight_VD.device)) // (4 * len(head.weight_VD)))
+    size = max(1, chunk_bytes(allocatable_bytes(head.weight_VD.device)) // (4 * len(head.weight_VD)))
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

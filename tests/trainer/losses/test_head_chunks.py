@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teacher_cache.device_memory import allocatable_bytes
 from teacher_cache.output_head import OutputHead
 from trainer.losses import head_chunks
 from trainer.losses.head_chunks import LEAST_BYTES, MOST_BYTES, SHARE, TEMPORARIES, chunk_bytes, chunk_rows
@@ -38,5 +39,5 @@ def test_free_memory_of_a_gpu_includes_what_the_allocator_holds_unused(monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 40 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 25 * GIB)
-    assert head_chunks.free_bytes(device) == 45 * GIB
-    assert head_chunks.free_bytes(torch.device("cpu")) is None
+    assert allocatable_bytes(device) == 45 * GIB
+    assert allocatable_bytes(torch.device("cpu")) is None

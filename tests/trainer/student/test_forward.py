@@ -23,17 +23,9 @@ from transformers import (
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
 from schemas.errors import UserError
+from support.training import SHAPE
 from trainer.data.batches import to_tensors
 from trainer.student.forward import check_head, check_packing, masked_hidden, output_head
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 def model(kind: str, attention: str, **changes: Any):

@@ -20,6 +20,7 @@ from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 from schemas.errors import UserError
 from support.flash_stand_in import FlashStandIn
+from support.training import SHAPE
 from teacher_cache.attention_implementation import VARLEN, check_attention
 from trainer.data.batches import to_tensors
 from trainer.student.forward import check_head, check_packing, masked_hidden
@@ -27,14 +28,6 @@ from trainer.student.recorder import Recorder, Wanted
 from trainer.student.token_layout import token_layout
 from trainer.student.varlen_attention import attend, varlen_reference
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 PACKED = [[0, 3, 5], [2, 4], [7]]
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 10}
