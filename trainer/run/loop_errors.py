@@ -16,7 +16,8 @@ from trainer.run.context import RunContext
 def loop_errors(run: RunContext, checkpoint: Path | None) -> Iterator[None]:
     """Wrap the training loop, which resumes from ``checkpoint``: known exceptions become a UserError.
 
-    On any exception incomplete checkpoints are removed, unless another run now owns the output folder.
+    On any exception rank 0 removes incomplete checkpoints, unless another run now owns the output folder. Another rank
+    may write its part after that; the next start removes it.
     """
     try:
         with _plain_errors(checkpoint, run.config.data.num_workers):
