@@ -42,6 +42,7 @@ ROOMS = {
     "trainer": [
         "student",
         "losses data",
+        "measures",
         "run evaluate",
         "loop",
         "distiller",

@@ -266,6 +266,7 @@ class DistillationTrainer(Trainer):
             device=self.args.device,
             passes=self._passes(validation) if self.args.fsdp else 0,
             head_dtype=torch.bfloat16 if self.args.bf16 else None,
+            token_bytes=validation.token_bytes,
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
