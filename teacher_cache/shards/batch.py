@@ -78,10 +78,14 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
 
 
 def _join_side(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:
-    """Concatenate batches of one side signal, renumbering rows and samples."""
+    """Concatenate batches of one side signal, renumbering rows and samples; entries are in the order of the rows."""
     arrays = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     arrays["batch_row"] = [place[rows] for place, rows in zip(places, arrays["batch_row"], strict=True)]
     if "sample" in arrays:
         before = np.cumsum([0, *(int(numbers.max(initial=-1)) + 1 for numbers in arrays["sample"])])
         arrays["sample"] = [numbers + more for numbers, more in zip(arrays["sample"], before, strict=False)]
-    return type(parts[0])(**{name: np.concatenate(values) for name, values in arrays.items()})
+    order = np.argsort(np.concatenate(arrays["batch_row"]), kind="stable")  # losses take them row by row
+    joined = {name: np.concatenate(values)[order] for name, values in arrays.items()}
+    if "sample" in joined:
+        joined["sample"] = np.cumsum(np.diff(joined["sample"], prepend=joined["sample"][:1]) != 0)
+    return type(parts[0])(**joined)
