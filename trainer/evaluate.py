@@ -1,6 +1,6 @@
 """Measure a student over the samples of a cache: KL to the teacher, perplexity, bits per byte, agreement, …"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from trainer.data.selection import Selection, Subset
 from trainer.data.validation_data import open_for_evaluation, sorted_rows
 from trainer.data.worker_transfer import Batch
 from trainer.losses.head_chunks import chunk_rows
-from trainer.losses.target_form import dense_target, stored_target
+from trainer.losses.target_form import final_target, stored_target
 from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import teacher_rows
+from trainer.losses.token_map import TokenMap
 from trainer.measures import Measures
 from trainer.student.build import load_model
 from trainer.student.forward import check_head, flattens, masked_hidden, output_head
@@ -39,6 +40,7 @@ class Validation:
     capture: CaptureConfig  # of its cache; precision may differ from the training cache's
     teacher_head: OutputHead | None  # of a cache with final hidden states
     token_bytes: torch.Tensor | None = None  # int64 [V]; bytes of each of the student's tokens
+    token_maps: Sequence[TokenMap] = ()  # from the tokens of that head, for a student with another tokenizer
 
 
 def evaluate(
@@ -52,6 +54,7 @@ def evaluate(
     passes: int = 0,
     head_dtype: torch.dtype | None = None,
     token_bytes: torch.Tensor | None = None,
+    token_maps: Sequence[TokenMap] = (),
 ) -> dict[str, float]:
     """Return means over the positions in the loss mask. Runs without gradients and restores the model's mode.
 
@@ -59,7 +62,7 @@ def evaluate(
     each of which has its own batches. device: where the model runs, if its weights are elsewhere (off-load). passes:
     forward passes of every rank, since a sharded model's are collective; a rank with fewer batches adds dummy passes.
     head_dtype: of the student's head's matrix product; default: its weight's. token_bytes: of each of the student's
-    tokens, int64 [V]; tokens beyond it have none.
+    tokens, int64 [V]; tokens beyond it have none. token_maps: as in ``teacher_rows``.
 
     The keys are those of ``Measures``. Raises UserError if the loss mask is False everywhere, or no row in it has a
     distribution of the teacher.
@@ -73,7 +76,7 @@ def evaluate(
         for cpu_batch in batches:
             laid_out: dict[str, Any] = {**cpu_batch, "layout": token_layout(cpu_batch, flattens(model))}
             batch = {name: part.to(device) for name, part in laid_out.items()}
-            rows = teacher_rows(batch, teacher_head)
+            rows = teacher_rows(batch, teacher_head, token_maps)
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)
             head = head if head_dtype is None else head._replace(weight_VD=head.weight_VD.to(head_dtype))
@@ -81,7 +84,7 @@ def evaluate(
             if teacher_head is None:
                 target = stored_target(rows, capture, 1.0, len(head.weight_VD))
             else:
-                target = dense_target(rows, capture, 1.0)
+                target = final_target(rows, capture, 1.0, len(head.weight_VD))
             for chunk in chunk_rows(head, len(hidden_ND)):
                 measures.add(head.logits(hidden_ND[chunk]), rows, target, chunk)
             done += 1

@@ -74,7 +74,18 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
             getattr(joined, name)[place, : part.input_ids.shape[1]] = getattr(part, name)
     for r, start in enumerate(lengths.tolist()):
         fill_padding(Columns.of(joined), r, start, length)
-    return replace(joined, side={name: _join_side([part.side[name] for part in parts], places) for name in first.side})
+    side = {name: _join_side([part.side[name] for part in parts], places) for name in first.side}
+    return replace(joined, side=side, dense=_join_dense(parts, places, joined.loss_mask.shape))
+
+
+def _join_dense(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    if parts[0].dense is None:
+        return None
+    joined = np.zeros(shape, np.uint8)
+    for part, place in zip(parts, places, strict=True):
+        assert part.dense is not None
+        joined[place, : part.dense.shape[1]] = part.dense
+    return joined
 
 
 def _join_side(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:

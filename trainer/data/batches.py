@@ -41,15 +41,18 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
     if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
         raise CorruptCacheError("the logits signal lacks rows of a batch that count")
+    if rows.dense is not None:
+        batch["dense"] = torch.from_numpy(rows.dense)
     for signal, part in rows.side.items():
         if SIDE_SIGNALS[signal].is_target:
-            _check_covered(rows.loss_mask, part, signal)
+            wanted_RL = rows.loss_mask if rows.dense is None or signal != "final" else rows.loss_mask & (rows.dense > 0)
+            _check_covered(wanted_RL, part, signal)
         batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch
 
 
-def _check_covered(loss_mask_RL: np.ndarray, part: Any, signal: str) -> None:
-    found, wanted = int(loss_mask_RL[part.batch_row, part.column].sum()), int(loss_mask_RL.sum())
+def _check_covered(wanted_RL: np.ndarray, part: Any, signal: str) -> None:
+    found, wanted = int(wanted_RL[part.batch_row, part.column].sum()), int(wanted_RL.sum())
     if found != wanted:
         raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
 

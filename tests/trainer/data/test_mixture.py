@@ -13,6 +13,7 @@ from support.callbacks import StopAt
 from support.golden import GOLDEN, SIGNALS
 from support.logged import losses
 from support.synthetic import random_shards, write_cache
+from teacher_cache.shards.batch import join_batches
 from teacher_cache.shards.reader import CacheReader
 from trainer.data.batches import to_tensors
 from trainer.data.mixture import CacheMixture, digest_of, read_as_one
@@ -37,6 +38,22 @@ def test_rows_of_several_caches_are_those_of_each() -> None:
     numbered = set(zip(found["attention_sample"], found["attention_batch_row"], strict=True))
     assert len(numbered) == len(set(found["attention_sample"])) == len(set(wanted["attention_sample"]))
     assert (np.diff(found["attention_sample"]) >= 0).all()
+
+
+def test_which_rows_have_whole_distributions_is_joined_with_them() -> None:
+    parts = [CacheReader(str(GOLDEN), ("tokens",)).read_rows(rows) for rows in ([[3], [0]], [[1, 2]])]
+    assert join_batches(parts, [np.array([2, 0]), np.array([1])], 4).dense is None
+    rng = np.random.default_rng(0)
+    parts = [replace(part, dense=rng.integers(0, 3, part.input_ids.shape, np.uint8)) for part in parts]
+    joined = join_batches(parts, [np.array([2, 0]), np.array([1])], 4)
+    assert joined.dense is not None
+    assert joined.dense.shape == joined.input_ids.shape
+    first, second = (part.dense for part in parts)
+    assert first is not None
+    assert second is not None
+    for row, wanted in ((2, first[0]), (0, first[1]), (1, second[0]), (3, first[0, :0])):
+        np.testing.assert_array_equal(joined.dense[row, : len(wanted)], wanted)
+        assert not joined.dense[row, len(wanted) :].any()
 
 
 def test_rows_of_one_cache_only_and_of_none() -> None:
