@@ -6,7 +6,7 @@
 - ``MixedTarget``: some rows of the one form, some of the other.
 
 Shape letters: N rows that count, n of a chunk, K listed entries, V student vocabulary, U teacher vocabulary, D teacher
-width, I student tokens that teacher tokens stand for.
+width.
 """
 
 from collections.abc import Iterator
@@ -57,24 +57,33 @@ class DenseTarget:
         """Softened log-probabilities, float32 [N, U] (float64 stays float64)."""
         return self.head.logits(self.hidden_ND).div_(self.temperature).log_softmax(dim=-1)
 
-    def listed(self, vocabulary: int) -> ListedTarget:
-        """The same for a student of ``vocabulary`` tokens, through the token map: all tokens that it names are listed.
+    def mapped(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Through the token map: probabilities of the student's tokens, [N, V], and the bucket's, [N].
 
-        The bucket holds the mass of teacher tokens that stand for no student token. Where every student token is named,
-        it belongs to none and is removed. Beside the result, at most N × ``vocabulary`` values exist at one time.
+        The bucket holds the mass of teacher tokens that stand for no student token; it belongs to the student tokens
+        that are not named, together. Where all are named, it is removed. Beside the result, at most N × V values exist
+        at one time.
         """
         assert self.token_map is not None
-        ids_I = self.token_map.ids_I
-        at_once = max(1, len(self.hidden_ND) * vocabulary // len(self.head.weight_VD))
+        at_once = max(1, len(self.hidden_ND) * len(self.token_map.named_V) // len(self.head.weight_VD))
         chunks = [replace(self, hidden_ND=hidden_nD) for hidden_nD in self.hidden_ND.split(at_once)]
-        sums_NS = torch.cat([self.token_map.sums(chunk.log_probs().exp_()) for chunk in chunks])
-        least = torch.finfo(sums_NS.dtype).tiny  # what underflows still penalises the student's mass there
-        weights_NI, rest_N = sums_NS[:, :-1].clamp(min=least), sums_NS[:, -1]
-        if len(ids_I) == vocabulary:
-            weights_NI, rest_N = weights_NI / weights_NI.sum(dim=1, keepdim=True), torch.zeros_like(rest_N)
-        entropy_N = torch.special.entr(weights_NI).sum(dim=1) + torch.special.entr(rest_N)
-        listed_NI = torch.ones_like(ids_I, dtype=torch.bool).expand_as(weights_NI)
-        return ListedTarget(ids_I.expand_as(weights_NI), listed_NI, weights_NI, rest_N, entropy_N)
+        sums = [self.token_map.sums(chunk.log_probs().exp_()) for chunk in chunks]
+        sums_NS = sums[0] if len(sums) == 1 else torch.cat(sums)
+        p_NV, rest_N = sums_NS[:, :-1], sums_NS[:, -1]
+        if self.token_map.names_all:
+            return p_NV / p_NV.sum(dim=1, keepdim=True), torch.zeros_like(rest_N)
+        return p_NV, rest_N
+
+    def listed(self) -> ListedTarget:
+        """``mapped`` with the named tokens as listed ones."""
+        assert self.token_map is not None
+        p_NV, rest_N = self.mapped()
+        ids_K = self.token_map.named_V.nonzero().squeeze(1)
+        least = torch.finfo(p_NV.dtype).tiny  # what underflows still penalises the student's mass there
+        weights_NK = p_NV[:, ids_K].clamp_(min=least)
+        entropy_N = torch.special.entr(weights_NK).sum(dim=1) + torch.special.entr(rest_N)
+        listed_NK = torch.ones_like(ids_K, dtype=torch.bool).expand_as(weights_NK)
+        return ListedTarget(ids_K.expand_as(weights_NK), listed_NK, weights_NK, rest_N, entropy_N)
 
 
 OneForm = ListedTarget | DenseTarget

@@ -80,11 +80,11 @@ def tla_(
     """
     if isinstance(target, MixedTarget):
         return _kind_by_kind_(logits_NV, target, temperature, divergence, beta)
-    if isinstance(target, DenseTarget) and target.token_map is not None:
-        target = target.listed(logits_NV.shape[1])
     if divergence == "forward":
         if isinstance(target, ListedTarget):
             return _listed_forward_(logits_NV, target, temperature)
+        if target.token_map is not None:
+            return _mapped_forward_(logits_NV, target, temperature, ~target.token_map.named_V)
         return _dense_forward_(logits_NV, target, temperature)
     leaf_NV = logits_NV.detach().requires_grad_()
     with torch.enable_grad():
@@ -146,8 +146,23 @@ def _dense_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: f
     return kl_N * temperature**2, gradient_NV.mul_(temperature)
 
 
+def _mapped_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: float, others_V: torch.Tensor) -> Pair:
+    """As ``_listed_forward_`` with all named tokens listed, and the others as the bucket."""
+    p_NV, rest_N = (part.to(logits_NV.dtype) for part in target.mapped())
+    log_q_NV = (logits_NV.div_(temperature) if temperature != 1 else logits_NV).log_softmax(dim=1)
+    kl_N = torch.linalg.vecdot(p_NV, p_NV.log().clamp_(min=-1e30).sub_(log_q_NV))
+    q_NV = log_q_NV.exp_()
+    outside_N = (q_NV * others_V).sum(dim=1).clamp(min=torch.finfo(q_NV.dtype).tiny)
+    kl_N -= torch.special.entr(rest_N) + rest_N * outside_N.log()
+    mass_N1 = (p_NV.sum(dim=1) + rest_N)[:, None]
+    gradient_NV = q_NV.mul_(mass_N1 - (rest_N / outside_N)[:, None] * others_V).sub_(p_NV)
+    return kl_N * temperature**2, gradient_NV.mul_(temperature)
+
+
 def _outcomes(z_NV: torch.Tensor, target: OneForm) -> Pair:
     """Log-probabilities of teacher and student over the same C outcomes; z: the student's logits over temperature."""
+    if isinstance(target, DenseTarget) and target.token_map is not None:
+        target = target.listed()
     if isinstance(target, DenseTarget):
         log_p_NU = target.log_probs().to(z_NV.dtype)
         both = min(log_p_NU.shape[1], z_NV.shape[1])

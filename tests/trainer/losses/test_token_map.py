@@ -44,9 +44,11 @@ def test_masses_are_sums_over_the_teachers_tokens(
     p_NU = np.random.default_rng(seed).dirichlet(np.full(teacher_rows, 0.3), 4)
     token_map = TokenMap.of(np.array(to_U, np.int32), teacher_rows, student_rows)
     named, wanted = summed(p_NU, to_U[:teacher_rows], student_rows)
-    assert token_map.ids_I.tolist() == named
+    assert token_map.named_V.nonzero().squeeze(1).tolist() == named
+    assert token_map.names_all is (len(named) == student_rows)
     found = token_map.sums(torch.from_numpy(p_NU)).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    np.testing.assert_allclose(found[:, [*named, -1]], wanted, atol=1e-12)
+    assert found.shape == (4, student_rows + 1)
     assert token_map.sums(torch.from_numpy(p_NU).float()).sum(dim=1).numpy() == pytest.approx(1, abs=1e-6)
 
 
@@ -116,7 +118,7 @@ def test_a_border_row_is_what_all_entries_of_the_teacher_give() -> None:
     stop, n_teacher = len(student) - 1, len(teacher)
     vocabularies = Vocabularies.of(TokenTable.of(teacher), TokenTable.of(student), [0], stop)
     target = dense(4, n_teacher, vocabularies.whole_V.tolist(), len(student))
-    listed, p_PU = target.listed(len(student)), target.log_probs().exp().numpy()
+    (p_NV, rest_N), p_PU = target.mapped(), target.log_probs().exp().numpy()
     text = b"abdea"
     tokens = [(7, 0, 2), (10, 2, 4), (1, 4, 5), (0, 5, 5)]  # "ab", "de", "a", the stop token
     ids, start, end = np.array(tokens, np.int64).T.copy()
@@ -131,12 +133,9 @@ def test_a_border_row_is_what_all_entries_of_the_teacher_give() -> None:
     for j in range(4):
         wanted = np.zeros(len(student))
         np.add.at(wanted, found.ids_JE[j], found.weights_JE[j])
-        given = np.zeros(len(student))
-        given[listed.ids_NK[j].numpy()] = listed.weights_NK[j].numpy()
-        np.testing.assert_allclose(given, wanted, atol=1e-12)
-        assert listed.rest_N is not None
-        assert listed.rest_N[j].item() == pytest.approx(found.rest_J[j], abs=1e-12)
-        assert listed.rest_N[j].item() > 1e-3  # "z" stands for no student token
+        np.testing.assert_allclose(p_NV[j].numpy(), wanted, atol=1e-12)
+        assert rest_N[j].item() == pytest.approx(found.rest_J[j], abs=1e-12)
+        assert rest_N[j].item() > 1e-3  # "z" stands for no student token
 
 
 def test_a_teacher_of_more_tokens_is_mapped_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +143,12 @@ def test_a_teacher_of_more_tokens_is_mapped_a_few_rows_at_a_time(monkeypatch: py
     sums = TokenMap.sums
     monkeypatch.setattr(TokenMap, "sums", lambda own, p: seen.append(p.numel()) or sums(own, p))
     target = dense(9, 40, [u % 7 for u in range(40)], 10)
-    found = target.listed(10)
+    found, rest = target.mapped()
     assert len(seen) > 1
     assert max(seen) <= 9 * 10
-    torch.testing.assert_close(found.weights_NK.sum(dim=1), torch.ones(9, dtype=torch.float64))
-    torch.testing.assert_close(target.rows(slice(8, 9)).listed(10).weights_NK, found.weights_NK[8:])
-    assert target.rows(slice(0, 0)).listed(10).weights_NK.shape == (0, 7)
+    torch.testing.assert_close(found.sum(dim=1) + rest, torch.ones(9, dtype=torch.float64))
+    torch.testing.assert_close(target.rows(slice(8, 9)).mapped()[0], found[8:])
+    assert target.rows(slice(0, 0)).mapped()[0].shape == (0, 10)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
