@@ -16,8 +16,8 @@ def cache_token_bytes(
 ) -> torch.Tensor | None:
     """Bytes of each token of the tokenizer that the cache at ``url`` and the student in ``folder`` share, int64 [V].
 
-    From the cache's vocabulary; where there is none (formats 1.0 and 1.1), ``tokenizer_bytes`` of the folder. Raises
-    CorruptCacheError, and UserError as ``tokenizer_bytes``.
+    From the cache's vocabulary; where there is none (formats 1.0 and 1.1, and caches that are re-targeted to the
+    student), ``tokenizer_bytes`` of the folder. Raises CorruptCacheError, and UserError as ``tokenizer_bytes``.
     """
     if manifest.vocabulary is None:
         return tokenizer_bytes(folder, key, trust_remote_code)
