@@ -42,6 +42,9 @@ class TokenMap:
         return type(self)(self.to_U.to(device), self.named_V.to(device), self.names_all)
 
     def sums(self, p_NU: torch.Tensor) -> torch.Tensor:
-        """The mass of each student token, and in the last column that of none, [N, V + 1]."""
+        """The mass of each student token, and in the last column that of none, [N, V + 1].
+
+        On a GPU, masses of one student token are added in no fixed order: the last bits may differ between runs.
+        """
         sums_NS = p_NU.new_zeros(len(p_NU), len(self.named_V) + 1)
         return sums_NS.scatter_add_(1, self.to_U.expand_as(p_NU), p_NU)

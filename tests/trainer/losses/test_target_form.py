@@ -236,6 +236,7 @@ def test_rows_with_and_without_a_whole_distribution_in_one_batch(
     assert total(objective, None, maps, dense) == pytest.approx(sum(each), rel=1e-5)
     assert each[2] == pytest.approx(total(objective, 2, maps, 2 * ones), rel=1e-6)
     assert each[2] != pytest.approx(total(objective, 2, [], None), rel=1e-2)
+    assert total(objective, None, maps, 0 * dense) == pytest.approx(total(by_entries, None, [], None), rel=1e-6)
     whole = [to_tensors(replace(batch, dense=dense), packed)]
     measured = evaluate(model, whole, cache.manifest.capture, teacher_head, token_maps=maps)
     assert measured["kl"] * measured["tokens"] == pytest.approx(sum(each), rel=1e-5)

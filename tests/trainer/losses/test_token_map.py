@@ -129,7 +129,7 @@ def test_a_border_row_is_what_all_entries_of_the_teacher_give() -> None:
         StudentTokens(np.array([0, 8, 0, stop]), start, np.array([1, 4, 5, 5]), np.array([False, False, False, True])),
         vocabularies,
     )  # fmt: skip
-    assert not found.crosses_J.any()
+    assert found.whole_row_J.tolist() == [0, 1, 2, 3]
     for j in range(4):
         wanted = np.zeros(len(student))
         np.add.at(wanted, found.ids_JE[j], found.weights_JE[j])
