@@ -32,8 +32,8 @@ SAMPLES_AHEAD = 8192  # samples whose shards are prefetched
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     """Tensors that share the memory of a RowBatch; ``position_ids`` only if ``packed``.
 
-    Arrays of a side signal are prefixed with its name, as in ``hidden_values``. Raises CorruptCacheError if rows that
-    count are not stored.
+    Arrays of a side signal are prefixed with its name, as in ``hidden_values``, those of pieces with ``piece_``.
+    Raises CorruptCacheError if rows that count are not stored.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
@@ -41,6 +41,8 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
     if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
         raise CorruptCacheError("the logits signal lacks rows of a batch that count")
+    if rows.pieces is not None:
+        batch |= {f"piece_{name}": torch.from_numpy(array) for name, array in rows.pieces._asdict().items()}
     for signal, part in rows.side.items():
         if SIDE_SIGNALS[signal].is_target:
             _check_covered(rows.loss_mask, part, signal)
