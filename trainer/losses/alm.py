@@ -2,7 +2,7 @@
 
 For a piece let a and b be -log of its likelihood, summed over the realised tokens of teacher and student. With
 P = exp(-a/τ) and Q = exp(-b/τ) the loss is τ KL((P, 1 - P) ‖ (Q, 1 - Q)). After Minixhofer et al. 2025
-(arXiv:2503.20083), who take the binary cross-entropy of P and Q, with τ = 100. Differences, and why:
+(arXiv:2503.20083) and their code, tokenkit, which takes the binary cross-entropy of P and Q, with τ = 100. Differences:
 
 - *KL* is that cross-entropy without the teacher's own entropy: the same gradient, and 0 where both agree, as for TLA.
 - *Times τ*: its gradient with respect to -b is (1 - P)/(1 - Q) - 1, which hardly depends on τ: a/b - 1 for large τ.

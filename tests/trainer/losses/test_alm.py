@@ -81,9 +81,10 @@ def test_where_both_agree_there_is_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
-def test_a_piece_of_which_the_teacher_is_certain_costs_its_cross_entropy(temperature: float) -> None:
+@pytest.mark.parametrize("logprob", [0.0, 1e-3], ids=["0", "above 0 by rounding"])
+def test_a_piece_of_which_the_teacher_is_certain_costs_its_cross_entropy(temperature: float, logprob: float) -> None:
     rows, logits = rows_of(TOKENS), random_logits()
-    certain = TeacherRows(**{**vars(rows), "piece_logprob_N": torch.zeros(N)})
+    certain = TeacherRows(**{**vars(rows), "piece_logprob_N": torch.full((N,), logprob)})
     loss, gradient = alm_(logits.clone(), rows.next_ids_N, pieces_of(certain), temperature)
     hard, by_hard = cross_entropy_(logits, rows.next_ids_N)
     torch.testing.assert_close(loss.sum(), hard[1:-1].sum())
