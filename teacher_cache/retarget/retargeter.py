@@ -9,6 +9,7 @@ import numpy as np
 
 from schemas.chat_record import ChatRecord
 from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.retarget.pieces import CommonPieces, common_pieces
 from teacher_cache.retarget.row_targets import Align, RowTargets, TeacherTokens, Vocabularies, row_targets
 from teacher_cache.retarget.student_text import StudentText, StudentTokenizer
 from teacher_cache.signals.logits.softened import softened_probabilities
@@ -44,6 +45,11 @@ class Retargeter:
         """What the rows before the student's tokens are to predict."""
         vocabularies = self._of_chat if text.is_chat else self._of_text
         return row_targets(teacher, text.tokens, vocabularies, self._align)
+
+    def pieces(self, teacher: TeacherTokens, text: StudentText, rows: LogitsSample) -> CommonPieces:
+        """Pieces of text that are whole tokens for teacher and student, at their last student tokens."""
+        vocabularies = self._of_chat if text.is_chat else self._of_text
+        return common_pieces(teacher, text.tokens, vocabularies, rows.next_logprob)
 
     def __call__(
         self, sample: TokenSample, chat: ChatRecord | None, rows: LogitsSample, column: int, temperature: float
