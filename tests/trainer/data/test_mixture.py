@@ -34,8 +34,11 @@ def test_rows_of_several_caches_are_those_of_each() -> None:
     mixture = CacheMixture([CacheReader(str(GOLDEN), SIGNALS), CacheReader(str(GOLDEN), SIGNALS)])
     found, wanted = flat(mixture.read_rows(ROWS)), flat(single.read_rows([[s % 8 for s in row] for row in ROWS]))
     assert found.keys() == wanted.keys()
-    for name in wanted.keys() - {"attention_sample"}:  # the entries of side signals in this order, too
+    for name in wanted.keys() - {"attention_sample"}:
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+    for signal in ("hidden", "attention", "draws", "final"):  # their entries are in the order of the rows
+        order = np.lexsort((found[f"{signal}_column"], found[f"{signal}_batch_row"]))
+        np.testing.assert_array_equal(order, np.arange(len(order)))
     numbered = set(zip(found["attention_sample"], found["attention_batch_row"], strict=True))
     assert len(numbered) == len(set(found["attention_sample"])) == len(set(wanted["attention_sample"]))
     assert (np.diff(found["attention_sample"]) >= 0).all()
