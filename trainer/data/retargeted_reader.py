@@ -27,7 +27,7 @@ from teacher_cache.retarget.row_targets import RowTargets
 from teacher_cache.retarget.student_text import StudentText
 from teacher_cache.shards.batch import allocate_rows
 from teacher_cache.shards.chats import chat_of
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import VOCABULARY, Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
 from teacher_cache.signals.logits.consistency import rows_of_sample
 from teacher_cache.signals.side_table import SIDE_SIGNALS
@@ -36,6 +36,7 @@ from trainer.data.kept_texts import KeptTexts
 from trainer.data.student_side import RowForm, StudentSide, as_students
 
 logger = logging.getLogger(__name__)
+LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
 SHARDS_KEPT = 256  # whose samples' lengths are remembered
 
 
@@ -251,6 +252,11 @@ class RetargetedReader:
         problem = problem_of(rows_of_sample(tokens, logits), 0, manifest)
         if problem:
             raise refused(self._cache.where(position, "logits"), problem, self.url)
+        if self._retarget.spelled_share(tokens) < LEAST_SPELLED:
+            raise UserError(
+                f"{self._cache.where(position, 'tokens')}: most tokens of {VOCABULARY} do not spell the text: it is of "
+                "another teacher, or the text has changed; make the cache again"
+            )
         if drawn is not None:
             kind = SIDE_SIGNALS["draws"]
             for what, rows in kind.contradictions(drawn, logits, manifest.capture.draws, manifest):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest
 from support.golden import BUNDLED
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, NO_SYSTEM, other_tokenizer, write_cache_of_texts
@@ -22,6 +23,7 @@ from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.token_table import TokenTable, Vocabulary
 from trainer.data.alignment import FIRST
 from trainer.data.batches import to_tensors
 from trainer.data.open_for_student import open_for_student
@@ -287,6 +289,21 @@ def test_rows_that_are_missing_later_are_corrupt(cache: str, side: Side, monkeyp
     monkeypatch.setattr(CacheReader, "read_logits", lambda self, number: displaced(read(self, number), 0, 1))
     with pytest.raises(CorruptCacheError, match=r"logits\.tar: sample \w+: lacks rows that count; `cache-tools verify"):
         reader.read_rows([[0]])
+
+
+def test_a_vocabulary_of_another_teacher_stops_the_first_read(
+    cache: str, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rolled(storage: Storage, manifest: Manifest) -> Vocabulary:
+        found = read_vocabulary(storage, manifest)
+        table = TokenTable.of([found.table.token((i + 7) % 384) for i in range(384)])
+        return found._replace(table=table)
+
+    monkeypatch.setattr("trainer.data.retargeted_reader.read_vocabulary", rolled)
+    with pytest.raises(
+        UserError, match=r"tokens\.tar: sample \w+: most tokens of vocabulary\.arrow do not spell the text"
+    ):
+        opened(cache, side()).read_rows([[0]])
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
