@@ -1,4 +1,4 @@
-"""Arrow schemas of the shard table and of tar members.
+"""Arrow schemas of the shard table, of tar members, and of generated replies.
 
 Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
@@ -21,6 +21,32 @@ TOKENS_SCHEMA = pa.schema(
 )
 
 SIGNAL_SCHEMA = pa.schema([pa.field("frame", pa.binary(), nullable=False)])
+
+PROMPTS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # content hash of the prompt, unique in its place
+        pa.field("source_id", pa.string(), nullable=False),  # where it came from: file#record
+        pa.field("layer", pa.string(), nullable=False),  # layer of the data mix
+        pa.field("prompt", pa.string(), nullable=False),  # as the generator reads it, with its generation prompt
+        pa.field("prompt_ids", pa.binary(), nullable=False),  # token ids, u32, little-endian
+        pa.field("chat", pa.binary(), nullable=False),  # JSON of the prompt's ChatRecord; nothing for plain text
+    ]
+)
+
+REPLIES_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # of its prompt
+        pa.field("sample", pa.int32(), nullable=False),  # number of the reply to its prompt, from 0
+        pa.field("reply", pa.string(), nullable=False),  # without the token that ends it
+        pa.field("reply_ids", pa.binary(), nullable=False),  # token ids, u32, with the token that ends it
+        pa.field("finish", pa.string(), nullable=False),  # stop, or length
+        pa.field("reason", pa.string(), nullable=False),  # why it is not trained on; empty: it is
+        pa.field("seed", pa.int64(), nullable=False),  # of its random numbers
+        pa.field("sampling", pa.string(), nullable=False),  # digest of the sampling settings
+        pa.field("template", pa.string(), nullable=False),  # sha256 of the chat template; empty: none
+        pa.field("generator", pa.string(), nullable=False),  # fingerprint of the model
+    ]
+)
 
 
 def shard_table_schema(signals: Sequence[str]) -> pa.Schema:

@@ -83,8 +83,10 @@ class SourceConfig(Extended):
     path: str = Field(
         min_length=1, description="File, archive, or folder to be searched with `pattern`; or a data set on a hub."
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset"] = Field(
-        "auto", description="File format; `auto`: by the names of the files; `hf_dataset`: saved by `save_to_disk`."
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset", "generated"] = Field(
+        "auto",
+        description="File format; `auto`: by the names of the files; `hf_dataset`: saved by `save_to_disk`; "
+        "`generated`: replies of `teacher-cache generate`, whose token ids and layers are taken as they are.",
     )
     pattern: str = Field(
         "*",

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from schemas.cache_config import CacheConfig
 from schemas.catalog_file import Catalog
 from schemas.chat_record import ChatRecord
+from schemas.generate_config import GenerateConfig
+from schemas.generated_manifest import GeneratedManifest, GeneratedShard
 from schemas.manifest import Manifest, ShardIndex
 from schemas.signature import Signature
 from schemas.strict import FORMAT_VERSION
@@ -32,6 +34,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "signature": Signature,
     "catalog": Catalog,
     "chat": ChatRecord,
+    "generate-config": GenerateConfig,
+    "generated-manifest": GeneratedManifest,
+    "generated-shard": GeneratedShard,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -73,6 +73,7 @@ class CorpusCounts(Extended):
     refused: Count = added(0, "Dropped: chats that the chat template refuses.")
     reply_lost: Count = added(0, "Dropped: chats of which the chat template leaves out a whole reply.")
     not_located: Count = added(0, "Dropped: chats in whose text a reply cannot be told from other messages.")
+    rejected: Count = added(0, "Generated replies with a reject reason (truncated, repetitive, …).")
     cut_replies: Count = added(0, "Replies of which the chat template leaves something out (reasoning, for example).")
 
 

@@ -3,43 +3,52 @@
 import logging
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from schemas.errors import ConflictError
-from schemas.manifest import Manifest, Unit
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.lease import WHOLE, Held, Lease, acquire_part
-from teacher_cache.shards.marks import garbage, mark_name
+from teacher_cache.shards.marks import mark_name, temporary_of
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 
-RUNNING = "teacher-cache run"  # command name in the lease
+RUNNING, GENERATING = "teacher-cache run", "teacher-cache generate"  # command names in leases
 logger = logging.getLogger(__name__)
 
 
-class Claim(NamedTuple):
+class Named(Protocol):
+    """A unit of work; its commit mark has its name."""
+
+    @property
+    def name(self) -> str:
+        """Name of the shard that it becomes."""
+
+
+Unit = TypeVar("Unit", bound=Named)
+
+
+class Claim(NamedTuple, Generic[Unit]):
     """An uncommitted unit that only this process may write, while it holds the lease."""
 
     unit: Unit
     lease: Lease
 
 
-class Claims:
+class Claims(Generic[Unit]):
     """Claims units in order; those held by another process are skipped and recorded in ``elsewhere``.
 
     A context manager that releases remaining leases at its end. A worker claims the next unit before it commits the
     current one, so it always holds a lease and no other process can acquire the whole place in between.
     """
 
-    def __init__(self, storage: Storage, plan: Manifest, units: Sequence[Unit]) -> None:
+    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING) -> None:
         self.elsewhere: dict[str, Held] = {}
-        self.tokens = sum(unit.tokens for unit in units)
-        self._storage, self._plan = storage, plan
+        self._storage, self._command = storage, command
         self._held: dict[str, Lease] = {}
         self._done: list[str] = []
         self._claims = self._claim_all(units)
 
-    def next(self) -> Claim | None:
+    def next(self) -> Claim[Unit] | None:
         """Claim the next unit; None after the last."""
         return next(self._claims, None)
 
@@ -49,13 +58,12 @@ class Claims:
         while self._done and len(self._held) > 1:
             self._held.pop(self._done.pop(0)).release()
 
-    def _claim_all(self, units: Sequence[Unit]) -> Iterator[Claim]:
-        plan = self._plan.model_copy(update={"complete": False})
+    def _claim_all(self, units: Sequence[Unit]) -> Iterator[Claim[Unit]]:
         names = self._storage.names() if units else []
         left = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
         for unit in units:
             try:
-                lease = acquire_part(self._storage, unit.name, RUNNING, _is_short)
+                lease = acquire_part(self._storage, unit.name, self._command, _is_short)
             except Held as held:
                 if held.name == WHOLE:
                     raise
@@ -66,20 +74,20 @@ class Claims:
                 lease.release()
                 continue
             self._held[unit.name] = lease
-            for name in garbage(left, plan, unit.name):  # of killed workers, since this one holds the lease
+            for name in temporary_of(left, unit.name):  # of killed workers, since this one holds the lease
                 lease.storage.delete(name)
             yield Claim(unit, lease)
 
-    def __enter__(self) -> "Claims":
+    def __enter__(self) -> "Claims[Unit]":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for lease in self._held.values():
             lease.release()
 
-    def check_all_done(self, plan: Manifest) -> None:
-        """Raise ConflictError if a unit left to another process is not among the shards of ``plan``."""
-        there = {entry.name for entry in plan.shards}
+    def check_all_done(self, shards: Sequence[Named]) -> None:
+        """Raise ConflictError if a unit left to another process is not among the committed ``shards``."""
+        there = {entry.name for entry in shards}
         left = [name for name in self.elsewhere if name not in there]
         if left:
             raise ConflictError(
@@ -89,5 +97,5 @@ class Claims:
 
 
 def _is_short(holder: Holder | None) -> bool:
-    """Wait policy: wait for a process that plans, not for one that scores the same unit."""
-    return wait_for_workers(holder) and holder is not None and holder.command != RUNNING
+    """Wait policy: wait for a process that plans, not for one that works on the same unit."""
+    return wait_for_workers(holder) and holder is not None and holder.command not in (RUNNING, GENERATING)

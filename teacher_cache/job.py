@@ -91,29 +91,30 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     pending = [unit for unit in mine if unit.name not in done]
     tally = _Tally()
     stop = StopRequest()
-    with Claims(storage, plan, pending) as claims:
+    with Claims(storage, pending) as claims:
         if first := claims.next():
             started = time.perf_counter()
             with open_engine(config) as engine, stop.listening("the current unit", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
                 logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-                _score_units(engine, plan, first, claims, storage, worker, tally, stop, config)
+                _score_units(engine, plan, first, claims, storage, worker, tally, stop, config, pending)
         manifest = _write_manifest(storage, plan, done)
         if not stop:
-            claims.check_all_done(manifest)
+            claims.check_all_done(manifest.shards)
     return _summarise(manifest, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
 
 
 def _score_units(
     engine: Engine,
     plan: Manifest,
-    first: Claim,
-    claims: Claims,
+    first: Claim[Unit],
+    claims: Claims[Unit],
     storage: Storage,
     worker: Worker,
     tally: "_Tally",
     stop: StopRequest,
     config: CacheConfig,
+    pending: list[Unit],
 ) -> None:
     """Score the units in order; reading the next unit and writing scored ones overlap with the engine."""
     tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
@@ -125,7 +126,7 @@ def _score_units(
             parts.setdefault(part, []).append((sample, to_request(sample, plan.capture)))
         return tokens_index, list(parts.values())
 
-    with Progress(total_tokens=claims.tokens) as progress:
+    with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
 
         def on_commit(unit: Unit, rows: int, entropy: float) -> None:
             claims.done(unit)
@@ -137,7 +138,7 @@ def _score_units(
             UnitWriter(storage, plan, worker.owner, on_commit, config.output.encode_threads) as writer,
         ):
             tally.start()
-            claim: Claim | None = first
+            claim: Claim[Unit] | None = first
             ahead = reading.submit(read, first.unit)
             while claim is not None and not stop:
                 tokens_index, parts = ahead.result()

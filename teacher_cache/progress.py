@@ -38,16 +38,19 @@ def reading(batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
 class Progress:
     """Tokens scored, tokens/s, mean entropy and time left: a bar, or log lines if stderr is not a terminal.
 
+    Of a job that is not ``caching``, replies instead of tokens.
+
     The engine's and the writer's thread may call it concurrently.
     """
 
-    def __init__(self, total_tokens: int) -> None:
+    def __init__(self, total_tokens: int, job: str = "caching", things: str = "tokens", rate: str = "tok/s") -> None:
+        self._job, self._things, self._rate = job, things, rate
         self._console = Console(stderr=True)
         self._bar = RichProgress(
-            TextColumn("caching"),
+            TextColumn(job),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed:,} of {task.total:,} tokens{task.fields[more]}"),
+            TextColumn("{task.completed:,} of {task.total:,} " + things + "{task.fields[more]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -70,13 +73,14 @@ class Progress:
 
     def _show(self, is_due: bool) -> None:
         rate = self._scored / max(1e-9, time.monotonic() - self._started)
-        more = f" · {rate:,.0f} tok/s{self._entropy}"
+        more = f" · {rate:,.0f} {self._rate}{self._entropy}"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=self._scored, more=more)
         elif is_due:
             self._last_line = time.monotonic()
             left = (self._total - self._scored) / max(1e-9, rate)
-            logger.info("caching: %s of %s tokens%s · %.0f s left", f"{self._scored:,}", f"{self._total:,}", more, left)
+            done = f"{self._scored:,} of {self._total:,} {self._things}{more}"
+            logger.info("%s: %s · %.0f s left", self._job, done, left)
 
     def __enter__(self) -> "Progress":
         self._started = self._last_line = time.monotonic()

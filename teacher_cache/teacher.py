@@ -24,14 +24,14 @@ def load_tokenizer(config: TeacherConfig, key: str = "teacher.path") -> Any:
     return _load(AutoTokenizer.from_pretrained, config, "tokenizer", key)
 
 
-def load_model_config(config: TeacherConfig) -> Any:
-    """Load the teacher's model configuration. Raises UserError if that fails."""
+def load_model_config(config: TeacherConfig, key: str = "teacher.path") -> Any:
+    """Load the teacher's model configuration. Raises UserError that names ``key`` if that fails."""
     from transformers import AutoConfig
 
-    return _load(AutoConfig.from_pretrained, config, "model configuration")
+    return _load(AutoConfig.from_pretrained, config, "model configuration", key)
 
 
-def _load(load: Any, config: TeacherConfig, what: str, key: str = "teacher.path") -> Any:
+def _load(load: Any, config: TeacherConfig, what: str, key: str) -> Any:
     exists = Path(config.path).is_dir()
     advice = "pass the folder of a Hugging Face model with its tokenizer"
     if not exists and not is_hub_id(config.path):
@@ -41,7 +41,9 @@ def _load(load: Any, config: TeacherConfig, what: str, key: str = "teacher.path"
     except Exception as error:  # an untrusted model's settings can make its class raise anything
         found = "exists" if exists else "no such folder"
         problem = f"{key}: {config.path} ({found}): cannot load a {what}"
-        raise not_loaded(error, problem, "set teacher.trust_remote_code: true", f"; {advice}") from None
+        raise not_loaded(
+            error, problem, f"set {key.removesuffix('path')}trust_remote_code: true", f"; {advice}"
+        ) from None
 
 
 def load_stop_tokens(config: TeacherConfig) -> set[int]:
@@ -56,9 +58,9 @@ def load_stop_tokens(config: TeacherConfig) -> set[int]:
     return {one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)}
 
 
-def describe_teacher(config: TeacherConfig) -> TeacherInfo:
-    """Describe the teacher for the manifest. Raises UserError if the model cannot be found."""
-    model_config = load_model_config(config)
+def describe_teacher(config: TeacherConfig, key: str = "teacher.path") -> TeacherInfo:
+    """Describe the teacher for the manifest. Raises UserError that names ``key`` if the model cannot be found."""
+    model_config = load_model_config(config, key)
     text_config = model_config.get_text_config()
     architectures = model_config.architectures or [type(model_config).__name__]
     return TeacherInfo(
@@ -69,7 +71,7 @@ def describe_teacher(config: TeacherConfig) -> TeacherInfo:
         num_layers=text_config.num_hidden_layers,
         hidden_size=text_config.hidden_size,
         vocab_size=text_config.vocab_size,
-        fingerprint=_fingerprint(config, stored_settings(config)),
+        fingerprint=_fingerprint(config, stored_settings(config), key),
     )
 
 

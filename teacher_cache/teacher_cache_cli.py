@@ -132,3 +132,31 @@ def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> 
     show(job.summary_dict(summary), as_json)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])
+
+
+@main.command(
+    examples=(
+        "teacher-cache generate generate.yaml",
+        "teacher-cache generate generate.yaml --worker 0/4 --set sampling.samples=4",
+    )
+)
+@config_argument
+@set_option
+@click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
+@click.option("--dry-run", is_flag=True, help="Check the configuration and read the prompts, but write nothing.")
+@json_option
+def generate(config: str, overrides: tuple[str, ...], worker: str, dry_run: bool, as_json: bool) -> None:
+    """Have a model reply to prompts, n times each; the replies are a source of a corpus (`format: generated`)."""
+    from schemas.generate_config import GenerateConfig
+    from teacher_cache import job
+    from teacher_cache.generation import generation_job
+
+    share = job.parse_worker(worker)
+    settings = load_config(GenerateConfig, config, overrides)
+    if dry_run:
+        show(generation_job.count_prompts(settings), as_json)
+        return
+    summary = generation_job.generate(settings, share)
+    show(generation_job.generation_dict(summary), as_json)
+    if summary.stopped_by:
+        sys.exit(128 + signal.Signals[summary.stopped_by])

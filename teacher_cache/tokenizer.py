@@ -12,6 +12,7 @@ from typing import Any
 
 from schemas.cache_config import CorpusConfig
 from schemas.manifest import TokenizerInfo
+from teacher_cache.vocabulary import vocabulary_info
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenization_*.py",
@@ -22,22 +23,20 @@ FILES = (
 
 def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
     """Describe a tokenizer for the manifest. Its fingerprint is the sha256 of all (id, token) pairs in id order."""
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-    return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)
+    return vocabulary_info(tokenizer)
 
 
-def describe_tokenization(tokenizer: Any, corpus: CorpusConfig) -> TokenizerInfo:
+def describe_tokenization(tokenizer: Any, corpus: CorpusConfig, section: str = "corpus") -> TokenizerInfo:
     """The same, plus everything else that determines tokenization: the tokenizer's files and the chat template.
 
-    Raises UserError if the configured chat template cannot be read.
+    section: of the configuration. Raises UserError if the configured chat template cannot be read.
     """
     from teacher_cache.corpus.chat import template_source
 
     template = tokenizer.chat_template
     files = {name: _sha256(path.read_bytes()) for name, path in _files(tokenizer)}
     if corpus.chat_template is not None:
-        template = template_source(tokenizer, corpus.chat_template)
+        template = template_source(tokenizer, corpus.chat_template, key=f"{section}.chat_template")
         if not isinstance(tokenizer.chat_template, dict) or corpus.chat_template not in tokenizer.chat_template:
             files[Path(corpus.chat_template).name] = _sha256(str(template).encode())
     digest = None if not template else _sha256(json.dumps(template, sort_keys=True).encode())

@@ -3,6 +3,7 @@
 Tokenizers with more tokens than the model are common (added tokens, padding); they are harmless until a text uses one.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,10 +12,17 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import UserError
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, TokenizerInfo
 from teacher_cache.token_batch import TokenBatch
 
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+
+
+def vocabulary_info(tokenizer: Any) -> TokenizerInfo:
+    """A tokenizer's vocabulary: its size, and the sha256 of all (id, token) pairs in id order."""
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    return TokenizerInfo(fingerprint=digest, vocab_size=vocabulary[-1][0] + 1)
 
 
 def within_vocabulary(

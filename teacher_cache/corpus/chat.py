@@ -33,7 +33,7 @@ from teacher_cache.corpus.message_forms import (
     without_training_keys,
 )
 from teacher_cache.corpus.said import chat_record
-from teacher_cache.corpus.template import ChatTemplate, Span
+from teacher_cache.corpus.template import GENERATION, ChatTemplate, Span
 from teacher_cache.corpus.turns import PROBE, Turns
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class RenderedChat:
 class ChatRenderer:
     """Renders chats and finds the replies in the rendered text."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: CorpusConfig) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: CorpusConfig, section: str = "corpus") -> None:
+        """``section``: of the configuration that ``config`` is from, for messages."""
+        self._section = section
         self._tokenizer = tokenizer
         self._config = config
         self._templates: dict[str, ChatTemplate] = {}
@@ -105,22 +107,40 @@ class ChatRenderer:
         around = {number: (found[0][0], found[-1][1]) for number, found in replies.items() if found}
         return RenderedChat(turns.text, spans, cut, chat_record(document, turns.text, turns.written_spans(), around))
 
+    def prompt(self, document: "Document") -> tuple[str, ChatRecord]:
+        """Render a chat up to where its next reply begins, with the template's generation prompt.
+
+        Raises BadRecord when the template rejects the chat or omits its last message, UserError when there is no
+        template.
+        """
+        original = document.messages or []
+        template = self._template(document)
+        variables = {**self._variables(document, template), GENERATION: True}
+        messages = self._with_content_form(template, [without_training_keys(message) for message in original])
+        turns = self._turns(template, messages, variables, document.where)
+        last = len(original) - 1
+        missing, said = _left_out(turns.messages[last], turns.written(last))
+        if missing and len(missing) == said:
+            raise self._lost(turns, last, missing[0][1], document.where)
+        return turns.text, chat_record(document, turns.text, turns.written_spans(), {})
+
     def _template(self, document: "Document") -> ChatTemplate:
+        key = f"{self._section}.chat_template"
         try:
-            source = template_source(self._tokenizer, self._config.chat_template, document.tools)
+            source = template_source(self._tokenizer, self._config.chat_template, document.tools, key)
         except ValueError as error:  # several named templates, no default
-            raise UserError(f"{document.where}: {error}; name one of them in corpus.chat_template") from None
+            raise UserError(f"{document.where}: {error}; name one of them in {key}") from None
         if not source:
             raise UserError(
-                f"{document.where}: the record is a chat, but the teacher's tokenizer has no chat template; set "
-                "corpus.chat_template, use a teacher that has one, or render the chats to plain text"
+                f"{document.where}: the record is a chat, but the model's tokenizer has no chat template; set "
+                f"{key}, use a model that has one, or render the chats to plain text"
             )
         if source not in self._templates:
             constants = {**self._tokenizer.special_tokens_map, **self._config.chat_template_kwargs}
             try:
                 self._templates[source] = ChatTemplate(source, constants)
             except TemplateSyntaxError as error:
-                name = self._config.chat_template or "of the teacher's tokenizer"
+                name = self._config.chat_template or "of the model's tokenizer"
                 raise UserError(f"chat template {name}: line {error.lineno}: {error.message}") from None
         return self._templates[source]
 
@@ -135,7 +155,9 @@ class ChatRenderer:
             given["documents"] = document.documents
         for name in given.keys() | self._config.chat_template_kwargs.keys():
             if name not in template.names:
-                origin = f"{document.where}: the record's" if name in given else "corpus.chat_template_kwargs:"
+                origin = (
+                    f"{document.where}: the record's" if name in given else f"{self._section}.chat_template_kwargs:"
+                )
                 self._warn(f"variable {name}", f"{origin} {name!r} is ignored: the chat template has no such variable")
         return given
 
@@ -198,9 +220,8 @@ class ChatRenderer:
                     "not_located",
                 )
 
-    @staticmethod
-    def _lost(turns: Turns, number: int, text: str, where: str) -> BadRecord:
-        advice = "set another corpus.chat_template, or corpus.on_bad_record: drop"
+    def _lost(self, turns: Turns, number: int, text: str, where: str) -> BadRecord:
+        advice = f"set another {self._section}.chat_template, or {self._section}.on_bad_record: drop"
         if not turns.written(number) and _squeezed(text) in _squeezed(turns.text):
             return BadRecord(
                 f"{where}: message {number}: cannot locate the reply ({_brief(text)}); {advice}", "not_located"
@@ -217,7 +238,10 @@ class ChatRenderer:
 
 
 def template_source(
-    tokenizer: "PreTrainedTokenizerBase", configured: str | None, tools: list[dict[str, Any]] | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    configured: str | None,
+    tools: list[dict[str, Any]] | None = None,
+    key: str = "corpus.chat_template",
 ) -> str | None:
     """The chat template in effect: ``configured`` (a template name of the tokenizer, or a file), or the tokenizer's.
 
@@ -233,7 +257,7 @@ def template_source(
             return file.read(MAX_TEXT_BYTES).decode()
     except (OSError, ValueError) as error:
         named = f"the tokenizer's templates are {sorted(own)}; " if isinstance(own, dict) else ""
-        raise failure(error, f"corpus.chat_template: {configured}", f"{named}pass a Jinja file") from None
+        raise failure(error, f"{key}: {configured}", f"{named}pass a Jinja file") from None
 
 
 def _left_out(message: Message, written: str) -> tuple[list[tuple[str, str]], int]:

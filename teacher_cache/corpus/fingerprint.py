@@ -7,14 +7,17 @@ from pathlib import PurePath
 from schemas.cache_config import CorpusConfig
 from schemas.failures import failure
 from teacher_cache.corpus.corpus_files import list_files
+from teacher_cache.generated.generated_place import read_complete
+from teacher_cache.shards.storage import Storage
 
 _CHUNK_BYTES = 1 << 20
 
 
-def corpus_fingerprint(config: CorpusConfig) -> str:
+def corpus_fingerprint(config: CorpusConfig, section: str = "corpus") -> str:
     """sha256 (hex) over the settings without paths, and each file's relative name and bytes.
 
-    Streams the files as stored (no decompression, no tokenization). Raises UserError when a source has no files or
+    Streams the files as stored (no decompression, no tokenization); of generated replies, the digest of their manifest
+    stands for all files. section: of the configuration, for messages. Raises UserError when a source has no files or
     one cannot be read.
     """
     settings = config.model_dump(mode="json")
@@ -25,7 +28,10 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for index, source_config in enumerate(config.sources):
         digest.update(b"\0source\0")
-        for file in list_files(source_config, f"corpus.sources.{index}"):
+        if source_config.format == "generated":
+            digest.update(read_complete(Storage(source_config.path), f"{section}.sources.{index}.path").sha256.encode())
+            continue
+        for file in list_files(source_config, f"{section}.sources.{index}"):
             content = hashlib.sha256()
             try:
                 with file.open() as stream:

@@ -12,14 +12,15 @@ segments that end at newlines, so that one huge file does not exhaust memory.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count, groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
 
-from schemas.cache_config import CorpusConfig
+from schemas.cache_config import CorpusConfig, SourceConfig
 from schemas.chat_record import ChatRecord
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
@@ -27,12 +28,14 @@ from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
 from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
+from teacher_cache.corpus.ready_samples import read_ready
 from teacher_cache.corpus.said import cut_record
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
 from teacher_cache.corpus.token_spans import BatchSpans, ByteTokenizer, TokenSpans, added_around, cut
 from teacher_cache.records import TokenSample
 from teacher_cache.token_batch import TokenBatch
+from teacher_cache.vocabulary import vocabulary_info
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +57,9 @@ class _Item(NamedTuple):
     last: bool = True
     replies: list[Span] | None = None  # byte spans of a chat's replies
     chat: ChatRecord | None = None
+
+
+_Sources = Sequence[tuple[int, SourceConfig]]  # with their numbers in the configuration
 
 
 class Corpus:
@@ -103,9 +109,11 @@ class Corpus:
         """
         tally: Counter[str] = Counter()
         seen: dict[bytes, int] = {}
-        for items in _in_batches(self._items(tally)):
-            batch = self._batch(items, seen, tally)
-            if batch is not None:
+        read: set[bytes] = set()
+        for generated, group in groupby(enumerate(self._config.sources), lambda each: each[1].format == "generated"):
+            sources = list(group)
+            found = self._ready(sources, seen, tally) if generated else self._read(sources, read, seen, tally)
+            for batch in found:
                 tally["samples"] += len(batch)
                 tally["tokens"] += len(batch.input_ids)
                 tally["loss_tokens"] += int(np.count_nonzero(batch.loss_mask))
@@ -117,15 +125,53 @@ class Corpus:
                 f"corpus is empty: {counts.documents} documents read: {counts.empty} empty, "
                 f"{counts.duplicates} duplicates, {counts.too_short} too short or without a reply, "
                 f"{counts.no_reply} without a message by {', '.join(self._config.roles_to_train)}, "
-                f"{counts.dropped_over_long} dropped as over-long, {dropped} dropped as bad records; check "
+                f"{counts.dropped_over_long} dropped as over-long, {dropped} dropped as bad records, "
+                f"{counts.rejected} generated replies with a reject reason; check "
                 "corpus.sources, min_tokens, max_tokens and roles_to_train"
             )
         self._counts = counts
 
-    def _items(self, tally: Counter[str]) -> Iterator[_Item]:
+    def _read(
+        self, sources: _Sources, read: set[bytes], seen: dict[bytes, int], tally: Counter[str]
+    ) -> Iterator[TokenBatch]:
+        """The documents of ``sources``, tokenized in batches."""
+        for items in _in_batches(self._items(sources, read, tally)):
+            batch = self._batch(items, seen, tally)
+            if batch is not None:
+                yield batch
+
+    def _ready(self, sources: _Sources, seen: dict[bytes, int], tally: Counter[str]) -> Iterator[TokenBatch]:
+        """The accepted replies of generated ``sources``: whole, or dropped (counted)."""
+        fingerprint = vocabulary_info(self._tokenizer.tokenizer).fingerprint
+        batch: list[TokenSample] = []
+        for index, source in sources:
+            for sample in read_ready(source, f"corpus.sources.{index}", self._tokenizer, fingerprint, self._before):
+                tally["documents"] += 1
+                tally["rejected"] += sample is None
+                kept = None if sample is None else self._with_key(sample, seen, tally)
+                if kept is not None:
+                    batch.append(kept)
+                if len(batch) == _BATCH_DOCUMENTS:
+                    yield TokenBatch.of(batch)
+                    batch = []
+        if batch:
+            yield TokenBatch.of(batch)
+
+    def _with_key(self, sample: TokenSample, seen: dict[bytes, int], tally: Counter[str]) -> TokenSample | None:
+        """A generated sequence with its key; None, and counted, if it is too long, too short or a duplicate."""
+        key = None
+        if len(sample.input_ids) > self._config.max_tokens:
+            tally["dropped_over_long"] += 1
+        elif len(sample.input_ids) < self._config.min_tokens:
+            tally["too_short"] += 1
+        else:
+            key = self._key(sample.input_ids.astype("<u4", copy=False).tobytes() + sample.loss_mask.tobytes(), seen)
+            tally["duplicates"] += key is None
+        return None if key is None else replace(sample, key=key)
+
+    def _items(self, sources: _Sources, seen: set[bytes], tally: Counter[str]) -> Iterator[_Item]:
         """Cleaned, non-empty, deduplicated documents as tokenizer inputs."""
-        seen: set[bytes] = set()
-        for index, source in enumerate(self._config.sources):
+        for index, source in sources:
             for read in read_documents(source, f"corpus.sources.{index}"):
                 tally["documents"] += 1
                 try:

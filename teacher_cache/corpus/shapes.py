@@ -71,6 +71,27 @@ def known_shapes(source: SourceConfig) -> list[Shape]:
     return [shape for shape in shapes if source.shape in ("auto", shape.name)]
 
 
+def prompt_shapes(source: SourceConfig) -> list[Shape]:
+    """The shapes that prompts may have: those of ``known_shapes``, and of two of them without what is learned."""
+    *shapes, text = [*known_shapes(source.model_copy(update={"shape": "auto"}))]
+    prompts = [
+        Shape("prompt_completion", (("prompt",),), _FOR_CHATS, _read_prompt),
+        Shape("alpaca", (("instruction",),), ("input", "context", "history", *_FOR_CHATS), _read_instruction),
+    ]
+    return [shape for shape in (*shapes, *prompts, text) if source.shape in ("auto", shape.name)]
+
+
+def _read_prompt(values: list[Any], fields: Fields, place: str) -> dict[str, Any]:
+    (prompt,) = values
+    if isinstance(prompt, str) and not any(fields.get(name) for name in _FOR_CHATS):
+        return {"text": prompt}
+    return _chat(_one_or_more(prompt, "user", "prompt", place), fields, place)
+
+
+def _read_instruction(values: list[Any], fields: Fields, place: str) -> dict[str, Any]:
+    return _read_alpaca([*values, None], fields, place)
+
+
 def _read_sharegpt(values: list[Any], fields: Fields, place: str) -> dict[str, Any]:
     return _chat(read_messages(values[0], "conversations", place), fields, place)
 

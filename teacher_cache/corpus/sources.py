@@ -7,7 +7,7 @@ The format, the shape, and ignored columns are logged once per source.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -33,22 +33,26 @@ _MOST_LINES = 50  # log lines per source: records may keep introducing new keys
 _MOST_NAMES = 20  # per log line
 
 
-def read_documents(source: SourceConfig, where: str) -> Iterator[Document | BadRecord]:
+def read_documents(
+    source: SourceConfig, where: str, shapes: Sequence[Shape] | None = None
+) -> Iterator[Document | BadRecord]:
     """Yield the documents of ``source`` in a fixed order; ``where`` is its config key.
+
+    shapes: that its records may have; by default those of a corpus.
 
     Reads at most ``source.limit`` records, bad ones included. Raises UserError for faulty files; yields unusable
     records as BadRecord.
     """
-    return islice(_Adapter(source, where).documents(), source.limit)
+    return islice(_Adapter(source, where, known_shapes(source) if shapes is None else shapes).documents(), source.limit)
 
 
 class _Adapter:
     """Turns records into documents; remembers the shapes of each key set, and what was logged."""
 
-    def __init__(self, source: SourceConfig, where: str) -> None:
+    def __init__(self, source: SourceConfig, where: str, shapes: Sequence[Shape]) -> None:
         self._source = source
         self._where = where
-        self._shapes = known_shapes(source)
+        self._shapes = shapes
         self._by_keys: dict[tuple[str, ...], list[tuple[Shape, list[str]]]] = {}
         self._said: set[str] = set()
         self._ignored: set[str] = set()

@@ -66,7 +66,7 @@ class ByteTokenizer:
     """Tokenizes batches of texts, without adding special tokens, and computes each token's byte span."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.table = vocabulary_table(tokenizer)
 
     def encode(self, texts: list[str]) -> list[TokenSpans]:
@@ -106,8 +106,21 @@ class ByteTokenizer:
         where_from += np.repeat(begin_V[np.where(known, ids, 0)] - (end - lengths), lengths)
         return TokenSpans(bytes_B[where_from].tobytes(), ids.astype(np.uint32), end - lengths, end)
 
+    def locate(self, ids: np.ndarray, beginning: str) -> TokenSpans:
+        """The text that given ids (integer [S]) spell, and their byte spans in it; nothing is tokenized.
+
+        beginning: what a text was that its first tokens were made from, without the space that some tokenizers put
+        before it. The text may be invalid UTF-8.
+        """
+        spelled = self.spell(ids)
+        if not spelled.data.startswith(b" ") or beginning.startswith(" "):
+            return spelled
+        return TokenSpans(
+            spelled.data[1:], spelled.ids, np.maximum(spelled.start - 1, 0), np.maximum(spelled.end - 1, 0)
+        )
+
     def _spans_by_characters(self, text: str, data: bytes) -> TokenSpans:
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             text, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True, verbose=False
         )
         spans = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
@@ -119,7 +132,7 @@ class ByteTokenizer:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids, straight from the backend: the transformers wrapper would double the time."""
-        backend = self._tokenizer.backend_tokenizer
+        backend = self.tokenizer.backend_tokenizer
         if backend.truncation is not None:
             backend.no_truncation()
         if backend.padding is not None:

@@ -6,8 +6,6 @@ vLLM requires, and discarded. Of multimodal classes only the language model runs
 scored at startup; it finds teachers that vLLM cannot run, and layers whose output is not the residual stream.
 """
 
-import os
-import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +23,9 @@ from teacher_cache.engines.residual_stream import check_ranks
 from teacher_cache.engines.step import CapturedSequence, to_captured
 from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
+from teacher_cache.engines.vllm_import import import_vllm
 from teacher_cache.engines.vllm_worker import Refusal
 from teacher_cache.lengths import check_length
-from teacher_cache.logs import shows_details
 from teacher_cache.records import Captured, Request
 from teacher_cache.signals.side_taps import taps_of
 from teacher_cache.teacher import load_model_config
@@ -51,23 +49,10 @@ class VllmEngine(Engine):
 
     def __init__(self, config: CacheConfig) -> None:
         """Load vLLM and the model. Raises UserError if either cannot be loaded, or the probe fails."""
-        if not shows_details():
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # CUDA does not survive a fork
-        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # lengths are checked here: see max_model_len
-        try:
-            from vllm import LLM, SamplingParams
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise UserError(
-                f"engine.kind: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
-                "engine.kind: transformers"
-            ) from None
-        _make_llvmlite_inspectable()
+        vllm = import_vllm()
         self._capture = config.capture
         model_config = load_model_config(config.teacher)
-        text_config, on_cpu = model_config.get_text_config(), current_platform.is_cpu()
+        text_config, on_cpu = model_config.get_text_config(), vllm.platforms.current_platform.is_cpu()
         self._vocab_size = text_config.vocab_size
         self._taps = taps_of(config.capture, text_config.num_hidden_layers)
         check_length(config, text_config)
@@ -79,7 +64,7 @@ class VllmEngine(Engine):
         with causes() as found:
             try:
                 make_importable(model_config.architectures or [])
-                self._llm = LLM(
+                self._llm = vllm.LLM(
                     model=config.teacher.path,
                     revision=config.teacher.revision,
                     dtype=config.teacher.dtype,
@@ -103,7 +88,7 @@ class VllmEngine(Engine):
                 raise UserError(
                     f"teacher.path: {config.teacher.path}: vLLM cannot load the model: {reason(error, found)}"
                 ) from error
-            self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            self._sampling = vllm.SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
             try:
                 self._start_capture(config)
             except Exception as error:  # a kernel may raise anything
@@ -172,7 +157,7 @@ class VllmEngine(Engine):
             for requests in calls:
                 self._call_ranks("expect", list(requests), first)
                 prompts = [{"prompt_token_ids": request.input_ids.tolist()} for request in requests]
-                queued = self._llm.enqueue(prompts, self._sampling, use_tqdm=False)  # type: ignore[arg-type]
+                queued = self._llm.enqueue(prompts, self._sampling, use_tqdm=False)
                 ids = {name.partition("-")[0] for name in queued}  # outputs have them without the random suffix
                 unfinished.update(ids)
                 running.append(_Call(requests, first, ids))
@@ -208,14 +193,3 @@ class VllmEngine(Engine):
         """See Engine."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-
-
-def _make_llvmlite_inspectable() -> None:
-    """Make vLLM's CPU build loadable in a process that has imported numba.
-
-    vLLM 0.32 calls ``vars`` on every attribute of every module, which fails for llvmlite's library wrapper: it resolves
-    every attribute, ``__dict__`` too, as a function of the library.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    if ffi is not None and not isinstance(getattr(ffi.lib, "__dict__", {}), dict):
-        ffi.lib._fntab["__dict__"] = {}

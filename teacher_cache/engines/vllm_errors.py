@@ -34,8 +34,11 @@ def causes() -> Iterator[_Causes]:
         logger.handlers = before
 
 
-def reason(error: BaseException, found: _Causes) -> str:
-    """The first informative line of ``error``, or of the logged exception if ``error`` refers to the logs."""
+def reason(error: BaseException, found: _Causes, batch: str = "engine.max_batch_tokens") -> str:
+    """The first informative line of ``error``, or of the logged exception if ``error`` refers to the logs.
+
+    batch: the setting that takes less memory where it is lower.
+    """
     if "logs" in str(error) and found.last is not None:
         error = found.last
     text = str(error).strip()
@@ -46,5 +49,5 @@ def reason(error: BaseException, found: _Causes) -> str:
     line = line.strip()[:MAX_CHARACTERS]
     line = line if line and not isinstance(error, KeyError) else f"{type(error).__name__}: {line}"
     if re.search(r"out of memory|KV cache|available memory", text, re.IGNORECASE):
-        line = line.rstrip(".") + "; set engine.max_batch_tokens lower, or engine.tensor_parallel higher"
+        line = line.rstrip(".") + f"; set {batch} lower, or engine.tensor_parallel higher"
     return line

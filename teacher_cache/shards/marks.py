@@ -26,7 +26,7 @@ from teacher_cache.shards.storage import (
 
 MAX_MANIFEST_VALUES = 400_000  # 4,096 shards with all signals have 120,000
 _OWN_NAME = re.compile(
-    r"head\.safetensors|vocabulary\.arrow|shard-\d{6,9}(\.[a-z]+\.tar|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
+    r"head\.safetensors|vocabulary\.arrow|shard-\d{6,9}(\.[a-z]+\.(tar|zst)|\.json)|tables/[0-9a-f]{64}\.(zst|arrow)|\.tmp-[A-Za-z0-9._-]*"
 )
 
 
@@ -277,8 +277,13 @@ def garbage(names: Iterable[str], manifest: Manifest | None, unit: str = "") -> 
     if manifest is None or manifest.complete:
         keep = set() if manifest is None else expected_names(manifest)
         return [name for name in own if name not in keep]
+    return temporary_of(own, unit) if unit else []
+
+
+def temporary_of(names: Iterable[str], unit: str) -> list[str]:
+    """The temporary files that a killed worker on ``unit`` left behind."""
     of_unit = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*-{unit}\..*")
-    return [name for name in own if unit and of_unit.fullmatch(name)]
+    return [name for name in names if of_unit.fullmatch(name)]
 
 
 def own_names(names: Iterable[str]) -> list[str]:

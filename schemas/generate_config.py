@@ -1,0 +1,195 @@
+"""The configuration of one ``teacher-cache generate`` job: generator, prompts, sampling, and what is kept apart."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.cache_config import (
+    MAX_COUNT,
+    MAX_TOKENS,
+    RESERVED_VARIABLES,
+    CorpusConfig,
+    SourceConfig,
+    TeacherConfig,
+)
+from schemas.strict import Strict
+
+MAX_SAMPLES = 4096  # of a prompt
+MAX_SHARD_REPLIES = 1 << 20
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+REFUSALS = [
+    "i'm sorry, but",
+    "i am sorry, but",
+    "i'm sorry, i can",
+    "i apologize, but",
+    "i can't help with",
+    "i can't assist",
+    "i cannot help with",
+    "i cannot assist",
+    "i cannot provide",
+    "i can't provide",
+    "i'm unable to",
+    "i am unable to",
+    "i'm not able to",
+    "as an ai language model",
+]
+
+
+class GenerationEngine(Strict):
+    """How the generator is run."""
+
+    kind: Literal["vllm", "transformers"] = Field(
+        "vllm",
+        description="`vllm` generates at full speed; `transformers` is the reference, one reply at a time. Their "
+        "random numbers differ.",
+    )
+    max_sequences: int = Field(
+        256, ge=1, le=65536, description="vLLM: replies that are written at a time; more take more memory."
+    )
+    tensor_parallel: int = Field(1, ge=1, le=4096, description="vLLM: devices that the model is split over.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, lt=1, description="vLLM on GPUs: share of memory for weights, activations and key-value cache."
+    )
+    cpu_kv_cache_gib: int = Field(4, ge=1, le=1 << 20, description="vLLM on CPUs: GiB for its key-value cache.")
+    eager: bool = Field(
+        False, description="vLLM: no compilation, no CUDA graphs. Starts sooner and generates more slowly."
+    )
+    device: str = Field(
+        "auto", description="transformers engine: `cpu`, `cuda`, `cuda:1`, …; `auto`: a GPU if there is one."
+    )
+
+
+class SamplingConfig(Strict):
+    """How replies are drawn."""
+
+    samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="Replies to each prompt.")
+    temperature: Temperature = Field(
+        1.0, description="1 draws from the generator's own distribution; 0 takes the most likely token (greedy)."
+    )
+    top_p: Probability = Field(1.0, description="Draw from the smallest set of tokens that reaches this probability.")
+    top_k: int = Field(0, ge=0, le=1 << 24, description="Draw from this many tokens; 0: from all.")
+    max_new_tokens: int = Field(
+        1024, ge=1, le=MAX_TOKENS, description="Longest reply, in tokens; longer ones are kept as `truncated`."
+    )
+    stop: list[Stop] = Field(
+        [],
+        max_length=64,
+        description="More tokens that end a reply, as they are written (`</answer>`); those of the model and of its "
+        "chat template always do.",
+    )
+
+
+class SamplingOverride(Strict):
+    """What one layer of the data mix has different from `sampling`."""
+
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=64)] | None = None
+
+
+class PromptsConfig(Strict):
+    """The prompts, and how they become token ids."""
+
+    sources: Annotated[list[SourceConfig], Field(min_length=1)]
+    max_tokens: int = Field(2048, ge=1, le=MAX_TOKENS, description="Longer prompts are dropped (counted), never cut.")
+    text: Literal["ask", "continue"] = Field(
+        "ask",
+        description="Prompts that are plain text: `ask` makes them a user's message, `continue` has it continued.",
+    )
+    replies: Literal["refuse", "replace"] = Field(
+        "refuse",
+        description="Records that end with a reply: `replace` leaves it out, so that the generator's takes its place.",
+    )
+    clean: bool = Field(True, description="As in `corpus`.")
+    deduplicate: bool = Field(True, description="Drop prompts equal to an earlier one after cleaning (counted).")
+    chat_template: str | None = Field(None, min_length=1, description="As in `corpus`.")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="As in `corpus`.")
+    on_bad_record: Literal["stop", "drop"] = Field("stop", description="As in `corpus`.")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(value.keys() & RESERVED_VARIABLES):
+            raise ValueError(f"{reserved[0]}: comes from each record and cannot be set here")
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _are_not_generated(cls, value: list[SourceConfig]) -> list[SourceConfig]:
+        if any(source.format == "generated" for source in value):
+            raise ValueError("format: generated: replies are no prompts; give the prompts that they were made from")
+        return value
+
+    def as_corpus(self) -> CorpusConfig:
+        """The settings that a corpus shares."""
+        return CorpusConfig(
+            sources=self.sources,
+            clean=self.clean,
+            deduplicate=self.deduplicate,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            on_bad_record=self.on_bad_record,
+        )
+
+
+class RejectConfig(Strict):
+    """Replies that are kept with a reason and never trained on, beside those that are truncated or empty."""
+
+    repeated_tokens: int | None = Field(
+        48,
+        ge=2,
+        le=MAX_TOKENS,
+        description="`repetitive`: a block of up to 64 tokens follows itself at least three times, over at least this "
+        "many tokens; null: never.",
+    )
+    refusals: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        REFUSALS,
+        max_length=4096,
+        description="`refused`: the reply (after `</think>`) begins with one of these, in any case; `[]`: never.",
+    )
+
+
+class GenerationOutput(Strict):
+    """Where the replies are written."""
+
+    path: str = Field(min_length=1, description="Folder or object-store prefix (any fsspec URL) of the replies.")
+    replies_per_shard: int = Field(
+        4096,
+        ge=1,
+        le=MAX_SHARD_REPLIES,
+        description="Replies of a unit (= shard), at least those to one prompt. Units share no forward pass, so the "
+        "last replies of each run alone; a killed run loses one.",
+    )
+
+
+class GenerateConfig(Strict):
+    """The configuration file of ``teacher-cache generate``."""
+
+    generator: TeacherConfig = Field(description="The model that replies: the teacher, or a student's checkpoint.")
+    engine: GenerationEngine = GenerationEngine()
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    layers: dict[str, SamplingOverride] = Field({}, description="By layer of the data mix, what differs there.")
+    seed: int = Field(0, ge=0, le=MAX_COUNT, description="Another seed gives other replies to the same prompts.")
+    reject: RejectConfig = RejectConfig()
+    output: GenerationOutput
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> "GenerateConfig":
+        known = {source.layer for source in self.prompts.sources}
+        if unknown := sorted(self.layers.keys() - known):
+            raise ValueError(f"layers.{unknown[0]}: no source has this layer; there are {', '.join(sorted(known))}")
+        return self
+
+    def sampling_of(self, layer: str) -> SamplingConfig:
+        """The settings for prompts of a layer."""
+        override = self.layers.get(layer)
+        if override is None:
+            return self.sampling
+        return self.sampling.model_copy(update=override.model_dump(exclude_none=True))

@@ -1,0 +1,1 @@
+"""Generate replies to prompts: plan, samplers, reject reasons, the job."""
