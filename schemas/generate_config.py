@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.cache_config import (
     MAX_COUNT,
@@ -16,7 +16,16 @@ from schemas.strict import Strict
 
 MAX_SAMPLES = 4096  # of a prompt
 MAX_SHARD_REPLIES = 1 << 20
-Temperature = Annotated[float, Field(ge=0, le=100)]
+
+
+def _greedy_or_random(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"0 (greedy), or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}")
+    return value
+
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # what vLLM takes as they are
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_greedy_or_random)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -67,7 +76,8 @@ class SamplingConfig(Strict):
 
     samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="Replies to each prompt.")
     temperature: Temperature = Field(
-        1.0, description="1 draws from the generator's own distribution; 0 takes the most likely token (greedy)."
+        1.0,
+        description="1 draws from the generator's own distribution; 0 takes the most likely token (greedy); up to 2.",
     )
     top_p: Probability = Field(1.0, description="Draw from the smallest set of tokens that reaches this probability.")
     top_k: int = Field(0, ge=0, le=1 << 24, description="Draw from this many tokens; 0: from all.")

@@ -31,7 +31,8 @@ from teacher_cache.generated.reply_files import Prompt, Reply, write_rows
 from teacher_cache.generation.generation_plan import empty_generation, in_units, load_or_make_generation
 from teacher_cache.generation.prompt_reader import PromptReader
 from teacher_cache.generation.reject import Rejecter
-from teacher_cache.generation.sampler import Asked, Sampler, open_sampler, seed_of
+from teacher_cache.generation.sampler import Asked, Sampler, seed_of
+from teacher_cache.generation.samplers import open_sampler
 from teacher_cache.job import Worker
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.process import peak_memory_bytes

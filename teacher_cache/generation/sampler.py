@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from schemas.generate_config import GenerateConfig, SamplingConfig
+from schemas.generate_config import SamplingConfig
 
 SEED_BITS = 63  # vLLM takes signed 64-bit seeds
 
@@ -52,14 +52,3 @@ class Sampler(ABC):
 def seed_of(prompt_key: str, sample: int, seed: int) -> int:
     """Seed of a reply's random numbers: xxh3 of the prompt's key, the number of the reply and the configured seed."""
     return xxhash.xxh3_64_intdigest(f"{prompt_key} {sample} {seed}".encode()) >> (64 - SEED_BITS)
-
-
-def open_sampler(config: GenerateConfig) -> Sampler:
-    """Load the generator in the configured engine. Raises UserError if that fails."""
-    if config.engine.kind == "vllm":
-        from teacher_cache.generation.vllm_sampler import VllmSampler
-
-        return VllmSampler(config)
-    from teacher_cache.generation.reference_sampler import ReferenceSampler
-
-    return ReferenceSampler(config)

@@ -41,6 +41,8 @@ def test_a_layer_overrides_what_it_names() -> None:
         ({"prompts": {"sources": [{"path": "x", "format": "generated"}]}}, "replies are no prompts"),
         ({"prompts": {"sources": []}}, "prompts.sources: "),
         ({"sampling": {"temperature": -1}}, "sampling.temperature: "),
+        ({"sampling": {"temperature": 0.001}}, "sampling.temperature: 0 (greedy), or from 0.01 to 2.0; got 0.001"),
+        ({"sampling": {"temperature": 2.5}}, "sampling.temperature: "),
         ({"sampling": {"top_p": 0}}, "sampling.top_p: "),
         ({"layers": {"code": {"max_new_tokens": 0}}}, "layers.code.max_new_tokens: "),
         ({"prompts": {**SMALLEST["prompts"], "chat_template_kwargs": {"messages": []}}}, "cannot be set here"),

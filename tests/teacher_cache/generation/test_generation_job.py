@@ -17,7 +17,8 @@ from teacher_cache.claims import GENERATING
 from teacher_cache.generated.generated_place import read_generated, replies_of
 from teacher_cache.generated.reply_files import Prompt, Reply
 from teacher_cache.generation.generation_job import count_prompts, generate
-from teacher_cache.generation.sampler import Asked, open_sampler, seed_of
+from teacher_cache.generation.sampler import Asked, seed_of
+from teacher_cache.generation.samplers import open_sampler
 from teacher_cache.job import Worker
 from teacher_cache.shards.lease import part_lease
 from teacher_cache.shards.storage import Storage
