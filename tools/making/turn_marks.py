@@ -19,7 +19,7 @@ from teacher_cache.corpus.message_forms import SAID
 
 ROLES = ("user", "assistant", "tool")
 FIRST_ROLES = ("system", "developer")
-ORDER = (*ROLES, *FIRST_ROLES)  # where two roles are written alike, the first counts
+ORDER = ("user", "assistant", *FIRST_ROLES, "tool")  # where two roles are written alike, the first counts
 MOST_AFTER_FIRST = 3  # messages of a chat that is rendered
 _CONTENT, _REASONING = 0x10F000, 0x10F800  # private use area: one character per message
 _MARKUP = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z_/]{2,40}\]")

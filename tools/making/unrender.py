@@ -61,7 +61,7 @@ class Reading(NamedTuple):
 
     pieces: list[Piece]
     cut: bool
-    following: Said | None = None  # of the message that had begun, where the text is cut before its first byte
+    following: Said | None = None  # of a next message, of which the text holds nothing
 
 
 class Unrenderer:
@@ -72,7 +72,6 @@ class Unrenderer:
         source = template_source(tokenizer, corpus.chat_template)
         self._renderer = ChatRenderer(tokenizer, corpus)
         self._marks = TurnMarks(self._renderer, source) if source else None
-        self._trained_roles = corpus.roles_to_train
         self._reply_mask = ReplyMask(tokenizer)
         self._tokenizer = ByteTokenizer(tokenizer)
         self._special = np.array(sorted(special_ids(tokenizer)), np.uint32)
@@ -112,21 +111,30 @@ class Unrenderer:
             end, following = found
             pieces.append(Piece(mark.said, mark.opens, at, end))
             mark, at = following, end + len(following.literal)
-        yield Reading(pieces, cut=False)
+        readings = [Reading(pieces, cut=False), *self._cut(text, [*pieces[:-1], pieces[-1]._replace(end=len(text))])]
+        if pieces[-1].start == len(text):  # rather cut after a header than an empty message
+            readings.append(readings.pop(0))
+        yield from readings
 
     def _cut(self, text: bytes, pieces: list[Piece]) -> Iterator[Reading]:
-        """The text ends inside the mark after the last piece (the longest such mark first), or inside the piece."""
+        """The text ends inside a mark (the longest one first), or inside the last piece."""
         assert self._marks is not None
         *whole, last = pieces
+        if whole:  # the last piece may belong to a longer mark than the one before it
+            rest = text[whole[-1].end :]
+            marks = self._marks.after.get(whole[-1].said, [])
+            for following in {mark.said: None for mark in marks if mark.literal[:-1].startswith(rest) and mark.opens}:
+                yield Reading(whole, cut=True, following=following)
         endings = {
-            (len(mark.literal[:size]), mark.said if mark.opens else None)
+            (size, mark.said if mark.opens else None): None
             for mark in self._marks.after.get(last.said, [])
             for size in range(1, min(len(mark.literal), last.end - last.start + 1))
             if text.endswith(mark.literal[:size])
         }
-        for size, following in sorted(endings, key=lambda ending: (-ending[0], str(ending[1]))):
+        for size, following in sorted(endings, key=lambda ending: -ending[0]):
             yield Reading([*whole, last._replace(end=last.end - size)], cut=True, following=following)
         yield Reading(pieces, cut=True)
+        yield Reading(pieces, cut=True, following=Said("user", "content"))  # templates may write last replies otherwise
 
     def _proven(
         self, sample: TokenSample, text: bytes, reading: Reading, special_S: np.ndarray
@@ -154,41 +162,42 @@ class Unrenderer:
 
     def _rendered(self, sample: TokenSample, text: bytes, reading: Reading) -> RenderedChat:
         messages: list[dict[str, Any]] = []
+        begun = bool(sample.loss_mask[-2:-1].any())  # where the text ends; a header may be learned in part
         for number, piece in enumerate(reading.pieces):
             if piece.opens:
-                messages.append({"role": piece.said.role, "train": piece.said.role in self._trained_roles})
+                messages.append({"role": piece.said.role, "train": False})
             said = text[piece.start : piece.end].decode()
             ends_here = reading.cut and number == len(reading.pieces) - 1 and piece.end == len(text)
             messages[-1][piece.said.key] = said + _MORE * ends_here
-            if piece.start < piece.end:
-                messages[-1]["train"] = _learns(sample, piece)
+            messages[-1]["train"] |= begun if piece.start == len(text) else _learns(sample, piece)
         if reading.following is not None:
-            messages.append({"role": reading.following.role, "train": False, reading.following.key: _MORE})
+            messages.append({"role": reading.following.role, "train": begun, reading.following.key: _MORE})
         for message in messages:
             message.setdefault("content", _MORE)  # cut inside of the reasoning before it
         document = Document(sample.source_id, f"sample {sample.key}", sample.layer, "", messages)
         return self._renderer.render(document)
 
     def _has_same_tokens(self, sample: TokenSample, text: str, cut: bool) -> bool:
-        """Whether the tokens of ``text`` are the sample's; of a cut sample, whether the special ones are.
+        """Whether the tokens of ``text`` are the sample's.
 
-        The tokens of a word depend on how it goes on, so that those before the cut may differ.
+        Those of a word depend on how it goes on: the last tokens of a cut sample may be others that spell the same.
         """
         spans = self._tokenizer.encode([text])[0]
-        found, wanted = (
-            np.stack([ids.astype(np.int64), start.astype(np.int64), end.astype(np.int64)])
-            for ids, start, end in (
-                (spans.ids, spans.start, spans.end),
-                (sample.input_ids, sample.byte_start, sample.byte_end),
-            )
+        found = np.stack([spans.ids.astype(np.int64), spans.start, spans.end])
+        wanted = np.stack([sample.input_ids, sample.byte_start, sample.byte_end]).astype(np.int64)
+        shorter = min(found.shape[1], wanted.shape[1])
+        differs = np.append((found[:, :shorter] != wanted[:, :shorter]).any(axis=0), True)
+        same = int(differs.argmax())
+        if same == wanted.shape[1]:
+            return cut or same == found.shape[1]
+        rest, begin, end = sample.input_ids[same:], int(wanted[1, same]), int(wanted[2, -1])
+        special = (
+            np.isin(rest, self._special).any() or np.isin(found[0, same:][found[1, same:] < end], self._special).any()
         )
-        if cut:
-            found, wanted = (each[:, np.isin(each[0], self._special)] for each in (found, wanted))
-            found = found[:, found[2] <= len(sample.text.encode())]
-        return np.array_equal(found, wanted)
+        return cut and not special and self._tokenizer.spell(rest).data == spans.data[begin:end]
 
 
 def _learns(sample: TokenSample, piece: Piece) -> bool:
-    """Whether a token of the piece is learned."""
-    learned_S = np.append(False, sample.loss_mask[:-1])
-    return bool((learned_S & (sample.byte_start < piece.end) & (sample.byte_end > piece.start)).any())
+    """Whether a token of the piece is learned; of an empty one, the token that follows."""
+    learned_S, end = np.append(False, sample.loss_mask[:-1]), max(piece.end, piece.start + 1)
+    return bool((learned_S & (sample.byte_start < end) & (sample.byte_end > piece.start)).any())
