@@ -108,6 +108,9 @@ class RowTargets(NamedTuple):
     rest_J: np.ndarray  # float64; the weight of all other tokens together
     kind_J: np.ndarray  # uint8; Kind
     crosses_J: np.ndarray  # bool; ends after the teacher token in which it begins
+    whole_row_J: (
+        np.ndarray
+    )  # int64; the teacher row whose whole distribution, through ``whole_V``, is this one; -1: none
 
 
 MIN_MASS = 1e-6  # of the teacher's tokens that begin with what was read
@@ -125,6 +128,7 @@ def row_targets(
         np.zeros(n_tokens),
         np.zeros(n_tokens, np.uint8),
         np.zeros(n_tokens, np.bool_),
+        np.full(n_tokens, -1, np.int64),
     )
     slot_V = np.full(vocabularies.student_size, -1, np.int32)
     _fill_targets(
@@ -182,7 +186,7 @@ def _fill_targets(
                 found.kind_J[j] = Kind.BLANK.value
                 continue
             read = table.length_V[token] - (teacher.end_S[k] - x)
-            if not spells(table, token, read, teacher.text_B, x) or _overlaps(teacher, k):
+            if not spells(table, token, read, teacher.text_B, x) or overlaps(teacher, k):
                 found.kind_J[j] = Kind.UNCLEAR.value
                 continue
             kind = Kind.INSIDE.value
@@ -194,6 +198,8 @@ def _fill_targets(
             align == Align.BORDER.value and kind == Kind.INSIDE.value
         ):
             continue
+        if read == 0 and y <= teacher.end_S[k]:
+            found.whole_row_J[j] = row
         mass = 1.0
         if read > 0:
             mass = _mass_after(table, token, read, teacher.ids_PE[row], teacher.weights_PE[row])
@@ -264,7 +270,7 @@ def spells(table: TokenTable, token: int, read: int, text_B: np.ndarray, x: int)
 
 
 @compiled
-def _overlaps(teacher: TeacherTokens, k: int) -> bool:
+def overlaps(teacher: TeacherTokens, k: int) -> bool:
     """Whether the token shares bytes with a neighbour: both are pieces of one character, cut somewhere unknown."""
     before = k > 0 and teacher.end_S[k - 1] > teacher.start_S[k]
     return before or (k + 1 < len(teacher.ids_S) and teacher.start_S[k + 1] < teacher.end_S[k])

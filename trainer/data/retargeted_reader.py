@@ -9,8 +9,9 @@ Shape letters: J student tokens, E weights of a row.
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,14 +21,15 @@ from schemas.manifest import ShardIndex, Signal
 from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.output_head import OutputHead
-from teacher_cache.records import LogitsSample, RowBatch, TokenSample
+from teacher_cache.records import LogitsSample, Pieces, RowBatch, TokenSample
 from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
 from teacher_cache.retarget.row_targets import RowTargets
 from teacher_cache.retarget.student_text import StudentText
-from teacher_cache.shards.batch import allocate_rows
+from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.chats import chat_of
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import VOCABULARY, Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample
 from teacher_cache.signals.logits.consistency import rows_of_sample
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.alignment import FIRST, LATER, CheckedReader, explained, problem_of, refused
@@ -35,6 +37,7 @@ from trainer.data.kept_texts import KeptTexts
 from trainer.data.student_side import RowForm, StudentSide, as_students
 
 logger = logging.getLogger(__name__)
+LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
 SHARDS_KEPT = 256  # whose samples' lengths are remembered
 
 
@@ -45,12 +48,13 @@ class Sample(NamedTuple):
     loss_mask_J: np.ndarray  # bool
     target_ids_JE: np.ndarray  # int32
     weights_JE: np.ndarray  # float64
+    pieces_J: Pieces | None = None  # if read
+    dense_J: np.ndarray | None = None  # uint8; the token map of rows that ``final`` has whole, 0 for others
+    final: HiddenSample | None = None  # at these rows
 
 
 class RetargetedReader:
     """Implements ``Cache`` for a student with another tokenizer."""
-
-    signals: tuple[Signal, ...] = ("tokens", "logits")
 
     def __init__(self, cache: CheckedReader, side: StudentSide, rows: RowForm) -> None:
         """``cache`` must be open for the signals that ``rows.form`` is made of. Raises UserError."""
@@ -62,6 +66,7 @@ class RetargetedReader:
         self.url = cache.url
         self.manifest = as_students(cache.manifest, side, rows)
         self.shard_sizes = cache.shard_sizes
+        self.signals: tuple[Signal, ...] = ("tokens", "logits", *self.manifest.capture.side_settings)
         self._cache, self._side, self._rows = cache, side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
         self._reads = 0
@@ -105,6 +110,11 @@ class RetargetedReader:
         """Index of a shard with lengths in the student's tokens; the first call tokenises all of it."""
         return self._cache.index(shard).model_copy(update={"num_tokens": self._lengths(shard)})
 
+    @property
+    def whole_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The student token that each teacher token stands for, int32 [U]; -1: none. In texts, and in chats."""
+        return self._retarget.whole_tokens
+
     def read_head(self) -> OutputHead:
         """The teacher's output head."""
         return self._cache.read_head()
@@ -124,6 +134,11 @@ class RetargetedReader:
         filled = [sum(len(sample.ids_J) for sample in row) for row in found]
         n_tokens = max(filled, default=0) if length is None else length
         batch = allocate_rows(len(rows), n_tokens, self._rows.entries, 1)
+        if self._rows.with_pieces:
+            shape = batch.input_ids.shape
+            batch = replace(batch, pieces=Pieces(np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
+        if "final" in self.signals:
+            batch = replace(batch, dense=np.zeros(batch.input_ids.shape, np.uint8), side={"final": self._final(found)})
         for r, row in enumerate(found):
             start = 0
             for sample in row:
@@ -131,6 +146,20 @@ class RetargetedReader:
                 start += len(sample.ids_J)
             fill_padding(Columns.of(batch), r, start, n_tokens)
         return batch
+
+    def _final(self, found: Sequence[Sequence[Sample]]) -> HiddenBatch:
+        """Final hidden states of all rows that have them whole."""
+        kind, capture = SIDE_SIGNALS["final"], self.manifest.capture.side_settings["final"]
+        samples: list[Any] = [kind.empty(capture, self.manifest)]
+        places = [Place(PADDING, 0, slice(0, 0))]
+        for r, row in enumerate(found):
+            start = 0
+            for sample in row:
+                if sample.final is not None:
+                    samples.append(sample.final)
+                    places.append(Place(PADDING, r, slice(start, start + len(sample.ids_J))))
+                start += len(sample.ids_J)
+        return kind.join(samples, entries_of(places, samples))
 
     def _fill(self, batch: RowBatch, r: int, start: int, sample: Sample) -> None:
         n_tokens, n_entries = len(sample.ids_J), sample.weights_JE.shape[1]
@@ -146,6 +175,11 @@ class RetargetedReader:
         batch.logprobs[r, span, n_entries:] = -np.inf
         batch.next_logprob[r, span] = np.nan
         batch.log_partition[r, span] = 0
+        if batch.dense is not None and sample.dense_J is not None:
+            batch.dense[r, span] = sample.dense_J
+        if batch.pieces is not None and sample.pieces_J is not None:
+            for of_batch, of_sample in zip(batch.pieces, sample.pieces_J, strict=True):
+                of_batch[r, span] = of_sample
 
     def _sample(self, position: int, checked: bool) -> Sample:
         tokens, logits = self._cache.read_tokens(position), self._cache.read_logits(position)
@@ -169,7 +203,15 @@ class RetargetedReader:
             assert capture.draws is not None
             at = capture.draws.temperatures.index(rows.temperature)
             teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
-        return self._shifted(text, self._retarget.targets(teacher, text))
+        targets = self._retarget.targets(teacher, text)
+        found = self._shifted(text, targets)
+        if rows.form == "final":
+            found = self._with_final(found, self._cache.read_final(position), logits, targets, text.is_chat)
+        if not rows.with_pieces:
+            return found
+        pieces = self._retarget.pieces(teacher, text, logits)
+        shifted = [np.append(array[1:], array.dtype.type(0))[: len(found.ids_J)] for array in pieces]
+        return found._replace(pieces_J=Pieces(*shifted))
 
     def _shifted(self, text: StudentText, targets: RowTargets) -> Sample:
         """What is known of token j + 1 belongs to row j, which predicts it."""
@@ -183,6 +225,22 @@ class RetargetedReader:
         if not self._rows.with_untaught:
             loss_mask_J &= weights_JE[:, 0] > 0
         return Sample(text.ids_J[:cut], loss_mask_J[:cut], ids_JE[:cut], weights_JE[:cut])
+
+    def _with_final(
+        self, found: Sample, final: HiddenSample, logits: LogitsSample, targets: RowTargets, is_chat: bool
+    ) -> Sample:
+        """The sample with the final hidden states of rows that are whole distributions of the teacher."""
+        row_J = np.append(targets.whole_row_J[1:], -1)[: len(found.ids_J)]
+        row_J[~found.loss_mask_J] = -1
+        whole_j = np.flatnonzero(row_J >= 0)
+        position_j = logits.positions[row_J[whole_j]]
+        at_j = np.searchsorted(final.positions, position_j)
+        stored_j = final.positions[np.minimum(at_j, len(final.positions) - 1)] == position_j
+        whole_j, at_j = whole_j[stored_j], at_j[stored_j]
+        arrays = {name: array[at_j] for name, array in vars(final).items() if name != "positions"}
+        dense_J = np.zeros(len(found.ids_J), np.uint8)
+        dense_J[whole_j] = 2 if is_chat else 1
+        return found._replace(dense_J=dense_J, final=HiddenSample(positions=whole_j.astype(np.int32), **arrays))
 
     def _left_out(self) -> Sample:
         """In place of a sample that the student cannot read: one token, from which nothing is learned."""
@@ -238,6 +296,11 @@ class RetargetedReader:
         problem = problem_of(rows_of_sample(tokens, logits), 0, manifest)
         if problem:
             raise refused(self._cache.where(position, "logits"), problem, self.url)
+        if self._retarget.spelled_share(tokens) < LEAST_SPELLED:
+            raise UserError(
+                f"{self._cache.where(position, 'tokens')}: most tokens of {VOCABULARY} do not spell the text: it is of "
+                "another teacher, or the text has changed; make the cache again"
+            )
         if drawn is not None:
             kind = SIDE_SIGNALS["draws"]
             for what, rows in kind.contradictions(drawn, logits, manifest.capture.draws, manifest):
