@@ -20,6 +20,7 @@ from teacher_cache.corpus.message_forms import SAID
 ROLES = ("user", "assistant", "tool")
 FIRST_ROLES = ("system", "developer")
 ORDER = ("user", "assistant", *FIRST_ROLES, "tool")  # where two roles are written alike, the first counts
+LEAST_WORDS = 8  # characters of a text that is taken for the template's
 MOST_AFTER_FIRST = 3  # messages of a chat that is rendered
 _CONTENT, _REASONING = 0x10F000, 0x10F800  # private use area: one character per message
 _MARKUP = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z_/]{2,40}\]")
@@ -55,6 +56,8 @@ class TurnMarks:
         self.after = {before: sorted(marks, key=_priority) for before, marks in found.items()}
         self._patterns = {before: _pattern(marks) for before, marks in self.after.items()}
         self.of_tools = self._marks_of_tools(source)
+        between = {mark.literal.strip() for before in found if before for mark in found[before] if mark.said}
+        self.of_turns = {literal for literal in between if len(literal) >= LEAST_WORDS}
 
     def next(self, before: Said, text: bytes, start: int) -> tuple[int, Mark] | None:
         """The first mark after ``start`` that can follow this text, and where it begins; None if there is none."""
@@ -93,18 +96,25 @@ class TurnMarks:
         yield before, Mark(text[at:].encode(), None, False)
 
     def _marks_of_tools(self, source: str) -> set[bytes]:
-        """Markup that the template writes around definitions and calls of tools, and nowhere else."""
-        function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+        """Texts that the template writes for tools only: markup, the first before definitions, the longest of calls."""
+        name, key, value = (chr(_REASONING + number) for number in range(100, 103))
+        function = {"name": name, "description": value, "parameters": {"type": "object", "properties": {}}}
         tools = [{"type": "function", "function": function}] if "tools" in source else None
-        calls = [{"id": "callaaaa1", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}]
-        calling = {"role": "assistant", "content": "", "train": False} | (
-            {"tool_calls": calls} if "tool_calls" in source else {}
-        )
+        calls = [{"id": "callaaaa1", "type": "function", "function": {"name": name, "arguments": {key: value}}}]
         user, reply = _messages([("user", None), ("assistant", None)])
-        texts = [self._rendered([user, calling], tools), self._rendered([user, reply], tools)]
-        known = b"".join(mark.literal for marks in self.after.values() for mark in marks)
-        found = {match.encode() for text in texts for match in _MARKUP.findall(text)}
-        return {mark for mark in found if mark not in known}
+        calling = reply | ({"content": "", "tool_calls": calls} if "tool_calls" in source else {})
+        plain = self._rendered([user, reply])
+        known = plain + "".join(mark.literal.decode() for marks in self.after.values() for mark in marks)
+        found: set[str] = set()
+        definitions, called = self._rendered([user, reply], tools), self._rendered([user, calling], tools)
+        for text in (definitions, called):
+            parts = (part.strip() for part in re.split(r"[\n\U0010f000-\U0010ffff]", text))
+            new = [part for part in parts if len(part) >= LEAST_WORDS and part not in known]
+            found.update(mark for mark in _MARKUP.findall(text) if mark not in known)
+            if new:
+                found.add(new[0] if text is definitions else max(new, key=len))
+            known += text
+        return {mark.encode() for mark in found}
 
     def _writes(self, key: str) -> bool:
         user, reply = _messages([("user", None), ("assistant", key)])

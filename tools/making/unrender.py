@@ -83,7 +83,8 @@ class Unrenderer:
         text = sample.text.encode()
         special_S = np.isin(sample.input_ids, self._special) & (sample.byte_start < sample.byte_end)
         failure = Outcome.FORM
-        is_chat = bool(special_S.any())
+        marks = set() if self._marks is None else self._marks.of_turns
+        is_chat = bool(special_S.any()) or any(mark in text for mark in marks)
         for reading in self._readings(text):
             is_chat = is_chat or len(reading.pieces) > 1
             record, outcome = self._proven(sample, text, reading, special_S)

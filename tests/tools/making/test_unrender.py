@@ -62,6 +62,12 @@ WITH_TOOLS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}"
     "<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
 )
+TOOLS_IN_WORDS = (
+    "{% if tools %}<|im_start|>system\nYou may call these functions:\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}"
+    '{"function": {{ c.function.name | tojson }}, "with": {{ c.function.arguments | tojson }}}{% endfor %}'
+    "<|im_end|>\n{% endfor %}"
+)
 TEMPLATES = {
     "default system": DEFAULT_SYSTEM,
     "no header for system": NO_HEADER_FOR_SYSTEM,
@@ -202,9 +208,10 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 
 
-def test_calls_of_tools_are_refused(samples: Make) -> None:
+@pytest.mark.parametrize("template", [WITH_TOOLS, TOOLS_IN_WORDS])
+def test_calls_of_tools_are_refused(samples: Make, template: str) -> None:
     """Their text would be taught as if the student had to say it in the teacher's form."""
-    tokenizer = byte_tokenizer(WITH_TOOLS)
+    tokenizer = byte_tokenizer(template)
     called = [user("1 + 1"), reply("", tool_calls=[CALL]), {"role": "tool", "content": "2"}, reply("2")]
     made = samples(tokenizer, [{"messages": called}, {"messages": CHATS["one turn"], "tools": TOOLS}])
     unrenderer = Unrenderer(tokenizer, corpus())
@@ -251,9 +258,8 @@ def test_the_marks_of_a_template() -> None:
     assert Mark(b" ASSISTANT: ", Said("assistant", "content"), True) in marks.after[Said("user", "content")]
     assert Mark(b" ", Said("assistant", "content"), True) not in marks.after[Said("tool", "content")]
     assert Mark(b"</s>", None, False) in marks.after[Said("assistant", "content")]
-    assert Unrenderer(byte_tokenizer(WITH_TOOLS), corpus())._marks.of_tools == {  # type: ignore[union-attr]
-        b"<tools>", b"</tools>", b"<tool_call>", b"</tool_call>"
-    }  # fmt: skip
+    of_tools = Unrenderer(byte_tokenizer(WITH_TOOLS), corpus())._marks.of_tools  # type: ignore[union-attr]
+    assert {b"<tools>", b"</tools>", b"<tool_call>", b"</tool_call>"} < of_tools
 
 
 def test_records_hold_no_messages_where_nothing_is_proven() -> None:
