@@ -289,14 +289,18 @@ def test_evaluation_measures_kl_where_there_is_a_teacher(make: Make, caches: lis
     with pytest.raises(UserError, match=r"add --align border to teach a student with another tokenizer"):
         evaluate_folder(folder, caches[0])
     found = {align: evaluate_folder(folder, caches[0], align=align) for align in ("strict", "border", "all")}
-    assert found["strict"]["taught_tokens"] < found["border"]["taught_tokens"] < found["all"]["taught_tokens"]
+    assert (
+        found["strict"]["tokens_with_teacher"]
+        < found["border"]["tokens_with_teacher"]
+        < found["all"]["tokens_with_teacher"]
+    )
     assert len({one["tokens"] for one in found.values()}) == 1
     assert len({one["bits_per_byte"] for one in found.values()}) == 1
-    assert all(one["kl"] > 1 for one in found.values())
+    assert all(one["kl"] > 0.1 for one in found.values())
     assert found["border"]["bits_per_byte"] > found["border"]["cross_entropy"] / np.log(2) / 4
     assert not found["border"]["kl_is_exact"]
 
 
 def test_a_validation_cache_may_have_another_tokenizer_than_that_to_train_on(make: Make, caches: list[str]) -> None:
     data = {"cache": caches[0], "align": "all", "validation_cache": caches[1]}
-    assert distill(make(data=data))["validation"]["taught_tokens"] > 0
+    assert distill(make(data=data))["validation"]["tokens_with_teacher"] > 0
