@@ -30,6 +30,7 @@ from tools.cache_tools_cli import main
 from tools.checking.verify import verify
 from tools.looking.align import align
 from tools.making.derived import source_of
+from tools.making.merge import merge
 from tools.making.unrender import Outcome
 from tools.making.upgrade import upgrade
 
@@ -277,3 +278,18 @@ def test_an_index_of_another_cache_is_refused(teacher: Path, tmp_path: Path) -> 
     change_index(f"{tmp_path}/a", lambda tree: tree["signals"]["tokens"]["checksums"].__setitem__(2, "0" * 16))
     with pytest.raises(CorruptCacheError, match="xxh3 of its"):
         upgrade(f"{tmp_path}/a", f"{tmp_path}/b", str(teacher))
+
+
+def test_a_union_with_an_older_cache_has_no_vocabulary_until_it_is_upgraded(
+    chats: tuple[Path, list[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the chats of the older one would be taken for plain texts."""
+    old, records = chats
+    upgrade(str(old), str(tmp_path / "new"), str(old.parent / "teacher"))
+    merge([str(old), str(tmp_path / "new")], str(tmp_path / "union"), duplicates="keep")
+    assert read_manifest(Storage(str(tmp_path / "union"))).vocabulary is None
+    assert f"the union has no vocabulary.arrow, as {old} has none" in caplog.text
+    upgrade(str(tmp_path / "union"), str(tmp_path / "upgraded"), str(old.parent / "teacher"))
+    reader = CacheReader(str(tmp_path / "upgraded"), ("tokens",))
+    assert reader.manifest.vocabulary is not None
+    assert [reader.read_tokens(number).chat for number in range(len(reader))] == records * 2
