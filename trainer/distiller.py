@@ -277,5 +277,6 @@ def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | No
         "validation_kl_is_exact": None if validation is None else validation.cache.manifest.capture.final is not None,
         "cache_digest": prepared.data.digest,
         "target": prepared.objective.target,
+        "align": run.config.data.align if prepared.tokenizer else None,
         "output": str(run.output),
     }

@@ -8,7 +8,7 @@ Shape letters: J student tokens, E weights of a row.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import ShardIndex, Signal
 from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.corpus.documents import BadRecord
-from teacher_cache.output_head import OutputHead
 from teacher_cache.records import LogitsSample, Pieces, RowBatch, TokenSample
 from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
 from teacher_cache.retarget.row_targets import RowTargets
@@ -35,6 +34,7 @@ from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.alignment import FIRST, LATER, CheckedReader, explained, problem_of, refused
 from trainer.data.kept_texts import KeptTexts
 from trainer.data.student_side import RowForm, StudentSide, as_students
+from trainer.data.wrapped_reader import WrappedReader
 
 logger = logging.getLogger(__name__)
 LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     final: HiddenSample | None = None  # at these rows
 
 
-class RetargetedReader:
+class RetargetedReader(WrappedReader):
     """Implements ``Cache`` for a student with another tokenizer."""
 
     def __init__(self, cache: CheckedReader, side: StudentSide, rows: RowForm) -> None:
@@ -63,11 +63,9 @@ class RetargetedReader:
                 f"{cache.url}: has no vocabulary.arrow (format 1.{cache.manifest.format_minor}), so it cannot teach a "
                 "student with another tokenizer; add it with `cache-tools upgrade`"
             )
-        self.url = cache.url
-        self.manifest = as_students(cache.manifest, side, rows)
-        self.shard_sizes = cache.shard_sizes
+        super().__init__(cache, as_students(cache.manifest, side, rows))
         self.signals: tuple[Signal, ...] = ("tokens", "logits", *self.manifest.capture.side_settings)
-        self._cache, self._side, self._rows = cache, side, rows
+        self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
         self._reads = 0
         self._refused_a_chat = False
@@ -93,19 +91,6 @@ class RetargetedReader:
         kept = self._side.kept
         return None if kept is None else KeptTexts(kept, self._side.digest, self._side.info.vocab_size)
 
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether shards are copied to a local folder."""
-        return self._cache.keeps_copies
-
-    def fetch_ahead(self, positions: np.ndarray) -> None:
-        """Prefetch the shards of these samples."""
-        self._cache.fetch_ahead(positions)
-
-    def load_indexes(self, shards: Iterable[int]) -> None:
-        """Load the indexes of these shards concurrently."""
-        self._cache.load_indexes(shards)
-
     def index(self, shard: int) -> ShardIndex:
         """Index of a shard with lengths in the student's tokens; the first call tokenises all of it."""
         return self._cache.index(shard).model_copy(update={"num_tokens": self._lengths(shard)})
@@ -114,14 +99,6 @@ class RetargetedReader:
     def whole_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """The student token that each teacher token stands for, int32 [U]; -1: none. In texts, and in chats."""
         return self._retarget.whole_tokens
-
-    def read_head(self) -> OutputHead:
-        """The teacher's output head."""
-        return self._cache.read_head()
-
-    def close(self) -> None:
-        """Release files."""
-        self._cache.close()
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """As ``CacheReader.read_rows``, in the student's tokens."""
