@@ -10,13 +10,14 @@ from pydantic import BaseModel
 
 from benchmarks.support.results import RESULTS
 from schemas.cache_config import CacheConfig
+from schemas.generate_config import GenerateConfig
 from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
 from support.markdown_pages import DOCUMENTS, GENERATED, ROOT, anchors, blocks, inline_code, links
 
 HISTORY = ROOT / "CHANGELOG.md"  # names what there was
 NAMED_FILE = re.compile(r"(?:schemas|teacher_cache|trainer|tools|tests|benchmarks|configs|docs|requirements)/[\w./-]+")
-SECTION = "|".join({*CacheConfig.model_fields, *TrainConfig.model_fields} - {"output"})
+SECTION = "|".join({*CacheConfig.model_fields, *TrainConfig.model_fields, *GenerateConfig.model_fields} - {"output"})
 SETTING = re.compile(rf"(?:{SECTION}|output)(?:\.\w+|\[\])+")
 
 
@@ -67,7 +68,7 @@ def test_settings_that_are_named_exist(document: Path) -> None:
 def is_setting(dotted: str) -> bool:
     """Whether a configuration or a manifest has such a key; ``[]`` is an entry of a list."""
     names = dotted.replace("[]", "").split(".")
-    return any(_leads_on(model, names) for model in (CacheConfig, TrainConfig, Manifest))
+    return any(_leads_on(model, names) for model in (CacheConfig, TrainConfig, GenerateConfig, Manifest))
 
 
 def _leads_on(model: type[BaseModel], names: list[str]) -> bool:
@@ -92,6 +93,8 @@ def test_unknown_settings_are_found() -> None:
     assert is_setting("data.cache[].digest")
     assert is_setting("corpus.sources.0.path")
     assert is_setting("losses.tla.weight.start")
+    assert is_setting("sampling.stop")
+    assert not is_setting("sampling.stops")
     assert not is_setting("data.cache[].digests")
     assert not is_setting("losses.tla.weight.begin")
 

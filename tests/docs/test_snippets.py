@@ -19,6 +19,7 @@ import yaml
 
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
+from schemas.generate_config import GenerateConfig
 from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.command_lines import check, programs
@@ -41,6 +42,12 @@ SMALL = {  # what makes a configuration of the documents one for a tiny teacher 
     "output": {"tokens_per_shard": 400},
 }
 
+SMALL_GENERATION = {
+    "generator": {"dtype": "float32"},
+    "engine": {"kind": "transformers", "device": "cpu"},
+    "sampling": {"max_new_tokens": 4},
+}
+
 
 class Place:
     """A folder in which a reader types commands, with a home folder of its own."""
@@ -59,7 +66,8 @@ class Place:
             self.execute(block)
         elif block.title:
             tree = yaml.safe_load(block.text)
-            (self.folder / block.title).write_text(yaml.safe_dump(small(tree) if "teacher" in tree else tree))
+            of_a_model = "teacher" in tree or "generator" in tree
+            (self.folder / block.title).write_text(yaml.safe_dump(small(tree) if of_a_model else tree))
 
     def type(self, line: str) -> None:
         for words in programs(line.replace("s3://bucket", self.bucket)):
@@ -76,7 +84,8 @@ class Place:
 
 
 def small(tree: dict[str, Any]) -> dict[str, Any]:
-    return tree | {name: tree.get(name, {}) | values for name, values in SMALL.items()}
+    changes = SMALL if "teacher" in tree else SMALL_GENERATION
+    return tree | {name: tree.get(name, {}) | values for name, values in changes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +104,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [{"role": "user", "content": f"def f{i}"}, {"role": "assistant", "content": f"x + {i}"}] for i in range(40)
     ]
     (folder / "data/chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    (folder / "data/problems.jsonl").write_text(json.dumps({"prompt": "Add one to x."}) + "\n")
     cache = small(yaml.safe_load((ROOT / "configs/demo-cache.yaml").read_text()))
     cache["capture"] |= {"draws": {"n": 4}, "hidden": {"layers": [1]}}
     train = yaml.safe_load((ROOT / "configs/demo-train.yaml").read_text())
@@ -205,9 +215,11 @@ TRAIN = {"data": {"cache": "cache"}, "student": {"checkpoint": "student"}, "outp
 
 
 def fragments(tree: dict[str, Any]) -> None:
-    """Validate part of a configuration, whichever of the two it is of. Raises UserError."""
+    """Validate part of a configuration, whichever of the three it is of. Raises UserError."""
     rest = tree.keys() - {"output"}
-    if rest <= CacheConfig.model_fields.keys():
+    if {"generator", "prompts", "sampling"} & rest:
+        validate(GenerateConfig, tree, "the document")
+    elif rest <= CacheConfig.model_fields.keys():
         validate(CacheConfig, CACHE | tree, "the document")
     else:
         validate(TrainConfig, TRAIN | tree, "the document")

@@ -109,7 +109,7 @@ def test_fingerprint_of_a_hub_id_reads_the_cached_config(folder: Path, monkeypat
     monkeypatch.setattr("transformers.utils.cached_file", cached_file)
     config = TeacherConfig(path="someone/model", revision="main")
     model_config = AutoConfig.from_pretrained(folder)
-    monkeypatch.setattr("teacher_cache.teacher.load_model_config", lambda _: model_config)
+    monkeypatch.setattr("teacher_cache.teacher.load_model_config", lambda *_: model_config)
     before = describe_teacher(config).fingerprint
     as_other_version(folder)
     assert describe_teacher(config).fingerprint == before
