@@ -33,6 +33,7 @@ NAMES = (
     "sharing",
     "target_gradients",
     "another_tokenizer",
+    "generation",
 )
 
 

@@ -18,6 +18,17 @@ from teacher_cache.engines.vllm_import import import_vllm
 from teacher_cache.generation.sampler import Asked, Sampler, Written
 from teacher_cache.teacher import load_model_config
 
+STEP_TOKENS = 8192  # on CPUs
+
+
+def whole_prompts(longest: int) -> dict[str, Any]:
+    """Settings with which vLLM 0.32 never reads a prompt in parts.
+
+    After each part it turns the seeded generator of a request back, which those of CPUs cannot do. ``longest``: tokens
+    of a sequence.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(STEP_TOKENS, longest)}
+
 
 class VllmSampler(Sampler):
     """Writes replies with vLLM."""
@@ -29,6 +40,7 @@ class VllmSampler(Sampler):
         generator, engine = config.generator, config.engine
         architectures = load_model_config(generator, "generator.path").architectures or []
         new_tokens = max(config.sampling_of(source.layer).max_new_tokens for source in config.prompts.sources)
+        longest = config.prompts.max_tokens + new_tokens
         with causes() as found:
             try:
                 make_importable(architectures)
@@ -40,8 +52,9 @@ class VllmSampler(Sampler):
                     tensor_parallel_size=engine.tensor_parallel,
                     gpu_memory_utilization=engine.gpu_memory_utilization,
                     kv_cache_memory_bytes=engine.cpu_kv_cache_gib << 30 if on_cpu else None,
-                    max_model_len=config.prompts.max_tokens + new_tokens,
+                    max_model_len=longest,
                     max_num_seqs=engine.max_sequences,
+                    **(whole_prompts(longest) if on_cpu else {}),
                     generation_config="vllm",  # the model's own defaults change nothing here
                     skip_tokenizer_init=True,
                     language_model_only=True,

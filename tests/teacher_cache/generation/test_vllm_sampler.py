@@ -81,6 +81,19 @@ def test_a_reply_does_not_depend_on_what_is_written_beside_it(sampler: VllmSampl
         assert finish == "stop" or len(ids) == 40
 
 
+def test_prompts_that_do_not_fit_a_step_wait_for_the_next(sampler: VllmSampler) -> None:
+    """vLLM fails where a prompt is read in parts on a CPU and its reply has a seed."""
+    settings = sampler._llm.llm_engine.vllm_config.scheduler_config
+    assert settings.max_num_batched_tokens == 8192
+    assert not settings.enable_chunked_prefill
+    requests = asked(8, max_new_tokens=3)
+    scheduler = sampler._llm.llm_engine.engine_core.engine_core.scheduler
+    longest = max(len(one.prompt_ids) for one in requests)
+    with mock.patch.object(scheduler, "max_num_scheduled_tokens", longest + 5):
+        found = written(sampler, requests)
+    assert found == written(sampler, requests)
+
+
 def test_shares_of_tokens_are_those_of_the_model(sampler: VllmSampler, folder: Path) -> None:
     (one,) = asked(1, temperature=2.0, top_k=4, max_new_tokens=1)
     found = written(sampler, [one._replace(seed=seed) for seed in range(600)])
