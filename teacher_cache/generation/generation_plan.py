@@ -107,8 +107,9 @@ def _own_stop_ids(config: GenerateConfig, tokenizer: Any) -> set[int]:
 
 
 def _stop_ids(stop: Sequence[str], tokenizer: Any) -> Iterator[int]:
+    vocabulary = tokenizer.get_vocab() if stop else {}
     for text in stop:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [vocabulary[text]] if text in vocabulary else tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise UserError(
                 f"sampling.stop: {text!r} is {len(ids)} tokens of this tokenizer, wanted one token; give a token, such "

@@ -119,6 +119,16 @@ def test_workers_make_the_same_files_as_one(folder: Path, tmp_path: Path, order:
     assert files(tmp_path / "parts") == files(folder / "whole")
 
 
+def test_a_store_gets_the_same_files_as_a_folder(folder: Path, s3_url: str) -> None:
+    generate(config(folder, "", output={"path": s3_url}), Worker(1, 2))
+    summary = generate(config(folder, "", output={"path": s3_url}))
+    assert (summary.units_written, summary.units_skipped, summary.complete) == (4, 4, True)
+    storage = Storage(s3_url)
+    assert {name: storage.read(name) for name in storage.names()} == files(folder / "whole")
+    found = replies_of(storage, read_generated(storage))
+    assert [reply.reply for _, reply in found] == [reply.reply for _, reply in read(folder / "whole")]
+
+
 def test_a_reply_depends_on_nothing_but_prompt_and_settings(folder: Path, tmp_path: Path) -> None:
     """Other units, other neighbours, another order, another number of samples: the same replies to the same prompts."""
     lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
