@@ -76,6 +76,17 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(given, expected)
 
 
+def test_ids_after_the_tokenizers_last_have_no_bytes(tmp_path: Path) -> None:
+    """An embedding is often padded; rows then hold ids that stand for no token."""
+    url = str(tmp_path / "cache")
+    manifest = write_cache(url, random_shards([[5, 6]]))
+    padded = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"vocab_size": 320})})
+    found, wanted = read_vocabulary(Storage(url), padded), synthetic_vocabulary(300)
+    assert [found.table.token(i) for i in range(320)] == [wanted.table.token(i) for i in range(300)] + [b""] * 20
+    assert len(found.is_stop_V) == len(found.is_special_V) == 320
+    assert not found.is_stop_V[300:].any()
+
+
 def payload(lengths: list[int], kinds: list[int], data: bytes) -> bytes:
     parts = [split_planes(np.array(lengths), 2), np.array([kinds], np.uint8), np.frombuffer(data, np.uint8)[None]]
     return write_payload(parts, 3)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from schemas.cache_config import CorpusConfig, SourceConfig, TeacherConfig
 from schemas.chat_record import ChatRecord
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer, write_random_teacher
 from teacher_cache.corpus import Corpus
 from teacher_cache.corpus.documents import BadRecord
@@ -223,3 +223,12 @@ def test_weights_are_softened_and_never_above_one(teacher: Any, tmp_path: Path) 
     assert found.row_S.tolist() == [-1, *range(len(sample.input_ids) - 1)]
     rows.log_partition[:] = -1.0
     assert teacher_tokens(sample, rows, 0, 2.0).weights_PE.sum(axis=1).max() == pytest.approx(1.0)
+
+
+def test_spans_that_go_back_are_corrupt(teacher: Any, tmp_path: Path) -> None:
+    sample, _ = cached(teacher, tmp_path, {"text": "return x"})
+    sample.byte_start[1:] = 0
+    teacher_tokens(sample, rows_of(sample), 0, 1.0)
+    sample.byte_end[:] = np.sort(sample.byte_end)[::-1]
+    with pytest.raises(CorruptCacheError, match=f"sample {sample.key}: byte spans of tokens go back in the text"):
+        teacher_tokens(sample, rows_of(sample), 0, 1.0)

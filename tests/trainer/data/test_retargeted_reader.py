@@ -306,6 +306,19 @@ def test_a_vocabulary_of_another_teacher_stops_the_first_read(
         opened(cache, side()).read_rows([[0]])
 
 
+def test_mass_of_a_padded_embedding_belongs_to_no_token(side: Side, tmp_path: Path) -> None:
+    """Ids after the tokenizer's last: the kernel is compiled without checks of bounds."""
+    cache = str(write_cache_of_texts(tmp_path / "in", tmp_path / "cache", vocab_size=4000, draws={"n": 6}))
+    plain = CacheReader(cache, ("tokens", "logits", "draws"))
+    for rows in (ENTRIES, RowForm("draws", 1.0, 19, with_untaught=True)):
+        batch = opened(cache, side(), rows).read_rows([[3]])
+        weights = np.exp(batch.logprobs[0].astype(np.float64))
+        assert 0 < weights.sum() < 0.9 * np.exp(plain.read_rows([[3]]).logprobs.astype(np.float64)).sum()
+        assert batch.ids.max() < len(other_tokenizer())
+        assert np.isfinite(weights).all()
+        assert (weights.sum(axis=1) <= 1 + 1e-6).all()
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student: .* has no tokenizer, which data\.align needs"):
         student_side(tmp_path, "student", False, Align.ALL, None)
