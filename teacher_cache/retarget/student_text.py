@@ -19,7 +19,7 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
-from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, special_ids
+from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, never_read, special_ids
 from teacher_cache.records import TokenSample
 from teacher_cache.retarget.row_targets import StudentTokens, spells
 from teacher_cache.teacher_vocabulary import end_of_turn
@@ -66,6 +66,7 @@ class StudentTokenizer:
         corpus = CorpusConfig(sources=[SourceConfig(path="the cache")])
         encoder = ByteTokenizer(tokenizer)
         self.table = encoder.table.without([*special_ids(tokenizer)])
+        self.read_table = self.table.without(never_read(tokenizer, self.table))  # of tokens that text becomes
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.int64)
         self._encode = encoder.encode
