@@ -44,6 +44,7 @@ from trainer.student.build import load_model_config, load_student, materialise_s
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
+from trainer.student.token_bytes import cache_token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -203,7 +204,13 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
     )
     own_head = teacher_head if manifest.head == data.manifest.head else None
     own_head = own_head or head_on(arguments.device, held_out.cache)
-    return LoopData(rows, teacher_head, Validation(batches, manifest.capture, own_head))
+    token_bytes = cache_token_bytes(
+        run.config.data.validation_cache or run.config.data.shares[0].url,
+        manifest,
+        prepared.init_folder,
+        trust_remote_code=run.config.student.trust_remote_code,
+    )
+    return LoopData(rows, teacher_head, Validation(batches, manifest.capture, own_head, token_bytes))
 
 
 def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) -> dict[str, Any]:

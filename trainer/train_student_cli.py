@@ -155,7 +155,7 @@ def evaluate(
     signed_by: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure the model folder MODEL over the samples of CACHE: KL to the teacher, perplexity, top-1 agreement."""
+    """Measure the model folder MODEL on the samples of CACHE: KL to the teacher, bits per byte, top-1 agreement, …"""
     from teacher_cache.trust.required import Required
     from trainer.evaluate import evaluate_folder
     from trainer.run.quiet import quiet_transformers

@@ -18,12 +18,15 @@ from support.amount import amount
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
 from teacher_cache.retarget.row_targets import Align
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.open_for_student import open_for_student
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.row_plan import RowPlan, plan_rows
 from trainer.data.selection import Selection, Subset
 from trainer.data.student_side import RowForm, student_side
+from trainer.data.validation_data import open_validation
 from trainer.data.worker_transfer import Batch
 from trainer.distiller import distill
 
@@ -91,6 +94,28 @@ def test_the_student_learns_from_the_teacher(make: Make, align: str) -> None:
     assert summary["validation"]["tokens"] > 0
     losses = [line["tla"] for line in metrics(config) if "tla" in line]
     assert losses[-1] < losses[0]
+
+
+def test_validation_counts_the_bytes_of_the_students_tokens_and_the_rows_with_a_teacher(
+    make: Make, caches: list[str], tmp_path: Path
+) -> None:
+    config = make(data={"align": "all", "validation_fraction": 0.2}, loop={"max_steps": 1, "validate_every": 1})
+    found = distill(config)["validation"]
+    side = student_side(tmp_path / "student", "student", False, Align.ALL, None)
+    data = open_validation(config, read_manifest(Storage(caches[0])), side)
+    assert data is not None
+    batch = data.cache.read_rows(data.rows.rows(range(len(data.rows))))
+    following = np.roll(batch.input_ids, -1, axis=1)[batch.loss_mask].tolist()
+    tokens = other_tokenizer().convert_ids_to_tokens(following)  # a letter stands for a byte
+    size = sum(len(token) for token in tokens if token != "<end>")
+    assert "<end>" in tokens
+    assert found["tokens"] == len(tokens)
+    assert found["bits_per_byte"] == pytest.approx(found["cross_entropy"] * len(tokens) / np.log(2) / size, rel=1e-9)
+    taught = np.isfinite(batch.logprobs[..., 0]) & batch.loss_mask
+    assert found["tokens_with_teacher"] == taught.sum() < len(tokens)
+    assert "teacher_cross_entropy" not in found
+    card = (Path(config.output) / "final/README.md").read_text()
+    assert f"| tokens_with_teacher | {taught.sum()} |" in card
 
 
 def test_hard_labels_take_the_rows_without_a_teacher(make: Make) -> None:

@@ -94,6 +94,7 @@ def as_students(manifest: Manifest, side: StudentSide, rows: RowForm) -> Manifes
     return manifest.model_copy(
         update={
             "tokenizer": side.info,
+            "vocabulary": None,  # it is the teacher's
             "teacher": manifest.teacher.model_copy(update={"vocab_size": side.info.vocab_size}),
             "capture": capture.model_copy(update={**dict.fromkeys(capture.side_settings), "logits": logits}),
             "corpus": corpus.model_copy(update={"settings": settings}),
