@@ -32,7 +32,9 @@ class Retargeter:
         self._student = student
         self._align = align
         stops = np.flatnonzero(vocabulary.is_stop_V).tolist()
-        self._of_text = Vocabularies.of(vocabulary.as_text(), student.read_table, stops, student.text_stop)
+        self._of_text = Vocabularies.of(
+            vocabulary.as_text(), student.table, stops, student.text_stop, student.never_read
+        )
         self._of_chat = self._of_text.with_stop(student.turn_stop)
 
     def read(self, sample: TokenSample, chat: ChatRecord | None) -> StudentText | None:

@@ -66,7 +66,7 @@ class StudentTokenizer:
         corpus = CorpusConfig(sources=[SourceConfig(path="the cache")])
         encoder = ByteTokenizer(tokenizer)
         self.table = encoder.table.without([*special_ids(tokenizer)])
-        self.read_table = self.table.without(never_read(tokenizer, self.table))  # of tokens that text becomes
+        self.never_read = never_read(tokenizer, self.table)
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.int64)
         self._encode = encoder.encode
