@@ -66,7 +66,14 @@ def test_stop_tokens_of_the_generation_settings_count(tmp_path: Path) -> None:
 def test_a_template_without_an_end_of_turn_gives_none(template: str | None) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    assert end_of_turn(tokenizer, CORPUS) == set()
+    assert end_of_turn(tokenizer, CORPUS) == []
+
+
+def test_the_first_token_after_a_reply_comes_first() -> None:
+    """It is what ends a turn; the lowest id may be another."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}<|endoftext|>"
+    assert end_of_turn(tokenizer, CORPUS) == tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
