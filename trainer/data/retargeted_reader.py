@@ -214,7 +214,10 @@ class RetargetedReader:
         """All texts of a shard; kept on disk if asked."""
         if self._kept is None:
             return self._read_all(shard)
-        return self._kept.of_shard(self._cache.shard_digest(shard), lambda: self._read_all(shard))
+        vocabulary = self._cache.manifest.vocabulary  # says which tokens stop a text
+        assert vocabulary is not None
+        digest = f"{self._cache.shard_digest(shard)} {vocabulary.sha256}"
+        return self._kept.of_shard(digest, lambda: self._read_all(shard))
 
     def _read_all(self, shard: int) -> list[StudentText | None]:
         first, end = self._first[shard : shard + 2].tolist()

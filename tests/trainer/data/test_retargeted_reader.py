@@ -1,6 +1,9 @@
 """Caches of another tokenizer as the student reads them: tokens, mask, and the teacher's weights on these tokens."""
 
+import errno
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from teacher_cache.retarget.student_text import StudentTokenizer
 from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.shards.vocabulary_file import read_vocabulary, write_vocabulary
 from teacher_cache.token_table import TokenTable, Vocabulary
 from trainer.data.alignment import FIRST
 from trainer.data.batches import to_tensors
@@ -203,6 +206,41 @@ def test_a_damaged_kept_text_is_made_again(cache: str, side: Side, tmp_path: Pat
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(before[: len(before) // 2])
     assert same(opened(cache, side(kept=tmp_path / "kept")).read_rows([[0, 1]]), wanted)
+
+
+def test_a_folder_that_cannot_keep_texts_is_named(
+    cache: str, side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for kept in (tmp_path / "file", tmp_path / "file/folder"):
+        with pytest.raises(
+            UserError, match=rf"^data\.retarget_cache: {kept}: texts cannot be written: .*leave it out$"
+        ):
+            opened(cache, side(kept=kept)).read_rows([[0]])
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainer.data.kept_texts.os.replace", full)
+    reader = opened(cache, side(kept=tmp_path / "kept"))
+    with pytest.raises(UserError, match="No space left on device"):
+        reader.read_rows([[0]])
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_texts_are_kept_by_the_vocabulary_too(cache: str, side: Side, tmp_path: Path) -> None:
+    """It says which of the teacher's tokens stop a text, and `cache-tools upgrade` may write another one."""
+    kept = tmp_path / "kept"
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    opened(str(copy), side(kept=kept)).read_rows([[0]])
+    storage, manifest = Storage(str(copy)), CacheReader(cache).manifest
+    found = read_vocabulary(storage, manifest)
+    entry = write_vocabulary(found._replace(is_stop_V=np.zeros_like(found.is_stop_V)), storage)
+    changed = manifest.model_copy(update={"vocabulary": entry, "sha256": ""}).sealed()
+    storage.write("manifest.json", changed.to_json().encode())
+    opened(str(copy), side(kept=kept)).read_rows([[0]])
+    assert len(list(kept.iterdir())) == 2
 
 
 def test_another_tokenizer_does_not_read_what_was_kept_for_one(cache: str, side: Side, tmp_path: Path) -> None:
