@@ -9,14 +9,18 @@ from torch.utils.data import DataLoader
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
+from teacher_cache.lengths import max_length
 from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
-from teacher_cache.trust.required import NOTHING, Required
+from teacher_cache.retarget.row_targets import Align
+from teacher_cache.shards.storage import Storage
+from teacher_cache.trust.required import NOTHING, Required, required_manifest
 from trainer.data.batches import evaluation_loader
 from trainer.data.open_caches import check_vocabulary
 from trainer.data.readable import Readable
 from trainer.data.selection import Selection, Subset
-from trainer.data.validation_data import open_for_evaluation, sorted_rows
+from trainer.data.student_side import student_side
+from trainer.data.validation_data import evaluation_rows, open_for_evaluation, sorted_rows
 from trainer.data.worker_transfer import Batch
 from trainer.losses.head_chunks import chunk_rows
 from trainer.losses.target_form import final_target, stored_target
@@ -24,7 +28,7 @@ from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.losses.token_map import TokenMap
 from trainer.measures import Measures
-from trainer.student.build import load_model
+from trainer.student.build import load_model, load_model_config
 from trainer.student.forward import check_head, flattens, masked_hidden, output_head
 from trainer.student.preflight import check_positions
 from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
@@ -112,20 +116,27 @@ def evaluate_folder(
     advance: Callable[[int, int], None] | None = None,
     required: Required = NOTHING,
     trust_remote_code: bool = False,
+    align: str | None = None,
 ) -> dict[str, Any]:
     """Run ``evaluate`` for a model folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, in the cache's order. advance: progress callback, (samples done, samples).
     required: digest and signatures that the cache must have. trust_remote_code: run code that ships with the model.
+    align: of a model with another tokenizer: which rows have a teacher, ``strict``, ``border`` or ``all``.
     Adds ``samples``, ``parameters`` and ``kl_is_exact`` to the result; ``bits_per_byte`` if cache or folder say which
     bytes tokens stand for. Raises UserError.
     """
-    cache = open_for_evaluation(cache_url, required=required)
+    folder = local_folder(model_folder, EVALUATED)
+    side = None
+    if align is not None:
+        limit_tokens = max_length(load_model_config(folder, EVALUATED, trust_remote_code).get_text_config())
+        side = student_side(folder, EVALUATED, trust_remote_code, Align[align.upper()], limit_tokens)
+    in_students = evaluation_rows(side, [required_manifest(Storage(cache_url), required)])
+    cache = open_for_evaluation(cache_url, required=required, side=side, rows=in_students)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
     rows = sorted_rows(Subset(cache, held_out), limit)
     if not len(rows):
         raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; raise it")
-    folder = local_folder(model_folder, EVALUATED)
     check_tokenizer(cache.manifest, folder, cache_url, EVALUATED, trust_remote_code)
     model: Any = load_model(folder, EVALUATED, getattr(torch, dtype), trust_remote_code=trust_remote_code)
     check_vocabulary(cache.manifest, model.config, where=cache_url)
