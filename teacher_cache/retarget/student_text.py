@@ -77,20 +77,21 @@ class StudentTokenizer:
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.int64)
         self._encode = encoder.encode
-        self._renderer = ChatRenderer(tokenizer, corpus)
+        self._renderer = ChatRenderer(tokenizer, corpus, f"the student ({tokenizer.name_or_path})")
         self._reply_mask = ReplyMask(tokenizer)
         self.text_stop = -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         self._turn_stops = end_of_turn(tokenizer, corpus)
         self.turn_stop = self._turn_stops[0] if self._turn_stops else self.text_stop
 
     def read(self, sample: TokenSample, chat: ChatRecord | None, teacher: Vocabulary) -> StudentText | None:
-        """The sample in the student's tokens; None for a piece from the middle of a chat.
+        """The sample in the student's tokens; None for a piece from the middle of a chat, or if there are no tokens.
 
-        Raises UserError (``BadRecord``) if the student's chat template refuses the chat, or loses a reply.
+        Raises UserError (``BadRecord`` if the student's chat template refuses the chat, or loses a reply).
         """
-        if chat is None:
-            return self._plain(sample, teacher)
-        return self._chat(sample, chat) if chat.messages else None
+        if chat is not None and not chat.messages:
+            return None
+        text = self._plain(sample, teacher) if chat is None else self._chat(sample, chat)
+        return text if len(text.ids_J) else None
 
     def _plain(self, sample: TokenSample, teacher: Vocabulary) -> StudentText:
         spans = self._encode([sample.text])[0]

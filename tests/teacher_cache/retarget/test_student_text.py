@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from schemas.cache_config import CorpusConfig, SourceConfig, TeacherConfig
@@ -169,6 +169,27 @@ def test_a_chat_that_the_students_template_refuses_is_named(
     student = StudentTokenizer(sentencepiece("{{ raise_exception('no such chats') }}"))
     with pytest.raises(BadRecord, match=f"sample {sample.key}.*no such chats"):
         student.read(sample, chat, vocabulary)
+
+
+@pytest.mark.parametrize("template", [None, "{% if %}"])
+def test_a_student_without_a_template_that_renders_is_named(
+    teacher: Any, vocabulary: Vocabulary, tmp_path: Path, template: str | None
+) -> None:
+    sample, chat = cached(teacher, tmp_path, {"messages": CHAT})
+    tokenizer = sentencepiece(template)
+    tokenizer.name_or_path = "models/base"
+    student = StudentTokenizer(tokenizer)
+    wanted = "has no chat template; add a chat_template" if template is None else "line 1: Expected an expression"
+    with pytest.raises(UserError, match=rf"of the student \(models/base\).*{wanted}") as refused:
+        student.read(sample, chat, vocabulary)
+    assert not isinstance(refused.value, BadRecord)
+
+
+def test_a_text_without_tokens_is_left_out(teacher: Any, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    sample, _ = cached(teacher, tmp_path, {"text": "return x"})
+    tokenizer = sentencepiece(normalizer=normalizers.Replace(Regex("."), ""))
+    tokenizer.backend_tokenizer.post_processor = None
+    assert StudentTokenizer(tokenizer).read(sample, None, vocabulary) is None
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
