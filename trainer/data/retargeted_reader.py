@@ -68,6 +68,7 @@ class RetargetedReader(WrappedReader):
         self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
         self._reads = 0
+        self._damaged: set[int] = set()  # shards of which a sample cannot be read, so that no text is kept
         self._refused_a_chat = False
         self._prepare()
 
@@ -212,7 +213,7 @@ class RetargetedReader(WrappedReader):
         whole_j = np.flatnonzero(row_J >= 0)
         position_j = logits.positions[row_J[whole_j]]
         at_j = np.searchsorted(final.positions, position_j)
-        stored_j = final.positions[np.minimum(at_j, len(final.positions) - 1)] == position_j
+        stored_j = np.isin(position_j, final.positions)
         whole_j, at_j = whole_j[stored_j], at_j[stored_j]
         arrays = {name: array[at_j] for name, array in vars(final).items() if name != "positions"}
         dense_J = np.zeros(len(found.ids_J), np.uint8)
@@ -227,28 +228,41 @@ class RetargetedReader(WrappedReader):
 
     def _lengths_of(self, shard: int) -> list[int]:
         limit = self._side.max_tokens
-        texts = self._texts_of(shard)
+        texts = self._kept_texts(shard) or [self._read_or_none(position) for position in self._positions(shard)]
         lengths = [1 if text is None else len(text.ids_J) for text in texts]
         return lengths if limit is None else [min(length, limit) for length in lengths]
 
-    def _texts_of(self, shard: int) -> Sequence[StudentText | None]:
-        """All texts of a shard; kept on disk if asked."""
-        if self._kept is None:
-            return self._read_all(shard)
+    def _positions(self, shard: int) -> range:
+        first, end = self._first[shard : shard + 2].tolist()
+        return range(first, end)
+
+    def _kept_texts(self, shard: int) -> Sequence[StudentText | None] | None:
+        """All texts of a shard, kept on disk; None if that is not asked for, or a sample of the shard is damaged."""
+        if self._kept is None or shard in self._damaged:
+            return None
         vocabulary = self._cache.manifest.vocabulary  # says which tokens stop a text
         assert vocabulary is not None
         digest = f"{self._cache.shard_digest(shard)} {vocabulary.sha256}"
-        return self._kept.of_shard(digest, lambda: self._read_all(shard))
+        positions = self._positions(shard)
+        try:
+            return self._kept.of_shard(digest, lambda: [self._read(p, self._cache.read_tokens(p)) for p in positions])
+        except CorruptCacheError:
+            self._damaged.add(shard)
+            return None
 
-    def _read_all(self, shard: int) -> list[StudentText | None]:
-        first, end = self._first[shard : shard + 2].tolist()
-        return [self._read(position, self._cache.read_tokens(position)) for position in range(first, end)]
+    def _read_or_none(self, position: int) -> StudentText | None:
+        """A text; None if it is damaged, which is reported where the sample is needed."""
+        try:
+            return self._read(position, self._cache.read_tokens(position))
+        except CorruptCacheError:
+            return None
 
     def _text(self, position: int, tokens: TokenSample) -> StudentText | None:
-        if self._kept is None:
-            return self._read(position, tokens)
         shard = int(np.searchsorted(self._first, position, side="right")) - 1
-        text = self._texts_of(shard)[position - int(self._first[shard])]
+        texts = self._kept_texts(shard)
+        if texts is None:
+            return self._read(position, tokens)
+        text = texts[position - int(self._first[shard])]
         if text is not None and text.tokens.end_J.max(initial=0) > len(tokens.text.encode()):
             raise UserError(f"{self._side.kept}: a kept text is longer than that of sample {tokens.key}; remove it")
         return text

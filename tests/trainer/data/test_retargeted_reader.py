@@ -237,6 +237,29 @@ def test_a_damaged_kept_text_is_made_again(cache: str, side: Side, tmp_path: Pat
     assert same(opened(cache, side(kept=tmp_path / "kept")).read_rows([[0, 1]]), wanted)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_damaged_sample_is_reported_where_it_is_read(cache: str, side: Side, tmp_path: Path, keep: bool) -> None:
+    """Not where lengths are asked for, so that a run can skip it and read all others; nothing of its shard is kept."""
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    index = CacheReader(cache).index(1)
+    member = index.signals["tokens"]
+    with (copy / f"{index.name}.tokens.tar").open("r+b") as file:
+        file.seek(member.offsets[2] + member.sizes[2] // 2)
+        file.write(b"damage")
+    kept = tmp_path / "kept" if keep else None
+    sound, damaged = opened(cache, side()), opened(str(copy), side(kept=kept))
+    wanted = sound.index(1).num_tokens
+    wanted[2] = 1
+    assert damaged.index(1).num_tokens == wanted
+    first = int(sound.shard_sizes[0])
+    assert same(damaged.read_rows([[first + 1], [first + 3]]), sound.read_rows([[first + 1], [first + 3]]))
+    with pytest.raises(CorruptCacheError, match=f"sample {index.keys[2]}"):
+        damaged.read_rows([[first + 2]])
+    assert damaged.index(0).num_tokens == sound.index(0).num_tokens
+    assert kept is None or len(list(kept.iterdir())) == 1
+
+
 def test_a_folder_that_cannot_keep_texts_is_named(
     cache: str, side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
