@@ -19,6 +19,7 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
+from teacher_cache.corpus.messages import read_message
 from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, never_read, special_ids
 from teacher_cache.records import TokenSample
 from teacher_cache.retarget.row_targets import StudentTokens, spells
@@ -113,7 +114,11 @@ class StudentTokenizer:
 
     def _chat(self, sample: TokenSample, chat: ChatRecord) -> StudentText:
         text = sample.text.encode()
-        messages = [message.restored(text) | {"train": message.learned} for message in chat.messages]
+        messages = [  # from an untrusted cache, and a cut message lacks what was cut off
+            read_message({"content": "", **message.restored(text)}, f"sample {sample.key}: message {number}")
+            | {"train": message.learned}
+            for number, message in enumerate(chat.messages)
+        ]
         document = Document(
             sample.source_id, f"sample {sample.key}", sample.layer, "", messages, chat.tools, chat.documents,
             chat.template_kwargs,

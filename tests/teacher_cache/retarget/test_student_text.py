@@ -171,6 +171,21 @@ def test_a_chat_that_the_students_template_refuses_is_named(
         student.read(sample, chat, vocabulary)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"content": 5}, {"content": [{"type": "image"}]}, {"tool_calls": 5}, {"tool_calls": [{"function": {"name": 5}}]}],
+)
+def test_messages_of_an_untrusted_cache_that_are_none_are_refused(
+    teacher: Any, vocabulary: Vocabulary, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    sample, chat = cached(teacher, tmp_path, {"messages": CHAT})
+    assert chat is not None
+    wrong = chat.messages[2].model_copy(update={"spans": {}, "fields": fields})
+    chat = chat.model_copy(update={"messages": [*chat.messages[:2], wrong, chat.messages[3]]})
+    with pytest.raises(BadRecord, match=f"sample {sample.key}: message 2.(content|tool_calls)"):
+        StudentTokenizer(sentencepiece()).read(sample, chat, vocabulary)
+
+
 @pytest.mark.parametrize("template", [None, "{% if %}"])
 def test_a_student_without_a_template_that_renders_is_named(
     teacher: Any, vocabulary: Vocabulary, tmp_path: Path, template: str | None
