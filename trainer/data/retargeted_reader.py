@@ -38,6 +38,7 @@ from trainer.data.wrapped_reader import WrappedReader
 
 logger = logging.getLogger(__name__)
 LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
+LEAST_ROWS = 1024  # of a teacher, of which at least one must teach
 SHARDS_KEPT = 256  # whose samples' lengths are remembered
 
 
@@ -67,7 +68,7 @@ class RetargetedReader(WrappedReader):
         self.signals: tuple[Signal, ...] = ("tokens", "logits", *self.manifest.capture.side_settings)
         self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
-        self._reads = 0
+        self._reads = self._rows_read = self._rows_taught = 0
         self._damaged: set[int] = set()  # shards of which a sample cannot be read, so that no text is kept
         self._refused_a_chat = False
         self._prepare()
@@ -173,6 +174,7 @@ class RetargetedReader(WrappedReader):
             raise CorruptCacheError(f"{self._cache.where(position, 'logits')}: lacks rows that count")
         text = self._text(position, tokens)
         if text is None:
+            self._count(tokens, 0)
             return self._left_out()
         rows, capture = self._rows, self._cache.manifest.capture
         column = capture.logits.temperatures.index(rows.temperature)
@@ -183,6 +185,7 @@ class RetargetedReader(WrappedReader):
             teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
         targets = self._retarget.targets(teacher, text)
         found = self._shifted(text, targets)
+        self._count(tokens, int((found.weights_JE[:, 0] > 0).sum()))
         if rows.form == "final":
             found = self._with_final(found, self._cache.read_final(position), logits, targets, text.is_chat)
         if not rows.with_pieces:
@@ -190,6 +193,17 @@ class RetargetedReader(WrappedReader):
         pieces = self._retarget.pieces(teacher, text, logits)
         shifted = [np.append(array[1:], array.dtype.type(0))[: len(found.ids_J)] for array in pieces]
         return found._replace(pieces_J=Pieces(*shifted))
+
+    def _count(self, tokens: TokenSample, taught: int) -> None:
+        """Raise UserError if nothing that was read is taught: training would run, and learn nothing."""
+        self._rows_read += int(tokens.loss_mask.sum())
+        self._rows_taught += taught
+        if self._rows_taught == 0 and self._rows_read >= LEAST_ROWS:
+            raise UserError(
+                f"{self.url}: none of the first {self._rows_read} rows teaches a token of the student: its tokenizer "
+                f"changes the text, or its chat template refuses the chats; see `cache-tools align {self.url} "
+                f"{self._side.folder}`"
+            )
 
     def _shifted(self, text: StudentText, targets: RowTargets) -> Sample:
         """What is known of token j + 1 belongs to row j, which predicts it."""

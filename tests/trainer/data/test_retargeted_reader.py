@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, normalizers
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest
@@ -407,6 +408,18 @@ def test_mass_of_a_padded_embedding_belongs_to_no_token(side: Side, tmp_path: Pa
         assert batch.ids.max() < len(other_tokenizer())
         assert np.isfinite(weights).all()
         assert (weights.sum(axis=1) <= 1 + 1e-6).all()
+
+
+def test_a_student_to_whom_nothing_is_taught_is_told(cache: str, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.retargeted_reader.LEAST_ROWS", 40)
+    changes = other_tokenizer()
+    changes.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^\\n]"), "~~")
+    refuses = other_tokenizer(template="{{ raise_exception('no') }}")
+    for tokenizer, samples in ((changes, range(20)), (refuses, range(40, 48))):
+        reader = opened(cache, side(tokenizer))
+        with pytest.raises(UserError, match=r"none of the first \d\d rows teaches a token.*`cache-tools align .*`"):
+            reader.read_rows([[number] for number in samples])
+    opened(cache, side(refuses)).read_rows([[0], *([number] for number in range(40, 48))])
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
