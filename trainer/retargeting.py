@@ -79,11 +79,7 @@ def _side(config: TrainConfig) -> StudentSide:
     limit = min((limit for limit in limits if limit is not None), default=None)
     align = Align[str(data.align).upper()]
     side = student_side(folder, f"student.{key}", student.trust_remote_code, align, limit, data.retarget_cache)
-    if model.vocab_size < side.info.vocab_size:
-        raise UserError(
-            f"student.{key}: {folder}: the tokenizer has {side.info.vocab_size} tokens, but the model an embedding of "
-            f"{model.vocab_size}; enlarge it, or use the model's own tokenizer"
-        )
+    side.check_embedding(model.vocab_size)
     return side
 
 
