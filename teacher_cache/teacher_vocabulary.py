@@ -27,14 +27,15 @@ def teacher_vocabulary(config: TeacherConfig, corpus: CorpusConfig, tokenizer: "
     return Vocabulary(table, np.isin(numbers, [*special]), np.isin(numbers, [*stops]))
 
 
-def end_of_turn(tokenizer: "PreTrainedTokenizerBase", corpus: CorpusConfig) -> set[int]:
-    """The special tokens with which the chat template ends a reply; none if there is no template, or it fails."""
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase", corpus: CorpusConfig) -> list[int]:
+    """The special tokens with which the chat template ends a reply, in order; none if it fails or is not there."""
     said = "reply"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
     try:
         chat = ChatRenderer(tokenizer, corpus).render(Document("", "a chat of one reply", "", "", messages))
     except UserError:
-        return set()
+        return []
     reply = chat.text[chat.spans[0][0] : chat.spans[-1][1]] if chat.spans else ""
     closing = reply.rpartition(said)[2]
-    return special_ids(tokenizer).intersection(tokenizer(closing, add_special_tokens=False)["input_ids"])
+    special = special_ids(tokenizer)
+    return [index for index in tokenizer(closing, add_special_tokens=False)["input_ids"] if index in special]

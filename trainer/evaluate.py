@@ -129,8 +129,9 @@ def evaluate_folder(
     folder = local_folder(model_folder, EVALUATED)
     side = None
     if align is not None:
-        limit_tokens = max_length(load_model_config(folder, EVALUATED, trust_remote_code).get_text_config())
-        side = student_side(folder, EVALUATED, trust_remote_code, Align[align.upper()], limit_tokens)
+        settings = load_model_config(folder, EVALUATED, trust_remote_code).get_text_config()
+        side = student_side(folder, EVALUATED, trust_remote_code, Align[align.upper()], max_length(settings))
+        side.check_embedding(settings.vocab_size)
     in_students = evaluation_rows(side, [required_manifest(Storage(cache_url), required)])
     cache = open_for_evaluation(cache_url, required=required, side=side, rows=in_students)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)

@@ -72,12 +72,15 @@ def _side(config: TrainConfig) -> StudentSide:
     if key != "checkpoint" and made.exists():  # its source may be gone
         folder = made
     folder = folder.parent if folder.is_file() else local_folder(str(folder), f"student.{key}")
-    limits = [max_length(load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config())]
+    model = load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config()
+    limits = [max_length(model)]
     if data.packing:
         limits.append(data.pack_tokens)
     limit = min((limit for limit in limits if limit is not None), default=None)
     align = Align[str(data.align).upper()]
-    return student_side(folder, f"student.{key}", student.trust_remote_code, align, limit, data.retarget_cache)
+    side = student_side(folder, f"student.{key}", student.trust_remote_code, align, limit, data.retarget_cache)
+    side.check_embedding(model.vocab_size)
+    return side
 
 
 def _retargeting(config: TrainConfig, side: StudentSide, manifests: Sequence[Manifest]) -> Retargeting:

@@ -60,10 +60,13 @@ class RenderedChat:
 class ChatRenderer:
     """Renders chats and finds the replies in the rendered text."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: CorpusConfig, section: str = "corpus") -> None:
-        """``section``: of the configuration that ``config`` is from, for messages."""
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", config: CorpusConfig, whose: str = "", section: str = "corpus"
+    ) -> None:
+        """``whose``: of whom the tokenizer is, if not of a teacher. ``section``: of the configuration, for messages."""
         self._section = section
         self._tokenizer = tokenizer
+        self._whose = whose
         self._config = config
         self._templates: dict[str, ChatTemplate] = {}
         self._wants_parts: dict[str, bool] = {}
@@ -130,6 +133,11 @@ class ChatRenderer:
             source = template_source(self._tokenizer, self._config.chat_template, document.tools, key)
         except ValueError as error:  # several named templates, no default
             raise UserError(f"{document.where}: {error}; name one of them in {key}") from None
+        if not source and self._whose:
+            raise UserError(
+                f"{document.where}: the sample is a chat, but the tokenizer of {self._whose} has no chat template; add "
+                "a chat_template.jinja to its folder"
+            )
         if not source:
             raise UserError(
                 f"{document.where}: the record is a chat, but the model's tokenizer has no chat template; set "
@@ -140,7 +148,7 @@ class ChatRenderer:
             try:
                 self._templates[source] = ChatTemplate(source, constants)
             except TemplateSyntaxError as error:
-                name = self._config.chat_template or "of the model's tokenizer"
+                name = self._config.chat_template or f"of the tokenizer of {self._whose or 'the model'}"
                 raise UserError(f"chat template {name}: line {error.lineno}: {error.message}") from None
         return self._templates[source]
 

@@ -47,7 +47,10 @@ def texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(key, text) of a message's content (a string, or text parts) and reasoning."""
     for key in SAID:
         value = message.get(key)
-        for text in [part["text"] for part in value] if isinstance(value, list) else [value]:
+        parts = (
+            [part.get("text") for part in value if isinstance(part, Mapping)] if isinstance(value, list) else [value]
+        )
+        for text in parts:
             if isinstance(text, str):
                 yield key, text
 

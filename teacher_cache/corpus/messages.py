@@ -26,7 +26,7 @@ def read_messages(value: Any, field: str, place: str) -> Messages:
         raise BadRecord(f"{place}: {field} is {brief(messages)}, expected a list of {{role, content}}")
     if value is messages:
         messages = without_nulls(messages)
-    return [_message(message, f"{place}: {field}[{index}]") for index, message in enumerate(messages)]
+    return [read_message(message, f"{place}: {field}[{index}]") for index, message in enumerate(messages)]
 
 
 def read_objects(value: Any, field: str, place: str) -> list[dict[str, Any]] | None:
@@ -67,7 +67,8 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _message(message: Any, place: str) -> dict[str, Any]:
+def read_message(message: Any, place: str) -> dict[str, Any]:
+    """One message, without null-valued keys. Raises BadRecord."""
     if not isinstance(message, dict):
         raise BadRecord(f"{place} is {brief(message)}, expected {{role, content}}")
     message = {key: value for key, value in message.items() if value is not None}

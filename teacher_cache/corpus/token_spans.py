@@ -228,6 +228,27 @@ def vocabulary_table(tokenizer: "PreTrainedTokenizerBase") -> TokenTable:
     return TokenTable.of(table)
 
 
+def never_read(tokenizer: "PreTrainedTokenizerBase", table: TokenTable) -> list[int]:
+    """Ids that text does not become, because another token has the same bytes.
+
+    Added tokens are found first, and byte tokens (``<0x41>``) stand in for what the vocabulary lacks.
+    """
+    added = tokenizer.added_tokens_decoder
+    ranked = sorted(
+        (index not in added, _BYTE_TOKEN.fullmatch(token) is not None, index)
+        for token, index in tokenizer.get_vocab().items()
+    )
+    seen: set[bytes] = set()
+    never = []
+    for _, _, index in ranked:
+        spelled = table.token(index)
+        if spelled in seen:
+            never.append(index)
+        elif spelled:
+            seen.add(spelled)
+    return never
+
+
 def _byte_alphabet() -> dict[int, int]:
     """Inverse of GPT-2's ``bytes_to_unicode`` (encoder.py): code point to byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -134,7 +134,8 @@ class Turns:
         written, alone = (
             "".join(r.text[a:b] for a, b in r.owned[n][:1]) for r, n in ((self.rendered, number + 1), (without, first))
         )
-        header = alone.partition(next((text for _, text in texts(self.messages[number + 1])), ""))[0]
+        said_next = next((text for _, text in texts(self.messages[number + 1]) if text), "")
+        header = alone.partition(said_next)[0] if said_next else alone
         return len(written.removesuffix(alone).rstrip()) if header.strip() and written.endswith(alone) else 0
 
     def _closes(self, number: int, closing: str) -> bool:

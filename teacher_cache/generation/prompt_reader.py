@@ -41,7 +41,7 @@ class PromptReader:
             )
         self._config = config
         self._tokenizer = ByteTokenizer(tokenizer)
-        self._renderer = ChatRenderer(tokenizer, config.as_corpus(), "prompts")
+        self._renderer = ChatRenderer(tokenizer, config.as_corpus(), section="prompts")
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.uint32)
         self._bos = str(tokenizer.bos_token or "") if before else ""

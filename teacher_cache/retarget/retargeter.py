@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from schemas.chat_record import ChatRecord
+from schemas.errors import CorruptCacheError
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.retarget.pieces import CommonPieces, common_pieces
 from teacher_cache.retarget.row_targets import Align, RowTargets, TeacherTokens, Vocabularies, row_targets
@@ -31,7 +32,9 @@ class Retargeter:
         self._student = student
         self._align = align
         stops = np.flatnonzero(vocabulary.is_stop_V).tolist()
-        self._of_text = Vocabularies.of(vocabulary.as_text(), student.table, stops, student.text_stop)
+        self._of_text = Vocabularies.of(
+            vocabulary.as_text(), student.table, stops, student.text_stop, student.never_read
+        )
         self._of_chat = self._of_text.with_stop(student.turn_stop)
 
     @property
@@ -78,8 +81,12 @@ class Retargeter:
 def teacher_tokens(sample: TokenSample, rows: LogitsSample, column: int, temperature: float) -> TeacherTokens:
     """A sample with its stored entries, softened.
 
-    Quantisation can bring the sum of a row above 1; such a row is divided by it.
+    Quantisation can bring the sum of a row above 1; such a row is divided by it. Raises CorruptCacheError if spans go
+    back, which would make a walk over them quadratic.
     """
+    for span_S in (sample.byte_start, sample.byte_end):
+        if (span_S[1:] < span_S[:-1]).any():
+            raise CorruptCacheError(f"sample {sample.key}: byte spans of tokens go back in the text")
     partition_P = rows.log_partition[:, column].astype(np.float64)
     weights_PK = softened_probabilities(rows, column, temperature)
     weights_PK /= np.maximum(1.0, weights_PK.sum(axis=1))[:, None]

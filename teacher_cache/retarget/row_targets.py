@@ -44,7 +44,7 @@ class Kind(IntEnum):
     INSIDE = 3  # begins inside a teacher token
     BLANK = 4  # only blanks and tabs: not taught
     NO_MASS = 5  # no stored token begins with what was read of the teacher token
-    UNCLEAR = 6  # the teacher token's bytes are not those of the text
+    UNCLEAR = 6  # the teacher token's bytes are not those of the text, or a blank before it is missing on one side
     STOP = 7  # the student's stop token where the teacher's is
 
 
@@ -80,18 +80,27 @@ class Vocabularies(NamedTuple):
     prefixes_B: np.ndarray  # int32; ``longest_prefixes``
     whole_V: np.ndarray  # int32; the student token of a whole teacher token: φ, or the stop token; -1: none
     is_stop_V: np.ndarray  # bool; stop tokens of the teacher
-    student_size: int
+    student_length_V: np.ndarray  # int64; bytes of the student's tokens
 
     @classmethod
-    def of(cls, teacher: TokenTable, student: TokenTable, teacher_stops: Sequence[int], student_stop: int) -> Self:
-        """Of two tables, the teacher's stop tokens, and the student's (-1: none)."""
-        prefixes_B = longest_prefixes(teacher, student)
+    def of(
+        cls,
+        teacher: TokenTable,
+        student: TokenTable,
+        teacher_stops: Sequence[int],
+        student_stop: int,
+        never_read: Sequence[int] = (),
+    ) -> Self:
+        """Of two tables, the teacher's stop tokens, the student's (-1: none), and student tokens that stand for none
+        of the teacher's, because text does not become them.
+        """
+        prefixes_B = longest_prefixes(teacher, student.without(np.array(never_read, np.int64)))
         whole_V = np.full(len(teacher.length_V), -1, np.int32)
         spelled_V = teacher.length_V > 0
         whole_V[spelled_V] = prefixes_B[teacher.begin_V[spelled_V]]
         is_stop_V = np.isin(np.arange(len(whole_V)), teacher_stops)
         whole_V[is_stop_V] = student_stop
-        return cls(teacher, prefixes_B, whole_V, is_stop_V, len(student.length_V))
+        return cls(teacher, prefixes_B, whole_V, is_stop_V, student.length_V)
 
     def with_stop(self, student_stop: int) -> Self:
         """The same, with another stop token of the student."""
@@ -130,7 +139,7 @@ def row_targets(
         np.zeros(n_tokens, np.bool_),
         np.full(n_tokens, -1, np.int64),
     )
-    slot_V = np.full(vocabularies.student_size, -1, np.int32)
+    slot_V = np.full(len(vocabularies.student_length_V), -1, np.int32)
     _fill_targets(
         teacher,
         student,
@@ -138,6 +147,7 @@ def row_targets(
         vocabularies.prefixes_B,
         vocabularies.whole_V,
         vocabularies.is_stop_V,
+        vocabularies.student_length_V,
         int(align),
         slot_V,
         found,
@@ -153,6 +163,7 @@ def _fill_targets(
     prefixes_B: np.ndarray,
     whole_V: np.ndarray,
     is_stop_V: np.ndarray,
+    student_length_V: np.ndarray,
     align: int,
     slot_V: np.ndarray,
     found: RowTargets,
@@ -189,6 +200,12 @@ def _fill_targets(
             if not spells(table, token, read, teacher.text_B, x) or overlaps(teacher, k):
                 found.kind_J[j] = Kind.UNCLEAR.value
                 continue
+            missing = student_length_V[student.ids_J[j]] - (y - x)  # the blank that SentencePiece puts before a text
+            if missing > 0 and x == 0:
+                if x != teacher.start_S[k] or read != missing:
+                    found.kind_J[j] = Kind.UNCLEAR.value
+                    continue
+                read = 0
             kind = Kind.INSIDE.value
             if x == teacher.start_S[k]:
                 kind = Kind.EQUAL.value if y == teacher.end_S[k] else Kind.BORDER.value

@@ -19,7 +19,8 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
-from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, special_ids
+from teacher_cache.corpus.messages import read_message
+from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans, added_around, never_read, special_ids
 from teacher_cache.records import TokenSample
 from teacher_cache.retarget.row_targets import StudentTokens, spells
 from teacher_cache.teacher_vocabulary import end_of_turn
@@ -29,14 +30,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPACES = b" \t\r\n"
+THINKING_ENDS = b"</think>"
+AROUND = 64  # bytes of blanks around a reply that a token of it may hold
 
 
 class Overlay(NamedTuple):
-    """A stretch of bytes that both texts hold."""
+    """A stretch of bytes that both texts hold, and blanks of templates around it that both hold, too.
+
+    A token that begins or ends in those is aligned; one of them alone is the template's.
+    """
 
     teacher: int  # first byte in the teacher's text
     student: int  # and in the student's
     size: int
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,23 +74,25 @@ class StudentTokenizer:
         corpus = CorpusConfig(sources=[SourceConfig(path="the cache")])
         encoder = ByteTokenizer(tokenizer)
         self.table = encoder.table.without([*special_ids(tokenizer)])
+        self.never_read = never_read(tokenizer, self.table)
         before, _ = added_around(tokenizer)
         self._before = np.array(before, np.int64)
         self._encode = encoder.encode
-        self._renderer = ChatRenderer(tokenizer, corpus)
+        self._renderer = ChatRenderer(tokenizer, corpus, f"the student ({tokenizer.name_or_path})")
         self._reply_mask = ReplyMask(tokenizer)
         self.text_stop = -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         self._turn_stops = end_of_turn(tokenizer, corpus)
-        self.turn_stop = min(self._turn_stops, default=self.text_stop)
+        self.turn_stop = self._turn_stops[0] if self._turn_stops else self.text_stop
 
     def read(self, sample: TokenSample, chat: ChatRecord | None, teacher: Vocabulary) -> StudentText | None:
-        """The sample in the student's tokens; None for a piece from the middle of a chat.
+        """The sample in the student's tokens; None for a piece from the middle of a chat, or if there are no tokens.
 
-        Raises UserError (``BadRecord``) if the student's chat template refuses the chat, or loses a reply.
+        Raises UserError (``BadRecord`` if the student's chat template refuses the chat, or loses a reply).
         """
-        if chat is None:
-            return self._plain(sample, teacher)
-        return self._chat(sample, chat) if chat.messages else None
+        if chat is not None and not chat.messages:
+            return None
+        text = self._plain(sample, teacher) if chat is None else self._chat(sample, chat)
+        return text if len(text.ids_J) else None
 
     def _plain(self, sample: TokenSample, teacher: Vocabulary) -> StudentText:
         spans = self._encode([sample.text])[0]
@@ -104,7 +114,11 @@ class StudentTokenizer:
 
     def _chat(self, sample: TokenSample, chat: ChatRecord) -> StudentText:
         text = sample.text.encode()
-        messages = [message.restored(text) | {"train": message.learned} for message in chat.messages]
+        messages = [  # from an untrusted cache, and a cut message lacks what was cut off
+            read_message({"content": "", **message.restored(text)}, f"sample {sample.key}: message {number}")
+            | {"train": message.learned}
+            for number, message in enumerate(chat.messages)
+        ]
         document = Document(
             sample.source_id, f"sample {sample.key}", sample.layer, "", messages, chat.tools, chat.documents,
             chat.template_kwargs,
@@ -132,8 +146,9 @@ class StudentTokenizer:
         """
         start_J, end_J = np.full(len(spans.ids), -1, np.int64), np.full(len(spans.ids), -1, np.int64)
         spelled_J = spelled(self.table, spans.ids, spans.start, spans.end, np.frombuffer(spans.data, np.uint8))
-        for teacher, student, size in overlays:
-            inside_J = spelled_J & (spans.start >= student) & (spans.end <= student + size)
+        for teacher, student, size, before, after in overlays:
+            inside_J = spelled_J & (spans.start >= student - before) & (spans.end <= student + size + after)
+            inside_J &= (spans.end > student) & (spans.start < student + size)
             start_J[inside_J] = spans.start[inside_J] - student + teacher
             end_J[inside_J] = spans.end[inside_J] - student + teacher
         return start_J, end_J
@@ -167,23 +182,47 @@ def _overlays(theirs: ChatRecord, their_text: bytes, ours: ChatRecord, our_text:
         for key in their.spans.keys() & our.spans.keys():
             (start, end), (own_start, own_end) = their.spans[key], our.spans[key]
             said, own = their_text[start:end], our_text[own_start:own_end]
-            if said.strip() == own.strip():  # templates may drop the blanks around it
-                lead, own_lead = (len(text) - len(text.lstrip()) for text in (said, own))
+            core = _common_text(said.strip(), own.strip())  # templates may drop the blanks around it
+            if core:
+                lead, own_lead = said.rindex(core), own.rindex(core)
+                before = _blanks_alike(said[:lead][::-1], own[:own_lead][::-1])
+                after = _blanks_alike(said[lead + len(core) :], own[own_lead + len(core) :])
+                first, own_first = start + lead - before, own_start + own_lead - before
+                last, own_last = start + lead + len(core) + after, own_start + own_lead + len(core) + after
                 found.append(
-                    _widened(Overlay(start + lead, own_start + own_lead, len(said.strip())), their_text, our_text)
+                    Overlay(
+                        first,
+                        own_first,
+                        last - first,
+                        _blanks_alike(_before(their_text, first), _before(our_text, own_first)),
+                        _blanks_alike(their_text[last : last + AROUND], our_text[own_last : own_last + AROUND]),
+                    )
                 )
     return found
 
 
-def _widened(overlay: Overlay, their_text: bytes, our_text: bytes) -> Overlay:
-    """The overlay with the blanks around it that both texts hold: a token may begin with one before a reply."""
-    theirs, ours, size = overlay
-    while theirs > 0 and ours > 0 and their_text[theirs - 1] == our_text[ours - 1] and their_text[theirs - 1] in SPACES:
-        theirs, ours, size = theirs - 1, ours - 1, size + 1
-    end = theirs + size
-    while their_text[end : end + 1] == our_text[ours + size : ours + size + 1] and their_text[end : end + 1].isspace():
-        end, size = end + 1, size + 1
-    return Overlay(theirs, ours, size)
+def _common_text(one: bytes, other: bytes) -> bytes:
+    """A text without blanks around it as both templates write it: one of them may drop the reasoning before it."""
+    shorter, longer = sorted((one, other), key=len)
+    dropped = longer[: len(longer) - len(shorter)]
+    if longer.endswith(shorter) and (not dropped or dropped.rstrip().endswith(THINKING_ENDS)):
+        return shorter
+    return b""
+
+
+def _before(text: bytes, at: int) -> bytes:
+    """What stands before byte ``at``, backwards."""
+    return text[max(0, at - AROUND) : at][::-1]
+
+
+def _blanks_alike(one: bytes, other: bytes) -> int:
+    """How many blanks both texts begin with."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b or a not in SPACES:
+            break
+        count += 1
+    return count
 
 
 @compiled

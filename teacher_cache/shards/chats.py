@@ -6,6 +6,7 @@ from schemas.load import parse_cache_file
 from teacher_cache.records import TokenSample
 
 MAX_VALUES = 1 << 20
+MOST_SAID = 8  # times the text's size; spans of one message may lie in one another
 
 
 def chat_of(sample: TokenSample, where: str) -> ChatRecord | None:
@@ -18,4 +19,7 @@ def chat_of(sample: TokenSample, where: str) -> ChatRecord | None:
         for key, (_, end) in message.spans.items():
             if end > size:
                 raise CorruptCacheError(f"{where}: chat: message {number}: {key} ends at byte {end} of {size}")
+    said = sum(end - start for message in chat.messages for start, end in message.spans.values())
+    if said > MOST_SAID * size:
+        raise CorruptCacheError(f"{where}: chat: messages of {said} bytes in all, in a text of {size}")
     return chat

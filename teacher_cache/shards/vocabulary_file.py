@@ -33,7 +33,11 @@ def write_vocabulary(vocabulary: Vocabulary, storage: Storage) -> FileEntry:
 
 
 def read_vocabulary(storage: Storage, manifest: Manifest) -> Vocabulary:
-    """Read a cache's vocabulary. Raises CorruptCacheError, before allocating anything larger than is possible."""
+    """Read a cache's vocabulary, with an entry for each id that the cache can hold: ids after the tokenizer's last one
+    (the padding of an embedding) have no bytes.
+
+    Raises CorruptCacheError, before allocating anything larger than is possible.
+    """
     entry, where, size = manifest.vocabulary, storage.where(VOCABULARY), manifest.tokenizer.vocab_size
     if entry is None:
         raise CorruptCacheError(f"{where}: not listed in the manifest")
@@ -52,5 +56,7 @@ def read_vocabulary(storage: Storage, manifest: Manifest) -> Vocabulary:
             f"{where}: tokens of {length_V.sum()} bytes in {len(bytes_B)}, kinds up to {kind_V.max(initial=0)}, "
             f"wanted at most {SPECIAL | STOP}"
         )
+    padding = (0, max(0, manifest.teacher.vocab_size - size))
+    length_V, kind_V = np.pad(length_V, padding), np.pad(kind_V, padding)
     table = TokenTable(bytes_B, np.cumsum(length_V) - length_V, length_V)
     return Vocabulary(table, kind_V & SPECIAL > 0, kind_V & STOP > 0)

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from schemas.cache_config import CacheConfig
 from schemas.load import validate
-from support.models import tiny_config, write_random_teacher
+from support.models import VOCAB_SIZE, tiny_config, write_random_teacher
 from teacher_cache import job
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}"
@@ -37,7 +37,9 @@ def write_student(folder: Path, tokenizer: Any, seed: int = 2, **changes: Any) -
     return folder
 
 
-def write_cache_of_texts(place: Path, output: Path, seed: int = 0, tokenizer: Any = None, **capture: Any) -> Path:
+def write_cache_of_texts(
+    place: Path, output: Path, seed: int = 0, tokenizer: Any = None, vocab_size: int = VOCAB_SIZE, **capture: Any
+) -> Path:
     """A cache of a random teacher: 40 short texts and 8 chats, in several shards."""
     place.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = [
@@ -47,7 +49,7 @@ def write_cache_of_texts(place: Path, output: Path, seed: int = 0, tokenizer: An
         roles = [("system", "Be brief.")] * (i % 2) + [("user", f"{i} + {i}?"), ("assistant", f"{2 * i}, x + {i}.")]
         records.append({"messages": [{"role": role, "content": said} for role, said in roles]})
     (place / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    teacher = write_random_teacher(place / "teacher", seed=seed, hidden_size=16, head_dim=8)
+    teacher = write_random_teacher(place / "teacher", seed=seed, hidden_size=16, head_dim=8, vocab_size=vocab_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(teacher)
     tree = {

@@ -66,7 +66,14 @@ def test_stop_tokens_of_the_generation_settings_count(tmp_path: Path) -> None:
 def test_a_template_without_an_end_of_turn_gives_none(template: str | None) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    assert end_of_turn(tokenizer, CORPUS) == set()
+    assert end_of_turn(tokenizer, CORPUS) == []
+
+
+def test_the_first_token_after_a_reply_comes_first() -> None:
+    """It is what ends a turn; the lowest id may be another."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}<|endoftext|>"
+    assert end_of_turn(tokenizer, CORPUS) == tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -74,6 +81,17 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     found, wanted = read_vocabulary(Storage(str(tmp_path / "cache")), manifest), synthetic_vocabulary(300)
     for given, expected in zip((*found.table, *found[1:]), (*wanted.table, *wanted[1:]), strict=True):
         np.testing.assert_array_equal(given, expected)
+
+
+def test_ids_after_the_tokenizers_last_have_no_bytes(tmp_path: Path) -> None:
+    """An embedding is often padded; rows then hold ids that stand for no token."""
+    url = str(tmp_path / "cache")
+    manifest = write_cache(url, random_shards([[5, 6]]))
+    padded = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"vocab_size": 320})})
+    found, wanted = read_vocabulary(Storage(url), padded), synthetic_vocabulary(300)
+    assert [found.table.token(i) for i in range(320)] == [wanted.table.token(i) for i in range(300)] + [b""] * 20
+    assert len(found.is_stop_V) == len(found.is_special_V) == 320
+    assert not found.is_stop_V[300:].any()
 
 
 def payload(lengths: list[int], kinds: list[int], data: bytes) -> bytes:

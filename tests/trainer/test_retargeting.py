@@ -191,6 +191,16 @@ def test_a_changed_tokenizer_is_refused_at_resume(make: Make, tmp_path: Path) ->
         distill(make(data=data))
 
 
+def test_an_embedding_smaller_than_the_students_tokenizer_is_refused(make: Make, tmp_path: Path) -> None:
+    size = len(other_tokenizer())
+    write_student(tmp_path / "student", other_tokenizer(), vocab_size=size - 1)
+    wanted = (
+        rf"student\.checkpoint: .*student: the tokenizer has {size} tokens, but the model an embedding of {size - 1};"
+    )
+    with pytest.raises(UserError, match=wanted):
+        distill(make(data={"align": "all"}))
+
+
 def test_losses_that_compare_tokens_are_refused(make: Make, caches: list[str]) -> None:
     with pytest.raises(UserError, match=r"losses\.lhsm: compares teacher and student token by token.*leave it out"):
         distill(make(data={"cache": caches[1], "align": "all"}, losses={"lhsm": {}}))

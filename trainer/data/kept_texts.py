@@ -1,12 +1,13 @@
 """Re-tokenised texts kept on disk, one file for each shard, so that no epoch, rank or run tokenises it again.
 
-A file is found by the digests of shard and tokenizer; one that is damaged is written again. Anyone who may write to the
-folder can change what is trained on, as with local copies.
+A file is found by the digests of shard, teacher's vocabulary and tokenizer; one that is damaged is written again.
+Anyone who may write to the folder can change what is trained on, as with local copies.
 """
 
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from schemas.errors import UserError
+from schemas.failures import failure
 from teacher_cache.retarget.row_targets import StudentTokens
 from teacher_cache.retarget.student_text import StudentText
 
@@ -46,17 +49,33 @@ class KeptTexts:
         self._opened = lru_cache(OPEN_SHARDS)(self._open)
 
     def of_shard(self, shard: str, make: Callable[[], Sequence[StudentText | None]]) -> Sequence[StudentText | None]:
-        """The texts of a shard of this digest; made and written if they are not there."""
+        """The texts of a shard of this digest (its content's and vocabulary's); made and written if not there."""
         name = hashlib.sha256(f"{VERSION} {shard} {self._tokenizer}".encode()).hexdigest()
         path = self._folder / f"{name}.arrow"
-        if not path.exists():
-            write_texts(path, make())
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise self._failed(error, "read") from None
+        if not there:
+            self._write(path, make())
         try:
             return self._opened(path)
         except (pa.ArrowException, ValueError) as error:
             logger.warning("%s: made again: %s", path, error)
-            write_texts(path, make())
+            self._write(path, make())
             return self._opened(path)
+        except OSError as error:
+            raise self._failed(error, "read") from None
+
+    def _write(self, path: Path, texts: Sequence[StudentText | None]) -> None:
+        try:
+            write_texts(path, texts)
+        except OSError as error:
+            raise self._failed(error, "written") from None
+
+    def _failed(self, error: OSError, what: str) -> UserError:
+        problem = f"data.retarget_cache: {self._folder}: texts cannot be {what}"
+        return failure(error, problem, "choose another folder, or leave it out")
 
     def _open(self, path: Path) -> "TextsOfShard":
         return TextsOfShard(path, self._vocabulary)
@@ -119,7 +138,7 @@ def write_texts(path: Path, texts: Sequence[StudentText | None]) -> None:
     arrays = [pa.array(kinds), *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in columns)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    unfinished = path.with_name(f".tmp-{secrets.token_hex(8)}")  # hosts that share a folder share process ids
     try:
         with pa.ipc.new_file(str(unfinished), SCHEMA.with_metadata({CHECKSUM: _checksum(batch)})) as writer:
             writer.write_batch(batch)

@@ -38,6 +38,7 @@ from trainer.data.wrapped_reader import WrappedReader
 
 logger = logging.getLogger(__name__)
 LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
+LEAST_ROWS = 1024  # of a teacher, of which at least one must teach
 SHARDS_KEPT = 256  # whose samples' lengths are remembered
 
 
@@ -67,7 +68,8 @@ class RetargetedReader(WrappedReader):
         self.signals: tuple[Signal, ...] = ("tokens", "logits", *self.manifest.capture.side_settings)
         self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
-        self._reads = 0
+        self._reads = self._rows_read = self._rows_taught = 0
+        self._damaged: set[int] = set()  # shards of which a sample cannot be read, so that no text is kept
         self._refused_a_chat = False
         self._prepare()
 
@@ -172,6 +174,7 @@ class RetargetedReader(WrappedReader):
             raise CorruptCacheError(f"{self._cache.where(position, 'logits')}: lacks rows that count")
         text = self._text(position, tokens)
         if text is None:
+            self._count(tokens, 0)
             return self._left_out()
         rows, capture = self._rows, self._cache.manifest.capture
         column = capture.logits.temperatures.index(rows.temperature)
@@ -182,6 +185,7 @@ class RetargetedReader(WrappedReader):
             teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
         targets = self._retarget.targets(teacher, text)
         found = self._shifted(text, targets)
+        self._count(tokens, int((found.weights_JE[:, 0] > 0).sum()))
         if rows.form == "final":
             found = self._with_final(found, self._cache.read_final(position), logits, targets, text.is_chat)
         if not rows.with_pieces:
@@ -189,6 +193,17 @@ class RetargetedReader(WrappedReader):
         pieces = self._retarget.pieces(teacher, text, logits)
         shifted = [np.append(array[1:], array.dtype.type(0))[: len(found.ids_J)] for array in pieces]
         return found._replace(pieces_J=Pieces(*shifted))
+
+    def _count(self, tokens: TokenSample, taught: int) -> None:
+        """Raise UserError if nothing that was read is taught: training would run, and learn nothing."""
+        self._rows_read += int(tokens.loss_mask.sum())
+        self._rows_taught += taught
+        if self._rows_taught == 0 and self._rows_read >= LEAST_ROWS:
+            raise UserError(
+                f"{self.url}: none of the first {self._rows_read} rows teaches a token of the student: its tokenizer "
+                f"changes the text, or its chat template refuses the chats; see `cache-tools align {self.url} "
+                f"{self._side.folder}`"
+            )
 
     def _shifted(self, text: StudentText, targets: RowTargets) -> Sample:
         """What is known of token j + 1 belongs to row j, which predicts it."""
@@ -212,7 +227,7 @@ class RetargetedReader(WrappedReader):
         whole_j = np.flatnonzero(row_J >= 0)
         position_j = logits.positions[row_J[whole_j]]
         at_j = np.searchsorted(final.positions, position_j)
-        stored_j = final.positions[np.minimum(at_j, len(final.positions) - 1)] == position_j
+        stored_j = np.isin(position_j, final.positions)
         whole_j, at_j = whole_j[stored_j], at_j[stored_j]
         arrays = {name: array[at_j] for name, array in vars(final).items() if name != "positions"}
         dense_J = np.zeros(len(found.ids_J), np.uint8)
@@ -227,25 +242,41 @@ class RetargetedReader(WrappedReader):
 
     def _lengths_of(self, shard: int) -> list[int]:
         limit = self._side.max_tokens
-        texts = self._texts_of(shard)
+        texts = self._kept_texts(shard) or [self._read_or_none(position) for position in self._positions(shard)]
         lengths = [1 if text is None else len(text.ids_J) for text in texts]
         return lengths if limit is None else [min(length, limit) for length in lengths]
 
-    def _texts_of(self, shard: int) -> Sequence[StudentText | None]:
-        """All texts of a shard; kept on disk if asked."""
-        if self._kept is None:
-            return self._read_all(shard)
-        return self._kept.of_shard(self._cache.shard_digest(shard), lambda: self._read_all(shard))
-
-    def _read_all(self, shard: int) -> list[StudentText | None]:
+    def _positions(self, shard: int) -> range:
         first, end = self._first[shard : shard + 2].tolist()
-        return [self._read(position, self._cache.read_tokens(position)) for position in range(first, end)]
+        return range(first, end)
+
+    def _kept_texts(self, shard: int) -> Sequence[StudentText | None] | None:
+        """All texts of a shard, kept on disk; None if that is not asked for, or a sample of the shard is damaged."""
+        if self._kept is None or shard in self._damaged:
+            return None
+        vocabulary = self._cache.manifest.vocabulary  # says which tokens stop a text
+        assert vocabulary is not None
+        digest = f"{self._cache.shard_digest(shard)} {vocabulary.sha256}"
+        positions = self._positions(shard)
+        try:
+            return self._kept.of_shard(digest, lambda: [self._read(p, self._cache.read_tokens(p)) for p in positions])
+        except CorruptCacheError:
+            self._damaged.add(shard)
+            return None
+
+    def _read_or_none(self, position: int) -> StudentText | None:
+        """A text; None if it is damaged, which is reported where the sample is needed."""
+        try:
+            return self._read(position, self._cache.read_tokens(position))
+        except CorruptCacheError:
+            return None
 
     def _text(self, position: int, tokens: TokenSample) -> StudentText | None:
-        if self._kept is None:
-            return self._read(position, tokens)
         shard = int(np.searchsorted(self._first, position, side="right")) - 1
-        text = self._texts_of(shard)[position - int(self._first[shard])]
+        texts = self._kept_texts(shard)
+        if texts is None:
+            return self._read(position, tokens)
+        text = texts[position - int(self._first[shard])]
         if text is not None and text.tokens.end_J.max(initial=0) > len(tokens.text.encode()):
             raise UserError(f"{self._side.kept}: a kept text is longer than that of sample {tokens.key}; remove it")
         return text

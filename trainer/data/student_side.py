@@ -53,6 +53,14 @@ class StudentSide:
         """Whether a cache was made with another tokenizer."""
         return names_tokens(manifest.tokenizer) != names_tokens(self.info)
 
+    def check_embedding(self, rows: int) -> None:
+        """Raise UserError if the model's embedding has fewer rows than the tokenizer has tokens."""
+        if rows < self.info.vocab_size:
+            raise UserError(
+                f"{self.key}: {self.folder}: the tokenizer has {self.info.vocab_size} tokens, but the model an "
+                f"embedding of {rows}; enlarge it, or use the model's own tokenizer"
+            )
+
     def aligned(self, align: Align) -> "StudentSide":
         """The same with another alignment."""
         return replace(self, align=align)

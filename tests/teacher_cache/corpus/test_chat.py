@@ -271,6 +271,7 @@ SYSTEM_IN_LAST_QUESTION = (
         (EOS_AFTER_CHAT, chat("q", "one", "q"), ["one<|im_end|>"]),
         (LAST_ENDS_DIFFERENTLY, chat("q", "one", "q", "two"), ["one<|im_end|>", "two<|return|>"]),
         (NEXT_CLOSES, chat("q", "one", "q", "two"), ["one<|eom|>", "two<|eom|>"]),
+        (USER_CLOSES, chat("q", "one", "", "two"), ["one<|close|>", "two"]),
         (NEXT_CLOSES, [*chat("q", "one"), *chat("q", "two")[1:]], ["one<|eom|>", "two<|eom|>"]),
         (PROMPT_ALWAYS, chat("q", "one", "q", "two"), ["one<|end|>", "two<|end|>"]),
         (PROMPT_ALWAYS, [*chat("q", "one"), *chat("q", "two")[1:]], ["one<|end|>", "two<|end|>"]),
@@ -380,3 +381,13 @@ def test_variables_that_are_the_chats_own_are_refused(render):
         render(CHATML, chat("q", "a"), template_kwargs={"messages": []})
     with pytest.raises(ValueError, match="add_generation_prompt: comes from each record"):
         render(CHATML, chat("q", "a"), {"chat_template_kwargs": {"add_generation_prompt": True}})
+
+
+def test_parts_of_reasoning_that_are_no_text_are_passed_on(render):
+    template = (
+        "{% for m in messages %}[{{ m.content }}]{% for p in m.reasoning %}{{ p.summary }}{% endfor %}{% endfor %}"
+    )
+    messages = chat("hi", "ho")
+    messages[1]["reasoning"] = [{"summary": "s"}, {"text": None}]
+    found = render(template, messages)
+    assert found.text == "[hi][ho]s"

@@ -63,6 +63,49 @@ def test_what_the_template_trims_or_drops_is_not_in_the_span(new_tokenizer: Any)
     assert record.messages[1].fields == {"name": "bot"}
 
 
+QWEN_LIKE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% set content = m.content %}{% set ns = namespace(r='') %}"
+    "{% if m.reasoning_content %}{% set ns.r = m.reasoning_content %}"
+    "{% elif '</think>' in content %}{% set ns.r = content.split('</think>')[0].split('<think>')[-1] %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{% if m.role == 'assistant' and loop.last %}"
+    "<think>\n{{ ns.r.strip('\n') }}\n</think>\n\n{% endif %}{{ content.lstrip('\n') }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "content"),
+    [("2 + 2 is 4", "4"), ("", "think"), ("a thought", "think"), ("think", ">"), ("yes", "<b>yes</b>"), ("</", "/")],
+)
+def test_a_reply_is_found_behind_its_reasoning_and_outside_of_tags(
+    new_tokenizer: Any, reasoning: str, content: str
+) -> None:
+    reply = {"role": "assistant", "content": content, "reasoning_content": reasoning}
+    text, record = recorded(new_tokenizer(), [{"role": "user", "content": "?"}, reply], QWEN_LIKE)
+    data, (start, end) = text.encode(), record.messages[1].spans["content"]
+    assert data[:start].endswith(b"\n</think>\n\n")
+    assert data[start:].startswith(f"{content}<|im_end|>".encode())
+    assert end - start == len(content)
+    assert record.messages[1].restored(data) == reply
+    if reasoning:
+        assert data[: record.messages[1].spans["reasoning_content"][0]].endswith(b"<think>\n")
+
+
+def test_reasoning_that_the_template_drops_is_not_looked_for_in_the_reply(new_tokenizer: Any) -> None:
+    reply = {"role": "assistant", "content": "yes, of course", "reasoning_content": "yes"}
+    more = [{"role": "user", "content": "!"}, {"role": "assistant", "content": "no"}]
+    text, record = recorded(new_tokenizer(), [{"role": "user", "content": "?"}, reply, *more], QWEN_LIKE)
+    assert said(text, record.messages[1]) == {"content": "yes, of course"}
+    assert record.messages[1].restored(text.encode()) == reply
+
+
+def test_reasoning_that_is_written_with_other_blanks_is_kept(new_tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>so</think> done"}]
+    text, record = recorded(new_tokenizer(), messages, QWEN_LIKE.replace(".lstrip('\n')", ".strip()"))
+    assert said(text, record.messages[1]) == {"content": "<think>\nso\n</think>\n\ndone"}
+
+
 def test_what_is_no_text_is_kept_as_it_is(new_tokenizer: Any) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     template = (

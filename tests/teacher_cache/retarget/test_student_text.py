@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from schemas.cache_config import CorpusConfig, SourceConfig, TeacherConfig
 from schemas.chat_record import ChatRecord
-from schemas.errors import UserError
+from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer, write_random_teacher
 from teacher_cache.corpus import Corpus
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens
+from teacher_cache.retarget.retargeter import Retargeted, Retargeter, teacher_tokens
 from teacher_cache.retarget.row_targets import Kind
 from teacher_cache.retarget.student_text import StudentText, StudentTokenizer
 from teacher_cache.teacher_vocabulary import teacher_vocabulary
@@ -171,6 +171,42 @@ def test_a_chat_that_the_students_template_refuses_is_named(
         student.read(sample, chat, vocabulary)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"content": 5}, {"content": [{"type": "image"}]}, {"tool_calls": 5}, {"tool_calls": [{"function": {"name": 5}}]}],
+)
+def test_messages_of_an_untrusted_cache_that_are_none_are_refused(
+    teacher: Any, vocabulary: Vocabulary, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    sample, chat = cached(teacher, tmp_path, {"messages": CHAT})
+    assert chat is not None
+    wrong = chat.messages[2].model_copy(update={"spans": {}, "fields": fields})
+    chat = chat.model_copy(update={"messages": [*chat.messages[:2], wrong, chat.messages[3]]})
+    with pytest.raises(BadRecord, match=f"sample {sample.key}: message 2.(content|tool_calls)"):
+        StudentTokenizer(sentencepiece()).read(sample, chat, vocabulary)
+
+
+@pytest.mark.parametrize("template", [None, "{% if %}"])
+def test_a_student_without_a_template_that_renders_is_named(
+    teacher: Any, vocabulary: Vocabulary, tmp_path: Path, template: str | None
+) -> None:
+    sample, chat = cached(teacher, tmp_path, {"messages": CHAT})
+    tokenizer = sentencepiece(template)
+    tokenizer.name_or_path = "models/base"
+    student = StudentTokenizer(tokenizer)
+    wanted = "has no chat template; add a chat_template" if template is None else "line 1: Expected an expression"
+    with pytest.raises(UserError, match=rf"of the student \(models/base\).*{wanted}") as refused:
+        student.read(sample, chat, vocabulary)
+    assert not isinstance(refused.value, BadRecord)
+
+
+def test_a_text_without_tokens_is_left_out(teacher: Any, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    sample, _ = cached(teacher, tmp_path, {"text": "return x"})
+    tokenizer = sentencepiece(normalizer=normalizers.Replace(Regex("."), ""))
+    tokenizer.backend_tokenizer.post_processor = None
+    assert StudentTokenizer(tokenizer).read(sample, None, vocabulary) is None
+
+
 def test_a_slow_tokenizer_is_refused() -> None:
     class Slow:
         is_fast, name_or_path = False, "here"
@@ -223,3 +259,66 @@ def test_weights_are_softened_and_never_above_one(teacher: Any, tmp_path: Path) 
     assert found.row_S.tolist() == [-1, *range(len(sample.input_ids) - 1)]
     rows.log_partition[:] = -1.0
     assert teacher_tokens(sample, rows, 0, 2.0).weights_PE.sum(axis=1).max() == pytest.approx(1.0)
+
+
+def test_spans_that_go_back_are_corrupt(teacher: Any, tmp_path: Path) -> None:
+    sample, _ = cached(teacher, tmp_path, {"text": "return x"})
+    sample.byte_start[1:] = 0
+    teacher_tokens(sample, rows_of(sample), 0, 1.0)
+    sample.byte_end[:] = np.sort(sample.byte_end)[::-1]
+    with pytest.raises(CorruptCacheError, match=f"sample {sample.key}: byte spans of tokens go back in the text"):
+        teacher_tokens(sample, rows_of(sample), 0, 1.0)
+
+
+def words(found: Retargeted, tokenizer: Any) -> list[dict[str, float]]:
+    """What each student token's row learns, by name."""
+    return [
+        {tokenizer.convert_ids_to_tokens(int(i)): float(w) for i, w in zip(ids, weights, strict=True) if w > 0}
+        for ids, weights in zip(found.targets.ids_JE, found.targets.weights_JE, strict=True)
+    ]
+
+
+def test_byte_tokens_stand_only_for_what_the_vocabulary_lacks(
+    teacher: Any, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """A SentencePiece student has both ``x`` and ``<0x78>``; text becomes the first."""
+    sample, _ = cached(teacher, tmp_path, {"text": "(x)y"})
+    tokenizer = sentencepiece()
+    found = Retargeter(vocabulary, StudentTokenizer(tokenizer))(sample, None, rows_of(sample), 0, 1.0)
+    assert found is not None
+    assert tokenizer.convert_ids_to_tokens(found.text.ids_J.tolist())[2:] == ["<0x28>", "x", "<0x29>", "<0x79>"]
+    taught = words(found, tokenizer)
+    assert [max(each, key=lambda name: each[name]) for each in taught[3:]] == ["x", "<0x29>", "<0x79>"]
+
+
+def with_bos(tokenizer: Any) -> Any:
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    return tokenizer
+
+
+def test_a_blank_before_the_text_on_one_side_alone_is_not_taught(
+    vocabulary: Vocabulary, teacher: Any, tmp_path: Path
+) -> None:
+    """The teacher's BOS row predicts ``return``; the student says it with a blank, which is another token."""
+    tokenizer, bos = sentencepiece(), with_bos(tiny_tokenizer())
+    sample, _ = cached(bos, tmp_path, {"text": "return x"})
+    assert sample.input_ids[0] == 1
+    found = Retargeter(vocabulary, StudentTokenizer(tokenizer))(sample, None, rows_of(sample), 0, 1.0)
+    assert found is not None
+    assert found.text.loss_mask_J[0]
+    assert found.targets.kind_J[:3].tolist() == [Kind.NO_ROW, Kind.UNCLEAR, Kind.EQUAL]
+
+
+def test_a_blank_before_the_text_on_both_sides_is_part_of_the_tokens(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    sample, _ = cached(tokenizer, tmp_path, {"text": "return x"})
+    write_random_teacher(tmp_path / "teacher")
+    spoken = teacher_vocabulary(TeacherConfig(path=str(tmp_path / "teacher")), config(), tokenizer)
+    rows = rows_of(sample)
+    found = Retargeter(spoken, StudentTokenizer(tokenizer))(sample, None, rows, 0, 1.0)
+    assert found is not None
+    np.testing.assert_array_equal(found.text.ids_J[:-1], sample.input_ids[: len(found.text.ids_J) - 1])
+    taught = words(found, tokenizer)
+    assert [taught[1]["\u2581return"], taught[2]["\u2581x"]] == pytest.approx([0.75, 0.75], rel=1e-6)

@@ -1,6 +1,9 @@
 """Caches of another tokenizer as the student reads them: tokens, mask, and the teacher's weights on these tokens."""
 
+import errno
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, normalizers
 
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest
@@ -22,7 +26,7 @@ from teacher_cache.retarget.student_text import StudentTokenizer
 from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.shards.vocabulary_file import read_vocabulary, write_vocabulary
 from teacher_cache.signals.hidden.capture import dequantise
 from teacher_cache.token_table import TokenTable, Vocabulary
 from trainer.data.alignment import FIRST
@@ -234,6 +238,64 @@ def test_a_damaged_kept_text_is_made_again(cache: str, side: Side, tmp_path: Pat
     assert same(opened(cache, side(kept=tmp_path / "kept")).read_rows([[0, 1]]), wanted)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_damaged_sample_is_reported_where_it_is_read(cache: str, side: Side, tmp_path: Path, keep: bool) -> None:
+    """Not where lengths are asked for, so that a run can skip it and read all others; nothing of its shard is kept."""
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    index = CacheReader(cache).index(1)
+    member = index.signals["tokens"]
+    with (copy / f"{index.name}.tokens.tar").open("r+b") as file:
+        file.seek(member.offsets[2] + member.sizes[2] // 2)
+        file.write(b"damage")
+    kept = tmp_path / "kept" if keep else None
+    sound, damaged = opened(cache, side()), opened(str(copy), side(kept=kept))
+    wanted = sound.index(1).num_tokens
+    wanted[2] = 1
+    assert damaged.index(1).num_tokens == wanted
+    first = int(sound.shard_sizes[0])
+    assert same(damaged.read_rows([[first + 1], [first + 3]]), sound.read_rows([[first + 1], [first + 3]]))
+    with pytest.raises(CorruptCacheError, match=f"sample {index.keys[2]}"):
+        damaged.read_rows([[first + 2]])
+    assert damaged.index(0).num_tokens == sound.index(0).num_tokens
+    assert kept is None or len(list(kept.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_keep_texts_is_named(
+    cache: str, side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for kept in (tmp_path / "file", tmp_path / "file/folder"):
+        with pytest.raises(
+            UserError, match=rf"^data\.retarget_cache: {kept}: texts cannot be written: .*leave it out$"
+        ):
+            opened(cache, side(kept=kept)).read_rows([[0]])
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainer.data.kept_texts.os.replace", full)
+    reader = opened(cache, side(kept=tmp_path / "kept"))
+    with pytest.raises(UserError, match="No space left on device"):
+        reader.read_rows([[0]])
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_texts_are_kept_by_the_vocabulary_too(cache: str, side: Side, tmp_path: Path) -> None:
+    """It says which of the teacher's tokens stop a text, and `cache-tools upgrade` may write another one."""
+    kept = tmp_path / "kept"
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    opened(str(copy), side(kept=kept)).read_rows([[0]])
+    storage, manifest = Storage(str(copy)), CacheReader(cache).manifest
+    found = read_vocabulary(storage, manifest)
+    entry = write_vocabulary(found._replace(is_stop_V=np.zeros_like(found.is_stop_V)), storage)
+    changed = manifest.model_copy(update={"vocabulary": entry, "sha256": ""}).sealed()
+    storage.write("manifest.json", changed.to_json().encode())
+    opened(str(copy), side(kept=kept)).read_rows([[0]])
+    assert len(list(kept.iterdir())) == 2
+
+
 def test_another_tokenizer_does_not_read_what_was_kept_for_one(cache: str, side: Side, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     fewer = other_tokenizer(MERGES[:2])
@@ -333,6 +395,31 @@ def test_a_vocabulary_of_another_teacher_stops_the_first_read(
         UserError, match=r"tokens\.tar: sample \w+: most tokens of vocabulary\.arrow do not spell the text"
     ):
         opened(cache, side()).read_rows([[0]])
+
+
+def test_mass_of_a_padded_embedding_belongs_to_no_token(side: Side, tmp_path: Path) -> None:
+    """Ids after the tokenizer's last: the kernel is compiled without checks of bounds."""
+    cache = str(write_cache_of_texts(tmp_path / "in", tmp_path / "cache", vocab_size=4000, draws={"n": 6}))
+    plain = CacheReader(cache, ("tokens", "logits", "draws"))
+    for rows in (ENTRIES, RowForm("draws", 1.0, 19, with_untaught=True)):
+        batch = opened(cache, side(), rows).read_rows([[3]])
+        weights = np.exp(batch.logprobs[0].astype(np.float64))
+        assert 0 < weights.sum() < 0.9 * np.exp(plain.read_rows([[3]]).logprobs.astype(np.float64)).sum()
+        assert batch.ids.max() < len(other_tokenizer())
+        assert np.isfinite(weights).all()
+        assert (weights.sum(axis=1) <= 1 + 1e-6).all()
+
+
+def test_a_student_to_whom_nothing_is_taught_is_told(cache: str, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.retargeted_reader.LEAST_ROWS", 40)
+    changes = other_tokenizer()
+    changes.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^\\n]"), "~~")
+    refuses = other_tokenizer(template="{{ raise_exception('no') }}")
+    for tokenizer, samples in ((changes, range(20)), (refuses, range(40, 48))):
+        reader = opened(cache, side(tokenizer))
+        with pytest.raises(UserError, match=r"none of the first \d\d rows teaches a token.*`cache-tools align .*`"):
+            reader.read_rows([[number] for number in samples])
+    opened(cache, side(refuses)).read_rows([[0], *([number] for number in range(40, 48))])
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
