@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import xxhash
@@ -42,7 +42,7 @@ class Sampler(ABC):
     def close(self) -> None:
         """Release the model's memory."""
 
-    def __enter__(self) -> "Sampler":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
