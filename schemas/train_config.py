@@ -101,6 +101,18 @@ class DataConfig(Strict):
         description="Refuse caches that this key did not sign: a name trusted by `cache-tools trust`, 64 hex digits or "
         "a .pub file. Caches of a list may name their own key.",
     )
+    align: Literal["strict", "border", "all"] | None = Field(
+        None,
+        description="For a student with another tokenizer than the cache's: which of its tokens the teacher teaches. "
+        "`strict`: those that are tokens of both; `border`: also those that begin where a token of the teacher does; "
+        "`all`: also those that begin inside one. Not set: such a student is refused. Caches of the student's own "
+        "tokenizer are not affected.",
+    )
+    retarget_cache: FilePath | None = Field(
+        None,
+        description="`align`: folder in which texts are kept in the student's tokens, 13 bytes a token; not set: they "
+        "are tokenised whenever they are read. With `packing` and worker processes it saves most of the start.",
+    )
     shards_mixed: int = Field(
         64,
         ge=1,
@@ -134,6 +146,12 @@ class DataConfig(Strict):
     def _weights_for_all_or_none(self) -> "DataConfig":
         if len({share.weight is None for share in self.shares}) > 1:
             raise ValueError("set a weight for all caches or for none")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_kept_that_is_not_aligned(self) -> "DataConfig":
+        if self.retarget_cache is not None and self.align is None:
+            raise ValueError("retarget_cache needs align")
         return self
 
     @model_validator(mode="after")
@@ -233,6 +251,11 @@ class CrossEntropyConfig(Strict):
     weight: WeightSchedule = Field(
         WeightSchedule(start=0.0, end=0.0),
         description="0: off. Hard labels alone leave a student farther from the teacher than any target at T = 1.",
+    )
+    rows: Literal["all", "untaught"] = Field(
+        "all",
+        description="`untaught`: only tokens that no teacher teaches, of a student with another tokenizer "
+        "(`data.align`): white space, the student's own template inside replies, tokens without a stored row.",
     )
 
 

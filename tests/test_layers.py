@@ -42,6 +42,7 @@ ROOMS = {
     "trainer": [
         "student",
         "losses data",
+        "retargeting",
         "run evaluate",
         "loop",
         "distiller",

@@ -26,6 +26,7 @@ from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
 from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
+from trainer.retargeting import retargeting_of
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
 from trainer.run.context import RunContext
@@ -59,6 +60,7 @@ class Prepared:
     validation: ValidationData | None
     init_folder: Path  # the student's initial weights
     student_config: "PreTrainedConfig"
+    tokenizer: str  # digest of the student's tokenizer if caches of another one are read, else ""
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,24 @@ def prepare(run: RunContext) -> Prepared:
     """Open the caches and build the student's initial weights. Raises UserError if they do not fit together."""
     config, share, trusts = run.config, run.config.data.shares[0], run.config.student.trust_remote_code
     check_workers(config.data.num_workers)
-    objective = Objective(config.losses, read_capture(share.url, required_of(share, config.data)))
-    for note in objective.notes:
+    retargeting = retargeting_of(config)
+    if retargeting is None:
+        objective = Objective(config.losses, read_capture(share.url, required_of(share, config.data)))
+        data, side = open_training_data(config.data, objective.signals), None
+        notes = objective.notes
+    else:
+        objective, side = Objective(retargeting.losses, retargeting.capture), retargeting.side
+        data = open_training_data(config.data, objective.signals, side, retargeting.rows)
+        notes = [retargeting.note]
+    for note in notes:
         logger.info("%s", note)
-    data = open_training_data(config.data, objective.signals)
     with run.arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
     student_config = load_model_config(init_folder, "student", trusts)
     check_vocabulary(data.manifest, student_config, where=share.url)
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
-    return Prepared(objective, data, open_validation(config, data.manifest), init_folder, student_config)
+    validation = open_validation(config, data.manifest, side)
+    return Prepared(objective, data, validation, init_folder, student_config, "" if side is None else side.digest)
 
 
 def resume(run: RunContext, prepared: Prepared) -> Start:
@@ -124,7 +134,7 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
     validated_on = ""
     if validation is not None and config.data.validation_cache is not None:
         validated_on = validation.cache.manifest.digest()
-    fresh = new_state(config, data.digest, run.rows_per_step, student, validated_on)
+    fresh = new_state(config, data.digest, run.rows_per_step, student, validated_on, prepared.tokenizer)
     checkpoint, state = from_first(lambda: find_resume(run.output, fresh, config.loop.resume))
     if checkpoint is not None:
         check_checkpoint(checkpoint)

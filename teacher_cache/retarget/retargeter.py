@@ -3,7 +3,7 @@
 Shape letters: J student tokens, S teacher tokens, P teacher rows, K stored entries, M draws, E weights of a row.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,19 +33,26 @@ class Retargeter:
         self._of_text = Vocabularies.of(vocabulary.as_text(), student.table, stops, student.text_stop)
         self._of_chat = self._of_text.with_stop(student.turn_stop)
 
+    def read(self, sample: TokenSample, chat: ChatRecord | None) -> StudentText | None:
+        """The sample in the student's tokens; None for a piece from the middle of a chat.
+
+        Raises UserError (``BadRecord``) if the student's template refuses the chat.
+        """
+        return self._student.read(sample, chat, self._vocabulary)
+
+    def targets(self, teacher: TeacherTokens, text: StudentText) -> RowTargets:
+        """What the rows before the student's tokens are to predict."""
+        vocabularies = self._of_chat if text.is_chat else self._of_text
+        return row_targets(teacher, text.tokens, vocabularies, self._align)
+
     def __call__(
         self, sample: TokenSample, chat: ChatRecord | None, rows: LogitsSample, column: int, temperature: float
     ) -> Retargeted | None:
-        """The sample for the student; None for a piece from the middle of a chat.
-
-        column: of the log-partition at ``temperature``. Raises UserError if the student's template refuses the chat.
-        """
-        text = self._student.read(sample, chat, self._vocabulary)
+        """``read`` and ``targets`` of the stored entries; column: of the log-partition at ``temperature``."""
+        text = self.read(sample, chat)
         if text is None:
             return None
-        teacher = teacher_tokens(sample, rows, column, temperature)
-        vocabularies = self._of_chat if text.is_chat else self._of_text
-        return Retargeted(text, row_targets(teacher, text.tokens, vocabularies, self._align))
+        return Retargeted(text, self.targets(teacher_tokens(sample, rows, column, temperature), text))
 
 
 def teacher_tokens(sample: TokenSample, rows: LogitsSample, column: int, temperature: float) -> TeacherTokens:
@@ -68,4 +75,19 @@ def teacher_tokens(sample: TokenSample, rows: LogitsSample, column: int, tempera
         rows.ids,
         weights_PK,
         realised_P,
+    )
+
+
+def with_draws(teacher: TeacherTokens, ids_PM: np.ndarray, region: Literal["tail", "all"]) -> TeacherTokens:
+    """The same tokens with draws: in place of the stored entries, or, from the tail, beside them.
+
+    ids_PM: int32, of the same rows, repeated as often as drawn. Each has the same share of the mass drawn from.
+    """
+    n_draws = ids_PM.shape[1]
+    if region == "all":
+        return teacher._replace(ids_PE=ids_PM, weights_PE=np.full(ids_PM.shape, 1 / n_draws))
+    tail_P1 = np.maximum(0.0, 1 - teacher.weights_PE.sum(axis=1, keepdims=True))
+    return teacher._replace(
+        ids_PE=np.concatenate([teacher.ids_PE, ids_PM], axis=1),
+        weights_PE=np.concatenate([teacher.weights_PE, np.repeat(tail_P1 / n_draws, n_draws, axis=1)], axis=1),
     )

@@ -179,6 +179,10 @@ class CacheReader:
                 self._indexed_samples -= len(oldest.keys)
         return index
 
+    def shard_digest(self, shard: int) -> str:
+        """The sha256 of a shard's index, which binds everything in the shard; hex."""
+        return self._shards.entry(shard).index.sha256
+
     def _read_index(self, entry: ShardEntry) -> ShardIndex:
         size = min(entry.index.bytes, MAX_JSON_BYTES)
         data = self._ranges.read(mark_name(entry.name), entry.index, 0, size)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest
 from teacher_cache.output_head import OutputHead
 from teacher_cache.records import RowBatch
 from teacher_cache.shards.reader import CacheReader
-from teacher_cache.signals.logits.consistency import contradictions, rows_of_batch
+from teacher_cache.signals.logits.consistency import Rows, contradictions, rows_of_batch
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.readable import Cache
 from trainer.data.row_plan import RowPlan
@@ -35,26 +36,45 @@ class CheckedReader(CacheReader):
         try:
             batch = super().read_rows(rows, length, threads)
         except CorruptCacheError as error:
-            raise CorruptCacheError(f"{error}; `cache-tools verify {self.url}` lists every problem") from None
+            raise explained(error, self.url) from None
         number, self._reads = self._reads, self._reads + 1
         if number < FIRST:
             self._check(rows, batch, range(len(rows)))
         elif number % LATER == 0 and rows:
             self._check(rows, batch, [number // LATER % len(rows)])
+        check_covered(batch)
         return batch
 
     def _check(self, rows: Sequence[Sequence[int]], batch: RowBatch, looked_at: Sequence[int]) -> None:
         if batch.ids.shape[2] == 0:  # the logits are not read
             return
         for row in looked_at:
-            stored = rows_of_batch(batch, row)
-            n_counting, n_stored = int(batch.loss_mask[row].sum()), len(stored.counts_N)
-            problem = f"only {n_stored} of {n_counting} rows that count are stored" if n_stored < n_counting else ""
-            for what, wrong_N in contradictions(stored, self.manifest):
-                problem = problem or f"{what} (at {wrong_N.sum()} of {n_stored} rows)"
+            problem = problem_of(rows_of_batch(batch, row), int(batch.loss_mask[row].sum()), self.manifest)
             if problem:
                 where = self.where(rows[row][0], "logits")
-                raise _refused(where + (" and those packed with it" if len(rows[row]) > 1 else ""), problem, self.url)
+                raise refused(where + (" and those packed with it" if len(rows[row]) > 1 else ""), problem, self.url)
+
+
+def check_covered(batch: RowBatch) -> None:
+    """Raise CorruptCacheError if rows that count are not stored."""
+    if batch.ids.shape[2] and np.isneginf(batch.logprobs[..., 0][batch.loss_mask]).any():
+        raise CorruptCacheError("the logits signal lacks rows of a batch that count")
+    for signal, part in batch.side.items():
+        if not SIDE_SIGNALS[signal].is_target:
+            continue
+        found, wanted = int(batch.loss_mask[part.batch_row, part.column].sum()), int(batch.loss_mask.sum())
+        if found != wanted:
+            raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
+
+
+def problem_of(stored: Rows, n_counting: int, manifest: Manifest) -> str:
+    """The first contradiction between rows and their tokens, "" if there is none; ``n_counting`` should be stored."""
+    n_stored = len(stored.counts_N)
+    if n_stored < n_counting:
+        return f"only {n_stored} of {n_counting} rows that count are stored"
+    for what, wrong_N in contradictions(stored, manifest):
+        return f"{what} (at {wrong_N.sum()} of {n_stored} rows)"
+    return ""
 
 
 def check_first_samples(caches: Sequence[Cache], plan: RowPlan, row: int, head: OutputHead | None) -> None:
@@ -93,8 +113,14 @@ def _check_against_logits(reader: CacheReader, sample: int, head: OutputHead | N
         if kind.needs_head and head is not None:
             problem = problem or kind.rebuilt_problem(found, logits, settings, head)
         if problem:
-            raise _refused(reader.where(sample, name), problem, reader.url)
+            raise refused(reader.where(sample, name), problem, reader.url)
 
 
-def _refused(where: str, problem: str, url: str) -> UserError:
+def explained(error: CorruptCacheError, url: str) -> CorruptCacheError:
+    """The same error with advice."""
+    return CorruptCacheError(f"{error}; `cache-tools verify {url}` lists every problem")
+
+
+def refused(where: str, problem: str, url: str) -> UserError:
+    """The error for rows that contradict their tokens."""
     return UserError(f"{where}: {problem}: rows are at wrong tokens or missing; `cache-tools verify {url}` explains")

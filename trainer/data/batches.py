@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import CorruptCacheError
 from teacher_cache.records import RowBatch
-from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.readable import Readable
 from trainer.data.worker_transfer import (
     PATIENCE,
@@ -32,26 +31,15 @@ SAMPLES_AHEAD = 8192  # samples whose shards are prefetched
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     """Tensors that share the memory of a RowBatch; ``position_ids`` only if ``packed``.
 
-    Arrays of a side signal are prefixed with its name, as in ``hidden_values``. Raises CorruptCacheError if rows that
-    count are not stored.
+    Arrays of a side signal are prefixed with its name, as in ``hidden_values``.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
         names.append("position_ids")
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
-    if rows.ids.shape[2] and np.isneginf(rows.logprobs[..., 0][rows.loss_mask]).any():
-        raise CorruptCacheError("the logits signal lacks rows of a batch that count")
     for signal, part in rows.side.items():
-        if SIDE_SIGNALS[signal].is_target:
-            _check_covered(rows.loss_mask, part, signal)
         batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch
-
-
-def _check_covered(loss_mask_RL: np.ndarray, part: Any, signal: str) -> None:
-    found, wanted = int(loss_mask_RL[part.batch_row, part.column].sum()), int(loss_mask_RL.sum())
-    if found != wanted:
-        raise CorruptCacheError(f"the {signal} signal has {found} of the {wanted} rows of a batch that count")
 
 
 class Plan(Protocol):

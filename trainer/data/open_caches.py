@@ -10,7 +10,6 @@ from schemas.train_config import LocalCopiesConfig
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import NOTHING, Required, required_manifest
 from trainer.data.alignment import CheckedReader
-from trainer.data.readable import Cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -23,7 +22,7 @@ def open_cache(
     signals: tuple[Signal, ...] = ("tokens", "logits"),
     copies: LocalCopiesConfig | None = None,
     required: Required = NOTHING,
-) -> Cache:
+) -> CheckedReader:
     """Open the cache at ``url`` for these signals.
 
     Raises UserError, also if it lacks one of them, has no committed sample, or is not as ``required``.

@@ -8,12 +8,13 @@ from schemas.manifest import Manifest, Signal
 from schemas.train_config import DataConfig, TrainConfig
 from trainer.data.data_state import DataState
 from trainer.data.mixture import digest_of, read_as_one
-from trainer.data.open_caches import open_cache
+from trainer.data.open_for_student import open_for_student
 from trainer.data.order import START, CacheOrder, Place, Shuffle, check_length
 from trainer.data.readable import Cache, Readable
 from trainer.data.row_plan import RowPlan, plan_rows
 from trainer.data.selection import Subset
 from trainer.data.shares import nothing_left, required_of, selection_of
+from trainer.data.student_side import RowForm, StudentSide
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,17 @@ class TrainingData:
         return digest_of(self.caches)
 
 
-def open_training_data(data: DataConfig, signals: tuple[Signal, ...]) -> TrainingData:
-    """Open the caches to train on for these signals. Raises UserError, also if they cannot be mixed."""
-    caches = [open_cache(share.url, signals, data.local_copies, required_of(share, data)) for share in data.shares]
+def open_training_data(
+    data: DataConfig, signals: tuple[Signal, ...], side: StudentSide | None = None, rows: RowForm | None = None
+) -> TrainingData:
+    """Open the caches to train on for these signals. Raises UserError, also if they cannot be mixed.
+
+    side, rows: of a student with another tokenizer, and how rows are read for it.
+    """
+    caches = [
+        open_for_student(share.url, signals, data.local_copies, required_of(share, data), side, rows)
+        for share in data.shares
+    ]
     check_room(data, caches)
     return TrainingData(caches, read_as_one(caches))
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from schemas.cache_config import CaptureConfig
 from schemas.train_config import CrossEntropyConfig
 from trainer.losses.loss import HeadLoss, LossOfChunk, Pair
 from trainer.losses.teacher_rows import TeacherRows
@@ -10,13 +11,27 @@ from trainer.losses.teacher_rows import TeacherRows
 class CrossEntropy(HeadLoss[CrossEntropyConfig]):
     """Cross-entropy with the text."""
 
+    def __init__(self, settings: CrossEntropyConfig, capture: CaptureConfig) -> None:
+        super().__init__(settings, capture)
+        if settings.rows == "untaught":
+            self.signals = frozenset({"logits"})
+
     def title(self) -> str:
         """Title in the model card."""
-        return "cross-entropy with the text"
+        where = " where there is no teacher" if self.settings.rows == "untaught" else ""
+        return f"cross-entropy with the text{where}"
 
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
         """``cross_entropy_`` with the next tokens."""
-        return lambda logits_nV, chunk: cross_entropy_(logits_nV, rows.next_ids_N[chunk])
+        if self.settings.rows == "all":
+            return lambda logits_nV, chunk: cross_entropy_(logits_nV, rows.next_ids_N[chunk])
+        untaught_N = rows.logprobs_NK[:, 0] == -torch.inf
+
+        def of_untaught(logits_nV: torch.Tensor, chunk: slice) -> Pair:
+            loss_n, gradient_nV = cross_entropy_(logits_nV, rows.next_ids_N[chunk])
+            return loss_n * untaught_N[chunk], gradient_nV.mul_(untaught_N[chunk, None])
+
+        return of_untaught
 
 
 def cross_entropy_(logits_NV: torch.Tensor, next_ids_N: torch.Tensor) -> Pair:

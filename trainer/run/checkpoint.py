@@ -53,6 +53,7 @@ class RunState(BaseModel):
     data: DataState = Field(default_factory=DataState, exclude=True)  # in its own file
     settings: dict[str, Any]  # the configuration by dotted key; trainer/run/resume.py: what may change
     student: str = ""  # fingerprint of the initial weights
+    tokenizer: str = ""  # digest of the student's tokenizer, if caches of another one are read
     validation: str = ""  # digest of the validation cache's manifest
     target: TargetForm | None = None  # of TLA; resolved, as the configuration may leave it to the cache
     global_step: int = 0
@@ -75,13 +76,19 @@ class RunState(BaseModel):
 
 
 def new_state(
-    config: TrainConfig, cache_digest: str, rows_per_step: int, student: str = "", validation: str = ""
+    config: TrainConfig,
+    cache_digest: str,
+    rows_per_step: int,
+    student: str = "",
+    validation: str = "",
+    tokenizer: str = "",
 ) -> RunState:
     """The state at step 0."""
     return RunState(
         data=DataState(cache_digest=cache_digest, seed=config.loop.seed),
         settings=settings_of(config, rows_per_step),
         student=student,
+        tokenizer=tokenizer,
         validation=validation,
     )
 
@@ -206,6 +213,11 @@ def find_resume(output: Path, start: RunState, resume: bool) -> tuple[Path | Non
         raise UserError(
             f"{folder}: the student's initial weights had fingerprint {state.student[:12]}…, those of the "
             f"configuration have {start.student[:12]}…; {ADVICE}"
+        )
+    if state.tokenizer != start.tokenizer:
+        raise UserError(
+            f"{folder}: caches were read in the tokens of tokenizer {state.tokenizer[:12] or '(their own)'}, the "
+            f"configuration's student has {start.tokenizer[:12] or '(their own)'}; {ADVICE}"
         )
     for key, before, now, rule in changes(state.settings, start.settings):
         if rule is None or rule.effect == "refused":

@@ -80,6 +80,8 @@ RULES = (
         "honoured",
         "with another one the best validation is forgotten and early stopping starts over",
     ),
+    Rule(("data.align",), "refused", "other rows would be taught"),
+    Rule(("data.retarget_cache",), "honoured", "no effect on results"),
     Rule(("data.on_corrupt",), "honoured", "from the next row on"),
     Rule(
         ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest"),

@@ -10,6 +10,7 @@ from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
 from teacher_cache.tokenizer import describe_tokenizer
+from trainer.data.alignment import check_covered
 from trainer.data.batches import CacheRows, to_tensors, training_loader
 from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.data.order import CacheOrder, Shuffle
@@ -56,7 +57,7 @@ def test_rows_that_do_not_count_may_be_missing_and_rows_that_count_may_not(tmp_p
     row, column = np.argwhere(lacking.attention_mask & ~lacking.loss_mask)[0]
     lacking.loss_mask[row, column] = True
     with pytest.raises(CorruptCacheError, match="the logits signal lacks rows of a batch that count"):
-        to_tensors(lacking, packed=False)
+        check_covered(lacking)
 
 
 def test_without_the_logits_signal_no_row_of_it_is_wanted(tmp_path) -> None:

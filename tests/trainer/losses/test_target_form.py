@@ -21,6 +21,7 @@ from support.reference_rows import dense_kl
 from support.workspace import cache_tree
 from teacher_cache.job import run
 from tools.checking.verify import verify
+from trainer.data.alignment import check_covered
 from trainer.data.batches import to_tensors
 from trainer.data.open_caches import open_cache
 from trainer.data.validation_data import evaluation_signals
@@ -211,4 +212,4 @@ def test_rows_that_count_but_are_not_stored_are_an_error(write: Callable[[str], 
     assert np.isnan(rows.next_logprob).all()
     rows.loss_mask[0, -1] = True
     with pytest.raises(CorruptCacheError, match=r"the final signal has \d+ of the \d+ rows of a batch that count"):
-        to_tensors(rows, packed=False)
+        check_covered(rows)

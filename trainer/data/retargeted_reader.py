@@ -1,0 +1,243 @@
+"""Read a cache that was made with another tokenizer as if a teacher with the student's had written it.
+
+Texts are tokenised again and the teacher's rows become weights on the student's tokens (``teacher_cache.retarget``),
+sample by sample, in the process that reads. Everything behind the reader (order, packing, batches, losses) sees the
+student's tokens alone. A cut sample is exact: in a causal model what follows changes no earlier row.
+
+Shape letters: J student tokens, E weights of a row.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.chat_record import ChatRecord
+from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import ShardIndex, Signal
+from teacher_cache.codec.samples import Columns, fill_padding
+from teacher_cache.corpus.documents import BadRecord
+from teacher_cache.output_head import OutputHead
+from teacher_cache.records import LogitsSample, RowBatch, TokenSample
+from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
+from teacher_cache.retarget.row_targets import RowTargets
+from teacher_cache.retarget.student_text import StudentText
+from teacher_cache.shards.batch import allocate_rows
+from teacher_cache.shards.chats import chat_of
+from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.signals.logits.consistency import rows_of_sample
+from teacher_cache.signals.side_table import SIDE_SIGNALS
+from trainer.data.alignment import FIRST, LATER, CheckedReader, explained, problem_of, refused
+from trainer.data.kept_texts import KeptTexts
+from trainer.data.student_side import RowForm, StudentSide, as_students
+
+logger = logging.getLogger(__name__)
+SHARDS_KEPT = 256  # whose samples' lengths are remembered
+
+
+class Sample(NamedTuple):
+    """A sample in the student's tokens, with the teacher's weights. Row j predicts token j + 1."""
+
+    ids_J: np.ndarray  # int64
+    loss_mask_J: np.ndarray  # bool
+    target_ids_JE: np.ndarray  # int32
+    weights_JE: np.ndarray  # float64
+
+
+class RetargetedReader:
+    """Implements ``Cache`` for a student with another tokenizer."""
+
+    signals: tuple[Signal, ...] = ("tokens", "logits")
+
+    def __init__(self, cache: CheckedReader, side: StudentSide, rows: RowForm) -> None:
+        """``cache`` must be open for the signals that ``rows.form`` is made of. Raises UserError."""
+        if cache.manifest.vocabulary is None:
+            raise UserError(
+                f"{cache.url}: has no vocabulary.arrow (format 1.{cache.manifest.format_minor}), so it cannot teach a "
+                "student with another tokenizer; add it with `cache-tools upgrade`"
+            )
+        self.url = cache.url
+        self.manifest = as_students(cache.manifest, side, rows)
+        self.shard_sizes = cache.shard_sizes
+        self._cache, self._side, self._rows = cache, side, rows
+        self._first = np.cumsum([0, *cache.shard_sizes])
+        self._reads = 0
+        self._refused_a_chat = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lengths = lru_cache(SHARDS_KEPT)(self._lengths_of)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lengths", "_retarget", "_kept")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    @cached_property
+    def _retarget(self) -> Retargeter:
+        vocabulary = read_vocabulary(Storage(self.url), self._cache.manifest)
+        return Retargeter(vocabulary, self._side.tokenizer, self._side.align)
+
+    @cached_property
+    def _kept(self) -> KeptTexts | None:
+        kept = self._side.kept
+        return None if kept is None else KeptTexts(kept, self._side.digest, self._side.info.vocab_size)
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether shards are copied to a local folder."""
+        return self._cache.keeps_copies
+
+    def fetch_ahead(self, positions: np.ndarray) -> None:
+        """Prefetch the shards of these samples."""
+        self._cache.fetch_ahead(positions)
+
+    def load_indexes(self, shards: Iterable[int]) -> None:
+        """Load the indexes of these shards concurrently."""
+        self._cache.load_indexes(shards)
+
+    def index(self, shard: int) -> ShardIndex:
+        """Index of a shard with lengths in the student's tokens; the first call tokenises all of it."""
+        return self._cache.index(shard).model_copy(update={"num_tokens": self._lengths(shard)})
+
+    def read_head(self) -> OutputHead:
+        """The teacher's output head."""
+        return self._cache.read_head()
+
+    def close(self) -> None:
+        """Release files."""
+        self._cache.close()
+
+    def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
+        """As ``CacheReader.read_rows``, in the student's tokens."""
+        number, self._reads = self._reads, self._reads + 1
+        checked = number < FIRST or number % LATER == 0
+        try:
+            found = [[self._sample(position, checked) for position in row] for row in rows]
+        except CorruptCacheError as error:
+            raise explained(error, self.url) from None
+        filled = [sum(len(sample.ids_J) for sample in row) for row in found]
+        n_tokens = max(filled, default=0) if length is None else length
+        batch = allocate_rows(len(rows), n_tokens, self._rows.entries, 1)
+        for r, row in enumerate(found):
+            start = 0
+            for sample in row:
+                self._fill(batch, r, start, sample)
+                start += len(sample.ids_J)
+            fill_padding(Columns.of(batch), r, start, n_tokens)
+        return batch
+
+    def _fill(self, batch: RowBatch, r: int, start: int, sample: Sample) -> None:
+        n_tokens, n_entries = len(sample.ids_J), sample.weights_JE.shape[1]
+        span = slice(start, start + n_tokens)
+        batch.input_ids[r, span] = sample.ids_J
+        batch.position_ids[r, span] = np.arange(n_tokens)
+        batch.attention_mask[r, span] = True
+        batch.loss_mask[r, span] = sample.loss_mask_J
+        batch.ids[r, span, :n_entries] = sample.target_ids_JE
+        batch.ids[r, span, n_entries:] = 0
+        with np.errstate(divide="ignore"):
+            batch.logprobs[r, span, :n_entries] = self._rows.temperature * np.log(sample.weights_JE)
+        batch.logprobs[r, span, n_entries:] = -np.inf
+        batch.next_logprob[r, span] = np.nan
+        batch.log_partition[r, span] = 0
+
+    def _sample(self, position: int, checked: bool) -> Sample:
+        tokens, logits = self._cache.read_tokens(position), self._cache.read_logits(position)
+        drawn = None
+        if self._rows.form == "draws":
+            drawn = self._cache.read_draws(position)
+            if not np.array_equal(drawn.positions, logits.positions):
+                where = self._cache.where(position, "draws")
+                raise CorruptCacheError(f"{where}: {len(drawn.positions)} rows are not those of the logits")
+        if checked:
+            self._check(position, tokens, logits, drawn)
+        text = self._text(position, tokens)
+        if text is None:
+            return self._left_out()
+        rows, capture = self._rows, self._cache.manifest.capture
+        column = capture.logits.temperatures.index(rows.temperature)
+        teacher = teacher_tokens(tokens, logits, column, rows.temperature)
+        if drawn is not None:
+            assert capture.draws is not None
+            at = capture.draws.temperatures.index(rows.temperature)
+            teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
+        return self._shifted(text, self._retarget.targets(teacher, text))
+
+    def _shifted(self, text: StudentText, targets: RowTargets) -> Sample:
+        """What is known of token j + 1 belongs to row j, which predicts it."""
+        n_tokens = len(text.ids_J)
+        weights_JE, ids_JE = np.zeros_like(targets.weights_JE), np.zeros_like(targets.ids_JE)
+        weights_JE[:-1], ids_JE[:-1] = targets.weights_JE[1:], targets.ids_JE[1:]
+        loss_mask_J = text.loss_mask_J.copy()
+        cut = n_tokens if self._side.max_tokens is None else min(n_tokens, self._side.max_tokens)
+        loss_mask_J[cut - 1 :] = False
+        weights_JE[~loss_mask_J] = 0
+        if not self._rows.with_untaught:
+            loss_mask_J &= weights_JE[:, 0] > 0
+        return Sample(text.ids_J[:cut], loss_mask_J[:cut], ids_JE[:cut], weights_JE[:cut])
+
+    def _left_out(self) -> Sample:
+        """In place of a sample that the student cannot read: one token, from which nothing is learned."""
+        stop = max(0, self._side.tokenizer.text_stop)
+        nothing_1E = np.zeros((1, 1))
+        return Sample(np.array([stop]), np.zeros(1, bool), nothing_1E.astype(np.int32), nothing_1E)
+
+    def _lengths_of(self, shard: int) -> list[int]:
+        limit = self._side.max_tokens
+        texts = self._texts_of(shard)
+        lengths = [1 if text is None else len(text.ids_J) for text in texts]
+        return lengths if limit is None else [min(length, limit) for length in lengths]
+
+    def _texts_of(self, shard: int) -> Sequence[StudentText | None]:
+        """All texts of a shard; kept on disk if asked."""
+        if self._kept is None:
+            return self._read_all(shard)
+        return self._kept.of_shard(self._cache.shard_digest(shard), lambda: self._read_all(shard))
+
+    def _read_all(self, shard: int) -> list[StudentText | None]:
+        first, end = self._first[shard : shard + 2].tolist()
+        return [self._read(position, self._cache.read_tokens(position)) for position in range(first, end)]
+
+    def _text(self, position: int, tokens: TokenSample) -> StudentText | None:
+        if self._kept is None:
+            return self._read(position, tokens)
+        shard = int(np.searchsorted(self._first, position, side="right")) - 1
+        text = self._texts_of(shard)[position - int(self._first[shard])]
+        if text is not None and text.tokens.end_J.max(initial=0) > len(tokens.text.encode()):
+            raise UserError(f"{self._side.kept}: a kept text is longer than that of sample {tokens.key}; remove it")
+        return text
+
+    def _read(self, position: int, tokens: TokenSample) -> StudentText | None:
+        """Tokenise a sample; None if it cannot be read, which is logged once."""
+        chat: ChatRecord | None = chat_of(tokens, self._cache.where(position, "tokens"))
+        try:
+            return self._retarget.read(tokens, chat)
+        except BadRecord as error:
+            if not self._refused_a_chat:
+                self._refused_a_chat = True
+                logger.warning(
+                    "%s: left out, as others of the kind will be (`cache-tools align` counts them): %s", self.url, error
+                )
+            return None
+
+    def _check(self, position: int, tokens: TokenSample, logits: LogitsSample, drawn: object) -> None:
+        """Raise UserError where rows contradict their tokens; CorruptCacheError where rows that count are missing."""
+        manifest = self._cache.manifest
+        counting = np.flatnonzero(tokens.loss_mask)
+        missing = len(np.setdiff1d(counting, logits.positions))
+        if missing:
+            where = self._cache.where(position, "logits")
+            raise CorruptCacheError(f"{where}: {missing} of the {len(counting)} rows that count are not stored")
+        problem = problem_of(rows_of_sample(tokens, logits), len(counting), manifest)
+        if problem:
+            raise refused(self._cache.where(position, "logits"), problem, self.url)
+        if drawn is not None:
+            kind = SIDE_SIGNALS["draws"]
+            for what, rows in kind.contradictions(drawn, logits, manifest.capture.draws, manifest):
+                raise refused(self._cache.where(position, "draws"), f"{what} (at {len(rows)} rows)", self.url)

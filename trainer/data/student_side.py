@@ -1,0 +1,100 @@
+"""The student's side of caches that were made with another tokenizer: its tokenizer, and how rows are to be read."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from schemas.cache_config import CaptureConfig, CorpusConfig, SourceConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest, TokenizerInfo
+from schemas.train_config import TargetForm
+from teacher_cache.retarget.row_targets import Align
+from teacher_cache.retarget.student_text import StudentTokenizer
+from teacher_cache.tokenizer import describe_tokenization
+from trainer.data.mixture import names_tokens
+from trainer.student.student_tokenizer import load_tokenizer, tokenizer_files
+
+
+class RowForm(NamedTuple):
+    """What the rows of a batch hold of the teacher."""
+
+    form: TargetForm  # the signal that weights are taken from: top_k or draws
+    temperature: float
+    entries: int  # weights per row
+    with_untaught: bool  # rows that no teacher teaches count, too: for hard labels
+
+
+@dataclass(frozen=True)
+class StudentSide:
+    """A student's tokenizer, its identity, and the settings with which caches are read for it."""
+
+    folder: Path
+    key: str  # the setting that names the folder
+    trust_remote_code: bool
+    info: TokenizerInfo
+    align: Align
+    max_tokens: int | None  # longer samples are cut
+    kept: Path | None  # folder for re-tokenised texts
+
+    @cached_property
+    def tokenizer(self) -> StudentTokenizer:
+        """The tokenizer. Raises UserError if it gives no spans."""
+        return StudentTokenizer(load_tokenizer(self.folder, self.key, self.trust_remote_code))
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that determines the student's tokens: vocabulary, merges, normaliser, template."""
+        return hashlib.sha256(self.info.model_dump_json().encode()).hexdigest()
+
+    def differs(self, manifest: Manifest) -> bool:
+        """Whether a cache was made with another tokenizer."""
+        return names_tokens(manifest.tokenizer) != names_tokens(self.info)
+
+    def aligned(self, align: Align) -> "StudentSide":
+        """The same with another alignment."""
+        return replace(self, align=align)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Workers load the tokenizer again."""
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
+
+def student_side(
+    folder: Path, key: str, trust_remote_code: bool, align: Align, max_tokens: int | None, kept: str | None = None
+) -> StudentSide:
+    """Describe the tokenizer in ``folder``. Raises UserError if there is none."""
+    if not tokenizer_files(folder):
+        raise UserError(
+            f"{key}: {folder}: has no tokenizer, which data.align needs to read caches for the student; copy the "
+            "tokenizer's files there"
+        )
+    loaded = load_tokenizer(folder, key, trust_remote_code)
+    info = describe_tokenization(loaded, CorpusConfig(sources=[SourceConfig(path="the cache")]))
+    return StudentSide(folder, key, trust_remote_code, info, align, max_tokens, None if kept is None else Path(kept))
+
+
+def entries_of(capture: CaptureConfig, form: TargetForm) -> int:
+    """Weights per row of a cache after re-targeting: one more than stored, for tokens that cross."""
+    k = capture.logits.k
+    if form == "draws":
+        assert capture.draws is not None
+        k = capture.draws.n + (k if capture.draws.region == "tail" else 0)
+    return k + 1
+
+
+def as_students(manifest: Manifest, side: StudentSide, rows: RowForm) -> Manifest:
+    """The manifest as if a teacher with the student's tokenizer had written the cache; its digest stays."""
+    capture, corpus = manifest.capture, manifest.corpus
+    logits = capture.logits.model_copy(update={"k": rows.entries, "temperatures": [rows.temperature]})
+    longest = side.max_tokens or corpus.settings.max_tokens
+    settings = corpus.settings.model_copy(update={"max_tokens": longest})
+    return manifest.model_copy(
+        update={
+            "tokenizer": side.info,
+            "teacher": manifest.teacher.model_copy(update={"vocab_size": side.info.vocab_size}),
+            "capture": CaptureConfig(logits=logits),
+            "corpus": corpus.model_copy(update={"settings": settings}),
+        }
+    )

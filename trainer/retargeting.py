@@ -1,0 +1,102 @@
+"""Whether a run's caches were made with another tokenizer than the student's, and how they are read then."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.cache_config import CaptureConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.train_config import LossConfig, TrainConfig
+from teacher_cache.lengths import max_length
+from teacher_cache.model_folder import local_folder
+from teacher_cache.retarget.row_targets import Align
+from teacher_cache.shards.storage import Storage
+from teacher_cache.trust.required import required_manifest
+from trainer.data.shares import required_as, required_of
+from trainer.data.student_side import RowForm, StudentSide, as_students, entries_of, student_side
+from trainer.losses.schedule import always_zero
+from trainer.losses.target_form import target_form
+from trainer.student.build import INIT_FOLDER, load_model_config
+
+BY_POSITION = ("lhsm", "apc")  # losses that compare features of the same token
+
+
+@dataclass(frozen=True)
+class Retargeting:
+    """How caches are read for a student with another tokenizer, and the losses on what is read."""
+
+    side: StudentSide
+    rows: RowForm
+    losses: LossConfig
+    capture: CaptureConfig
+
+    @property
+    def note(self) -> str:
+        """Message to log before training."""
+        cut = "" if self.side.max_tokens is None else f", samples cut at {self.side.max_tokens} of its tokens"
+        return (
+            f"another tokenizer: the teacher's rows become weights on the student's tokens (data.align: "
+            f"{self.side.align.name.lower()}, from {self.rows.form}{cut})"
+        )
+
+
+def retargeting_of(config: TrainConfig) -> Retargeting | None:
+    """How to read the caches of a run; None if all have the student's tokenizer, or none but that is allowed.
+
+    Raises UserError if the student has no tokenizer, or a loss compares what only one tokenizer has.
+    """
+    data, losses = config.data, config.losses
+    untaught_only = losses.cross_entropy.rows == "untaught"
+    if data.align is None:
+        if untaught_only:
+            raise UserError("losses.cross_entropy.rows: untaught: needs data.align: else every row has a teacher")
+        return None
+    side = _side(config)
+    manifests = [required_manifest(Storage(share.url), required_of(share, data)) for share in data.shares]
+    others = list(manifests)
+    if data.validation_cache is not None:
+        required = required_as(data.validation_digest, data.require_signature)
+        others.append(required_manifest(Storage(data.validation_cache), required))
+    if not any(map(side.differs, others)):
+        if untaught_only:
+            raise UserError("losses.cross_entropy.rows: untaught: the caches have the student's tokenizer; use all")
+        return None
+    return _retargeting(config, side, manifests)
+
+
+def _side(config: TrainConfig) -> StudentSide:
+    student, data = config.student, config.data
+    key = next(key for key in ("checkpoint", "config", "teacher") if getattr(student, key) is not None)
+    folder, made = Path(getattr(student, key)), Path(config.output) / INIT_FOLDER
+    if key != "checkpoint" and made.exists():  # its source may be gone
+        folder = made
+    folder = folder.parent if folder.is_file() else local_folder(str(folder), f"student.{key}")
+    limits = [max_length(load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config())]
+    if data.packing:
+        limits.append(data.pack_tokens)
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    align = Align[str(data.align).upper()]
+    return student_side(folder, f"student.{key}", student.trust_remote_code, align, limit, data.retarget_cache)
+
+
+def _retargeting(config: TrainConfig, side: StudentSide, manifests: Sequence[Manifest]) -> Retargeting:
+    losses, tla = config.losses, config.losses.tla
+    for name in BY_POSITION:
+        loss = getattr(losses, name)
+        if loss is not None and not always_zero(loss.weight):
+            raise UserError(
+                f"losses.{name}: compares teacher and student token by token, and this student has another tokenizer; "
+                "leave it out"
+            )
+    captures = [manifest.capture.model_copy(update={"final": None}) for manifest in manifests]
+    form = target_form(tla, captures[0])
+    for capture in captures:
+        target_form(tla.model_copy(update={"target": form}), capture)
+    with_untaught = not always_zero(losses.cross_entropy.weight)
+    rows = RowForm(form, tla.temperature, max(entries_of(capture, form) for capture in captures), with_untaught)
+    tail = "ignore" if form == "draws" else tla.tail
+    as_entries = tla.model_copy(update={"target": "top_k", "tail": tail})
+    return Retargeting(
+        side, rows, losses.model_copy(update={"tla": as_entries}), as_students(manifests[0], side, rows).capture
+    )
