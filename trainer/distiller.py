@@ -121,8 +121,8 @@ def prepare(run: RunContext) -> Prepared:
     with run.arguments.main_process_first(local=False):
         init_folder = materialise_student(config)
     student_config = load_model_config(init_folder, "student", trusts)
-    check_vocabulary(data.manifest, student_config, where=share.url)
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
+    check_vocabulary(data.manifest, student_config, where=share.url)
     validation = open_validation(config, data.manifest, side)
     return Prepared(objective, data, validation, init_folder, student_config, "" if side is None else side.digest)
 

@@ -37,7 +37,7 @@ def write_student(folder: Path, tokenizer: Any, seed: int = 2, **changes: Any) -
     return folder
 
 
-def write_cache_of_texts(place: Path, output: Path, seed: int = 0, **capture: Any) -> Path:
+def write_cache_of_texts(place: Path, output: Path, seed: int = 0, tokenizer: Any = None, **capture: Any) -> Path:
     """A cache of a random teacher: 40 short texts and 8 chats, in several shards."""
     place.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = [
@@ -48,6 +48,8 @@ def write_cache_of_texts(place: Path, output: Path, seed: int = 0, **capture: An
         records.append({"messages": [{"role": role, "content": said} for role, said in roles]})
     (place / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     teacher = write_random_teacher(place / "teacher", seed=seed, hidden_size=16, head_dim=8)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(teacher)
     tree = {
         "teacher": {"path": str(teacher), "dtype": "float32"},
         "engine": {"kind": "transformers", "device": "cpu"},

@@ -157,6 +157,8 @@ class RetargetedReader:
                 raise CorruptCacheError(f"{where}: {len(drawn.positions)} rows are not those of the logits")
         if checked:
             self._check(position, tokens, logits, drawn)
+        elif _not_stored(tokens, logits).any():
+            raise CorruptCacheError(f"{self._cache.where(position, 'logits')}: lacks rows that count")
         text = self._text(position, tokens)
         if text is None:
             return self._left_out()
@@ -227,17 +229,23 @@ class RetargetedReader:
             return None
 
     def _check(self, position: int, tokens: TokenSample, logits: LogitsSample, drawn: object) -> None:
-        """Raise UserError where rows contradict their tokens; CorruptCacheError where rows that count are missing."""
+        """Raise UserError where rows contradict their tokens."""
         manifest = self._cache.manifest
-        counting = np.flatnonzero(tokens.loss_mask)
-        missing = len(np.setdiff1d(counting, logits.positions))
-        if missing:
-            where = self._cache.where(position, "logits")
-            raise CorruptCacheError(f"{where}: {missing} of the {len(counting)} rows that count are not stored")
-        problem = problem_of(rows_of_sample(tokens, logits), len(counting), manifest)
+        missing_S = _not_stored(tokens, logits)
+        if missing_S.any():
+            problem = f"{missing_S.sum()} of {tokens.loss_mask.sum()} rows that count are not stored"
+            raise refused(self._cache.where(position, "logits"), problem, self.url)
+        problem = problem_of(rows_of_sample(tokens, logits), 0, manifest)
         if problem:
             raise refused(self._cache.where(position, "logits"), problem, self.url)
         if drawn is not None:
             kind = SIDE_SIGNALS["draws"]
             for what, rows in kind.contradictions(drawn, logits, manifest.capture.draws, manifest):
                 raise refused(self._cache.where(position, "draws"), f"{what} (at {len(rows)} rows)", self.url)
+
+
+def _not_stored(tokens: TokenSample, logits: LogitsSample) -> np.ndarray:
+    """Rows that count and are missing, bool [S]."""
+    counting_S = tokens.loss_mask.copy()
+    counting_S[logits.positions] = False
+    return counting_S

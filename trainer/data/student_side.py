@@ -94,7 +94,7 @@ def as_students(manifest: Manifest, side: StudentSide, rows: RowForm) -> Manifes
         update={
             "tokenizer": side.info,
             "teacher": manifest.teacher.model_copy(update={"vocab_size": side.info.vocab_size}),
-            "capture": CaptureConfig(logits=logits),
+            "capture": capture.model_copy(update={**dict.fromkeys(capture.side_settings), "logits": logits}),
             "corpus": corpus.model_copy(update={"settings": settings}),
         }
     )

@@ -32,7 +32,7 @@ def check_tokenizer(
     if found != wanted:
         raise UserError(
             f"{folder}: the student's tokenizer {found[:12]}… is not the one the cache {where} was made with, "
-            f"{wanted[:12]}…; use a student that shares the teacher's tokenizer"
+            f"{wanted[:12]}…; {how_to_align(key)} to teach a student with another tokenizer"
         )
 
 
@@ -49,6 +49,11 @@ def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> A
 def how_to_trust(key: str) -> str:
     """Return the advice on how to trust the code of the model that ``key`` names."""
     return "add --trust-remote-code" if key == EVALUATED else "set student.trust_remote_code: true"
+
+
+def how_to_align(key: str) -> str:
+    """Return the advice on how to use a cache of another tokenizer with the model that ``key`` names."""
+    return "add --align border" if key == EVALUATED else "set data.align (all teaches most)"
 
 
 def copy_tokenizer(source: Path, folder: Path, trust_remote_code: bool = False) -> bool:

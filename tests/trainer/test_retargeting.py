@@ -1,0 +1,216 @@
+"""Training from caches of another tokenizer: what is refused, what is learned, and resume to the last bit."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+
+from schemas.errors import UserError
+from schemas.load import validate
+from schemas.train_config import TrainConfig
+from support.amount import amount
+from support.models import tiny_tokenizer
+from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
+from teacher_cache.retarget.row_targets import Align
+from trainer.data.batches import CacheRows, training_loader
+from trainer.data.open_for_student import open_for_student
+from trainer.data.order import CacheOrder, Shuffle
+from trainer.data.row_plan import RowPlan, plan_rows
+from trainer.data.selection import Selection, Subset
+from trainer.data.student_side import RowForm, student_side
+from trainer.data.worker_transfer import Batch
+from trainer.distiller import distill
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+STOPS = amount(20, full=50)
+GLOBAL_BATCH = 4
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of two teachers with the same tokenizer; the first has draws, the second hidden states."""
+    place = tmp_path_factory.mktemp("caches")
+    captures: list[dict[str, Any]] = [{"draws": {"n": 6}}, {"draws": None, "hidden": {"layers": [1]}}]
+    return [
+        str(write_cache_of_texts(place / f"in-{i}", place / f"cache-{i}", seed=i + 1, **capture))
+        for i, capture in enumerate(captures)
+    ]
+
+
+@pytest.fixture
+def make(caches: list[str], tmp_path: Path) -> Make:
+    def config(out: str = "out", tokenizer: Any = None, **changes: dict[str, Any]) -> TrainConfig:
+        folder = tmp_path / "student"
+        if not folder.exists():
+            write_student(folder, tokenizer or other_tokenizer())
+        tree: dict[str, Any] = {
+            "data": {"cache": caches[0]},
+            "student": {"checkpoint": str(folder)},
+            "optimizer": {"lr": 3e-3},
+            "loop": {"max_steps": 6, "micro_batch_size": 2, "gradient_accumulation": 2, "save_every": 2},
+            "output": str(tmp_path / out),
+        }
+        for group, values in changes.items():
+            tree[group] = {**tree.get(group, {}), **values}
+        return validate(TrainConfig, tree, "test")
+
+    return config
+
+
+def metrics(config: TrainConfig) -> list[dict[str, float]]:
+    """Lines of metrics, without times."""
+    timed = ("data_wait", "step_seconds", "data_wait_share")
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def weights(config: TrainConfig) -> bytes:
+    return (Path(config.output) / "final/model.safetensors").read_bytes()
+
+
+def test_a_student_with_another_tokenizer_is_refused_unless_asked_for(make: Make) -> None:
+    with pytest.raises(UserError, match=r"set data\.align.* to teach a student with another tokenizer"):
+        distill(make())
+
+
+@pytest.mark.parametrize("align", ["strict", "border", "all"])
+def test_the_student_learns_from_the_teacher(make: Make, align: str) -> None:
+    config = make(
+        data={"align": align, "validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10, "log_every": 10}
+    )
+    summary = distill(config)
+    kl = [line["eval_kl"] for line in metrics(config) if "eval_kl" in line]
+    assert kl[-1] < kl[0] < np.log(512)
+    assert summary["validation"]["tokens"] > 0
+    losses = [line["tla"] for line in metrics(config) if "tla" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_hard_labels_take_the_rows_without_a_teacher(make: Make) -> None:
+    """The other rows have no cross-entropy, and these no TLA: together each row has one of the two."""
+    weight = {"start": 1.0, "end": 1.0}
+
+    def first(out: str, **losses: Any) -> dict[str, float]:
+        config = make(out, data={"align": "strict"}, losses=losses, loop={"max_steps": 1})
+        distill(config)
+        return metrics(config)[0]
+
+    both = first("both", cross_entropy={"weight": weight, "rows": "untaught"})
+    everywhere = first("everywhere", cross_entropy={"weight": weight})
+    assert 0 < both["cross_entropy"] < everywhere["cross_entropy"]
+    assert both["tla"] == everywhere["tla"] > 0
+    assert both["loss"] == pytest.approx(both["tla"] + both["cross_entropy"])
+
+
+def test_a_cache_of_the_students_own_tokenizer_is_read_as_ever(make: Make) -> None:
+    plain, asked = make("plain", tiny_tokenizer()), make("asked", data={"align": "all"})
+    distill(plain)
+    distill(asked)
+    assert metrics(plain) == metrics(asked)
+    assert weights(plain) == weights(asked)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stopped_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, packing: bool) -> None:
+    kept = str(tmp_path / "kept")
+    data = {"align": "all", "packing": packing, "pack_tokens": 96, "retarget_cache": kept if packing else None}
+    whole = make("whole", data=data)
+    distill(whole)
+    for steps in (1, 3, 4, 6):
+        distill(make("stopped", data=data, loop={"max_steps": steps}))
+    resumed = make("resumed", data=data)
+    for stop in (2, 4):
+        distill(make("resumed", data=data, loop={"save_every": stop}), StopAfter(stop))
+    distill(resumed)
+    assert metrics(resumed) == metrics(whole)
+    assert weights(resumed) == weights(whole)
+
+
+class StopAfter:
+    """A stop request that turns true in the given step."""
+
+    signal_number = None
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_changed_tokenizer_is_refused_at_resume(make: Make, tmp_path: Path) -> None:
+    data = {"align": "all"}
+    distill(make(data=data, loop={"max_steps": 2}))
+    other_tokenizer(MERGES[:5]).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match=r"caches were read in the tokens of tokenizer \w{12}, the .* has \w{12}; set"):
+        distill(make(data=data))
+
+
+def test_losses_that_compare_tokens_are_refused(make: Make, caches: list[str]) -> None:
+    with pytest.raises(UserError, match=r"losses\.lhsm: compares teacher and student token by token.*leave it out"):
+        distill(make(data={"cache": caches[1], "align": "all"}, losses={"lhsm": {}}))
+
+
+def test_untaught_rows_need_another_tokenizer(make: Make) -> None:
+    losses = {"cross_entropy": {"weight": {"start": 1, "end": 1}, "rows": "untaught"}}
+    with pytest.raises(UserError, match=r"rows: untaught: needs data\.align"):
+        distill(make(tokenizer=tiny_tokenizer(), losses=losses))
+    with pytest.raises(UserError, match=r"the caches have the student's tokenizer; use all"):
+        distill(make(data={"align": "all"}, losses=losses))
+
+
+def test_caches_of_several_tokenizers_are_mixed(make: Make, caches: list[str], tmp_path: Path) -> None:
+    """One of the student's own tokenizer, one of another, which have different signals and rows."""
+    own = tmp_path / "own"
+    write_cache_of_texts(tmp_path / "in", own, seed=3, tokenizer=other_tokenizer(), draws=None, logits={"k": 5})
+    shares = [{"url": str(own), "weight": 1.0}, {"url": caches[1], "weight": 1.0}]
+    config = make(data={"cache": shares, "align": "all", "validation_fraction": 0.2})
+    summary = distill(config)
+    assert summary["steps"] == 6
+    assert all(line["tla"] > 0.1 for line in metrics(config) if "tla" in line)
+    with pytest.raises(UserError, match=r"the cache has no draws signal"):
+        distill(make("draws", data={"cache": [{"url": caches[0]}, {"url": caches[1]}], "align": "all"}))
+
+
+def global_batches(rows: CacheRows[RowPlan], start: int, ranks: int, workers: int = 0) -> Iterator[list[Batch]]:
+    """Each row of each step from row ``start`` on, as that many ranks read them together."""
+    loaders = [
+        prepare_data_loader(
+            training_loader(rows, start, 1, workers), num_processes=ranks, process_index=rank, put_on_device=False
+        )
+        for rank in range(ranks)
+    ]
+    turns = (batch for together in zip(*loaders, strict=True) for batch in together)
+    while step := list(itertools.islice(turns, GLOBAL_BATCH)):
+        yield step
+
+
+def test_ranks_and_workers_read_the_same_and_lose_nothing(caches: list[str], tmp_path: Path) -> None:
+    other_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    side = student_side(tmp_path / "tokenizer", "student", False, Align.ALL, 96, str(tmp_path / "kept"))
+    cache = open_for_student(caches[0], ("tokens", "logits"), side=side, rows=RowForm("top_k", 1.0, 13, False))
+    order = CacheOrder(Subset(cache, Selection()), Shuffle(5, shards_mixed=2), 96)
+    plan = plan_rows([order], None, global_batch=GLOBAL_BATCH, epochs=2, max_steps=None)
+    rows = CacheRows(cache, plan, packed=True)
+    wanted = list(global_batches(rows, 0, 1))
+    assert len(wanted) * GLOBAL_BATCH == len(plan)
+
+    def alike(one: list[Batch], two: list[Batch]) -> bool:
+        pairs = zip(one, two, strict=True)
+        return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a if name != "next_logprob")
+
+    rng = np.random.default_rng(0)
+    for _ in range(STOPS):
+        at = int(rng.integers(0, len(wanted)))
+        found = global_batches(rows, at * GLOBAL_BATCH, int(rng.choice([1, 2, 4])))
+        assert all(alike(one, two) for one, two in zip(itertools.islice(found, 2), wanted[at:], strict=False))
+    found = list(itertools.islice(global_batches(rows, 0, 1, workers=1), 3))
+    assert all(alike(one, two) for one, two in zip(found, wanted, strict=False))
