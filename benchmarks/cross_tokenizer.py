@@ -1,9 +1,9 @@
 """Students with another tokenizer, trained from one cache: how much of the same tokenizer's gain survives.
 
-The teacher is SmolLM2-135M; its cache holds the top 64 of each row over Python and English. The student is cut from it,
-to 8 of 30 layers: once with the teacher's own tokenizer, and once with Qwen3.6's, cut to the tokens that the texts need
-(``support/transplant``). Every arm starts from the same weights of its tokenizer, and takes the same steps over the same
-texts, in the same order, with the same optimiser; a seed sets the order.
+The teacher is SmolLM2-135M; its cache holds the top 64 of each row over Python and English. The student is cut from
+it, to 8 of 30 layers: once with the teacher's own tokenizer, and once with Qwen3.6's, cut to the tokens that the texts
+need (``support/transplant``). Every arm starts from the same weights of its tokenizer, and takes the same steps over
+the same texts, in the same order, with the same optimiser; a seed sets the order.
 
 The measure is bits per byte on held-out files, which no tokenizer changes. The gain of distillation is what a student
 saves over hard labels; share kept = gain with the other tokenizer ÷ gain with the teacher's own, both of the mean of

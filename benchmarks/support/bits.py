@@ -30,7 +30,7 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
     nats, size = 0.0, 0
     for spans in ByteTokenizer(tokenizer).encode(list(texts)):
         ids_1S = torch.from_numpy(spans.ids.astype("int64"))[None]
-        logits_SV = model(input_ids=ids_1S, use_cache=False).logits[0, :-1].double()
-        nats -= float(logits_SV.log_softmax(dim=-1).gather(1, ids_1S[0, 1:, None]).sum())
+        logits_SV = model(input_ids=ids_1S, use_cache=False).logits[0, :-1].float()
+        nats -= float(logits_SV.log_softmax(dim=-1).gather(1, ids_1S[0, 1:, None]).sum(dtype=torch.float64))
         size += len(spans.data) - int(spans.end[0])
     return nats / math.log(2) / size

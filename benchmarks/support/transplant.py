@@ -1,11 +1,12 @@
 """A model with another tokenizer: the tokenizer cut to what some texts need, and first rows for its tokens.
 
-A cut tokenizer reads these texts exactly as the whole one does, since byte pairs are joined by rank and every token that
-appears on the way is kept; bytes always are, so any other text can be read, in more tokens. The row of a token, in the
-embeddings and in a head of its own, is the mean of the rows of the tokens that the model's own tokenizer makes of the
-same bytes.
+A cut tokenizer reads these texts exactly as the whole one does, since byte pairs are joined by rank and every token
+that appears on the way is kept; bytes always are, so any other text can be read, in more tokens. The row of a token, in
+the embeddings and in a head of its own, is the mean of the rows of the tokens that the model's own tokenizer makes of
+the same bytes.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -55,7 +56,7 @@ def _needed(backend: Any, vocabulary: dict[str, int], whole_first: bool, texts: 
             continue
         parts = list(word)
         while len(parts) > 1:
-            ranks = [vocabulary.get(a + b, len(vocabulary)) for a, b in zip(parts, parts[1:], strict=False)]
+            ranks = [vocabulary.get(a + b, len(vocabulary)) for a, b in itertools.pairwise(parts)]
             best = min(ranks)
             if best == len(vocabulary):
                 break
@@ -96,7 +97,7 @@ def transplant(model: Any, own: Any, other: Any) -> None:
 
 
 def means_of(weight_UD: Any, parts: list[list[int]]) -> Any:
-    """The mean of some rows for each list of ids, [V, D] in the dtype of ``weight_UD``; of all rows for an empty one."""
+    """The mean of the rows of each list of ids, of all rows for an empty one; [V, D] in the dtype of ``weight_UD``."""
     import torch
 
     wide_UD = weight_UD.double()
