@@ -259,6 +259,21 @@ class CrossEntropyConfig(Strict):
     )
 
 
+class AlmConfig(Strict):
+    """Approximate likelihood matching: likelihoods of pieces of text that are whole tokens for teacher and student."""
+
+    weight: WeightSchedule = Field(
+        WeightSchedule(start=1.0, end=1.0), description="As `tla`'s: both are in nats a token."
+    )
+    temperature: float = Field(
+        100.0,
+        ge=1,
+        le=10_000,
+        description="Likelihoods are compared to the power of 1/temperature; 100 is the published one. The scale of "
+        "the loss hardly depends on it.",
+    )
+
+
 class LayerPair(Strict):
     """Two layers to match, numbered from 1."""
 
@@ -311,11 +326,12 @@ def _is_off(loss: Any) -> bool:
 class LossConfig(Strict):
     """The objective: a weighted sum of its terms. A term whose weight is always 0 is not computed.
 
-    `lhsm`, `apc` and `asr` are off unless set; `lhsm: {}` has the recipe's weights.
+    `alm`, `lhsm`, `apc` and `asr` are off unless set; `lhsm: {}` has the recipe's weights.
     """
 
     tla: TlaConfig = TlaConfig()
     cross_entropy: CrossEntropyConfig = CrossEntropyConfig()
+    alm: AlmConfig | None = Field(None, description="Off: for students with another tokenizer, beside `tla`.")
     lhsm: LhsmConfig | None = Field(None, description="Off: needs a cache with `capture.hidden`.")
     apc: ApcConfig | None = Field(None, description="Off: needs a cache with `capture.attention`.")
     asr: AsrConfig | None = Field(None, description="Off: for students that are to have sparse activations.")

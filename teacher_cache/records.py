@@ -65,6 +65,13 @@ class Captured:
     )
 
 
+class Pieces(NamedTuple):
+    """Pieces of text that are whole tokens for teacher and student, each at the row that predicts its last token."""
+
+    tokens: np.ndarray  # int32 [R, L]; student tokens of the piece, predicted by this row and those before it; 0: none
+    logprob: np.ndarray  # float32 [R, L], nats; of the piece's teacher tokens together; 0 where there is none
+
+
 @dataclass(frozen=True)
 class RowBatch:
     """Batch arrays. A row is one sample, or several packed samples (``position_ids`` restart at 0).
@@ -81,3 +88,4 @@ class RowBatch:
     next_logprob: np.ndarray  # float32 [R, L]; NaN at each sample's last token and where nothing is stored
     log_partition: np.ndarray  # float32 [R, L, T]; 0 where nothing is stored
     side: Mapping[str, Any] = field(default_factory=dict)  # batches of the side signals that were read, by name
+    pieces: Pieces | None = None  # of a cache with another tokenizer; None: not read, or each token is a piece

@@ -93,8 +93,10 @@ def _retargeting(config: TrainConfig, side: StudentSide, manifests: Sequence[Man
     form = target_form(tla, captures[0])
     for capture in captures:
         target_form(tla.model_copy(update={"target": form}), capture)
-    with_untaught = not always_zero(losses.cross_entropy.weight)
-    rows = RowForm(form, tla.temperature, max(entries_of(capture, form) for capture in captures), with_untaught)
+    with_pieces = losses.alm is not None and not always_zero(losses.alm.weight)
+    with_untaught = with_pieces or not always_zero(losses.cross_entropy.weight)
+    n_entries = max(entries_of(capture, form) for capture in captures)
+    rows = RowForm(form, tla.temperature, n_entries, with_untaught, with_pieces)
     tail = "ignore" if form == "draws" else tla.tail
     as_entries = tla.model_copy(update={"target": "top_k", "tail": tail})
     return Retargeting(

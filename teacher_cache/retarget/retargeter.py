@@ -9,8 +9,9 @@ import numpy as np
 
 from schemas.chat_record import ChatRecord
 from teacher_cache.records import LogitsSample, TokenSample
+from teacher_cache.retarget.pieces import CommonPieces, common_pieces
 from teacher_cache.retarget.row_targets import Align, RowTargets, TeacherTokens, Vocabularies, row_targets
-from teacher_cache.retarget.student_text import StudentText, StudentTokenizer
+from teacher_cache.retarget.student_text import StudentText, StudentTokenizer, spelled
 from teacher_cache.signals.logits.softened import softened_probabilities
 from teacher_cache.token_table import Vocabulary
 
@@ -40,10 +41,24 @@ class Retargeter:
         """
         return self._student.read(sample, chat, self._vocabulary)
 
+    def spelled_share(self, sample: TokenSample) -> float:
+        """Share of a sample's tokens whose bytes, as the vocabulary has them, are those of the text at their spans."""
+        ids_S, start_S, end_S = (
+            array.astype(np.int64) for array in (sample.input_ids, sample.byte_start, sample.byte_end)
+        )
+        text_B = np.frombuffer(sample.text.encode(), np.uint8)
+        spelled_S = spelled(self._vocabulary.table, ids_S, start_S, end_S, text_B)
+        return float(spelled_S[end_S > start_S].mean()) if (end_S > start_S).any() else 1.0
+
     def targets(self, teacher: TeacherTokens, text: StudentText) -> RowTargets:
         """What the rows before the student's tokens are to predict."""
         vocabularies = self._of_chat if text.is_chat else self._of_text
         return row_targets(teacher, text.tokens, vocabularies, self._align)
+
+    def pieces(self, teacher: TeacherTokens, text: StudentText, rows: LogitsSample) -> CommonPieces:
+        """Pieces of text that are whole tokens for teacher and student, at their last student tokens."""
+        vocabularies = self._of_chat if text.is_chat else self._of_text
+        return common_pieces(teacher, text.tokens, vocabularies, rows.next_logprob)
 
     def __call__(
         self, sample: TokenSample, chat: ChatRecord | None, rows: LogitsSample, column: int, temperature: float

@@ -182,7 +182,7 @@ def _fill_targets(
                 found.kind_J[j] = Kind.BLANK.value
                 continue
             read = table.length_V[token] - (teacher.end_S[k] - x)
-            if not spells(table, token, read, teacher.text_B, x) or _overlaps(teacher, k):
+            if not spells(table, token, read, teacher.text_B, x) or overlaps(teacher, k):
                 found.kind_J[j] = Kind.UNCLEAR.value
                 continue
             kind = Kind.INSIDE.value
@@ -264,7 +264,7 @@ def spells(table: TokenTable, token: int, read: int, text_B: np.ndarray, x: int)
 
 
 @compiled
-def _overlaps(teacher: TeacherTokens, k: int) -> bool:
+def overlaps(teacher: TeacherTokens, k: int) -> bool:
     """Whether the token shares bytes with a neighbour: both are pieces of one character, cut somewhere unknown."""
     before = k > 0 and teacher.end_S[k - 1] > teacher.start_S[k]
     return before or (k + 1 < len(teacher.ids_S) and teacher.start_S[k + 1] < teacher.end_S[k])

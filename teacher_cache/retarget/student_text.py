@@ -131,7 +131,7 @@ class StudentTokenizer:
         A token whose bytes are not those of the text (a normaliser has changed them) does not either.
         """
         start_J, end_J = np.full(len(spans.ids), -1, np.int64), np.full(len(spans.ids), -1, np.int64)
-        spelled_J = _spelled(self.table, spans.ids, spans.start, spans.end, np.frombuffer(spans.data, np.uint8))
+        spelled_J = spelled(self.table, spans.ids, spans.start, spans.end, np.frombuffer(spans.data, np.uint8))
         for teacher, student, size in overlays:
             inside_J = spelled_J & (spans.start >= student) & (spans.end <= student + size)
             start_J[inside_J] = spans.start[inside_J] - student + teacher
@@ -187,7 +187,7 @@ def _widened(overlay: Overlay, their_text: bytes, our_text: bytes) -> Overlay:
 
 
 @compiled
-def _spelled(
+def spelled(
     table: TokenTable, ids_J: np.ndarray, start_J: np.ndarray, end_J: np.ndarray, text_B: np.ndarray
 ) -> np.ndarray:
     """Whether the text holds a token's own bytes at its span, bool [J]; a blank before the text may be missing."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teacher_cache.codec.samples import Columns, fill_padding
-from teacher_cache.records import RowBatch
+from teacher_cache.records import Pieces, RowBatch
 from teacher_cache.shards.memory import borrow
 from teacher_cache.signals.side_signal import Entries
 
@@ -62,7 +62,7 @@ def entries_of(places: Sequence[Place], samples: Sequence[Any]) -> Entries:
 def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:
     """Join batches into one of ``n_rows`` rows: row i of ``parts[p]`` becomes row ``places[p][i]``, others are padding.
 
-    The parts must have the same signals, K and T.
+    The parts must have the same signals, K and T. If one has pieces, each stored token of those without is a piece.
     """
     first = parts[0]
     length = max(part.input_ids.shape[1] for part in parts)
@@ -74,7 +74,24 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
             getattr(joined, name)[place, : part.input_ids.shape[1]] = getattr(part, name)
     for r, start in enumerate(lengths.tolist()):
         fill_padding(Columns.of(joined), r, start, length)
-    return replace(joined, side={name: _join_side([part.side[name] for part in parts], places) for name in first.side})
+    side = {name: _join_side([part.side[name] for part in parts], places) for name in first.side}
+    return replace(joined, side=side, pieces=_join_pieces(parts, places, joined.input_ids.shape))
+
+
+def _join_pieces(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> Pieces | None:
+    if all(part.pieces is None for part in parts):
+        return None
+    joined = Pieces(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    for part, place in zip(parts, places, strict=True):
+        for whole, own in zip(joined, part.pieces or each_token(part.next_logprob), strict=True):
+            whole[place, : own.shape[1]] = own
+    return joined
+
+
+def each_token(next_logprob: np.ndarray) -> Pieces:
+    """The pieces where teacher and student have the same tokens: each token whose log-probability is stored."""
+    known = np.isfinite(next_logprob)
+    return Pieces(known.astype(np.int32), np.where(known, next_logprob, np.float32(0)))
 
 
 def _join_side(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:

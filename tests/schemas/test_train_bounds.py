@@ -18,6 +18,7 @@ BASE: dict[str, Any] = {
     "student": {"checkpoint": "models/student"},
     "losses": {
         "cross_entropy": {"weight": {"start": 1, "end": 1}},
+        "alm": {"weight": {"start": 1, "end": 1}},
         "lhsm": {"weight": {"start": 1, "end": 1}},
         "apc": {"weight": {"start": 1, "end": 1}},
         "asr": {"weight": {"start": 1, "end": 1}},
@@ -40,10 +41,11 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "data.num_workers": (0, 512, int),
     **{
         f"losses.{loss}.weight.{key}": bounds
-        for loss in ("tla", "cross_entropy", "lhsm", "apc", "asr")
+        for loss in ("tla", "cross_entropy", "alm", "lhsm", "apc", "asr")
         for key, bounds in (("start", WEIGHT), ("end", WEIGHT), ("hold", HOLD))
     },
     "losses.tla.temperature": (1e-3, 1000 - 1e-9, float),
+    "losses.alm.temperature": (1, 10_000, float),
     "losses.tla.jsd_beta": (1e-9, 1 - 1e-9, float),
     "optimizer.lr": (1e-300, 10, float),
     "optimizer.warmup_steps": (0, 2**31 - 1, int),

@@ -117,6 +117,17 @@ def test_a_cache_of_the_students_own_tokenizer_is_read_as_ever(make: Make) -> No
     assert weights(plain) == weights(asked)
 
 
+def test_pieces_are_learned_from_the_likelihoods_of_the_text(make: Make) -> None:
+    """Alone: the student comes to find pieces as likely as the teacher does."""
+    off = {"weight": {"start": 0, "end": 0}}
+    config = make(
+        data={"align": "all"}, losses={"tla": off, "alm": {}}, loop={"max_steps": 30, "log_every": 10, "save_every": 30}
+    )
+    distill(config)
+    losses = [line["alm"] for line in metrics(config) if "alm" in line]
+    assert 0 < losses[-1] < 0.8 * losses[0]
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_stopped_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, packing: bool) -> None:
     kept = str(tmp_path / "kept")
@@ -172,10 +183,10 @@ def test_caches_of_several_tokenizers_are_mixed(make: Make, caches: list[str], t
     own = tmp_path / "own"
     write_cache_of_texts(tmp_path / "in", own, seed=3, tokenizer=other_tokenizer(), draws=None, logits={"k": 5})
     shares = [{"url": str(own), "weight": 1.0}, {"url": caches[1], "weight": 1.0}]
-    config = make(data={"cache": shares, "align": "all", "validation_fraction": 0.2})
+    config = make(data={"cache": shares, "align": "all", "validation_fraction": 0.2}, losses={"alm": {}})
     summary = distill(config)
     assert summary["steps"] == 6
-    assert all(line["tla"] > 0.1 for line in metrics(config) if "tla" in line)
+    assert all(line[name] > 0.1 for line in metrics(config) if "tla" in line for name in ("tla", "alm"))
     with pytest.raises(UserError, match=r"the cache has no draws signal"):
         distill(make("draws", data={"cache": [{"url": caches[0]}, {"url": caches[1]}], "align": "all"}))
 

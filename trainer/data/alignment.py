@@ -2,7 +2,7 @@
 
 Checksums do not detect rows stored at wrong tokens, for example by a writer that was off by one, and no loss reveals
 it. The check costs several times as much as reading the same rows, so after the first reads only one row of one batch
-in LATER is checked: less than 1 % of the reading time.
+in LATER is checked.
 """
 
 from collections.abc import Sequence

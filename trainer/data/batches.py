@@ -31,12 +31,14 @@ SAMPLES_AHEAD = 8192  # samples whose shards are prefetched
 def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     """Tensors that share the memory of a RowBatch; ``position_ids`` only if ``packed``.
 
-    Arrays of a side signal are prefixed with its name, as in ``hidden_values``.
+    Arrays of a side signal are prefixed with its name, as in ``hidden_values``, those of pieces with ``piece_``.
     """
     names = ["input_ids", "attention_mask", "loss_mask", "ids", "logprobs", "next_logprob", "log_partition"]
     if packed:
         names.append("position_ids")
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    if rows.pieces is not None:
+        batch |= {f"piece_{name}": torch.from_numpy(array) for name, array in rows.pieces._asdict().items()}
     for signal, part in rows.side.items():
         batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch

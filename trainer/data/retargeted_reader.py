@@ -9,6 +9,7 @@ Shape letters: J student tokens, E weights of a row.
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -20,13 +21,13 @@ from schemas.manifest import ShardIndex, Signal
 from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.output_head import OutputHead
-from teacher_cache.records import LogitsSample, RowBatch, TokenSample
+from teacher_cache.records import LogitsSample, Pieces, RowBatch, TokenSample
 from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
 from teacher_cache.retarget.row_targets import RowTargets
 from teacher_cache.retarget.student_text import StudentText
 from teacher_cache.shards.batch import allocate_rows
 from teacher_cache.shards.chats import chat_of
-from teacher_cache.shards.storage import Storage
+from teacher_cache.shards.storage import VOCABULARY, Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
 from teacher_cache.signals.logits.consistency import rows_of_sample
 from teacher_cache.signals.side_table import SIDE_SIGNALS
@@ -35,6 +36,7 @@ from trainer.data.kept_texts import KeptTexts
 from trainer.data.student_side import RowForm, StudentSide, as_students
 
 logger = logging.getLogger(__name__)
+LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
 SHARDS_KEPT = 256  # whose samples' lengths are remembered
 
 
@@ -45,6 +47,7 @@ class Sample(NamedTuple):
     loss_mask_J: np.ndarray  # bool
     target_ids_JE: np.ndarray  # int32
     weights_JE: np.ndarray  # float64
+    pieces_J: Pieces | None = None  # if read
 
 
 class RetargetedReader:
@@ -124,6 +127,9 @@ class RetargetedReader:
         filled = [sum(len(sample.ids_J) for sample in row) for row in found]
         n_tokens = max(filled, default=0) if length is None else length
         batch = allocate_rows(len(rows), n_tokens, self._rows.entries, 1)
+        if self._rows.with_pieces:
+            shape = batch.input_ids.shape
+            batch = replace(batch, pieces=Pieces(np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
         for r, row in enumerate(found):
             start = 0
             for sample in row:
@@ -146,6 +152,9 @@ class RetargetedReader:
         batch.logprobs[r, span, n_entries:] = -np.inf
         batch.next_logprob[r, span] = np.nan
         batch.log_partition[r, span] = 0
+        if batch.pieces is not None and sample.pieces_J is not None:
+            for of_batch, of_sample in zip(batch.pieces, sample.pieces_J, strict=True):
+                of_batch[r, span] = of_sample
 
     def _sample(self, position: int, checked: bool) -> Sample:
         tokens, logits = self._cache.read_tokens(position), self._cache.read_logits(position)
@@ -169,7 +178,12 @@ class RetargetedReader:
             assert capture.draws is not None
             at = capture.draws.temperatures.index(rows.temperature)
             teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
-        return self._shifted(text, self._retarget.targets(teacher, text))
+        found = self._shifted(text, self._retarget.targets(teacher, text))
+        if not rows.with_pieces:
+            return found
+        pieces = self._retarget.pieces(teacher, text, logits)
+        shifted = [np.append(array[1:], array.dtype.type(0))[: len(found.ids_J)] for array in pieces]
+        return found._replace(pieces_J=Pieces(*shifted))
 
     def _shifted(self, text: StudentText, targets: RowTargets) -> Sample:
         """What is known of token j + 1 belongs to row j, which predicts it."""
@@ -238,6 +252,11 @@ class RetargetedReader:
         problem = problem_of(rows_of_sample(tokens, logits), 0, manifest)
         if problem:
             raise refused(self._cache.where(position, "logits"), problem, self.url)
+        if self._retarget.spelled_share(tokens) < LEAST_SPELLED:
+            raise UserError(
+                f"{self._cache.where(position, 'tokens')}: most tokens of {VOCABULARY} do not spell the text: it is of "
+                "another teacher, or the text has changed; make the cache again"
+            )
         if drawn is not None:
             kind = SIDE_SIGNALS["draws"]
             for what, rows in kind.contradictions(drawn, logits, manifest.capture.draws, manifest):

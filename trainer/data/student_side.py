@@ -23,7 +23,8 @@ class RowForm(NamedTuple):
     form: TargetForm  # the signal that weights are taken from: top_k or draws
     temperature: float
     entries: int  # weights per row
-    with_untaught: bool  # rows that no teacher teaches count, too: for hard labels
+    with_untaught: bool  # rows that no teacher teaches count, too: for hard labels, and for pieces
+    with_pieces: bool = False  # pieces of text that are whole tokens for both, for losses.alm
 
 
 @dataclass(frozen=True)

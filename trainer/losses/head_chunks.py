@@ -5,6 +5,10 @@ chunk's time on a GPU, at 256 MiB a third (estimated from bandwidth and arithmet
 where memory allows it. On the CPU they are small, for its caches.
 """
 
+from bisect import bisect_right
+
+import torch
+
 from teacher_cache.device_memory import allocatable_bytes
 from teacher_cache.output_head import OutputHead
 
@@ -27,7 +31,20 @@ def chunk_bytes(free_bytes: int | None) -> int:
     return size
 
 
-def chunk_rows(head: OutputHead, n_rows: int) -> list[slice]:
-    """Slices of the rows whose logits exist at one time."""
+def chunk_rows(head: OutputHead, n_rows: int, joined_N: torch.Tensor | None = None) -> list[slice]:
+    """Slices of the rows whose logits exist at one time.
+
+    joined_N: bool; True at a row that must be in one slice with the row before it. A slice ends early where it would
+    cut such rows apart, and is larger than others only to hold more of them than others have rows.
+    """
     size = max(1, chunk_bytes(allocatable_bytes(head.weight_VD.device)) // (4 * len(head.weight_VD)))
-    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+    if joined_N is None:
+        return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+    cuts = [*(~joined_N).nonzero().squeeze(1).tolist(), n_rows]
+    chunks, start = [], 0
+    while start < n_rows:
+        at = bisect_right(cuts, start + size) - 1
+        end = cuts[at] if cuts[at] > start else cuts[at + 1]
+        chunks.append(slice(start, end))
+        start = end
+    return chunks

@@ -23,14 +23,19 @@ the gradient [n, V] of their weighted sum with respect to the logits."""
 
 
 def head_loss(
-    hidden_ND: torch.Tensor, head: OutputHead, weights: Sequence[float], loss_of_rows: LossOfRows
+    hidden_ND: torch.Tensor,
+    head: OutputHead,
+    weights: Sequence[float],
+    loss_of_rows: LossOfRows,
+    joined_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The losses' weighted sum over all rows (a differentiable scalar), and each loss's unweighted sum, [L].
 
     Gradients reach ``hidden_ND`` and the head's weight and bias. Matrix products are computed in autocast's dtype where
     autocast is on, else in the weight's; losses in float32 (float64 stays float64). ``backward`` can be called once.
+    joined_N: rows that must not be cut apart (``chunk_rows``).
     """
-    return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, head, tuple(weights), loss_of_rows)
+    return _HeadLoss.apply(hidden_ND, head.weight_VD, head.bias_V, head, tuple(weights), loss_of_rows, joined_N)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -43,6 +48,7 @@ class _HeadLoss(torch.autograd.Function):
         head: OutputHead,
         weights: tuple[float, ...],
         loss_of_rows: LossOfRows,
+        joined_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         device = hidden_ND.device.type
@@ -56,7 +62,7 @@ class _HeadLoss(torch.autograd.Function):
         by_bias_V = weight_VD.new_zeros(len(weight_VD), dtype=exact) if for_bias else None
         fused = for_weight and adds_in_float32(weight_VD.device, dtype)
         with torch.autocast(device, enabled=False):
-            for rows in chunk_rows(head, len(hidden_ND)):
+            for rows in chunk_rows(head, len(hidden_ND), joined_N):
                 hidden_nD = hidden_ND[rows].to(dtype)
                 logits_nV = head.logits(hidden_nD)
                 slope_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap).square()
@@ -83,7 +89,7 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("backward through head_loss was called twice: the first call freed its gradients")
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are the largest tensors of a step
         scaled = [gradient if gradient is None else gradient.mul_(by_outputs[0]) for gradient in gradients]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 @cache

@@ -65,6 +65,10 @@ class HeadLoss(Loss[Settings]):
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
         """The loss against these rows of the teacher, for a student of ``vocabulary`` tokens (rows of its head)."""
 
+    def joined(self, rows: TeacherRows) -> torch.Tensor | None:
+        """Rows that must be in one chunk with the row before them, bool [N]; None: chunks may end anywhere."""
+        return None
+
 
 class FeatureLoss(Loss[Settings]):
     """A loss on the features that a Recorder captures inside the student."""

@@ -170,4 +170,5 @@ def head_pass(
         assert sum_nV is not None
         return totals, sum_nV
 
-    return head_loss(hidden_ND, head, weights, loss_of_rows)
+    joined = [joined_N for loss in losses if (joined_N := loss.joined(rows)) is not None]
+    return head_loss(hidden_ND, head, weights, loss_of_rows, torch.stack(joined).any(dim=0) if joined else None)

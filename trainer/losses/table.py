@@ -5,6 +5,7 @@ To add one: a file here, its settings in ``schemas/train_config.py`` under the s
 
 from typing import Any
 
+from trainer.losses.alm import Alm
 from trainer.losses.apc import Apc
 from trainer.losses.asr import Asr
 from trainer.losses.cross_entropy import CrossEntropy
@@ -15,6 +16,7 @@ from trainer.losses.tla import Tla
 LOSSES: dict[str, type[Loss[Any]]] = {
     "tla": Tla,
     "cross_entropy": CrossEntropy,
+    "alm": Alm,
     "lhsm": Lhsm,
     "apc": Apc,
     "asr": Asr,

@@ -23,6 +23,8 @@ class TeacherRows:
     entropy_NT: torch.Tensor | None = None  # float, nats; at the temperatures of the draws
     final: tuple[torch.Tensor, ...] | None = None  # final hidden states [N, 1, …], as ``dequantise`` takes them
     head: OutputHead | None = None  # the teacher's, to be applied to ``final``
+    piece_tokens_N: torch.Tensor | None = None  # integer; rows of the piece of text that ends with this row; 0: none
+    piece_logprob_N: torch.Tensor | None = None  # float, nats; of a piece's teacher tokens together; see ``Pieces``
 
 
 def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None) -> TeacherRows:
@@ -40,6 +42,9 @@ def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None)
 
     draws_NTM, entropy_NT = counting("draws", "ids", "entropy") if "draws_ids" in batch else (None, None)
     final = counting("final", "values", "scales", "outlier_index", "outliers") if "final_values" in batch else None
+    pieces = None
+    if "piece_tokens" in batch:
+        pieces = _within(batch["piece_tokens"], mask_RL)[mask_RL], batch["piece_logprob"][mask_RL]
     return TeacherRows(
         ids_NK=batch["ids"][mask_RL],
         logprobs_NK=batch["logprobs"][mask_RL],
@@ -50,4 +55,13 @@ def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None)
         entropy_NT=entropy_NT,
         final=None if final is None else tuple(final),
         head=head,
+        piece_tokens_N=None if pieces is None else pieces[0],
+        piece_logprob_N=None if pieces is None else pieces[1],
     )
+
+
+def _within(piece_tokens_RL: torch.Tensor, mask_RL: torch.Tensor) -> torch.Tensor:
+    """The pieces without those of which a row does not count: the others are N rows in succession."""
+    column_L = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+    gap_RL = column_L.where(~mask_RL, -1).cummax(dim=1).values
+    return piece_tokens_RL.where(piece_tokens_RL <= column_L - gap_RL, 0)

@@ -139,27 +139,3 @@ def test_sound_caches_never_alarm(
     reader = CheckedReader(folder)
     reader.read_rows([[0, 1], [2]])
     reader.close()
-
-
-def test_the_check_takes_a_small_share_of_reading(tmp_path: Path) -> None:
-    """Looking at a row of one batch in LATER costs less than 1 % of the time of reading that many."""
-    import time
-
-    capture = LogitsCapture(k=64)
-    write_cache(str(tmp_path), random_shards([[256] * 16], 4096, capture), 4096, capture)
-    reader = CheckedReader(str(tmp_path))
-    rows = [[number] for number in range(16)]
-    batch = reader.read_rows(rows)
-
-    def least(task: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            task()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    reading = least(lambda: super(CheckedReader, reader).read_rows(rows))
-    looking = least(lambda: reader._check(rows, batch, [3]))
-    assert looking < 0.01 * alignment.LATER * reading
-    assert np.isfinite(looking)

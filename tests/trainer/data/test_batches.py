@@ -1,5 +1,6 @@
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from schemas.errors import CorruptCacheError, UserError
 from support.models import tiny_tokenizer
 from support.synthetic import random_shards, write_cache
+from teacher_cache.records import Pieces
 from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data.alignment import check_covered
 from trainer.data.batches import CacheRows, to_tensors, training_loader
@@ -42,6 +44,16 @@ def test_position_ids_only_when_packed(cache) -> None:
     rows = cache.read_rows([[0, 1]])
     assert "position_ids" not in to_tensors(rows, packed=False)
     assert to_tensors(rows, packed=True)["position_ids"].dtype == torch.int64
+
+
+def test_pieces_only_where_they_were_read(cache) -> None:
+    rows = cache.read_rows([[0], [1]])
+    assert not [name for name in to_tensors(rows, packed=False) if name.startswith("piece")]
+    shape = rows.loss_mask.shape
+    pieces = Pieces(np.arange(rows.loss_mask.size, dtype=np.int32).reshape(shape), np.full(shape, -1, np.float32))
+    batch = to_tensors(replace(rows, pieces=pieces), packed=False)
+    assert torch.equal(batch["piece_tokens"], torch.from_numpy(pieces.tokens))
+    assert torch.equal(batch["piece_logprob"], torch.from_numpy(pieces.logprob))
 
 
 def test_rows_that_do_not_count_may_be_missing_and_rows_that_count_may_not(tmp_path) -> None:

@@ -13,6 +13,8 @@ from support.callbacks import StopAt
 from support.golden import GOLDEN, SIGNALS
 from support.logged import losses
 from support.synthetic import random_shards, write_cache
+from teacher_cache.records import Pieces
+from teacher_cache.shards.batch import join_batches
 from teacher_cache.shards.reader import CacheReader
 from trainer.data.batches import to_tensors
 from trainer.data.mixture import CacheMixture, digest_of, read_as_one
@@ -52,6 +54,29 @@ def test_rows_of_one_cache_only_and_of_none() -> None:
     np.testing.assert_array_equal(mixture.read_rows([[9], [12]]).input_ids, single.read_rows([[1], [4]]).input_ids)
     assert mixture.read_rows([[], []], 1).input_ids.shape == (2, 1)
     assert read_as_one([single]) is single
+
+
+def test_pieces_are_joined_and_without_them_each_stored_token_is_one() -> None:
+    single = CacheReader(str(GOLDEN), ("tokens", "logits"))
+    first, second = single.read_rows([[3], [0]]), single.read_rows([[1, 2], [4], [5]])
+    rng, shape = np.random.default_rng(0), first.input_ids.shape
+    pieces = Pieces(rng.integers(0, 3, shape, dtype=np.int32), -rng.random(shape, np.float32))
+    places = [np.array([4, 1]), np.array([0, 5, 2])]
+    assert join_batches([first, second], places, 6).pieces is None
+    joined = join_batches([replace(first, pieces=pieces), second], places, 6)
+    found, length = joined.pieces, joined.input_ids.shape[1]
+    assert found is not None
+    assert [array.dtype for array in found] == [np.int32, np.float32]
+    assert found.tokens.shape == found.logprob.shape == (6, length)
+    for r, own in ((4, 0), (1, 1)):
+        np.testing.assert_array_equal(found.tokens[r], np.pad(pieces.tokens[own], (0, length - shape[1])))
+        np.testing.assert_array_equal(found.logprob[r], np.pad(pieces.logprob[own], (0, length - shape[1])))
+    known = np.isfinite(joined.next_logprob)
+    assert known.any()
+    for r in (0, 5, 2, 3):
+        np.testing.assert_array_equal(found.tokens[r], known[r])
+        np.testing.assert_array_equal(found.logprob[r], np.where(known[r], joined.next_logprob[r], 0))
+    assert not found.tokens[3].any(), "padding"
 
 
 def test_caches_that_cannot_be_mixed_are_refused(tmp_path: Path) -> None:

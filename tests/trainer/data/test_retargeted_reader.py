@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from schemas.errors import CorruptCacheError, UserError
+from schemas.manifest import Manifest
 from support.golden import BUNDLED
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, NO_SYSTEM, other_tokenizer, write_cache_of_texts
@@ -22,6 +23,7 @@ from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.token_table import TokenTable, Vocabulary
 from trainer.data.alignment import FIRST
 from trainer.data.batches import to_tensors
 from trainer.data.open_for_student import open_for_student
@@ -134,6 +136,37 @@ def test_rows_without_a_teacher_count_for_hard_labels_only(cache: str, side: Sid
     has_teacher = with_all.logprobs[..., 0] > -np.inf
     np.testing.assert_array_equal(taught.loss_mask, with_all.loss_mask & has_teacher)
     assert 0 < taught.loss_mask.sum() < with_all.loss_mask.sum()
+
+
+def test_pieces_are_those_of_the_kernel_one_token_earlier(cache: str, side: Side) -> None:
+    rows = ENTRIES._replace(with_pieces=True)
+    batch, cut = (opened(cache, side(max_tokens=most), rows).read_rows([[0, 46], [3]]) for most in (None, 20))
+    assert opened(cache, side()).read_rows([[3]]).pieces is None
+    reader = CacheReader(cache)
+    retarget = Retargeter(read_vocabulary(Storage(cache), reader.manifest), StudentTokenizer(other_tokenizer()))
+    for r, row in enumerate(([0, 46], [3])):
+        start = start_of_cut = 0
+        for number in row:
+            tokens, logits = reader.read_tokens(number), reader.read_logits(number)
+            text = retarget.read(tokens, chat_of(tokens, ""))
+            assert text is not None
+            wanted = retarget.pieces(teacher_tokens(tokens, logits, 0, 1.0), text, logits)
+            assert (wanted.tokens_J > 1).any()
+            n_tokens, n_cut = len(text.ids_J), min(20, len(text.ids_J))
+            for of_rows, size, first in ((batch, n_tokens, start), (cut, n_cut, start_of_cut)):
+                assert of_rows.pieces is not None
+                span = slice(first, first + size - 1)
+                np.testing.assert_array_equal(of_rows.pieces.tokens[r, span], wanted.tokens_J[1:size])
+                np.testing.assert_array_equal(
+                    of_rows.pieces.logprob[r, span], wanted.logprob_J[1:size].astype(np.float32)
+                )
+            start, start_of_cut = start + n_tokens, start_of_cut + n_cut
+        assert batch.pieces is not None
+        assert not batch.pieces.tokens[r, start:].any()
+    tensors = to_tensors(batch, packed=True)
+    kept_N = teacher_rows(tensors).piece_tokens_N
+    assert kept_N is not None
+    assert 0 < (kept_N > 0).sum() <= (batch.pieces.tokens[batch.loss_mask] > 0).sum()
 
 
 def test_lengths_are_the_students_and_kept_texts_spare_tokenising(
@@ -256,6 +289,21 @@ def test_rows_that_are_missing_later_are_corrupt(cache: str, side: Side, monkeyp
     monkeypatch.setattr(CacheReader, "read_logits", lambda self, number: displaced(read(self, number), 0, 1))
     with pytest.raises(CorruptCacheError, match=r"logits\.tar: sample \w+: lacks rows that count; `cache-tools verify"):
         reader.read_rows([[0]])
+
+
+def test_a_vocabulary_of_another_teacher_stops_the_first_read(
+    cache: str, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rolled(storage: Storage, manifest: Manifest) -> Vocabulary:
+        found = read_vocabulary(storage, manifest)
+        table = TokenTable.of([found.table.token((i + 7) % 384) for i in range(384)])
+        return found._replace(table=table)
+
+    monkeypatch.setattr("trainer.data.retargeted_reader.read_vocabulary", rolled)
+    with pytest.raises(
+        UserError, match=r"tokens\.tar: sample \w+: most tokens of vocabulary\.arrow do not spell the text"
+    ):
+        opened(cache, side()).read_rows([[0]])
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -32,6 +34,25 @@ def test_chunks_cover_the_rows_and_are_bounded_in_bytes(monkeypatch: pytest.Monk
     monkeypatch.setattr(head_chunks, "CPU_BYTES", 4 * 4 * 23)
     assert chunk_rows(OutputHead(torch.zeros(23, 6)), 11) == [slice(0, 4), slice(4, 8), slice(8, 11)]
     assert chunk_rows(OutputHead(torch.zeros(1150, 6)), 2) == [slice(0, 1), slice(1, 2)]
+
+
+@given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12))
+def test_rows_that_are_joined_stay_in_one_chunk(lengths: list[int], size: int) -> None:
+    """Lengths of stretches of joined rows; chunks are as large as they can be."""
+    joined_N = torch.tensor([row > 0 for length in lengths for row in range(length)], dtype=torch.bool)
+    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_chunks, "CPU_BYTES", size * 4 * 23)
+        head, n_rows = OutputHead(torch.zeros(23, 6)), len(joined_N)
+        chunks = chunk_rows(head, n_rows, joined_N)
+        assert chunk_rows(head, n_rows, torch.zeros(n_rows, dtype=torch.bool)) == chunk_rows(head, n_rows)
+    borders = [0, *(chunk.stop for chunk in chunks)]
+    assert [chunk.start for chunk in chunks] == borders[:-1]
+    assert borders[-1] == n_rows
+    assert set(borders) <= set(starts)
+    for start, stop in pairwise(borders):
+        fitting = [each for each in starts if start < each <= start + size]
+        assert stop == max(fitting, default=min(each for each in starts if each > start))
 
 
 def test_free_memory_of_a_gpu_includes_what_the_allocator_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,10 @@ def test_an_added_loss_trains_alone(make_toy_config) -> None:
 
 
 def test_added_losses_train_with_the_others(make_toy_config) -> None:
-    config = make_toy_config(cross_entropy=weight(0.5), asr={}, z_loss=weight(0.25), small_states=weight(0.125))
+    own = {"cross_entropy": weight(0.5), "alm": weight(0.5), "asr": {}}
+    config = make_toy_config(**own, z_loss=weight(0.25), small_states=weight(0.125))
     distill(config)
-    names = ("tla", "cross_entropy", "asr", "z_loss", "small_states")
+    names = ("tla", "cross_entropy", "alm", "asr", "z_loss", "small_states")
     for line in read_metrics(config.output, "loss"):
         assert tuple(line)[1 : len(names) + 2] == (*names, "loss"), "in the order of the table"
         assert line["loss"] == pytest.approx(sum(line[f"{name}_weighted"] for name in names), rel=1e-5)
