@@ -27,15 +27,19 @@ def passage(text: str, max_characters: int) -> str:
     return text[start : text.rfind("\n", start, start + max_characters) + 1]
 
 
-def write_kinds(folder: Path, characters: dict[str, int], held_out_characters: dict[str, int]) -> dict[str, int]:
+def write_kinds(
+    folder: Path, characters: dict[str, int], held_out_characters: dict[str, int], every: int
+) -> dict[str, int]:
     """Write ``folder/corpus/KIND`` and ``folder/held-out/KIND``; returns the bytes to train on by kind.
 
-    characters, held_out_characters: of one passage, at most.
+    characters, held_out_characters: of one passage, at most. every: of the files to train on, one in so many is.
     """
     totals = {}
     for kind, files in texts().items():
-        for place, names, limit in zip(
-            ("corpus", "held-out"), hold_out(list(files)), (characters[kind], held_out_characters[kind]), strict=True
+        training, held_out = hold_out(list(files))
+        for place, names, limit in (
+            ("corpus", training[::every], characters[kind]),
+            ("held-out", held_out, held_out_characters[kind]),
         ):
             target = folder / place / kind
             target.mkdir(parents=True, exist_ok=True)
