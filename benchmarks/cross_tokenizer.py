@@ -7,8 +7,11 @@ the same texts, in the same order, with the same optimiser; a seed sets the orde
 
 The measure is bits per byte on held-out files, which no tokenizer changes. The gain of distillation is what a student
 saves over hard labels; share kept = gain with the other tokenizer ÷ gain with the teacher's own, both of the mean of
-the two kinds of text. ULD and GOLD's loss, as published (``support/published_losses``), learn from whole distributions,
-rebuilt from the cache's final hidden states.
+the two kinds of text. As a cut vocabulary is a head start of its own, the same is measured with the teacher's tokenizer
+cut in the same way, and its rows turned like those for any other tokenizer.
+
+ULD and GOLD's loss, as published (``support/published_losses``), learn from whole distributions, rebuilt from the
+cache's final hidden states.
 
 Results are kept in runs/cross-tokenizer, so that an interrupted run resumes.
 """
@@ -34,12 +37,12 @@ from benchmarks.support.two_kinds import KINDS, held_out_texts, texts_of, write_
 FOLDER = Path("runs/cross-tokenizer")
 PICTURE = Path("docs/pictures/cross-tokenizer.png")
 CHARACTERS = {"Python": 1500, "English": 3000}  # of a passage to train on
-EVERY = 5  # one in so many of the files to train on: a small corpus, read several times
-HELD_OUT_CHARACTERS = {"Python": 1500, "English": 15_000}
+EVERY = 8  # one in so many of the files to train on: a small corpus, read several times
+HELD_OUT_CHARACTERS = {"Python": 800, "English": 8000}
 PIECE_CHARACTERS = 1000  # of held-out text that a model reads at a time
 LAYERS = (0, 1, 2, 29)
-MICRO_BATCH, STEPS, WARM_UP, LEARNING_RATE = 8, 48, 4, 1e-3
-OWN, OTHER = "own tokenizer", "Qwen3.6's"
+MICRO_BATCH, STEPS, WARM_UP, LEARNING_RATE = 4, 48, 4, 1e-3
+OWN, OTHER, CUT = "own tokenizer", "Qwen3.6 tokenizer", "own tokenizer, cut"
 MIN_SHARE = 60
 
 
@@ -68,6 +71,8 @@ ARMS = {
     "all + alm": Arm(OTHER, (*aligned("all"), *UNTAUGHT, "losses.alm={}")),
     "ULD": Arm(OTHER, published="uld"),
     "GOLD": Arm(OTHER, published="gold"),
+    "own cut, hard labels": Arm(CUT, (*aligned("all"), *HARD_LABELS)),
+    "own cut, distilled": Arm(CUT, (*aligned("all"), *UNTAUGHT)),
 }
 OURS = ("strict", "border", "all", "all + alm")
 Measured = dict[str, list[dict[str, Any]]]
@@ -149,21 +154,23 @@ def make_students(teacher: Path) -> dict[str, Path]:
     own, other = FOLDER / "own/student-init", FOLDER / "other/student-init"
     if not own.exists():
         run_installed("train-student", "init", TRAIN_CONFIG, *options(changes))
-    if not other.exists():
-        other.parent.mkdir(exist_ok=True)
-        in_own_process(write_other, own, other)
-    return {OWN: own, OTHER: other}
+    cut = FOLDER / "cut/student-init"
+    for folder, tokenizer in ((other, "qwen"), (cut, "smollm2")):
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            in_own_process(write_student, own, folder, tokenizer)
+    return {OWN: own, OTHER: other, CUT: cut}
 
 
-def write_other(own: Path, other: Path) -> None:
-    """Write the student in ``own`` with Qwen's tokenizer, cut to what training and held-out texts need."""
+def write_student(own: Path, other: Path, name: str) -> None:
+    """Write the student in ``own`` with another tokenizer, cut to what training and held-out texts need."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from benchmarks.support.tokenizers import qwen
+    from benchmarks.support import tokenizers
     from benchmarks.support.transplant import cut_tokenizer, transplant
 
-    tokenizer = cut_tokenizer(qwen(), texts_of(FOLDER))
+    tokenizer = cut_tokenizer(getattr(tokenizers, name)(), texts_of(FOLDER))
     model = AutoModelForCausalLM.from_pretrained(own, dtype=torch.float32)
     transplant(model, AutoTokenizer.from_pretrained(own), tokenizer)
     unfinished = other.with_name(f"{other.name}.tmp")
@@ -175,10 +182,10 @@ def write_other(own: Path, other: Path) -> None:
 
 def untrained(name: str, folder: Path) -> dict[str, float]:
     """Bits per byte of a model that no run trains, by kind of text."""
-    file = FOLDER / "results" / f"before-{name.replace(' ', '-')}.json"
+    file = FOLDER / "results" / f"before-{file_name(name)}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(in_own_process(bits_of, folder), indent=1))
+        file.write_text(json.dumps(bits_of(folder), indent=1))
     found: dict[str, float] = json.loads(file.read_text())
     return found
 
@@ -201,7 +208,12 @@ def bits_of(folder: Path) -> dict[str, float]:
 
 def result_file(arm: str, seed: int, steps: int) -> Path:
     """Where the result of a run is kept."""
-    return FOLDER / "results" / f"{arm.replace(' ', '-').replace(',', '')}-seed-{seed}-steps-{steps}.json"
+    return FOLDER / "results" / f"{file_name(arm)}-seed-{seed}-steps-{steps}.json"
+
+
+def file_name(name: str) -> str:
+    """A name without blanks and commas."""
+    return name.replace(" ", "-").replace(",", "")
 
 
 def train(name: str, seed: int, steps: int, student: Path) -> None:
@@ -224,7 +236,7 @@ def train(name: str, seed: int, steps: int, student: Path) -> None:
     else:
         in_own_process(train_published, arm.published, changes)
     seconds = time.perf_counter() - start
-    bits = in_own_process(bits_of, output / "final")
+    bits = bits_of(output / "final")
     done.write_text(json.dumps({"bits": bits, "seconds": round(seconds, 1)}, indent=1))
     shutil.rmtree(output)
     print(f"   {done.stem}: {bits}, {seconds:.0f} s", flush=True)
@@ -244,9 +256,12 @@ def mean_bits(run: dict[str, Any]) -> float:
     return statistics.mean(run["bits"][kind] for kind in KINDS)
 
 
-def shares(measured: Measured, arm: str) -> tuple[float, list[float]]:
-    """Share of the own tokenizer's gain that an arm keeps, percent: of the means over seeds, and seed by seed."""
-    names = ("own, hard labels", "own, distilled", "hard labels", arm)
+def shares(measured: Measured, arm: str, of: str = "own") -> tuple[float, list[float]]:
+    """Share of the own tokenizer's gain that an arm keeps, percent: of the means over seeds, and seed by seed.
+
+    of: ``own``, or ``own cut``.
+    """
+    names = (f"{of}, hard labels", f"{of}, distilled", "hard labels", arm)
     own_hard, own_best, hard, this = ([mean_bits(run) for run in measured[name]] for name in names)
     gains = [(h - t, oh - ob) for oh, ob, h, t in zip(own_hard, own_best, hard, this, strict=True)]
     total = 100 * sum(gain for gain, _ in gains) / sum(own for _, own in gains)
@@ -263,16 +278,24 @@ def table(before: dict[str, dict[str, float]], measured: Measured) -> list[Row]:
         values = [mean_bits(run) for run in runs]
         what = f"{arm}: {_by_kind([run['bits'] for run in runs])}, spread {max(values) - min(values):.4f}"
         rows.append(Row(what, round(statistics.mean(values), 4), "bits/byte"))
-    for arm in measured:
-        if ARMS[arm].tokenizer == OTHER and arm != "hard labels":
-            share, by_seed = shares(measured, arm)
-            rows.append(Row(f"share kept, {arm} ({min(by_seed):.0f} … {max(by_seed):.0f})", share, "%"))
+    for arm in turned():
+        share, by_seed = shares(measured, arm)
+        of_cut = shares(measured, arm, "own cut")[0]
+        what = (
+            f"share kept, {arm} ({min(by_seed):.0f} … {max(by_seed):.0f}; of the gain with the own cut: {of_cut:.0f})"
+        )
+        rows.append(Row(what, share, "%"))
     kept = {arm: shares(measured, arm)[0] for arm in (*OURS, "ULD", "GOLD")}
     best = max(OURS, key=lambda arm: kept[arm])
     rows.append(at_least(f"best arm: {best}", kept[best], "%", MIN_SHARE))
     rows.append(_compared("`all`", kept["all"], "≥ strict", kept["all"] >= kept["strict"]))
     rows += [_compared(best, kept[best], f"> {arm}", kept[best] > kept[arm]) for arm in ("ULD", "GOLD")]
     return rows
+
+
+def turned() -> list[str]:
+    """The arms with another tokenizer that learn from the teacher."""
+    return [name for name, arm in ARMS.items() if arm.tokenizer == OTHER and name != "hard labels"]
 
 
 def _compared(what: str, share: float, bar: str, holds: bool) -> Row:
@@ -293,19 +316,18 @@ def plot(measured: Measured, path: Path) -> None:
     from PIL import Image
 
     figure, panels = pyplot.subplots(1, 3, figsize=(11, 4), layout="constrained")
-    turned = [arm for arm in measured if ARMS[arm].tokenizer == OTHER and arm != "hard labels"]
-    for at, arm in enumerate(turned):
+    for at, arm in enumerate(turned()):
         share, by_seed = shares(measured, arm)
         panels[0].barh(at, share, color="tab:blue" if arm in OURS else "tab:gray", height=0.6)
         panels[0].plot(by_seed, [at] * len(by_seed), "k.", markersize=4)
-    panels[0].set_yticks(range(len(turned)), turned)
+    panels[0].set_yticks(range(len(turned())), turned())
     panels[0].axvline(0, color="gray", linewidth=0.8)
     panels[0].axvline(100, color="gray", linewidth=0.8, linestyle="--")
     panels[0].set_title("share of the own tokenizer's gain, %", fontsize=10)
     for panel, kind in zip(panels[1:], KINDS, strict=True):
         for at, (arm, runs) in enumerate(measured.items()):
             values = [run["bits"][kind] for run in runs]
-            color = "tab:orange" if ARMS[arm].tokenizer == OWN else "tab:blue" if arm in OURS else "tab:gray"
+            color = "tab:orange" if ARMS[arm].tokenizer != OTHER else "tab:blue" if arm in OURS else "tab:gray"
             panel.plot(values, [at] * len(values), ".", color=color, markersize=7)
         panel.set_yticks(range(len(measured)), list(measured))
         panel.set_title(f"{kind}, bits per byte", fontsize=10)

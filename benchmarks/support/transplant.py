@@ -17,8 +17,7 @@ from teacher_cache.corpus.token_spans import special_ids, vocabulary_table
 def cut_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Any:
     """A fast tokenizer with the tokens that ``texts`` need of a byte-level one, renumbered in order.
 
-    tokenizer: with ranks in the order of its ids (of tiktoken). Raises ValueError if the cut one reads a text
-    differently.
+    Raises ValueError if the cut one reads a text differently.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -27,7 +26,11 @@ def cut_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Any:
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     model = tree["model"]
     vocabulary = model["vocab"]
-    kept = _needed(tokenizer.backend_tokenizer, vocabulary, bool(model["ignore_merges"]), texts)
+    words = {word for text in texts for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    kept = {token for token in vocabulary if len(token) == 1}
+    ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+    for word in words:
+        kept |= {word} if model["ignore_merges"] and word in vocabulary else _joined(word, ranks)
     model["vocab"] = {token: i for i, token in enumerate(sorted(kept, key=vocabulary.__getitem__))}
     model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= kept]
     for i, added in enumerate(tree["added_tokens"]):
@@ -44,26 +47,17 @@ def cut_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Any:
     return found
 
 
-def _needed(backend: Any, vocabulary: dict[str, int], whole_first: bool, texts: list[str]) -> set[str]:
-    """Bytes, the tokens of the texts, and all that is joined on the way to them.
-
-    whole_first: a word that is a token is not put together from pairs.
-    """
-    kept = {token for token in vocabulary if len(token) == 1}
-    for word in {word for text in texts for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)}:
-        if whole_first and word in vocabulary:
-            kept.add(word)
-            continue
-        parts = list(word)
-        while len(parts) > 1:
-            ranks = [vocabulary.get(a + b, len(vocabulary)) for a, b in itertools.pairwise(parts)]
-            best = min(ranks)
-            if best == len(vocabulary):
-                break
-            at = ranks.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            kept.add(parts[at])
-    return kept
+def _joined(word: str, ranks: dict[tuple[str, ...], int]) -> set[str]:
+    """All that is put together, pair by pair, when a word is read."""
+    found, parts = set(), list(word)
+    while len(parts) > 1:
+        best = min(itertools.pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
+        if best not in ranks:
+            break
+        at = list(itertools.pairwise(parts)).index(best)
+        parts[at : at + 2] = ["".join(best)]
+        found.add(parts[at])
+    return found
 
 
 def transplant(model: Any, own: Any, other: Any) -> None:
