@@ -97,6 +97,7 @@ def main() -> int:
     students = make_students(teacher)
     before = {name: untrained(name, folder) for name, folder in {"teacher": teacher, **students}.items()}
     wanted = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
+    wanted.sort(key=lambda run: ARMS[run[0]].tokenizer == CUT)  # last, as no bar is about them
     missing = [run for run in wanted if not result_file(*run, arguments.steps).exists()]
     for arm, seed in missing[: arguments.at_most]:
         train(arm, seed, arguments.steps, students[ARMS[arm].tokenizer])
