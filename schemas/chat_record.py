@@ -38,7 +38,7 @@ class ChatMessage(Strict):
 
 
 class ChatRecord(Strict):
-    """A chat. One without messages is a piece from the middle of a chat that was cut."""
+    """A chat. One without messages is a piece from the middle of a chat that was cut, or its messages are not known."""
 
     messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
     tools: list[dict[str, Any]] | None = None

@@ -50,7 +50,7 @@ class SourceCache(Strict):
 class Derivation(Strict):
     """How a cache was derived from others."""
 
-    action: Literal["subset", "merge", "repack", "import"]
+    action: Literal["subset", "merge", "repack", "import", "upgrade"]
     sources: list[SourceCache]
     selection: Selection | None = Field(None, description="`subset`: the part that was taken.")
     duplicates_dropped: int | None = Field(None, ge=0, description="`merge`: samples that an earlier source had too.")

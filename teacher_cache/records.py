@@ -89,3 +89,6 @@ class RowBatch:
     log_partition: np.ndarray  # float32 [R, L, T]; 0 where nothing is stored
     side: Mapping[str, Any] = field(default_factory=dict)  # batches of the side signals that were read, by name
     pieces: Pieces | None = None  # of a cache with another tokenizer; None: not read, or each token is a piece
+    dense: np.ndarray | None = None
+    """uint8 [R, L], for a student with another tokenizer: m > 0 where the row's final hidden state is its own whole
+    target, through token map m; 0 where the entries are, and in the padding. None: all have their final states."""

@@ -42,7 +42,7 @@ ROOMS = {
     "trainer": [
         "student",
         "losses data",
-        "retargeting",
+        "measures retargeting",
         "run evaluate",
         "loop",
         "distiller",

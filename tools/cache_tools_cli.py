@@ -7,7 +7,7 @@ from tools.commands.bridge_commands import export, import_cache
 from tools.commands.checking_commands import verify
 from tools.commands.finding_commands import card, catalog, search
 from tools.commands.looking_commands import align, compare, inspect, report, stats
-from tools.commands.making_commands import merge, prune, repack
+from tools.commands.making_commands import merge, prune, repack, upgrade
 from tools.commands.sharing_commands import pull, push, split, subset
 from tools.commands.trust_commands import keygen, sign, trust
 
@@ -33,6 +33,7 @@ COMMANDS = (
     import_cache,
     merge,
     repack,
+    upgrade,
     prune,
     push,
     pull,

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from schemas.train_config import TrainConfig
+from teacher_cache.output_head import OutputHead
 from teacher_cache.stop_request import StopRequest
 from teacher_cache.teacher import model_fingerprint
 from trainer.data.alignment import check_first_samples
 from trainer.data.batches import CacheRows, evaluation_loader
 from trainer.data.open_caches import check_vocabulary, read_capture
+from trainer.data.readable import Cache
+from trainer.data.retargeted_reader import RetargetedReader
 from trainer.data.row_plan import RowPlan
 from trainer.data.sample_lengths import check_lengths
 from trainer.data.shares import required_of
@@ -26,7 +29,8 @@ from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
 from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
-from trainer.retargeting import retargeting_of
+from trainer.losses.token_map import TokenMap
+from trainer.retargeting import retargeting_of, side_of
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
 from trainer.run.context import RunContext
@@ -44,6 +48,7 @@ from trainer.student.build import load_model_config, load_student, materialise_s
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
+from trainer.student.token_bytes import cache_token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -107,13 +112,14 @@ def prepare(run: RunContext) -> Prepared:
     """Open the caches and build the student's initial weights. Raises UserError if they do not fit together."""
     config, share, trusts = run.config, run.config.data.shares[0], run.config.student.trust_remote_code
     check_workers(config.data.num_workers)
-    retargeting = retargeting_of(config)
+    side = side_of(config)
+    retargeting = retargeting_of(config, side)
     if retargeting is None:
         objective = Objective(config.losses, read_capture(share.url, required_of(share, config.data)))
-        data, side = open_training_data(config.data, objective.signals), None
+        data = open_training_data(config.data, objective.signals)
         notes = objective.notes
     else:
-        objective, side = Objective(retargeting.losses, retargeting.capture), retargeting.side
+        objective = Objective(retargeting.losses, retargeting.capture)
         data = open_training_data(config.data, objective.signals, side, retargeting.rows)
         notes = [retargeting.note]
     for note in notes:
@@ -124,7 +130,9 @@ def prepare(run: RunContext) -> Prepared:
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
     check_vocabulary(data.manifest, student_config, where=share.url)
     validation = open_validation(config, data.manifest, side)
-    return Prepared(objective, data, validation, init_folder, student_config, "" if side is None else side.digest)
+    return Prepared(
+        objective, data, validation, init_folder, student_config, "" if retargeting is None else retargeting.side.digest
+    )
 
 
 def resume(run: RunContext, prepared: Prepared) -> Start:
@@ -189,9 +197,10 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
     data, held_out = prepared.data, prepared.validation
     teacher_head = head_on(run.arguments.device, data.cache) if "final" in data.cache.signals else None
     check_first_samples(data.caches, start.plan, start.state.data.rows_consumed, teacher_head)
+    token_maps = to_student(data.caches[0], teacher_head, prepared.student_config)
     rows = CacheRows(data.cache, start.plan, run.config.data.packing, run.skip_corrupt)
     if held_out is None:
-        return LoopData(rows, teacher_head)
+        return LoopData(rows, teacher_head, token_maps=token_maps)
     manifest, arguments = held_out.cache.manifest, run.arguments
     batches = evaluation_loader(
         held_out.cache,
@@ -201,9 +210,23 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
         arguments.world_size,
         run.skip_corrupt,
     )
-    own_head = teacher_head if manifest.head == data.manifest.head else None
-    own_head = own_head or head_on(arguments.device, held_out.cache)
-    return LoopData(rows, teacher_head, Validation(batches, manifest.capture, own_head))
+    shared = teacher_head is not None and manifest.capture.final is not None and manifest.head == data.manifest.head
+    own_head = teacher_head if shared else head_on(arguments.device, held_out.cache)
+    token_bytes = cache_token_bytes(
+        run.config.data.validation_cache or run.config.data.shares[0].url,
+        manifest,
+        prepared.init_folder,
+        trust_remote_code=run.config.student.trust_remote_code,
+    )
+    return LoopData(rows, teacher_head, Validation(batches, manifest.capture, own_head, token_bytes), token_maps)
+
+
+def to_student(cache: Cache, head: OutputHead | None, student: "PreTrainedConfig") -> list[TokenMap]:
+    """Maps from the tokens of the teacher's head to those of a student with another tokenizer: in texts, in chats."""
+    if head is None or not isinstance(cache, RetargetedReader):
+        return []
+    sizes = len(head.weight_VD), student.get_text_config().vocab_size
+    return [TokenMap.of(whole_V, *sizes).to(head.weight_VD.device) for whole_V in cache.whole_tokens]
 
 
 def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) -> dict[str, Any]:
@@ -254,5 +277,6 @@ def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | No
         "validation_kl_is_exact": None if validation is None else validation.cache.manifest.capture.final is not None,
         "cache_digest": prepared.data.digest,
         "target": prepared.objective.target,
+        "align": run.config.data.align if prepared.tokenizer else None,
         "output": str(run.output),
     }

@@ -35,6 +35,7 @@ from trainer.data.worker_transfer import Batch
 from trainer.evaluate import Validation, evaluate
 from trainer.losses.objective import Objective, Term
 from trainer.losses.teacher_rows import teacher_rows
+from trainer.losses.token_map import TokenMap
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
@@ -54,6 +55,7 @@ class LoopData:
     rows: CacheRows[RowPlan]
     teacher_head: OutputHead | None = None  # of a cache with final hidden states
     validation: Validation | None = None
+    token_maps: Sequence[TokenMap] = ()  # from the tokens of that head, for a student with another tokenizer
 
 
 class DistillationTrainer(Trainer):
@@ -172,7 +174,7 @@ class DistillationTrainer(Trainer):
             options = {} if router is None else {"output_router_logits": True}
             hidden_ND, outputs = hidden_and_outputs(model, inputs, **options)
         head = output_head(self.accelerator.unwrap_model(model))
-        rows, progress = teacher_rows(inputs, self.data.teacher_head), self.progress()
+        rows, progress = teacher_rows(inputs, self.data.teacher_head, self.data.token_maps), self.progress()
         with self.accelerator.autocast():  # which it puts around the student's forward pass only
             head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)
@@ -266,6 +268,8 @@ class DistillationTrainer(Trainer):
             device=self.args.device,
             passes=self._passes(validation) if self.args.fsdp else 0,
             head_dtype=torch.bfloat16 if self.args.bf16 else None,
+            token_bytes=validation.token_bytes,
+            token_maps=validation.token_maps,
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}

@@ -13,7 +13,7 @@ from teacher_cache.model_folder import local_folder
 from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import required_manifest
-from trainer.data.shares import required_as, required_of
+from trainer.data.shares import required_of
 from trainer.data.student_side import RowForm, StudentSide, as_students, entries_of, student_side
 from trainer.losses.schedule import always_zero
 from trainer.losses.target_form import target_form
@@ -41,24 +41,24 @@ class Retargeting:
         )
 
 
-def retargeting_of(config: TrainConfig) -> Retargeting | None:
-    """How to read the caches of a run; None if all have the student's tokenizer, or none but that is allowed.
+def side_of(config: TrainConfig) -> StudentSide | None:
+    """The student's tokenizer, if ``data.align`` is set. Raises UserError if the student has none."""
+    return None if config.data.align is None else _side(config)
 
-    Raises UserError if the student has no tokenizer, or a loss compares what only one tokenizer has.
+
+def retargeting_of(config: TrainConfig, side: StudentSide | None) -> Retargeting | None:
+    """How to read the caches to train on; None if all have the student's tokenizer, or none but that is allowed.
+
+    Raises UserError if a loss compares what only one tokenizer has.
     """
-    data, losses = config.data, config.losses
-    untaught_only = losses.cross_entropy.rows == "untaught"
-    if data.align is None:
+    data = config.data
+    untaught_only = config.losses.cross_entropy.rows == "untaught"
+    if side is None:
         if untaught_only:
             raise UserError("losses.cross_entropy.rows: untaught: needs data.align: else every row has a teacher")
         return None
-    side = _side(config)
     manifests = [required_manifest(Storage(share.url), required_of(share, data)) for share in data.shares]
-    others = list(manifests)
-    if data.validation_cache is not None:
-        required = required_as(data.validation_digest, data.require_signature)
-        others.append(required_manifest(Storage(data.validation_cache), required))
-    if not any(map(side.differs, others)):
+    if not any(map(side.differs, manifests)):
         if untaught_only:
             raise UserError("losses.cross_entropy.rows: untaught: the caches have the student's tokenizer; use all")
         return None
@@ -89,16 +89,30 @@ def _retargeting(config: TrainConfig, side: StudentSide, manifests: Sequence[Man
                 f"losses.{name}: compares teacher and student token by token, and this student has another tokenizer; "
                 "leave it out"
             )
-    captures = [manifest.capture.model_copy(update={"final": None}) for manifest in manifests]
+    captures = [manifest.capture for manifest in manifests]
+    if tla.target != "final" and not _one_head(side, manifests):
+        captures = [capture.model_copy(update={"final": None}) for capture in captures]
     form = target_form(tla, captures[0])
+    if form == "final" and not _one_head(side, manifests):
+        raise UserError(
+            "losses.tla.target: final: the caches of the mixture have several output heads, or the student's own "
+            "tokenizer; leave the key out"
+        )
     for capture in captures:
         target_form(tla.model_copy(update={"target": form}), capture)
+        if form == "final":  # rows that are not whole are taken from the entries
+            target_form(tla.model_copy(update={"target": "top_k"}), capture)
     with_pieces = losses.alm is not None and not always_zero(losses.alm.weight)
     with_untaught = with_pieces or not always_zero(losses.cross_entropy.weight)
     n_entries = max(entries_of(capture, form) for capture in captures)
     rows = RowForm(form, tla.temperature, n_entries, with_untaught, with_pieces)
     tail = "ignore" if form == "draws" else tla.tail
-    as_entries = tla.model_copy(update={"target": "top_k", "tail": tail})
+    as_read = tla.model_copy(update={"target": "final" if form == "final" else "top_k", "tail": tail})
     return Retargeting(
-        side, rows, losses.model_copy(update={"tla": as_entries}), as_students(manifests[0], side, rows).capture
+        side, rows, losses.model_copy(update={"tla": as_read}), as_students(manifests[0], side, rows).capture
     )
+
+
+def _one_head(side: StudentSide, manifests: Sequence[Manifest]) -> bool:
+    """Whether one teacher's output head rebuilds the distributions of all caches, which have another tokenizer."""
+    return all(side.differs(manifest) and manifest.head == manifests[0].head is not None for manifest in manifests)

@@ -134,6 +134,11 @@ def _read_manifests(data: DataConfig) -> None:
 @click.option("--batch-size", type=click.IntRange(1, MOST), default=4, help="Samples per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model or its tokenizer.")
+@click.option(
+    "--align",
+    type=click.Choice(["strict", "border", "all"]),
+    help="For a model with another tokenizer: measure KL where its tokens are taught, as data.align.",
+)
 @click.option("--digest", help="Refuse the cache unless this is the sha256 of its manifest.")
 @click.option(
     "--require-signature",
@@ -151,11 +156,12 @@ def evaluate(
     batch_size: int,
     dtype: str,
     trust_remote_code: bool,
+    align: str | None,
     digest: str | None,
     signed_by: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure the model folder MODEL over the samples of CACHE: KL to the teacher, perplexity, top-1 agreement."""
+    """Measure the model folder MODEL on the samples of CACHE: KL to the teacher, bits per byte, top-1 agreement, …"""
     from teacher_cache.trust.required import Required
     from trainer.evaluate import evaluate_folder
     from trainer.run.quiet import quiet_transformers
@@ -164,7 +170,7 @@ def evaluate(
     required = Required(digest, signed_by)
     with progress("evaluating") as advance:
         measured = evaluate_folder(
-            model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code
+            model, cache, validation_fraction, limit, batch_size, dtype, advance, required, trust_remote_code, align
         )
     if not measured["kl_is_exact"]:
         logger.info(

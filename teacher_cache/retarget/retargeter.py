@@ -34,6 +34,11 @@ class Retargeter:
         self._of_text = Vocabularies.of(vocabulary.as_text(), student.table, stops, student.text_stop)
         self._of_chat = self._of_text.with_stop(student.turn_stop)
 
+    @property
+    def whole_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The student token that each whole teacher token stands for, int32 [V]; -1: none. In texts, and in chats."""
+        return self._of_text.whole_V, self._of_chat.whole_V
+
     def read(self, sample: TokenSample, chat: ChatRecord | None) -> StudentText | None:
         """The sample in the student's tokens; None for a piece from the middle of a chat.
 

@@ -108,6 +108,9 @@ class RowTargets(NamedTuple):
     rest_J: np.ndarray  # float64; the weight of all other tokens together
     kind_J: np.ndarray  # uint8; Kind
     crosses_J: np.ndarray  # bool; ends after the teacher token in which it begins
+    whole_row_J: (
+        np.ndarray
+    )  # int64; the teacher row whose whole distribution, through ``whole_V``, is this one; -1: none
 
 
 MIN_MASS = 1e-6  # of the teacher's tokens that begin with what was read
@@ -125,6 +128,7 @@ def row_targets(
         np.zeros(n_tokens),
         np.zeros(n_tokens, np.uint8),
         np.zeros(n_tokens, np.bool_),
+        np.full(n_tokens, -1, np.int64),
     )
     slot_V = np.full(vocabularies.student_size, -1, np.int32)
     _fill_targets(
@@ -194,6 +198,8 @@ def _fill_targets(
             align == Align.BORDER.value and kind == Kind.INSIDE.value
         ):
             continue
+        if read == 0 and y <= teacher.end_S[k]:
+            found.whole_row_J[j] = row
         mass = 1.0
         if read > 0:
             mass = _mass_after(table, token, read, teacher.ids_PE[row], teacher.weights_PE[row])

@@ -62,7 +62,8 @@ def entries_of(places: Sequence[Place], samples: Sequence[Any]) -> Entries:
 def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows: int) -> RowBatch:
     """Join batches into one of ``n_rows`` rows: row i of ``parts[p]`` becomes row ``places[p][i]``, others are padding.
 
-    The parts must have the same signals, K and T. If one has pieces, each stored token of those without is a piece.
+    The parts must have the same signals, K and T. If one has pieces, each stored token of those without is a piece;
+    if one has ``dense``, rows of those without are taught from their entries.
     """
     first = parts[0]
     length = max(part.input_ids.shape[1] for part in parts)
@@ -75,7 +76,9 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
     for r, start in enumerate(lengths.tolist()):
         fill_padding(Columns.of(joined), r, start, length)
     side = {name: _join_side([part.side[name] for part in parts], places) for name in first.side}
-    return replace(joined, side=side, pieces=_join_pieces(parts, places, joined.input_ids.shape))
+    shape = joined.input_ids.shape
+    pieces, dense = _join_pieces(parts, places, shape), _join_dense(parts, places, shape)
+    return replace(joined, side=side, pieces=pieces, dense=dense)
 
 
 def _join_pieces(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> Pieces | None:
@@ -94,11 +97,25 @@ def each_token(next_logprob: np.ndarray) -> Pieces:
     return Pieces(known.astype(np.int32), np.where(known, next_logprob, np.float32(0)))
 
 
+def _join_dense(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    if all(part.dense is None for part in parts):
+        return None
+    joined = np.zeros(shape, np.uint8)
+    for part, place in zip(parts, places, strict=True):
+        if part.dense is not None:
+            joined[place, : part.dense.shape[1]] = part.dense
+    return joined
+
+
 def _join_side(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:
-    """Concatenate batches of one side signal, renumbering rows and samples."""
+    """Concatenate batches of one side signal, renumbering rows and samples; entries are in the order of the rows."""
     arrays = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     arrays["batch_row"] = [place[rows] for place, rows in zip(places, arrays["batch_row"], strict=True)]
     if "sample" in arrays:
         before = np.cumsum([0, *(int(numbers.max(initial=-1)) + 1 for numbers in arrays["sample"])])
         arrays["sample"] = [numbers + more for numbers, more in zip(arrays["sample"], before, strict=False)]
-    return type(parts[0])(**{name: np.concatenate(values) for name, values in arrays.items()})
+    order = np.argsort(np.concatenate(arrays["batch_row"]), kind="stable")  # losses take them row by row
+    joined = {name: np.concatenate(values)[order] for name, values in arrays.items()}
+    if "sample" in joined:
+        joined["sample"] = np.cumsum(np.diff(joined["sample"], prepend=joined["sample"][:1]) != 0)
+    return type(parts[0])(**joined)

@@ -10,7 +10,9 @@ import pytest
 
 from support.amount import amount
 from support.commands import Forked, finish, kill_group, run, run_ok
+from support.golden import BUNDLED
 from support.instants import at_change
+from support.models import write_random_teacher
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
@@ -18,12 +20,12 @@ from tools.checking.verify import verify
 
 EVERY = amount(7, full=1)  # how many instants lie between two that are tried
 LITTER = ("shard-000099.logits.tar", ".tmp-1-shard-000001.logits.tar")
-COMMANDS = ("merge", "repack", "import", "prune", "push", "pull", "subset", "sign", "catalog")
+COMMANDS = ("merge", "repack", "import", "prune", "push", "pull", "subset", "sign", "catalog", "upgrade")
 PLACES = {"folder": COMMANDS, "s3": ("merge", "repack", "prune", "push", "sign")}
 
 
 class Sources:
-    """Two caches, one of them as Parquet files too, and a key."""
+    """Two caches, one of them as Parquet files too, a key, and the folder of an older cache's teacher."""
 
     def __init__(self, folder: Path) -> None:
         self.one, self.other, self.parquet, self.key = (folder / name for name in ("one", "other", "parquet", "key"))
@@ -31,6 +33,7 @@ class Sources:
         write_cache(str(self.other), random_shards([[4]], seed=1))
         run_ok("cache-tools", "export", self.one, self.parquet, "--to", "parquet")
         run_ok("cache-tools", "keygen", self.key)
+        self.teacher = write_random_teacher(folder / "teacher")
 
     def command(self, name: str, url: str) -> tuple[object, ...]:
         return {
@@ -43,6 +46,7 @@ class Sources:
             "subset": ("subset", self.one, url, "--sample", "99%"),
             "sign": ("sign", url, "--key", self.key),
             "catalog": ("catalog", url.rpartition("/")[0]),
+            "upgrade": ("upgrade", BUNDLED, url, "--tokenizer", self.teacher),
         }[name]
 
 

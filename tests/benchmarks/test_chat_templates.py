@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.chat_templates import answer, byte_tokenizer, judge_template
+from benchmarks.chat_templates import answer, byte_tokenizer, found_again, judge_template
 from benchmarks.support.chat_oracle import REFUSED, RIGHT, WRONG, Judge
 from benchmarks.support.chat_shapes import SHAPES
 from support.models import CHAT_TEMPLATE
@@ -40,3 +40,11 @@ def test_the_judge_finds_wrong_texts_wrong_refusals_and_missing_output() -> None
     cut = answer(tokenizer, thoughts)
     assert cut.cut_replies == 2
     assert Judge(tokenizer, thoughts).judge(replace(cut, cut_replies=0)).kind == WRONG
+
+
+def test_messages_are_found_again_but_those_with_calls() -> None:
+    found = found_again(CHAT_TEMPLATE)
+    assert found["several turns"] == found["weight 0"] == found["empty reply"] == "as planned"
+    assert found["thoughts in all turns"] == "another that renders alike"  # the template leaves them out
+    assert set(found.values()) <= {"as planned", "another that renders alike"}
+    assert "one call" not in found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from support.golden import BUNDLED
 from support.models import write_random_teacher, write_text_corpus
 from support.synthetic import random_shards, write_cache
 from support.workspace import cache_tree
@@ -17,11 +18,12 @@ from tools.trust.sign import sign as sign_cache
 
 
 def make_workshop(folder: Path) -> Path:
-    """Two caches (one signed), a catalogue's folder, an export, keys, a corpus, a teacher and configurations."""
+    """Three caches (one signed, one older), a catalogue's folder, an export, keys, a corpus, a teacher, settings."""
     folder.mkdir(parents=True)
     write_cache(str(folder / "cache"), random_shards([[9, 5], [7]]))
     write_cache(str(folder / "other"), random_shards([[6], [4, 8]], seed=1))
     write_cache(str(folder / "caches/a"), random_shards([[5]], seed=2))
+    shutil.copytree(BUNDLED, folder / "older")
     generate_key(folder / "key", "owner")
     sign_cache(Storage(str(folder / "cache")), load_private_key(folder / "key", str), "owner")
     export(str(folder / "cache"), str(folder / "exported"), "parquet", None, 1_000_000, lambda done, total: None)
@@ -72,6 +74,7 @@ TOOLS = {
     "import": Command("cache-tools import W/exported made --from parquet", made="made"),
     "merge": Command("cache-tools merge W/cache W/other made", made="made"),
     "repack": Command("cache-tools repack W/cache made --k 4", made="made"),
+    "upgrade": Command("cache-tools upgrade W/older made --tokenizer W/teacher", made="made"),
     "prune": Command("cache-tools prune cache", copies=["cache"], made="cache"),
     "push": Command("cache-tools push W/cache made", made="made"),
     "pull": Command("cache-tools pull W/cache made --sample 60%", made="made"),

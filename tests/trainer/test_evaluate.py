@@ -12,7 +12,11 @@ from teacher_cache import job
 from trainer.data.batches import evaluation_loader
 from trainer.data.row_plan import SortedRows
 from trainer.evaluate import evaluate, evaluate_folder
+from trainer.losses.target_form import stored_target
+from trainer.losses.teacher_rows import teacher_rows
+from trainer.losses.tla import tla_
 from trainer.student.build import load_model
+from trainer.student.forward import masked_hidden, output_head
 
 
 @pytest.fixture
@@ -55,6 +59,44 @@ def test_equals_the_definitions_sample_by_sample(cache, student) -> None:
     bins = np.minimum((np.array(confidence) * 15).astype(int), 14)
     gaps = [abs(np.sum(np.array(confidence)[bins == b]) - np.sum(np.array(right)[bins == b])) for b in range(15)]
     assert measured["calibration_error"] == pytest.approx(sum(gaps) / count, rel=1e-5)
+
+
+def test_a_cache_of_the_same_tokenizer_gives_plain_means_to_the_last_bit(cache, student) -> None:
+    capture, totals, tokens = cache.manifest.capture, torch.zeros(4, dtype=torch.float64), 0
+    student.eval()
+    for batch in first_samples(cache, 9, 4):
+        rows = teacher_rows(batch)
+        with torch.no_grad():
+            z = output_head(student).logits(masked_hidden(student, batch))
+        log_z, best = torch.logsumexp(z, dim=-1), z.argmax(dim=-1)
+        cross_entropy = log_z - z.gather(1, rows.next_ids_N[:, None]).squeeze(1)
+        kl, _ = tla_(z, stored_target(rows, capture, 1.0, z.shape[1]), 1.0)
+        each = (kl, cross_entropy, best == rows.ids_NK[:, 0], -rows.next_logprob_N)
+        totals += torch.stack([values.sum(dtype=torch.float64) for values in each])
+        tokens += len(z)
+    measured = evaluate(student, first_samples(cache, 9, 4), capture)
+    names = ("kl", "cross_entropy", "top1_agreement", "teacher_cross_entropy")
+    assert [measured[name] for name in names] == (totals / tokens).tolist()
+    assert {*measured} == {*names, "perplexity", "calibration_error", "tokens"}
+
+
+def test_rows_without_a_teacher_count_for_the_text_only(cache, student) -> None:
+    """Such rows, among those that count, as a student with another tokenizer has them."""
+    capture, batches = cache.manifest.capture, list(first_samples(cache, 9, 4))
+    everything = evaluate(student, batches, capture)
+    taught = []
+    for number, batch in enumerate(batches):
+        lacking = batch["loss_mask"] & (torch.arange(batch["loss_mask"].shape[1]) % 3 == number)
+        taught.append({**batch, "loss_mask": batch["loss_mask"] & ~lacking})
+        batch["logprobs"][lacking] = -torch.inf
+        batch["next_logprob"][lacking] = torch.nan
+    measured, wanted = evaluate(student, batches, capture), evaluate(student, taught, capture)
+    assert measured["tokens_with_teacher"] == wanted["tokens"] < measured["tokens"]
+    for name in ("kl", "top1_agreement", "teacher_cross_entropy"):
+        assert measured[name] == pytest.approx(wanted[name], rel=1e-5)
+    assert measured["kl"] != pytest.approx(everything["kl"], rel=1e-3)
+    for name in ("cross_entropy", "perplexity", "calibration_error", "tokens"):
+        assert measured[name] == everything[name]
 
 
 def test_model_keeps_its_mode_and_gets_no_gradients(cache, student) -> None:
@@ -100,7 +142,7 @@ def test_a_model_folder_over_a_limited_or_held_out_part(real_cache, student_fold
         evaluate_folder(str(student_folder), cache, validation_fraction=1e-9)
 
 
-def test_perplexity_equals_the_one_computed_from_text(tmp_path) -> None:
+def test_perplexity_and_bits_per_byte_equal_those_computed_from_text(tmp_path) -> None:
     """A text through tokenizer and model directly, against a cache of the same text."""
     folder = write_random_teacher(tmp_path / "teacher")
     texts = [f"def f{i}(x): return x + {i}  # user assistant" for i in range(6)]
@@ -119,3 +161,6 @@ def test_perplexity_equals_the_one_computed_from_text(tmp_path) -> None:
             log_q = model(ids).logits[0].double().log_softmax(-1)
         losses.append(-log_q[:-1].gather(1, ids[0, 1:, None]).squeeze(1))
     assert measured["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-6)
+    first = [tokenizer.decode(tokenizer(text)["input_ids"][0]) for text in texts]  # is not predicted
+    predicted = len("".join(texts)) - len("".join(first))
+    assert measured["bits_per_byte"] == pytest.approx(torch.cat(losses).sum().item() / np.log(2) / predicted, rel=1e-6)

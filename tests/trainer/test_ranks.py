@@ -53,7 +53,7 @@ def run_by_torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_perplexity", "eval_tokens")}
+SAME = {"loss": ("loss", "tla", "cross_entropy", "rows"), "eval_kl": ("eval_kl", "eval_bits_per_byte", "eval_tokens")}
 
 
 def check_same_weights(found: str, wanted: str) -> None:

@@ -18,14 +18,18 @@ from support.amount import amount
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
 from teacher_cache.retarget.row_targets import Align
+from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.storage import Storage
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.open_for_student import open_for_student
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.row_plan import RowPlan, plan_rows
 from trainer.data.selection import Selection, Subset
 from trainer.data.student_side import RowForm, student_side
+from trainer.data.validation_data import open_validation
 from trainer.data.worker_transfer import Batch
 from trainer.distiller import distill
+from trainer.evaluate import evaluate_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 STOPS = amount(20, full=50)
@@ -91,6 +95,28 @@ def test_the_student_learns_from_the_teacher(make: Make, align: str) -> None:
     assert summary["validation"]["tokens"] > 0
     losses = [line["tla"] for line in metrics(config) if "tla" in line]
     assert losses[-1] < losses[0]
+
+
+def test_validation_counts_the_bytes_of_the_students_tokens_and_the_rows_with_a_teacher(
+    make: Make, caches: list[str], tmp_path: Path
+) -> None:
+    config = make(data={"align": "all", "validation_fraction": 0.2}, loop={"max_steps": 1, "validate_every": 1})
+    found = distill(config)["validation"]
+    side = student_side(tmp_path / "student", "student", False, Align.ALL, None)
+    data = open_validation(config, read_manifest(Storage(caches[0])), side)
+    assert data is not None
+    batch = data.cache.read_rows(data.rows.rows(range(len(data.rows))))
+    following = np.roll(batch.input_ids, -1, axis=1)[batch.loss_mask].tolist()
+    tokens = other_tokenizer().convert_ids_to_tokens(following)  # a letter stands for a byte
+    size = sum(len(token) for token in tokens if token != "<end>")
+    assert "<end>" in tokens
+    assert found["tokens"] == len(tokens)
+    assert found["bits_per_byte"] == pytest.approx(found["cross_entropy"] * len(tokens) / np.log(2) / size, rel=1e-9)
+    taught = np.isfinite(batch.logprobs[..., 0]) & batch.loss_mask
+    assert found["tokens_with_teacher"] == taught.sum() < len(tokens)
+    assert "teacher_cross_entropy" not in found
+    card = (Path(config.output) / "final/README.md").read_text()
+    assert f"| tokens_with_teacher | {taught.sum()} |" in card
 
 
 def test_hard_labels_take_the_rows_without_a_teacher(make: Make) -> None:
@@ -225,3 +251,56 @@ def test_ranks_and_workers_read_the_same_and_lose_nothing(caches: list[str], tmp
         assert all(alike(one, two) for one, two in zip(itertools.islice(found, 2), wanted[at:], strict=False))
     found = list(itertools.islice(global_batches(rows, 0, 1, workers=1), 3))
     assert all(alike(one, two) for one, two in zip(found, wanted, strict=False))
+
+
+@pytest.fixture(scope="module")
+def with_final(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("final")
+    final = {"dtype": "bfloat16"}
+    return str(write_cache_of_texts(place / "in", place / "cache", seed=1, final=final, draws=None))
+
+
+def test_final_states_teach_more_than_entries(make: Make, with_final: str) -> None:
+    """The divergence of a whole distribution is at least that of its entries and one bucket."""
+    for align in ("border", "all"):
+        losses = {}
+        for target in ("top_k", "final"):
+            config = make(
+                f"{align}-{target}",
+                data={"cache": with_final, "align": align},
+                losses={"tla": {"target": target}},
+                loop={"max_steps": 6},
+            )
+            distill(config)
+            losses[target] = [line["tla"] for line in metrics(config)]
+        assert 1.0 < losses["final"][0] / losses["top_k"][0] < 3.0
+        assert losses["final"][-1] < losses["final"][0]
+
+
+def test_a_mixture_of_several_heads_has_no_final_target(make: Make, caches: list[str], with_final: str) -> None:
+    data = {"cache": [{"url": with_final}, {"url": caches[1]}], "align": "all"}
+    assert distill(make(data=data))["target"] == "top_k"
+    with pytest.raises(UserError, match=r"final: the caches of the mixture have several output heads"):
+        distill(make("other", data=data, losses={"tla": {"target": "final"}}))
+
+
+def test_evaluation_measures_kl_where_there_is_a_teacher(make: Make, caches: list[str]) -> None:
+    folder = str(make().student.checkpoint)
+    with pytest.raises(UserError, match=r"add --align border to teach a student with another tokenizer"):
+        evaluate_folder(folder, caches[0])
+    found = {align: evaluate_folder(folder, caches[0], align=align) for align in ("strict", "border", "all")}
+    assert (
+        found["strict"]["tokens_with_teacher"]
+        < found["border"]["tokens_with_teacher"]
+        < found["all"]["tokens_with_teacher"]
+    )
+    assert len({one["tokens"] for one in found.values()}) == 1
+    assert len({one["bits_per_byte"] for one in found.values()}) == 1
+    assert all(one["kl"] > 0.1 for one in found.values())
+    assert found["border"]["bits_per_byte"] > found["border"]["cross_entropy"] / np.log(2) / 4
+    assert not found["border"]["kl_is_exact"]
+
+
+def test_a_validation_cache_may_have_another_tokenizer_than_that_to_train_on(make: Make, caches: list[str]) -> None:
+    data = {"cache": caches[0], "align": "all", "validation_cache": caches[1]}
+    assert distill(make(data=data))["validation"]["tokens_with_teacher"] > 0

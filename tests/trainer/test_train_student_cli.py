@@ -51,9 +51,12 @@ def test_init_run_evaluate(config_file, student_folder, real_cache) -> None:
     assert json.loads(ran.stdout)["steps"] == 3
     measured = invoke("evaluate", str(output / "final"), str(real_cache), "--validation-fraction", "0.2", "--json")
     assert measured.exit_code == 0, measured.output
-    assert json.loads(measured.stdout)["kl"] == pytest.approx(json.loads(ran.stdout)["validation"]["kl"], rel=1e-5)
+    for name in ("kl", "bits_per_byte"):
+        assert json.loads(measured.stdout)[name] == pytest.approx(json.loads(ran.stdout)["validation"][name], rel=1e-5)
+    assert "| bits_per_byte | " in (output / "final/README.md").read_text()
     table = invoke("evaluate", str(output / "final"), str(real_cache), "--limit", "3")
     assert "perplexity" in table.stdout
+    assert "bits_per_byte" in table.stdout
     assert "top1_agreement" in table.stdout
 
 

@@ -203,7 +203,7 @@ def _cell(name: str, value: Any) -> str:
     cls=Command,
     examples=(
         "cache-tools report runs/demo/cache report.html",
-        "cache-tools report s3://bucket/caches/demo report.html --samples 30 --tokenizer models/teacher",
+        "cache-tools report runs/demo/cache report.html --student models/student --tokenizer models/teacher",
     ),
 )
 @click.argument("url")
@@ -213,13 +213,26 @@ def _cell(name: str, value: Any) -> str:
 @click.option(
     "--tokenizer", metavar="FOLDER", help="The teacher's tokenizer, to decode tokens that the texts do not contain."
 )
+@click.option(
+    "--student", metavar="FOLDER", help="A student with another tokenizer: also show what it would be taught."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run the code in the student's folder.")
 @json_option
-def report(url: str, out: Path, samples: int, keys: tuple[str, ...], tokenizer: str | None, as_json: bool) -> None:
+def report(
+    url: str,
+    out: Path,
+    samples: int,
+    keys: tuple[str, ...],
+    tokenizer: str | None,
+    student: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
     """Write an HTML report on a cache: facts, statistics, and samples token by token."""
     from tools.report.page import report as write
 
     with progress("reading") as advance:
-        written = write(url, out, samples, keys, tokenizer, advance)
+        written = write(url, out, samples, keys, tokenizer, student, trust_remote_code, advance)
     if as_json:
         click.echo(json.dumps(written._asdict(), indent=1))
         return

@@ -1,6 +1,7 @@
 """Commands that make new caches from existing ones, and remove leftovers."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -85,6 +86,46 @@ def repack(
     with progress("repacking") as advance:
         report = repack_cache(source, target, changes, advance)
     show(vars(report), as_json)
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "cache-tools upgrade caches/old caches/new --tokenizer models/teacher",
+        "cache-tools upgrade caches/old caches/new --tokenizer models/teacher --chat-template own.jinja",
+    ),
+)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--tokenizer", metavar="FOLDER", required=True, help="The teacher's folder; its weights are not needed.")
+@click.option(
+    "--chat-template",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the chat template, where the corpus had one of its own (`corpus.chat_template`).",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run the code in the tokenizer's folder.")
+@json_option
+def upgrade(
+    source: str,
+    target: str,
+    tokenizer: str,
+    chat_template: Path | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Make a cache of an older format fit for students with another tokenizer: its vocabulary, and chats' messages.
+
+    Messages are found in the rendered texts, and proven by rendering them again; chats that cannot be proven are
+    counted by reason, and left out for such students. All but tokens and indexes is linked or copied unchanged. The new
+    cache has another digest: sign it again.
+    """
+    from tools.making.upgrade import upgrade as upgrade_cache
+
+    with progress("upgrading") as advance:
+        report = upgrade_cache(source, target, tokenizer, chat_template, trust_remote_code, advance)
+    show(vars(report), as_json)
+    if report.signatures_to_renew and not as_json:
+        click.echo(f"{source} is signed, {target} is not: cache-tools sign {target} --key KEY")
 
 
 @click.command(

@@ -7,13 +7,14 @@ are those of ``teacher_cache.retarget`` at temperature 1.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from schemas.cache_config import TeacherConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.documents import BadRecord
+from teacher_cache.records import TokenSample
 from teacher_cache.retarget.retargeter import Retargeted, Retargeter
 from teacher_cache.retarget.row_targets import TAUGHT, Kind
 from teacher_cache.retarget.student_text import StudentTokenizer
@@ -44,7 +45,7 @@ class Alignment:
 
     teacher_tokens: int = 0
     samples: int = 0
-    left_out: int = 0  # pieces of chats, and chats that the student's template refuses
+    left_out: int = 0  # chats without messages, and those that the student's template refuses
     kinds: Counter[Kind] = field(default_factory=Counter)
     crossing: int = 0
     student_tokens: int = 0
@@ -86,6 +87,43 @@ class Alignment:
         }
 
 
+class Aligned(NamedTuple):
+    """A sample of the cache, and as the student reads it; None: it is left out."""
+
+    sample: TokenSample
+    found: Retargeted | None
+
+
+class Aligner:
+    """Reads samples of a cache as a student with another tokenizer would be taught them."""
+
+    def __init__(self, reader: CacheReader, tokenizer: str, trust_remote_code: bool = False, key: str = "tokenizer"):
+        """``reader`` has tokens and logits open; ``key`` names the student's folder in errors.
+
+        Raises UserError if the tokenizer cannot be loaded or gives no spans, or the cache has no vocabulary.
+        """
+        manifest, storage = reader.manifest, Storage(reader.url)
+        if manifest.vocabulary is None:
+            raise UserError(
+                f"{storage.url}: the cache has no vocabulary.arrow (format 1.{manifest.format_minor}), so only "
+                "students with the teacher's own tokenizer can be trained from it; `cache-tools upgrade` adds it"
+            )
+        self._reader = reader
+        self.tokenizer = load_tokenizer(TeacherConfig(path=tokenizer, trust_remote_code=trust_remote_code), key=key)
+        self._retarget = Retargeter(read_vocabulary(storage, manifest), StudentTokenizer(self.tokenizer))
+        self._column = manifest.capture.logits.temperatures.index(1.0)
+
+    def read(self, number: int) -> Aligned:
+        """Sample ``number``. Raises CorruptCacheError."""
+        tokens = self._reader.read_tokens(number)
+        chat = chat_of(tokens, self._reader.where(number, "tokens"))
+        try:
+            found = self._retarget(tokens, chat, self._reader.read_logits(number), self._column, 1.0)
+        except BadRecord:
+            found = None
+        return Aligned(tokens, found)
+
+
 def align(
     url: str,
     tokenizer: str,
@@ -94,38 +132,27 @@ def align(
     trust_remote_code: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Alignment:
-    """Align ``samples`` samples of a cache (None: all) with a student's tokenizer.
+    """Align ``samples`` samples of a cache (None: all) with a student's tokenizer; raises as ``Aligner``."""
+    reader = CacheReader(url, ("tokens", "logits"), up_to_date_manifest(Storage(url)))
+    return measure_alignment(reader, Aligner(reader, tokenizer, trust_remote_code), samples, examples, advance)
 
-    Raises UserError if the tokenizer cannot be loaded or gives no spans, or the cache has no vocabulary.
-    """
-    manifest = up_to_date_manifest(Storage(url))
-    if manifest.vocabulary is None:
-        raise UserError(
-            f"{url}: the cache has no vocabulary.arrow (format 1.{manifest.format_minor}), so only students with the "
-            "teacher's own tokenizer can be trained from it; make the cache again"
-        )
-    reader = CacheReader(url, ("tokens", "logits"), manifest)
-    loaded = load_tokenizer(TeacherConfig(path=tokenizer, trust_remote_code=trust_remote_code), key="tokenizer")
-    retarget = Retargeter(read_vocabulary(Storage(url), manifest), StudentTokenizer(loaded))
-    column = manifest.capture.logits.temperatures.index(1.0)
 
-    def read(number: int) -> tuple[Retargeted | None, int, str]:
-        tokens = reader.read_tokens(number)
-        chat = chat_of(tokens, reader.where(number, "tokens"))
-        try:
-            found = retarget(tokens, chat, reader.read_logits(number), column, 1.0)
-        except BadRecord:
-            found = None
-        return found, len(tokens.input_ids), tokens.text
-
+def measure_alignment(
+    reader: CacheReader,
+    aligner: Aligner,
+    samples: int | None,
+    examples: int = 0,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Alignment:
+    """Count over ``samples`` samples, evenly spaced (None: all)."""
     alignment = Alignment()
-    for found, teacher_tokens, text in read_each(choose_samples(reader, samples).tolist(), read, advance):
+    for sample, found in read_each(choose_samples(reader, samples).tolist(), aligner.read, advance):
         if found is None:
             alignment.left_out += 1
             continue
-        alignment.add(found, teacher_tokens)
+        alignment.add(found, len(sample.input_ids))
         if len(alignment.examples) < examples:
-            alignment.examples.append(example(found, text))
+            alignment.examples.append(example(found, sample.text))
     return alignment
 
 

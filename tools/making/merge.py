@@ -6,6 +6,7 @@ shard's name, and shards that contain duplicates. The trade-off: linked tars are
 unnoticed here and is found by ``verify``. Sizes, indexes and tables are checked first.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from tools.making.derived import copy_samples
 from tools.making.duplicates import SampleKeys
 from tools.making.link import share_file
 from tools.making.source import Source, open_complete, read_index
-from tools.making.union import check_fits, union_manifest
+from tools.making.union import check_fits, common_vocabulary, union_manifest
 
+logger = logging.getLogger(__name__)
 Duplicates = Literal["drop", "refuse", "keep"]
 MERGING = "cache-tools merge"  # the owner named in the target's lease
 
@@ -107,10 +109,12 @@ def merge(
             share_file(source.storage, name, storage, name, source.manifest.tables[digest])
         if caches[0].manifest.head is not None:
             share_file(caches[0].storage, HEAD, storage, HEAD, caches[0].manifest.head.file)
-        for cache in caches:
-            if (file := cache.manifest.vocabulary) is not None:
-                share_file(cache.storage, VOCABULARY, storage, VOCABULARY, file)
-                break
+        vocabulary = common_vocabulary([cache.manifest for cache in caches])
+        if vocabulary is not None:
+            share_file(caches[0].storage, VOCABULARY, storage, VOCABULARY, vocabulary)
+        elif any(cache.manifest.vocabulary is not None for cache in caches):
+            older = ", ".join(cache.storage.url for cache in caches if cache.manifest.vocabulary is None)
+            logger.warning("the union has no %s, as %s has none; `cache-tools upgrade` adds it", VOCABULARY, older)
         with closing(map_ahead(lambda task: _write_shard(task, storage), tasks)) as results:
             for one in results:
                 written.append(one)

@@ -48,8 +48,16 @@ def union_manifest(
         provenance=join_provenance([source.provenance for source in sources]),
         tokens_per_shard=max(source.tokens_per_shard for source in sources),
         tables=dict(tables),
-        vocabulary=next((source.vocabulary for source in sources if source.vocabulary is not None), None),
+        vocabulary=common_vocabulary(sources),
     )
+
+
+def common_vocabulary(sources: Sequence[Manifest]) -> FileEntry | None:
+    """The vocabulary of the union: none unless all sources have it.
+
+    Chats of older sources have no record, and would be taken for plain texts beside one.
+    """
+    return sources[0].vocabulary if all(source.vocabulary is not None for source in sources) else None
 
 
 def join_corpora(corpora: Sequence[CorpusInfo]) -> CorpusInfo:

@@ -1,33 +1,15 @@
-"use strict";
-// Shows one sample at a time. All text comes from the cache and is put into the page as text, never as markup.
+// Shows one sample at a time.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { samples, steps } = data;
-  const byId = (id) => document.getElementById(id);
   const text = byId("text"), panel = byId("panel"), which = byId("which");
   if (!samples.length) return;
 
   let sample, options, current, head;  // current: offset of the selected token in the window; head: of attention
 
-  const make = (tag, className, content) => {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (content !== undefined) element.textContent = content;
-    return element;
-  };
   const nats = (hundredths) => (hundredths / 100).toFixed(2);
   const atLeast = data.exact ? "" : "≥ ";  // before a lower bound
-  const share = (tenThousandths) =>
-    tenThousandths === 0 ? "< 0.01 %" : `${(tenThousandths / 100).toFixed(tenThousandths < 1000 ? 2 : 1)} %`;
-  const visible = (token) =>
-    token.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/\r/g, "␍").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
   const level = (hundredths) => steps.filter((step) => hundredths >= 100 * step).length;
-
-  function word(token, bytes) {
-    const element = make("span", "word", bytes ? `‹${bytes}›` : token === "" ? "∅" : visible(token));
-    element.title = token;
-    return element;
-  }
 
   function spelled(id) {
     const token = sample.spelled[id];
@@ -97,27 +79,6 @@
     return `: ${label}; likeliest ${likeliest}, ${share(best.p[0])}`;
   }
 
-  function move(place) {
-    const wanted = Math.max(0, Math.min(options.length - 1, place));
-    for (const option of options) option.tabIndex = -1;
-    options[wanted].tabIndex = 0;
-    options[wanted].focus();
-  }
-
-  // The nearest token on the line above or below.
-  function onLine(place, direction) {
-    const from = options[place].getClientRects()[0];
-    let best = place, distance = Infinity, line;
-    for (let i = place + direction; i >= 0 && i < options.length; i += direction) {
-      const box = options[i].getClientRects()[0];
-      if (!box || Math.abs(box.top - from.top) < 4) continue;
-      line ??= box.top;
-      if (Math.abs(box.top - line) >= 4) break;
-      if (Math.abs(box.left - from.left) < distance) [best, distance] = [i, Math.abs(box.left - from.left)];
-    }
-    return best;
-  }
-
   function describe() {
     const row = sample.first + current, entropy = sample.entropy[current], best = sample.best[row];
     const title = make("h3", "", `Row ${row}: what follows `);
@@ -150,29 +111,6 @@
       group.append(pair);
     }
     return group;
-  }
-
-  function table(...titles) {
-    const found = make("table"), top = make("tr");
-    for (const title of titles) {
-      const cell = make("th", title === "" ? "share" : "", title);
-      cell.scope = "col";
-      top.append(cell);
-    }
-    const start = make("thead");
-    start.append(top);
-    found.append(start, make("tbody"));
-    return found;
-  }
-
-  function line(name, probability, className) {
-    const row = make("tr", className), first = make("th"), bar = make("td", "share"), length = make("span", "length");
-    first.scope = "row";
-    first.append(name);
-    length.style.width = `${Math.min(100, probability / 100)}%`;
-    bar.append(length);
-    row.append(first, bar, make("td", "", share(probability)));
-    return row;
   }
 
   function alternatives(best) {
@@ -241,29 +179,7 @@
     which.append(option);
   });
   which.addEventListener("change", () => show(Number(which.value)));
-  text.addEventListener("click", (event) => {
-    const option = event.target.closest("[role=option]");
-    if (!option) return;
-    choose(options.indexOf(option));
-    option.focus({ preventScroll: true });
-  });
-  text.addEventListener("keydown", (event) => {
-    const place = options.indexOf(document.activeElement);
-    if (place < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
-    const moves = {
-      ArrowRight: () => move(place + 1),
-      ArrowLeft: () => move(place - 1),
-      ArrowDown: () => move(onLine(place, 1)),
-      ArrowUp: () => move(onLine(place, -1)),
-      Home: () => move(0),
-      End: () => move(options.length - 1),
-      Enter: () => choose(place),
-      " ": () => choose(place),
-    };
-    if (!moves[event.key]) return;
-    event.preventDefault();
-    moves[event.key]();
-  });
+  selectable(text, () => options, choose);
   byId("viewer").hidden = false;
   show(0);
 })();

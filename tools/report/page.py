@@ -16,11 +16,13 @@ from schemas.errors import UserError
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from tools.looking.align import Aligner, measure_alignment
 from tools.looking.figures import exact_column, measure
 from tools.looking.sampling import choose, choose_samples, find_samples, read_each
 from tools.looking.stats import Stats
 from tools.output import write_whole
 from tools.page_policy import page_policy
+from tools.report import student_tokens
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading
 from tools.report.sample_columns import viewer_sample
@@ -28,6 +30,7 @@ from tools.report.token_text import Spelling, load_tokenizer
 from tools.trust.signatures import Signed, signatures
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page_parts.js", "page.js", "page_student.js")  # one after the other in one element
 MOST_BYTES = 5_000_000  # of the file
 MOST_DATA_BYTES = 4_500_000  # of the samples in it
 MEASURED_SAMPLES = 500  # for the statistics
@@ -50,13 +53,16 @@ def report(
     samples: int = 12,
     keys: Sequence[str] = (),
     tokenizer: str | None = None,
+    student: str | None = None,
+    trust_remote_code: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Write the report on the cache at ``url`` to ``out``.
 
     ``samples``: how many to show token by token, spread over the layers of the data mix, after those of ``keys``.
-    ``tokenizer``: the teacher's folder, to spell tokens that do not occur in the texts. Raises UserError when there is
-    no such cache or sample, or the file cannot be written, CorruptCacheError when a file of the cache is damaged.
+    ``tokenizer``: the teacher's folder, to spell tokens that do not occur in the texts. ``student``: the folder of a
+    student with another tokenizer, to show what it would be taught. Raises UserError when there is no such cache,
+    sample or tokenizer, or the file cannot be written, CorruptCacheError when a file of the cache is damaged.
     """
     storage = Storage(url)
     manifest = up_to_date_manifest(storage)
@@ -64,11 +70,13 @@ def report(
     wanted = find_samples(reader, keys)
     speller = None if tokenizer is None else load_tokenizer(tokenizer, manifest.tokenizer)
     spelling = Spelling(manifest.teacher.vocab_size, speller)
+    aligner = None if student is None else Aligner(reader, student, trust_remote_code, key="--student")
     stats, by_mix_layer = _measure(reader, spelling, advance)
     shown = list(dict.fromkeys([*wanted, *spread(by_mix_layer, samples)]))
-    found, left_out = _viewer_samples(reader, shown, spelling)
-    data = {"samples": found, "steps": STEPS, "exact": stats.entropy_is_exact}
-    page = _render(url, storage, stats, signatures(storage, manifest), data, left_out)
+    taught, of_student = (None, None) if aligner is None else _student(reader, aligner, shown, advance)
+    found, left_out = _viewer_samples(reader, shown, spelling, MOST_DATA_BYTES - len(_json(of_student).encode()))
+    data = {"samples": found, "steps": STEPS, "exact": stats.entropy_is_exact, "student": of_student}
+    page = _render(url, storage, stats, signatures(storage, manifest), data, left_out, taught)
     if len(page) > MOST_BYTES:
         raise UserError(
             f"{url}: the report would have {len(page):,} bytes, wanted at most {MOST_BYTES:,}; use fewer --samples"
@@ -93,6 +101,16 @@ def _measure(
     return stats, by_mix_layer
 
 
+def _student(
+    reader: CacheReader, aligner: Aligner, shown: list[int], advance: Callable[[int, int], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a student would be taught: tables of shares, and data of the samples that are shown."""
+    alignment = measure_alignment(reader, aligner, student_tokens.MEASURED_SAMPLES, advance=advance)
+    taught = {"name": cut(Path(aligner.tokenizer.name_or_path).name), **student_tokens.shares(alignment)}
+    kinds = [{name: kind[name] for name in ("name", "colour")} for kind in taught["kinds"]]
+    return taught, {"kinds": kinds, "samples": student_tokens.viewer_samples(aligner, shown)}
+
+
 def spread(groups: dict[str, list[int]], wanted: int) -> list[int]:
     """``wanted`` samples, spread evenly over the groups as far as they go, and evenly within each group."""
     quotas = dict.fromkeys(sorted(groups), 0)
@@ -102,14 +120,16 @@ def spread(groups: dict[str, list[int]], wanted: int) -> list[int]:
     return [groups[name][i] for name, quota in quotas.items() if quota for i in choose(len(groups[name]), quota)]
 
 
-def _viewer_samples(reader: CacheReader, shown: Sequence[int], spelling: Spelling) -> tuple[list[dict[str, Any]], int]:
-    """As many samples as fit in the page, and the number left out."""
+def _viewer_samples(
+    reader: CacheReader, shown: Sequence[int], spelling: Spelling, most_bytes: int
+) -> tuple[list[dict[str, Any]], int]:
+    """As many samples as fit in ``most_bytes``, and the number left out."""
     found: list[dict[str, Any]] = []
     size = 0
     for done, number in enumerate(shown):
         sample = viewer_sample(reader, number, spelling)
         size += len(_json(sample).encode())
-        if size > MOST_DATA_BYTES:
+        if size > most_bytes:
             return found, len(shown) - done
         found.append(sample)
     return found, 0
@@ -121,12 +141,21 @@ def _json(value: Any) -> str:
 
 
 def _render(
-    url: str, storage: Storage, stats: Stats, signed: Sequence[Signed], data: dict[str, Any], left_out: int
+    url: str,
+    storage: Storage,
+    stats: Stats,
+    signed: Sequence[Signed],
+    data: dict[str, Any],
+    left_out: int,
+    taught: dict[str, Any] | None,
 ) -> bytes:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style, script = (HERE / "page.css").read_text("utf-8"), (HERE / "page.js").read_text("utf-8")
+    style, script = (
+        (HERE / "page.css").read_text("utf-8"),
+        "".join((HERE / name).read_text("utf-8") for name in SCRIPTS),
+    )
     manifest = stats.manifest
     text = environment.get_template("page.html.jinja").render(
         policy=Markup(page_policy(style, script, "img-src data:")),
@@ -143,6 +172,7 @@ def _render(
         more_sources=max(0, len(stats.sources.by_name) - SHOWN_GROUPS),
         legend=["0", *(f"{step:g}" for step in STEPS[:-1]), f"{STEPS[-1]:g}+ nats"],
         left_out=left_out,
+        student=taught,
         footer=f"Written by cache-tools report from the cache with manifest {manifest.digest()}.",
     )
     return text.encode("utf-8", "replace")

@@ -39,6 +39,8 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
     batch = {name: torch.from_numpy(getattr(rows, name)) for name in names}
     if rows.pieces is not None:
         batch |= {f"piece_{name}": torch.from_numpy(array) for name, array in rows.pieces._asdict().items()}
+    if rows.dense is not None:
+        batch["dense"] = torch.from_numpy(rows.dense)
     for signal, part in rows.side.items():
         batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch

@@ -24,7 +24,7 @@ def open_for_student(
     """
     if side is None or rows is None:
         return open_cache(url, signals, copies, required)
-    read: tuple[Signal, ...] = ("tokens", "logits", "draws") if rows.form == "draws" else ("tokens", "logits")
-    cache = open_cache(url, read, copies, required)
+    more: tuple[Signal, ...] = () if rows.form == "top_k" else (rows.form,)
+    cache = open_cache(url, ("tokens", "logits", *more), copies, required)
     kind = RetargetedReader if side.differs(cache.manifest) else SameTokenizerReader
     return kind(cache, side, rows)

@@ -8,10 +8,10 @@ Shape letters: J student tokens, E weights of a row.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,21 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import ShardIndex, Signal
 from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.corpus.documents import BadRecord
-from teacher_cache.output_head import OutputHead
 from teacher_cache.records import LogitsSample, Pieces, RowBatch, TokenSample
 from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
 from teacher_cache.retarget.row_targets import RowTargets
 from teacher_cache.retarget.student_text import StudentText
-from teacher_cache.shards.batch import allocate_rows
+from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.storage import VOCABULARY, Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.signals.hidden.record import HiddenBatch, HiddenSample
 from teacher_cache.signals.logits.consistency import rows_of_sample
 from teacher_cache.signals.side_table import SIDE_SIGNALS
 from trainer.data.alignment import FIRST, LATER, CheckedReader, explained, problem_of, refused
 from trainer.data.kept_texts import KeptTexts
 from trainer.data.student_side import RowForm, StudentSide, as_students
+from trainer.data.wrapped_reader import WrappedReader
 
 logger = logging.getLogger(__name__)
 LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
@@ -48,12 +49,12 @@ class Sample(NamedTuple):
     target_ids_JE: np.ndarray  # int32
     weights_JE: np.ndarray  # float64
     pieces_J: Pieces | None = None  # if read
+    dense_J: np.ndarray | None = None  # uint8; the token map of rows that ``final`` has whole, 0 for others
+    final: HiddenSample | None = None  # at these rows
 
 
-class RetargetedReader:
+class RetargetedReader(WrappedReader):
     """Implements ``Cache`` for a student with another tokenizer."""
-
-    signals: tuple[Signal, ...] = ("tokens", "logits")
 
     def __init__(self, cache: CheckedReader, side: StudentSide, rows: RowForm) -> None:
         """``cache`` must be open for the signals that ``rows.form`` is made of. Raises UserError."""
@@ -62,10 +63,9 @@ class RetargetedReader:
                 f"{cache.url}: has no vocabulary.arrow (format 1.{cache.manifest.format_minor}), so it cannot teach a "
                 "student with another tokenizer; add it with `cache-tools upgrade`"
             )
-        self.url = cache.url
-        self.manifest = as_students(cache.manifest, side, rows)
-        self.shard_sizes = cache.shard_sizes
-        self._cache, self._side, self._rows = cache, side, rows
+        super().__init__(cache, as_students(cache.manifest, side, rows))
+        self.signals: tuple[Signal, ...] = ("tokens", "logits", *self.manifest.capture.side_settings)
+        self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
         self._reads = 0
         self._refused_a_chat = False
@@ -91,30 +91,14 @@ class RetargetedReader:
         kept = self._side.kept
         return None if kept is None else KeptTexts(kept, self._side.digest, self._side.info.vocab_size)
 
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether shards are copied to a local folder."""
-        return self._cache.keeps_copies
-
-    def fetch_ahead(self, positions: np.ndarray) -> None:
-        """Prefetch the shards of these samples."""
-        self._cache.fetch_ahead(positions)
-
-    def load_indexes(self, shards: Iterable[int]) -> None:
-        """Load the indexes of these shards concurrently."""
-        self._cache.load_indexes(shards)
-
     def index(self, shard: int) -> ShardIndex:
         """Index of a shard with lengths in the student's tokens; the first call tokenises all of it."""
         return self._cache.index(shard).model_copy(update={"num_tokens": self._lengths(shard)})
 
-    def read_head(self) -> OutputHead:
-        """The teacher's output head."""
-        return self._cache.read_head()
-
-    def close(self) -> None:
-        """Release files."""
-        self._cache.close()
+    @property
+    def whole_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The student token that each teacher token stands for, int32 [U]; -1: none. In texts, and in chats."""
+        return self._retarget.whole_tokens
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """As ``CacheReader.read_rows``, in the student's tokens."""
@@ -130,6 +114,8 @@ class RetargetedReader:
         if self._rows.with_pieces:
             shape = batch.input_ids.shape
             batch = replace(batch, pieces=Pieces(np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
+        if "final" in self.signals:
+            batch = replace(batch, dense=np.zeros(batch.input_ids.shape, np.uint8), side={"final": self._final(found)})
         for r, row in enumerate(found):
             start = 0
             for sample in row:
@@ -137,6 +123,20 @@ class RetargetedReader:
                 start += len(sample.ids_J)
             fill_padding(Columns.of(batch), r, start, n_tokens)
         return batch
+
+    def _final(self, found: Sequence[Sequence[Sample]]) -> HiddenBatch:
+        """Final hidden states of all rows that have them whole."""
+        kind, capture = SIDE_SIGNALS["final"], self.manifest.capture.side_settings["final"]
+        samples: list[Any] = [kind.empty(capture, self.manifest)]
+        places = [Place(PADDING, 0, slice(0, 0))]
+        for r, row in enumerate(found):
+            start = 0
+            for sample in row:
+                if sample.final is not None:
+                    samples.append(sample.final)
+                    places.append(Place(PADDING, r, slice(start, start + len(sample.ids_J))))
+                start += len(sample.ids_J)
+        return kind.join(samples, entries_of(places, samples))
 
     def _fill(self, batch: RowBatch, r: int, start: int, sample: Sample) -> None:
         n_tokens, n_entries = len(sample.ids_J), sample.weights_JE.shape[1]
@@ -152,6 +152,8 @@ class RetargetedReader:
         batch.logprobs[r, span, n_entries:] = -np.inf
         batch.next_logprob[r, span] = np.nan
         batch.log_partition[r, span] = 0
+        if batch.dense is not None and sample.dense_J is not None:
+            batch.dense[r, span] = sample.dense_J
         if batch.pieces is not None and sample.pieces_J is not None:
             for of_batch, of_sample in zip(batch.pieces, sample.pieces_J, strict=True):
                 of_batch[r, span] = of_sample
@@ -178,7 +180,10 @@ class RetargetedReader:
             assert capture.draws is not None
             at = capture.draws.temperatures.index(rows.temperature)
             teacher = with_draws(teacher, drawn.ids[:, at], capture.draws.region)
-        found = self._shifted(text, self._retarget.targets(teacher, text))
+        targets = self._retarget.targets(teacher, text)
+        found = self._shifted(text, targets)
+        if rows.form == "final":
+            found = self._with_final(found, self._cache.read_final(position), logits, targets, text.is_chat)
         if not rows.with_pieces:
             return found
         pieces = self._retarget.pieces(teacher, text, logits)
@@ -197,6 +202,22 @@ class RetargetedReader:
         if not self._rows.with_untaught:
             loss_mask_J &= weights_JE[:, 0] > 0
         return Sample(text.ids_J[:cut], loss_mask_J[:cut], ids_JE[:cut], weights_JE[:cut])
+
+    def _with_final(
+        self, found: Sample, final: HiddenSample, logits: LogitsSample, targets: RowTargets, is_chat: bool
+    ) -> Sample:
+        """The sample with the final hidden states of rows that are whole distributions of the teacher."""
+        row_J = np.append(targets.whole_row_J[1:], -1)[: len(found.ids_J)]
+        row_J[~found.loss_mask_J] = -1
+        whole_j = np.flatnonzero(row_J >= 0)
+        position_j = logits.positions[row_J[whole_j]]
+        at_j = np.searchsorted(final.positions, position_j)
+        stored_j = final.positions[np.minimum(at_j, len(final.positions) - 1)] == position_j
+        whole_j, at_j = whole_j[stored_j], at_j[stored_j]
+        arrays = {name: array[at_j] for name, array in vars(final).items() if name != "positions"}
+        dense_J = np.zeros(len(found.ids_J), np.uint8)
+        dense_J[whole_j] = 2 if is_chat else 1
+        return found._replace(dense_J=dense_J, final=HiddenSample(positions=whole_j.astype(np.int32), **arrays))
 
     def _left_out(self) -> Sample:
         """In place of a sample that the student cannot read: one token, from which nothing is learned."""

@@ -1,55 +1,28 @@
 """Read a cache of the student's own tokenizer with rows like those of re-targeted caches, to mix it with them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from schemas.manifest import ShardIndex, Signal
-from teacher_cache.output_head import OutputHead
+from schemas.manifest import Signal
 from teacher_cache.records import RowBatch
 from teacher_cache.signals.draws.record import DrawsBatch
 from trainer.data.alignment import CheckedReader
 from trainer.data.student_side import RowForm, StudentSide, as_students
+from trainer.data.wrapped_reader import WrappedReader
 
 
-class SameTokenizerReader:
+class SameTokenizerReader(WrappedReader):
     """Implements ``Cache``; tokens are those of the cache, entries and draws become weights."""
 
     signals: tuple[Signal, ...] = ("tokens", "logits")
 
     def __init__(self, cache: CheckedReader, side: StudentSide, rows: RowForm) -> None:
         """``cache`` must be open for the signals that ``rows.form`` is made of."""
-        self.url = cache.url
         as_read = as_students(cache.manifest, side, rows)
-        self.manifest = as_read.model_copy(update={"corpus": cache.manifest.corpus})
-        self.shard_sizes = cache.shard_sizes
-        self._cache, self._rows = cache, rows
-
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether shards are copied to a local folder."""
-        return self._cache.keeps_copies
-
-    def fetch_ahead(self, positions: np.ndarray) -> None:
-        """Prefetch the shards of these samples."""
-        self._cache.fetch_ahead(positions)
-
-    def load_indexes(self, shards: Iterable[int]) -> None:
-        """Load the indexes of these shards concurrently."""
-        self._cache.load_indexes(shards)
-
-    def index(self, shard: int) -> ShardIndex:
-        """Index of a shard."""
-        return self._cache.index(shard)
-
-    def read_head(self) -> OutputHead:
-        """The teacher's output head."""
-        return self._cache.read_head()
-
-    def close(self) -> None:
-        """Release files."""
-        self._cache.close()
+        super().__init__(cache, as_read.model_copy(update={"corpus": cache.manifest.corpus}))
+        self._rows = rows
 
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """As ``CacheReader.read_rows``, with weights at the one temperature."""

@@ -20,7 +20,7 @@ from trainer.student.student_tokenizer import load_tokenizer, tokenizer_files
 class RowForm(NamedTuple):
     """What the rows of a batch hold of the teacher."""
 
-    form: TargetForm  # the signal that weights are taken from: top_k or draws
+    form: TargetForm  # what weights are taken from; final: whole distributions, where a row is one
     temperature: float
     entries: int  # weights per row
     with_untaught: bool  # rows that no teacher teaches count, too: for hard labels, and for pieces
@@ -86,16 +86,21 @@ def entries_of(capture: CaptureConfig, form: TargetForm) -> int:
 
 
 def as_students(manifest: Manifest, side: StudentSide, rows: RowForm) -> Manifest:
-    """The manifest as if a teacher with the student's tokenizer had written the cache; its digest stays."""
+    """The manifest as if a teacher with the student's tokenizer had written the cache; its digest stays.
+
+    Of the side signals ``final`` is left, if it is read; draws are entries.
+    """
     capture, corpus = manifest.capture, manifest.corpus
     logits = capture.logits.model_copy(update={"k": rows.entries, "temperatures": [rows.temperature]})
+    others = [name for name in capture.side_settings if (name, rows.form) != ("final", "final")]
     longest = side.max_tokens or corpus.settings.max_tokens
     settings = corpus.settings.model_copy(update={"max_tokens": longest})
     return manifest.model_copy(
         update={
             "tokenizer": side.info,
+            "vocabulary": None,  # it is the teacher's
             "teacher": manifest.teacher.model_copy(update={"vocab_size": side.info.vocab_size}),
-            "capture": capture.model_copy(update={**dict.fromkeys(capture.side_settings), "logits": logits}),
+            "capture": capture.model_copy(update={**dict.fromkeys(others), "logits": logits}),
             "corpus": corpus.model_copy(update={"settings": settings}),
         }
     )

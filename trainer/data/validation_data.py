@@ -1,6 +1,7 @@
 """The samples for validation, or for the evaluation of a model."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,16 +11,17 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
 from schemas.train_config import LocalCopiesConfig, TrainConfig
 from teacher_cache.retarget.row_targets import Align
+from teacher_cache.shards.storage import Storage
 from teacher_cache.text import one_line
-from teacher_cache.trust.required import NOTHING, Required
+from teacher_cache.trust.required import NOTHING, Required, required_manifest
 from trainer.data.mixture import names_tokens, read_as_one
-from trainer.data.open_caches import open_cache, read_capture
+from trainer.data.open_caches import read_capture
 from trainer.data.open_for_student import open_for_student
 from trainer.data.readable import Cache, Readable
 from trainer.data.row_plan import SortedRows
 from trainer.data.selection import Selection, Subset
 from trainer.data.shares import nothing_left, required_as, required_of, selection_of
-from trainer.data.student_side import RowForm, StudentSide
+from trainer.data.student_side import RowForm, StudentSide, entries_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +37,24 @@ class ValidationData:
 def open_validation(config: TrainConfig, training: Manifest, side: StudentSide | None = None) -> ValidationData | None:
     """Open the validation data; None if none is configured. Raises UserError.
 
-    side: of a student with another tokenizer.
+    side: of a student with another tokenizer, whose KL is measured where its tokens begin at a border of the teacher's.
     """
     data = config.data
+    side = None if side is None else side.aligned(Align.BORDER)
     if data.validation_cache is not None:
         required = required_as(data.validation_digest, data.require_signature)
-        cache = open_for_evaluation(data.validation_cache, data.local_copies, required, side)
+        manifest = required_manifest(Storage(data.validation_cache), required)
+        rows = evaluation_rows(side, [manifest])
+        cache = open_for_evaluation(data.validation_cache, data.local_copies, required, side, rows)
         check_comparable(training, cache.manifest, data.validation_cache)
         return ValidationData(cache, sorted_rows(Subset(cache, Selection())))
     if data.validation_fraction == 0:
         return None
     caches, samples, lengths, first = [], [], [], 0
-    most = (
-        0 if side is None else max(read_capture(share.url, required_of(share, data)).logits.k for share in data.shares)
-    )
+    manifests = [required_manifest(Storage(share.url), required_of(share, data)) for share in data.shares]
+    rows = evaluation_rows(side, manifests)
     for share in data.shares:
-        cache = open_for_evaluation(share.url, data.local_copies, required_of(share, data), side, most)
+        cache = open_for_evaluation(share.url, data.local_copies, required_of(share, data), side, rows)
         subset = Subset(cache, replace(selection_of(share, data), held_out=True))
         held_out, held_out_lengths = subset.selected()
         caches.append(cache)
@@ -67,23 +71,25 @@ def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
     return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
 
 
+def evaluation_rows(side: StudentSide | None, manifests: Sequence[Manifest]) -> RowForm | None:
+    """Rows of caches that are evaluated together, for a student with another tokenizer; None if none has another."""
+    if side is None or not any(map(side.differs, manifests)):
+        return None
+    return RowForm("top_k", 1.0, max(entries_of(manifest.capture, "top_k") for manifest in manifests), True)
+
+
 def open_for_evaluation(
     url: str,
     copies: LocalCopiesConfig | None = None,
     required: Required = NOTHING,
     side: StudentSide | None = None,
-    most: int = 0,
+    rows: RowForm | None = None,
 ) -> Cache:
     """Open a cache for the signals that ``evaluate`` reads. Raises UserError.
 
-    side: of a student with another tokenizer: its rows have a teacher where they begin at a border of teacher tokens,
-    at temperature 1. most: the largest number of stored entries of caches that are read together.
+    side, rows: of a student with another tokenizer, and ``evaluation_rows``.
     """
-    capture = read_capture(url, required)
-    if side is None:
-        return open_cache(url, evaluation_signals(capture), copies, required)
-    rows = RowForm("top_k", 1.0, max(most, capture.logits.k) + 1, with_untaught=True)
-    return open_for_student(url, ("tokens", "logits"), copies, required, side.aligned(Align.BORDER), rows)
+    return open_for_student(url, evaluation_signals(read_capture(url, required)), copies, required, side, rows)
 
 
 def sorted_rows(subset: Subset, at_most: int | None = None) -> SortedRows:

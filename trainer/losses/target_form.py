@@ -7,7 +7,7 @@ from schemas.errors import UserError
 from schemas.manifest import Signal
 from schemas.train_config import Tail, TargetForm, TlaConfig
 from teacher_cache.signals.hidden.capture import dequantise
-from trainer.losses.targets import DenseTarget, ListedTarget, Target, draws_target, top_k_target
+from trainer.losses.targets import DenseTarget, ListedTarget, MixedTarget, Target, draws_target, top_k_target
 from trainer.losses.teacher_rows import TeacherRows
 
 DEQUANTISED_ROWS = 4096  # at one time: each needs some 16 bytes a channel beside the result
@@ -74,7 +74,7 @@ def make_target(
 ) -> Target:
     """Target of the rows in this form, for a student of ``vocabulary`` tokens (rows of its head)."""
     if form == "final":
-        return dense_target(rows, capture, temperature)
+        return final_target(rows, capture, temperature, vocabulary)
     if form == "top_k":
         return stored_target(rows, capture, temperature, vocabulary, tail)
     draws = capture.draws
@@ -92,6 +92,23 @@ def stored_target(
     """Target from the rows' stored entries."""
     column = capture.logits.temperatures.index(temperature)
     return top_k_target(rows.ids_NK, rows.logprobs_NK, rows.log_partition_NT[:, column], temperature, vocabulary, tail)
+
+
+def final_target(
+    rows: TeacherRows, capture: CaptureConfig, temperature: float, vocabulary: int
+) -> DenseTarget | MixedTarget:
+    """Target from the rows' final hidden states; with ``dense_N``, from stored entries where it is 0."""
+    dense = dense_target(rows, capture, temperature)
+    if rows.dense_N is None:
+        return dense
+    stored = stored_target(rows, capture, temperature, vocabulary)
+    listed_n = (rows.dense_N == 0).nonzero().squeeze(1).to(rows.ids_NK.device)
+    kind_F = rows.dense_N[rows.dense_N > 0]
+    mapped = []
+    for kind, token_map in enumerate(rows.token_maps, start=1):
+        own_n = (kind_F == kind).nonzero().squeeze(1).to(rows.ids_NK.device)
+        mapped.append(DenseTarget(dense.hidden_ND[own_n], dense.head, temperature, token_map))
+    return MixedTarget(rows.dense_N, (stored.rows(listed_n), *mapped))
 
 
 def dense_target(rows: TeacherRows, capture: CaptureConfig, temperature: float) -> DenseTarget:

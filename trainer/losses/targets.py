@@ -3,16 +3,20 @@
 - ``ListedTarget``: weights on listed tokens, optionally with one weight for all other tokens together (the *bucket*).
   Built from top-k and nucleus rows (``top_k_target``) and from draws (``draws_target``).
 - ``DenseTarget``: the teacher's final hidden states and output head, from which all logits are rebuilt in chunks.
+- ``MixedTarget``: some rows of the one form, some of the other.
 
-Shape letters: N rows that count, K listed entries, V student vocabulary, U teacher vocabulary, D teacher width.
+Shape letters: N rows that count, n of a chunk, K listed entries, V student vocabulary, U teacher vocabulary, D teacher
+width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from schemas.train_config import Tail
 from teacher_cache.output_head import OutputHead
+from trainer.losses.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class ListedTarget:
     rest_N: torch.Tensor | None  # the bucket's probability
     entropy_N: torch.Tensor  # nats; cross-entropy minus this is the divergence
 
-    def rows(self, rows: slice) -> "ListedTarget":
+    def rows(self, rows: slice | torch.Tensor) -> "ListedTarget":
         """The target of some of the rows."""
         return ListedTarget(
             self.ids_NK[rows],
@@ -43,6 +47,7 @@ class DenseTarget:
     hidden_ND: torch.Tensor
     head: OutputHead
     temperature: float
+    token_map: TokenMap | None = None  # for a student with another tokenizer
 
     def rows(self, rows: slice) -> "DenseTarget":
         """The target of some of the rows."""
@@ -52,8 +57,62 @@ class DenseTarget:
         """Softened log-probabilities, float32 [N, U] (float64 stays float64)."""
         return self.head.logits(self.hidden_ND).div_(self.temperature).log_softmax(dim=-1)
 
+    def mapped(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Through the token map: probabilities of the student's tokens, [N, V], and the bucket's, [N].
 
-Target = ListedTarget | DenseTarget
+        The bucket holds the mass of teacher tokens that stand for no student token; it belongs to the student tokens
+        that are not named, together. Where all are named, it is removed. Beside the result, at most N × V values exist
+        at one time.
+        """
+        assert self.token_map is not None
+        at_once = max(1, len(self.hidden_ND) * len(self.token_map.named_V) // len(self.head.weight_VD))
+        chunks = [replace(self, hidden_ND=hidden_nD) for hidden_nD in self.hidden_ND.split(at_once)]
+        sums = [self.token_map.sums(chunk.log_probs().exp_()) for chunk in chunks]
+        sums_NS = sums[0] if len(sums) == 1 else torch.cat(sums)
+        p_NV, rest_N = sums_NS[:, :-1], sums_NS[:, -1]
+        if self.token_map.names_all:
+            return p_NV / p_NV.sum(dim=1, keepdim=True), torch.zeros_like(rest_N)
+        return p_NV, rest_N
+
+    def listed(self) -> ListedTarget:
+        """``mapped`` with the named tokens as listed ones."""
+        assert self.token_map is not None
+        p_NV, rest_N = self.mapped()
+        ids_K = self.token_map.named_V.nonzero().squeeze(1)
+        least = torch.finfo(p_NV.dtype).tiny  # what underflows still penalises the student's mass there
+        weights_NK = p_NV[:, ids_K].clamp_(min=least)
+        entropy_N = torch.special.entr(weights_NK).sum(dim=1) + torch.special.entr(rest_N)
+        listed_NK = torch.ones_like(ids_K, dtype=torch.bool).expand_as(weights_NK)
+        return ListedTarget(ids_K.expand_as(weights_NK), listed_NK, weights_NK, rest_N, entropy_N)
+
+
+OneForm = ListedTarget | DenseTarget
+
+
+@dataclass(frozen=True)
+class MixedTarget:
+    """Rows of several kinds: each kind has a target, of its own rows in their order."""
+
+    kind_N: torch.Tensor  # uint8, on the CPU: which of the targets
+    targets: tuple[OneForm, ...]
+
+    def rows(self, rows: slice) -> "MixedTarget":
+        """The target of some of the rows."""
+        kinds = len(self.targets)
+        first_K = torch.bincount(self.kind_N[: rows.start], minlength=kinds)
+        end_K = first_K + torch.bincount(self.kind_N[rows], minlength=kinds)
+        pairs = zip(self.targets, first_K.tolist(), end_K.tolist(), strict=True)
+        return MixedTarget(self.kind_N[rows], tuple(target.rows(slice(first, end)) for target, first, end in pairs))
+
+    def parts(self) -> Iterator[tuple[torch.Tensor, OneForm]]:
+        """The numbers of the rows of each kind, int64 on the CPU, and their target; no kind without rows."""
+        for kind, target in enumerate(self.targets):
+            rows_n = (self.kind_N == kind).nonzero().squeeze(1)
+            if len(rows_n):
+                yield rows_n, target
+
+
+Target = OneForm | MixedTarget
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """The teacher's signals at the rows of a batch that count."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from teacher_cache.output_head import OutputHead
+from trainer.losses.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,27 @@ class TeacherRows:
     entropy_NT: torch.Tensor | None = None  # float, nats; at the temperatures of the draws
     final: tuple[torch.Tensor, ...] | None = None  # final hidden states [N, 1, …], as ``dequantise`` takes them
     head: OutputHead | None = None  # the teacher's, to be applied to ``final``
+    dense_N: torch.Tensor | None = None  # uint8, on the CPU; ``RowBatch.dense``; ``final`` has the rows above 0 only
+    token_maps: Sequence[TokenMap] = ()  # those that ``dense_N`` counts, from 1
     piece_tokens_N: torch.Tensor | None = None  # integer; rows of the piece of text that ends with this row; 0: none
     piece_logprob_N: torch.Tensor | None = None  # float, nats; of a piece's teacher tokens together; see ``Pieces``
 
 
-def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None) -> TeacherRows:
+def teacher_rows(
+    batch: dict[str, torch.Tensor], head: OutputHead | None = None, token_maps: Sequence[TokenMap] = ()
+) -> TeacherRows:
     """The rows of ``batch`` (tensors of a RowBatch, [R, L, …]) where loss_mask is True, in row-major order.
 
     Row t predicts token t + 1 of the same sample: loss_mask is False at each sample's last token. head: the teacher's,
-    if the cache has final hidden states.
+    if the cache has final hidden states. token_maps: to a student with another tokenizer; on the batch's device.
     """
-    mask_RL = batch["loss_mask"]
+    mask_RL, dense_RL = batch["loss_mask"], batch.get("dense")
+    final_RL = mask_RL if dense_RL is None else mask_RL & (dense_RL > 0)
 
     def counting(signal: str, *names: str) -> list[torch.Tensor]:
         """Arrays of a signal, restricted to its stored rows that count."""
-        keep_N = mask_RL[batch[f"{signal}_batch_row"], batch[f"{signal}_column"]]
+        wanted_RL = final_RL if signal == "final" else mask_RL
+        keep_N = wanted_RL[batch[f"{signal}_batch_row"], batch[f"{signal}_column"]]
         return [batch[f"{signal}_{name}"][keep_N] for name in names]
 
     draws_NTM, entropy_NT = counting("draws", "ids", "entropy") if "draws_ids" in batch else (None, None)
@@ -55,6 +63,8 @@ def teacher_rows(batch: dict[str, torch.Tensor], head: OutputHead | None = None)
         entropy_NT=entropy_NT,
         final=None if final is None else tuple(final),
         head=head,
+        dense_N=None if dense_RL is None else dense_RL[mask_RL].cpu(),
+        token_maps=token_maps,
         piece_tokens_N=None if pieces is None else pieces[0],
         piece_logprob_N=None if pieces is None else pieces[1],
     )

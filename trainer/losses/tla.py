@@ -20,7 +20,7 @@ from schemas.cache_config import CaptureConfig
 from schemas.train_config import Divergence, TlaConfig
 from trainer.losses.loss import HeadLoss, LossOfChunk, Pair
 from trainer.losses.target_form import make_target, said_of_target, signals_of, target_form
-from trainer.losses.targets import DenseTarget, ListedTarget, Target
+from trainer.losses.targets import DenseTarget, ListedTarget, MixedTarget, OneForm, Target
 from trainer.losses.teacher_rows import TeacherRows
 
 WORDS = {
@@ -78,9 +78,13 @@ def tla_(
     ``reverse`` and ``jsd`` compare both models over the same outcomes: listed tokens and bucket; without a bucket, the
     listed tokens, both sides normalised over them; for a dense target, the tokens that both models have.
     """
+    if isinstance(target, MixedTarget):
+        return _kind_by_kind_(logits_NV, target, temperature, divergence, beta)
     if divergence == "forward":
         if isinstance(target, ListedTarget):
             return _listed_forward_(logits_NV, target, temperature)
+        if target.token_map is not None:
+            return _mapped_forward_(logits_NV, target, temperature, ~target.token_map.named_V)
         return _dense_forward_(logits_NV, target, temperature)
     leaf_NV = logits_NV.detach().requires_grad_()
     with torch.enable_grad():
@@ -88,6 +92,17 @@ def tla_(
         per_row_N = DIVERGENCES[divergence](log_p_NC, log_q_NC, beta) * temperature**2
         (gradient_NV,) = torch.autograd.grad(per_row_N.sum(), leaf_NV)
     return per_row_N.detach(), gradient_NV
+
+
+def _kind_by_kind_(
+    logits_NV: torch.Tensor, target: MixedTarget, temperature: float, divergence: Divergence, beta: float
+) -> Pair:
+    """``tla_`` of the rows of each kind; their gradient takes the place of their logits."""
+    per_row_N = logits_NV.new_zeros(len(logits_NV))
+    for rows_n, part in target.parts():
+        own_n = rows_n.to(logits_NV.device)
+        per_row_N[own_n], logits_NV[own_n] = tla_(logits_NV[own_n], part, temperature, divergence, beta)
+    return per_row_N, logits_NV
 
 
 def _listed_forward_(logits_NV: torch.Tensor, target: ListedTarget, temperature: float) -> Pair:
@@ -131,8 +146,23 @@ def _dense_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: f
     return kl_N * temperature**2, gradient_NV.mul_(temperature)
 
 
-def _outcomes(z_NV: torch.Tensor, target: Target) -> Pair:
+def _mapped_forward_(logits_NV: torch.Tensor, target: DenseTarget, temperature: float, others_V: torch.Tensor) -> Pair:
+    """As ``_listed_forward_`` with all named tokens listed, and the others as the bucket."""
+    p_NV, rest_N = (part.to(logits_NV.dtype) for part in target.mapped())
+    log_q_NV = (logits_NV.div_(temperature) if temperature != 1 else logits_NV).log_softmax(dim=1)
+    kl_N = torch.linalg.vecdot(p_NV, p_NV.log().clamp_(min=-1e30).sub_(log_q_NV))
+    q_NV = log_q_NV.exp_()
+    outside_N = (q_NV * others_V).sum(dim=1).clamp(min=torch.finfo(q_NV.dtype).tiny)
+    kl_N -= torch.special.entr(rest_N) + rest_N * outside_N.log()
+    mass_N1 = (p_NV.sum(dim=1) + rest_N)[:, None]
+    gradient_NV = q_NV.mul_(mass_N1 - (rest_N / outside_N)[:, None] * others_V).sub_(p_NV)
+    return kl_N * temperature**2, gradient_NV.mul_(temperature)
+
+
+def _outcomes(z_NV: torch.Tensor, target: OneForm) -> Pair:
     """Log-probabilities of teacher and student over the same C outcomes; z: the student's logits over temperature."""
+    if isinstance(target, DenseTarget) and target.token_map is not None:
+        target = target.listed()
     if isinstance(target, DenseTarget):
         log_p_NU = target.log_probs().to(z_NV.dtype)
         both = min(log_p_NU.shape[1], z_NV.shape[1])

@@ -36,6 +36,10 @@ def model_card(
         "",
         *dict.fromkeys(_teacher(manifest.teacher) for manifest in manifests),
         *dict.fromkeys(_cache(manifest) for manifest in manifests),
+        *(
+            [f"- rows turned into weights on this student's own tokens (align: {summary['align']})"]
+            * bool(summary["align"])
+        ),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
         f"- weights are those of step {summary['final_step']}",

@@ -21,7 +21,7 @@ def progress_callbacks() -> list[TrainerCallback]:
 
 def describe(logs: dict[str, Any]) -> str:
     """Format a line of metrics: unweighted losses and their weighted sum, or validation metrics."""
-    shown = (*LOSSES, "loss", "eval_kl", "eval_perplexity", "eval_top1_agreement")
+    shown = (*LOSSES, "loss", "eval_kl", "eval_perplexity", "eval_bits_per_byte", "eval_top1_agreement")
     return "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in shown if name in logs)
 
 

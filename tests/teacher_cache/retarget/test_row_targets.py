@@ -60,6 +60,7 @@ class Case:
         for j, (token, x, y, is_stop) in enumerate(self.student_tokens):
             wanted = self.walk.target(token, x, y, is_stop)
             assert (wanted is not None) is (found.kind_J[j] in TAUGHT), (j, Kind(found.kind_J[j]))
+            assert found.whole_row_J[j] == (-1 if wanted is None else self.whole_row(x, y, is_stop))
             if wanted is None:
                 assert not found.weights_JE[j].any()
                 continue
@@ -70,6 +71,14 @@ class Case:
             assert (found.weights_JE[j] >= 0).all()
             assert (np.diff(found.weights_JE[j]) <= 0).all()
             assert found.weights_JE[j].sum() + found.rest_J[j] == pytest.approx(1, abs=1e-9)
+
+    def whole_row(self, x: int, y: int, is_stop: bool) -> int:
+        """The row about the teacher token that begins at ``x``; -1 if it was read in part, or is crossed."""
+        k = self.walk.covering(x, is_stop)
+        assert k is not None
+        taken, start, end = self.walk.tokens[k]
+        spelled = is_stop or (x == start and len(self.walk.teacher[taken]) == end - start)
+        return sorted(self.walk.rows).index(k) if spelled and y <= end else -1
 
 
 def cut(text: bytes, vocabulary: list[bytes], length: int) -> list[tuple[int, int, int]]:
@@ -200,3 +209,4 @@ def test_a_leading_blank_that_the_text_does_not_have_is_no_part_of_the_token() -
     found = Case(walk, [(0, 1, 4, False)]).targets()
     assert found.kind_J[0] == Kind.EQUAL
     assert found.weights_JE[0, :2] == pytest.approx([0.75, 0.25])  # given the blank
+    assert found.whole_row_J[0] == -1

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from schemas.errors import UserError
+from support.byte_student import write_byte_student
 from support.golden import BUNDLED, WITH_CHATS
 from support.models import tiny_tokenizer
 from teacher_cache.retarget.row_targets import Kind
@@ -26,18 +27,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One of single bytes, with a template of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-    fast.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}"
-    folder = tmp_path_factory.mktemp("other")
-    fast.save_pretrained(folder)
-    return str(folder)
+    return write_byte_student(tmp_path_factory.mktemp("other"))
 
 
 def counts(cache: Path, tokenizer: str) -> dict[str, Any]:
@@ -77,7 +67,7 @@ def test_the_command_shows_kinds_shares_and_tokens(other: str) -> None:
 
 
 def test_a_cache_without_a_vocabulary_is_refused(own: str) -> None:
-    with pytest.raises(UserError, match=r"no vocabulary\.arrow \(format 1\.1\)"):
+    with pytest.raises(UserError, match=r"no vocabulary\.arrow \(format 1\.1\).*`cache-tools upgrade`"):
         align(str(BUNDLED), own, None)
 
 

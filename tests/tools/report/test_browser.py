@@ -1,6 +1,7 @@
 """The page in a real browser: no requests, no code from a cache, keyboard control, readable contrast."""
 
 import itertools
+import json
 import math
 import re
 import threading
@@ -15,8 +16,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from schemas.cache_config import Provenance
+from support.byte_student import write_byte_student
 from support.chromium import opened, started_browser
-from support.golden import GOLDEN
+from support.golden import GOLDEN, WITH_CHATS
 from support.synthetic import write_cache
 from support.worded import worded_pair
 from teacher_cache.shards.marks import read_manifest
@@ -51,6 +53,16 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report for a student of single bytes, with chats first."""
+    folder = tmp_path_factory.mktemp("taught")
+    student = write_byte_student(folder / "student")
+    keys = CacheReader(str(WITH_CHATS), ("tokens",)).keys
+    report(str(WITH_CHATS), folder / "r.html", samples=4, keys=[keys[76], keys[1]], student=student)
+    return folder / "r.html"
+
+
+@pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a cache with hostile text in every field."""
     folder = tmp_path_factory.mktemp("attacked")
@@ -64,7 +76,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     provenance = Provenance(licence=ATTACKS[0], owner=ATTACKS[1], notes=everything)
     changed = manifest.model_copy(update={"teacher": teacher, "provenance": provenance})
     Storage(url).write(MANIFEST, changed.to_json().encode())
-    report(url, folder / "r.html")
+    report(url, folder / "r.html", student=write_byte_student(folder / "student"))
     return folder / "r.html"
 
 
@@ -72,17 +84,28 @@ def tokens(page: Page) -> Any:
     return page.get_by_role("option").and_(page.locator("#text [role=option]"))
 
 
+def student_tokens(page: Page) -> Any:
+    return page.get_by_role("option").and_(page.locator("#pairs [role=option]"))
+
+
+@pytest.mark.parametrize("name", ["golden", "taught"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_report_opens_without_errors_or_requests(browser: Browser, golden: Path, scheme: str, width: int) -> None:
-    with opened(browser, golden, width, scheme) as found:
+def test_the_report_opens_without_errors_or_requests(
+    browser: Browser, request: pytest.FixtureRequest, name: str, scheme: str, width: int
+) -> None:
+    file: Path = request.getfixturevalue(name)
+    with opened(browser, file, width, scheme) as found:
         expect(found.page.locator("#viewer")).to_be_visible()
         for number in range(found.page.locator("#which option").count()):
             found.page.locator("#which").select_option(str(number))
             tokens(found.page).nth(1).click()
+        for number in range(found.page.locator("#which-student option").count()):
+            found.page.locator("#which-student").select_option(str(number))
+            student_tokens(found.page).nth(1).click()
         assert found.problems == []
         assert found.page.evaluate("window.violations") == []
-        assert found.requests == [golden.as_uri()]
+        assert found.requests == [file.as_uri()]
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -136,6 +159,9 @@ def test_content_of_caches_is_shown_and_never_executed(browser: Browser, attacke
             page.locator("#which").select_option(str(number))
             for place in range(tokens(page).count()):
                 tokens(page).nth(place).click()
+            page.locator("#which-student").select_option(str(number))
+            student_tokens(page).nth(0).click()
+            student_tokens(page).last.click()
         labels = page.locator("#which option").all_inner_texts()
         page.locator("#which").select_option(str([ATTACKS[0] in label for label in labels].index(True)))
         page.wait_for_timeout(200)
@@ -280,6 +306,81 @@ CONTRAST = """
   return found;
 }
 """
+
+
+def test_tokens_of_both_lie_over_each_other(browser: Browser, taught: Path) -> None:
+    """In the order of the text, over the same width where both spell the same, with colours and titles."""
+    sample = json.loads(re.findall(r'id="data">(.*?)</script>', taught.read_text("utf-8"), re.DOTALL)[0])["student"]
+    with opened(browser, taught) as found:
+        page = found.page
+        shown = [token for piece in sample["samples"][0]["pieces"] for token in piece["student"]]
+        options = student_tokens(page)
+        assert options.evaluate_all("e => e.map(o => o.textContent)") == [token["text"] for token in shown]
+        boxes = page.locator(".pair").evaluate_all(
+            "e => e.map(p => [...p.children].map(row => [row.textContent, row.getBoundingClientRect().width, "
+            "row.getBoundingClientRect().top]))"
+        )
+        same = [(over, under) for over, under in boxes if over[0] == under[0] != ""]
+        assert [over[0] for over, _ in same] == ["2", "."]
+        for over, under in boxes:
+            assert over[2] < under[2]
+            assert over[0] != under[0] or abs(over[1] - under[1]) < 0.1
+        titles = page.locator("#pairs .over .token").evaluate_all("e => e.map(o => o.title)")
+        assert titles[0].startswith("teacher: <|im_start|>, id ")
+        place = next(i for i, token in enumerate(shown) if token.get("best"))
+        token = shown[place]
+        best = ", ".join(f"{name} " for _, name, _ in token["best"][:1])
+        title = options.nth(place).get_attribute("title") or ""
+        assert title.startswith(f"{token['text']}, id {token['id']}: {sample['kinds'][token['kind']]['name']}; {best}")
+        assert options.nth(place).get_attribute("aria-selected") == "true"
+        rows = page.locator("#student-panel tbody tr")
+        assert rows.count() == len(token["best"]) + 1
+        assert (
+            rows.first.inner_text().split()[-2]
+            == f"{token['best'][0][2] / 100:.{2 if token['best'][0][2] < 1000 else 1}f}"
+        )
+        options.first.click()
+        expect(page.locator("#student-panel")).to_contain_text("not learned")
+        expect(page.locator("#student-panel")).to_contain_text("The teacher says nothing about this token")
+        table = page.locator(".shares table").first
+        colours = table.locator(".sample-of").evaluate_all("e => e.map(o => getComputedStyle(o).backgroundColor)")
+        assert len(set(colours)) == 6
+        kind = sample["kinds"][token["kind"]]["colour"]
+        wanted = table.locator(f".{kind}").evaluate("o => getComputedStyle(o).backgroundColor")
+        assert options.nth(place).evaluate("o => getComputedStyle(o).backgroundColor") == wanted
+
+
+def test_the_students_tokens_with_the_keyboard_alone(browser: Browser, taught: Path) -> None:
+    with opened(browser, taught, width=700) as found:
+        page = found.page
+        page.locator("#which-student").focus()
+        page.keyboard.press("Tab")
+        start = int(focused(page).removeprefix("student-"))
+        assert page.locator("#pairs [tabindex='0']").count() == 1
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.keyboard.press("Home")
+        assert focused(page) == "student-0"
+        page.keyboard.press("ArrowRight")
+        assert focused(page) == "student-1"
+        assert page.locator(f"#student-{start}").get_attribute("aria-selected") == "true"
+        page.keyboard.press("Enter")
+        assert page.locator("#student-1").get_attribute("aria-selected") == "true"
+        assert page.locator("#pairs [aria-selected='true']").count() == 1
+        expect(page.locator("#student-status")).to_contain_text("Student token")
+        page.keyboard.press("End")
+        assert focused(page) == f"student-{student_tokens(page).count() - 1}"
+        page.keyboard.press("Tab")
+        assert focused(page) == "student-panel"
+        expect(page.get_by_role("listbox", name="Tokens of the student")).to_be_visible()
+        expect(page.get_by_role("combobox", name="Text")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_students_tokens_can_be_read(browser: Browser, taught: Path, scheme: str) -> None:
+    with opened(browser, taught, scheme=scheme) as found:
+        ratios = found.page.locator("section[aria-labelledby=student]").page.evaluate(CONTRAST)
+        assert [(round(ratio, 2), what) for ratio, what in ratios if ratio < 4.5] == []
+        assert sum(".token" in what or "SPAN.token" in what for _, what in ratios) > 30
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

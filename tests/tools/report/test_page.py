@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from markupsafe import escape
 
 from schemas.cache_config import HiddenCapture
 from schemas.errors import UserError
-from support.golden import GOLDEN, SIGNALS
+from support.byte_student import write_byte_student
+from support.golden import GOLDEN, SIGNALS, WITH_CHATS
 from support.signed import public_key, sign
 from support.synthetic import random_shards, write_cache
 from support.worded import worded_pair
+from teacher_cache.retarget.row_targets import Kind
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.signals.hidden.capture import to_floats
 from teacher_cache.signals.hidden.record import HiddenSample
 from tools.cache_tools_cli import main
+from tools.looking.align import KIND_NAMES, align
 from tools.report.page import MOST_BYTES, report, spread
 from tools.report.sample_columns import MOST_TOKENS, _norms
 
@@ -195,3 +199,29 @@ def test_norms_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     sample = HiddenSample(np.array([3, 5], np.int32), values, empty, empty, empty)
     assert _norms(sample, capture, 0, 10) == {3: [3.0], 5: [None]}
     assert _norms(sample, capture, 4, 5) == {}
+
+
+def test_a_student_that_cannot_be_taught_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    out, student = tmp_path / "r.html", write_byte_student(tmp_path / "student")
+    with pytest.raises(
+        UserError, match=r"no vocabulary\.arrow \(format 1\.0\), so only students with the teacher's own"
+    ):
+        report(str(GOLDEN), out, student=student)
+    with pytest.raises(UserError, match=r"--student: .*nowhere \(no such folder\): cannot load a tokenizer"):
+        report(str(WITH_CHATS), out, student=str(tmp_path / "nowhere"))
+    assert not out.exists()
+
+
+def test_shares_of_a_student_are_in_the_page(tmp_path: Path) -> None:
+    out, student = tmp_path / "r.html", write_byte_student(tmp_path / "student")
+    result = CliRunner().invoke(main, ["report", str(WITH_CHATS), str(out), "--samples", "2", "--student", student])
+    assert result.exit_code == 0, result.output
+    found = align(str(WITH_CHATS), student, None).summary()
+    page = " ".join(out.read_text("utf-8").split())
+    for arm, share in found["taught"].items():
+        assert re.search(rf'<th scope="row">{arm} <span class="kind">[^<]*</span></th><td>{share:.1%}</td>', page)
+    for kind, name in KIND_NAMES.items():
+        cells = f"</span> {escape(name)}</th><td>{found['kinds'][kind.name.lower()]:,}</td>"
+        assert cells in page
+    assert len(data_of(out)["student"]["samples"]) == 2
+    assert data_of(out)["student"]["kinds"][0] == {"name": KIND_NAMES[Kind.EQUAL], "colour": "equal"}

@@ -34,18 +34,33 @@ def test_rows_of_several_caches_are_those_of_each() -> None:
     mixture = CacheMixture([CacheReader(str(GOLDEN), SIGNALS), CacheReader(str(GOLDEN), SIGNALS)])
     found, wanted = flat(mixture.read_rows(ROWS)), flat(single.read_rows([[s % 8 for s in row] for row in ROWS]))
     assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        if name.split("_")[0] not in ("hidden", "attention", "draws", "final") or name == "attention_mask":
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
-    for signal in ("hidden", "attention", "draws", "final"):
-        ours, theirs = ({n: a for n, a in b.items() if n.startswith(f"{signal}_")} for b in (found, wanted))
-        ours.pop("attention_mask", None)
-        theirs.pop("attention_mask", None)
-        order = [np.lexsort((one[f"{signal}_column"], one[f"{signal}_batch_row"])) for one in (ours, theirs)]
-        for name in ours.keys() - {"attention_sample"}:
-            np.testing.assert_array_equal(ours[name][order[0]], theirs[name][order[1]], err_msg=name)
+    for name in wanted.keys() - {"attention_sample"}:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+    for signal in ("hidden", "attention", "draws", "final"):  # their entries are in the order of the rows
+        order = np.lexsort((found[f"{signal}_column"], found[f"{signal}_batch_row"]))
+        np.testing.assert_array_equal(order, np.arange(len(order)))
     numbered = set(zip(found["attention_sample"], found["attention_batch_row"], strict=True))
     assert len(numbered) == len(set(found["attention_sample"])) == len(set(wanted["attention_sample"]))
+    assert (np.diff(found["attention_sample"]) >= 0).all()
+
+
+def test_which_rows_have_whole_distributions_is_joined_with_them() -> None:
+    parts = [CacheReader(str(GOLDEN), ("tokens",)).read_rows(rows) for rows in ([[3], [0]], [[1, 2]])]
+    assert join_batches(parts, [np.array([2, 0]), np.array([1])], 4).dense is None
+    rng = np.random.default_rng(0)
+    parts = [replace(part, dense=rng.integers(0, 3, part.input_ids.shape, np.uint8)) for part in parts]
+    joined = join_batches(parts, [np.array([2, 0]), np.array([1])], 4)
+    assert joined.dense is not None
+    assert joined.dense.shape == joined.input_ids.shape
+    first, second = (part.dense for part in parts)
+    assert first is not None
+    assert second is not None
+    for row, wanted in ((2, first[0]), (0, first[1]), (1, second[0]), (3, first[0, :0])):
+        np.testing.assert_array_equal(joined.dense[row, : len(wanted)], wanted)
+        assert not joined.dense[row, len(wanted) :].any()
+    one_only = join_batches([replace(parts[0], dense=None), parts[1]], [np.array([2, 0]), np.array([1])], 4).dense
+    assert one_only is not None
+    np.testing.assert_array_equal(one_only, np.where(np.arange(4)[:, None] == 1, joined.dense, 0))
 
 
 def test_rows_of_one_cache_only_and_of_none() -> None:

@@ -23,6 +23,7 @@ from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.vocabulary_file import read_vocabulary
+from teacher_cache.signals.hidden.capture import dequantise
 from teacher_cache.token_table import TokenTable, Vocabulary
 from trainer.data.alignment import FIRST
 from trainer.data.batches import to_tensors
@@ -32,6 +33,7 @@ from trainer.data.student_side import RowForm, StudentSide, entries_of, student_
 from trainer.losses.target_form import stored_target
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.losses.tla import tla_
+from trainer.losses.token_map import TokenMap
 
 ENTRIES = RowForm("top_k", 1.0, 13, with_untaught=True)
 TAUGHT_ONLY = ENTRIES._replace(with_untaught=False)
@@ -129,6 +131,33 @@ def test_the_target_has_the_kernels_weights_and_its_rest_and_is_0_without_a_teac
     assert loss_N[~taught].abs().max() < 1e-6
     assert gradient_NV[~taught].abs().max() < 1e-6
     assert gradient_NV[taught].abs().amax(dim=1).min() > 1e-3
+
+
+def test_final_states_stand_where_a_row_is_a_whole_distribution(tmp_path: Path, side: Side) -> None:
+    """Mapped to the student's tokens each has at least the mass that its stored entries have there."""
+    final = {"dtype": "bfloat16"}
+    cache = str(write_cache_of_texts(tmp_path / "in", tmp_path / "cache", seed=1, final=final, draws=None))
+    reader = opened(cache, side(), RowForm("final", 1.0, 13, with_untaught=True))
+    packed = [[0, 44], [47, 5, 9], [3]]
+    batch = reader.read_rows(packed)
+    rows, head = batch.side["final"], reader.read_head()
+    assert batch.dense is not None
+    assert {*batch.dense.ravel().tolist()} == {0, 1, 2}
+    np.testing.assert_array_equal(np.flatnonzero(batch.dense), rows.batch_row * batch.dense.shape[1] + rows.column)
+    arrays = (torch.from_numpy(getattr(rows, name)) for name in ("values", "scales", "outlier_index", "outliers"))
+    settings = reader.manifest.capture.final
+    assert settings is not None
+    p_NU = head.logits(dequantise(*arrays, settings)[:, 0]).softmax(dim=1)
+    size = reader.manifest.tokenizer.vocab_size
+    maps = [TokenMap.of(whole_V, len(head.weight_VD), size) for whole_V in reader.whole_tokens]
+    for n, (r, c) in enumerate(zip(rows.batch_row, rows.column, strict=True)):
+        p_V = maps[batch.dense[r, c] - 1].sums(p_NU[n : n + 1])[0].numpy()
+        listed = batch.logprobs[r, c] > -np.inf
+        weights = np.exp(batch.logprobs[r, c][listed])
+        assert (p_V[batch.ids[r, c][listed]] > weights - 0.01).all()
+        assert p_V.sum() == pytest.approx(1, abs=1e-5)
+    assert batch.dense[~batch.loss_mask].max() == 0
+    assert 0.3 < (batch.dense > 0).sum() / batch.loss_mask.sum() < 0.9
 
 
 def test_rows_without_a_teacher_count_for_hard_labels_only(cache: str, side: Side) -> None:

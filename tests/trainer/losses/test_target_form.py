@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from trainer.data.batches import to_tensors
 from trainer.data.open_caches import open_cache
 from trainer.data.validation_data import evaluation_signals
 from trainer.distiller import distill
-from trainer.evaluate import evaluate_folder
+from trainer.evaluate import evaluate, evaluate_folder
 from trainer.losses.objective import Objective
 from trainer.losses.target_form import target_form
 from trainer.losses.teacher_rows import teacher_rows
+from trainer.losses.token_map import TokenMap
 from trainer.student.forward import masked_hidden, output_head
 
 CAPTURES: dict[str, dict[str, Any]] = {
@@ -202,6 +204,42 @@ def test_dense_loss_and_evaluation_are_the_dense_kl(
     assert dense["kl"] > bucket["kl"], "the bucket's is a lower bound"
     assert (dense["kl_is_exact"], bucket["kl_is_exact"]) == (True, False)
     assert dense["perplexity"] == pytest.approx(bucket["perplexity"], rel=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_with_and_without_a_whole_distribution_in_one_batch(
+    write: Callable[[str], str], tmp_path: Path, packed: bool
+) -> None:
+    """Each row's loss is the one that it has in a batch of its own kind."""
+    cache = open_cache(write("everything"), ("tokens", "logits", "final"))
+    rows = [[0, 3], [2, 1, 4]] if packed else [[0], [3], [2]]
+    student = write_random_teacher(tmp_path / "student", seed=5)
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    batch = cache.read_rows(rows)
+    teacher_head, size = cache.read_head(), model.config.vocab_size
+    spelled = np.arange(size)
+    maps = [TokenMap.of(spelled, size, size), TokenMap.of(np.where(spelled % 5 == 0, -1, spelled // 2), size, size)]
+    dense = np.random.default_rng(0).integers(0, 3, batch.loss_mask.shape).astype(np.uint8) * batch.attention_mask
+    objective = Objective(LossConfig.model_validate({"tla": {"target": "final"}}), cache.manifest.capture)
+    by_entries = Objective(LossConfig.model_validate({"tla": {"target": "top_k"}}), cache.manifest.capture)
+
+    def total(of: Objective, kind: int | None, own_maps: list[TokenMap], kinds: np.ndarray | None) -> float:
+        mask = batch.loss_mask if kind is None else batch.loss_mask & (dense == kind)
+        tensors = to_tensors(replace(batch, loss_mask=mask, dense=kinds), packed)
+        side = teacher_rows(tensors, teacher_head, own_maps)
+        with torch.no_grad():
+            _, (term,) = of.head_terms(masked_hidden(model, tensors), output_head(model), side, 0.0)
+        return term.total.item()
+
+    ones = batch.attention_mask.astype(np.uint8)
+    each = [total(by_entries, 0, [], None), total(objective, 1, [], None), total(objective, 2, maps[1:], ones)]
+    assert total(objective, None, maps, dense) == pytest.approx(sum(each), rel=1e-5)
+    assert each[2] == pytest.approx(total(objective, 2, maps, 2 * ones), rel=1e-6)
+    assert each[2] != pytest.approx(total(objective, 2, [], None), rel=1e-2)
+    assert total(objective, None, maps, 0 * dense) == pytest.approx(total(by_entries, None, [], None), rel=1e-6)
+    whole = [to_tensors(replace(batch, dense=dense), packed)]
+    measured = evaluate(model, whole, cache.manifest.capture, teacher_head, token_maps=maps)
+    assert measured["kl"] * measured["tokens"] == pytest.approx(sum(each), rel=1e-5)
 
 
 def test_rows_that_count_but_are_not_stored_are_an_error(write: Callable[[str], str]) -> None:

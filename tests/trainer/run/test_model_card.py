@@ -22,7 +22,14 @@ TREE = {
     "loop": {"max_steps": 1},
     "output": "o",
 }
-SUMMARY = {"steps": 1, "rows_per_step": 2, "tokens": 3, "final_step": 1, "validation": {"kl": 0.5, "perplexity": 3.0}}
+SUMMARY = {
+    "align": None,
+    "steps": 1,
+    "rows_per_step": 2,
+    "tokens": 3,
+    "final_step": 1,
+    "validation": {"kl": 0.5, "perplexity": 3.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,9 @@ def test_the_card_names_the_target_and_divergence_used(tmp_path: Path, divergenc
     assert words in line
     assert "from the cache's `final` target" in line
     assert "| kl | 0.5 |" in card
+    assert "own tokens" not in card
+    turned = model_card(config, objective, [manifest], {**summary, "align": "all"})
+    assert "- rows turned into weights on this student's own tokens (align: all)" in turned
     bound = model_card(config, objective, [manifest], {**summary, "validation_kl_is_exact": False})
     assert "| kl (lower bound: tokens not stored count as one) | 0.5 |" in bound
 

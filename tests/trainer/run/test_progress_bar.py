@@ -8,7 +8,7 @@ from trainer.run.progress_bar import LineCallback, describe, progress_callbacks
 def test_describe_names_losses_and_validation_metrics() -> None:
     logs = {"loss": 1.23456, "tla": 2, "tla_weighted": 0.6, "lhsm": 0.5, "grad_norm": 9}
     assert describe(logs) == "tla 2  lhsm 0.5  loss 1.235", "terms before their weights come first"
-    assert describe({"eval_kl": 0.5, "eval_tokens": 7}) == "kl 0.5"
+    assert describe({"eval_kl": 0.5, "eval_tokens": 7, "eval_bits_per_byte": 1}) == "kl 0.5  bits_per_byte 1"
 
 
 def test_lines_are_rare_but_each_validation_has_one(tmp_path, caplog) -> None:
