@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.installed import run_installed
+from benchmarks.support.pictures import save_picture
 from benchmarks.support.results import Row, at_least, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, HARD_LABELS, TOP_64, TRAIN_CONFIG, options
 from benchmarks.support.tokenizers import install
@@ -314,7 +315,6 @@ def plot(measured: Measured, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from PIL import Image
 
     figure, panels = pyplot.subplots(1, 3, figsize=(11, 4), layout="constrained")
     for at, arm in enumerate(turned()):
@@ -336,9 +336,7 @@ def plot(measured: Measured, path: Path) -> None:
         panel.invert_yaxis()
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.corpus import hold_out, standard_library, write_code
 from benchmarks.support.installed import run_installed
+from benchmarks.support.pictures import save_picture
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, options
 
 FOLDER = Path("runs/training-curves")
@@ -94,9 +93,7 @@ def draw(metrics: list[dict[str, Any]], path: Path) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_picture(figure, path)
 
 
 if __name__ == "__main__":

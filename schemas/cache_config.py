@@ -3,7 +3,7 @@
 import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.strict import Extended, Strict, added
 
@@ -133,6 +133,16 @@ RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt"})
 """Chat-template variables that neither a configuration nor a record's arguments may set."""
 
 
+def _leave_the_chat_alone(value: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(value.keys() & RESERVED_VARIABLES):
+        raise ValueError(f"{reserved[0]}: comes from each record and cannot be set here")
+    return value
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_leave_the_chat_alone)]
+"""Arguments of a chat template that a configuration sets."""
+
+
 class CorpusConfig(Extended):
     """The documents to read and how they become token sequences."""
 
@@ -163,7 +173,7 @@ class CorpusConfig(Extended):
         "Chats: a Jinja file, or the name of one of the tokenizer's templates; default: the tokenizer's own.",
         min_length=1,
     )
-    chat_template_kwargs: dict[str, Any] = added(
+    chat_template_kwargs: TemplateArguments = added(
         {},
         "Chats: variables for the template (`enable_thinking: false`); a record's chat_template_kwargs override them.",
     )
@@ -176,13 +186,6 @@ class CorpusConfig(Extended):
         "Treatment of records that cannot be read or rendered; dropped ones are counted by reason. `stop`, so that a "
         "broken file is noticed.",
     )
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if reserved := sorted(value.keys() & RESERVED_VARIABLES):
-            raise ValueError(f"{reserved[0]}: comes from each record and cannot be set here")
-        return value
 
 
 class LogitsCapture(Strict):

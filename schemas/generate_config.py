@@ -1,16 +1,16 @@
 """The configuration of one ``teacher-cache generate`` job: generator, prompts, sampling, and what is kept apart."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.cache_config import (
     MAX_COUNT,
     MAX_TOKENS,
-    RESERVED_VARIABLES,
     CorpusConfig,
     SourceConfig,
     TeacherConfig,
+    TemplateArguments,
 )
 from schemas.strict import Strict
 
@@ -119,15 +119,8 @@ class PromptsConfig(Strict):
     clean: bool = Field(True, description="As in `corpus`.")
     deduplicate: bool = Field(True, description="Drop prompts equal to an earlier one after cleaning (counted).")
     chat_template: str | None = Field(None, min_length=1, description="As in `corpus`.")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="As in `corpus`.")
+    chat_template_kwargs: TemplateArguments = Field({}, description="As in `corpus`.")
     on_bad_record: Literal["stop", "drop"] = Field("stop", description="As in `corpus`.")
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _leaves_the_chat_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if reserved := sorted(value.keys() & RESERVED_VARIABLES):
-            raise ValueError(f"{reserved[0]}: comes from each record and cannot be set here")
-        return value
 
     @field_validator("sources")
     @classmethod

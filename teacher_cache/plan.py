@@ -9,13 +9,12 @@ import io
 import logging
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
 from typing import Any
 
-from schemas.cache_config import CacheConfig, CorpusConfig, OutputConfig
+from schemas.cache_config import CacheConfig, OutputConfig
 from schemas.difference import differences
 from schemas.digests import payload_digest
-from schemas.errors import ConflictError, CorruptCacheError, UserError
+from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import (
     MAX_SAMPLE_BYTES,
     Bundles,
@@ -31,6 +30,7 @@ from schemas.strict import FORMAT_MINOR
 from teacher_cache.codec.bundles import bundle_places, is_bundle
 from teacher_cache.codec.tokens import decode_tokens
 from teacher_cache.corpus import Corpus, corpus_fingerprint
+from teacher_cache.corpus.fingerprint import with_file_names
 from teacher_cache.engines.known import check_known
 from teacher_cache.lengths import check_length
 from teacher_cache.process import paused_garbage_collection
@@ -39,7 +39,7 @@ from teacher_cache.records import TokenSample
 from teacher_cache.shards import lease
 from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
-from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
+from teacher_cache.shards.new_place import UNDER_WAY, clear, planned_or_cleared, sign_of
 from teacher_cache.shards.shard_table import shard_name, with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage, file_entry
 from teacher_cache.shards.tar import checksum
@@ -91,7 +91,7 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
     lease.end_dead_parts(storage, PLANNING)
     _make_room(storage)
     corpus = Corpus(config.corpus, tokenizer)
-    try:
+    with planned_or_cleared(storage):
         head = write_head(config.teacher, storage) if needs_head(config.capture) else None
         vocabulary = write_vocabulary(teacher_vocabulary(config.teacher, config.corpus, tokenizer), storage)
         batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
@@ -107,13 +107,6 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
             }
         )
         plan = write_manifest(storage, plan)
-    except ConflictError:  # the lease was lost: the files there belong to another process
-        raise
-    except UserError:
-        clear(storage)
-        storage.delete(UNDER_WAY)
-        raise
-    storage.delete(UNDER_WAY)
     logger.info("planned %d units, %d tokens", len(units), corpus.counts.tokens)
     return plan
 
@@ -152,7 +145,7 @@ def empty_plan(config: CacheConfig, tokenizer: Any) -> Manifest:
         teacher=teacher,
         tokenizer=describe_tokenization(tokenizer, config.corpus),
         corpus=CorpusInfo(
-            fingerprint=corpus_fingerprint(config.corpus), settings=_public(config.corpus), counts=NO_COUNTS
+            fingerprint=corpus_fingerprint(config.corpus), settings=with_file_names(config.corpus), counts=NO_COUNTS
         ),
         capture=config.capture,
         codec=config.codec,
@@ -178,13 +171,6 @@ def _check_k(config: CacheConfig, teacher: TeacherInfo) -> None:
             f"{config.corpus.max_tokens} exceed the limit of {MAX_SAMPLE_BYTES} bytes a sequence; lower "
             "capture.logits.k, capture.draws.n or corpus.max_tokens"
         )
-
-
-def _public(corpus: CorpusConfig) -> CorpusConfig:
-    """The corpus settings with paths reduced to file names."""
-    sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in corpus.sources]
-    template = None if corpus.chat_template is None else PurePath(corpus.chat_template).name
-    return corpus.model_copy(update={"sources": sources, "chat_template": template})
 
 
 _IDENTITY = {

@@ -13,8 +13,7 @@ from teacher_cache.lengths import max_length
 from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
 from teacher_cache.retarget.row_targets import Align
-from teacher_cache.shards.storage import Storage
-from teacher_cache.trust.required import NOTHING, Required, required_manifest
+from teacher_cache.trust.required import NOTHING, Required
 from trainer.data.batches import evaluation_loader
 from trainer.data.open_caches import check_vocabulary
 from trainer.data.readable import Readable
@@ -127,12 +126,12 @@ def evaluate_folder(
     bytes tokens stand for. Raises UserError.
     """
     folder = local_folder(model_folder, EVALUATED)
-    side = None
+    side = in_students = None
     if align is not None:
         settings = load_model_config(folder, EVALUATED, trust_remote_code).get_text_config()
-        side = student_side(folder, EVALUATED, trust_remote_code, Align[align.upper()], max_length(settings))
+        side = student_side(folder, EVALUATED, trust_remote_code, max_length(settings))
         side.check_embedding(settings.vocab_size)
-    in_students = evaluation_rows(side, [required_manifest(Storage(cache_url), required)])
+        in_students = evaluation_rows(side, {cache_url: required}, Align[align.upper()])
     cache = open_for_evaluation(cache_url, required=required, side=side, rows=in_students)
     held_out = Selection(validation_fraction=validation_fraction, held_out=validation_fraction > 0)
     rows = sorted_rows(Subset(cache, held_out), limit)

@@ -37,7 +37,7 @@ class Retargeting:
         cut = "" if self.side.max_tokens is None else f", samples cut at {self.side.max_tokens} of its tokens"
         return (
             f"another tokenizer: the teacher's rows become weights on the student's tokens (data.align: "
-            f"{self.side.align.name.lower()}, from {self.rows.form}{cut})"
+            f"{self.rows.align.name.lower()}, from {self.rows.form}{cut})"
         )
 
 
@@ -77,8 +77,7 @@ def _side(config: TrainConfig) -> StudentSide:
     if data.packing:
         limits.append(data.pack_tokens)
     limit = min((limit for limit in limits if limit is not None), default=None)
-    align = Align[str(data.align).upper()]
-    side = student_side(folder, f"student.{key}", student.trust_remote_code, align, limit, data.retarget_cache)
+    side = student_side(folder, f"student.{key}", student.trust_remote_code, limit, data.retarget_cache)
     side.check_embedding(model.vocab_size)
     return side
 
@@ -108,7 +107,8 @@ def _retargeting(config: TrainConfig, side: StudentSide, manifests: Sequence[Man
     with_pieces = losses.alm is not None and not always_zero(losses.alm.weight)
     with_untaught = with_pieces or not always_zero(losses.cross_entropy.weight)
     n_entries = max(entries_of(capture, form) for capture in captures)
-    rows = RowForm(form, tla.temperature, n_entries, with_untaught, with_pieces)
+    align = Align[str(config.data.align).upper()]
+    rows = RowForm(form, tla.temperature, n_entries, with_untaught, with_pieces, align)
     tail = "ignore" if form == "draws" else tla.tail
     as_read = tla.model_copy(update={"target": "final" if form == "final" else "top_k", "tail": tail})
     return Retargeting(

@@ -3,14 +3,24 @@
 import hashlib
 import json
 from pathlib import PurePath
+from typing import TypeVar
 
 from schemas.cache_config import CorpusConfig
 from schemas.failures import failure
+from schemas.generate_config import PromptsConfig
 from teacher_cache.corpus.corpus_files import list_files
 from teacher_cache.generated.generated_place import read_complete
 from teacher_cache.shards.storage import Storage
 
 _CHUNK_BYTES = 1 << 20
+Settings = TypeVar("Settings", CorpusConfig, PromptsConfig)
+
+
+def with_file_names(settings: Settings) -> Settings:
+    """The settings with paths reduced to file names, as a manifest shows them."""
+    sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in settings.sources]
+    template = None if settings.chat_template is None else PurePath(settings.chat_template).name
+    return settings.model_copy(update={"sources": sources, "chat_template": template})
 
 
 def corpus_fingerprint(config: CorpusConfig, section: str = "corpus") -> str:

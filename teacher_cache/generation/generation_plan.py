@@ -6,16 +6,16 @@ shards. Any worker can (re)do any unit from these; a unit without a commit mark 
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from schemas.difference import differences
-from schemas.errors import ConflictError, UserError
-from schemas.generate_config import GenerateConfig, PromptsConfig
+from schemas.errors import UserError
+from schemas.generate_config import GenerateConfig
 from schemas.generated_manifest import GeneratedManifest, PromptCounts, PromptUnit
 from teacher_cache.corpus import corpus_fingerprint
+from teacher_cache.corpus.fingerprint import with_file_names
 from teacher_cache.generated.generated_place import (
     GENERATED,
     prompts_name,
@@ -28,7 +28,7 @@ from teacher_cache.lengths import max_length
 from teacher_cache.plan import PLANNING, wait_for_workers
 from teacher_cache.shards import lease
 from teacher_cache.shards.marks import own_names
-from teacher_cache.shards.new_place import UNDER_WAY, clear, sign_of
+from teacher_cache.shards.new_place import UNDER_WAY, clear, planned_or_cleared, sign_of
 from teacher_cache.shards.shard_table import shard_name
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.teacher import describe_teacher, load_model_config, load_stop_tokens
@@ -77,7 +77,7 @@ def empty_generation(config: GenerateConfig, tokenizer: Any) -> GeneratedManifes
         generator=describe_teacher(config.generator, "generator.path"),
         engine=config.engine.kind,
         tokenizer=describe_tokenization(tokenizer, config.prompts.as_corpus(), "prompts"),
-        prompts=_public(config.prompts),
+        prompts=with_file_names(config.prompts),
         prompts_fingerprint=corpus_fingerprint(config.prompts.as_corpus(), "prompts"),
         counts=PromptCounts(),
         sampling=sampling,
@@ -118,13 +118,6 @@ def _stop_ids(stop: Sequence[str], tokenizer: Any) -> Iterator[int]:
         yield ids[0]
 
 
-def _public(prompts: PromptsConfig) -> PromptsConfig:
-    """The settings of the prompts with paths reduced to file names."""
-    sources = [source.model_copy(update={"path": PurePath(source.path).name}) for source in prompts.sources]
-    template = None if prompts.chat_template is None else PurePath(prompts.chat_template).name
-    return prompts.model_copy(update={"sources": sources, "chat_template": template})
-
-
 def _check_same(present: GeneratedManifest, wanted: GeneratedManifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from what is there."""
     before, now = (each.model_dump(exclude=NOT_SETTINGS) for each in (present, wanted))
@@ -146,18 +139,11 @@ def _make_plan(
     lease.end_dead_parts(storage, PLANNING)
     _make_room(storage)
     reader = PromptReader(config.prompts, tokenizer)
-    try:
+    with planned_or_cleared(storage):
         units = [
             _write_unit(storage, number, prompts, wanted) for number, prompts in enumerate(in_units(reader, wanted))
         ]
         plan = write_generated(storage, wanted.model_copy(update={"units": units, "counts": reader.counts}))
-    except ConflictError:  # the lease was lost: the files there belong to another process
-        raise
-    except UserError:
-        clear(storage)
-        storage.delete(UNDER_WAY)
-        raise
-    storage.delete(UNDER_WAY)
     logger.info("planned %d units, %d prompts", len(units), reader.counts.prompts)
     return plan
 

@@ -47,6 +47,23 @@ def new_cache(url: str, command: str, *settings: object) -> Iterator[Storage]:
         storage.delete(UNDER_WAY)
 
 
+@contextmanager
+def planned_or_cleared(storage: Storage) -> Iterator[None]:
+    """A block that writes a plan where the sign is: it removes the sign, and if it raises UserError all files.
+
+    A process that lost its lease removes nothing: the files there belong to another one.
+    """
+    try:
+        yield
+    except ConflictError:
+        raise
+    except UserError:
+        clear(storage)
+        storage.delete(UNDER_WAY)
+        raise
+    storage.delete(UNDER_WAY)
+
+
 def check_free(url: str, command: str, *settings: object) -> Storage:
     """The place, if this command can write a new cache there. Raises UserError if there are other files."""
     storage = Storage(url)

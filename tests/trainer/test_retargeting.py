@@ -17,7 +17,6 @@ from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
-from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from trainer.data.batches import CacheRows, training_loader
@@ -102,7 +101,7 @@ def test_validation_counts_the_bytes_of_the_students_tokens_and_the_rows_with_a_
 ) -> None:
     config = make(data={"align": "all", "validation_fraction": 0.2}, loop={"max_steps": 1, "validate_every": 1})
     found = distill(config)["validation"]
-    side = student_side(tmp_path / "student", "student", False, Align.ALL, None)
+    side = student_side(tmp_path / "student", "student", False, None)
     data = open_validation(config, read_manifest(Storage(caches[0])), side)
     assert data is not None
     batch = data.cache.read_rows(data.rows.rows(range(len(data.rows))))
@@ -242,7 +241,7 @@ def global_batches(rows: CacheRows[RowPlan], start: int, ranks: int, workers: in
 
 def test_ranks_and_workers_read_the_same_and_lose_nothing(caches: list[str], tmp_path: Path) -> None:
     other_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    side = student_side(tmp_path / "tokenizer", "student", False, Align.ALL, 96, str(tmp_path / "kept"))
+    side = student_side(tmp_path / "tokenizer", "student", False, 96, str(tmp_path / "kept"))
     cache = open_for_student(caches[0], ("tokens", "logits"), side=side, rows=RowForm("top_k", 1.0, 13, False))
     order = CacheOrder(Subset(cache, Selection()), Shuffle(5, shards_mixed=2), 96)
     plan = plan_rows([order], None, global_batch=GLOBAL_BATCH, epochs=2, max_steps=None)

@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ SCHEMA = pa.schema(
     ]
 )
 CHECKSUM = b"xxh3_128"
-OPEN_SHARDS = 256
 
 
 class KeptTexts:
@@ -46,7 +44,6 @@ class KeptTexts:
         self._folder = folder
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._opened = lru_cache(OPEN_SHARDS)(self._open)
 
     def of_shard(self, shard: str, make: Callable[[], Sequence[StudentText | None]]) -> Sequence[StudentText | None]:
         """The texts of a shard of this digest (its content's and vocabulary's); made and written if not there."""
@@ -59,11 +56,11 @@ class KeptTexts:
         if not there:
             self._write(path, make())
         try:
-            return self._opened(path)
+            return TextsOfShard(path, self._vocabulary)
         except (pa.ArrowException, ValueError) as error:
             logger.warning("%s: made again: %s", path, error)
             self._write(path, make())
-            return self._opened(path)
+            return TextsOfShard(path, self._vocabulary)
         except OSError as error:
             raise self._failed(error, "read") from None
 
@@ -76,9 +73,6 @@ class KeptTexts:
     def _failed(self, error: OSError, what: str) -> UserError:
         problem = f"data.retarget_cache: {self._folder}: texts cannot be {what}"
         return failure(error, problem, "choose another folder, or leave it out")
-
-    def _open(self, path: Path) -> "TextsOfShard":
-        return TextsOfShard(path, self._vocabulary)
 
 
 class TextsOfShard(Sequence[StudentText | None]):

@@ -39,7 +39,7 @@ from trainer.data.wrapped_reader import WrappedReader
 logger = logging.getLogger(__name__)
 LEAST_SPELLED = 0.5  # of a sample's tokens; a normaliser that changes letters leaves more
 LEAST_ROWS = 1024  # of a teacher, of which at least one must teach
-SHARDS_KEPT = 256  # whose samples' lengths are remembered
+SHARDS_KEPT = 256  # whose samples' lengths and kept texts are remembered
 
 
 class Sample(NamedTuple):
@@ -69,15 +69,16 @@ class RetargetedReader(WrappedReader):
         self._side, self._rows = side, rows
         self._first = np.cumsum([0, *cache.shard_sizes])
         self._reads = self._rows_read = self._rows_taught = 0
-        self._damaged: set[int] = set()  # shards of which a sample cannot be read, so that no text is kept
         self._refused_a_chat = False
         self._prepare()
 
     def _prepare(self) -> None:
         self._lengths = lru_cache(SHARDS_KEPT)(self._lengths_of)
+        self._kept_texts = lru_cache(SHARDS_KEPT)(self._kept_texts_of)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lengths", "_retarget", "_kept")}
+        remade = ("_lengths", "_kept_texts", "_retarget", "_kept")
+        return {name: value for name, value in vars(self).items() if name not in remade}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -86,7 +87,7 @@ class RetargetedReader(WrappedReader):
     @cached_property
     def _retarget(self) -> Retargeter:
         vocabulary = read_vocabulary(Storage(self.url), self._cache.manifest)
-        return Retargeter(vocabulary, self._side.tokenizer, self._side.align)
+        return Retargeter(vocabulary, self._side.tokenizer, self._rows.align)
 
     @cached_property
     def _kept(self) -> KeptTexts | None:
@@ -250,9 +251,9 @@ class RetargetedReader(WrappedReader):
         first, end = self._first[shard : shard + 2].tolist()
         return range(first, end)
 
-    def _kept_texts(self, shard: int) -> Sequence[StudentText | None] | None:
+    def _kept_texts_of(self, shard: int) -> Sequence[StudentText | None] | None:
         """All texts of a shard, kept on disk; None if that is not asked for, or a sample of the shard is damaged."""
-        if self._kept is None or shard in self._damaged:
+        if self._kept is None:
             return None
         vocabulary = self._cache.manifest.vocabulary  # says which tokens stop a text
         assert vocabulary is not None
@@ -261,7 +262,6 @@ class RetargetedReader(WrappedReader):
         try:
             return self._kept.of_shard(digest, lambda: [self._read(p, self._cache.read_tokens(p)) for p in positions])
         except CorruptCacheError:
-            self._damaged.add(shard)
             return None
 
     def _read_or_none(self, position: int) -> StudentText | None:

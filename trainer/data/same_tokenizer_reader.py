@@ -33,17 +33,16 @@ class SameTokenizerReader(WrappedReader):
         ids, logprobs = batch.ids, (batch.logprobs - temperature * partition_RL1).astype(np.float32)
         if self._rows.form == "draws":
             assert capture.draws is not None
-            at = capture.draws.temperatures.index(temperature)
+            at, tail = capture.draws.temperatures.index(temperature), capture.draws.region == "tail"
             drawn: DrawsBatch = batch.side["draws"]
             ids_RLM = np.zeros((*ids.shape[:2], capture.draws.n), np.int32)
             weights_RLM = np.zeros(ids_RLM.shape)
             ids_RLM[drawn.batch_row, drawn.column] = drawn.ids[:, at]
             tail_RL1 = np.maximum(0, 1 - np.exp(logprobs.astype(np.float64) / temperature).sum(axis=2, keepdims=True))
-            share_RL1 = tail_RL1 if capture.draws.region == "tail" else np.ones_like(tail_RL1)
+            share_RL1 = tail_RL1 if tail else np.ones_like(tail_RL1)
             weights_RLM[drawn.batch_row, drawn.column] = (share_RL1 / capture.draws.n)[drawn.batch_row, drawn.column]
             with np.errstate(divide="ignore"):
                 drawn_RLM = (temperature * np.log(weights_RLM)).astype(np.float32)
-            tail = capture.draws.region == "tail"
             ids = np.concatenate([ids, ids_RLM], axis=2) if tail else ids_RLM
             logprobs = np.concatenate([logprobs, drawn_RLM], axis=2) if tail else drawn_RLM
         missing = ((0, 0), (0, 0), (0, self._rows.entries - ids.shape[2]))

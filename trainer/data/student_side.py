@@ -1,10 +1,10 @@
 """The student's side of caches that were made with another tokenizer: its tokenizer, and how rows are to be read."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schemas.cache_config import CaptureConfig, CorpusConfig, SourceConfig
 from schemas.errors import UserError
@@ -25,24 +25,33 @@ class RowForm(NamedTuple):
     entries: int  # weights per row
     with_untaught: bool  # rows that no teacher teaches count, too: for hard labels, and for pieces
     with_pieces: bool = False  # pieces of text that are whole tokens for both, for losses.alm
+    align: Align = Align.ALL
 
 
 @dataclass(frozen=True)
 class StudentSide:
-    """A student's tokenizer, its identity, and the settings with which caches are read for it."""
+    """A student's tokenizer, its identity, and how texts are read with it."""
 
     folder: Path
     key: str  # the setting that names the folder
     trust_remote_code: bool
-    info: TokenizerInfo
-    align: Align
     max_tokens: int | None  # longer samples are cut
     kept: Path | None  # folder for re-tokenised texts
 
     @cached_property
+    def loaded(self) -> Any:
+        """The tokenizer as transformers has it. Raises UserError if it cannot be loaded."""
+        return load_tokenizer(self.folder, self.key, self.trust_remote_code)
+
+    @cached_property
+    def info(self) -> TokenizerInfo:
+        """Everything that determines the student's tokens."""
+        return describe_tokenization(self.loaded, CorpusConfig(sources=[SourceConfig(path="the cache")]))
+
+    @cached_property
     def tokenizer(self) -> StudentTokenizer:
         """The tokenizer. Raises UserError if it gives no spans."""
-        return StudentTokenizer(load_tokenizer(self.folder, self.key, self.trust_remote_code))
+        return StudentTokenizer(self.loaded)
 
     @property
     def digest(self) -> str:
@@ -61,17 +70,13 @@ class StudentSide:
                 f"embedding of {rows}; enlarge it, or use the model's own tokenizer"
             )
 
-    def aligned(self, align: Align) -> "StudentSide":
-        """The same with another alignment."""
-        return replace(self, align=align)
-
     def __getstate__(self) -> dict[str, object]:
         """Workers load the tokenizer again."""
-        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+        return {name: value for name, value in vars(self).items() if name not in ("loaded", "tokenizer")}
 
 
 def student_side(
-    folder: Path, key: str, trust_remote_code: bool, align: Align, max_tokens: int | None, kept: str | None = None
+    folder: Path, key: str, trust_remote_code: bool, max_tokens: int | None, kept: str | None = None
 ) -> StudentSide:
     """Describe the tokenizer in ``folder``. Raises UserError if there is none."""
     if not tokenizer_files(folder):
@@ -79,9 +84,9 @@ def student_side(
             f"{key}: {folder}: has no tokenizer, which data.align needs to read caches for the student; copy the "
             "tokenizer's files there"
         )
-    loaded = load_tokenizer(folder, key, trust_remote_code)
-    info = describe_tokenization(loaded, CorpusConfig(sources=[SourceConfig(path="the cache")]))
-    return StudentSide(folder, key, trust_remote_code, info, align, max_tokens, None if kept is None else Path(kept))
+    side = StudentSide(folder, key, trust_remote_code, max_tokens, None if kept is None else Path(kept))
+    _ = side.info  # travels to worker processes
+    return side
 
 
 def entries_of(capture: CaptureConfig, form: TargetForm) -> int:

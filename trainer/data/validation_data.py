@@ -1,7 +1,7 @@
 """The samples for validation, or for the evaluation of a model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,19 +40,16 @@ def open_validation(config: TrainConfig, training: Manifest, side: StudentSide |
     side: of a student with another tokenizer, whose KL is measured where its tokens begin at a border of the teacher's.
     """
     data = config.data
-    side = None if side is None else side.aligned(Align.BORDER)
     if data.validation_cache is not None:
         required = required_as(data.validation_digest, data.require_signature)
-        manifest = required_manifest(Storage(data.validation_cache), required)
-        rows = evaluation_rows(side, [manifest])
+        rows = evaluation_rows(side, {data.validation_cache: required})
         cache = open_for_evaluation(data.validation_cache, data.local_copies, required, side, rows)
         check_comparable(training, cache.manifest, data.validation_cache)
         return ValidationData(cache, sorted_rows(Subset(cache, Selection())))
     if data.validation_fraction == 0:
         return None
     caches, samples, lengths, first = [], [], [], 0
-    manifests = [required_manifest(Storage(share.url), required_of(share, data)) for share in data.shares]
-    rows = evaluation_rows(side, manifests)
+    rows = evaluation_rows(side, {share.url: required_of(share, data) for share in data.shares})
     for share in data.shares:
         cache = open_for_evaluation(share.url, data.local_copies, required_of(share, data), side, rows)
         subset = Subset(cache, replace(selection_of(share, data), held_out=True))
@@ -71,11 +68,20 @@ def evaluation_signals(capture: CaptureConfig) -> tuple[Signal, ...]:
     return ("tokens", "logits", "final") if capture.final is not None else ("tokens", "logits")
 
 
-def evaluation_rows(side: StudentSide | None, manifests: Sequence[Manifest]) -> RowForm | None:
-    """Rows of caches that are evaluated together, for a student with another tokenizer; None if none has another."""
-    if side is None or not any(map(side.differs, manifests)):
+def evaluation_rows(
+    side: StudentSide | None, caches: Mapping[str, Required], align: Align = Align.BORDER
+) -> RowForm | None:
+    """Rows of caches that are evaluated together, for a student with another tokenizer; None if none has another.
+
+    caches: what is required of each, by URL.
+    """
+    if side is None:
         return None
-    return RowForm("top_k", 1.0, max(entries_of(manifest.capture, "top_k") for manifest in manifests), True)
+    manifests = [required_manifest(Storage(url), required) for url, required in caches.items()]
+    if not any(map(side.differs, manifests)):
+        return None
+    n_entries = max(entries_of(manifest.capture, "top_k") for manifest in manifests)
+    return RowForm("top_k", 1.0, n_entries, with_untaught=True, align=align)
 
 
 def open_for_evaluation(

@@ -21,7 +21,7 @@ from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, NO_SYSTEM, other_tokenizer, write_cache_of_texts
 from teacher_cache.records import LogitsSample, RowBatch
 from teacher_cache.retarget.retargeter import Retargeted, Retargeter, teacher_tokens, with_draws
-from teacher_cache.retarget.row_targets import TAUGHT, Align
+from teacher_cache.retarget.row_targets import TAUGHT
 from teacher_cache.retarget.student_text import StudentTokenizer
 from teacher_cache.shards.chats import chat_of
 from teacher_cache.shards.reader import CacheReader
@@ -57,7 +57,7 @@ def side(tmp_path: Path) -> Side:
     def make(tokenizer: Any = None, **changes: Any) -> StudentSide:
         folder = tmp_path / f"tokenizer-{len(list(tmp_path.iterdir()))}"
         (tokenizer or other_tokenizer()).save_pretrained(folder)
-        return replace(student_side(folder, "student", False, Align.ALL, None), **changes)
+        return replace(student_side(folder, "student", False, None), **changes)
 
     return make
 
@@ -424,7 +424,7 @@ def test_a_student_to_whom_nothing_is_taught_is_told(cache: str, side: Side, mon
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student: .* has no tokenizer, which data\.align needs"):
-        student_side(tmp_path, "student", False, Align.ALL, None)
+        student_side(tmp_path, "student", False, None)
 
 
 def test_the_digest_knows_what_changes_a_students_tokens(side: Side) -> None:
