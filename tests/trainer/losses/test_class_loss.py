@@ -7,12 +7,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schemas.train_config import Divergence
+from teacher_cache.output_head import OutputHead
 from trainer.losses.class_loss import in_classes
 from trainer.losses.loss import LossOfChunk, Pair
-from trainer.losses.targets import ListedTarget, top_k_target
+from trainer.losses.targets import DenseTarget, ListedTarget, top_k_target
 from trainer.losses.teacher_rows import TeacherRows
 from trainer.losses.tla import tla_
 from trainer.losses.token_classes import TokenClasses
+from trainer.losses.token_map import TokenMap
 
 BETA = 0.3
 
@@ -168,3 +170,32 @@ def test_float32_logits_of_improbable_classes_stay_finite() -> None:
     loss_N, gradient_NV = loss_of(rows, 3, 1.0)(torch.tensor([[200.0, 190.0, -50.0]]), slice(0, 1))
     assert torch.isfinite(loss_N).all()
     assert gradient_NV[0].tolist() == pytest.approx([1, 0, -1], abs=1e-4)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_whole_distributions_are_summed_over_classes_on_both_sides(divergence: Divergence) -> None:
+    """Teacher tokens 0 to 5; the last has no student token, and student token 6 no teacher token."""
+    generator = torch.Generator().manual_seed(1)
+    hidden_ND, weight_UD = (torch.randn(n, 4, dtype=torch.float64, generator=generator) for n in (3, 6))
+    logits_NV = torch.randn(3, 7, dtype=torch.float64, generator=generator)
+    common_V, to_U = np.array([0, 0, 2, 2, 4, 0, 6]), np.array([0, 0, 2, 4, 2, -1])
+    classes = TokenClasses.of(common_V, 7)
+    target = DenseTarget(hidden_ND, OutputHead(weight_UD), 1.0, TokenMap.of(to_U, 6, 7))
+    rows = rows_of(torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), [5, 3, 4], [1, 1, 1], (classes,))
+    p_NU, q_NV = target.log_probs().exp(), logits_NV.softmax(1)
+    p_NC = torch.stack([p_NU[:, to_U == c].sum(1) for c in (0, 2, 4, -1)], dim=1)
+    q_NC = torch.stack([q_NV[:, common_V == c].sum(1) for c in (0, 2, 4, 6)], dim=1)
+    mixed_NC = BETA * p_NC + (1 - BETA) * q_NC
+    wanted_N = {
+        "forward": (p_NC * (p_NC / q_NC).log()).sum(1),
+        "reverse": (q_NC * (q_NC / p_NC).log()).sum(1),
+        "jsd": (BETA * p_NC * (p_NC / mixed_NC).log() + (1 - BETA) * q_NC * (q_NC / mixed_NC).log()).sum(1),
+    }[divergence]
+    within_N = torch.stack([(q_NC[n, c] / q_NV[n, s]).log() for n, (c, s) in enumerate([(0, 5), (1, 3), (2, 4)])])
+
+    def over_classes(class_nV: torch.Tensor, chunk: slice) -> Pair:
+        return tla_(class_nV, target.rows(chunk), 1.0, divergence, BETA)
+
+    loss_N, gradient_NV = in_classes(over_classes, rows, 1.0)(logits_NV.clone(), slice(0, 3))
+    torch.testing.assert_close(loss_N, wanted_N + within_N, rtol=1e-9, atol=1e-12)
+    assert torch.isfinite(gradient_NV).all()
