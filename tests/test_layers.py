@@ -46,6 +46,7 @@ ROOMS = {
         "losses data",
         "measures retargeting",
         "run evaluate",
+        "quantization",
         "loop",
         "distiller",
         "train_student_cli",

@@ -180,5 +180,74 @@ def evaluate(
     show(measured, as_json)
 
 
+@main.command(
+    examples=(
+        "train-student export runs/demo/student/final runs/demo/three-bit --cache runs/demo/cache --group-size 64",
+        "train-student export runs/demo/student/final runs/demo/small --cache runs/demo/cache --format dense "
+        "--format container",
+    )
+)
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--cache", required=True, help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
+@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default="3", help="Bits of a weight.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="128", help="Inputs that share a scale.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("dense",),
+    help="dense: smallest; container: the same integers in 4 bits, for kernels that take no 3; folded: the same "
+    "weights in bfloat16. Of several, each becomes a folder in OUTPUT. Repeatable.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="Quantise only linear layers with this name, e.g. gate_proj. Repeatable; default: all in attention and FFN.",
+)
+@click.option("--samples", type=click.IntRange(1, MOST), default=512, help="Sequences of the calibration.")
+@click.option("--max-tokens", type=click.IntRange(1, MOST), default=2048, help="Tokens of each that are read.")
+@click.option("--check/--no-check", default=True, help="Generate with what was written, in transformers and vLLM.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model or its tokenizer.")
+@json_option
+def export(
+    model: str,
+    output: Path,
+    cache: str,
+    bits: str,
+    group_size: str,
+    formats: tuple[str, ...],
+    targets: tuple[str, ...],
+    samples: int,
+    max_tokens: int,
+    check: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Quantise the model folder MODEL to few bits and write it to OUTPUT, for transformers and vLLM.
+
+    Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed.
+    """
+    from trainer.quantization.export import ExportSettings, export_folder
+    from trainer.quantization.grid import Grid
+    from trainer.quantization.sites import TARGETS
+    from trainer.run.quiet import quiet_transformers
+
+    quiet_transformers()
+    settings = ExportSettings(
+        Grid(int(bits), int(group_size)),
+        tuple(dict.fromkeys(formats)),
+        targets or TARGETS,
+        samples,
+        max_tokens,
+        check,
+        trust_remote_code,
+    )
+    with progress("calibrating") as advance:
+        summary = export_folder(model, output, cache, settings, advance)
+    show(summary, as_json)
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,99 @@
+"""Calibration: XᵀX of each site's input, over token sequences of a cache.
+
+Only these sums are kept, never activations. A pass over the sequences takes as many sites as fit in a budget; the model
+of later passes is the folded one, which computes the same, so the passes see one model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from schemas.errors import UserError
+from teacher_cache.lengths import max_length
+from teacher_cache.tokenizer import describe_tokenizer
+from trainer.data.open_caches import check_vocabulary, open_cache
+from trainer.quantization.sites import Site
+from trainer.student.student_tokenizer import EVALUATED, load_tokenizer, tokenizer_files
+
+MAX_TOKENS = 2048  # of a sequence
+BUDGET = 4 << 30  # bytes of sums at a time
+
+
+def calibration_sequences(
+    cache_url: str, model_config: Any, folder: Path, count: int, max_tokens: int, trust_remote_code: bool
+) -> list[np.ndarray]:
+    """The first ``max_tokens`` token ids (int64 [S]) of ``count`` samples, evenly spread over the cache.
+
+    Only the tokens are read. Raises UserError for a cache of another tokenizer.
+    """
+    cache = open_cache(cache_url, ("tokens",))
+    check_vocabulary(cache.manifest, model_config, cache_url)
+    wanted = cache.manifest.tokenizer.fingerprint
+    if tokenizer_files(folder):
+        found = describe_tokenizer(load_tokenizer(folder, EVALUATED, trust_remote_code)).fingerprint
+        if found != wanted:
+            raise UserError(
+                f"--cache {cache_url}: made with the tokenizer {wanted[:12]}…, but {folder} has {found[:12]}…; "
+                "calibrate with a cache of the model's own tokenizer"
+            )
+    samples = len(cache)
+    positions = np.unique(np.linspace(0, samples - 1, min(count, samples)).round().astype(int))
+    limit = min(max_tokens, max_length(model_config.get_text_config()) or max_tokens)
+    sequences = [cache.read_tokens(int(at)).input_ids[:limit].astype(np.int64) for at in positions]
+    cache.close()
+    return sequences
+
+
+def in_passes(sites: Sequence[Site], budget: int = BUDGET) -> Iterator[list[Site]]:
+    """Split the sites, in order, so that the float32 sums of each part fit in ``budget`` bytes (at least one site)."""
+    part: list[Site] = []
+    for site in sites:
+        if part and sum(4 * each.inputs**2 for each in [*part, site]) > budget:
+            yield part
+            part = []
+        part.append(site)
+    if part:
+        yield part
+
+
+@torch.no_grad()
+def input_grams(
+    model: Any, sites: Sequence[Site], sequences: Sequence[np.ndarray], advance: Callable[[], None] = lambda: None
+) -> dict[Site, torch.Tensor]:
+    """XᵀX of each site's input, float32 [I, I], over all tokens of the sequences (float64 of a float64 model)."""
+    device = next(model.parameters()).device
+    grams: dict[Site, torch.Tensor] = {}
+    with _watched(model, sites, grams):
+        for ids_S in sequences:
+            model(input_ids=torch.from_numpy(ids_S)[None].to(device), use_cache=False, logits_to_keep=1)
+            advance()
+    for site, gram_II in grams.items():
+        if not gram_II.isfinite().all():
+            raise UserError(f"{site.readers[0]}: its input is not finite on the calibration; the model is damaged")
+    return grams
+
+
+@contextmanager
+def _watched(model: Any, sites: Sequence[Site], grams: dict[Site, torch.Tensor]) -> Iterator[None]:
+    """Add to ``grams`` whatever the sites' first readers are given."""
+
+    def watcher(site: Site) -> Callable[..., None]:
+        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x_NI = inputs[0].flatten(0, -2)
+            x_NI = x_NI if x_NI.dtype == torch.float64 else x_NI.float()
+            if site not in grams:
+                grams[site] = x_NI.new_zeros(site.inputs, site.inputs)
+            grams[site].addmm_(x_NI.T, x_NI)
+
+        return add
+
+    handles = [model.get_submodule(site.readers[0]).register_forward_pre_hook(watcher(site)) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
