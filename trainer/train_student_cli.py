@@ -229,7 +229,7 @@ def export(
 
     Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed.
     """
-    from trainer.quantization.export import ExportSettings, export_folder
+    from trainer.quantization.exporting import ExportSettings, export_folder
     from trainer.quantization.grid import Grid
     from trainer.quantization.sites import TARGETS
     from trainer.run.quiet import quiet_transformers

@@ -19,9 +19,7 @@ def test_a_folded_model_computes_the_same(family: str) -> None:
     ids = torch.arange(1, 40)[None]
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            torch.Tensor, "float", torch.Tensor.double
-        )  # norms compute in float32, whatever the model's dtype
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # norms compute in float32
         patch.setattr(torch, "float32", torch.float64)
         wanted = model(ids).logits
         for site in find_sites(model, GRID):
@@ -51,7 +49,7 @@ def test_norms_are_told_apart_by_running_them() -> None:
 
 def test_refusals_name_the_layer_and_what_to_use() -> None:
     model = random_model("Llama")
-    with pytest.raises(UserError, match="--group-size 128: does not divide the 64 inputs of .*q_proj; use 32$"):
+    with pytest.raises(UserError, match=r"--group-size 128: does not divide the 64 inputs of .*q_proj; use 32$"):
         find_sites(model, Grid(3, 128))
     with pytest.raises(UserError, match="--target lm_head: no such linear layer; choose from q_proj"):
         find_sites(model, GRID, ("lm_head",))
