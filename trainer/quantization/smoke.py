@@ -9,7 +9,9 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from schemas.errors import UserError
+from teacher_cache.logs import shows_details
 from teacher_cache.text import reason_of
 from trainer.quantization.model_folders import MIN_READER
 
@@ -79,14 +82,15 @@ def in_transformers(folder: Path, ids: Sequence[int], trust_remote_code: bool) -
     """Run the model in ``folder`` on the CPU. Raises UserError if it cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except Exception as error:  # third-party readers can raise anything
-        raise UserError(f"{folder.name}: transformers cannot load what was written{reason_of(error)}") from error
     prompt = torch.tensor([list(ids)])
-    rows = model(input_ids=prompt, use_cache=False).logits[0].float().log_softmax(dim=-1)
+    with nullcontext() if shows_details() else redirect_stderr(StringIO()):  # compressed-tensors' own bars
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
+            )
+            rows = model(input_ids=prompt, use_cache=False).logits[0].float().log_softmax(dim=-1)
+        except Exception as error:  # third-party readers can raise anything
+            raise UserError(f"{folder.name}: transformers cannot load what was written{reason_of(error)}") from error
     greedy = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW_TOKENS
     )
@@ -97,15 +101,19 @@ def in_vllm(folder: Path, ids: Sequence[int], trust_remote_code: bool) -> Said:
     """Run the model in ``folder`` in vLLM, in a process of its own. Raises UserError if it cannot be loaded."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            tokens, log_probabilities = pool.submit(_vllm_says, str(folder), list(ids), trust_remote_code).result()
+            running = pool.submit(_vllm_says, str(folder), list(ids), trust_remote_code, not shows_details())
+            tokens, log_probabilities = running.result()
         except Exception as error:  # a process that died, or what vLLM raised
             raise UserError(f"{folder.name}: vLLM cannot run what was written{reason_of(error)}; --no-check") from error
     return Said(tokens, torch.tensor(log_probabilities))
 
 
-def _vllm_says(folder: str, ids: list[int], trust_remote_code: bool) -> tuple[list[int], list[float]]:
+def _vllm_says(folder: str, ids: list[int], trust_remote_code: bool, is_quiet: bool) -> tuple[list[int], list[float]]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if is_quiet:  # libraries write to the descriptors themselves
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     import vllm
     from vllm.inputs import TokensPrompt
 
