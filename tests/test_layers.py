@@ -36,7 +36,7 @@ ROOMS = {
         "plan retarget",
         "claims estimate",
         "job",
-        "generation",
+        "generation curation",
         "command program",
         "preview",
         "teacher_cache_cli",
