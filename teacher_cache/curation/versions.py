@@ -1,0 +1,14 @@
+"""What names the versions that a step's judgements depend on."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+
+
+def versions_fingerprint(*libraries: str) -> str:
+    """sha256, hex, of the versions of these libraries and of the language, as far as its grammar goes."""
+    named = [
+        f"python {'.'.join(platform.python_version_tuple()[:2])}",
+        *(f"{name} {version(name)}" for name in libraries),
+    ]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
