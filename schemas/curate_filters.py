@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.cache_config import MAX_TOKENS, SourceConfig
+from schemas.cache_config import MAX_TOKENS, SourceConfig, TeacherConfig
 from schemas.strict import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -133,10 +133,7 @@ class RewardStep(OfLayers):
     """The best share of the records by a reward model, within each source and length."""
 
     step: Literal["reward"]
-    model: str = Field(min_length=1, description="A sequence-classification model: folder, or id on a hub.")
-    revision: str | None = Field(None, description="Of a model on a hub.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Of its weights.")
-    trust_remote_code: bool = Field(False, description="Run Python code of the model's folder.")
+    model: TeacherConfig = Field(description="The reward model: any sequence-classification model.")
     engine: RewardEngine = RewardEngine()
     label: int | None = Field(
         None, ge=0, le=1 << 20, description="Output that is the score; null: of a model with one, that one."

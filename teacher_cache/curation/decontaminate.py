@@ -88,8 +88,8 @@ def read_items(settings: EvaluationSet, where: str) -> Iterator[ItemField]:
         wanted = [*settings.fields, *([settings.id] if settings.id else [])]
         if missing := [name for name in wanted if name not in fields]:
             raise UserError(
-                f"{where}: {place}: no field {missing[0]}; there are {', '.join(sorted(map(str, fields)))[:200]}; set `fields` to "
-                "those to look for"
+                f"{where}: {place}: no field {missing[0]}; there are {', '.join(sorted(map(str, fields)))[:200]}; "
+                "set `fields` to those to look for"
             )
         item = _text(fields[settings.id])[:200] if settings.id else source_id
         for name in settings.fields:

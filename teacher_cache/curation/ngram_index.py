@@ -90,7 +90,7 @@ class NgramIndex:
 def _ngrams_of(
     words_F: Sequence[list[str]], length_F: Sequence[int], n: int, known: dict[str, int], strong: set[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct n-grams with enough words of letters, of the fields whose n this is: uint64 [P], and fields, int64 [P]."""
+    """Distinct n-grams with enough words of letters, uint64 [P], of the fields whose n this is, int64 [P]."""
     field_T = np.array([field for field, length in enumerate(length_F) if length == n])
     texts = [words_F[field] for field in field_T]
     hash_W, text_W = word_hashes(texts, known)

@@ -6,9 +6,7 @@ from importlib.metadata import version
 
 
 def versions_fingerprint(*libraries: str) -> str:
-    """sha256, hex, of the versions of these libraries and of the language, as far as its grammar goes."""
-    named = [
-        f"python {'.'.join(platform.python_version_tuple()[:2])}",
-        *(f"{name} {version(name)}" for name in libraries),
-    ]
+    """sha256, hex, of the versions of these libraries, and of Python's without its last part."""
+    named = ["python " + ".".join(platform.python_version_tuple()[:2])]
+    named += [f"{library} {version(library)}" for library in libraries]
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
