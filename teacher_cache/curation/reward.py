@@ -1,6 +1,7 @@
 """The best share of the records by a reward model, within each source and length.
 
-Without lengths kept apart, many reward models choose length. Scores are kept as the step's sketch, so the share is exact.
+Without lengths kept apart, many reward models choose length. Scores are kept, as the step's sketch, so the share is
+exact.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class Reward(GlobalStep):
     def _chosen(self, outputs_NL: np.ndarray) -> np.ndarray:
         """The output that is the score. Raises UserError if it is not clear which, or not a number."""
         label, n_labels = self._settings.label, outputs_NL.shape[1]
-        if label is None and n_labels > 1 or label is not None and label >= n_labels:
+        if (label is None and n_labels > 1) or (label is not None and label >= n_labels):
             raise UserError(
                 f"{self._key}.label: {label}: the model has {n_labels} outputs; set the number of the one that is the "
                 f"score, 0 to {n_labels - 1}"
@@ -96,7 +97,8 @@ class Reward(GlobalStep):
         score_N = outputs_NL[:, label or 0]
         if not np.isfinite(score_N).all():
             raise UserError(
-                f"{self._key}: {np.count_nonzero(~np.isfinite(score_N))} scores are not finite; try `dtype: float32`"
+                f"{self._key}: {np.count_nonzero(~np.isfinite(score_N))} of {len(score_N)} scores are not finite; set "
+                "`model.dtype: float32`"
             )
         return score_N
 

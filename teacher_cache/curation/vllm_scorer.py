@@ -8,20 +8,27 @@ import numpy as np
 from schemas.curate_filters import RewardStep
 from schemas.errors import UserError
 from teacher_cache.curation.reward_inputs import RewardInput
+from teacher_cache.engines.text_only import make_importable
 from teacher_cache.engines.vllm_errors import causes, reason
 from teacher_cache.engines.vllm_import import import_vllm
+from teacher_cache.teacher import load_model_config
 
 
 class VllmScorer:
     """The model in vLLM, whose scheduler makes the batches."""
 
     def __init__(self, settings: RewardStep, key: str, longest: int) -> None:
-        """Load the model; ``longest``: tokens of an input. Raises UserError that names ``key`` if it cannot be loaded."""
+        """Load the model. Raises UserError that names ``key`` if it cannot be loaded.
+
+        longest: tokens of an input.
+        """
         vllm = import_vllm()
         on_cpu = vllm.platforms.current_platform.is_cpu()
         model, engine, self._key = settings.model, settings.engine, key
+        architectures = load_model_config(model, f"{key}.model.path").architectures or []
         with causes() as found:
             try:
+                make_importable(architectures)
                 self._llm: Any = vllm.LLM(
                     model=model.path,
                     runner="pooling",
