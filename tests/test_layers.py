@@ -31,6 +31,7 @@ ROOMS = {
         "signals",
         "shards options engines",
         "generated",
+        "curated",
         "corpus trust teacher_head",
         "api tokenizer writing teacher_vocabulary",
         "plan retarget",

@@ -20,7 +20,8 @@ class StepPlace:
 
     key: str
     tokenizer: str  # path, ``tokenizer.path`` of the configuration
-    layers: tuple[str, ...]  # of the sources
+    layers: tuple[str, ...]  # of the sources, sorted
+    scratch: str | None = None  # folder for temporary files; None: the system's
 
 
 class Step:

@@ -2,25 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from teacher_cache.corpus.curated_records import Generated
 from teacher_cache.corpus.documents import Document, Messages
 from teacher_cache.corpus.message_forms import SAID, texts, trained
-from teacher_cache.generated.reply_files import Prompt, Reply
+
+__all__ = ["Flag", "Generated", "Record", "of_document", "of_reply"]
 
 Flag = bool | int | float | str
 ROLES = ("assistant",)
 BETWEEN = "\n\n"  # texts of a record that are joined
-
-
-class Generated(NamedTuple):
-    """A generated reply and its prompt; ``chat`` is the prompt's messages, None if it is plain text."""
-
-    prompt: Prompt
-    reply: Reply
-    chat: Messages | None
 
 
 @dataclass(frozen=True)
