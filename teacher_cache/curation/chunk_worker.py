@@ -21,7 +21,6 @@ from teacher_cache.curation.steps_table import open_step
 from teacher_cache.curation.tally import StepTally, amount_of, flags_set, tally_of
 from teacher_cache.generated.reply_files import read_rows, write_rows
 from teacher_cache.shards.storage import Storage
-from teacher_cache.teacher import load_tokenizer
 
 Left = list[tuple[Record, str, str]]  # record, step, reason
 
@@ -38,7 +37,7 @@ class ChunkWorker:
 
     @cached_property
     def _counter(self) -> TokenCounter:
-        return TokenCounter(load_tokenizer(self._config.tokenizer.as_teacher(), "tokenizer.path"))
+        return TokenCounter(self._scratch.read(stages.TOKENIZER).decode())
 
     def read(self, chunk: int, records: Sequence[tuple[Record, str]]) -> None:
         """Write a chunk of the input: stage 0."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from teacher_cache.corpus.documents import Document
 from teacher_cache.curation.record import Record
@@ -14,8 +13,13 @@ class TokenCounter:
     The blank line between two learned messages stands for the end of the first. Generated replies have their ids.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: str) -> None:
+        """tokenizer: the content of its ``tokenizer.json``; model libraries are not loaded."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def counted(self, records: Sequence[Record]) -> list[Record]:
         """The records with ``n_tokens``."""

@@ -61,21 +61,20 @@ def curate(config: CurateConfig, workers: int = 1) -> CurationSummary:
     """Run the curation of ``config`` with so many processes, or continue it. Raises UserError."""
     started = time.perf_counter()
     storage, scratch = Storage(config.output.path), Storage(scratch_path(config))
-    wanted, reader = planned(config)
+    plan = planned(config)
     if not storage.exists(CURATED):
         with whole_place(storage, CURATING, wait_for_workers) as lease:
             if not storage.exists(CURATED):  # another process may have done it meanwhile
-                _Curation(config, wanted, reader, lease.storage, scratch).run(workers)
+                _Curation(config, plan, lease.storage, scratch).run(workers)
     manifest = read_curated(storage)
-    _check_same(manifest, wanted, storage.where(CURATED))
+    _check_same(manifest, plan.manifest, storage.where(CURATED))
     _remove_scratch(scratch, config)
     return _summary(manifest, time.perf_counter() - started)
 
 
 def count_records(config: CurateConfig) -> dict[str, Any]:
     """Check the configuration and read the input, without writing anything: records by layer, and what left."""
-    _, reader = planned(config)
-    open_steps(config, scratch_path(config), reader.layers)
+    reader = planned(config).reader
     layers = dict.fromkeys(reader.layers, 0)
     left: dict[str, int] = {}
     for record, reason in reader:
@@ -100,8 +99,17 @@ def scratch_path(config: CurateConfig) -> str:
     return path
 
 
-def planned(config: CurateConfig) -> tuple[CuratedManifest, InputReader]:
-    """The manifest without counts and shards, and the input. Raises UserError for settings that cannot work."""
+@dataclass(frozen=True)
+class Planned:
+    """What a configuration asks for."""
+
+    manifest: CuratedManifest  # without counts and shards
+    reader: InputReader
+    tokenizer: str  # content of its ``tokenizer.json``
+
+
+def planned(config: CurateConfig) -> Planned:
+    """What ``config`` asks for. Raises UserError for settings that cannot work."""
     tokenizer = load_tokenizer(config.tokenizer.as_teacher(), "tokenizer.path")
     if not tokenizer.is_fast:
         raise UserError(
@@ -121,18 +129,16 @@ def planned(config: CurateConfig) -> tuple[CuratedManifest, InputReader]:
         step_fingerprints=[step.fingerprint() for step in steps],
         records_per_shard=config.output.records_per_shard,
     )
-    return manifest, reader
+    return Planned(manifest, reader, tokenizer.backend_tokenizer.to_str())
 
 
 class _Curation:
     """One run. The lease of the output's place is held."""
 
-    def __init__(
-        self, config: CurateConfig, wanted: CuratedManifest, reader: InputReader, storage: Storage, scratch: Storage
-    ) -> None:
-        self._config, self._wanted, self._reader = config, wanted, reader
+    def __init__(self, config: CurateConfig, plan: Planned, storage: Storage, scratch: Storage) -> None:
+        self._config, self._wanted, self._reader, self._tokenizer = config, plan.manifest, plan.reader, plan.tokenizer
         self._storage, self._scratch = storage, scratch
-        self._steps = open_steps(config, scratch_path(config), reader.layers)
+        self._steps = open_steps(config, scratch_path(config), plan.reader.layers)
         self._stages = stages.stages_of(self._steps)
         self._n_chunks = 0
 
@@ -159,8 +165,9 @@ class _Curation:
                 raise UserError(f"{where}: belongs to output.path {present.output}, not {plan.output}; choose another")
             return
         for storage, key in ((self._scratch, "output.scratch"), (self._storage, "output.path")):
-            if there := storage.names():
+            if there := [name for name in storage.names() if name != stages.TOKENIZER]:
                 raise UserError(f"{key}: {storage.where(there[0])}: files are already there; choose an empty place")
+        self._scratch.write(stages.TOKENIZER, self._tokenizer.encode())
         stages.write_small(self._scratch, stages.PLAN, plan)
 
     def _read(self, worker: ChunkWorker) -> int:

@@ -1,13 +1,13 @@
 """Near duplicates: MinHash signatures, bands of them sorted, and each record held against those that stay.
 
 Two records are candidates if a band of 8 of their 112 minimal hashes is equal (Broder 1997; bands: Leskovec, Rajaraman,
-Ullman, "Mining of Massive Datasets", 3.4): with probability 1 - (1 - J⁸)¹⁴ for the Jaccard similarity J of their n-grams,
-one half at 0.69. In the order of the input, a record leaves if the estimated similarity to a candidate that stays, or to
-the one for which a candidate left, is high enough. So nothing leaves because of a chain of records that differ more and
-more: each that leaves is near one that stays.
+Ullman, "Mining of Massive Datasets", 3.4): with probability 1 - (1 - J⁸)¹⁴ for the Jaccard similarity J of their
+n-grams, one half at 0.69. In the order of the input, a record leaves if the estimated similarity to a candidate that
+stays, or to the one for which a candidate left, is high enough. So nothing leaves because of a chain of records that
+differ more and more: each that leaves is near one that stays.
 
-Of each band, hashes of all records are sorted; a record's candidates are the first and the previous one with its hash. So
-memory is some 40 bytes per record, and 112 bytes on disk beside the signatures.
+Of each band, hashes of all records are sorted; a record's candidates are the first and the previous one with its hash.
+So memory is some 40 bytes per record, and 224 bytes on disk beside the signatures.
 """
 
 import mmap

@@ -21,7 +21,7 @@ from teacher_cache.curation.curation_step import GlobalStep, LocalStep
 from teacher_cache.curation.tally import StepTally
 from teacher_cache.shards.storage import Storage
 
-PLAN, READ = "plan.json", "read.json"
+PLAN, READ, TOKENIZER = "plan.json", "read.json", "tokenizer.json"
 MAX_MARK_BYTES = 1 << 24
 _OURS = re.compile(r"[0-9]{2}(-[0-9]{6,9})?(\.(sketched|decided))?\.(zst|json|sketch|table|codes)")
 TABLE = np.dtype([("number", "<i8"), ("source", "<i4"), ("layer", "<i4"), ("n_tokens", "<i8")])
@@ -141,7 +141,7 @@ def decision_name(stage: int) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether a file in scratch is one of these, other than the plan."""
-    return name == READ or _OURS.fullmatch(name) is not None
+    return name in (READ, TOKENIZER) or _OURS.fullmatch(name) is not None
 
 
 def read_mark(scratch: Storage, stage: int, chunk: int) -> ChunkMark:
