@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +140,7 @@ def write_texts(path: Path, documents: int) -> None:
     words = {word for path in standard_library() for word in re.findall(r"[a-z]+", path.read_text(errors="ignore"))}
     vocabulary = rng.permutation(sorted(words))
     with path.open("w", encoding="utf-8") as file:
-        before: Sequence[np.ndarray] = []
+        before = np.empty((0, WORDS), np.int64)
         for _ in range(0, documents, COPIED):
             word_NW = np.minimum(rng.zipf(1.2, (COPIED, WORDS)), len(vocabulary)) - 1
             if len(before):
