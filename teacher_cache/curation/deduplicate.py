@@ -21,6 +21,7 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.curation.curation_step import Decision, GlobalStep, StepPlace, Table
 from teacher_cache.curation.record import BETWEEN, Record
 from teacher_cache.curation.shingles import hashed_shingles
+from teacher_cache.curation.versions import versions_fingerprint
 
 BANDS, ROWS = 14, 8
 HASHES = BANDS * ROWS
@@ -36,6 +37,10 @@ class Deduplicate(GlobalStep):
 
     def __init__(self, settings: DeduplicateStep, place: StepPlace) -> None:
         self._settings, self._scratch = settings, place.scratch
+
+    def fingerprint(self) -> str:
+        """The version of the hash functions."""
+        return versions_fingerprint("rensa")
 
     def sketch(self, records: Sequence[Record]) -> np.ndarray:
         """Hash of the words and signature of each record: uint32 [N, 2 + 112]."""
