@@ -151,6 +151,13 @@ class RejectConfig(Strict):
         description="`repetitive`: a block of up to 64 tokens follows itself at least three times, over at least this "
         "many tokens; null: never.",
     )
+    allowed_special: list[Annotated[str, Field(min_length=1, max_length=256)]] | None = Field(
+        [],
+        max_length=4096,
+        description="`special`: the reply holds a special token before its end, other than these, such as "
+        "`<|channel|>`; null: never. Tokens of the vocabulary's own that are not special (`<think>`) may always be "
+        "there.",
+    )
     refusals: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         REFUSALS,
         max_length=4096,

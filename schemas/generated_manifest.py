@@ -14,7 +14,7 @@ from schemas.strict import Sha256, Strict
 
 GENERATED_VERSION = 1
 MAX_CONTENT_BYTES = 1 << 30  # of a file of prompts or replies, before compression: units are cut so as to stay below
-Reason = Literal["repetitive", "truncated", "undecodable", "empty", "refused"]
+Reason = Literal["repetitive", "truncated", "undecodable", "empty", "special", "refused"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Replies = Annotated[int, Field(ge=0, le=MAX_SHARD_REPLIES)]
 

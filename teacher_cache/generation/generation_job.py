@@ -82,8 +82,8 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
     summary, stop = GenerationSummary(units_skipped=len(mine) - len(pending)), StopRequest()
-    with Claims(storage, pending, GENERATING) as claims:
-        claim = claims.next()
+    with Claims(storage, pending, GENERATING, worker.queue) as claims:
+        claim = claims.next_or_wait(stop)
         if claim is not None:
             started = time.perf_counter()
             with open_sampler(config) as sampler, stop.listening("the current unit", kill=True):
@@ -96,7 +96,7 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
                     while claim is not None and not stop:
                         shard = writer.write(claim.unit, claim.lease.storage, progress)
                         progress.committed(None)
-                        following = None if stop else claims.next()
+                        following = None if stop else claims.next_or_wait(stop)
                         claims.done(claim.unit)
                         summary.units_written += 1
                         summary.replies += shard.replies

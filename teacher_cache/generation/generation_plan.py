@@ -24,6 +24,7 @@ from teacher_cache.generated.generated_place import (
 )
 from teacher_cache.generated.reply_files import Prompt, write_rows
 from teacher_cache.generation.prompt_reader import PromptReader
+from teacher_cache.generation.reject import forbidden_ids
 from teacher_cache.lengths import max_length
 from teacher_cache.plan import PLANNING, wait_for_workers
 from teacher_cache.shards import lease
@@ -68,6 +69,7 @@ def empty_generation(config: GenerateConfig, tokenizer: Any) -> GeneratedManifes
                 f"output.replies_per_shard: {config.output.replies_per_shard} is less than the {each.samples} samples "
                 f"of one prompt (layer {layer}); set it to {each.samples} or more"
             )
+    forbidden_ids(tokenizer, config.reject)  # raises if others than special tokens are allowed
     own = _own_stop_ids(config, tokenizer)
     if not own and not any(each.stop for each in sampling.values()):
         raise UserError(
