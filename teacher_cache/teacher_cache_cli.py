@@ -172,3 +172,24 @@ def generate(
     show(generation_job.generation_dict(summary), as_json)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])
+
+
+@main.command(
+    examples=(
+        "teacher-cache curate configs/pyramid.yaml --dry-run",
+        "teacher-cache curate configs/pyramid.yaml --workers 8",
+    )
+)
+@config_argument
+@set_option
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, help="Processes; the result does not depend on it.")
+@click.option("--dry-run", is_flag=True, help="Check the configuration and read the sources, but write nothing.")
+@json_option
+def curate(config: str, overrides: tuple[str, ...], workers: int, dry_run: bool, as_json: bool) -> None:
+    """Choose records step by step, each that leaves with its reason; a source of a corpus (`format: curated`)."""
+    from schemas.curate_config import CurateConfig
+    from teacher_cache.curation import curation_job
+
+    settings = load_config(CurateConfig, config, overrides)
+    found = curation_job.count_records(settings) if dry_run else curation_job.curate(settings, workers)
+    show(found if isinstance(found, dict) else asdict(found), as_json)
