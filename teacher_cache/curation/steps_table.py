@@ -18,5 +18,28 @@ def open_step(settings: StepSettings, place: StepPlace) -> LocalStep | GlobalSte
             from teacher_cache.curation.mix_shares import Mix
 
             made = Mix(settings, place)
-        # further steps: one case each
+        case "decontaminate":
+            from teacher_cache.curation.decontaminate import Decontaminate
+
+            made = Decontaminate(settings, place)
+        case "language":
+            from teacher_cache.curation.language import Language
+
+            made = Language(settings, place)
+        case "broken_text":
+            from teacher_cache.curation.broken_text import BrokenText
+
+            made = BrokenText(settings, place)
+        case "length":
+            from teacher_cache.curation.length import Length
+
+            made = Length(settings, place)
+        case "code":
+            from teacher_cache.curation.code import Code
+
+            made = Code(settings, place)
+        case "reward":
+            from teacher_cache.curation.reward import Reward
+
+            made = Reward(settings, place)
     return made
