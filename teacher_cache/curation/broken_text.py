@@ -27,14 +27,11 @@ class BrokenText(LayerStep):
         """The version of the library that repairs."""
         return versions_fingerprint("ftfy")
 
-    def changed(self, records: Sequence[Record]) -> list[Record]:
+    def flagged(self, records: Sequence[Record]) -> list[Record]:
         """Repair all but generated replies, whose token ids are learned."""
         if self._settings.mojibake == "drop":
             return list(records)
-        return [
-            record.rewritten(self._repaired) if record.ids is None and record.layer in self._layers else record
-            for record in records
-        ]
+        return [record.rewritten(self._repaired) if record.ids is None else record for record in records]
 
     def judge(self, records: Sequence[Record]) -> list[str]:
         """See ``LayerStep``."""

@@ -55,12 +55,12 @@ def judge(reply: str) -> Verdict:
         try:
             found.append(_has_structure(code))
         except NOT_PARSED as error:
-            return Verdict("syntax", _message(error))
+            return Verdict("syntax", message(error))
     for code in (code for label, code in blocks if not label):
         try:
             found.append(_has_structure(code))
         except NOT_PARSED as error:
-            failed = failed or _message(error)
+            failed = failed or message(error)
     if found:
         return Verdict("" if any(found) else "no_structure")
     if others := sorted({label for label, _ in blocks if label}):
@@ -91,10 +91,10 @@ def _without_prompts(code: str) -> str:
     return "".join(example.source for example in doctest.DocTestParser().get_examples(code))
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """What a parser says, without the place."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    line = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""
-    return f"{text or type(error).__name__}"[:200] + line
+    return (text or type(error).__name__)[:200]
 
 
 def main() -> None:

@@ -29,19 +29,17 @@ class Decontaminate(LayerStep):
         self._settings, self._key = settings, f"{place.key}.sets"
 
     def fingerprint(self) -> str:
-        """The bytes of the sets' files, and their settings."""
+        """The bytes of the sets' files. Raises UserError also for sets that cannot be looked for."""
+        assert self._index
         return corpus_fingerprint(CorpusConfig(sources=[one.as_source() for one in self._settings.sets]), self._key)
 
-    def changed(self, records: Sequence[Record]) -> list[Record]:
-        """Flag records that contain an item."""
-        chosen = [place for place, record in enumerate(records) if record.layer in self._layers]
-        found = self._index.find([f"{records[place].prompt}\n{records[place].reply}" for place in chosen])
-        flagged = list(records)
-        for place, field in zip(chosen, found, strict=True):
-            if field is not None:
-                one = self._fields[field]
-                flagged[place] = records[place].with_flags(contaminated=f"{one.set_name}: {one.item}")
-        return flagged
+    def flagged(self, records: Sequence[Record]) -> list[Record]:
+        """See ``LayerStep``."""
+        found = self._index.find([f"{record.prompt}\n{record.reply}" for record in records])
+        return [
+            record if one is None else record.with_flags(contaminated=f"{one.set_name}: {one.item}")
+            for record, one in zip(records, found, strict=True)
+        ]
 
     def judge(self, records: Sequence[Record]) -> list[str]:
         """See ``LayerStep``."""

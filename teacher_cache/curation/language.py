@@ -35,8 +35,10 @@ class Language(LayerStep):
         self._settings, self._key = settings, place.key
 
     def fingerprint(self) -> str:
-        """The version of the classifier, whose model is part of it."""
-        return versions_fingerprint("py3langid")
+        """The version of the classifier, whose model is part of it. Raises UserError for languages that it lacks."""
+        found = versions_fingerprint("py3langid")
+        assert self._identifier
+        return found
 
     def judge(self, records: Sequence[Record]) -> list[str]:
         """See ``LayerStep``."""

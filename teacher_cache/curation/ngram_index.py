@@ -34,6 +34,7 @@ class NgramIndex:
 
     def __init__(self, fields: Sequence[ItemField], min_share: float) -> None:
         """``min_share``: of a field's n-grams, how many make it found; one at least."""
+        self._fields = fields
         words_F = [words(field.text) for field in fields]
         self._known = vocabulary(words_F)
         strong = {word for word in self._known if word.isalpha() and (len(word) > 1 or not word.isascii())}
@@ -59,7 +60,7 @@ class NgramIndex:
         """Which fields can be found at all, bool [F]."""
         return self._total_F > 0
 
-    def find(self, texts: Sequence[str]) -> list[int | None]:
+    def find(self, texts: Sequence[str]) -> list[ItemField | None]:
         """For each text the field of which most was found in it."""
         hash_W, text_W = word_hashes([words(text) for text in texts], self._known)
         found = [self._find(ngram_hashes(hash_W, n), text_W) for n in self._lengths]
@@ -72,10 +73,10 @@ class NgramIndex:
         hit_N, times_N = np.unique(hit_H, return_counts=True)
         text_N, field_N = np.divmod(hit_N, max(len(self._total_F), 1))
         share_N = times_N / self._total_F[field_N]
-        best: list[int | None] = [None] * len(texts)
+        best: list[ItemField | None] = [None] * len(texts)
         for hit in np.lexsort((-field_N, share_N)).tolist():  # the last of a text is its best
             if share_N[hit] >= self._min_share:
-                best[text_N[hit]] = int(field_N[hit])
+                best[text_N[hit]] = self._fields[field_N[hit]]
         return best
 
     def _find(self, gram_W: np.ndarray, text_W: np.ndarray) -> np.ndarray:
