@@ -23,6 +23,7 @@ Nothing but white space and a thought that ends in ``</think>`` may stand around
 import re
 from typing import NamedTuple
 
+CHAIN = "chain_of_verification"  # how a reply was made, if its answers were asked for without the draft
 THOUGHT_END = "</think>"
 PARTS = ("draft", "questions", "answers", "final")
 _TAGS = tuple(tag for part in PARTS for tag in (f"<{part}>", f"</{part}>"))

@@ -18,11 +18,10 @@ from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import BadRecord, Document, Messages
 from teacher_cache.corpus.token_spans import ByteTokenizer
 from teacher_cache.generated.reply_files import Prompt
-from teacher_cache.generated.verification_chain import THOUGHT_END, Chain, parse_chain
+from teacher_cache.generated.verification_chain import CHAIN, THOUGHT_END, Chain, parse_chain
 from teacher_cache.generation.reject import Rejecter
 from teacher_cache.generation.sampler import Asked, Sampler, seed_of
 
-CHAIN = "chain_of_verification"
 INCOMPLETE = "incomplete"
 _LISTED = re.compile(r"^\s*(?:Q?\d+\s*[.):]|[-*•])\s*(.+)$", re.MULTILINE)
 _QUESTION = re.compile(r"^(.+\?)\s*$", re.MULTILINE)
@@ -115,7 +114,7 @@ class ChainStages:
         written = dict(zip(asked, self._sampler.write([*asked.values()], uncounted) if asked else [], strict=True))
         for n, place in enumerate(places):
             if n not in written:
-                yield place, Judged(np.empty(0, np.uint32), "length", "", INCOMPLETE)
+                yield place, requests[n].turn.draft._replace(reason=INCOMPLETE)
                 continue
             ids, finish = written[n]
             yield place, Judged(ids, finish, *self._rejecter.judge(ids, finish))
