@@ -19,7 +19,7 @@ class DocumentContent(Strict):
     messages: Objects | None = None
     tools: Objects | None = None
     documents: Objects | None = None
-    template_kwargs: dict[str, Any] = Field({})
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _prompt_is_in_the_text(self) -> "DocumentContent":

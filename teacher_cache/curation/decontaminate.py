@@ -30,7 +30,7 @@ class Decontaminate(LayerStep):
 
     def fingerprint(self) -> str:
         """The bytes of the sets' files. Raises UserError also for sets that cannot be looked for."""
-        assert self._index
+        self._index  # noqa: B018
         return corpus_fingerprint(CorpusConfig(sources=[one.as_source() for one in self._settings.sets]), self._key)
 
     def flagged(self, records: Sequence[Record]) -> list[Record]:

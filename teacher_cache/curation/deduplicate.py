@@ -49,7 +49,7 @@ class Deduplicate(GlobalStep):
 
     def decide(self, sketch_N: np.ndarray, table: Table) -> Decision:
         """Find the near duplicates among all."""
-        code_N = near_duplicates(sketch_N, self._settings.min_jaccard, self._scratch)
+        code_N, _ = near_duplicates(sketch_N, self._settings.min_jaccard, self._scratch)
         return Decision(code_N, {"bands": BANDS, "rows": ROWS})
 
 
@@ -65,10 +65,13 @@ def sketches(texts: Sequence[str], seed: int) -> np.ndarray:
     return sketch_N
 
 
-def near_duplicates(sketch_N: np.ndarray, min_jaccard: float, scratch: str | None = None) -> np.ndarray:
-    """Which records leave, in the order of the sketches: uint8 [N] of STAYS, SAME (equal words) and NEAR.
+def near_duplicates(
+    sketch_N: np.ndarray, min_jaccard: float, scratch: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which records leave, in the order of the sketches, and near which one that stays.
 
-    scratch: folder for a temporary file.
+    Returns uint8 [N], of STAYS, SAME (equal words) and NEAR, and int64 [N], itself for those that stay. scratch: folder
+    for temporary files.
     """
     n = len(sketch_N)
     code_N, leader_N = np.zeros(n, np.uint8), np.arange(n)
@@ -88,7 +91,7 @@ def near_duplicates(sketch_N: np.ndarray, min_jaccard: float, scratch: str | Non
             _forget(candidate_CN)
             _lead(sketch_N.view(np.ndarray), part, start, least, leader_N, code_N)
             _forget(sketch_N)
-    return code_N
+    return code_N, leader_N
 
 
 def pieces(sketch_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

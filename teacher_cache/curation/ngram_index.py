@@ -3,7 +3,7 @@
 A field of an item is found in a text that holds enough of its n-grams; a field with fewer words is one n-gram, all of
 it. Not looked for, since ordinary texts have them too:
 
-- n-grams of which less than half are words with two letters or more (rows of numbers, ``x y for x y in``);
+- n-grams with fewer than four words of two letters or more, and less than half of such (``x y for x y in``, numbers);
 - n-grams of more than ``MOST_ITEMS`` items of a set: its template;
 - fields with fewer than ``LEAST_WORDS`` words (``42``, ``return x + y``).
 """
@@ -16,6 +16,7 @@ import numpy as np
 from teacher_cache.curation.word_hashes import ngram_hashes, vocabulary, word_hashes, words
 
 LEAST_WORDS = 5
+LEAST_STRONG = 4  # words of two letters or more
 MOST_ITEMS = 16
 _FILTER_BITS = 4  # of the table that is looked at first, per n-gram: one in 16 of other n-grams passes it
 
@@ -55,6 +56,10 @@ class NgramIndex:
         self._may_be = np.zeros(1 << (64 - int(self._shift)), bool)
         self._may_be[self._gram_G >> self._shift] = True
 
+    def __len__(self) -> int:
+        """Different n-grams."""
+        return len(self._gram_G)
+
     @property
     def searched(self) -> np.ndarray:
         """Which fields can be found at all, bool [F]."""
@@ -91,7 +96,7 @@ class NgramIndex:
 def _ngrams_of(
     words_F: Sequence[list[str]], length_F: Sequence[int], n: int, known: dict[str, int], strong: set[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct n-grams with enough words of letters, uint64 [P], of the fields whose n this is, int64 [P]."""
+    """Distinct n-grams that are looked for, uint64 [P], of the fields whose n this is, int64 [P]."""
     field_T = np.array([field for field, length in enumerate(length_F) if length == n])
     texts = [words_F[field] for field in field_T]
     hash_W, text_W = word_hashes(texts, known)
@@ -99,7 +104,7 @@ def _ngrams_of(
     strong_before = np.concatenate([[0], np.cumsum(strong_W)])
     first_W, last_W = text_W[: 1 - n], text_W[n - 1 :]
     kept_W = (first_W == last_W) & (hash_W[n - 1 :] != 0)  # in one text, without the 0 at its end
-    kept_W &= 2 * (strong_before[n:] - strong_before[:-n]) >= n
+    kept_W &= strong_before[n:] - strong_before[:-n] >= min(LEAST_STRONG, n / 2)
     gram_P, field_P = ngram_hashes(hash_W, n)[kept_W], field_T[first_W[kept_W]]
     order = np.lexsort((gram_P, field_P))
     gram_P, field_P = gram_P[order], field_P[order]

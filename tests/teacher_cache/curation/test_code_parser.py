@@ -15,20 +15,20 @@ from teacher_cache.curation.code_rule import Verdict
 
 GOOD = f"```python\n{DEF}```"
 HOSTILE = {
-    "brackets": "(" * 100_000 + ")" * 100_000,
+    "brackets": "(" * 100_000,
     "signs": "x = " + "-" * 400_000 + "1",
-    "attributes": "x = a" + ".b" * 300_000,
-    "calls": "x = a" + "()" * 300_000,
+    "attributes": "x = a" + ".b" * 50_000,
+    "calls": "x = a" + "()" * 50_000,
     "negations": "x = " + "not " * 200_000 + "1",
     "powers": "x = " + "2 ** " * 150_000 + "1",
     "lambdas": "x = " + "lambda: " * 100_000 + "1",
     "f-strings": "x = " + "f'{" * 1000,
     "indents": "".join(" " * i + "if 1:\n" for i in range(1000)) + " " * 1000 + "pass",
-    "branches": "if 1: pass\n" + "elif 1: pass\n" * 50_000,
+    "branches": "if 1: pass\n" + "elif 1: pass\n" * 20_000,
     "digits": "x = " + "9" * 900_000,
     "null": "x = 1\0",
     "surrogate": "x = '\ud800'",
-    "prompts": ">>> " * 200_000,
+    "prompts": ">>> " * 100_000,
 }
 
 
@@ -91,7 +91,8 @@ def test_the_process_has_limits_and_writes_no_file(tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
     )
-    assert process.stdin and process.stdout
+    assert process.stdin is not None
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.stdin.write('"x"\n')
     process.stdin.flush()

@@ -30,7 +30,8 @@ def test_details_name_the_fault_or_the_languages(reply: str, detail: str) -> Non
 
 
 def test_fences_are_those_of_commonmark() -> None:
-    text = "~~~ {.r}\n``` not a fence\n~~~\n\n    ```\n    indented code\n    ```\n\n````\n```\na\n```\n````\n- ```x y\n  b\n"
+    text = "~~~ {.r}\n``` not a fence\n~~~\n\n    ```\n    indented code\n    ```\n\n"
+    text += "````\n```\na\n```\n````\n- ```x y\n  b\n"
     assert list(fenced(text)) == [("r", "``` not a fence\n"), ("", "```\na\n```\n"), ("x", "b\n")]
 
 
