@@ -38,6 +38,7 @@ class TestsConfig(ProblemsConfig):
     """Known tests. With them, **code of the replies is run**."""
 
     tests: Name = Field("tests", description="Field with Python that raises if the reply's code is wrong.")
+    seconds: int = Field(10, ge=1, le=3600, description="Of the CPU, for a reply and its tests.")
     isolation: Literal["required", "where_possible"] = Field(
         "required",
         description="`required`: no network, nothing but a temporary folder to write to, no other processes, by "

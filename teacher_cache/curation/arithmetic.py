@@ -7,6 +7,7 @@ it, it is no statement: what is found is checked, but not all that is there is f
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 MAX_CHARACTERS = 200  # of one side; longer ones are no statement
@@ -43,8 +44,9 @@ _BREAK = re.compile(r"[.,](?=\s|$)")
 _TOKEN = re.compile(r"\s*(?:((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(…?)(%?)|([-+*/^()]))")
 _MAY_PRECEDE = frozenset(":;,.\"'([{!?<>|→⇒“”‘’=≈~\n")
 _MAY_FOLLOW = frozenset(":;,.\"')]}?<>|→⇒“”‘’=≈~\n")
-_NOT_BEFORE = frozenset("of mod modulo than from by log ln sin cos tan sqrt root minus plus times over".split())
-_NOT_AFTER = frozenset("of mod modulo remainder rem r plus minus times over percent pi".split())
+_OPERATIONS = frozenset(("of", "mod", "modulo", "plus", "minus", "times", "over"))  # in words
+_NOT_BEFORE = _OPERATIONS | {"than", "from", "by", "log", "ln", "sin", "cos", "tan", "sqrt", "root"}
+_NOT_AFTER = _OPERATIONS | {"remainder", "rem", "r", "percent", "pi"}
 
 
 class Statement(NamedTuple):
@@ -72,7 +74,7 @@ def statements(text: str) -> list[Statement]:
     found = []
     for line in plain.split("\n"):
         parts = _EQUALS.split(line)
-        for before, after in zip(parts, parts[1:], strict=False):
+        for before, after in pairwise(parts):
             left, right = _ending(before), _beginning(after)
             if left and right and (left.operators or right.operators):
                 found.append(Statement(left.text, right.text, _equal(left, right)))
@@ -82,21 +84,22 @@ def statements(text: str) -> list[Statement]:
 def _equal(left: _Side, right: _Side) -> bool:
     if left.value is None or right.value is None:
         return False
-    if left.value == right.value:
+    return left.value == right.value or _is_written(left.value, right) or _is_written(right.value, left)
+
+
+def _is_written(exact: Fraction, side: _Side) -> bool:
+    """Whether a side is a number that is written for ``exact``: in percent, or rounded since its decimals never end."""
+    if side.operators or side.value is None:
+        return False
+    shown = side.value * 100 if side.percent else side.value
+    if side.percent and shown == exact:  # 5 / 20 × 100 = 25%
         return True
-    for exact, stated in ((left, right), (right, left)):
-        assert exact.value is not None and stated.value is not None
-        if stated.operators:
-            continue
-        values = [exact.value, exact.value * 100] if stated.percent else [exact.value]
-        shown = stated.value * 100 if stated.percent else stated.value
-        if stated.percent and shown == exact.value:  # 5 / 20 × 100 = 25%
+    unit = Fraction(1, 10**side.places)
+    for value in (exact, exact * 100) if side.percent else (exact,):
+        rounded = side.places > 0 and abs(value - shown) <= unit / 2
+        cut = side.goes_on and 0 <= (value - shown if value > 0 else shown - value) < unit
+        if _never_ends(value) and (rounded or cut):
             return True
-        for value in values[-1:]:
-            if _never_ends(value) and (stated.places or stated.goes_on):
-                unit = Fraction(1, 10**stated.places)
-                if abs(value - shown) <= unit / 2 or (stated.goes_on and 0 <= abs(value) - abs(shown) < unit):
-                    return True
     return False
 
 
@@ -127,7 +130,8 @@ def _ending(text: str) -> _Side | None:
         if word:
             if not apart or word[0].lower() in _NOT_BEFORE:
                 return None
-            if len(word[0]) == 1 and expression[:1] in "(-" or expression[:1] == "-" and expression[1:2].isspace():
+            of_variable = len(word[0]) == 1 and expression[:1] in ("(", "-")  # x (3 + 4), x -3
+            if of_variable or (expression[:1] == "-" and expression[1:2].isspace()):
                 return None
         elif last not in _MAY_PRECEDE:
             return None

@@ -107,9 +107,13 @@ class Reasoning(LocalStep):
         """The flag of each record whose tests are known."""
         if self._known_tests is None or self._settings.executed is None:
             return {}
-        isolated, key = self._settings.executed.isolation == "required", f"{self._key}.executed"
+        settings, key = self._settings.executed, f"{self._key}.executed"
+        isolated = settings.isolation == "required"
         known = {place: tests for place in finals if (tests := self._known_tests.of(records[place])) is not None}
-        return {place: passes(python_of(finals[place]), tests, isolated, key) for place, tests in known.items()}
+        return {
+            place: passes(python_of(finals[place]), tests, isolated, settings.seconds, key)
+            for place, tests in known.items()
+        }
 
     @cached_property
     def _known_answers(self) -> KnownProblems | None:

@@ -25,7 +25,7 @@ _MENTIONS = re.compile(r"\bdraft\b|\b(?:above|previous|earlier|first|original) (
 
 
 def conclusion(text: str) -> str:
-    """What is boxed, marked ``####``, called the answer (the last of these), or else the last number or a short text."""
+    """What is boxed, or marked ``####``, or called the answer; or else the last number; or a short text as it is."""
     for pattern in (_BOXED, _MARKED, _NAMED):
         if found := pattern.findall(text):
             return str(found[-1]).strip()
@@ -60,9 +60,9 @@ def says(text: str, phrase: str) -> bool:
 
 
 def quotes(chain: Chain, known: str) -> bool:
-    """Whether an answer mentions the draft, or has eight words in a row from it that are neither in ``known`` nor asked.
+    """Whether an answer mentions the draft, or has eight words of it in a row that are in no question.
 
-    known: the prompt, which whoever answers may have read.
+    known: the prompt, whose words do not count either.
     """
     given = {gram for text in (known, *chain.questions) for gram in _grams(text)}
     drafted = {*_grams(chain.draft)} - given

@@ -9,13 +9,14 @@ from schemas.errors import MachineError
 from teacher_cache.curation import run_python
 
 
-def passes(code: str, tests: str, isolated: bool, key: str) -> bool:
+def passes(code: str, tests: str, isolated: bool, seconds: int, key: str) -> bool:
     """Run ``code`` and then ``tests``; whether both come to their end without an exception, in time.
 
-    isolated: whether it must be kept from the network, files and other processes. Raises MachineError, naming the
+    isolated: whether it must be kept from the network, files and other processes. seconds: of the CPU; of the clock,
+    twice as many. Raises MachineError, naming the
     setting ``key``, if that is not possible here.
     """
-    request = json.dumps({"code": code, "tests": tests, "isolated": isolated})
+    request = json.dumps({"code": code, "tests": tests, "isolated": isolated, "seconds": seconds})
     with tempfile.TemporaryDirectory(prefix="run-python-") as folder:
         done = subprocess.run(
             [sys.executable, "-I", "-B", run_python.__file__],
@@ -29,7 +30,7 @@ def passes(code: str, tests: str, isolated: bool, key: str) -> bool:
         )
     if done.returncode == run_python.NOT_ISOLATED:
         raise MachineError(
-            f"{key}: code cannot be kept from the network and from files on this machine, which has no user "
-            "namespaces for it; run elsewhere, or in a container that has nothing to lose with isolation: where_possible"
+            f"{key}: this machine has no user namespaces that would keep code from network and files; run elsewhere, "
+            "or, in a container that has nothing to lose, set isolation: where_possible"
         )
     return done.stdout.strip() == "true"

@@ -1,8 +1,10 @@
 """Compare answers with gold answers by ``math-verify``, as a script that ``limited_script`` runs.
 
 ``math-verify`` parses LaTeX and simplifies with SymPy. Hostile text can keep that busy for hours or have it take all
-memory, and its own time-outs are alarms of the main thread; so they are off, and the process has limits. It evaluates no
-names: of plain text it takes digits and operators only. This file imports nothing of ours, so no search path is needed.
+memory, and its own time-outs are alarms of the main thread; so they are off, and the process has limits. It evaluates
+no names: of plain text it takes digits and operators only.
+
+This file imports nothing of ours, so that no search path is needed.
 """
 
 import json
@@ -13,7 +15,7 @@ import sys
 import time
 
 MEMORY_BYTES = 3 << 30  # address space of the process
-CPU_SECONDS = 5  # for one answer
+CPU_SECONDS = 3  # for one answer
 _PLAIN = re.compile(r"\s*-?\$?[\d,. /]+%?\s*")
 
 

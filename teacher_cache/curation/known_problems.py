@@ -5,7 +5,7 @@ import xxhash
 from schemas.curate_reasoning import ProblemsConfig
 from schemas.errors import UserError
 from teacher_cache.corpus.clean import clean_text
-from teacher_cache.corpus.documents import BadRecord
+from teacher_cache.corpus.documents import BadRecord, brief
 from teacher_cache.corpus.message_forms import texts
 from teacher_cache.corpus.sources import read_fields
 from teacher_cache.curation.record import Record
@@ -34,7 +34,7 @@ class KnownProblems:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str):
-            raise UserError(f"{key}: {place}: {name} is {type(value).__name__}, wanted a text; set the field's name")
+            raise UserError(f"{key}: {place}: `{name}` is {brief(value)}, wanted a text; name another field")
         return value
 
     def of(self, record: Record) -> str | None:
