@@ -34,7 +34,12 @@ _PLAIN = [  # what is rewritten before statements are looked for, in this order
     (re.compile(r"²"), "^2"),
     (re.compile(r"³"), "^3"),
     (re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])(?<!0x)(?<!0X)"), "*"),
-    (re.compile(r"^[ \t]*(?:[-*•>][ \t]+|\(?\d+[.)][ \t]+|(?:step|part) \d+ ?[-.:)][ \t]*)+", _EVERY_LINE), ""),
+    (
+        re.compile(
+            r"^[ \t]*(?:[-*•>][ \t]+|\(?\d+[.)][ \t]+(?![+*/^=])|(?:step|part) \d+ ?[-.:)][ \t]*)+", _EVERY_LINE
+        ),
+        "",
+    ),
     (re.compile(r"(?<!\d)\d+(?::\d+)+|\b\d{1,4}-\d{1,2}-\d{1,4}\b|\b0[xX][0-9a-fA-F]+"), "\ufffc"),  # times, dates, hex
 ]
 _EQUALS = re.compile(r"(?<![=<>!:~+*/^-])=(?![=>~<])")

@@ -112,6 +112,8 @@ CASES: list[tuple[str, str, bool]] = [
     ("computed", "She has <<48/2=25>>25 clips.", False),
     ("computed", "- 3 + 5 = 8", True),
     ("computed", "1. 3 + 5 = 9", False),
+    ("computed", "(1) 3 + 5 = 9", False),
+    ("computed", "(1) + 5 = 6", True),
     ("computed", "Step 2 - 3 * 4 = 12", True),
     ("computed", "2x + 3 = 7, so x = 2", True),
     ("computed", "f(3) + 1 = 5 and x - 3 + 5 = 9", True),
