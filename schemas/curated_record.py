@@ -43,6 +43,7 @@ class ReplyContent(Strict):
     sampling: Word
     template: Word
     generator: Word
+    made: Word = ""
 
     def to_json(self) -> bytes:
         """Compact JSON."""

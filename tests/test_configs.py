@@ -7,6 +7,7 @@ import pytest
 
 from schemas.cache_config import CacheConfig
 from schemas.curate_config import CurateConfig
+from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
 from trainer.losses.objective import Objective
@@ -17,12 +18,13 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path: Path) -> None:
-    kind = {"cache": CacheConfig, "train": TrainConfig, "pyramid": CurateConfig}[path.stem.rpartition("-")[2]]
+    kinds = {"cache": CacheConfig, "train": TrainConfig, "generate": GenerateConfig, "pyramid": CurateConfig}
+    kind = kinds[path.stem.rpartition("-")[2]]
     load_config(kind, str(path))
 
 
 @pytest.mark.parametrize(
-    "name", sorted({path.stem.removesuffix("-cache") for path in CONFIGS if path.stem.endswith("-cache")})
+    "name", sorted(path.stem.removesuffix("-train") for path in CONFIGS if path.stem.endswith("-train"))
 )
 def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> None:
     folder = CONFIGS[0].parent
