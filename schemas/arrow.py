@@ -45,6 +45,7 @@ REPLIES_SCHEMA = pa.schema(
         pa.field("sampling", pa.string(), nullable=False),  # digest of the sampling settings
         pa.field("template", pa.string(), nullable=False),  # sha256 of the chat template; empty: none
         pa.field("generator", pa.string(), nullable=False),  # fingerprint of the model
+        pa.field("made", pa.string(), nullable=False),  # empty: at once; chain_of_verification: in its stages
     ]
 )
 

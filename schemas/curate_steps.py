@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.curate_filters import FilterSettings
+from schemas.curate_reasoning import ReasoningStep
 from schemas.strict import Strict
 
 MAX_SHARES = 256
@@ -62,4 +63,4 @@ class MixStep(Strict):
 
 
 # Further steps: one class each, with `step: Literal["name"]`, and its name in this union.
-StepSettings = Annotated[DeduplicateStep | MixStep | FilterSettings, Field(discriminator="step")]
+StepSettings = Annotated[DeduplicateStep | MixStep | FilterSettings | ReasoningStep, Field(discriminator="step")]

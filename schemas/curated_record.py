@@ -19,7 +19,7 @@ class DocumentContent(Strict):
     messages: Objects | None = None
     tools: Objects | None = None
     documents: Objects | None = None
-    template_kwargs: dict[str, Any] = Field({})
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _prompt_is_in_the_text(self) -> "DocumentContent":
@@ -43,6 +43,7 @@ class ReplyContent(Strict):
     sampling: Word
     template: Word
     generator: Word
+    made: Word = ""
 
     def to_json(self) -> bytes:
         """Compact JSON."""

@@ -17,8 +17,8 @@ from teacher_cache.curation.curation_step import GlobalStep, LocalStep, StepPlac
 from teacher_cache.curation.record import Record
 from teacher_cache.curation.record_rows import from_row, to_row
 from teacher_cache.curation.stages import ChunkMark, SketchMark, Stage
+from teacher_cache.curation.step_tally import StepTally, amount_of, flags_set, tally_of
 from teacher_cache.curation.steps_table import open_step
-from teacher_cache.curation.tally import StepTally, amount_of, flags_set, tally_of
 from teacher_cache.generated.reply_files import read_rows, write_rows
 from teacher_cache.shards.storage import Storage
 

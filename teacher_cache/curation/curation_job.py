@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from teacher_cache.curation.curation_report import write_report
 from teacher_cache.curation.curation_step import GlobalStep, Table
 from teacher_cache.curation.input_reader import InputReader, Read
 from teacher_cache.curation.stages import ChunkMark, DecisionMark, PlanFile, ReadMark, SketchMark, Stage
-from teacher_cache.curation.tally import StepTally, merged, total
+from teacher_cache.curation.step_tally import StepTally, merged, total
 from teacher_cache.curation.worker_pool import WorkerPool, worker_pool
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.process import peak_memory_bytes
@@ -125,11 +125,20 @@ def planned(config: CurateConfig) -> Planned:
         input=config.input.model_copy(update={"sources": named.sources}),
         input_fingerprint=corpus_fingerprint(config.input.as_corpus(), "input"),
         sources=reader.sources,
-        steps=config.steps,
+        steps=[_without_folders(step.model_dump(mode="json")) for step in config.steps],
         step_fingerprints=[step.fingerprint() for step in steps],
         records_per_shard=config.output.records_per_shard,
     )
     return Planned(manifest, reader, tokenizer.backend_tokenizer.to_str())
+
+
+def _without_folders(settings: Any) -> Any:
+    """Settings of a step with paths cut to their last part; what the files hold is in the step's fingerprint."""
+    if isinstance(settings, dict):
+        return {
+            key: PurePath(value).name if key == "path" else _without_folders(value) for key, value in settings.items()
+        }
+    return [_without_folders(each) for each in settings] if isinstance(settings, list) else settings
 
 
 class _Curation:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from schemas.curated_manifest import CuratedManifest
-from teacher_cache.curation.tally import StepTally
+from teacher_cache.curation.step_tally import StepTally
 from teacher_cache.shards.storage import Storage
 
 JSON, HTML = "report.json", "report.html"

@@ -21,6 +21,7 @@ from teacher_cache.codec.compiled import compiled
 from teacher_cache.curation.curation_step import Decision, GlobalStep, StepPlace, Table
 from teacher_cache.curation.record import BETWEEN, Record
 from teacher_cache.curation.shingles import hashed_shingles
+from teacher_cache.curation.versions import versions_fingerprint
 
 BANDS, ROWS = 14, 8
 HASHES = BANDS * ROWS
@@ -37,6 +38,10 @@ class Deduplicate(GlobalStep):
     def __init__(self, settings: DeduplicateStep, place: StepPlace) -> None:
         self._settings, self._scratch = settings, place.scratch
 
+    def fingerprint(self) -> str:
+        """The version of the hash functions."""
+        return versions_fingerprint("rensa")
+
     def sketch(self, records: Sequence[Record]) -> np.ndarray:
         """Hash of the words and signature of each record: uint32 [N, 2 + 112]."""
         return sketches([self._text(record) for record in records], self._settings.seed)
@@ -49,7 +54,7 @@ class Deduplicate(GlobalStep):
 
     def decide(self, sketch_N: np.ndarray, table: Table) -> Decision:
         """Find the near duplicates among all."""
-        code_N = near_duplicates(sketch_N, self._settings.min_jaccard, self._scratch)
+        code_N, _ = near_duplicates(sketch_N, self._settings.min_jaccard, self._scratch)
         return Decision(code_N, {"bands": BANDS, "rows": ROWS})
 
 
@@ -65,10 +70,13 @@ def sketches(texts: Sequence[str], seed: int) -> np.ndarray:
     return sketch_N
 
 
-def near_duplicates(sketch_N: np.ndarray, min_jaccard: float, scratch: str | None = None) -> np.ndarray:
-    """Which records leave, in the order of the sketches: uint8 [N] of STAYS, SAME (equal words) and NEAR.
+def near_duplicates(
+    sketch_N: np.ndarray, min_jaccard: float, scratch: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which records leave, in the order of the sketches, and near which one that stays.
 
-    scratch: folder for a temporary file.
+    Returns uint8 [N], of STAYS, SAME (equal words) and NEAR, and int64 [N], itself for those that stay. scratch: folder
+    for temporary files.
     """
     n = len(sketch_N)
     code_N, leader_N = np.zeros(n, np.uint8), np.arange(n)
@@ -88,7 +96,7 @@ def near_duplicates(sketch_N: np.ndarray, min_jaccard: float, scratch: str | Non
             _forget(candidate_CN)
             _lead(sketch_N.view(np.ndarray), part, start, least, leader_N, code_N)
             _forget(sketch_N)
-    return code_N
+    return code_N, leader_N
 
 
 def pieces(sketch_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

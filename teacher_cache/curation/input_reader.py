@@ -98,5 +98,6 @@ class InputReader:
         roles = self._config.roles_to_train
         record = of_document(cleaned(content) if self._config.clean else content, number, source, roles)
         check_encodable(record.prompt + record.reply, content.where)
-        to_row(record)  # raises BadRecord if it cannot be written
+        if record.messages is not None:
+            to_row(record)  # raises BadRecord if it cannot be written
         return record, reason_to_skip(content, roles) or ""

@@ -56,8 +56,14 @@ class Mix(GlobalStep):
             }
             for layer in table.layers
         }
+        return Decision(code_N, {"layers": notes, "limited_by": self._limited_by(available)})
+
+    def _limited_by(self, available: dict[str, int]) -> str:
+        """What keeps the result from being larger: ``tokens`` or a layer."""
         limits = self._limits(available)
-        return Decision(code_N, {"layers": notes, "limited_by": min(limits, key=lambda layer: (limits[layer], layer))})
+        scarcest = min(limits, key=lambda layer: (limits[layer], layer))
+        tokens = self._settings.tokens
+        return "tokens" if tokens is not None and tokens <= limits[scarcest] else scarcest
 
     def _limits(self, available: dict[str, int]) -> dict[str, float]:
         """By layer, the tokens of a whole mix in which it is used up."""

@@ -18,7 +18,7 @@ from schemas.generated_manifest import ContentEntry
 from schemas.load import parse_cache_file
 from schemas.strict import Strict
 from teacher_cache.curation.curation_step import GlobalStep, LocalStep
-from teacher_cache.curation.tally import StepTally
+from teacher_cache.curation.step_tally import StepTally
 from teacher_cache.shards.storage import Storage
 
 PLAN, READ, TOKENIZER = "plan.json", "read.json", "tokenizer.json"

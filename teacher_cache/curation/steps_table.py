@@ -42,4 +42,8 @@ def open_step(settings: StepSettings, place: StepPlace) -> LocalStep | GlobalSte
             from teacher_cache.curation.reward import Reward
 
             made = Reward(settings, place)
+        case "reasoning":
+            from teacher_cache.curation.check_reasoning import Reasoning
+
+            made = Reasoning(settings, place)
     return made

@@ -61,6 +61,7 @@ class Reply:
     sampling: str
     template: str
     generator: str
+    made: str = ""
 
 
 def write_rows(storage: Storage, name: str, rows: Sequence[Row], owner: str = "") -> ContentEntry:
