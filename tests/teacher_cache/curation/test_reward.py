@@ -54,8 +54,9 @@ def records(count: int) -> list[Record]:
 
 
 def one_by_one(model: Path, inputs: list[RewardInput]) -> np.ndarray:
-    """Outputs in float32, an input at a time, without padding."""
+    """Outputs in float32 at the last token, whichever it is; an input at a time, without padding."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    loaded.config.pad_token_id = None
     with torch.inference_mode():
         return np.array([loaded(torch.from_numpy(one.ids)[None]).logits[0].numpy() for one in inputs])
 
