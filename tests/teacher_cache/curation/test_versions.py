@@ -20,7 +20,7 @@ def test_another_version_of_a_library_or_of_the_grammar_has_another_fingerprint(
 
 
 def test_a_library_that_is_missing_is_named() -> None:
-    with pytest.raises(UserError, match=r"^no-such-library: not installed, .* pip install no-such-library"):
+    with pytest.raises(UserError, match=r"^no-such-library: not installed, .*; install the extra 'curate'"):
         versions_fingerprint("no-such-library")
 
 
