@@ -7,7 +7,6 @@ from schemas.curate_steps import StepSettings
 from schemas.errors import UserError
 from teacher_cache.curation.curation_step import GlobalStep, LocalStep, StepPlace
 
-
 PACKAGES = {  # modules of the extra `curate`
     "deduplicate": ("rensa",),
     "language": ("py3langid",),
