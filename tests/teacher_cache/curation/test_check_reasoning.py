@@ -14,6 +14,7 @@ from support.records_to_judge import chat_record, judged, opened, reply_record, 
 from teacher_cache.curation import check_reasoning
 from teacher_cache.curation.curation_step import LocalStep
 from teacher_cache.curation.record import Record, of_reply
+from teacher_cache.curation.record_rows import from_row, to_row
 
 
 def step(**settings: Any) -> LocalStep:
@@ -59,7 +60,8 @@ def test_answers_that_were_asked_for_without_the_draft_are_independent_whatever_
     record = reply_record(PROMPT, quoting, "reasoning")
     content: Any = record.content
     in_stages = of_reply(content._replace(reply=replace(content.reply, made="chain_of_verification")))
-    assert [found["independent"] for found in flags(step(), record, in_stages)] == [False, True]
+    read_again = from_row(to_row(in_stages), "here")
+    assert [found["independent"] for found in flags(step(), record, in_stages, read_again)] == [False, True, True]
 
 
 def write(path: Path, *records: dict[str, Any]) -> dict[str, str]:

@@ -184,6 +184,7 @@ def test_other_settings_of_reasoning_do_not_continue_a_place(generator: Path, tm
         ("- One?\n* Two?", ["One?", "Two?"]),
         ("1) One?\n1) One?", ["One?"]),
         ("These:\nOne?\nTwo? \nThat is all.", ["One?", "Two?"]),
+        ("1. 2. 3.\n2. Two?", ["Two?"]),
         ("None come to mind.", []),
     ],
 )
