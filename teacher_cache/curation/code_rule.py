@@ -1,7 +1,7 @@
 """Whether a reply holds Python that parses, with a function, class or loop; nothing of it is ever executed.
 
 Texts come from anyone, and parsing one can exhaust memory or crash the interpreter. So this file also runs as a script,
-in a process with limits, which ``code_parser`` starts; it imports nothing of ours, so that no search path is needed.
+in a process with limits (``limited_script``); it imports nothing of ours, so that no search path is needed.
 
 The code of a reply is what follows its last ``</think>``: all of it, if that parses and holds a function, class or
 loop; otherwise its fenced blocks, as CommonMark defines them. A fence without an end reaches to the end. All blocks

@@ -40,7 +40,8 @@ class Reward(GlobalStep):
         self._layers = known_layers(settings.layers, place)
 
     def fingerprint(self) -> str:
-        """The reward model's."""
+        """The reward model's. Raises UserError if it is not there, or `label` is none of its outputs."""
+        self._check_label(self._config.num_labels)
         return model_fingerprint(self._settings.model.path, f"{self._key}.model.path")
 
     def sketch(self, records: Sequence[Record]) -> np.ndarray:
@@ -88,13 +89,8 @@ class Reward(GlobalStep):
 
     def _chosen(self, outputs_NL: np.ndarray) -> np.ndarray:
         """The output that is the score. Raises UserError if it is not clear which, or not a number."""
-        label, n_labels = self._settings.label, outputs_NL.shape[1]
-        if (label is None and n_labels > 1) or (label is not None and label >= n_labels):
-            raise UserError(
-                f"{self._key}.label: {label}: the model has {n_labels} outputs; set the number of the one that is the "
-                f"score, 0 to {n_labels - 1}"
-            )
-        score_N = outputs_NL[:, label or 0]
+        self._check_label(outputs_NL.shape[1])
+        score_N = outputs_NL[:, self._settings.label or 0]
         if not np.isfinite(score_N).all():
             raise UserError(
                 f"{self._key}: {np.count_nonzero(~np.isfinite(score_N))} of {len(score_N)} scores are not finite; set "
@@ -102,11 +98,22 @@ class Reward(GlobalStep):
             )
         return score_N
 
+    def _check_label(self, n_labels: int) -> None:
+        label = self._settings.label
+        if (label is None and n_labels > 1) or (label is not None and label >= n_labels):
+            raise UserError(
+                f"{self._key}.label: {label}: the model has {n_labels} outputs; set the number of the one that is the "
+                f"score, 0 to {n_labels - 1}"
+            )
+
+    @cached_property
+    def _config(self) -> Any:
+        return load_model_config(self._settings.model, f"{self._key}.model.path")
+
     @cached_property
     def _longest(self) -> int:
         """Tokens that an input may have: of the settings, the model and its tokenizer the least."""
-        config = load_model_config(self._settings.model, f"{self._key}.model.path").get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         of_model = [positions] if isinstance(positions, int) and positions > 0 else []
         return min([self._settings.max_tokens, self._tokenizer.model_max_length, *of_model])
 

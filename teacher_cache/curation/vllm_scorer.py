@@ -1,4 +1,4 @@
-"""Scores of a reward model by vLLM's ``classify``; it is given token ids, and has no tokenizer."""
+"""Scores of a reward model by vLLM's ``classify``, which is given token ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,6 @@ class VllmScorer:
                     max_model_len=longest,
                     max_num_batched_tokens=max(engine.batch_tokens, longest),
                     enable_prefix_caching=False,  # a score depends on nothing that was scored before
-                    skip_tokenizer_init=True,
                     language_model_only=True,
                     enforce_eager=engine.eager,
                     disable_log_stats=True,

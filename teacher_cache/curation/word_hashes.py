@@ -12,14 +12,15 @@ from itertools import chain, repeat
 import numpy as np
 import xxhash
 
+from teacher_cache.curation.shingles import UNSPACED
+
 BASE = 0x9E3779B97F4A7C15  # odd, so that no place of an n-gram is lost
-_ONE_EACH = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_words = re.compile(f"[{_ONE_EACH}]|[^\\W_{_ONE_EACH}]+").findall
+_words = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+").findall
 _ascii_words = re.compile("[a-z0-9]+").findall
 
 
 def words(text: str) -> list[str]:
-    """The letters and digits between anything else; of Chinese and Japanese, each character is a word."""
+    """The letters and digits between anything else; in scripts without spaces, each character is a word."""
     if text.isascii():
         return _ascii_words(text.lower())
     return _words(unicodedata.normalize("NFKC", text).casefold())

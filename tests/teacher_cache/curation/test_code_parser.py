@@ -1,7 +1,7 @@
 """The process that parses: hostile replies cost one reply each, and nothing runs in it."""
 
-import signal
 import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import MachineError
 from support.code_cases import CASES, DEF
-from teacher_cache.curation import code_parser, code_rule
+from teacher_cache.curation import code_rule
 from teacher_cache.curation.code_parser import MAX_CHARACTERS, judge_all
 from teacher_cache.curation.code_rule import Verdict
 
@@ -45,7 +45,7 @@ def test_the_process_judges_as_the_rule_does() -> None:
 
 
 def test_a_long_reply_is_not_parsed() -> None:
-    assert judge_all(["x" * 100_000_000, GOOD]) == [Verdict("limits", "100000000 characters"), Verdict("")]
+    assert judge_all(["x" * 100_000_000, GOOD]) == [Verdict("limits"), Verdict("")]
     assert judge_all(["#" * MAX_CHARACTERS]) == [Verdict("no_code")]
 
 
@@ -65,9 +65,7 @@ def test_a_reply_that_ends_the_process_is_told_from_those_around_it(tmp_path: Pa
     )
     with mock.patch.object(code_rule, "__file__", str(script)):
         verdicts = judge_all(["a", "crash", "b", "crash", "spin", "c"])
-    reasons = [(verdict.reason, verdict.detail) for verdict in verdicts]
-    crash, spin = ("limits", "SIGSEGV"), ("limits", "SIGXCPU")
-    assert reasons == [("", ""), crash, ("", ""), crash, spin, ("", "")]
+    assert [verdict.reason for verdict in verdicts] == ["", "limits", "", "limits", "limits", ""]
 
 
 @pytest.mark.parametrize("ending", ["raise SystemExit('no such library')", "import os; os.kill(os.getpid(), 9)"])
@@ -77,7 +75,7 @@ def test_no_reply_is_blamed_for_what_ends_the_process_from_outside(tmp_path: Pat
     script.write_text(f"print('ready', flush=True)\n{ending}\n")
     with (
         mock.patch.object(code_rule, "__file__", str(script)),
-        pytest.raises(MachineError, match=r"ended after 0 of 1 replies: (no such library|exit status -9)"),
+        pytest.raises(MachineError, match=r"ended after 0 of 1: (no such library|exit status -9)"),
     ):
         judge_all(["a"])
 
@@ -85,7 +83,7 @@ def test_no_reply_is_blamed_for_what_ends_the_process_from_outside(tmp_path: Pat
 def test_the_process_has_limits_and_writes_no_file(tmp_path: Path) -> None:
     """The limits that the system shows for a process that waits for its next reply."""
     process = subprocess.Popen(
-        [code_parser.sys.executable, "-I", code_rule.__file__],
+        [sys.executable, "-I", code_rule.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -106,4 +104,3 @@ def test_the_process_has_limits_and_writes_no_file(tmp_path: Path) -> None:
     assert soft["Max file size"] == soft["Max core file size"] == "0"
     assert 0 < int(soft["Max cpu time"]) <= code_rule.CPU_SECONDS + 5
     assert list(tmp_path.iterdir()) == []
-    assert signal.SIGXCPU in code_parser._CRASHES
