@@ -1,5 +1,6 @@
 """The place of a curated corpus: file names, rows, manifest."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,6 +17,7 @@ from teacher_cache.shards.storage import Storage
 
 CURATED = "curated.json"
 MAX_BYTES = 1 << 26  # of the manifest: a shard takes 400, what left of it 250 for each pass
+_RECORDS = re.compile(r"shard-[0-9]{6,9}\.records\.zst|removed-[0-9]{2}-[0-9]{6,9}\.zst")
 NO_IDS = np.empty(0, np.uint32)
 
 
@@ -44,6 +46,11 @@ class CuratedRow:
 def shard_file(name: str) -> str:
     """File name of a shard's records."""
     return f"{name}.records.zst"
+
+
+def is_record_file(name: str) -> bool:
+    """Whether a file's name is that of records that stayed or left."""
+    return _RECORDS.fullmatch(name) is not None
 
 
 def read_curated(storage: Storage, key: str = "") -> CuratedManifest:

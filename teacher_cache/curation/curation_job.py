@@ -20,8 +20,9 @@ from schemas.difference import differences
 from schemas.errors import ConflictError, UserError
 from teacher_cache.corpus import corpus_fingerprint
 from teacher_cache.corpus.fingerprint import with_file_names
-from teacher_cache.curated.curated_place import CURATED, read_curated, shard_file
+from teacher_cache.curated.curated_place import CURATED, is_record_file, read_curated, shard_file
 from teacher_cache.curation import stages
+from teacher_cache.curation.changed_steps import first_changed, forget_from
 from teacher_cache.curation.chunk_worker import ChunkWorker, open_steps
 from teacher_cache.curation.curation_report import write_report
 from teacher_cache.curation.curation_step import GlobalStep, Table
@@ -164,14 +165,24 @@ class _Curation:
 
     def _begin(self) -> None:
         """Check that the places are free, or hold the beginning of this curation; write the plan."""
-        plan = PlanFile(output=self._config.output.path, manifest=self._wanted)
+        compared = [number for number, step in enumerate(self._steps) if isinstance(step, GlobalStep)]
+        plan = PlanFile(output=self._config.output.path, compared=compared, manifest=self._wanted)
         names = self._scratch.names()
         if stages.PLAN in names:
             present = stages.read_small(PlanFile, self._scratch, stages.PLAN)
             where = self._scratch.where(stages.PLAN)
-            _check_same(present.manifest, self._wanted, where)
+            changed = first_changed(present.manifest, self._wanted)
+            others = self._wanted.model_copy(
+                update={"steps": present.manifest.steps, "step_fingerprints": present.manifest.step_fingerprints}
+            )
+            _check_same(present.manifest, others, where)
             if present.output != plan.output:
                 raise UserError(f"{where}: belongs to output.path {present.output}, not {plan.output}; choose another")
+            if present.manifest != self._wanted:
+                if not forget_from(self._scratch, changed, changed in present.compared, self._stages):
+                    _check_same(present.manifest, self._wanted, where)
+                logger.info("%s: continues with other settings from steps.%d on", where, changed)
+                stages.write_small(self._scratch, stages.PLAN, plan)
             return
         for storage, key in ((self._scratch, "output.scratch"), (self._storage, "output.path")):
             if there := [name for name in storage.names() if name != stages.TOKENIZER]:
@@ -205,11 +216,11 @@ class _Curation:
         tasks = [(stage, chunk, int(firsts[chunk])) for chunk in chunks]
         self._follow(self._title(stage), pool.done("transform", tasks), [int(sizes[chunk]) for chunk in chunks])
         marks = self._marks(stage.number)
-        for name in self._outdated(stage.number - 1):
-            if name in names:
-                self._scratch.delete(name)
         if stage.following is not None and stages.decision_name(stage.number) not in names:
             self._decide(stage, stage.following, marks, pool)
+        for name in self._outdated(stage.number - 1):  # not before: a step that refuses may be changed
+            if name in names:
+                self._scratch.delete(name)
         return marks
 
     def _title(self, stage: Stage) -> str:
@@ -287,6 +298,7 @@ class _Curation:
         self._check_there({shard_file(shard.name): shard.file.bytes for shard in shards}, removed)
         if not shards:
             raise UserError(f"{self._config.output.path}: no record is left: {_losses(tallies)}; change the steps")
+        self._remove_unlisted({shard_file(shard.name) for shard in shards} | {file.name for file in removed})
         write_report(self._storage, manifest, tallies)
         self._storage.write(CURATED, manifest.to_json().encode())
 
@@ -315,6 +327,12 @@ class _Curation:
                     f"has changed it; remove {self._scratch.url} and the files of output.path, and run again"
                 )
 
+    def _remove_unlisted(self, listed: set[str]) -> None:
+        """Remove files of passes that were made again with other settings."""
+        for name in self._storage.names():
+            if is_record_file(name) and name not in listed:
+                self._storage.delete(name)
+
 
 def in_chunks(records: Iterable[Read], most: int) -> Iterator[list[Read]]:
     """Consecutive records, at most so many, with texts of a bounded size."""
@@ -342,7 +360,7 @@ def _check_same(present: CuratedManifest, wanted: CuratedManifest, where: str) -
     if differing:
         raise UserError(
             f"{where}: this corpus was curated with other settings: {'; '.join(differing)}; choose another "
-            "output.path, or use the same settings"
+            "output.path, use the same settings, or remove what is there to begin again"
         )
 
 

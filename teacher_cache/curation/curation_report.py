@@ -47,7 +47,7 @@ def page_of(report: dict[str, Any]) -> str:
     folder = files(__package__)
     style = folder.joinpath(STYLE).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     template = environment.from_string(folder.joinpath(TEMPLATE).read_text(encoding="utf-8"))
     tokens = max(1, sum(layer["tokens"] for layer in report["layers"].values()))
     return template.render(report=report, style=style, policy=policy, tokens=tokens)

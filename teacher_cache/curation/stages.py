@@ -55,6 +55,7 @@ class PlanFile(Strict):
     """``plan.json``: what the scratch folder is for."""
 
     output: str
+    compared: list[int] = Field(description="Numbers of the global steps.")
     manifest: CuratedManifest = Field(description="Without counts and shards.")
 
 
@@ -142,6 +143,16 @@ def decision_name(stage: int) -> str:
 def is_ours(name: str) -> bool:
     """Whether a file in scratch is one of these, other than the plan."""
     return name in (READ, TOKENIZER) or _OURS.fullmatch(name) is not None
+
+
+def stage_of(name: str) -> int | None:
+    """The stage that a file in scratch belongs to; None: none."""
+    return int(name[:2]) if _OURS.fullmatch(name) else None
+
+
+def is_comparison(name: str) -> bool:
+    """Whether a stage's file is of the global step that follows it: sketches, columns, decision."""
+    return name.endswith((".sketch", ".table", ".codes", ".sketched.json", ".decided.json"))
 
 
 def read_mark(scratch: Storage, stage: int, chunk: int) -> ChunkMark:

@@ -193,7 +193,8 @@ def test_what_is_interrupted_continues_only_as_it_was(folder: Path, tmp_path: Pa
             curate(config)
     assert (tmp_path / "out.scratch/plan.json").exists()
     with pytest.raises(UserError, match=r"plan\.json: this corpus was curated with other settings: steps: "):
-        curate(curate_config(tmp_path / "copy", str(tmp_path / "out"), steps=STEPS[:2]))
+        curate(curate_config(tmp_path / "copy", str(tmp_path / "out"), steps=STEPS[:1]))  # too late: all is done
+    assert (tmp_path / "out.scratch/plan.json").exists()
     text = (tmp_path / "copy/texts.jsonl").read_text()
     (tmp_path / "copy/texts.jsonl").write_text(text + json.dumps({"text": "more"}) + "\n")
     with pytest.raises(UserError, match="input_fingerprint: "):
@@ -201,6 +202,36 @@ def test_what_is_interrupted_continues_only_as_it_was(folder: Path, tmp_path: Pa
     (tmp_path / "copy/texts.jsonl").write_text(text)
     curate(config)
     assert files(tmp_path / "out") == files(folder / "whole")
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_early_enough"),
+    [
+        ([*STEPS[:3], {**SHARES, "tokens": 3000}], True),
+        ([*STEPS[:3]], True),
+        ([*STEPS[:2], SHARES], True),
+        ([*STEPS[:2], {"step": "length", "min_tokens": 60}, SHARES], True),
+        ([STEPS[0], {"step": "deduplicate", "of": "reply"}, STEPS[2], SHARES], True),
+        ([STEPS[0], STEPS[2], STEPS[1], SHARES], False),
+    ],
+)
+def test_later_steps_may_change_before_they_are_done(
+    folder: Path, tmp_path: Path, steps: list[dict[str, Any]], is_early_enough: bool
+) -> None:
+    """A mix that lacked tokens, here in another way or after other steps: as if it had been so from the beginning."""
+    place = str(tmp_path / "out")
+    lacking = [*STEPS[:3], {"step": "mix", "shares": {"base": 60, "code": 40}, "tokens": 10**6}]
+    with pytest.raises(UserError, match=r"steps\.3\.tokens: 1000000: base has \d+ of 600000 tokens"):
+        curate(curate_config(folder, place, steps=lacking))
+    before = files(tmp_path / "out.scratch")
+    if not is_early_enough:
+        with pytest.raises(UserError, match=r"plan\.json: this corpus was curated with other settings"):
+            curate(curate_config(folder, place, steps=steps))
+        assert files(tmp_path / "out.scratch") == before
+        return
+    curate(curate_config(folder, place, steps=steps))
+    curate(curate_config(folder, str(tmp_path / "at once"), steps=steps))
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
 def test_a_dry_run_counts_and_writes_nothing(folder: Path) -> None:
