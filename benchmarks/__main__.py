@@ -35,6 +35,8 @@ NAMES = (
     "another_tokenizer",
     "generation",
     "three_bits",
+    "near_duplicates",
+    "decontamination",
 )
 
 
