@@ -90,6 +90,7 @@ JOBS = {
     "run": Command("teacher-cache run W/cache.yaml", made="made"),
     "init": Command("train-student init W/train.yaml"),
     "train": Command("train-student run W/train.yaml"),
+    "quantise": Command("train-student export W/teacher small --cache W/trained_on --group-size 32 --no-check"),
     "evaluate": Command("train-student evaluate W/teacher W/trained_on --limit 2"),
 }
 ALL = {**TOOLS, **JOBS}
