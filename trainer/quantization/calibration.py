@@ -73,27 +73,50 @@ def input_grams(
             advance()
     for site, gram_II in grams.items():
         if not gram_II.isfinite().all():
-            raise UserError(f"{site.readers[0]}: its input is not finite on the calibration; the model is damaged")
+            raise UserError(
+                f"{site.readers[0].stored}: its input is not finite on the calibration; the model is damaged"
+            )
     return grams
 
 
 @contextmanager
 def _watched(model: Any, sites: Sequence[Site], grams: dict[Site, torch.Tensor]) -> Iterator[None]:
-    """Add to ``grams`` whatever the sites' first readers are given."""
+    """Add to ``grams`` whatever the sites' watched modules are given."""
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    for site in sites:
+        grams[site] = torch.zeros(site.inputs, site.inputs, dtype=dtype, device=model.device)
 
     def watcher(site: Site) -> Callable[..., None]:
-        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x_NI = inputs[0].flatten(0, -2)
-            x_NI = x_NI if x_NI.dtype == torch.float64 else x_NI.float()
-            if site not in grams:
-                grams[site] = x_NI.new_zeros(site.inputs, site.inputs)
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+            x_NI = (
+                expert_input(module, site.expert, *inputs, **named)
+                if site.expert is not None
+                else _first(inputs, named)
+            )
+            x_NI = x_NI.flatten(0, -2).to(dtype)
             grams[site].addmm_(x_NI.T, x_NI)
 
         return add
 
-    handles = [model.get_submodule(site.readers[0]).register_forward_pre_hook(watcher(site)) for site in sites]
+    handles = [
+        model.get_submodule(site.watched).register_forward_pre_hook(watcher(site), with_kwargs=True) for site in sites
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _first(inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs[0] if inputs else named["hidden_states"]
+
+
+def expert_input(
+    experts: Any, expert: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """What an expert's down projection is given, [N, F]: computed again, since fused experts show it to no hook."""
+    del top_k_weights
+    routed_ND = hidden_states[(top_k_index == expert).any(dim=-1)]
+    gate_NF, up_NF = torch.nn.functional.linear(routed_ND, experts.gate_up_proj[expert]).chunk(2, dim=-1)
+    return experts.act_fn(gate_NF) * up_NF

@@ -81,15 +81,17 @@ def export_folder(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         model.save_pretrained(unfinished / SCRATCH)
-        weights = sum(model.get_parameter(name).numel() for name in scales)
+        weights = sum(matrix.of(model).numel() for matrix in scales)
+        by_name = {matrix.stored: scales_OG for matrix, scales_OG in scales.items()}
         sizes = {SCRATCH: 8.0 * model.dtype.itemsize}
         for name in packed:
             bits = grid.bits if name == "dense" else container_bits(grid.bits)
-            sizes[name] = 8 * write_packed(unfinished / SCRATCH, unfinished / name, scales, grid, bits) / weights
+            sizes[name] = 8 * write_packed(unfinished / SCRATCH, unfinished / name, by_name, grid, bits) / weights
         differences: dict[str, dict[str, float]] = {}
         if settings.check and packed:
             folders = {name: unfinished / name for name in packed}
-            differences = check_folders(unfinished / SCRATCH, folders, sequences[0], trust)
+            has_experts = any(site.expert is not None for site in sites)
+            differences = check_folders(unfinished / SCRATCH, folders, sequences[0], has_experts, trust)
         summary = {
             "output": str(output),
             "bits": grid.bits,

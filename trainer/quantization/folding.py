@@ -9,7 +9,7 @@ import copy
 import torch
 
 from schemas.errors import UserError
-from trainer.quantization.sites import Site
+from trainer.quantization.sites import Matrix, Site
 
 
 def spread(values: torch.Tensor, site: Site) -> torch.Tensor:
@@ -25,22 +25,26 @@ def pooled(values_I: torch.Tensor, site: Site) -> torch.Tensor:
 
 @torch.no_grad()
 def fold(model: torch.nn.Module, site: Site, scales: torch.Tensor) -> None:
-    """Multiply the readers' columns by ``scales`` (float [heads * channels], positive), divide the producer by them.
+    """Multiply the columns of all that read the input by ``scales`` (float [heads * channels], positive), in place.
+
+    The producer is divided by them; a site without one takes scales of 1 only.
 
     Raises UserError for a producer whose outputs are not proportional to its weights.
     """
-    producer = model.get_submodule(site.producer)
-    weight: torch.Tensor = producer.get_parameter("weight")
-    scales = scales.to(weight.dtype)
-    if isinstance(producer, torch.nn.Linear):
-        weight.div_(scales[:, None])
-        if producer.bias is not None:
-            producer.bias.div_(scales)
-    else:
-        offset = norm_offset(producer, site.producer)
-        weight.copy_((weight + offset) / scales - offset)
-    for name in site.readers:
-        model.get_submodule(name).get_parameter("weight").mul_(spread(scales, site))
+    if isinstance(site.producer, Matrix):
+        rows_OI = site.producer.of(model)
+        rows_OI.div_(scales.to(rows_OI.dtype)[:, None])
+        module = model.get_submodule(site.producer.parameter.rpartition(".")[0])
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.div_(scales.to(bias.dtype))
+    elif site.producer is not None:
+        norm = model.get_submodule(site.producer)
+        offset, weight = norm_offset(norm, site.producer), norm.get_parameter("weight")
+        weight.copy_((weight + offset) / scales.to(weight.dtype) - offset)
+    columns_I = spread(scales, site)
+    for reading in (*(reader.of(model) for reader in site.readers), *map(model.get_parameter, site.corrected)):
+        reading.mul_(columns_I.to(reading.dtype))
 
 
 def norm_offset(norm: torch.nn.Module, name: str) -> float:

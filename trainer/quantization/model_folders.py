@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from schemas.errors import UserError
 from trainer.quantization.dense_packing import pack
 from trainer.quantization.grid import Grid
-from trainer.quantization.sites import Site
+from trainer.quantization.sites import Matrix, Site
 from trainer.student.student_tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -52,17 +52,16 @@ def container_bits(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def scales_of(model: "PreTrainedModel", sites: Sequence[Site], grid: Grid) -> dict[str, torch.Tensor]:
-    """Scales of all targets, bfloat16 [O, G], by the weight's name."""
-    names = [f"{name}.weight" for site in sites for name in site.readers]
-    return {name: grid.scales(model.get_parameter(name).detach()).to(DTYPE).cpu() for name in names}
+def scales_of(model: "PreTrainedModel", sites: Sequence[Site], grid: Grid) -> dict[Matrix, torch.Tensor]:
+    """Scales of all targets, bfloat16 [O, G]."""
+    return {reader: grid.scales(reader.of(model)).to(DTYPE).cpu() for site in sites for reader in site.readers}
 
 
 @torch.no_grad()
-def round_in_place(model: "PreTrainedModel", scales: dict[str, torch.Tensor], grid: Grid) -> None:
+def round_in_place(model: "PreTrainedModel", scales: dict[Matrix, torch.Tensor], grid: Grid) -> None:
     """Replace the targets' weights by what their integers stand for, and cast the model to bfloat16."""
-    for name, scales_OG in scales.items():
-        weight_OI = model.get_parameter(name)
+    for matrix, scales_OG in scales.items():
+        weight_OI = matrix.of(model)
         weight_OI.copy_(grid.fake_quantise(weight_OI, scales_OG.to(weight_OI.device)))
     model.to(DTYPE)  # type: ignore[arg-type]
 
@@ -72,8 +71,8 @@ def write_packed(folded: Path, folder: Path, scales: dict[str, torch.Tensor], gr
 
     Returns the bytes of the targets: integers, scales and shapes.
 
-    scales: of the targets, by name. A weight's integers are found again by dividing it by its scale: rounding the
-    product to bfloat16 moved it by less than half a step of the grid.
+    scales: of the targets, by their names in files. A weight's integers are found again by dividing it by its scale:
+    rounding the product to bfloat16 moved it by less than half a step of the grid.
     """
     folder.mkdir(parents=True)
     ignored: list[str] = []

@@ -60,6 +60,7 @@ def fold_scales(
     passes = list(in_passes(sites))
     done, total = 0, len(passes) * len(sequences)
     found: dict[Site, Found] = {}
+    unseen = 0
 
     def one_more() -> None:
         nonlocal done
@@ -69,9 +70,17 @@ def fold_scales(
     for part in passes:
         grams = input_grams(model, part, sequences, one_more)
         for site in part:
-            weights_OI = [model.get_submodule(name).get_parameter("weight").detach() for name in site.readers]
-            found[site] = search(weights_OI, grams.pop(site), grid, site)
+            gram_II = grams.pop(site)
+            unseen += not gram_II.any()
+            found[site] = search([reader.of(model) for reader in site.readers], gram_II, grid, site)
             fold(model, site, found[site].scales)
+    if unseen:
+        experts = sum(site.expert is not None for site in sites)
+        logger.warning(
+            "%d of %d experts read no token of the calibration and are rounded without scales; raise --samples",
+            unseen,
+            experts,
+        )
     change = float((log_probabilities(model, sequences[0]) - before).abs().max())
     if not change <= MAX_CHANGE:
         raise UserError(

@@ -49,7 +49,7 @@ def check_readers() -> None:
 
 
 def check_folders(
-    folded: Path, packed: dict[str, Path], ids_S: np.ndarray, trust_remote_code: bool
+    folded: Path, packed: dict[str, Path], ids_S: np.ndarray, has_experts: bool, trust_remote_code: bool
 ) -> dict[str, dict[str, float]]:
     """Compare the folders of ``packed`` with ``folded`` in each engine that is installed.
 
@@ -59,7 +59,10 @@ def check_folders(
     ids = ids_S[:PROMPT].tolist()
     engines = {"transformers": in_transformers}
     if importlib.util.find_spec("vllm") is not None:
-        engines["vllm"] = in_vllm
+        if has_experts and not torch.cuda.is_available():
+            logger.warning("not checked in vLLM: on CPUs it runs no quantised experts; use --format folded there")
+        else:
+            engines["vllm"] = in_vllm
     differences: dict[str, dict[str, float]] = {}
     for engine, say in engines.items():
         wanted = say(folded, ids, trust_remote_code)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from support.dense_families import FAMILIES, random_model
+from support.folding_families import FAMILIES, random_model
 from support.models import VOCAB_SIZE
 from support.synthetic import random_shards, write_cache
 from trainer.quantization.dense_packing import pack
