@@ -10,9 +10,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from support.amount import FULL
 from support.folding_families import FAMILIES, random_model
-from support.models import VOCAB_SIZE
+from support.models import VOCAB_SIZE, tiny_config
 from support.synthetic import random_shards, write_cache
+from trainer.quantization import smoke
 from trainer.quantization.dense_packing import pack
 from trainer.quantization.smoke import check_readers
 from trainer.train_student_cli import main
@@ -95,6 +97,29 @@ def test_a_dense_file_is_small_and_its_summary_says_how_small(model_folder: Path
     assert "3-bit integers" in card
     assert "2 sequences, 40 tokens" in card
     assert not (tmp_path / "out.tmp").exists()
+
+
+@needs_reader
+@pytest.mark.skipif(not FULL, reason="starts vLLM three times; in make test-full")
+def test_vllm_says_what_the_folded_copy_says(cache: str, tmp_path: Path) -> None:
+    config = tiny_config()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    done = export(tmp_path / "model", tmp_path / "out", "--cache", cache, "--group-size", 32, "--json", *FORMATS)
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)["largest_difference"]["vllm"]) == {"dense", "container"}
+
+
+def test_experts_are_not_checked_in_vllm_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(smoke, "in_transformers", lambda *_: smoke.Said([1], torch.zeros(3)))
+    ids = torch.arange(9).numpy()
+    found = smoke.check_folders(tmp_path, {"dense": tmp_path}, ids, has_experts=True, trust_remote_code=False)
+    assert found == {"transformers": {"dense": 0.0}}
+    assert "on CPUs it runs no quantised experts; use --format folded" in caplog.text
 
 
 def test_targets_choose_what_is_packed(model_folder: Path, cache: str, tmp_path: Path) -> None:
