@@ -20,7 +20,7 @@ from benchmarks.support.corpus import standard_library
 from benchmarks.support.results import Row, at_most, exit_status, write_results
 
 FOLDER = Path("runs/three-bits")
-SAMPLES, MAX_TOKENS = 16, 512  # of the calibration
+SAMPLES, MAX_TOKENS = 16, 256  # of the calibration
 MODULES, MODULE_TOKENS, EVERY = 8, 512, 4  # held out
 SEEN = 16  # modules in the shared cache, the first of at least MIN_CHARACTERS
 MIN_CHARACTERS = 18_000

@@ -24,14 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPE = torch.bfloat16
-FORMATS = {
-    "dense": "integers packed densely: smallest; vLLM on GPUs, on CPUs with this project's plugin, transformers",
-    "container": "the same integers in 4 (or 8) bits each: vLLM on CPUs and GPUs, transformers",
-    "folded": "the same weights in bfloat16: every program",
-}
+FORMATS = ("dense", "container", "folded")
 OTHERS = {
     "gptq": "vLLM reads GPTQ with 4 and 8 bits only",
-    "gguf": "no serving engine reads 3-bit GGUF of this grid",
+    "gguf": "GGUF's types of 3 bits hold another grid",
     "awq": "AutoAWQ's files have 4 bits and zero points",
 }
 MIN_READER = "0.18"  # of compressed-tensors: the first with dense packing
@@ -69,10 +65,9 @@ def round_in_place(model: "PreTrainedModel", scales: dict[Matrix, torch.Tensor],
 def write_packed(folded: Path, folder: Path, scales: dict[str, torch.Tensor], grid: Grid, bits: int) -> int:
     """Write the model in the folder ``folded`` with its targets packed as integers of ``bits`` bits.
 
-    Returns the bytes of the targets: integers, scales and shapes.
-
-    scales: of the targets, by their names in files. A weight's integers are found again by dividing it by its scale:
-    rounding the product to bfloat16 moved it by less than half a step of the grid.
+    Returns the bytes of the targets: integers, scales and shapes. scales: of the targets, by their names in files. A
+    weight's integers are found again by dividing it by its scale: rounding the product to bfloat16 moved it by less
+    than half a step of the grid.
     """
     folder.mkdir(parents=True)
     ignored: list[str] = []
