@@ -13,7 +13,7 @@ from teacher_cache.curation.record import Record
 from teacher_cache.curation.versions import versions_fingerprint
 
 MAX_CHARACTERS = 32_000  # looked at, half at each end: a reply may drift into another language
-MAX_LINE = 1000  # characters looked at of a line: patterns on hostile ones take quadratic time
+MAX_LINE = 1000  # longer lines are looked at in parts: patterns on hostile ones take quadratic time
 NO_LANGUAGE = "zxx"  # the classifier's label of what is none
 _fence = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})\s*(\S?)").match
 _formula = re.compile(r"`[^`]*`|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\S+://\S+|\S+@\S+|<[^<>]*>")
@@ -70,8 +70,9 @@ def prose(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         text = f"{text[: MAX_CHARACTERS // 2]}\n{text[-MAX_CHARACTERS // 2 :]}"
     lines, opened = [], ""
-    for line in text.split("\n"):
-        said = line[:MAX_LINE].strip(" \t\r>")
+    parts = (line[at : at + MAX_LINE] for line in text.split("\n") for at in range(0, len(line), MAX_LINE))
+    for part in parts:
+        said = part.strip(" \t\r>")
         fence = _fence(said)
         if opened:
             if fence and fence[1].startswith(opened) and not fence[2]:

@@ -18,6 +18,7 @@ from teacher_cache.curation.word_hashes import ngram_hashes, vocabulary, word_ha
 LEAST_WORDS = 5
 LEAST_STRONG = 4  # words of two letters or more
 MOST_ITEMS = 16
+BATCH_CHARACTERS = 1 << 22
 _FILTER_BITS = 4  # of the table that is looked at first, per n-gram: one in 16 of other n-grams passes it
 
 
@@ -67,6 +68,15 @@ class NgramIndex:
 
     def find(self, texts: Sequence[str]) -> list[ItemField | None]:
         """For each text the field of which most was found in it."""
+        ends = np.cumsum([len(text) for text in texts])
+        found: list[ItemField | None] = []
+        while len(found) < len(texts):  # words take ten times the memory of their text
+            read = int(ends[len(found) - 1]) if found else 0
+            last = int(np.searchsorted(ends, read + BATCH_CHARACTERS, side="right"))
+            found += self._found(texts[len(found) : max(last, len(found) + 1)])
+        return found
+
+    def _found(self, texts: Sequence[str]) -> list[ItemField | None]:
         hash_W, text_W = word_hashes([words(text) for text in texts], self._known)
         found = [self._find(ngram_hashes(hash_W, n), text_W) for n in self._lengths]
         pair_N = np.unique(np.concatenate([np.empty(0, np.int64), *found]))  # each n-gram once a text

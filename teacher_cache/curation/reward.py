@@ -30,7 +30,7 @@ class Scorer(Protocol):
 
 
 class Reward(GlobalStep):
-    """Records leave that score lower than the best share, or that the model's chat template refuses."""
+    """Records leave that score lower than the best share, or that the model cannot read."""
 
     reasons = ("low_reward", "not_scored")
     one_process = True
@@ -40,7 +40,8 @@ class Reward(GlobalStep):
         self._layers = known_layers(settings.layers, place)
 
     def fingerprint(self) -> str:
-        """The reward model's. Raises UserError if it is not there, or `label` is none of its outputs."""
+        """The reward model's. Raises UserError if it is none, or `label` is none of its outputs."""
+        self._check_kind()
         self._check_label(self._config.num_labels)
         return model_fingerprint(self._settings.model.path, f"{self._key}.model.path")
 
@@ -97,6 +98,15 @@ class Reward(GlobalStep):
                 "`model.dtype: float32`"
             )
         return score_N
+
+    def _check_kind(self) -> None:
+        """Raise UserError for a model without outputs to score by, which would get random ones."""
+        names = self._config.architectures or []
+        if not self._settings.model.trust_remote_code and not any("SequenceClassification" in name for name in names):
+            raise UserError(
+                f"{self._key}.model.path: {self._settings.model.path}: {', '.join(names) or 'no architecture'} is no "
+                "sequence-classification model; pass a reward model or another classifier"
+            )
 
     def _check_label(self, n_labels: int) -> None:
         label = self._settings.label

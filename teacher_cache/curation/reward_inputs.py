@@ -29,7 +29,7 @@ class RewardInputs:
         tokenizer.truncation_side = "left"
 
     def encode(self, records: Sequence[Record]) -> list[RewardInput | None]:
-        """The input of each record; None if the chat template refuses it."""
+        """The input of each record; None if the chat template refuses it, or there is nothing to read."""
         return [self._encoded(record) for record in records]
 
     def _encoded(self, record: Record) -> RewardInput | None:
@@ -47,6 +47,8 @@ class RewardInputs:
                 short = self._tokenizer(*pair, truncation="longest_first", max_length=self._max_tokens)
                 return _input(short, slice(None), truncated=True)
             cut = slice(None)
+        if not found["input_ids"]:
+            return None
         return _input(found, cut, truncated=len(found["input_ids"]) > self._max_tokens)
 
     def _rendered(self, record: Record) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from schemas.curate_filters import RewardStep
+from schemas.errors import UserError
 from teacher_cache.curation.reward_inputs import RewardInput, batches
 from teacher_cache.model_folder import not_loaded
 
@@ -20,15 +21,21 @@ class TransformersScorer:
 
         model, self._batch_tokens = settings.model, settings.engine.batch_tokens
         try:
-            loaded = AutoModelForSequenceClassification.from_pretrained(
+            loaded, found = AutoModelForSequenceClassification.from_pretrained(
                 model.path,
                 revision=model.revision,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
             )
             self._model: Any = loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         except Exception as error:  # whatever the loader of this model, and its file formats, may raise
             raise not_loaded(error, f"{key}.model.path: {model.path}: cannot load the model") from error
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{key}.model.path: {model.path}: no weights of {', '.join(missing)[:200]}, which would be random; "
+                "pass a whole sequence-classification model"
+            )
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[RewardInput]) -> np.ndarray:
@@ -47,13 +54,12 @@ class TransformersScorer:
         for row, one in enumerate(inputs):
             ids_BS[row, : len(one.ids)], types_BS[row, : len(one.ids)] = one.ids, one.types
             mask_BS[row, : len(one.ids)] = 1
-        given = {"input_ids": ids_BS, "attention_mask": mask_BS} | (
-            {"token_type_ids": types_BS} if types_BS.any() else {}
-        )
+        given = {"input_ids": ids_BS, "attention_mask": mask_BS}
+        if types_BS.any():
+            given["token_type_ids"] = types_BS
         device = self._model.device
-        logits_BL: torch.Tensor = self._model(
-            **{name: torch.from_numpy(a).to(device) for name, a in given.items()}
-        ).logits
+        output = self._model(**{name: torch.from_numpy(array).to(device) for name, array in given.items()})
+        logits_BL: torch.Tensor = output.logits
         return logits_BL
 
     def _padding(self, inputs: Sequence[RewardInput]) -> int:

@@ -17,6 +17,6 @@ def versions_fingerprint(*libraries: str) -> str:
         named += [f"{library} {version(library)}" for library in libraries]
     except PackageNotFoundError as error:
         raise UserError(
-            f"{error.name}: not installed, but a step of the curation needs it: pip install {error.name}"
+            f"{error.name}: not installed, but a step of the curation needs it; install the extra 'curate'"
         ) from None
     return hashlib.sha256("\n".join(named).encode()).hexdigest()

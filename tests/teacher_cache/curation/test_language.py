@@ -8,7 +8,7 @@ from benchmarks.support.corpus import human_eval_chats
 from benchmarks.support.two_kinds import texts
 from schemas.errors import UserError
 from support.records_to_judge import chat_record, judged, opened, text_record
-from teacher_cache.curation.language import MAX_LINE, prose
+from teacher_cache.curation.language import MAX_CHARACTERS, prose
 
 SAID = {
     "en": "The function returns the sum of all even numbers in the given list, and zero if there are none.",
@@ -53,7 +53,12 @@ def test_what_is_fenced_does_not_decide() -> None:
 def test_a_reply_that_drifts_into_another_language_leaves() -> None:
     step = opened({"step": "language", "keep": ["en"], "min_probability": 0.5})
     long = "\n".join([SAID["en"]] * 200 + [SAID["zh"]] * 400)
-    assert judged(step, text_record("\n".join([SAID["en"]] * 600)), text_record(long)) == ["", "language: zh"]
+    line = long.replace("\n", " ")
+    assert judged(step, text_record("\n".join([SAID["en"]] * 600)), text_record(long), text_record(line)) == [
+        "",
+        "language: zh",
+        "language: zh",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,5 +100,5 @@ def test_an_unknown_language_is_refused() -> None:
 @pytest.mark.parametrize("piece", [" ", "x", "$", "\\[", "<", "a.", "a ", "@", "a=", "`", "a(", "a  ", ":/", "> "])
 def test_hostile_lines_take_little_time(piece: str) -> None:
     started = time.process_time()
-    assert len(prose(piece * 1_000_000)) <= 2 * MAX_LINE + 1
+    assert len(prose(piece * 1_000_000)) <= MAX_CHARACTERS + 40
     assert time.process_time() - started < 5

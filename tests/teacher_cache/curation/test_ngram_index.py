@@ -1,9 +1,12 @@
 """The index of n-grams against a plain search, and what it leaves out."""
 
+from unittest import mock
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teacher_cache.curation import ngram_index
 from teacher_cache.curation.ngram_index import MOST_ITEMS, ItemField, NgramIndex
 from teacher_cache.curation.word_hashes import ngram_hashes, vocabulary, word_hashes, words
 
@@ -84,6 +87,19 @@ def test_texts_beside_each_other_are_kept_apart() -> None:
     index = index_of(SENTENCE)
     half = SENTENCE.split()
     assert items(index, " ".join(half[:5]), " ".join(half[5:10]), "", SENTENCE) == [None, None, None, "0"]
+
+
+def test_long_texts_are_searched_in_batches() -> None:
+    index = index_of(SENTENCE)
+    texts = [f"{'x ' * (n % 7)}{SENTENCE if n % 3 else 'nothing'}" for n in range(40)] + ["y " * 200 + SENTENCE]
+    whole = items(index, *texts)
+    assert whole == [None if n % 3 == 0 else "0" for n in range(40)] + ["0"]
+    with (
+        mock.patch.object(ngram_index, "BATCH_CHARACTERS", 150),
+        mock.patch.object(ngram_index, "words", side_effect=words) as split,
+    ):
+        assert items(index, *texts) == whole
+    assert [call.args[0] for call in split.call_args_list] == texts
 
 
 def test_an_index_of_nothing_finds_nothing() -> None:

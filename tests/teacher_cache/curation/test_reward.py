@@ -1,6 +1,7 @@
 """The reward step: what the model reads, its scores by both engines, and what stays. One vLLM engine for all tests."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from schemas.curate_filters import RewardStep
 from schemas.errors import UserError
-from support.models import CHAT_TEMPLATE, tiny_tokenizer, write_random_reward_model
+from support.models import CHAT_TEMPLATE, tiny_tokenizer, write_random_reward_model, write_random_teacher
 from support.records_to_judge import chat_record, opened, reply_record, text_record
 from teacher_cache.curation.curation_step import Table
 from teacher_cache.curation.record import Record
@@ -54,8 +57,9 @@ def records(count: int) -> list[Record]:
 
 
 def one_by_one(model: Path, inputs: list[RewardInput]) -> np.ndarray:
-    """Outputs in float32, an input at a time, without padding."""
+    """Outputs in float32 at the last token, whichever it is; an input at a time, without padding."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    loaded.config.pad_token_id = None
     with torch.inference_mode():
         return np.array([loaded(torch.from_numpy(one.ids)[None]).logits[0].numpy() for one in inputs])
 
@@ -113,6 +117,30 @@ def test_a_score_hardly_depends_on_what_is_scored_beside_it(model: Path) -> None
     assert together.shape == (30, 2)
     apart = np.concatenate([reward(model).sketch(given[at : at + 5]) for at in range(0, 30, 5)])
     assert np.abs(together - apart).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_encoders_are_padded_as_they_expect(tmp_path: Path, kind: str) -> None:
+    """Positions of RoBERTa are counted from the padding token's id."""
+    shape = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(
+        **shape, intermediate_size=64, max_position_embeddings=300, pad_token_id=1, num_labels=1
+    )
+    encoder = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    encoder.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 100, 20)
+    inputs = [RewardInput(rng.integers(2, 384, n), (np.arange(n) > n // 2).astype(np.int64), False) for n in lengths]
+    if kind == "Roberta":  # it has one type only
+        inputs = [replace_ids(one, one.ids) for one in inputs]
+    with torch.inference_mode():
+        wanted = [
+            encoder(torch.from_numpy(one.ids)[None], token_type_ids=torch.from_numpy(one.types)[None]).logits[0].numpy()
+            for one in inputs
+        ]
+    found = TransformersScorer(RewardStep.model_validate(settings(tmp_path)), "steps.0").score(inputs)
+    assert np.abs(found - np.array(wanted)).max() < 1e-5
+    assert np.std(wanted) > 1e-3
 
 
 def test_what_the_model_reads() -> None:
@@ -220,9 +248,21 @@ def test_scores_that_are_not_finite_are_refused(model: Path) -> None:
         step._chosen(np.array([[1.0], [np.nan]]))
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"steps\.0\.model\.path"):
+def test_models_that_score_nothing_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"steps\.0\.model\.path: .*no such folder"):
         reward(tmp_path / "none").fingerprint()
+    with pytest.raises(UserError, match=r"steps\.0\.model\.path: .*LlamaForCausalLM is no sequence-classification"):
+        reward(write_random_teacher(tmp_path / "teacher")).fingerprint()
+    headless = shutil.copytree(model, tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights of score\.weight, which would be random"):
+        reward(headless).sketch(records(2))
+
+
+def test_a_record_with_nothing_to_read_is_not_scored(model: Path) -> None:
+    assert reward(model).sketch([text_record(""), text_record("x")])[:, 1].tolist() == [REFUSED, SCORED]
 
 
 def test_batches_hold_similar_lengths_and_no_more_tokens_than_allowed() -> None:
