@@ -35,6 +35,7 @@ NAMES = (
     "another_tokenizer",
     "generation",
     "near_duplicates",
+    "curation_memory",
     "decontamination",
 )
 
