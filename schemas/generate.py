@@ -21,6 +21,7 @@ from schemas.chat_record import ChatRecord
 from schemas.generate_config import GenerateConfig
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard
 from schemas.manifest import Manifest, ShardIndex
+from schemas.rounds_config import RoundsConfig
 from schemas.signature import Signature
 from schemas.strict import FORMAT_VERSION
 from schemas.train_config import TrainConfig
@@ -37,6 +38,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "generate-config": GenerateConfig,
     "generated-manifest": GeneratedManifest,
     "generated-shard": GeneratedShard,
+    "rounds-config": RoundsConfig,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
