@@ -46,7 +46,7 @@ ROOMS = {
         "losses data",
         "measures retargeting",
         "run evaluate",
-        "loop",
+        "loop rounds",
         "distiller",
         "train_student_cli",
     ],
