@@ -41,9 +41,9 @@ from benchmarks.support.students import CACHE_CONFIG, TOP_64, TRAIN_CONFIG, opti
 FOLDER = Path("runs/rounds")
 PICTURE = Path("docs/pictures/rounds.png")
 PROMPTS, HELD_OUT, NEW_TOKENS = 128, 64, 80
-ROUNDS, STEPS, WARM_UP_STEPS = 2, 12, 60  # steps of each round
-ROW_TOKENS, ROWS = 256, 4  # of a step
-WARM_UP_RATE, RATE = 3e-4, 1e-4
+ROUNDS, STEPS, WARM_UP_STEPS = 2, 8, 40  # steps of each round
+ROW_TOKENS, ROWS = 256, 2  # of a step
+WARM_UP_RATE, RATE = 3e-4, 2e-4
 GRAM = 4
 CORPUS, TEACHER, OWN, REVERSE = "corpus", "teacher-written", "own text", "own text, reverse KL"
 ARMS = (CORPUS, TEACHER, OWN, REVERSE)
@@ -67,6 +67,7 @@ def main() -> int:
     teacher = make_teacher()
     runs = [(arm, seed) for seed in arguments.seeds for arm in ("warm-up", *ARMS)]
     runs = [run for run in runs if run[0] != "warm-up" or run[1] == arguments.seeds[0]]
+    runs.sort(key=lambda run: run[0] == REVERSE)  # last, as no other run needs it
     missing = [run for run in runs if not result_file(*run).exists()]
     if missing:
         prepare(teacher)

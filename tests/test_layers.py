@@ -71,6 +71,7 @@ LOADS_NONE_OF = {  # in this order, by one process
     "teacher_cache.api": MODEL_LIBRARIES,
     "teacher_cache.teacher_cache_cli": MODEL_LIBRARIES,
     "trainer.train_student_cli": MODEL_LIBRARIES,
+    "trainer.rounds.rounds_run": MODEL_LIBRARIES,
     "tools.cache_tools_cli": MODEL_LIBRARIES,
     "teacher_cache.job": ("vllm",),
     "trainer.distiller": ("vllm",),

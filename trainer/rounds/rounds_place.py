@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -38,7 +38,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class PlaceSettings(Strict):
     """``rounds.json``: the settings that matter, and what a round costs."""
 
-    format: int = 1
+    format: Literal[1] = 1
     settings: dict[str, Any]
     cost: dict[str, Any]
 
