@@ -298,18 +298,23 @@ def form_of(place: Path) -> dict[str, Any]:
     from teacher_cache.shards.storage import Storage
 
     replies = [ids[begin:] for ids, begin in sequences_of(place)]
-    grams = [[tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)] for ids in replies]
-    total = sum(map(len, grams))
     rejected: dict[str, int] = {}
     for shard in read_generated(Storage(str(place))).shards:
         for reason, count in shard.rejected.items():
             rejected[reason] = rejected.get(reason, 0) + count
     return {
         "tokens": statistics.mean(map(len, replies)),
-        "repeated": 100 * (total - sum(len(set(each)) for each in grams)) / max(1, total),
+        "repeated": repeated(replies),
         "replies": len(replies),
         "rejected": rejected,
     }
+
+
+def repeated(replies: Sequence[Sequence[int]]) -> float:
+    """Share of all 4-grams of tokens that their reply had before, percent."""
+    grams = [[tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)] for ids in replies]
+    total = sum(map(len, grams))
+    return 100 * (total - sum(len(set(each)) for each in grams)) / max(1, total)
 
 
 def table(before: dict[str, Any], measured: dict[str, list[dict[str, Any]]], replies: dict[str, Any]) -> list[Row]:

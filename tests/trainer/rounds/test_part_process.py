@@ -85,7 +85,7 @@ def test_a_part_ends_when_this_process_is_killed(tmp_path: Path) -> None:
 def test_a_command_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="train-student: no such command beside .* or in PATH"):
+    with pytest.raises(UserError, match=r"train-student: no such command beside .* or in PATH"):
         installed("train-student")
     command = tmp_path / "train-student"
     command.touch(mode=0o755)
