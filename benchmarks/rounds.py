@@ -10,9 +10,9 @@ is drawn:
 - own text: two rounds of ``train-student rounds``, in each of which the student replies to the same questions;
 - own text, reverse KL: the same with KL(student ‖ teacher).
 
-Measured on held-out questions, exactly: KL on the answers that people wrote, on the teacher's replies, and on what the
-trained student itself writes, all of it, also what a round would reject; how long its replies are, and how much of
-them repeats what they said before.
+Measured on held-out questions, over whole distributions: KL on the answers that people wrote, on the teacher's
+replies, and on what the trained student itself writes, all of it, also what a round would reject; how long its replies
+are, and how much of them repeats what they said before.
 
 Results are kept in runs/rounds, so that an interrupted run resumes.
 """
@@ -284,12 +284,20 @@ def divergences(student: Any, teacher: Any, sequences: Sequence[tuple[list[int],
     totals, tokens = torch.zeros(2, dtype=torch.float64), 0
     with torch.inference_mode():
         for ids, begin in sequences:
-            inputs = torch.tensor([ids])
-            s, t = (model(inputs).logits[0, begin - 1 : -1].double().log_softmax(-1) for model in (student, teacher))
+            s, t = (rows_of(model, ids, begin).log_softmax(-1) for model in (student, teacher))
             totals += torch.stack([(t.exp() * (t - s)).sum(), (s.exp() * (s - t)).sum()])
             tokens += len(s)
     forward, reverse = (totals / tokens).tolist()
     return forward, reverse
+
+
+def rows_of(model: Any, ids: list[int], begin: int) -> Any:
+    """Logits [tokens of the reply, V] that predict the reply, computed in bf16 as in training."""
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.tensor([ids]), logits_to_keep=len(ids) - begin + 1).logits
+    return logits[0, :-1].float()
 
 
 def form_of(place: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class Fixed:
     def __init__(self, *probabilities: float) -> None:
         self.row_V = torch.tensor(probabilities).log()
 
-    def __call__(self, inputs: torch.Tensor) -> Any:
-        return type("Output", (), {"logits": self.row_V.expand(*inputs.shape, -1)})
+    def __call__(self, inputs: torch.Tensor, logits_to_keep: int) -> Any:
+        return type("Output", (), {"logits": self.row_V.expand(*inputs.shape, -1)[:, -logits_to_keep:]})
 
 
 def test_divergences_are_means_over_the_tokens_of_replies() -> None:
