@@ -45,6 +45,7 @@ ROUNDS, STEPS, WARM_UP_STEPS = 2, 8, 40  # steps of each round
 ROW_TOKENS, ROWS = 256, 2  # of a step
 WARM_UP_RATE, RATE = 3e-4, 2e-4
 GRAM = 4
+READ = 32  # of the texts that no student wrote
 CORPUS, TEACHER, OWN, REVERSE = "corpus", "teacher-written", "own text", "own text, reverse KL"
 ARMS = (CORPUS, TEACHER, OWN, REVERSE)
 ENGINE = {"kind": "vllm", "eager": True, "cpu_kv_cache_gib": 1}
@@ -248,8 +249,8 @@ def measured_by(student: Path, teacher: Path, replies: Path) -> dict[str, Any]:
     )
     own = divergences(ours, theirs, sequences_of(replies))
     return {
-        "held-out": divergences(ours, theirs, cached_sequences(FOLDER / "held-out-cache"))[0],
-        "teacher": divergences(ours, theirs, sequences_of(FOLDER / "teacher-held-out"))[0],
+        "held-out": divergences(ours, theirs, cached_sequences(FOLDER / "held-out-cache")[:READ])[0],
+        "teacher": divergences(ours, theirs, sequences_of(FOLDER / "teacher-held-out")[:READ])[0],
         "own": own[0],
         "own_reverse": own[1],
         **form_of(replies),
