@@ -7,21 +7,21 @@ from schemas.manifest import Manifest
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import required_manifest
 from trainer.data.shares import required_of
-from trainer.rounds.round_parts import Settings
+from trainer.rounds.round_settings import Settings
 
 REPLY_BYTES = 8  # of a token of prompt or reply: its id, and its text before compression
 STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two AdamW states, float32
 
 
-def cost_of_round(settings: Settings, counts: dict[str, int], student: Path) -> dict[str, Any]:
+def cost_of_round(settings: Settings, counts: dict[str, int]) -> dict[str, Any]:
     """Upper bounds for one round; None where nothing tells.
 
-    counts: as ``teacher-cache generate --dry-run`` gives them. student: the folder with its weights.
+    counts: as ``teacher-cache generate --dry-run`` gives them.
     """
     config, loop = settings.config, settings.training.loop
     tokens = counts["tokens_at_most"]
     per_token = _bytes_per_token(settings)
-    parameters = _parameters(student)
+    parameters = _parameters(settings.student_before(1))
     return {
         "rounds": config.rounds,
         "prompts": counts["prompts"],

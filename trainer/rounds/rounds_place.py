@@ -12,7 +12,7 @@ from schemas.difference import differences
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.strict import Strict
-from trainer.rounds.round_parts import Round, Settings
+from trainer.rounds.round_settings import Round, Settings
 from trainer.run.output_files import replace_text
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class PlaceSettings(Strict):
-    """``rounds.json``: the settings that matter, and what a round costs."""
+    """``rounds.json``: the settings that matter, and what there is to reply to."""
 
     format: Literal[1] = 1
     settings: dict[str, Any]
-    cost: dict[str, Any]
+    counts: dict[str, int]  # as `teacher-cache generate --dry-run` gives them
 
 
 class RoundRecord(Strict):
@@ -79,9 +79,11 @@ def read_place(settings: Settings) -> PlaceSettings | None:
     return present
 
 
-def begin_place(settings: Settings, cost: dict[str, Any]) -> None:
-    """Write what the rounds are begun with."""
-    replace_text(settings.output / SETTINGS_FILE, _text(PlaceSettings(settings=_lasting(settings), cost=cost)))
+def write_place(settings: Settings, counts: dict[str, int], present: PlaceSettings | None) -> None:
+    """Write what the rounds are begun with, unless it is there for as many rounds."""
+    lasting = _lasting(settings)
+    if present is None or len(present.settings["schedule"]) < len(lasting["schedule"]):
+        replace_text(settings.output / SETTINGS_FILE, _text(PlaceSettings(settings=lasting, counts=counts)))
 
 
 def complete_rounds(settings: Settings) -> list[RoundRecord]:

@@ -9,9 +9,9 @@ from schemas.errors import UserError
 from schemas.train_config import CacheShare, TrainConfig
 from support.models import write_random_teacher
 from support.small_rounds import rounds_config, rounds_tree, write_small_rounds
-from trainer.rounds.round_parts import generating, scoring, settled, starting, training
-from trainer.rounds.rounds_place import begin_place, read_place
-from trainer.rounds.rounds_run import check_tokenizers
+from trainer.rounds.round_parts import generating, scoring, starting, training
+from trainer.rounds.round_settings import check_tokenizers, settled
+from trainer.rounds.rounds_place import read_place, write_place
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_student_with_another_tokenizer_is_refused(made, tmp_path: Path, folde
 )
 def test_other_settings_do_not_continue_and_are_named(made, tmp_path: Path, changes, key: str) -> None:
     (tmp_path / "out").mkdir()
-    begin_place(made(), {})
+    write_place(made(), {}, None)
     with pytest.raises(UserError) as caught:
         read_place(made(**changes))
     assert key in str(caught.value)
@@ -139,10 +139,13 @@ def test_other_settings_do_not_continue_and_are_named(made, tmp_path: Path, chan
 def test_settings_of_the_machine_and_more_rounds_continue(made, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert read_place(made()) is None
-    begin_place(made(), {"prompts": 8})
+    write_place(made(), {"prompts": 8}, None)
     changes: dict[str, Any] = {"rounds": 3, "lr": [1e-5, 1e-5, 3e-6], "keep": "none", "least_accepted": 0.1}
     changes |= {"train": {"loop": {"max_steps": 3, "micro_batch_size": 2, "gradient_accumulation": 2}}}
     changes |= {"score": {"engine": {"kind": "transformers", "device": "cuda"}}, "launcher": ["torchrun"]}
     present = read_place(made(**changes))
     assert present is not None
-    assert present.cost == {"prompts": 8}
+    assert present.counts == {"prompts": 8}
+    write_place(made(**changes), present.counts, present)
+    with pytest.raises(UserError, match=r"schedule\.2\.lr: 3e-06 there, 1e-05 now"):
+        read_place(made(rounds=3))

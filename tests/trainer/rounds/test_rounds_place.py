@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from support.small_rounds import rounds_config, write_small_rounds
-from trainer.rounds.round_parts import settled
+from trainer.rounds.round_settings import settled
 from trainer.rounds.rounds_place import throw_away
 
 
