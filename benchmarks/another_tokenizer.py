@@ -9,35 +9,44 @@ for data is that of a student of 100 M parameters trained on this machine's proc
 """
 
 import json
+import statistics
 import sys
 import sysconfig
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.corpus import standard_library
 from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from benchmarks.support.tokenizers import deepseek, install, qwen, smollm2
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, CaptureConfig
 from schemas.load import validate
-from schemas.train_config import TrainConfig
+from schemas.train_config import TlaConfig, TrainConfig
 from teacher_cache import job
 from teacher_cache.corpus.token_spans import ByteTokenizer, vocabulary_table
+from teacher_cache.output_head import OutputHead
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.retarget.retargeter import Retargeted, Retargeter
-from teacher_cache.retarget.row_targets import TAUGHT, Kind
+from teacher_cache.retarget.row_targets import TAUGHT, Align, Kind
 from teacher_cache.retarget.student_text import StudentTokenizer
 from teacher_cache.token_table import Vocabulary
 from trainer.distiller import distill
+from trainer.losses.objective import head_pass
+from trainer.losses.teacher_rows import TeacherRows
+from trainer.losses.tla import Tla
+from trainer.losses.token_classes import TokenClasses
 
 K, SEQUENCE_TOKENS, SEQUENCES = 64, 512, 4
 SPEED_REPETITIONS = 3
+LOSS_ROWS, LOSS_WIDTH = 64, 1024
 MIN_TAUGHT, MIN_TOKENS_PER_SECOND, MOST_WAIT = 0.98, 300_000, 5.0
 STEPS = 4
 Rows = Callable[[TokenSample], LogitsSample]
@@ -61,7 +70,11 @@ def main() -> int:
             counts, crossing = counted([each for each in found if each is not None])
             raw[f"{name}, {kind}"] = {each.name: count for each, count in counts.items()} | {"crossing": crossing}
             rows += shares(f"{name} → Qwen3.6, {kind}", counts, crossing)
-        rows.append(speed(name, retarget, samples_of(tokenizer, texts()["Python"]), of))
+        in_classes = Retargeter(vocabulary, student, Align.CLASSES)
+        for how, each in (("", retarget), (", over classes", in_classes)):
+            rows.append(speed(f"{name} → Qwen3.6{how}", each, samples_of(tokenizer, texts()["Python"]), of))
+        if name == "SmolLM2":
+            rows.append(loss_over_classes(f"{name} → Qwen3.6", in_classes))
     rows.append(data_wait())
     write_results("another_tokenizer", "Students with another tokenizer: what they can be taught", rows, raw)
     return exit_status(rows)
@@ -178,7 +191,37 @@ def speed(name: str, retarget: Retargeter, samples: list[TokenSample], of: Rows)
                 found = retarget(sample, None, logits, 0, 1.0)
                 tokens += 0 if found is None else len(found.text.ids_J)
         best = max(best, tokens / (time.process_time() - started))
-    return at_least(f"{name} → Qwen3.6: tokenised, aligned, turned", best, "tok/s", MIN_TOKENS_PER_SECOND)
+    return at_least(f"{name}: tokenised, aligned, turned", best, "tok/s", MIN_TOKENS_PER_SECOND)
+
+
+def loss_over_classes(name: str, retarget: Retargeter) -> Row:
+    """Time of the head and the loss over classes, forward and backward, relative to that over tokens."""
+    common_V = retarget.common_tokens
+    assert common_V is not None
+    vocabulary, generator = len(common_V), torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(LOSS_ROWS, LOSS_WIDTH, generator=generator)
+    head = OutputHead(torch.randn(vocabulary, LOSS_WIDTH, generator=generator) / LOSS_WIDTH**0.5)
+    ids_NK = torch.randint(vocabulary, (LOSS_ROWS, K), generator=generator)
+    logprobs_NK = torch.log_softmax(torch.randn(LOSS_ROWS, K, generator=generator), dim=1) - 0.1
+    rows = TeacherRows(
+        ids_NK=torch.from_numpy(common_V).long()[ids_NK],
+        logprobs_NK=logprobs_NK,
+        log_partition_NT=torch.zeros(LOSS_ROWS, 1),
+        next_ids_N=torch.randint(vocabulary, (LOSS_ROWS,), generator=generator),
+        next_logprob_N=torch.full((LOSS_ROWS,), torch.nan),
+        token_classes=(TokenClasses.of(common_V, vocabulary),),
+    )
+    tla = Tla(TlaConfig(), CaptureConfig.model_validate({"logits": {"k": K}, "draws": None}))
+    classed = replace(rows, classes_N=torch.ones(LOSS_ROWS, dtype=torch.int16))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(SPEED_REPETITIONS):
+        for over_classes in seconds:
+            leaf_ND = hidden_ND.clone().requires_grad_()
+            started = time.perf_counter()
+            head_pass([tla], [1.0], leaf_ND, head, classed if over_classes else rows)[0].backward()
+            seconds[over_classes].append(time.perf_counter() - started)
+    ratio = statistics.median(seconds[True]) / statistics.median(seconds[False])
+    return Row(f"{name}: head and loss over classes ÷ over tokens", ratio, "×")
 
 
 def data_wait() -> Row:

@@ -70,12 +70,13 @@ ARMS = {
     "border": Arm(OTHER, (*aligned("border"), *UNTAUGHT)),
     "all": Arm(OTHER, (*aligned("all"), *UNTAUGHT)),
     "all + alm": Arm(OTHER, (*aligned("all"), *UNTAUGHT, "losses.alm={}")),
+    "classes": Arm(OTHER, (*aligned("classes"), *UNTAUGHT)),
     "ULD": Arm(OTHER, published="uld"),
     "GOLD": Arm(OTHER, published="gold"),
     "own cut, hard labels": Arm(CUT, (*aligned("all"), *HARD_LABELS)),
     "own cut, distilled": Arm(CUT, (*aligned("all"), *UNTAUGHT)),
 }
-OURS = ("strict", "border", "all", "all + alm")
+OURS = ("strict", "border", "all", "all + alm", "classes")
 Measured = dict[str, list[dict[str, Any]]]
 
 

@@ -101,11 +101,12 @@ class DataConfig(Strict):
         description="Refuse caches that this key did not sign: a name trusted by `cache-tools trust`, 64 hex digits or "
         "a .pub file. Caches of a list may name their own key.",
     )
-    align: Literal["strict", "border", "all"] | None = Field(
+    align: Literal["strict", "border", "all", "classes"] | None = Field(
         None,
         description="For a student with another tokenizer than the cache's: which of its tokens the teacher teaches. "
         "`strict`: those that are tokens of both; `border`: also those that begin where a token of the teacher does; "
-        "`all`: also those that begin inside one. Not set: such a student is refused. Caches of the student's own "
+        "`all`: also those that begin inside one; `classes`: the same, over classes of tokens, which is closest to one "
+        "tokenizer (docs/another-tokenizer.md). Not set: such a student is refused. Caches of the student's own "
         "tokenizer are not affected.",
     )
     retarget_cache: FilePath | None = Field(

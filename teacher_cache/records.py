@@ -92,3 +92,6 @@ class RowBatch:
     dense: np.ndarray | None = None
     """uint8 [R, L], for a student with another tokenizer: m > 0 where the row's final hidden state is its own whole
     target, through token map m; 0 where the entries are, and in the padding. None: all have their final states."""
+    classes: np.ndarray | None = None
+    """int16 [R, L], for a student with another tokenizer: c > 0 where the row's weights are on classes of the student's
+    tokens, those for cache c of the mixture; 0 elsewhere, and in the padding. None: nowhere."""

@@ -29,6 +29,7 @@ from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
 from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
+from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
 from trainer.retargeting import retargeting_of, side_of
 from trainer.run.arguments import training_arguments
@@ -51,6 +52,7 @@ from trainer.student.student_tokenizer import check_tokenizer
 from trainer.student.token_bytes import cache_token_bytes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -198,9 +200,10 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
     teacher_head = head_on(run.arguments.device, data.cache) if "final" in data.cache.signals else None
     check_first_samples(data.caches, start.plan, start.state.data.rows_consumed, teacher_head)
     token_maps = to_student(data.caches[0], teacher_head, prepared.student_config)
+    classes = token_classes(data.caches, prepared.student_config, run.arguments.device)
     rows = CacheRows(data.cache, start.plan, run.config.data.packing, run.skip_corrupt)
     if held_out is None:
-        return LoopData(rows, teacher_head, token_maps=token_maps)
+        return LoopData(rows, teacher_head, None, token_maps, classes)
     manifest, arguments = held_out.cache.manifest, run.arguments
     batches = evaluation_loader(
         held_out.cache,
@@ -218,7 +221,8 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
         prepared.init_folder,
         trust_remote_code=run.config.student.trust_remote_code,
     )
-    return LoopData(rows, teacher_head, Validation(batches, manifest.capture, own_head, token_bytes), token_maps)
+    validation = Validation(batches, manifest.capture, own_head, token_bytes)
+    return LoopData(rows, teacher_head, validation, token_maps, classes)
 
 
 def to_student(cache: Cache, head: OutputHead | None, student: "PreTrainedConfig") -> list[TokenMap]:
@@ -227,6 +231,17 @@ def to_student(cache: Cache, head: OutputHead | None, student: "PreTrainedConfig
         return []
     sizes = len(head.weight_VD), student.get_text_config().vocab_size
     return [TokenMap.of(whole_V, *sizes).to(head.weight_VD.device) for whole_V in cache.whole_tokens]
+
+
+def token_classes(
+    caches: Sequence[Cache], student: "PreTrainedConfig", device: "torch.device"
+) -> list[TokenClasses | None]:
+    """Classes of the student's tokens for each cache; None where rows are not in classes."""
+    n_rows, found = student.get_text_config().vocab_size, []
+    for cache in caches:
+        common_V = cache.common_tokens if isinstance(cache, RetargetedReader) else None
+        found.append(None if common_V is None else TokenClasses.of(common_V, n_rows).to(device))
+    return found
 
 
 def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from trainer.data.worker_transfer import Batch
 from trainer.evaluate import Validation, evaluate
 from trainer.losses.objective import Objective, Term
 from trainer.losses.teacher_rows import teacher_rows
+from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
@@ -56,6 +57,7 @@ class LoopData:
     teacher_head: OutputHead | None = None  # of a cache with final hidden states
     validation: Validation | None = None
     token_maps: Sequence[TokenMap] = ()  # from the tokens of that head, for a student with another tokenizer
+    token_classes: Sequence[TokenClasses | None] = ()  # of the student, by cache
 
 
 class DistillationTrainer(Trainer):
@@ -174,7 +176,8 @@ class DistillationTrainer(Trainer):
             options = {} if router is None else {"output_router_logits": True}
             hidden_ND, outputs = hidden_and_outputs(model, inputs, **options)
         head = output_head(self.accelerator.unwrap_model(model))
-        rows, progress = teacher_rows(inputs, self.data.teacher_head, self.data.token_maps), self.progress()
+        data, progress = self.data, self.progress()
+        rows = teacher_rows(inputs, data.teacher_head, data.token_maps, data.token_classes)
         with self.accelerator.autocast():  # which it puts around the student's forward pass only
             head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
         feature_terms = self.objective.feature_terms(recorded, inputs, progress)

@@ -23,6 +23,14 @@ def longest_prefixes(teacher: TokenTable, student: TokenTable) -> np.ndarray:
     return _longest_prefixes(teacher.bytes_B, teacher.begin_V, teacher.length_V, *student, order)
 
 
+def of_whole_tokens(tokens: TokenTable, prefixes_B: np.ndarray) -> np.ndarray:
+    """``longest_prefixes`` of whole tokens, int32 [V]; -1: none."""
+    found_V = np.full(len(tokens.length_V), -1, np.int32)
+    spelled_V = tokens.length_V > 0
+    found_V[spelled_V] = prefixes_B[tokens.begin_V[spelled_V]]
+    return found_V
+
+
 @compiled
 def _longest_prefixes(
     teacher_B: np.ndarray,

@@ -33,7 +33,7 @@ class Retargeter:
         self._align = align
         stops = np.flatnonzero(vocabulary.is_stop_V).tolist()
         self._of_text = Vocabularies.of(
-            vocabulary.as_text(), student.table, stops, student.text_stop, student.never_read
+            vocabulary.as_text(), student.table, stops, student.text_stop, student.never_read, align == Align.CLASSES
         )
         self._of_chat = self._of_text.with_stop(student.turn_stop)
 
@@ -41,6 +41,11 @@ class Retargeter:
     def whole_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """The student token that each whole teacher token stands for, int32 [V]; -1: none. In texts, and in chats."""
         return self._of_text.whole_V, self._of_chat.whole_V
+
+    @property
+    def common_tokens(self) -> np.ndarray | None:
+        """The common token of each student token, which names its class, int32 [V]; None unless weights are theirs."""
+        return self._of_text.class_V if self._align == Align.CLASSES else None
 
     def read(self, sample: TokenSample, chat: ChatRecord | None) -> StudentText | None:
         """The sample in the student's tokens; None for a piece from the middle of a chat.

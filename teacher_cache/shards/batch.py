@@ -63,7 +63,8 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
     """Join batches into one of ``n_rows`` rows: row i of ``parts[p]`` becomes row ``places[p][i]``, others are padding.
 
     The parts must have the same signals, K and T. If one has pieces, each stored token of those without is a piece;
-    if one has ``dense``, rows of those without are taught from their entries.
+    if one has ``dense``, rows of those without are taught from their entries; if one has ``classes``, those without
+    have none.
     """
     first = parts[0]
     length = max(part.input_ids.shape[1] for part in parts)
@@ -77,8 +78,9 @@ def join_batches(parts: Sequence[RowBatch], places: Sequence[np.ndarray], n_rows
         fill_padding(Columns.of(joined), r, start, length)
     side = {name: _join_side([part.side[name] for part in parts], places) for name in first.side}
     shape = joined.input_ids.shape
-    pieces, dense = _join_pieces(parts, places, shape), _join_dense(parts, places, shape)
-    return replace(joined, side=side, pieces=pieces, dense=dense)
+    dense = _join_marks([part.dense for part in parts], places, shape)
+    classes = _join_marks([part.classes for part in parts], places, shape)
+    return replace(joined, side=side, pieces=_join_pieces(parts, places, shape), dense=dense, classes=classes)
 
 
 def _join_pieces(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> Pieces | None:
@@ -97,13 +99,17 @@ def each_token(next_logprob: np.ndarray) -> Pieces:
     return Pieces(known.astype(np.int32), np.where(known, next_logprob, np.float32(0)))
 
 
-def _join_dense(parts: Sequence[RowBatch], places: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
-    if all(part.dense is None for part in parts):
+def _join_marks(
+    parts: Sequence[np.ndarray | None], places: Sequence[np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Numbers of rows, 0 where a part has none; None if no part has any."""
+    present = [part for part in parts if part is not None]
+    if not present:
         return None
-    joined = np.zeros(shape, np.uint8)
+    joined = np.zeros(shape, present[0].dtype)
     for part, place in zip(parts, places, strict=True):
-        if part.dense is not None:
-            joined[place, : part.dense.shape[1]] = part.dense
+        if part is not None:
+            joined[place, : part.shape[1]] = part
     return joined
 
 

@@ -54,6 +54,45 @@ class Walk:
             weights[token] += chain
         return {s: w for s, w in weights.items() if w > 0}, 1 - sum(weights.values())
 
+    def common(self, s: int) -> int:
+        """The common token of student token ``s``, step by step; itself where there is none."""
+        at, data = s, self.student[s]
+        while data:
+            known = [token for token in self.teacher if token and data.startswith(token)]
+            if not known:
+                return s
+            longest = max(known, key=len)
+            at = self.prefix(longest)
+            if at < 0:
+                return s
+            data = self.student[at]
+            if data == longest:
+                return at
+        return s
+
+    def class_target(self, token: int, x: int, y: int, is_stop: bool = False) -> tuple[dict[int, float], float] | None:
+        """Weights by common token, and the rest; None where the token is not taught."""
+        k = self.covering(x, is_stop)
+        if k is None or k not in self.rows or (not is_stop and not self.text[x:y].strip(b" \t")):
+            return None
+        taken, _, end = self.tokens[k]
+        spelled = self.teacher[taken]
+        read = b"" if is_stop else spelled[: len(spelled) - (end - x)]
+        going_on = {v: p for v, p in self.rows[k].items() if self.goes_on(v, read)}
+        mass = sum(going_on.values()) if read else 1.0
+        if mass < MIN_MASS:
+            return None
+        if not is_stop:
+            follows = self.prefix(spelled[len(read) :])
+            if follows < 0 or self.common(follows) != self.common(token):
+                return {self.common(token): 1.0}, 0.0
+        weights: dict[int, float] = defaultdict(float)
+        for v, p in going_on.items():
+            s = self.student_stop if v in self.stops else self.prefix(self.teacher[v][len(read) :])
+            if s >= 0:
+                weights[s if v in self.stops else self.common(s)] += p / mass
+        return dict(weights), 1 - sum(weights.values())
+
     def goes_on(self, v: int, read: bytes) -> bool:
         if v in self.stops:
             return not read

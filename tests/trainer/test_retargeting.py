@@ -17,9 +17,11 @@ from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.models import tiny_tokenizer
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
+from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from trainer.data.batches import CacheRows, training_loader
+from trainer.data.mixture import CacheMixture
 from trainer.data.open_for_student import open_for_student
 from trainer.data.order import CacheOrder, Shuffle
 from trainer.data.row_plan import RowPlan, plan_rows
@@ -27,8 +29,9 @@ from trainer.data.selection import Selection, Subset
 from trainer.data.student_side import RowForm, student_side
 from trainer.data.validation_data import open_validation
 from trainer.data.worker_transfer import Batch
-from trainer.distiller import distill
+from trainer.distiller import distill, token_classes
 from trainer.evaluate import evaluate_folder
+from trainer.student.build import load_model_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 STOPS = amount(20, full=50)
@@ -83,7 +86,7 @@ def test_a_student_with_another_tokenizer_is_refused_unless_asked_for(make: Make
         distill(make())
 
 
-@pytest.mark.parametrize("align", ["strict", "border", "all"])
+@pytest.mark.parametrize("align", ["strict", "border", "all", "classes"])
 def test_the_student_learns_from_the_teacher(make: Make, align: str) -> None:
     config = make(
         data={"align": align, "validation_fraction": 0.2}, loop={"max_steps": 30, "validate_every": 10, "log_every": 10}
@@ -153,10 +156,10 @@ def test_pieces_are_learned_from_the_likelihoods_of_the_text(make: Make) -> None
     assert 0 < losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_a_stopped_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, packing: bool) -> None:
+@pytest.mark.parametrize(("align", "packing"), [("all", False), ("classes", True)])
+def test_a_stopped_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, align: str, packing: bool) -> None:
     kept = str(tmp_path / "kept")
-    data = {"align": "all", "packing": packing, "pack_tokens": 96, "retarget_cache": kept if packing else None}
+    data = {"align": align, "packing": packing, "pack_tokens": 96, "retarget_cache": kept if packing else None}
     whole = make("whole", data=data)
     distill(whole)
     for steps in (1, 3, 4, 6):
@@ -224,6 +227,30 @@ def test_caches_of_several_tokenizers_are_mixed(make: Make, caches: list[str], t
     assert all(line[name] > 0.1 for line in metrics(config) if "tla" in line for name in ("tla", "alm"))
     with pytest.raises(UserError, match=r"the cache has no draws signal"):
         distill(make("draws", data={"cache": [{"url": caches[0]}, {"url": caches[1]}], "align": "all"}))
+
+
+def test_rows_of_a_mixture_are_in_the_classes_of_their_own_cache(make: Make, caches: list[str], tmp_path: Path) -> None:
+    """A cache of another tokenizer after one of the student's own, and one of a third tokenizer after these."""
+    made = {name: other_tokenizer(merges) for name, merges in {"own": MERGES, "third": MERGES[:1]}.items()}
+    for seed, (name, tokenizer) in enumerate(made.items()):
+        write_cache_of_texts(tmp_path / f"in-{name}", tmp_path / name, seed, tokenizer, draws=None)
+    urls = [str(tmp_path / "own"), caches[1], str(tmp_path / "third")]
+    config = make(data={"cache": [{"url": url} for url in urls], "align": "classes"})
+    side = student_side(tmp_path / "student", "student", False, None)
+    rows = RowForm("top_k", 1.0, 13, with_untaught=False, align=Align.CLASSES)
+    mixed = [open_for_student(url, ("tokens", "logits"), side=side, rows=rows) for url in urls]
+    first = np.cumsum([0, *(int(cache.shard_sizes.sum()) for cache in mixed)]).tolist()
+    batch = CacheMixture(mixed).read_rows([[sample] for sample in first[:3]])
+    assert batch.classes is not None
+    assert batch.classes.max(axis=1).tolist() == [0, 2, 3]
+    assert (batch.classes[~batch.attention_mask] == 0).all()
+    classes = token_classes(mixed, load_model_config(tmp_path / "student", "student", False), torch.device("cpu"))
+    assert [each is None for each in classes] == [True, False, False]
+    letters = other_tokenizer().convert_ids_to_tokens
+    named = [dict(zip(letters(range(264)), letters(each.of_V.tolist()), strict=True)) for each in classes if each]
+    assert named[1]["def"] == "de"  # the third tokenizer's longest
+    distill(config)
+    assert all(line["tla"] > 0.1 for line in metrics(config) if "tla" in line)
 
 
 def global_batches(rows: CacheRows[RowPlan], start: int, ranks: int, workers: int = 0) -> Iterator[list[Batch]]:

@@ -41,6 +41,8 @@ def to_tensors(rows: RowBatch, packed: bool) -> Batch:
         batch |= {f"piece_{name}": torch.from_numpy(array) for name, array in rows.pieces._asdict().items()}
     if rows.dense is not None:
         batch["dense"] = torch.from_numpy(rows.dense)
+    if rows.classes is not None:
+        batch["classes"] = torch.from_numpy(rows.classes)
     for signal, part in rows.side.items():
         batch |= {f"{signal}_{name}": torch.from_numpy(array) for name, array in vars(part).items()}
     return batch

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,10 +30,14 @@ class CacheMixture:
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """As ``CacheReader.read_rows``."""
         parts, places = [], []
-        for cache, (first, end) in zip(self.caches, pairwise(self.first.tolist()), strict=True):
+        spans = pairwise(self.first.tolist())
+        for number, (cache, (first, end)) in enumerate(zip(self.caches, spans, strict=True), start=1):
             own = [r for r, row in enumerate(rows) if row and first <= row[0] < end]
             if own:
-                parts.append(cache.read_rows([[sample - first for sample in rows[r]] for r in own], length))
+                part = cache.read_rows([[sample - first for sample in rows[r]] for r in own], length)
+                if part.classes is not None:
+                    part = replace(part, classes=part.classes * np.int16(number))
+                parts.append(part)
                 places.append(np.array(own))
         if len(parts) == 1 and len(places[0]) == len(rows):
             return parts[0]

@@ -22,7 +22,7 @@ from teacher_cache.codec.samples import Columns, fill_padding
 from teacher_cache.corpus.documents import BadRecord
 from teacher_cache.records import LogitsSample, Pieces, RowBatch, TokenSample
 from teacher_cache.retarget.retargeter import Retargeter, teacher_tokens, with_draws
-from teacher_cache.retarget.row_targets import RowTargets
+from teacher_cache.retarget.row_targets import Align, RowTargets
 from teacher_cache.retarget.student_text import StudentText
 from teacher_cache.shards.batch import PADDING, Place, allocate_rows, entries_of
 from teacher_cache.shards.chats import chat_of
@@ -103,6 +103,11 @@ class RetargetedReader(WrappedReader):
         """The student token that each teacher token stands for, int32 [U]; -1: none. In texts, and in chats."""
         return self._retarget.whole_tokens
 
+    @property
+    def common_tokens(self) -> np.ndarray | None:
+        """The common token of each of the student's tokens, int32 [V], if rows are in classes."""
+        return self._retarget.common_tokens
+
     def read_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> RowBatch:
         """As ``CacheReader.read_rows``, in the student's tokens."""
         number, self._reads = self._reads, self._reads + 1
@@ -117,6 +122,8 @@ class RetargetedReader(WrappedReader):
         if self._rows.with_pieces:
             shape = batch.input_ids.shape
             batch = replace(batch, pieces=Pieces(np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
+        if self._rows.align == Align.CLASSES:
+            batch = replace(batch, classes=np.zeros(batch.input_ids.shape, np.int16))
         if "final" in self.signals:
             batch = replace(batch, dense=np.zeros(batch.input_ids.shape, np.uint8), side={"final": self._final(found)})
         for r, row in enumerate(found):
@@ -155,6 +162,8 @@ class RetargetedReader(WrappedReader):
         batch.logprobs[r, span, n_entries:] = -np.inf
         batch.next_logprob[r, span] = np.nan
         batch.log_partition[r, span] = 0
+        if batch.classes is not None:
+            batch.classes[r, span] = 1
         if batch.dense is not None and sample.dense_J is not None:
             batch.dense[r, span] = sample.dense_J
         if batch.pieces is not None and sample.pieces_J is not None:

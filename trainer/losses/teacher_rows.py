@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from teacher_cache.output_head import OutputHead
+from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
 
 
@@ -27,17 +28,23 @@ class TeacherRows:
     head: OutputHead | None = None  # the teacher's, to be applied to ``final``
     dense_N: torch.Tensor | None = None  # uint8, on the CPU; ``RowBatch.dense``; ``final`` has the rows above 0 only
     token_maps: Sequence[TokenMap] = ()  # those that ``dense_N`` counts, from 1
+    classes_N: torch.Tensor | None = None  # int16, on the CPU; ``RowBatch.classes``
+    token_classes: Sequence[TokenClasses | None] = ()  # those that ``classes_N`` counts, from 1
     piece_tokens_N: torch.Tensor | None = None  # integer; rows of the piece of text that ends with this row; 0: none
     piece_logprob_N: torch.Tensor | None = None  # float, nats; of a piece's teacher tokens together; see ``Pieces``
 
 
 def teacher_rows(
-    batch: dict[str, torch.Tensor], head: OutputHead | None = None, token_maps: Sequence[TokenMap] = ()
+    batch: dict[str, torch.Tensor],
+    head: OutputHead | None = None,
+    token_maps: Sequence[TokenMap] = (),
+    token_classes: Sequence[TokenClasses | None] = (),
 ) -> TeacherRows:
     """The rows of ``batch`` (tensors of a RowBatch, [R, L, …]) where loss_mask is True, in row-major order.
 
     Row t predicts token t + 1 of the same sample: loss_mask is False at each sample's last token. head: the teacher's,
-    if the cache has final hidden states. token_maps: to a student with another tokenizer; on the batch's device.
+    if the cache has final hidden states. token_maps: to a student with another tokenizer, and token_classes: of its
+    tokens, by cache of the mixture; on the batch's device.
     """
     mask_RL, dense_RL = batch["loss_mask"], batch.get("dense")
     final_RL = mask_RL if dense_RL is None else mask_RL & (dense_RL > 0)
@@ -65,6 +72,8 @@ def teacher_rows(
         head=head,
         dense_N=None if dense_RL is None else dense_RL[mask_RL].cpu(),
         token_maps=token_maps,
+        classes_N=batch["classes"][mask_RL].cpu() if "classes" in batch else None,
+        token_classes=token_classes,
         piece_tokens_N=None if pieces is None else pieces[0],
         piece_logprob_N=None if pieces is None else pieces[1],
     )

@@ -18,6 +18,7 @@ import torch
 
 from schemas.cache_config import CaptureConfig
 from schemas.train_config import Divergence, TlaConfig
+from trainer.losses.class_loss import in_classes
 from trainer.losses.loss import HeadLoss, LossOfChunk, Pair
 from trainer.losses.target_form import make_target, said_of_target, signals_of, target_form
 from trainer.losses.targets import DenseTarget, ListedTarget, MixedTarget, OneForm, Target
@@ -56,11 +57,13 @@ class Tla(HeadLoss[TlaConfig]):
         return make_target(self.form, rows, self.capture, settings.temperature, vocabulary, settings.tail)
 
     def of_rows(self, rows: TeacherRows, vocabulary: int) -> LossOfChunk:
-        """``tla_`` against the rows' target."""
+        """``tla_`` against the rows' target, over classes of tokens where the rows are in classes."""
         settings, target = self.settings, self.target_of(rows, vocabulary)
-        return lambda logits_nV, chunk: tla_(
-            logits_nV, target.rows(chunk), settings.temperature, settings.divergence, settings.jsd_beta
-        )
+
+        def of_chunk(logits_nV: torch.Tensor, chunk: slice) -> Pair:
+            return tla_(logits_nV, target.rows(chunk), settings.temperature, settings.divergence, settings.jsd_beta)
+
+        return in_classes(of_chunk, rows, settings.temperature)
 
 
 def tla_(

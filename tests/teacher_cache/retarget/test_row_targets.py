@@ -49,18 +49,23 @@ class Case:
                 np.array([walk.realised[k] for k in predicted]),
             ),
             StudentTokens(*own, np.array([each[3] for each in self.student_tokens], bool)),
-            Vocabularies.of(
-                TokenTable.of(walk.teacher), TokenTable.of(walk.student), list(walk.stops), walk.student_stop
-            ),
+            self.vocabularies(align),
             align,
         )
 
-    def check(self) -> None:
-        found = self.targets()
+    def vocabularies(self, align: Align) -> Vocabularies:
+        walk, in_classes = self.walk, align == Align.CLASSES
+        tables = TokenTable.of(walk.teacher), TokenTable.of(walk.student)
+        return Vocabularies.of(*tables, list(walk.stops), walk.student_stop, in_classes=in_classes)
+
+    def check(self, align: Align = Align.ALL) -> None:
+        found = self.targets(align)
         for j, (token, x, y, is_stop) in enumerate(self.student_tokens):
-            wanted = self.walk.target(token, x, y, is_stop)
+            define = self.walk.class_target if align == Align.CLASSES else self.walk.target
+            wanted = define(token, x, y, is_stop)
             assert (wanted is not None) is (found.kind_J[j] in TAUGHT), (j, Kind(found.kind_J[j]))
-            assert found.whole_row_J[j] == (-1 if wanted is None else self.whole_row(x, y, is_stop))
+            if align != Align.CLASSES:
+                assert found.whole_row_J[j] == (-1 if wanted is None else self.whole_row(x, y, is_stop))
             if wanted is None:
                 assert not found.weights_JE[j].any()
                 continue
@@ -128,7 +133,11 @@ def test_every_row_is_what_a_walk_over_the_bytes_gives(
     text: bytes, teacher: list[bytes], student: list[bytes], seed: int
 ) -> None:
     """Texts of several scripts; tokens may end inside of a character."""
-    made(text, teacher, student, seed).check()
+    case = made(text, teacher, student, seed)
+    case.check()
+    case.check(Align.CLASSES)
+    wanted = [case.walk.common(s) for s in range(len(case.walk.student))]
+    assert case.vocabularies(Align.CLASSES).class_V.tolist() == wanted
 
 
 def by_hand(student_tokens: list[tuple[int, int, int, bool]], rows: dict[int, dict[int, float]]) -> Case:
@@ -209,4 +218,31 @@ def test_a_leading_blank_that_the_text_does_not_have_is_no_part_of_the_token() -
     found = Case(walk, [(0, 1, 4, False)]).targets()
     assert found.kind_J[0] == Kind.EQUAL
     assert found.weights_JE[0, :2] == pytest.approx([0.75, 0.25])  # given the blank
+    assert found.whole_row_J[0] == -1
+
+
+def test_a_class_has_the_mass_of_all_teacher_tokens_in_it_wherever_the_students_token_ends() -> None:
+    teacher = [b"", b"def", b"ine", b"de", b"x"]
+    student = [b"define", b"def", b"de", b"ine", b"x", b"in"]
+    rows = {1: {1: 0.6, 3: 0.25, 4: 0.1}, 2: {2: 0.75, 0: 0.25}}
+    walk = Walk(teacher, student, frozenset({0}), -1, b"xdefine", [(4, 0, 1), (1, 1, 4), (2, 4, 7)], rows, {1: 0.6})
+    walk.realised[2] = 0.75
+    case = Case(walk, [(0, 1, 7, False)])
+    found = case.targets(Align.CLASSES)
+    assert case.vocabularies(Align.CLASSES).class_V.tolist() == [1, 1, 2, 3, 4, 5]
+    assert dict(zip(found.ids_JE[0, :3].tolist(), found.weights_JE[0, :3].tolist(), strict=True)) == {
+        1: pytest.approx(0.6),  # "def" and "define" together
+        2: pytest.approx(0.25),
+        4: pytest.approx(0.1),
+    }
+    assert found.crosses_J[0]
+    assert found.whole_row_J[0] == 0
+
+
+def test_where_the_classes_of_what_was_read_differ_the_row_learns_that_of_the_text() -> None:
+    teacher, student = [b"a", b"ab", b"x"], [b"a", b"ab", b"x", b"b"]
+    walk = Walk(teacher, student, frozenset(), -1, b"xab", [(2, 0, 1), (1, 1, 3)], {1: {1: 0.5, 0: 0.5}}, {1: 0.5})
+    found = Case(walk, [(0, 1, 2, False)]).targets(Align.CLASSES)
+    assert (found.ids_JE[0, 0], found.weights_JE[0].tolist()) == (0, [1, 0, 0])
+    assert found.rest_J[0] == 0
     assert found.whole_row_J[0] == -1
