@@ -187,7 +187,6 @@ def train(arm: str, seed: int, teacher: Path) -> None:
             CORPUS: lambda: training("corpus", warm_student(), seed + 1, ROUNDS * STEPS, RATE),
             TEACHER: lambda: training("teacher-written", warm_student(), seed + 1, ROUNDS * STEPS, RATE),
         }[arm]()
-        shutil.rmtree(output, ignore_errors=True)
         path = written(output.with_suffix(".yaml"), tree | {"output": str(output)})
         summary = run_installed("train-student", "run", path, "--json").json
         facts, student = {"trained_tokens": summary["tokens"]}, output / "final"
