@@ -41,7 +41,7 @@ from benchmarks.support.students import CACHE_CONFIG, TOP_64, TRAIN_CONFIG, opti
 FOLDER = Path("runs/rounds")
 PICTURE = Path("docs/pictures/rounds.png")
 PROMPTS, HELD_OUT, NEW_TOKENS = 128, 64, 80
-ROUNDS, STEPS, WARM_UP_STEPS = 2, 8, 40  # steps of each round
+ROUNDS, STEPS, WARM_UP_STEPS = 2, 16, 40  # steps of each round
 ROW_TOKENS, ROWS = 256, 2  # of a step
 WARM_UP_RATE, RATE = 3e-4, 2e-4
 GRAM = 4
@@ -244,7 +244,7 @@ def measured_by(student: Path, teacher: Path, replies: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     ours, theirs = (
-        AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval() for each in (student, teacher)
+        AutoModelForCausalLM.from_pretrained(each, dtype=torch.bfloat16).eval() for each in (student, teacher)
     )
     own = divergences(ours, theirs, sequences_of(replies))
     return {
@@ -292,12 +292,10 @@ def divergences(student: Any, teacher: Any, sequences: Sequence[tuple[list[int],
 
 
 def rows_of(model: Any, ids: list[int], begin: int) -> Any:
-    """Logits [tokens of the reply, V] that predict the reply, computed in bf16 as in training."""
+    """Logits [tokens of the reply, V] that predict the reply."""
     import torch
 
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(torch.tensor([ids]), logits_to_keep=len(ids) - begin + 1).logits
-    return logits[0, :-1].float()
+    return model(torch.tensor([ids]), logits_to_keep=len(ids) - begin + 1).logits[0, :-1].float()
 
 
 def form_of(place: Path) -> dict[str, Any]:
