@@ -7,8 +7,7 @@ is drawn:
 
 - corpus: more of that corpus, scored by the teacher;
 - teacher-written: the teacher's replies to questions of the corpus;
-- own text: two rounds of ``train-student rounds``, in each of which the student replies to the same questions;
-- own text, reverse KL: the same with KL(student ‖ teacher).
+- own text: two rounds of ``train-student rounds``, in each of which the student replies to the same questions.
 
 Measured on held-out questions, over whole distributions: KL on the answers that people wrote, on the teacher's
 replies, and on what the trained student itself writes, all of it, also what a round would reject; how long its replies
@@ -46,8 +45,8 @@ ROW_TOKENS, ROWS = 256, 2  # of a step
 WARM_UP_RATE, RATE = 3e-4, 2e-4
 GRAM = 4
 READ = 32  # of the texts that no student wrote
-CORPUS, TEACHER, OWN, REVERSE = "corpus", "teacher-written", "own text", "own text, reverse KL"
-ARMS = (CORPUS, TEACHER, OWN, REVERSE)
+CORPUS, TEACHER, OWN = "corpus", "teacher-written", "own text"
+ARMS = (CORPUS, TEACHER, OWN)
 ENGINE = {"kind": "vllm", "eager": True, "cpu_kv_cache_gib": 1}
 MEASURES = {
     "held-out": "KL on held-out answers, nat",
@@ -68,7 +67,6 @@ def main() -> int:
     teacher = make_teacher()
     runs = [(arm, seed) for seed in arguments.seeds for arm in ("warm-up", *ARMS)]
     runs = [run for run in runs if run[0] != "warm-up" or run[1] == arguments.seeds[0]]
-    runs.sort(key=lambda run: run[0] == REVERSE)  # last, as no other run needs it
     missing = [run for run in runs if not result_file(*run).exists()]
     if missing:
         prepare(teacher)
@@ -104,7 +102,7 @@ def main() -> int:
 
 def result_file(arm: str, seed: int) -> Path:
     """Where the result of a run is kept."""
-    return FOLDER / "results" / f"{arm.replace(',', '').replace(' ', '-')}-seed-{seed}.json"
+    return FOLDER / "results" / f"{arm.replace(' ', '-')}-seed-{seed}.json"
 
 
 def prepare(teacher: Path) -> None:
@@ -179,8 +177,8 @@ def train(arm: str, seed: int, teacher: Path) -> None:
     output = FOLDER / "students" / done.stem
     start = time.perf_counter()
     facts: dict[str, Any] = {}
-    if arm in (OWN, REVERSE):
-        facts, student = rounds(arm, seed, teacher, output)
+    if arm == OWN:
+        facts, student = rounds(seed, teacher, output)
     else:
         tree = {
             "warm-up": lambda: training("corpus", first_student(teacher), seed, WARM_UP_STEPS, WARM_UP_RATE),
@@ -212,7 +210,7 @@ def warm_student() -> dict[str, Any]:
     return {"checkpoint": str(place)}
 
 
-def rounds(arm: str, seed: int, teacher: Path, output: Path) -> tuple[dict[str, Any], Path]:
+def rounds(seed: int, teacher: Path, output: Path) -> tuple[dict[str, Any], Path]:
     """Run ``train-student rounds``; returns what it says of the rounds, and the trained student."""
     asked = generate_settings(FOLDER / "prompts.jsonl", samples=1, seed=10 * seed)
     tree = {
@@ -221,7 +219,6 @@ def rounds(arm: str, seed: int, teacher: Path, output: Path) -> tuple[dict[str, 
         "score": {"teacher": {"path": str(teacher), "dtype": "bfloat16"}},
         "train": training("corpus", warm_student(), seed + 1, STEPS, RATE),
         "mixture": {"share": 1},
-        "divergence": "reverse" if arm == REVERSE else "forward",
         "least_accepted": 0.2,
         "keep": "none",
         "output": str(output),
@@ -353,7 +350,7 @@ def plot(
             panel.axvline(replies[key], color="tab:green", linewidth=0.8, label="teacher")
         for at, (arm, runs) in enumerate(measured.items()):
             values = [run[key] for run in runs]
-            color = "tab:blue" if arm in (OWN, REVERSE) else "tab:gray"
+            color = "tab:blue" if arm == OWN else "tab:gray"
             panel.plot(values, [at] * len(values), ".", color=color, markersize=6)
             panel.plot([statistics.mean(values)], [at], "|", color=color, markersize=14)
         panel.set_yticks(range(len(measured)), list(measured))
