@@ -87,9 +87,7 @@ class Settings:
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt with the longest reply."""
         asked = self.config.generate
-        layers = {source.layer for source in asked.prompts.sources}
-        longest = asked.prompts.max_tokens + max(asked.sampling_of(layer).max_new_tokens for layer in layers)
-        return min(longest, MAX_TOKENS)
+        return min(asked.prompts.max_tokens + asked.most_after_prompt, MAX_TOKENS)
 
 
 def settled(config: RoundsConfig) -> Settings:
