@@ -2,18 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from schemas.difference import differences
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.strict import Strict
 from trainer.rounds.round_settings import Round, Settings
 from trainer.run.output_files import replace_text
+from trainer.run.resume import changes
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE = "rounds.json"
@@ -70,7 +69,8 @@ def read_place(settings: Settings) -> PlaceSettings | None:
     if not path.exists():
         return None
     present = _read(PlaceSettings, path)
-    differing = [f"{key}: {old!r} there, {new!r} now" for key, old, new in _changes(present.settings, settings)]
+    found = changes(present.settings, _lasting(settings))  # of keys and rounds that both have
+    differing = [f"{key}: {old!r} there, {new!r} now" for key, old, new, _ in found]
     if differing:
         raise UserError(
             f"{path}: these rounds were begun with other settings: {'; '.join(differing)}; choose another output, or "
@@ -112,23 +112,12 @@ def throw_away(settings: Settings, done: int) -> None:
                 shutil.rmtree(folder)
 
 
-def _changes(before: dict[str, Any], settings: Settings) -> Iterator[tuple[str, Any, Any]]:
-    """(Key, value before, value now) of what must not change; of rounds that both have."""
-    now = _lasting(settings)
-    common = min(len(before.get("schedule", [])), len(now["schedule"]))
-    for key in now:
-        old, new = before.get(key), now[key]
-        if key == "schedule" and old is not None:
-            old, new = old[:common], new[:common]
-        yield from differences(key, old, new)
-
-
 def _lasting(settings: Settings) -> dict[str, Any]:
     """The settings as JSON values, with what they refer to."""
     tree = settings.config.model_dump(mode="json", exclude={"train_config", "steps", "lr", "divergence"})
     tree["train"] = settings.training.model_dump(mode="json", exclude={"output"})
     tree["score"]["capture"] = settings.capture.model_dump(mode="json")
-    tree["schedule"] = [settings.schedule(number) for number in range(1, settings.config.rounds + 1)]
+    tree["schedule"] = {str(number): settings.schedule(number) for number in range(1, settings.config.rounds + 1)}
     for part in ("generate", "score"):
         tree[part]["engine"] = {"kind": tree[part]["engine"]["kind"]}
     for path in FREE:

@@ -121,7 +121,7 @@ def test_a_student_with_another_tokenizer_is_refused(made, tmp_path: Path, folde
     ("changes", "key"),
     [
         ({"generate": {"sampling": {"temperature": 0.5}}}, "generate.sampling.temperature: 1.0 there, 0.5 now"),
-        ({"lr": [1e-5, 2e-5]}, "schedule.1.lr: 1e-05 there, 2e-05 now"),
+        ({"lr": [1e-5, 2e-5]}, "schedule.2.lr: 1e-05 there, 2e-05 now"),
         ({"mixture": {"share": 0.25}}, "mixture.share: 0.5 there, 0.25 now"),
         ({"train": {"optimizer": {"lr": 1e-5, "weight_decay": 0.5}}}, "train.optimizer.weight_decay: 0.01 there"),
         ({"score": {"teacher": {"path": "x"}}}, "score.teacher.path: "),
@@ -147,5 +147,5 @@ def test_settings_of_the_machine_and_more_rounds_continue(made, tmp_path: Path) 
     assert present is not None
     assert present.counts == {"prompts": 8}
     write_place(made(**changes), present.counts, present)
-    with pytest.raises(UserError, match=r"schedule\.2\.lr: 3e-06 there, 1e-05 now"):
+    with pytest.raises(UserError, match=r"schedule\.3\.lr: 3e-06 there, 1e-05 now"):
         read_place(made(rounds=3))
