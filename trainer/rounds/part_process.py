@@ -15,6 +15,7 @@ from types import FrameType
 from schemas.errors import MachineError, UserError
 from teacher_cache.stop_request import SIGNALS, handling
 
+COMMANDS = ("teacher-cache", "train-student")
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
 
 
@@ -84,9 +85,6 @@ def start(words: Sequence[str], output: bool) -> subprocess.Popen[str]:
         process_group=0,
         preexec_fn=ends_with(os.getpid(), signal.SIGKILL if words[0] in COMMANDS else signal.SIGTERM),
     )
-
-
-COMMANDS = ("teacher-cache", "train-student")
 
 
 def installed(command: str) -> str:
