@@ -4,11 +4,11 @@ Each engine is compared with itself, since two engines differ by more in bfloat1
 """
 
 import importlib.util
+import json
 import logging
-import multiprocessing
-import os
+import subprocess
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
@@ -101,45 +101,18 @@ def in_transformers(folder: Path, ids: Sequence[int], trust_remote_code: bool) -
 
 
 def in_vllm(folder: Path, ids: Sequence[int], trust_remote_code: bool) -> Said:
-    """Run the model in ``folder`` in vLLM, in a process of its own. Raises UserError if it cannot be loaded."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            running = pool.submit(_vllm_says, str(folder), list(ids), trust_remote_code, not shows_details())
-            tokens, log_probabilities = running.result()
-        except Exception as error:  # a process that died, or what vLLM raised
-            raise UserError(f"{folder.name}: vLLM cannot run what was written{reason_of(error)}; --no-check") from error
-    return Said(tokens, torch.tensor(log_probabilities))
-
-
-def _vllm_says(folder: str, ids: list[int], trust_remote_code: bool, is_quiet: bool) -> tuple[list[int], list[float]]:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if is_quiet:  # libraries write to the descriptors themselves
-        for number in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    import vllm
-    from vllm.inputs import TokensPrompt
-
-    from trainer.quantization.vllm_plugin import register
-
-    register()  # as its entry point does where the project is installed
-    engine = vllm.LLM(
-        model=folder,
-        trust_remote_code=trust_remote_code,
-        max_model_len=PROMPT + NEW_TOKENS,
-        max_num_seqs=1,
-        kv_cache_memory_bytes=1 << 28,
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
-    settings = vllm.SamplingParams(
-        max_tokens=NEW_TOKENS, temperature=0.0, detokenize=False, logprobs=0, prompt_logprobs=0
-    )
-    (request,) = engine.generate([TokensPrompt(prompt_token_ids=ids)], settings, use_tqdm=False)
-    (reply,) = request.outputs
-    rows: list[Any] = [*list(request.prompt_logprobs or [])[1:], *list(reply.logprobs or [])]
-    tokens = [*ids[1:], *reply.token_ids]
-    return list(reply.token_ids), [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
+    """Run the model in ``folder`` in vLLM, in a process of its own. Raises UserError if it cannot be run."""
+    wanted = {
+        "folder": str(folder),
+        "ids": list(ids),
+        "new_tokens": NEW_TOKENS,
+        "trust_remote_code": trust_remote_code,
+    }
+    command = [sys.executable, "-m", "trainer.quantization.vllm_smoke"]
+    done = subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        logger.debug("%s", done.stderr)
+        raise UserError(f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this")
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    return Said(said["tokens"], torch.tensor(said["log_probabilities"]))
