@@ -7,8 +7,8 @@ from trainer.quantization.model_folders import FORMATS, MIN_READER
 
 RUNS_IN = {
     "dense": (
-        f"Needs compressed-tensors {MIN_READER} or later, the first that packs integers densely. vLLM has kernels for it "
-        "on GPUs; on CPUs it needs the plugin of the project that made the file."
+        f"Needs compressed-tensors {MIN_READER} or later, the first that packs integers densely. vLLM has kernels for "
+        "it on GPUs; on CPUs it needs the plugin of the project that made the file."
     ),
     "container": "The same integers as the dense file, in a wider type that more kernels run.",
     "folded": "The same weights as the quantised files, in bfloat16: loads in every program, and saves no space.",

@@ -1,7 +1,8 @@
 """``python -m trainer.quantization.vllm_smoke``: one greedy generation in vLLM, in a process that does nothing else.
 
-Reads a JSON object from standard input (folder, ids, new_tokens, trust_remote_code) and prints one as the last line:
-the tokens, and the log-probabilities of the text's own tokens from the second on.
+Reads a JSON object from standard input (folder, ids, new_tokens, trust_remote_code, own_kernel) and prints one as the
+last line: the tokens, and the log-probabilities of the text's own tokens from the second on. Without own_kernel, vLLM's
+4-bit kernel for CPUs is left out, which adds in another order than the 16-bit product, so that the plugin's takes over.
 """
 
 import json
@@ -14,6 +15,8 @@ def main() -> None:
     """Generate as standard input says."""
     wanted: dict[str, Any] = json.load(sys.stdin)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not wanted["own_kernel"]:
+        os.environ["VLLM_DISABLED_KERNELS"] = "CPUWNA16LinearKernel"
     import vllm
     from vllm.inputs import TokensPrompt
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from schemas.errors import UserError
 from support.amount import FULL
 from support.folding_families import FAMILIES, random_model
 from support.models import VOCAB_SIZE, tiny_config
@@ -110,12 +111,23 @@ def test_vllm_says_what_the_folded_copy_says(cache: str, tmp_path: Path) -> None
     assert set(json.loads(done.stdout)["largest_difference"]["vllm"]) == {"dense", "container"}
 
 
+def test_other_kernels_are_held_to_the_mean_and_may_say_another_text() -> None:
+    wanted = smoke.Said([1, 2], torch.zeros(smoke.PROMPT + 1))
+    noisy = torch.zeros(smoke.PROMPT + 1)
+    noisy[3], noisy[-1] = 0.3, 9.0
+    assert smoke.compare(smoke.Said([1, 3], noisy), wanted, "dense", other_kernels=True) == pytest.approx(0.3)
+    with pytest.raises(UserError, match=r"dense: .* by 0\.2, wanted at most 0\.1"):
+        smoke.compare(smoke.Said([1, 2], noisy * 0 + 0.2), wanted, "dense", other_kernels=True)
+    with pytest.raises(UserError, match="and the greedy texts are different; nothing was written"):
+        smoke.compare(smoke.Said([1, 3], wanted.log_probabilities), wanted, "dense", other_kernels=False)
+
+
 def test_experts_are_not_checked_in_vllm_on_cpus(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(smoke, "in_transformers", lambda *_: smoke.Said([1], torch.zeros(3)))
+    monkeypatch.setattr(smoke, "in_transformers", lambda *_: smoke.Said([1], torch.zeros(9)))
     ids = torch.arange(9).numpy()
     found = smoke.check_folders(tmp_path, {"dense": tmp_path}, ids, has_experts=True, trust_remote_code=False)
     assert found == {"transformers": {"dense": 0.0}}
