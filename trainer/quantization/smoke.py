@@ -51,6 +51,11 @@ def check_readers() -> None:
         )
 
 
+def has_vllm() -> bool:
+    """Whether vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def check_folders(
     folded: Path, packed: dict[str, Path], ids_S: np.ndarray, has_experts: bool, trust_remote_code: bool
 ) -> dict[str, dict[str, float]]:
@@ -61,7 +66,7 @@ def check_folders(
     """
     ids = ids_S[:PROMPT].tolist()
     engines = {"transformers": in_transformers}
-    if importlib.util.find_spec("vllm") is not None:
+    if has_vllm():
         if has_experts and not torch.cuda.is_available():
             logger.warning("not checked in vLLM: on CPUs it runs no quantised experts; use --format folded there")
         else:

@@ -126,7 +126,7 @@ def test_experts_are_not_checked_in_vllm_on_cpus(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(smoke, "has_vllm", lambda: True)
     monkeypatch.setattr(smoke, "in_transformers", lambda *_: smoke.Said([1], torch.zeros(9)))
     ids = torch.arange(9).numpy()
     found = smoke.check_folders(tmp_path, {"dense": tmp_path}, ids, has_experts=True, trust_remote_code=False)
@@ -147,7 +147,7 @@ def test_targets_choose_what_is_packed(model_folder: Path, cache: str, tmp_path:
 def test_the_check_compares_what_was_written_and_refuses_what_differs(
     model_folder: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # transformers alone
+    monkeypatch.setattr(smoke, "has_vllm", lambda: False)
     options = ("--cache", cache, "--group-size", 32, "--json")
     done = export(model_folder, tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
