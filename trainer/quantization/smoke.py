@@ -28,7 +28,7 @@ from trainer.quantization.model_folders import MIN_READER
 logger = logging.getLogger(__name__)
 PROMPT, NEW_TOKENS = 32, 16
 MAX_DIFFERENCE = 1e-3  # nats
-MEAN_DIFFERENCE = 0.1  # nats, of other kernels
+MEAN_DIFFERENCE = 0.3  # nats, of other kernels: 0.08 was measured, wrong weights give more than 1
 
 
 class Said(NamedTuple):
