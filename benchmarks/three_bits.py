@@ -51,7 +51,8 @@ def main() -> int:
         rows.append(at_most(f"weights that compressed-tensors reads differently, {form}", differing, "", 0))
     for engine, by_form in measured[AWQ_64]["largest_difference"].items():
         for form, difference in by_form.items():
-            what = f"log-probabilities of {form} in {engine}, difference from the folded copy"
+            where = f"{engine}, unpacked at load" if engine == "vllm" else engine
+            what = f"{form} in {where}: log-probabilities, largest difference from the folded copy"
             rows.append(at_most(what, difference, "nats", 1e-3))
     own = measured[AWQ_64]["own_kernel"]
     rows += [
