@@ -44,6 +44,8 @@ ROOMS = {
     "trainer": [
         "student",
         "losses data",
+        "measured_pruning",
+        "initial_weights",
         "measures retargeting",
         "run evaluate",
         "loop",

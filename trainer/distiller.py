@@ -27,6 +27,7 @@ from trainer.data.training_data import TrainingData, open_training_data, plan_tr
 from trainer.data.validation_data import ValidationData, open_validation
 from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
+from trainer.initial_weights import materialise_student
 from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
 from trainer.losses.token_classes import TokenClasses
@@ -45,7 +46,7 @@ from trainer.run.pickles import check_checkpoint, only_data
 from trainer.run.quiet import quiet_transformers
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
-from trainer.student.build import load_model_config, load_student, materialise_student
+from trainer.student.build import load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer

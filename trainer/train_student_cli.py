@@ -44,9 +44,10 @@ def main() -> None:
 def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the student's initial weights to OUTPUT/student-init, so that training needs no teacher folder."""
     settings = load_config(TrainConfig, config, overrides)
+    from trainer.initial_weights import materialise_student
     from trainer.run.owner import only_run_in
     from trainer.run.quiet import quiet_transformers
-    from trainer.student.build import load_model_config, materialise_student
+    from trainer.student.build import load_model_config
     from trainer.student.preflight import check_output
 
     quiet_transformers()

@@ -11,7 +11,8 @@ from schemas.errors import UserError
 from schemas.train_config import StudentConfig
 from support.attention_models import CONFIGS as ATTENTION
 from support.attention_models import special_model, write_special
-from trainer.student.build import load_model, load_student, materialise_student, pruned_config, pruned_state
+from trainer.initial_weights import materialise_student
+from trainer.student.build import load_model, load_student, pruned_config, pruned_state
 from trainer.student.forward import masked_hidden, output_head
 
 
