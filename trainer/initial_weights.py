@@ -90,6 +90,12 @@ def read_recipe(folder: Path) -> InitRecipe | None:
     return parse_json(InitRecipe, path.read_bytes(), where=str(path)) if path.is_file() else None
 
 
+def pruned_in(folder: Path) -> PrunedFfns | None:
+    """What ``student.ffn`` removed from the FFNs of the model in ``folder``; None if nothing. Raises UserError."""
+    recipe = read_recipe(folder)
+    return None if recipe is None else recipe.pruned
+
+
 def _check_recipe(folder: Path, recipe: InitRecipe, config: TrainConfig) -> None:
     made_from = read_recipe(folder)
     if made_from is None:

@@ -4,12 +4,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas.strict import Strict
+from schemas.strict import Sha256, Strict
 from schemas.train_config import CacheShare, TrainConfig
 from trainer.data.calibration import calibration_batches, calibration_rows
 from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.data.shares import required_of, selection_of
-from trainer.student.ffn_pruning import prune_ffns
+from trainer.student.ffn_channels import prune_ffns
 from trainer.student.preflight import check_positions
 from trainer.student.student_tokenizer import check_tokenizer
 
@@ -22,7 +22,7 @@ class PrunedFfns(Strict):
 
     widths: dict[str, tuple[int, int]]  # before and after, by key of the model's configuration
     parameters: tuple[int, int]  # of the whole model that was cut, before and after
-    cache: str  # digest of the cache that channels were measured on
+    cache: Sha256  # digest of the cache that channels were measured on
     samples: int
     tokens: int
 

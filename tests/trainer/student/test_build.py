@@ -104,7 +104,7 @@ def test_missing_teacher(make_config, tmp_path: Path) -> None:
 
 def test_half_written_folder_is_not_taken_for_a_student(make_config, teacher_folder: Path, monkeypatch) -> None:
     config = from_layers(make_config, teacher_folder, [0])
-    monkeypatch.setattr("trainer.student.build.copy_tokenizer", lambda *folders: 1 / 0)
+    monkeypatch.setattr("trainer.initial_weights.copy_tokenizer", lambda *folders: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         materialise_student(config)
     monkeypatch.undo()

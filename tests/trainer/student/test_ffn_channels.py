@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from schemas.errors import UserError
 from schemas.train_config import FfnConfig
 from support.ffn_models import WIDTH, tiny_ffn_model
-from trainer.student import ffn_pruning
+from trainer.student import ffn_channels
+from trainer.student.ffn_channels import ffn_widths, most_active, prune_ffns
 from trainer.student.ffn_importance import channel_sums
-from trainer.student.ffn_pruning import ffn_widths, most_active, prune_ffns
 from trainer.student.ffns import LAYOUTS, Ffn, find_ffns
 
 MIXTURES = ("qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next")
@@ -108,8 +108,8 @@ def test_rarely_chosen_experts_are_named(caplog, monkeypatch) -> None:
     counts = [(one.ffn.layer, expert, int(n)) for one in sums for expert, n in enumerate(one.tokens_E.tolist())]
     limit = sorted(n for _, _, n in counts)[3] + 1
     rare = [f"layer {layer} expert {expert} ({n})" for layer, expert, n in counts if n < limit]
-    monkeypatch.setattr(ffn_pruning, "MIN_TOKENS", limit)
-    monkeypatch.setattr(ffn_pruning, "NAMED", len(rare) - 1)
+    monkeypatch.setattr(ffn_channels, "MIN_TOKENS", limit)
+    monkeypatch.setattr(ffn_channels, "NAMED", len(rare) - 1)
     prune_ffns(model, FfnConfig(width=64), batches())
     assert f"student.ffn: {len(rare)} experts saw fewer than {limit} tokens" in caplog.text
     assert f"by chance: {', '.join(rare[:-1])}, …; raise student.ffn.samples" in caplog.text
@@ -117,7 +117,7 @@ def test_rarely_chosen_experts_are_named(caplog, monkeypatch) -> None:
 
 
 def test_experts_with_enough_tokens_are_not_mentioned(caplog, monkeypatch) -> None:
-    monkeypatch.setattr(ffn_pruning, "MIN_TOKENS", 1)
+    monkeypatch.setattr(ffn_channels, "MIN_TOKENS", 1)
     prune_ffns(tiny_ffn_model("qwen3_moe"), FfnConfig(width=64), batches(samples=16))
     assert "experts saw fewer" not in caplog.text
 
