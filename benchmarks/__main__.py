@@ -34,6 +34,8 @@ NAMES = (
     "target_gradients",
     "another_tokenizer",
     "generation",
+    "near_duplicates",
+    "decontamination",
 )
 
 

@@ -1,4 +1,4 @@
-"""Arrow schemas of the shard table, of tar members, and of generated replies.
+"""Arrow schemas of the shard table, of tar members, of generated replies, and of curated records.
 
 Each member ``{key}.{signal}.arrow`` is an Arrow IPC stream: one batch of one row.
 
@@ -45,6 +45,28 @@ REPLIES_SCHEMA = pa.schema(
         pa.field("sampling", pa.string(), nullable=False),  # digest of the sampling settings
         pa.field("template", pa.string(), nullable=False),  # sha256 of the chat template; empty: none
         pa.field("generator", pa.string(), nullable=False),  # fingerprint of the model
+        pa.field("made", pa.string(), nullable=False),  # empty: at once; chain_of_verification: in its stages
+    ]
+)
+
+CURATED_SCHEMA = pa.schema(
+    [
+        pa.field("number", pa.int64(), nullable=False),  # in the input, from 0
+        pa.field("source", pa.int32(), nullable=False),  # index of its source in the configuration
+        pa.field("source_id", pa.string(), nullable=False),  # where it came from: file#record
+        pa.field("layer", pa.string(), nullable=False),  # layer of the data mix
+        pa.field("n_tokens", pa.int64(), nullable=False),  # that are learned
+        pa.field("flags", pa.binary(), nullable=False),  # JSON object: what steps found out
+        pa.field(
+            "content", pa.binary(), nullable=False
+        ),  # JSON object: a document, or a generated reply's other fields
+        pa.field("prompt", pa.string(), nullable=False),  # of a generated reply, as in PROMPTS_SCHEMA; else empty
+        pa.field("prompt_ids", pa.binary(), nullable=False),
+        pa.field("chat", pa.binary(), nullable=False),
+        pa.field("reply", pa.string(), nullable=False),  # of a generated reply, as in REPLIES_SCHEMA; else empty
+        pa.field("reply_ids", pa.binary(), nullable=False),  # empty: a document
+        pa.field("step", pa.string(), nullable=False),  # that removed it, by its key; empty: it stays
+        pa.field("reason", pa.string(), nullable=False),  # why it left; empty: it stays
     ]
 )
 

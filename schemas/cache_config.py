@@ -83,10 +83,13 @@ class SourceConfig(Extended):
     path: str = Field(
         min_length=1, description="File, archive, or folder to be searched with `pattern`; or a data set on a hub."
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset", "generated"] = Field(
-        "auto",
-        description="File format; `auto`: by the names of the files; `hf_dataset`: saved by `save_to_disk`; "
-        "`generated`: replies of `teacher-cache generate`, whose token ids and layers are taken as they are.",
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "hf_dataset", "generated", "curated"] = (
+        Field(
+            "auto",
+            description="File format; `auto`: by the names of the files; `hf_dataset`: saved by `save_to_disk`; "
+            "`generated`: replies of `teacher-cache generate`, whose token ids and layers are taken as they are; "
+            "`curated`: what `teacher-cache curate` has written, with its layers.",
+        )
     )
     pattern: str = Field(
         "*",

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from schemas.cache_config import CacheConfig
 from schemas.catalog_file import Catalog
 from schemas.chat_record import ChatRecord
+from schemas.curate_config import CurateConfig
+from schemas.curated_manifest import CuratedManifest
 from schemas.generate_config import GenerateConfig
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard
 from schemas.manifest import Manifest, ShardIndex
@@ -37,6 +39,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "generate-config": GenerateConfig,
     "generated-manifest": GeneratedManifest,
     "generated-shard": GeneratedShard,
+    "curate-config": CurateConfig,
+    "curated-manifest": CuratedManifest,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -151,10 +151,70 @@ class RejectConfig(Strict):
         description="`repetitive`: a block of up to 64 tokens follows itself at least three times, over at least this "
         "many tokens; null: never.",
     )
+    allowed_special: list[Annotated[str, Field(min_length=1, max_length=256)]] | None = Field(
+        [],
+        max_length=4096,
+        description="`special`: the reply holds a special token before its end, other than these, such as "
+        "`<|channel|>`; null: never. Tokens of the vocabulary's own that are not special (`<think>`) may always be "
+        "there.",
+    )
     refusals: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         REFUSALS,
         max_length=4096,
         description="`refused`: the reply (after `</think>`) begins with one of these, in any case; `[]`: never.",
+    )
+
+
+def _with(*names: str) -> AfterValidator:
+    """Wants ``{name}`` in a text for each name."""
+
+    def check(text: str) -> str:
+        for name in names:
+            if f"{{{name}}}" not in text:
+                raise ValueError(f"must hold {{{name}}}")
+        return text
+
+    return AfterValidator(check)
+
+
+Instruction = Annotated[str, Field(min_length=1, max_length=4096)]
+MAX_QUESTIONS = 16
+INSTRUCTION_TOKENS = 512  # room for what a stage asks for, beside what was written before
+
+
+class ReasoningConfig(Strict):
+    """Replies in parts that are asked for one after the other (arXiv 2309.11495).
+
+    A draft; questions that would show whether it is right; an answer to each, from a prompt without the draft; the
+    final reply. Sampling is that of the layer in all stages.
+    """
+
+    format: Literal["chain_of_verification"]
+    layers: list[str] = Field(["reasoning"], min_length=1, description="Layers whose replies are made so.")
+    questions: int = Field(4, ge=1, le=MAX_QUESTIONS, description="At most so many are taken.")
+    part_tokens: int = Field(
+        256,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Longest list of questions and longest answer to one, in tokens; for draft and final reply, "
+        "`sampling.max_new_tokens` is.",
+    )
+    ask_questions: Annotated[Instruction, _with("questions")] = Field(
+        "Write up to {questions} short questions whose answers would show whether the reply above is right, one for "
+        "each fact or calculation that it rests on. Whoever answers a question does not see the reply, so name what "
+        "it is about. Write a numbered list of questions and nothing else.",
+        description="Follows the draft; `{questions}` is their number.",
+    )
+    ask_answer: Annotated[Instruction, _with("question")] = Field(
+        "Do not do what is asked above. Answer only this question about it, briefly, with the calculation if there is "
+        "one:\n\n{question}",
+        description="Follows the prompt, without the draft; `{question}` is one of the questions.",
+    )
+    ask_final: Annotated[Instruction, _with("answers")] = Field(
+        "These questions were answered by somebody who did not see the reply above:\n\n{answers}\n\nNow write the "
+        "final reply to what was asked first. Correct whatever the answers show to be wrong, do not mention the "
+        "questions, and end with the result.",
+        description="Follows the draft; `{answers}` are the questions, each with its answer.",
     )
 
 
@@ -181,13 +241,23 @@ class GenerateConfig(Strict):
     layers: dict[str, SamplingOverride] = Field({}, description="By layer of the data mix, what differs there.")
     seed: int = Field(0, ge=0, le=MAX_COUNT, description="Another seed gives other replies to the same prompts.")
     reject: RejectConfig = RejectConfig()
+    reasoning: ReasoningConfig | None = Field(None, description="Replies as chains of verification; null: as they are.")
     output: GenerationOutput
 
     @model_validator(mode="after")
     def _layers_exist(self) -> "GenerateConfig":
         known = {source.layer for source in self.prompts.sources}
-        if unknown := sorted(self.layers.keys() - known):
-            raise ValueError(f"layers.{unknown[0]}: no source has this layer; there are {', '.join(sorted(known))}")
+        named = {f"layers.{layer}": layer for layer in self.layers}
+        if self.reasoning is not None:
+            named |= {f"reasoning.layers: {layer}": layer for layer in self.reasoning.layers}
+        if unknown := sorted(place for place, layer in named.items() if layer not in known):
+            raise ValueError(f"{unknown[0]}: no source has this layer; there are {', '.join(sorted(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _reasoning_is_asked_for_in_chats(self) -> "GenerateConfig":
+        if self.reasoning is not None and self.prompts.text == "continue":
+            raise ValueError("reasoning: its stages are asked for in a chat, so prompts.text must be `ask`")
         return self
 
     def sampling_of(self, layer: str) -> SamplingConfig:
@@ -196,3 +266,30 @@ class GenerateConfig(Strict):
         if override is None:
             return self.sampling
         return self.sampling.model_copy(update=override.model_dump(exclude_none=True))
+
+    @property
+    def most_after_prompt(self) -> int:
+        """Tokens that may follow a prompt in a sequence that the generator reads and writes."""
+        return max(
+            _after_prompt(self.sampling_of(source.layer), reasoning_of(self.reasoning, source.layer))
+            for source in self.prompts.sources
+        )
+
+
+def reasoning_of(reasoning: ReasoningConfig | None, layer: str) -> ReasoningConfig | None:
+    """The settings if replies of this layer are made in stages."""
+    return reasoning if reasoning is not None and layer in reasoning.layers else None
+
+
+def _after_prompt(sampling: SamplingConfig, reasoning: ReasoningConfig | None) -> int:
+    """The longest sequence is that of the last stage: draft, questions and answers, then the final reply."""
+    if reasoning is None:
+        return sampling.max_new_tokens
+    return longest_reply(sampling, reasoning) + INSTRUCTION_TOKENS
+
+
+def longest_reply(sampling: SamplingConfig, reasoning: ReasoningConfig | None) -> int:
+    """Tokens of the longest reply; of a chain without what its tags take."""
+    if reasoning is None:
+        return sampling.max_new_tokens
+    return 2 * sampling.max_new_tokens + (1 + reasoning.questions) * reasoning.part_tokens

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.generate_config import MAX_SHARD_REPLIES, PromptsConfig, RejectConfig, SamplingConfig
+from schemas.generate_config import MAX_SHARD_REPLIES, PromptsConfig, ReasoningConfig, RejectConfig, SamplingConfig
 from schemas.manifest import Count, FileEntry, ShardName, TeacherInfo, TokenizerInfo, check_rising
 from schemas.strict import Sha256, Strict
 
 GENERATED_VERSION = 1
 MAX_CONTENT_BYTES = 1 << 30  # of a file of prompts or replies, before compression: units are cut so as to stay below
-Reason = Literal["repetitive", "truncated", "undecodable", "empty", "refused"]
+Reason = Literal["repetitive", "truncated", "undecodable", "empty", "special", "refused", "incomplete"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Replies = Annotated[int, Field(ge=0, le=MAX_SHARD_REPLIES)]
 
@@ -80,6 +80,7 @@ class GeneratedManifest(Strict):
     stop_tokens: dict[str, list[Count]] = Field(description="By layer, the ids of tokens that end a reply.")
     seed: Count
     reject: RejectConfig
+    reasoning: ReasoningConfig | None = None
     replies_per_shard: Replies
     units: list[PromptUnit]
     complete: bool

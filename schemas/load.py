@@ -11,7 +11,7 @@ from schemas.bounded_yaml import parse_yaml
 from schemas.errors import CorruptCacheError, UserError
 from schemas.regular_files import read_file
 
-PATHS = {"path", "chat_template"}
+PATHS = {"path", "chat_template", "scratch"}
 """Settings of a caching run that are paths or URLs. Manifests use the same models, but do not expand ``~``."""
 MAX_KEYS = 20  # depth of an override's dotted key
 MAX_POSITION_DIGITS = 9

@@ -1,16 +1,18 @@
 """Claim units for this worker: the one being scored, and the next one, being read."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from schemas.errors import ConflictError
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.shards.holder import Holder
-from teacher_cache.shards.lease import WHOLE, Held, Lease, acquire_part
+from teacher_cache.shards.lease import POLL, WHOLE, Held, Lease, acquire_part
 from teacher_cache.shards.marks import mark_name, temporary_of
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
+from teacher_cache.stop_request import StopRequest
 
 RUNNING, GENERATING = "teacher-cache run", "teacher-cache generate"  # command names in leases
 logger = logging.getLogger(__name__)
@@ -41,16 +43,32 @@ class Claims(Generic[Unit]):
     current one, so it always holds a lease and no other process can acquire the whole place in between.
     """
 
-    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING) -> None:
+    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING, queue: bool = False) -> None:
+        """``queue``: whether ``next_or_wait`` comes back to the units of others."""
         self.elsewhere: dict[str, Held] = {}
-        self._storage, self._command = storage, command
+        self._storage, self._command, self._queue = storage, command, queue
+        self._units = {unit.name: unit for unit in units}
+        self._left = [name for name in storage.names() if name.startswith(TEMPORARY_PREFIX)] if units else []
         self._held: dict[str, Lease] = {}
         self._done: list[str] = []
-        self._claims = self._claim_all(units)
+        self._claims = (claim for unit in units if (claim := self._claim(unit)) is not None)
 
     def next(self) -> Claim[Unit] | None:
         """Claim the next unit; None after the last."""
         return next(self._claims, None)
+
+    def next_or_wait(self, stop: StopRequest) -> Claim[Unit] | None:
+        """``next``; after the last unit of a queue, wait until those of others are committed, or free again.
+
+        Call it with no uncommitted unit in hand, since others may be waiting for that.
+        """
+        claim = self.next()
+        while claim is None and self._queue and self.elsewhere and not stop:
+            for name in [*self.elsewhere]:
+                claim = claim or self._claim(self._units[name])
+            if claim is None and self.elsewhere:
+                time.sleep(POLL)
+        return claim
 
     def done(self, unit: Unit) -> None:
         """Release a committed unit, once another one is held."""
@@ -58,25 +76,29 @@ class Claims(Generic[Unit]):
         while self._done and len(self._held) > 1:
             self._held.pop(self._done.pop(0)).release()
 
-    def _claim_all(self, units: Sequence[Unit]) -> Iterator[Claim[Unit]]:
-        names = self._storage.names() if units else []
-        left = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
-        for unit in units:
-            try:
-                lease = acquire_part(self._storage, unit.name, self._command, _is_short)
-            except Held as held:
-                if held.name == WHOLE:
-                    raise
+    def _claim(self, unit: Unit) -> Claim[Unit] | None:
+        """Claim a unit; None if it is committed, or another process has it."""
+        known = unit.name in self.elsewhere
+        if (known or self._queue) and self._storage.exists(mark_name(unit.name)):
+            self.elsewhere.pop(unit.name, None)
+            return None
+        try:
+            lease = acquire_part(self._storage, unit.name, self._command, _is_short)
+        except Held as held:
+            if held.name == WHOLE:
+                raise
+            if not self._queue:
                 logger.warning("%s; leaving the unit to that process", held)
-                self.elsewhere[unit.name] = held
-                continue
-            if self._storage.exists(mark_name(unit.name)):  # committed meanwhile
-                lease.release()
-                continue
-            self._held[unit.name] = lease
-            for name in temporary_of(left, unit.name):  # of killed workers, since this one holds the lease
-                lease.storage.delete(name)
-            yield Claim(unit, lease)
+            self.elsewhere[unit.name] = held
+            return None
+        self.elsewhere.pop(unit.name, None)
+        if self._storage.exists(mark_name(unit.name)):  # committed meanwhile
+            lease.release()
+            return None
+        self._held[unit.name] = lease
+        for name in temporary_of(self._left, unit.name):  # of killed workers, since this one holds the lease
+            lease.storage.delete(name)
+        return Claim(unit, lease)
 
     def __enter__(self) -> "Claims[Unit]":
         return self

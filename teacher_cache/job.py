@@ -43,10 +43,14 @@ BATCHES_PER_CALL = 8  # forward passes per engine call: bounds the signals held 
 
 @dataclass(frozen=True)
 class Worker:
-    """This process's share of the units: those whose index is ``rank`` modulo ``world``."""
+    """This process's share of the units: those whose index is ``rank`` modulo ``world``.
+
+    ``queue``: whether it comes back to units of its share that another process had, and does what that one left.
+    """
 
     rank: int = 0
     world: int = 1
+    queue: bool = False
 
     @property
     def owner(self) -> str:
@@ -91,8 +95,8 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     pending = [unit for unit in mine if unit.name not in done]
     tally = _Tally()
     stop = StopRequest()
-    with Claims(storage, pending) as claims:
-        if first := claims.next():
+    with Claims(storage, pending, queue=worker.queue) as claims:
+        if first := claims.next_or_wait(stop):
             started = time.perf_counter()
             with open_engine(config) as engine, stop.listening("the current unit", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
@@ -152,6 +156,8 @@ def _score_units(
                         progress.scored(sum(len(sample.input_ids) for sample, _ in part))
                         writer.add([sample for sample, _ in part], captured)
                 writer.commit()
+                if following is None and (following := claims.next_or_wait(stop)) is not None:
+                    ahead = reading.submit(read, following.unit)
                 claim = following
     tally.stop()
 
@@ -247,8 +253,12 @@ def _summarise(manifest: Manifest, tally: _Tally, skipped: int, stopped_by: str 
     )
 
 
-def parse_worker(text: str) -> Worker:
-    """Parse RANK/WORLD: ``"0/4"`` is the first of four workers. Raises UserError."""
+def parse_worker(text: str | None, queue: bool = False) -> Worker:
+    """Parse RANK/WORLD: ``"0/4"`` is the first of four workers; None: all units. Raises UserError."""
+    if text is None:
+        return Worker(queue=queue)
+    if queue:
+        raise UserError(f"--worker {text}: with --queue a worker has no share of its own; give one of the two")
     rank, slash, world = text.partition("/")
     if not (slash and rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(f"--worker: {text!r}: expected RANK/WORLD with RANK below WORLD, for example 0/4")

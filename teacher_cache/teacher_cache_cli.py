@@ -15,6 +15,13 @@ from teacher_cache.command import MOST, json_option, progress, set_option, show
 from teacher_cache.program import Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
+worker_option = click.option("--worker", metavar="RANK/WORLD", help="Do this worker's share of the units.")
+queue_option = click.option(
+    "--queue",
+    is_flag=True,
+    help="Share the units with other processes that have this option: each takes the next one that is free, and what "
+    "a killed one leaves.",
+)
 
 
 @click.group(
@@ -120,13 +127,14 @@ def preview(config: str, overrides: tuple[str, ...], samples: int, tokens: int, 
 )
 @config_argument
 @set_option
-@click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
+@worker_option
+@queue_option
 @json_option
-def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> None:
+def run(config: str, overrides: tuple[str, ...], worker: str | None, queue: bool, as_json: bool) -> None:
     """Plan if there is no plan yet, then score, encode, write and commit every unit that is not committed."""
     from teacher_cache import job
 
-    share = job.parse_worker(worker)
+    share = job.parse_worker(worker, queue)
     settings = load_config(CacheConfig, config, overrides)
     summary = job.run(settings, share)
     show(job.summary_dict(summary), as_json)
@@ -138,20 +146,24 @@ def run(config: str, overrides: tuple[str, ...], worker: str, as_json: bool) -> 
     examples=(
         "teacher-cache generate generate.yaml",
         "teacher-cache generate generate.yaml --worker 0/4 --set sampling.samples=4",
+        "teacher-cache generate generate.yaml --queue",
     )
 )
 @config_argument
 @set_option
-@click.option("--worker", default="0/1", metavar="RANK/WORLD", help="Do this worker's share of the units.")
+@worker_option
+@queue_option
 @click.option("--dry-run", is_flag=True, help="Check the configuration and read the prompts, but write nothing.")
 @json_option
-def generate(config: str, overrides: tuple[str, ...], worker: str, dry_run: bool, as_json: bool) -> None:
+def generate(
+    config: str, overrides: tuple[str, ...], worker: str | None, queue: bool, dry_run: bool, as_json: bool
+) -> None:
     """Have a model reply to prompts, n times each; the replies are a source of a corpus (`format: generated`)."""
     from schemas.generate_config import GenerateConfig
     from teacher_cache import job
     from teacher_cache.generation import generation_job
 
-    share = job.parse_worker(worker)
+    share = job.parse_worker(worker, queue)
     settings = load_config(GenerateConfig, config, overrides)
     if dry_run:
         show(generation_job.count_prompts(settings), as_json)
@@ -160,3 +172,24 @@ def generate(config: str, overrides: tuple[str, ...], worker: str, dry_run: bool
     show(generation_job.generation_dict(summary), as_json)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])
+
+
+@main.command(
+    examples=(
+        "teacher-cache curate configs/pyramid.yaml --dry-run",
+        "teacher-cache curate configs/pyramid.yaml --workers 8",
+    )
+)
+@config_argument
+@set_option
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, help="Processes; the result does not depend on it.")
+@click.option("--dry-run", is_flag=True, help="Check the configuration and read the sources, but write nothing.")
+@json_option
+def curate(config: str, overrides: tuple[str, ...], workers: int, dry_run: bool, as_json: bool) -> None:
+    """Choose records step by step, each that leaves with its reason; a source of a corpus (`format: curated`)."""
+    from schemas.curate_config import CurateConfig
+    from teacher_cache.curation import curation_job
+
+    settings = load_config(CurateConfig, config, overrides)
+    found = curation_job.count_records(settings) if dry_run else curation_job.curate(settings, workers)
+    show(found if isinstance(found, dict) else asdict(found), as_json)

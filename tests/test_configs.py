@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from schemas.cache_config import CacheConfig
+from schemas.curate_config import CurateConfig
+from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
 from trainer.losses.objective import Objective
@@ -16,11 +18,14 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path: Path) -> None:
-    kind = {"cache": CacheConfig, "train": TrainConfig}[path.stem.rpartition("-")[2]]
+    kinds = {"cache": CacheConfig, "train": TrainConfig, "generate": GenerateConfig, "pyramid": CurateConfig}
+    kind = kinds[path.stem.rpartition("-")[2]]
     load_config(kind, str(path))
 
 
-@pytest.mark.parametrize("name", sorted({path.stem.rpartition("-")[0] for path in CONFIGS}))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem.removesuffix("-train") for path in CONFIGS if path.stem.endswith("-train"))
+)
 def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> None:
     folder = CONFIGS[0].parent
     cache = load_config(CacheConfig, str(folder / f"{name}-cache.yaml"))

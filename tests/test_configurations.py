@@ -1,38 +1,44 @@
-"""Every pair of configurations in ``configs/`` starts: a cache, and training on it up to the first step.
+"""Every configuration in ``configs/`` starts: a generation, or a cache, and training on it up to the first step.
 
 Tiny models stand in for the paths, the transformers engine for vLLM, SDPA for Flash Attention's kernel, one process for
 many. Everything else is as the files say.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from schemas.cache_config import CacheConfig
+from schemas.cache_config import CacheConfig, SourceConfig
+from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
 from schemas.train_config import TrainConfig
 from support.flash_stand_in import FlashStandIn
 from support.logged import read_metrics
 from support.models import write_random_teacher
 from support.ranks import finish_all, started
+from teacher_cache.generation.generation_job import generate
 from teacher_cache.job import run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = sorted(path.name.removesuffix("-cache.yaml") for path in CONFIGS.glob("*-cache.yaml"))
+GENERATIONS = sorted(CONFIGS.glob("*-generate.yaml"))
 LAYERS = {"demo": (30, 30), "qwen-35b-a3b": (48, 24)}  # of teacher and student, where the files name layers
 
 
 def test_every_configuration_is_tried() -> None:
     assert {path.name for path in CONFIGS.iterdir()} == {
-        f"{pair}-{kind}.yaml" for pair in PAIRS for kind in ("cache", "train")
+        *(f"{pair}-{kind}.yaml" for pair in PAIRS for kind in ("cache", "train")),
+        *(path.name for path in GENERATIONS),
+        "pyramid.yaml",  # in test_pyramid.py
     }
 
 
-def write_sources(config: Path, folder: Path) -> list[str]:
-    """A source's file or folder in place of each that the configuration names; returns overrides."""
+def write_sources(sources: Sequence[SourceConfig], section: str, folder: Path) -> list[str]:
+    """A source's file or folder in place of each that a configuration names; returns overrides."""
     overrides = []
-    for number, source in enumerate(load_config(CacheConfig, str(config)).corpus.sources):
+    for number, source in enumerate(sources):
         texts = [" ".join(f"def f{number}{i}{n}(x): return x" for n in range(4)) for i in range(6)]
         path = folder / f"source-{number}"
         if source.format == "text":
@@ -42,8 +48,23 @@ def write_sources(config: Path, folder: Path) -> list[str]:
         else:
             path = path.with_suffix(".jsonl")
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        overrides.append(f"corpus.sources.{number}.path={path}")
+        overrides.append(f"{section}.sources.{number}.path={path}")
     return overrides
+
+
+@pytest.mark.parametrize("file", GENERATIONS, ids=lambda file: file.stem)
+def test_a_generation_starts(file: Path, tmp_path: Path) -> None:
+    generator = write_random_teacher(tmp_path / "generator", max_position_embeddings=32768)
+    as_written = load_config(GenerateConfig, str(file))
+    paths = [f"generator.path={generator}", f"output.path={tmp_path / 'replies'}"]
+    paths += write_sources(as_written.prompts.sources, "prompts", tmp_path)
+    small = ["engine.kind=transformers", "engine.device=cpu", "sampling.max_new_tokens=2"]
+    small += [f"layers.{layer}.max_new_tokens=2" for layer in as_written.layers]
+    summary = generate(load_config(GenerateConfig, str(file), (*paths, *small)))
+    assert summary.complete
+    assert summary.prompts == 6 * len(as_written.prompts.sources)
+    sampling = [as_written.sampling_of(source.layer) for source in as_written.prompts.sources]
+    assert summary.replies == sum(6 * each.samples for each in sampling)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -56,7 +77,9 @@ def test_starts(pair: str, tmp_path: Path) -> None:
         tmp_path / "student", seed=1, num_hidden_layers=student_layers, num_attention_heads=4
     )
     file = CONFIGS / f"{pair}-cache.yaml"
-    paths = [f"teacher.path={teacher}", f"output.path={tmp_path / 'cache'}", *write_sources(file, tmp_path)]
+    sources = load_config(CacheConfig, str(file)).corpus.sources
+    paths = [f"teacher.path={teacher}", f"output.path={tmp_path / 'cache'}"]
+    paths += write_sources(sources, "corpus", tmp_path)
     small = ["engine.kind=transformers", "engine.device=cpu", "engine.tensor_parallel=1"]
     cached = run(load_config(CacheConfig, str(file), (*paths, *small)))
     assert cached.tokens > 0

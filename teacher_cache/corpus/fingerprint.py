@@ -9,6 +9,7 @@ from schemas.cache_config import CorpusConfig
 from schemas.failures import failure
 from schemas.generate_config import PromptsConfig
 from teacher_cache.corpus.corpus_files import list_files
+from teacher_cache.curated.curated_place import read_curated
 from teacher_cache.generated.generated_place import read_complete
 from teacher_cache.shards.storage import Storage
 
@@ -26,9 +27,9 @@ def with_file_names(settings: Settings) -> Settings:
 def corpus_fingerprint(config: CorpusConfig, section: str = "corpus") -> str:
     """sha256 (hex) over the settings without paths, and each file's relative name and bytes.
 
-    Streams the files as stored (no decompression, no tokenization); of generated replies, the digest of their manifest
-    stands for all files. section: of the configuration, for messages. Raises UserError when a source has no files or
-    one cannot be read.
+    Streams the files as stored (no decompression, no tokenization); of generated replies and of curated corpora, the
+    digest of their manifest stands for all files. section: of the configuration, for messages. Raises UserError when a
+    source has no files or one cannot be read.
     """
     settings = config.model_dump(mode="json")
     for source in settings["sources"]:
@@ -40,6 +41,9 @@ def corpus_fingerprint(config: CorpusConfig, section: str = "corpus") -> str:
         digest.update(b"\0source\0")
         if source_config.format == "generated":
             digest.update(read_complete(Storage(source_config.path), f"{section}.sources.{index}.path").sha256.encode())
+            continue
+        if source_config.format == "curated":
+            digest.update(read_curated(Storage(source_config.path), f"{section}.sources.{index}.path").sha256.encode())
             continue
         for file in list_files(source_config, f"{section}.sources.{index}"):
             content = hashlib.sha256()

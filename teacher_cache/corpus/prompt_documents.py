@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.cache_config import SourceConfig
 from schemas.generate_config import PromptsConfig
+from teacher_cache.corpus.curated_records import read_contents
 from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.message_forms import is_blank
 from teacher_cache.corpus.prepare import cleaned
@@ -22,7 +23,7 @@ def read_prompts(config: PromptsConfig) -> Iterator[Document | BadRecord]:
     An empty record gives a document without text and messages.
     """
     for number, source in enumerate(config.sources):
-        for read in read_documents(source, f"prompts.sources.{number}", prompt_shapes(source)):
+        for read in _read(source, f"prompts.sources.{number}"):
             if isinstance(read, BadRecord):
                 yield read
                 continue
@@ -30,6 +31,17 @@ def read_prompts(config: PromptsConfig) -> Iterator[Document | BadRecord]:
                 yield _prompt(cleaned(read) if config.clean else read, config, source)
             except BadRecord as error:
                 yield error
+
+
+def _read(source: SourceConfig, where: str) -> Iterator[Document | BadRecord]:
+    if source.format != "curated":
+        yield from read_documents(source, where, prompt_shapes(source))
+        return
+    for content in read_contents(source, where):
+        if isinstance(content, Document):
+            yield content
+        else:
+            yield BadRecord(f"{source.path}: {content.prompt.source_id}: a generated reply is no prompt")
 
 
 def _prompt(document: Document, config: PromptsConfig, source: SourceConfig) -> Document:

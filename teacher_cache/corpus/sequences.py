@@ -12,23 +12,25 @@ segments that end at newlines, so that one huge file does not exhaust memory.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import count, groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import xxhash
 
-from schemas.cache_config import CorpusConfig, SourceConfig
+from schemas.cache_config import CorpusConfig
 from schemas.chat_record import ChatRecord
 from schemas.errors import UserError
 from schemas.manifest import CorpusCounts
 from teacher_cache.corpus.chat import ChatRenderer
+from teacher_cache.corpus.curated_records import read_contents
 from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.mask import ReplyMask, in_bytes
 from teacher_cache.corpus.prepare import check_encodable, cleaned, digest, reason_to_skip, without_prefix
-from teacher_cache.corpus.ready_samples import read_ready
+from teacher_cache.corpus.ready_samples import read_ready, ready_sample
 from teacher_cache.corpus.said import cut_record
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.corpus.template import Span
@@ -57,9 +59,6 @@ class _Item(NamedTuple):
     last: bool = True
     replies: list[Span] | None = None  # byte spans of a chat's replies
     chat: ChatRecord | None = None
-
-
-_Sources = Sequence[tuple[int, SourceConfig]]  # with their numbers in the configuration
 
 
 class Corpus:
@@ -110,9 +109,12 @@ class Corpus:
         tally: Counter[str] = Counter()
         seen: dict[bytes, int] = {}
         read: set[bytes] = set()
-        for generated, group in groupby(enumerate(self._config.sources), lambda each: each[1].format == "generated"):
-            sources = list(group)
-            found = self._ready(sources, seen, tally) if generated else self._read(sources, read, seen, tally)
+        for ready, group in groupby(self._inputs(), lambda each: each is None or isinstance(each, TokenSample)):
+            found: Iterator[TokenBatch]
+            if ready:
+                found = self._ready(cast(Iterator[TokenSample | None], group), seen, tally)
+            else:
+                found = self._read(cast(Iterator[Document | BadRecord], group), read, seen, tally)
             for batch in found:
                 tally["samples"] += len(batch)
                 tally["tokens"] += len(batch.input_ids)
@@ -131,29 +133,49 @@ class Corpus:
             )
         self._counts = counts
 
+    def _inputs(self) -> Iterator[Document | BadRecord | TokenSample | None]:
+        """What the sources hold: documents, and generated replies as sequences without keys; None: a rejected one."""
+        for index, source in enumerate(self._config.sources):
+            where = f"corpus.sources.{index}"
+            if source.format == "generated":
+                yield from read_ready(source, where, self._tokenizer, self._vocabulary, self._before)
+            elif source.format == "curated":
+                for content in read_contents(source, where, self._vocabulary):
+                    if isinstance(content, Document):
+                        yield content
+                    else:
+                        prompt, reply, _ = content
+                        yield ready_sample(prompt, reply, self._tokenizer, self._before, source.path)
+            else:
+                yield from read_documents(source, where)
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        return vocabulary_info(self._tokenizer.tokenizer).fingerprint
+
     def _read(
-        self, sources: _Sources, read: set[bytes], seen: dict[bytes, int], tally: Counter[str]
+        self, documents: Iterator[Document | BadRecord], read: set[bytes], seen: dict[bytes, int], tally: Counter[str]
     ) -> Iterator[TokenBatch]:
-        """The documents of ``sources``, tokenized in batches."""
-        for items in _in_batches(self._items(sources, read, tally)):
+        """The documents, tokenized in batches."""
+        for items in _in_batches(self._items(documents, read, tally)):
             batch = self._batch(items, seen, tally)
             if batch is not None:
                 yield batch
 
-    def _ready(self, sources: _Sources, seen: dict[bytes, int], tally: Counter[str]) -> Iterator[TokenBatch]:
-        """The accepted replies of generated ``sources``: whole, or dropped (counted)."""
-        fingerprint = vocabulary_info(self._tokenizer.tokenizer).fingerprint
+    def _ready(
+        self, samples: Iterator[TokenSample | None], seen: dict[bytes, int], tally: Counter[str]
+    ) -> Iterator[TokenBatch]:
+        """Generated replies: whole, or dropped (counted)."""
         batch: list[TokenSample] = []
-        for index, source in sources:
-            for sample in read_ready(source, f"corpus.sources.{index}", self._tokenizer, fingerprint, self._before):
-                tally["documents"] += 1
-                tally["rejected"] += sample is None
-                kept = None if sample is None else self._with_key(sample, seen, tally)
-                if kept is not None:
-                    batch.append(kept)
-                if len(batch) == _BATCH_DOCUMENTS:
-                    yield TokenBatch.of(batch)
-                    batch = []
+        for sample in samples:
+            tally["documents"] += 1
+            tally["rejected"] += sample is None
+            kept = None if sample is None else self._with_key(sample, seen, tally)
+            if kept is not None:
+                batch.append(kept)
+            if len(batch) == _BATCH_DOCUMENTS:
+                yield TokenBatch.of(batch)
+                batch = []
         if batch:
             yield TokenBatch.of(batch)
 
@@ -169,31 +191,32 @@ class Corpus:
             tally["duplicates"] += key is None
         return None if key is None else replace(sample, key=key)
 
-    def _items(self, sources: _Sources, seen: set[bytes], tally: Counter[str]) -> Iterator[_Item]:
+    def _items(
+        self, documents: Iterator[Document | BadRecord], seen: set[bytes], tally: Counter[str]
+    ) -> Iterator[_Item]:
         """Cleaned, non-empty, deduplicated documents as tokenizer inputs."""
-        for index, source in sources:
-            for read in read_documents(source, f"corpus.sources.{index}"):
-                tally["documents"] += 1
-                try:
-                    if isinstance(read, BadRecord):
-                        raise read
-                    document = cleaned(read) if self._config.clean else read
-                    if skipped := reason_to_skip(document, self._config.roles_to_train):
-                        tally[skipped] += 1
+        for read in documents:
+            tally["documents"] += 1
+            try:
+                if isinstance(read, BadRecord):
+                    raise read
+                document = cleaned(read) if self._config.clean else read
+                if skipped := reason_to_skip(document, self._config.roles_to_train):
+                    tally[skipped] += 1
+                    continue
+                if self._config.deduplicate:
+                    content = digest(document)
+                    if content in seen:
+                        tally["duplicates"] += 1
                         continue
-                    if self._config.deduplicate:
-                        content = digest(document)
-                        if content in seen:
-                            tally["duplicates"] += 1
-                            continue
-                        seen.add(content)
-                    yield from self._document_items(document, tally)
-                except BadRecord as error:
-                    if self._config.on_bad_record == "stop":
-                        raise
-                    if not tally[error.reason]:
-                        logger.warning("dropped (%s; further ones are only counted): %s", error.reason, error)
-                    tally[error.reason] += 1
+                    seen.add(content)
+                yield from self._document_items(document, tally)
+            except BadRecord as error:
+                if self._config.on_bad_record == "stop":
+                    raise
+                if not tally[error.reason]:
+                    logger.warning("dropped (%s; further ones are only counted): %s", error.reason, error)
+                tally[error.reason] += 1
 
     def _document_items(self, document: Document, tally: Counter[str]) -> Iterable[_Item]:
         if document.messages is not None:

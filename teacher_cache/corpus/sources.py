@@ -23,7 +23,7 @@ from teacher_cache.corpus.readers.plain_text import read_text
 from teacher_cache.corpus.readers.tables import read_table
 from teacher_cache.corpus.shapes import Shape, known_shapes
 
-__all__ = ["BadRecord", "Document", "Messages", "read_documents"]
+__all__ = ["BadRecord", "Document", "Messages", "read_documents", "read_fields"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,11 @@ def read_documents(
     return islice(_Adapter(source, where, known_shapes(source) if shapes is None else shapes).documents(), source.limit)
 
 
+def read_fields(source: SourceConfig, where: str) -> Iterator[Record | BadRecord]:
+    """Yield the records of ``source`` as they are, of any shape; otherwise as ``read_documents``."""
+    return islice(_Adapter(source, where, ()).records(), source.limit)
+
+
 class _Adapter:
     """Turns records into documents; remembers the shapes of each key set, and what was logged."""
 
@@ -60,7 +65,7 @@ class _Adapter:
 
     def documents(self) -> Iterator[Document | BadRecord]:
         layer, by_keys, text_field = self._source.layer, self._by_keys, self._source.text_field
-        for record in self._records():
+        for record in self.records():
             if isinstance(record, BadRecord):
                 yield record
                 continue
@@ -128,7 +133,8 @@ class _Adapter:
         read = self._names_read(tuple(names))
         return [name for name in names if name in read] or names
 
-    def _records(self) -> Iterator[Record | BadRecord]:
+    def records(self) -> Iterator[Record | BadRecord]:
+        """The records of all files."""
         found = find_files(self._source, self._where)
         left_out = list(found.left_out)
         if found.files[0].format == "hf_dataset":

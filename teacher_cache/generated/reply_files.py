@@ -1,4 +1,4 @@
-"""Files of prompts and of replies: a zstd frame of one Arrow IPC stream of one batch.
+"""Files of prompts, of replies, and of other rows with a schema: a zstd frame of one Arrow IPC stream of one batch.
 
 One frame around the whole stream, because its declared size is checked before anything is allocated; what Arrow itself
 compresses expands to whatever it declares. A file is read as a whole, so memory is bounded by one unit.
@@ -6,7 +6,7 @@ compresses expands to whatever it declares. A file is read as a whole, so memory
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,21 @@ from teacher_cache.shards.storage import Storage, check_content, file_entry
 
 LEVEL = 3  # of zstd
 _IDS = ("prompt_ids", "reply_ids")
-Row = TypeVar("Row", "Prompt", "Reply")
+
+
+class _HasSchema(Protocol):
+    SCHEMA: ClassVar[pa.Schema]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Row = TypeVar("Row", bound=_HasSchema)
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as the generator reads it; ``schemas.arrow`` says what the fields are."""
+
+    SCHEMA: ClassVar[pa.Schema] = PROMPTS_SCHEMA
 
     key: str
     source_id: str
@@ -40,6 +49,8 @@ class Prompt:
 class Reply:
     """One reply to the prompt with this key."""
 
+    SCHEMA: ClassVar[pa.Schema] = REPLIES_SCHEMA
+
     key: str
     sample: int
     reply: str
@@ -50,14 +61,15 @@ class Reply:
     sampling: str
     template: str
     generator: str
+    made: str = ""
 
 
 def write_rows(storage: Storage, name: str, rows: Sequence[Row], owner: str = "") -> ContentEntry:
-    """Write a file of prompts or of replies, atomically. Equal rows give equal bytes.
+    """Write a file of prompts, replies or other rows, atomically. Equal rows give equal bytes.
 
     Raises UserError if they are larger than readers accept.
     """
-    schema = _schema(type(rows[0]))
+    schema = rows[0].SCHEMA
     columns: dict[str, list[Any]] = {column: [getattr(row, column) for row in rows] for column in schema.names}
     for column in set(_IDS) & columns.keys():
         columns[column] = [ids.astype("<u4", copy=False).tobytes() for ids in columns[column]]
@@ -65,7 +77,7 @@ def write_rows(storage: Storage, name: str, rows: Sequence[Row], owner: str = ""
     if len(content) > MAX_CONTENT_BYTES:
         raise UserError(
             f"{storage.where(name)}: {len(content)} bytes, at most {MAX_CONTENT_BYTES} are allowed; choose another "
-            "output.path with a lower output.replies_per_shard"
+            "output.path with fewer replies or records per shard (output.…_per_shard)"
         )
     data = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(content)
     storage.put(name, data, owner)
@@ -78,7 +90,7 @@ def read_rows(kind: type[Row], storage: Storage, name: str, entry: ContentEntry,
     data = storage.read(name, min(entry.bytes, MAX_CONTENT_BYTES))
     check_content(data, FileEntry(bytes=entry.bytes, sha256=entry.sha256), where)
     try:
-        table = read_columns(_schema(kind), _decompressed(data, entry.content_bytes))
+        table = read_columns(kind.SCHEMA, _decompressed(data, entry.content_bytes))
         if table.num_rows != n_rows:
             raise CorruptCacheError(f"{table.num_rows} rows, wanted {n_rows}")
         columns = {column: _values(table, column) for column in table.column_names}
@@ -94,10 +106,6 @@ def _decompressed(data: bytes, n_bytes: int) -> bytes:
         return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptCacheError(f"broken zstd frame: {error}") from None
-
-
-def _schema(kind: type[Any]) -> pa.Schema:
-    return REPLIES_SCHEMA if kind is Reply else PROMPTS_SCHEMA
 
 
 def _values(table: pa.Table, column: str) -> list[Any]:

@@ -28,6 +28,7 @@ from teacher_cache.generated.generated_place import (
     write_generated,
 )
 from teacher_cache.generated.reply_files import Prompt, Reply, write_rows
+from teacher_cache.generation.chain_stages import ChainStages, Judged, Turn, uncounted
 from teacher_cache.generation.generation_plan import empty_generation, in_units, load_or_make_generation
 from teacher_cache.generation.prompt_reader import PromptReader
 from teacher_cache.generation.reject import Rejecter
@@ -82,21 +83,21 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
     summary, stop = GenerationSummary(units_skipped=len(mine) - len(pending)), StopRequest()
-    with Claims(storage, pending, GENERATING) as claims:
-        claim = claims.next()
+    with Claims(storage, pending, GENERATING, worker.queue) as claims:
+        claim = claims.next_or_wait(stop)
         if claim is not None:
             started = time.perf_counter()
             with open_sampler(config) as sampler, stop.listening("the current unit", kill=True):
                 summary.engine_load_seconds = time.perf_counter() - started
                 logger.info("generator loaded in %.1f s", summary.engine_load_seconds)
                 started = time.perf_counter()
-                writer = _Writer(plan, tokenizer, sampler, worker.owner)
+                writer = _Writer(config, plan, tokenizer, sampler, worker.owner)
                 total = sum(unit.replies for unit in pending)
                 with Progress(total, "generating", "replies", "replies/s") as progress:
                     while claim is not None and not stop:
                         shard = writer.write(claim.unit, claim.lease.storage, progress)
                         progress.committed(None)
-                        following = None if stop else claims.next()
+                        following = None if stop else claims.next_or_wait(stop)
                         claims.done(claim.unit)
                         summary.units_written += 1
                         summary.replies += shard.replies
@@ -125,10 +126,15 @@ def count_prompts(config: GenerateConfig) -> dict[str, int]:
 class _Writer:
     """Writes the replies of one unit after the other."""
 
-    def __init__(self, plan: GeneratedManifest, tokenizer: Any, sampler: Sampler, owner: str) -> None:
+    def __init__(
+        self, config: GenerateConfig, plan: GeneratedManifest, tokenizer: Any, sampler: Sampler, owner: str
+    ) -> None:
         special = {*special_ids(tokenizer), *tokenizer.all_special_ids}
         self._plan, self._sampler, self._owner = plan, sampler, owner
         self._rejecter = Rejecter(ByteTokenizer(tokenizer), special, plan.reject)
+        self._stages: ChainStages | None = None
+        if plan.reasoning is not None:
+            self._stages = ChainStages(config, plan.reasoning, tokenizer, sampler, self._rejecter)
         self._digests = {layer: sampling_digest(sampling) for layer, sampling in plan.sampling.items()}
 
     def write(self, unit: PromptUnit, storage: Storage, progress: Progress) -> GeneratedShard:
@@ -136,27 +142,36 @@ class _Writer:
         prompts = read_unit_prompts(storage, unit)
         turns = [(p, sample) for p in prompts for sample in range(self._plan.sampling[p.layer].samples)]
         asked = [self._asked(prompt, sample) for prompt, sample in turns]
-        written = self._sampler.write(asked, progress.scored)
-        replies = []
-        for (prompt, sample), one, got in zip(turns, asked, written, strict=True):
-            text, reason = self._rejecter.judge(got.ids, got.finish)
-            replies.append(
-                Reply(
-                    key=prompt.key,
-                    sample=sample,
-                    reply=text,
-                    reply_ids=got.ids,
-                    finish=got.finish,
-                    reason=reason,
-                    seed=one.seed,
-                    sampling=self._digests[prompt.layer],
-                    template=self._plan.tokenizer.chat_template or "",
-                    generator=self._plan.generator.fingerprint,
-                )
+        replies = [
+            Reply(
+                key=prompt.key,
+                sample=sample,
+                reply=said.text,
+                reply_ids=said.ids,
+                finish=said.finish,
+                reason=said.reason,
+                seed=one.seed,
+                sampling=self._digests[prompt.layer],
+                template=self._plan.tokenizer.chat_template or "",
+                generator=self._plan.generator.fingerprint,
+                made=said.made,
             )
+            for (prompt, sample), one, said in zip(turns, asked, self._judged(turns, asked, progress), strict=True)
+        ]
         shard = self._shard(unit, asked, replies, storage)
         commit_shard(storage, shard, self._owner)
         return shard
+
+    def _judged(self, turns: Sequence[tuple[Prompt, int]], asked: Sequence[Asked], progress: Progress) -> list[Judged]:
+        written = self._sampler.write(asked, progress.scored if self._stages is None else uncounted)
+        judged = [Judged(ids, finish, *self._rejecter.judge(ids, finish)) for ids, finish in written]
+        if self._stages is not None:
+            layers = self._stages.layers
+            drafts = {n: Turn(*turns[n], asked[n], judged[n]) for n in range(len(turns)) if turns[n][0].layer in layers}
+            for n, said in zip(drafts, self._stages.completed([*drafts.values()]), strict=True):
+                judged[n] = said
+            progress.scored(len(turns))
+        return judged
 
     def _asked(self, prompt: Prompt, sample: int) -> Asked:
         plan = self._plan

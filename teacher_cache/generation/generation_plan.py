@@ -12,7 +12,7 @@ import numpy as np
 
 from schemas.difference import differences
 from schemas.errors import UserError
-from schemas.generate_config import GenerateConfig
+from schemas.generate_config import GenerateConfig, longest_reply, reasoning_of
 from schemas.generated_manifest import GeneratedManifest, PromptCounts, PromptUnit
 from teacher_cache.corpus import corpus_fingerprint
 from teacher_cache.corpus.fingerprint import with_file_names
@@ -24,6 +24,7 @@ from teacher_cache.generated.generated_place import (
 )
 from teacher_cache.generated.reply_files import Prompt, write_rows
 from teacher_cache.generation.prompt_reader import PromptReader
+from teacher_cache.generation.reject import forbidden_ids
 from teacher_cache.lengths import max_length
 from teacher_cache.plan import PLANNING, wait_for_workers
 from teacher_cache.shards import lease
@@ -61,13 +62,14 @@ def empty_generation(config: GenerateConfig, tokenizer: Any) -> GeneratedManifes
     """The manifest before planning: no units. Raises UserError if the generator cannot do what is asked."""
     layers = sorted({source.layer for source in config.prompts.sources})
     sampling = {layer: config.sampling_of(layer) for layer in layers}
-    _check_length(config, max(each.max_new_tokens for each in sampling.values()))
+    _check_length(config)
     for layer, each in sampling.items():
         if each.samples > config.output.replies_per_shard:
             raise UserError(
                 f"output.replies_per_shard: {config.output.replies_per_shard} is less than the {each.samples} samples "
                 f"of one prompt (layer {layer}); set it to {each.samples} or more"
             )
+    forbidden_ids(tokenizer, config.reject)  # raises if others than special tokens are allowed
     own = _own_stop_ids(config, tokenizer)
     if not own and not any(each.stop for each in sampling.values()):
         raise UserError(
@@ -84,6 +86,7 @@ def empty_generation(config: GenerateConfig, tokenizer: Any) -> GeneratedManifes
         stop_tokens={layer: sorted({*own, *_stop_ids(each.stop, tokenizer)}) for layer, each in sampling.items()},
         seed=config.seed,
         reject=config.reject,
+        reasoning=config.reasoning,
         replies_per_shard=config.output.replies_per_shard,
         units=[],
         complete=False,
@@ -91,12 +94,14 @@ def empty_generation(config: GenerateConfig, tokenizer: Any) -> GeneratedManifes
     )
 
 
-def _check_length(config: GenerateConfig, new_tokens: int) -> None:
+def _check_length(config: GenerateConfig) -> None:
+    new_tokens = config.most_after_prompt
     limit = max_length(load_model_config(config.generator, "generator.path").get_text_config())
     if limit is not None and config.prompts.max_tokens + new_tokens > limit:
+        of = "sampling.max_new_tokens" if config.reasoning is None else "reasoning: draft, questions, answers and reply"
         raise UserError(
-            f"sampling.max_new_tokens: {new_tokens} and prompts.max_tokens {config.prompts.max_tokens} exceed the "
-            f"{limit} tokens that the generator supports; lower one of them"
+            f"{of}: {new_tokens} and prompts.max_tokens {config.prompts.max_tokens} exceed the {limit} tokens that the "
+            "generator supports; lower one of them"
         )
 
 
@@ -169,7 +174,8 @@ def in_units(prompts: Iterable[Prompt], plan: GeneratedManifest) -> Iterator[lis
     for prompt in prompts:
         sampling = plan.sampling[prompt.layer]
         size = 4 * len(prompt.prompt_ids) + len(prompt.prompt.encode()) + len(prompt.chat)
-        more = np.array([sampling.samples, sampling.samples * sampling.max_new_tokens, size])
+        longest = longest_reply(sampling, reasoning_of(plan.reasoning, prompt.layer))
+        more = np.array([sampling.samples, sampling.samples * longest, size])
         if unit and (has + more > most).any():
             yield unit
             unit, has = [], np.zeros(3, np.int64)

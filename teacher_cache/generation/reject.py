@@ -5,6 +5,7 @@ repetitive      a block of up to 64 tokens follows itself at least three times, 
 truncated       it ended at ``max_new_tokens``
 undecodable     its ids spell no UTF-8, or are not the tokenizer's
 empty           nothing but white space and special tokens
+special         it holds a special token before its end, as where a model writes on after the end of its turn
 refused         it begins with one of ``refusals`` (after ``</think>``), which are words of one language
 ==============  ====================================================================================================
 
@@ -12,11 +13,14 @@ The first that holds is given: of a reply that runs in a circle until it is cut 
 make more of the same.
 """
 
+from typing import Any
+
 import numpy as np
 
+from schemas.errors import UserError
 from schemas.generate_config import RejectConfig
 from teacher_cache.codec.compiled import compiled
-from teacher_cache.corpus.token_spans import ByteTokenizer
+from teacher_cache.corpus.token_spans import ByteTokenizer, special_ids
 
 LONGEST_BLOCK = 64
 REPEATS = 3  # times that a block follows itself
@@ -31,6 +35,7 @@ class Rejecter:
         """``special``: ids that stand for no text."""
         self._tokenizer = tokenizer
         self._special = np.array(sorted(special), np.uint32)
+        self._forbidden = np.array(forbidden_ids(tokenizer.tokenizer, config), np.uint32)
         self._repeated = config.repeated_tokens
         self._refusals = tuple(refusal.translate(_QUOTES).casefold() for refusal in config.refusals)
 
@@ -48,8 +53,23 @@ class Rejecter:
             return text, "undecodable"
         if not self._tokenizer.spell(own[~np.isin(own, self._special)]).data.strip():
             return text, "empty"
+        if np.isin(own, self._forbidden).any():
+            return text, "special"
         said = text.rpartition(_THOUGHT)[2].lstrip().translate(_QUOTES)
         return text, "refused" if said[:1024].casefold().startswith(self._refusals) else ""
+
+
+def forbidden_ids(tokenizer: Any, config: RejectConfig) -> list[int]:
+    """Tokens that are special to ``tokenizer`` and that no reply may hold before its end. Raises UserError."""
+    if config.allowed_special is None:
+        return []
+    by_text = {str(tokenizer.added_tokens_decoder[token]): token for token in special_ids(tokenizer)}
+    if unknown := [text for text in config.allowed_special if text not in by_text]:
+        raise UserError(
+            f"reject.allowed_special: {unknown[0]!r} is no special token of the generator; it has "
+            f"{', '.join(sorted(by_text)[:8])}{', …' if len(by_text) > 8 else ''}"
+        )
+    return sorted({*by_text.values()} - {by_text[text] for text in config.allowed_special})
 
 
 @compiled

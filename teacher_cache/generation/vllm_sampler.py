@@ -39,8 +39,7 @@ class VllmSampler(Sampler):
         on_cpu = vllm.platforms.current_platform.is_cpu()
         generator, engine = config.generator, config.engine
         architectures = load_model_config(generator, "generator.path").architectures or []
-        new_tokens = max(config.sampling_of(source.layer).max_new_tokens for source in config.prompts.sources)
-        longest = config.prompts.max_tokens + new_tokens
+        longest = config.prompts.max_tokens + config.most_after_prompt
         with causes() as found:
             try:
                 make_importable(architectures)

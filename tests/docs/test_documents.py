@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from benchmarks.support.results import RESULTS
 from schemas.cache_config import CacheConfig
+from schemas.curate_config import CurateConfig
 from schemas.generate_config import GenerateConfig
 from schemas.manifest import Manifest
 from schemas.train_config import TrainConfig
@@ -17,7 +18,8 @@ from support.markdown_pages import DOCUMENTS, GENERATED, ROOT, anchors, blocks, 
 
 HISTORY = ROOT / "CHANGELOG.md"  # names what there was
 NAMED_FILE = re.compile(r"(?:schemas|teacher_cache|trainer|tools|tests|benchmarks|configs|docs|requirements)/[\w./-]+")
-SECTION = "|".join({*CacheConfig.model_fields, *TrainConfig.model_fields, *GenerateConfig.model_fields} - {"output"})
+CONFIGS = (CacheConfig, TrainConfig, GenerateConfig, CurateConfig)
+SECTION = "|".join({name for config in CONFIGS for name in config.model_fields} - {"output"})
 SETTING = re.compile(rf"(?:{SECTION}|output)(?:\.\w+|\[\])+")
 
 
@@ -68,7 +70,7 @@ def test_settings_that_are_named_exist(document: Path) -> None:
 def is_setting(dotted: str) -> bool:
     """Whether a configuration or a manifest has such a key; ``[]`` is an entry of a list."""
     names = dotted.replace("[]", "").split(".")
-    return any(_leads_on(model, names) for model in (CacheConfig, TrainConfig, GenerateConfig, Manifest))
+    return any(_leads_on(model, names) for model in (*CONFIGS, Manifest))
 
 
 def _leads_on(model: type[BaseModel], names: list[str]) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from schemas.cache_config import CacheConfig
+from schemas.curate_config import CurateConfig
 from schemas.errors import UserError
 from schemas.generate_config import GenerateConfig
 from schemas.load import validate
@@ -211,14 +212,27 @@ def test_settings_are_valid(block: Block) -> None:
 
 
 CACHE = {"teacher": {"path": "teacher"}, "corpus": {"sources": [{"path": "data"}]}, "output": {"path": "cache"}}
+GENERATE = {
+    "generator": {"path": "teacher"},
+    "prompts": {"sources": [{"path": "data", "layer": "reasoning"}]},
+    "output": {"path": "replies"},
+}
+CURATE = {
+    "input": {"sources": [{"path": "data"}]},
+    "tokenizer": {"path": "teacher"},
+    "steps": [{"step": "mix", "shares": {"base": 1}, "on_deficit": "shrink"}],
+    "output": {"path": "curated"},
+}
 TRAIN = {"data": {"cache": "cache"}, "student": {"checkpoint": "student"}, "output": "runs/student"}
 
 
 def fragments(tree: dict[str, Any]) -> None:
-    """Validate part of a configuration, whichever of the three it is of. Raises UserError."""
+    """Validate part of a configuration, whichever it is of. Raises UserError."""
     rest = tree.keys() - {"output"}
     if {"generator", "prompts", "sampling"} & rest:
-        validate(GenerateConfig, tree, "the document")
+        validate(GenerateConfig, GENERATE | tree, "the document")
+    elif {"input", "steps"} & rest:
+        validate(CurateConfig, CURATE | tree, "the document")
     elif rest <= CacheConfig.model_fields.keys():
         validate(CacheConfig, CACHE | tree, "the document")
     else:

@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB_SIZE = 384
 CHAT_TEMPLATE = (
@@ -95,4 +100,15 @@ def write_text_corpus(folder: Path, documents: int = 12, words: int = 60, seed: 
     for i in range(documents):
         text = " ".join(f"def f{n}(x): return x + {n}" for n in rng.integers(0, 1000, words // 6))
         (folder / f"doc-{i:03d}.txt").write_text(text)
+    return folder
+
+
+def write_random_reward_model(folder: Path, num_labels: int = 1, **changes: Any) -> Path:
+    """A random sequence-classification model with a tokenizer; its outputs differ by about one."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(tiny_config(num_labels=num_labels, **changes))
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(model.score.weight.shape) / 8)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder

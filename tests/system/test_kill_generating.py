@@ -100,6 +100,20 @@ def test_two_processes_with_the_same_share_do_not_write_the_same_unit(folder: Pa
     assert files(place) == files(reference)
 
 
+def test_a_queue_survives_the_death_of_one_of_its_processes(folder: Path) -> None:
+    reference, place = folder / "reference", folder / "place"
+    run_ok("teacher-cache", "generate", config(folder, reference))
+    first, other = (Forked("teacher-cache", "generate", config(folder, place), "--queue", "--json") for _ in range(2))
+    deadline = time.monotonic() + 120
+    while not list(place.glob("shard-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    kill_group(first)
+    stdout, stderr = other.communicate(timeout=120)
+    assert other.returncode == 0, stderr
+    assert json.loads(stdout)["complete"]
+    assert files(place) == files(reference)
+
+
 def test_sigterm_finishes_the_current_unit(folder: Path) -> None:
     place = folder / "place"
     process = Forked("teacher-cache", "generate", config(folder, place), "--json")

@@ -1,5 +1,7 @@
 import json
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
 from support.workspace import cache_tree
 from teacher_cache import job, writing
+from teacher_cache.claims import RUNNING
+from teacher_cache.plan import load_or_make_plan
+from teacher_cache.shards.lease import Lease, acquire_part
 from teacher_cache.shards.new_place import UNDER_WAY
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
@@ -144,6 +149,35 @@ def test_workers_share_the_units_and_the_result_is_the_same(tmp_path: Path, teac
         one, other = a.read_logits(position), b.read_logits(position)
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.logprobs, other.logprobs)
+
+
+def test_processes_of_a_queue_do_all_units_between_them(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    """It does the others, waits for the one that another process has, and does it when that one gives it up."""
+    whole = job.run(make_config(teacher, corpus, tmp_path / "alone"))
+    config = make_config(teacher, corpus, tmp_path / "shared")
+    load_or_make_plan(config, Storage(config.output.path))
+
+    def give_up(lease: Lease) -> int:
+        deadline = time.monotonic() + 60
+        while len(marks(tmp_path / "shared")) < whole.units_scored - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        done = len(marks(tmp_path / "shared"))
+        lease.release()
+        return done
+
+    with ThreadPoolExecutor() as threads:
+        held = acquire_part(Storage(config.output.path), "shard-000000", RUNNING)
+        before = threads.submit(give_up, held)
+        summary = job.run(config, job.Worker(queue=True))
+    assert before.result() == whole.units_scored - 1 > 1
+    assert summary.complete
+    assert summary.units_scored == whole.units_scored
+    assert marks(tmp_path / "shared") == marks(tmp_path / "alone")
+    assert CacheReader(str(tmp_path / "shared")).keys == CacheReader(str(tmp_path / "alone")).keys
+
+
+def marks(place: Path) -> list[str]:
+    return sorted(path.name for path in place.glob("shard-*.json"))
 
 
 def test_nucleus_rows_are_ragged_and_reach_the_mass(tmp_path: Path, teacher: Path, corpus: Path) -> None:
@@ -278,6 +312,12 @@ def test_summary_is_plain_json(tmp_path: Path, teacher: Path, corpus: Path) -> N
 def test_bad_worker_shares_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="RANK/WORLD"):
         job.parse_worker(text)
+
+
+def test_a_worker_of_a_queue_has_no_share() -> None:
+    assert job.parse_worker(None, queue=True) == job.Worker(0, 1, queue=True)
+    with pytest.raises(UserError, match="--worker 0/4: with --queue a worker has no share"):
+        job.parse_worker("0/4", queue=True)
 
 
 def test_the_configured_number_of_threads_encodes(

@@ -214,6 +214,7 @@ def test_a_dry_run_counts_and_writes_nothing(folder: Path) -> None:
         ),
         ({"sampling": {"samples": 11}}, "output.replies_per_shard: 10 is less than the 11 samples of one prompt"),
         ({"sampling": {"stop": ["a b c"]}}, "sampling.stop: 'a b c' is "),
+        ({"reject": {"allowed_special": ["<think>"]}}, "reject.allowed_special: '<think>' is no special token"),
         ({"prompts": {"sources": [{"path": "gone.jsonl"}]}}, "prompts.sources.0.path: gone.jsonl: no such file"),
     ],
 )

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken
 
+from schemas.errors import UserError
 from schemas.generate_config import RejectConfig
 from support.models import tiny_tokenizer
 from teacher_cache.corpus.token_spans import ByteTokenizer, special_ids
@@ -29,6 +31,8 @@ def judge(text: str, finish: str = "stop", more: tuple[int, ...] = (), **setting
         ("", "empty"),
         (" \n\t", "empty"),
         ("<|endoftext|> <|im_start|>", "empty"),
+        ("Four.<|im_end|>\n<|im_start|>user\nAnd 3 + 3?", "special"),
+        ("I cannot assist.<|endoftext|>", "special"),
         ("I\u2019m sorry, but I can't.", "refused"),
         ("  I CANNOT ASSIST with that", "refused"),
         ("<think>I cannot assist? I can.</think>\n\nYes.", ""),
@@ -62,6 +66,23 @@ def test_checks_can_be_switched_off() -> None:
     assert judge("no " * 60, repeated_tokens=None) == ""
     assert judge("I cannot assist", refusals=[]) == ""
     assert judge("NEIN.", refusals=["nein"]) == "refused"
+
+
+def test_special_tokens_can_be_allowed() -> None:
+    assert judge("<|im_start|>thoughts<|im_end|>Four.", allowed_special=["<|im_start|>", "<|im_end|>"]) == ""
+    assert judge("<|im_start|>thoughts<|im_end|>Four.", allowed_special=["<|im_start|>"]) == "special"
+    assert judge("Four.<|endoftext|>", allowed_special=None) == ""
+    with pytest.raises(UserError, match=r"reject\.allowed_special: '<think>' is no special token of the generator; it"):
+        judge("Four.", allowed_special=["<think>"])
+
+
+def test_added_tokens_that_are_not_special_are_text() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("<|extra|>", special=True)])
+    rejecter = Rejecter(ByteTokenizer(tokenizer), special_ids(tokenizer), RejectConfig())
+    for text, reason in (("<tool_call>{}", ""), ("<|extra|>{}", "special"), ("{}<|im_end|>", "")):
+        ids = np.array(tokenizer(text)["input_ids"], np.uint32)
+        assert rejecter.judge(ids if text.endswith("|>") else np.append(ids, END), "stop")[1] == reason
 
 
 def slow_repetition(ids: list[int]) -> int:

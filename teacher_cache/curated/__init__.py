@@ -1,0 +1,1 @@
+"""A curated corpus on disk: its rows, its manifest, and reading them."""
