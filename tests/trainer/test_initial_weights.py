@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
 from schemas.errors import UserError
 from support.ffn_models import tiny_ffn_model
@@ -17,6 +17,7 @@ from trainer.data.open_caches import open_cache
 from trainer.data.selection import Selection
 from trainer.distiller import distill
 from trainer.initial_weights import materialise_student, read_recipe
+from trainer.student.build import load_student
 from trainer.student.ffn_channels import most_active
 from trainer.student.ffn_importance import channel_sums
 from trainer.student.ffns import find_ffns
@@ -160,3 +161,20 @@ def test_a_run_trains_what_is_left_and_says_so(make_config, teacher_folder: Path
     final = tmp_path / "out/final"
     assert AutoModelForCausalLM.from_pretrained(final).config.intermediate_size == 64
     assert "`intermediate_size` 160 → 64 (−60.0 %)" in (final / "README.md").read_text()
+
+
+def test_a_multimodal_mixture_is_cut(make_config, tmp_path: Path) -> None:
+    text = tiny_ffn_model("qwen3_5_moe_text").config.to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 1, "out_hidden_size": 32}
+    torch.manual_seed(0)
+    model = Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeConfig(text_config=text, vision_config=vision))
+    model.save_pretrained(tmp_path / "teacher")
+    config = without_channels(make_config, tmp_path / "teacher", tmp_path, ffn={"remove": 0.3}, from_layers=[1])
+    folder = materialise_student(config)
+    recipe = read_recipe(folder)
+    assert recipe is not None
+    assert recipe.pruned is not None
+    assert recipe.pruned.widths == {"moe_intermediate_size": (160, 128), "shared_expert_intermediate_size": (96, 64)}
+    student = load_student(folder, config.student)
+    assert student.model.layers[0].mlp.experts.down_proj.shape == (4, 32, 128)
+    assert "experts_implementation" not in (folder / "config.json").read_text()

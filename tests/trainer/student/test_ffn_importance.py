@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from support.ffn_models import tiny_ffn_model
+from support.tensor_memory import TensorMemory
 from trainer.student.ffn_importance import channel_sums
 from trainer.student.ffns import find_ffns
 
@@ -71,3 +72,14 @@ def test_half_precision_is_added_up_in_float64() -> None:
     for one, other in zip(exact, rounded, strict=True):
         assert other.abs_EF.dtype == torch.float64
         torch.testing.assert_close(other.abs_EF, one.abs_EF, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_5_moe_text"])
+def test_activations_are_not_kept(model_type: str) -> None:
+    model = tiny_ffn_model(model_type)
+    peaks = []
+    for batches in (1, 6):
+        with TensorMemory() as memory:
+            channel_sums(model, find_ffns(model), [padded([20] * 4)] * batches)
+        peaks.append(memory.peak)
+    assert peaks[1] < 1.2 * peaks[0]
