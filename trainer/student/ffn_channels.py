@@ -50,7 +50,7 @@ def _new_width(key: str, width: int, settings: FfnConfig) -> int:
             f"student.ffn.remove: {settings.remove}: of {width} channels ({key}) {left:.0f} would be left, and the "
             f"nearest multiple of {WIDTH_MULTIPLE} is {rounded}; possible shares: {possible}"
         )
-    if rounded != left:
+    if abs(rounded - left) >= 0.5:
         logger.info(
             "student.ffn: %s of %d channels (%s) would leave %.0f; %d are left, a multiple of %d: %.3g are removed",
             settings.remove, width, key, left, rounded, WIDTH_MULTIPLE, 1 - rounded / width,

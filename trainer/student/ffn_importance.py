@@ -1,7 +1,7 @@
 """How active each channel of a model's FFNs is: Σ |activation| over tokens, the criterion of activation-based pruning.
 
-Formula: width importance of Minitron (Muralidharan et al. 2024, arXiv:2407.14679, eq. 1) with the sum of absolute
-values as aggregation, taken of the inputs of the down projection. Only the sums are kept, in float64.
+Akin to the importance of neurons in Minitron (Muralidharan et al. 2024, arXiv:2407.14679, section 2.2), which takes
+the outputs of the first matrix; here it is the inputs of the down projection. Only the sums are kept, in float64.
 
 Shape letters: R rows, L tokens, T = R · L, K experts per token, S = T · K, E experts, F channels.
 """

@@ -62,7 +62,9 @@ def test_a_mixture_has_widths_of_several_kinds(tmp_path: Path) -> None:
     assert (model.config.moe_intermediate_size, model.config.shared_expert_intermediate_size) == (128, 64)
 
 
-@pytest.mark.parametrize(("remove", "width"), [(0.125, 448), (0.15, 448), (0.25, 384), (0.1875, 448), (0.19, 384)])
+@pytest.mark.parametrize(
+    ("remove", "width"), [(0.125, 448), (0.15, 448), (0.25, 384), (0.1875, 448), (0.19, 384), (0.3, 384)]
+)
 def test_a_share_is_rounded_to_what_kernels_take(remove: float, width: int, caplog) -> None:
     ffns = find_ffns(tiny_ffn_model("llama", intermediate_size=512))
     with caplog.at_level(logging.INFO):
@@ -91,6 +93,12 @@ def test_a_share_is_rounded_to_what_kernels_take(remove: float, width: int, capl
 def test_widths_that_are_not_possible(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ffn_widths(find_ffns(tiny_ffn_model("llama", intermediate_size=256)), FfnConfig.model_validate(settings))
+
+
+def test_a_share_that_leaves_a_multiple_is_not_remarked_on(caplog) -> None:
+    with caplog.at_level(logging.INFO):  # 640 · (1 - 0.7) is not quite 192 in floating point
+        assert ffn_widths(find_ffns(tiny_ffn_model("llama", intermediate_size=640)), FfnConfig(remove=0.7))
+    assert "would leave" not in caplog.text
 
 
 def test_a_narrow_ffn_has_no_possible_share() -> None:
