@@ -4,7 +4,6 @@ It is written last: a corpus without it is not complete. Equal input and setting
 of workers, so its sha256 names the corpus.
 """
 
-import hashlib
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -13,6 +12,7 @@ from schemas.curate_config import MAX_SHARD_RECORDS, InputConfig
 from schemas.curate_steps import StepSettings
 from schemas.generated_manifest import ContentEntry
 from schemas.manifest import Count, ShardName, TokenizerInfo, check_rising
+from schemas.sealed_file import SealedFile
 from schemas.strict import Sha256, Strict
 
 CURATED_VERSION = 1
@@ -68,7 +68,7 @@ class RemovedFile(Strict):
     file: ContentEntry
 
 
-class CuratedManifest(Strict):
+class CuratedManifest(Strict, SealedFile):
     """``curated.json``."""
 
     curated_version: Annotated[int, Field(ge=1)] = CURATED_VERSION
@@ -97,14 +97,3 @@ class CuratedManifest(Strict):
                 f"the shards hold {held[0]} records of {held[1]} tokens, the layers {said[0]} of {said[1]}"
             )
         return self
-
-    def to_json(self) -> str:
-        """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
-        return self._text(self.text_sha256())
-
-    def text_sha256(self) -> str:
-        """What ``sha256`` must be: hex."""
-        return hashlib.sha256(self._text("").encode()).hexdigest()
-
-    def _text(self, sha256: str) -> str:
-        return self.model_copy(update={"sha256": sha256}).model_dump_json(indent=1) + "\n"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from schemas.generate_config import MAX_SHARD_REPLIES, PromptsConfig, ReasoningConfig, RejectConfig, SamplingConfig
 from schemas.manifest import Count, FileEntry, ShardName, TeacherInfo, TokenizerInfo, check_rising
+from schemas.sealed_file import SealedFile
 from schemas.strict import Sha256, Strict
 
 GENERATED_VERSION = 1
@@ -66,7 +67,7 @@ class GeneratedShard(Strict):
         return self
 
 
-class GeneratedManifest(Strict):
+class GeneratedManifest(Strict, SealedFile):
     """``generated.json``: who replied to what and how, and where the replies are."""
 
     generated_version: Annotated[int, Field(ge=1)] = GENERATED_VERSION
@@ -101,17 +102,6 @@ class GeneratedManifest(Strict):
         if self.complete and len(self.shards) < len(self.units):
             raise ValueError(f"complete is true, but {len(self.shards)} of {len(self.units)} units are committed")
         return self
-
-    def to_json(self) -> str:
-        """The file's text, with its sha256: indented JSON and a final newline; equal manifests give equal bytes."""
-        return self._text(self.text_sha256())
-
-    def text_sha256(self) -> str:
-        """What ``sha256`` must be: hex."""
-        return hashlib.sha256(self._text("").encode()).hexdigest()
-
-    def _text(self, sha256: str) -> str:
-        return self.model_copy(update={"sha256": sha256}).model_dump_json(indent=1) + "\n"
 
 
 def sampling_digest(sampling: SamplingConfig) -> str:

@@ -78,8 +78,7 @@ class Claims(Generic[Unit]):
 
     def _claim(self, unit: Unit) -> Claim[Unit] | None:
         """Claim a unit; None if it is committed, or another process has it."""
-        known = unit.name in self.elsewhere
-        if (known or self._queue) and self._storage.exists(mark_name(unit.name)):
+        if self._queue and self._storage.exists(mark_name(unit.name)):  # most are, by the others
             self.elsewhere.pop(unit.name, None)
             return None
         try:

@@ -18,6 +18,7 @@ from functools import cached_property
 
 from schemas.cache_config import CorpusConfig
 from schemas.curate_reasoning import ReasoningFlag, ReasoningStep
+from teacher_cache.corpus.curated_records import Generated
 from teacher_cache.corpus.fingerprint import corpus_fingerprint
 from teacher_cache.curation import gold_process
 from teacher_cache.curation.arithmetic import statements
@@ -43,7 +44,8 @@ REASONS: dict[ReasoningFlag, str] = {
 UNKNOWN: dict[ReasoningFlag, str] = {"gold": "gold_unknown", "executed": "tests_unknown"}
 MAX_CHARACTERS = 1 << 20  # of a reply; a longer one is no chain
 MAX_ANSWER = 1 << 14  # characters that are compared with a gold answer, from the end
-PYTHON = ("python", "py", "python3", "")
+MAX_CODE = 1 << 17  # characters in which fenced code is looked for
+PYTHON = ("python", "py", "python3")
 
 
 class Reasoning(LocalStep):
@@ -69,9 +71,8 @@ class Reasoning(LocalStep):
         finals = {}
         for place in chosen:
             record = records[place]
-            reply = record.reply[:MAX_CHARACTERS] if len(record.reply) > MAX_CHARACTERS else record.reply
-            chain = parse_chain(reply) if len(record.reply) <= MAX_CHARACTERS else None
-            finals[place] = chain.final if chain else reply.rpartition(THOUGHT_END)[2]
+            chain = parse_chain(record.reply) if len(record.reply) <= MAX_CHARACTERS else None
+            finals[place] = chain.final if chain else record.reply.rpartition(THOUGHT_END)[2]
             flagged[place] = record.with_flags(**text_flags(record, chain))
         for place, flag in self._gold(records, finals).items():
             flagged[place] = flagged[place].with_flags(gold=flag)
@@ -143,8 +144,7 @@ def checked(reply: str, chain: Chain | None) -> str:
 
 def made_in_stages(record: Record) -> bool:
     """Whether the prompts of the answers did not hold the draft, as the generation's record says."""
-    reply = getattr(record.content, "reply", None)
-    return getattr(reply, "made", "") == CHAIN
+    return isinstance(record.content, Generated) and record.content.reply.made == CHAIN
 
 
 def text_agrees(answer: str, gold: str) -> bool:
@@ -154,6 +154,7 @@ def text_agrees(answer: str, gold: str) -> bool:
 
 
 def python_of(text: str) -> str:
-    """The Python of a reply: its fenced blocks with that label or none, or else all of it."""
-    blocks = [code for label, code in fenced(text) if label in PYTHON]
-    return "\n".join(blocks) if blocks else text
+    """The Python of a reply: its fenced blocks with that label, or else those without one, or else all of it."""
+    blocks = list(fenced(text[:MAX_CODE]))
+    labelled = [code for label, code in blocks if label in PYTHON]
+    return "\n".join(labelled or [code for label, code in blocks if not label]) or text

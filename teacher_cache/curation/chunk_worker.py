@@ -103,20 +103,15 @@ class ChunkWorker:
         """The records that stay by a local step."""
         step = self._steps[index]
         assert isinstance(step, LocalStep)
-        changed = step.changed(records)
-        rewritten = [
-            number
-            for number, (old, new) in enumerate(zip(records, changed, strict=True))
-            if old.content is not new.content
-        ]
-        for number, record in zip(
-            rewritten,
-            self._counter.counted([changed[number] for number in rewritten]) if rewritten else [],
-            strict=True,
-        ):
-            changed[number] = record
+        changed = self._recounted(records, step.changed(records))
         flagged = [each for old, new in zip(records, changed, strict=True) for each in flags_set(old, new)]
         return self._split(index, amount_of(records), changed, step.reasons(changed), left, flagged)
+
+    def _recounted(self, before: Sequence[Record], after: Sequence[Record]) -> list[Record]:
+        """The records, those counted again whose text has changed."""
+        changed = [new for old, new in zip(before, after, strict=True) if new.content is not old.content]
+        counted = iter(self._counter.counted(changed) if changed else [])
+        return [new if new.content is old.content else next(counted) for old, new in zip(before, after, strict=True)]
 
     def _split(
         self,

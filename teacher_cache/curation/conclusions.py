@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from teacher_cache.curation.arithmetic import statements
+from teacher_cache.curation.arithmetic import MAX_DIGITS, statements
 from teacher_cache.generated.verification_chain import Chain
 
 QUOTED_WORDS = 8  # in a row
+MAX_WORDS = 64  # of a conclusion; a longer one is said by no answer
 SHORT = 8  # words of a text that is a conclusion as a whole
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
@@ -54,9 +55,12 @@ def says(text: str, phrase: str) -> bool:
     """Whether a text has the number of ``phrase``, if that is or holds exactly one, otherwise its words in a row."""
     numbers = _NUMBER.findall(phrase)
     if len(numbers) == 1:
-        return _value(numbers[0]) in {_value(number) for number in _NUMBER.findall(text)}
-    words, wanted = _words(text), _words(phrase)
-    return bool(wanted) and any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
+        wanted = _value(numbers[0])
+        return wanted is not None and any(_value(number) == wanted for number in _NUMBER.findall(text))
+    said, words = _words(text), _words(phrase)
+    if not 0 < len(words) <= MAX_WORDS:
+        return False
+    return any(said[at : at + len(words)] == words for at in range(len(said) - len(words) + 1))
 
 
 def quotes(chain: Chain, known: str) -> bool:
@@ -82,8 +86,9 @@ def _squeezed(text: str) -> str:
 
 
 def _value(number: str) -> Fraction | None:
+    """None if it is no number (1/0), or longer than anybody writes one."""
     above, slash, below = number.replace(",", "").partition("/")
-    if slash and not int(below):
+    if len(number) > MAX_DIGITS or (slash and not int(below)):
         return None
     return Fraction(above) / int(below) if slash else Fraction(above)
 

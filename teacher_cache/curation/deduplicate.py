@@ -47,10 +47,9 @@ class Deduplicate(GlobalStep):
         return sketches([self._text(record) for record in records], self._settings.seed)
 
     def _text(self, record: Record) -> str:
-        of = self._settings.of
-        return (
-            record.prompt + BETWEEN + record.reply if of == "all" else record.prompt if of == "prompt" else record.reply
-        )
+        if self._settings.of == "all":
+            return record.prompt + BETWEEN + record.reply
+        return record.prompt if self._settings.of == "prompt" else record.reply
 
     def decide(self, sketch_N: np.ndarray, table: Table) -> Decision:
         """Find the near duplicates among all."""

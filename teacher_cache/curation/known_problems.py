@@ -1,5 +1,8 @@
 """What files say of problems, found by a record's prompt: a known answer, tests."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import xxhash
 
 from schemas.curate_reasoning import ProblemsConfig
@@ -29,8 +32,8 @@ class KnownProblems:
             if self._found.setdefault(_key(prompt), value) != value:
                 raise UserError(f"{key}: {place}: another `{field}` than before for the same `{settings.prompt}`")
 
-    def _text(self, fields: object, name: str, place: str, key: str) -> str:
-        value = fields.get(name) if hasattr(fields, "get") else None
+    def _text(self, fields: Mapping[str, Any], name: str, place: str, key: str) -> str:
+        value = fields.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str):

@@ -157,7 +157,8 @@ class ChainStages:
 def listed(text: str, most: int) -> list[str]:
     """The items of a list of questions, or else the lines that are questions; at most ``most``, each once."""
     found = _LISTED.findall(text) or _QUESTION.findall(text)
-    return [*dict.fromkeys(item.strip() for item in found)][:most]
+    items = dict.fromkeys(item.strip() for item in found)
+    return [item for item in items if any(map(str.isalpha, item))][:most]
 
 
 def after_thought(text: str) -> str:

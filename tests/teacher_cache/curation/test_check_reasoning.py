@@ -1,6 +1,7 @@
 """Flags of reasoning, and what leaves for want of them."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from schemas.errors import UserError
 from support.reasoning_cases import CASES, GOOD, PROMPT, chain
 from support.records_to_judge import chat_record, judged, opened, reply_record, text_record
 from teacher_cache.curation import check_reasoning
+from teacher_cache.curation.check_reasoning import python_of
+from teacher_cache.curation.conclusions import says
 from teacher_cache.curation.curation_step import LocalStep
 from teacher_cache.curation.record import Record, of_reply
+from teacher_cache.curation.record_rows import from_row, to_row
 
 
 def step(**settings: Any) -> LocalStep:
@@ -54,12 +58,34 @@ def test_the_first_required_flag_that_is_missing_is_the_reason() -> None:
     assert flags(step(), *records)[-1] == {}
 
 
+@pytest.mark.parametrize(
+    "final",
+    [
+        "9" * 10_000,
+        "The answer is " + "9" * 10_000,
+        "1/0",
+        "\\boxed{" * 10_000,
+        "The answer is " + "a b " * 30_000,
+        "```\n" * 20_000 + "> " * 20_000,
+    ],
+    ids=range(6),
+)
+def test_hostile_conclusions_take_little_time(final: str) -> None:
+    started = time.process_time()
+    (found,) = flags(step(), about(chain(final=final, answers=(final, "a b " * 30_000))))
+    assert found["format"]
+    python_of(final)
+    assert time.process_time() - started < 5
+    assert not says(final, "9" * 10_000), "too long to be compared"
+
+
 def test_answers_that_were_asked_for_without_the_draft_are_independent_whatever_they_say() -> None:
     quoting = chain(answers=("Three boxes of 17 pens are 41 pens. Without 9", "32"))
     record = reply_record(PROMPT, quoting, "reasoning")
     content: Any = record.content
     in_stages = of_reply(content._replace(reply=replace(content.reply, made="chain_of_verification")))
-    assert [found["independent"] for found in flags(step(), record, in_stages)] == [False, True]
+    read_again = from_row(to_row(in_stages), "here")
+    assert [found["independent"] for found in flags(step(), record, in_stages, read_again)] == [False, True, True]
 
 
 def write(path: Path, *records: dict[str, Any]) -> dict[str, str]:

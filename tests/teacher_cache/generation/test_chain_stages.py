@@ -22,6 +22,7 @@ from teacher_cache.generated.verification_chain import Chain, parse_chain
 from teacher_cache.generation.chain_stages import listed
 from teacher_cache.generation.generation_job import GenerationSummary, generate
 from teacher_cache.generation.sampler import Asked, Sampler, Written
+from teacher_cache.job import Worker
 from teacher_cache.shards.storage import Storage
 
 TOKENIZER = tiny_tokenizer()
@@ -88,9 +89,11 @@ def config(generator: Path, folder: Path, **reasoning: Any) -> GenerateConfig:
     )
 
 
-def run(settings: GenerateConfig, sampler: Sampler) -> tuple[GenerationSummary, list[tuple[Prompt, Reply]]]:
+def run(
+    settings: GenerateConfig, sampler: Sampler, worker: Worker | None = None
+) -> tuple[GenerationSummary, list[tuple[Prompt, Reply]]]:
     with mock.patch("teacher_cache.generation.generation_job.open_sampler", return_value=nullcontext(sampler)):
-        summary = generate(settings)
+        summary = generate(settings, worker)
     storage = Storage(settings.output.path)
     return summary, list(replies_of(storage, read_generated(storage)))
 
@@ -170,6 +173,20 @@ def test_what_cannot_work_is_an_error(generator: Path, tmp_path: Path) -> None:
         config(generator, tmp_path, layers=["code"])
 
 
+def test_workers_make_the_same_files_as_one(generator: Path, tmp_path: Path) -> None:
+    def made(name: str, *workers: Worker) -> dict[str, bytes]:
+        settings = config(generator, tmp_path)
+        output = settings.output.model_copy(update={"path": str(tmp_path / name), "replies_per_shard": 1})
+        for worker in workers:
+            run(settings.model_copy(update={"output": output}), Scripted(), worker)
+        files = [path for path in (tmp_path / name).iterdir() if not path.name.startswith(".lease")]
+        return {path.name: path.read_bytes() for path in files}
+
+    parts = made("parts", Worker(1, 2), Worker(0, 2))
+    assert parts == made("whole", Worker())
+    assert len(parts) == 1 + 3 * 4, "four units"
+
+
 def test_other_settings_of_reasoning_do_not_continue_a_place(generator: Path, tmp_path: Path) -> None:
     run(config(generator, tmp_path), Scripted())
     with pytest.raises(UserError, match=r"reasoning\.questions: 3 there, 2 now"):
@@ -184,6 +201,7 @@ def test_other_settings_of_reasoning_do_not_continue_a_place(generator: Path, tm
         ("- One?\n* Two?", ["One?", "Two?"]),
         ("1) One?\n1) One?", ["One?"]),
         ("These:\nOne?\nTwo? \nThat is all.", ["One?", "Two?"]),
+        ("1. 2. 3.\n2. Two?", ["Two?"]),
         ("None come to mind.", []),
     ],
 )
