@@ -492,8 +492,13 @@ class CacheConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _complete_capture(cls, tree: Any) -> Any:
-        capture = tree.get("capture", {}) if isinstance(tree, dict) else None
-        return tree | {"capture": _completed(capture)} if isinstance(capture, dict) else tree
+        return complete_capture(tree)
+
+
+def complete_capture(tree: Any) -> Any:
+    """The settings of a caching run with what they leave open of `capture`. Values of other types pass unchanged."""
+    capture = tree.get("capture", {}) if isinstance(tree, dict) else None
+    return tree | {"capture": _completed(capture)} if isinstance(capture, dict) else tree
 
 
 def _completed(capture: dict[str, Any]) -> dict[str, Any]:

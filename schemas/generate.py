@@ -23,6 +23,7 @@ from schemas.curated_manifest import CuratedManifest
 from schemas.generate_config import GenerateConfig
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard
 from schemas.manifest import Manifest, ShardIndex
+from schemas.rounds_config import RoundsConfig
 from schemas.signature import Signature
 from schemas.strict import FORMAT_VERSION
 from schemas.train_config import TrainConfig
@@ -39,6 +40,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "generate-config": GenerateConfig,
     "generated-manifest": GeneratedManifest,
     "generated-shard": GeneratedShard,
+    "rounds-config": RoundsConfig,
     "curate-config": CurateConfig,
     "curated-manifest": CuratedManifest,
 }

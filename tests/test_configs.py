@@ -9,6 +9,7 @@ from schemas.cache_config import CacheConfig
 from schemas.curate_config import CurateConfig
 from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
+from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from trainer.losses.objective import Objective
 from trainer.losses.schedule import weight_at
@@ -19,6 +20,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path: Path) -> None:
     kinds = {"cache": CacheConfig, "train": TrainConfig, "generate": GenerateConfig, "pyramid": CurateConfig}
+    kinds |= {"rounds": RoundsConfig}
     kind = kinds[path.stem.rpartition("-")[2]]
     load_config(kind, str(path))
 
@@ -36,6 +38,18 @@ def test_the_cache_stores_what_the_training_run_beside_it_needs(name: str) -> No
     assert set(Objective(train.losses, cache.capture).signals) <= {"tokens", *cache.capture.signals}
     assert train.losses.tla.temperature in cache.capture.logits.temperatures
     assert not train.data.packing or train.data.pack_tokens >= cache.corpus.max_tokens
+
+
+def test_the_rounds_go_on_from_the_demo() -> None:
+    folder = CONFIGS[0].parent
+    rounds = load_config(RoundsConfig, str(folder / "demo-rounds.yaml"))
+    cache = load_config(CacheConfig, str(folder / "demo-cache.yaml"))
+    train = load_config(TrainConfig, str(folder / "demo-train.yaml"))
+    assert rounds.train is not None
+    assert [share.url for share in rounds.train.data.shares] == [cache.output.path]
+    assert rounds.train.student.checkpoint == f"{train.output}/final"
+    assert rounds.score.teacher == cache.teacher
+    assert {source.path for source in rounds.generate.prompts.sources} < {each.path for each in cache.corpus.sources}
 
 
 def test_the_large_recipe_has_the_recipes_numbers() -> None:

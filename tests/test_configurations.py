@@ -13,13 +13,17 @@ import pytest
 from schemas.cache_config import CacheConfig, SourceConfig
 from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
+from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.flash_stand_in import FlashStandIn
 from support.logged import read_metrics
 from support.models import write_random_teacher
 from support.ranks import finish_all, started
+from support.small_rounds import write_small_rounds
 from teacher_cache.generation.generation_job import generate
 from teacher_cache.job import run
+from trainer.rounds.round_parts import generating, scoring, training
+from trainer.rounds.round_settings import check_tokenizers, settled
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = sorted(path.name.removesuffix("-cache.yaml") for path in CONFIGS.glob("*-cache.yaml"))
@@ -31,6 +35,7 @@ def test_every_configuration_is_tried() -> None:
     assert {path.name for path in CONFIGS.iterdir()} == {
         *(f"{pair}-{kind}.yaml" for pair in PAIRS for kind in ("cache", "train")),
         *(path.name for path in GENERATIONS),
+        "demo-rounds.yaml",
         "pyramid.yaml",  # in test_pyramid.py
     }
 
@@ -106,3 +111,21 @@ def test_starts(pair: str, tmp_path: Path) -> None:
     assert {name for name in ("tla", "lhsm", "apc", "asr") if name in logged} == {
         name for name in ("tla", "lhsm", "apc", "asr") if getattr(config.losses, name) is not None
     }
+
+
+def test_rounds_start(tmp_path: Path) -> None:
+    folder = write_small_rounds(tmp_path)
+    paths = {
+        "generate.prompts.sources.0.path": folder / "prompts.jsonl",
+        "score.teacher.path": folder / "teacher",
+        "train.data.cache": folder / "base",
+        "train.student.checkpoint": folder / "student",
+        "output": folder / "rounds",
+    }
+    overrides = tuple(f"{key}={path}" for key, path in paths.items())
+    settings = settled(load_config(RoundsConfig, str(CONFIGS / "demo-rounds.yaml"), overrides))
+    check_tokenizers(settings)
+    for number in range(1, settings.config.rounds + 1):
+        generated, scored = generating(settings, number), scoring(settings, number)
+        assert scored.corpus.sources[0].path == generated.output.path
+        assert scored.output.path in {share.url for share in training(settings, number).data.shares}

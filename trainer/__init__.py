@@ -6,5 +6,6 @@ Rooms, in order; each imports only those before it::
     losses     what is learned: targets, losses and their table, the objective
     data       from caches to batches: which samples, in which order
     run        bookkeeping: checkpoints and resume, metrics, progress, the final model
+    rounds     generate, score and train in turns, each by a command of its own; loads no model
     evaluate < loop < distiller < train_student_cli
 """

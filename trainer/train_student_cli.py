@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -107,6 +108,36 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 err=True,
             )
     leave_together(128 + (stop.signal_number or signal.SIGTERM) if interrupted else 0)
+
+
+@main.command(
+    examples=(
+        "train-student rounds configs/demo-rounds.yaml --dry-run",
+        "train-student rounds configs/demo-rounds.yaml --set rounds=3",
+    )
+)
+@config_argument
+@set_option
+@click.option("--dry-run", is_flag=True, help="Check the configuration and show what a round costs; write nothing.")
+@json_option
+def rounds(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Teach the student on its own text: it generates, the teacher scores, it trains; n times, one process each.
+
+    Ctrl-C, SIGTERM or SIGHUP ends the part under way as its own command would; the same command continues.
+    """
+    from schemas.rounds_config import RoundsConfig
+    from trainer.rounds.rounds_run import plan_rounds, run_rounds
+
+    settings = load_config(RoundsConfig, config, overrides)
+    if dry_run:
+        show(plan_rounds(settings), as_json)
+        return
+    summary = run_rounds(settings)
+    stopped_by = summary.pop("stopped_by")
+    show(summary if as_json else summary | {"rounds": {each["number"]: each for each in summary["rounds"]}}, as_json)
+    if stopped_by is not None and not summary["complete"]:
+        click.echo(f"stopped after {len(summary['rounds'])} rounds; the same command continues", err=True)
+        sys.exit(128 + stopped_by)
 
 
 def _read_manifests(data: DataConfig) -> None:

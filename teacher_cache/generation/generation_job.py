@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.errors import ConflictError
-from schemas.generate_config import GenerateConfig
+from schemas.generate_config import GenerateConfig, longest_reply, reasoning_of
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard, PromptUnit, sampling_digest
 from teacher_cache.claims import GENERATING, Claims
 from teacher_cache.corpus.token_spans import ByteTokenizer, special_ids
@@ -112,15 +112,23 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
 
 
 def count_prompts(config: GenerateConfig) -> dict[str, int]:
-    """Check the configuration and read the prompts, without writing anything: what became of the records."""
+    """Check the configuration and read the prompts, without writing anything: what became of the records.
+
+    ``tokens_at_most``: of all sequences, prompt and reply, if every reply is as long as it may be.
+    """
     tokenizer = load_tokenizer(config.generator, "generator.path")
     plan = empty_generation(config, tokenizer)
     reader = PromptReader(config.prompts, tokenizer)
-    units = replies = 0
+    units = replies = read = new = 0
     for unit in in_units(reader, plan):
         units += 1
-        replies += sum(plan.sampling[prompt.layer].samples for prompt in unit)
-    return {"units": units, "replies": replies, **reader.counts.model_dump()}
+        for prompt in unit:
+            sampling = plan.sampling[prompt.layer]
+            replies += sampling.samples
+            read += sampling.samples * len(prompt.prompt_ids)
+            new += sampling.samples * longest_reply(sampling, reasoning_of(plan.reasoning, prompt.layer))
+    at_most = {"new_tokens_at_most": new, "tokens_at_most": read + new}
+    return {"units": units, "replies": replies, **at_most, **reader.counts.model_dump()}
 
 
 class _Writer:

@@ -22,6 +22,7 @@ from schemas.curate_config import CurateConfig
 from schemas.errors import UserError
 from schemas.generate_config import GenerateConfig
 from schemas.load import validate
+from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.command_lines import check, programs
 from support.commands import MODULES, Forked, environment, finish
@@ -48,6 +49,7 @@ SMALL_GENERATION = {
     "engine": {"kind": "transformers", "device": "cpu"},
     "sampling": {"max_new_tokens": 4},
 }
+SMALL_ROUNDS = {"generate": SMALL_GENERATION, "score": {"engine": SMALL["engine"]}}
 
 
 class Place:
@@ -67,7 +69,7 @@ class Place:
             self.execute(block)
         elif block.title:
             tree = yaml.safe_load(block.text)
-            of_a_model = "teacher" in tree or "generator" in tree
+            of_a_model = {"teacher", "generator", "rounds"} & tree.keys()
             (self.folder / block.title).write_text(yaml.safe_dump(small(tree) if of_a_model else tree))
 
     def type(self, line: str) -> None:
@@ -85,7 +87,7 @@ class Place:
 
 
 def small(tree: dict[str, Any]) -> dict[str, Any]:
-    changes = SMALL if "teacher" in tree else SMALL_GENERATION
+    changes = SMALL if "teacher" in tree else SMALL_ROUNDS if "rounds" in tree else SMALL_GENERATION
     return tree | {name: tree.get(name, {}) | values for name, values in changes.items()}
 
 
@@ -229,7 +231,9 @@ TRAIN = {"data": {"cache": "cache"}, "student": {"checkpoint": "student"}, "outp
 def fragments(tree: dict[str, Any]) -> None:
     """Validate part of a configuration, whichever it is of. Raises UserError."""
     rest = tree.keys() - {"output"}
-    if {"generator", "prompts", "sampling"} & rest:
+    if "rounds" in tree:
+        validate(RoundsConfig, tree, "the document")
+    elif {"generator", "prompts", "sampling"} & rest:
         validate(GenerateConfig, GENERATE | tree, "the document")
     elif {"input", "steps"} & rest:
         validate(CurateConfig, CURATE | tree, "the document")

@@ -13,6 +13,7 @@ import click
 
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
+from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.commands import MODULES
 from support.markdown_pages import ROOT
@@ -104,5 +105,9 @@ def parse(words: list[str], whole: bool) -> None:
         raise click.UsageError(f"{command.name} lacks {missing}")
     config = values.get("config")
     if isinstance(config, str) and (ROOT / config).is_file():
-        model = CacheConfig if words[0] == "teacher-cache" else TrainConfig
-        load_config(model, str(Path(ROOT / config)), tuple(values.get("overrides", ())))
+        of_training = RoundsConfig if words[1] == "rounds" else TrainConfig
+        load_config(
+            CacheConfig if words[0] == "teacher-cache" else of_training,
+            str(Path(ROOT / config)),
+            tuple(values.get("overrides", ())),
+        )
