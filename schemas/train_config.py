@@ -228,6 +228,11 @@ class StudentConfig(Strict):
         False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."
     )
 
+    @property
+    def kept_checkpoint(self) -> str | None:
+        """The model folder to start from as it is; None if initial weights are to be written."""
+        return self.checkpoint if self.ffn is None else None
+
     @model_validator(mode="after")
     def _one_way_to_start(self) -> "StudentConfig":
         if sum(way is not None for way in (self.checkpoint, self.config, self.teacher)) != 1:

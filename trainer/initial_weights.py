@@ -49,8 +49,8 @@ def materialise_student(config: TrainConfig) -> Path:
     Raises UserError if the model cannot be read or cut as configured, or the folder was made from other settings.
     """
     student = config.student
-    if student.checkpoint is not None and student.ffn is None:
-        return local_folder(student.checkpoint, "student.checkpoint")
+    if student.kept_checkpoint is not None:
+        return local_folder(student.kept_checkpoint, "student.checkpoint")
     folder = Path(config.output) / INIT_FOLDER
     recipe = InitRecipe(
         config=student.config,

@@ -70,7 +70,7 @@ def _side(config: TrainConfig) -> StudentSide:
     student, data = config.student, config.data
     key = next(key for key in ("checkpoint", "config", "teacher") if getattr(student, key) is not None)
     folder, made = Path(getattr(student, key)), Path(config.output) / INIT_FOLDER
-    if made.exists() and (key != "checkpoint" or student.ffn is not None):  # its source may be gone
+    if made.exists() and student.kept_checkpoint is None:  # its source may be gone
         folder = made
     folder = folder.parent if folder.is_file() else local_folder(str(folder), f"student.{key}")
     model = load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config()
