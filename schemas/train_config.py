@@ -180,7 +180,7 @@ class FfnConfig(Strict):
     width: int | None = Field(
         None,
         ge=WIDTH_MULTIPLE,
-        le=2**31,
+        lt=2**31,
         multiple_of=WIDTH_MULTIPLE,
         description=f"Channels that are left, a multiple of {WIDTH_MULTIPLE}, for fast kernels.",
     )
