@@ -34,6 +34,7 @@ NAMES = (
     "target_gradients",
     "another_tokenizer",
     "generation",
+    "ffn_pruning",
     "three_bits",
     "near_duplicates",
     "curation_memory",

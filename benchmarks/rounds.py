@@ -93,9 +93,8 @@ def main() -> int:
         "teacher_replies": replies,
         "arms": measured,
     }
-    write_results(
-        "rounds", f"Rounds on the student's own text: {len(arguments.seeds)} seeds, held-out questions", rows, raw
-    )
+    seeds = f"{len(arguments.seeds)} seed{'s' * (len(arguments.seeds) > 1)}"
+    write_results("rounds", f"Rounds on the student's own text: {seeds}, held-out questions", rows, raw)
     plot(before, measured, replies, PICTURE)
     return 0
 
@@ -322,8 +321,10 @@ def repeated(replies: Sequence[Sequence[int]]) -> float:
 
 def table(before: dict[str, Any], measured: dict[str, list[dict[str, Any]]], replies: dict[str, Any]) -> list[Row]:
     """Every measure of every arm: its mean, and smallest and largest value over seeds."""
+    before, replies = (each | {"rejected": rejected_share(each)} for each in (before, replies))
+    measured = {arm: [run | {"rejected": rejected_share(run)} for run in runs] for arm, runs in measured.items()}
     rows = []
-    for key, title in MEASURES.items():
+    for key, title in (MEASURES | {"rejected": "replies that a round rejects, most as cut off, %"}).items():
         what, _, unit = title.rpartition(", ") if ", " in title else (title, "", "tokens")
         if key in replies:
             rows.append(Row(f"{what}: the teacher", replies[key], unit))
@@ -332,6 +333,11 @@ def table(before: dict[str, Any], measured: dict[str, list[dict[str, Any]]], rep
             values = [run[key] for run in runs]
             rows.append(Row(f"… {arm} ({min(values):.3g} … {max(values):.3g})", statistics.mean(values), unit))
     return rows
+
+
+def rejected_share(run: dict[str, Any]) -> float:
+    """Share of the replies to held-out questions that a round would not learn from, percent."""
+    return 100 * sum(run["rejected"].values()) / run["replies"]
 
 
 def plot(

@@ -13,7 +13,7 @@ from schemas.manifest import Count, FileEntry, ShardName, TeacherInfo, Tokenizer
 from schemas.sealed_file import SealedFile
 from schemas.strict import Sha256, Strict
 
-GENERATED_VERSION = 1
+GENERATED_VERSION = 2
 MAX_CONTENT_BYTES = 1 << 30  # of a file of prompts or replies, before compression: units are cut so as to stay below
 Reason = Literal["repetitive", "truncated", "undecodable", "empty", "special", "refused", "incomplete"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]

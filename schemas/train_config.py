@@ -21,6 +21,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 2**31 - 1  # limit of torch's and transformers' counters
 MAX_ROWS = 2**33  # of a run, per process: products with the caches' weights stay within 64 bits
 MAX_LOSS_WEIGHT = 1e6
+WIDTH_MULTIPLE = 64  # of the channels of an FFN: what matrix kernels and groups of quantised weights divide by
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
@@ -164,6 +165,41 @@ class DataConfig(Strict):
         return self
 
 
+class FfnConfig(Strict):
+    """Channels removed from the FFNs of the model that the student starts from, those that are least active.
+
+    Of a Mixture-of-Experts, from every expert. Set `remove` or `width`.
+    """
+
+    remove: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"Share of the channels; the width that is left is rounded to a multiple of {WIDTH_MULTIPLE}.",
+    )
+    width: int | None = Field(
+        None,
+        ge=WIDTH_MULTIPLE,
+        lt=2**31,
+        multiple_of=WIDTH_MULTIPLE,
+        description=f"Channels that are left, a multiple of {WIDTH_MULTIPLE}, for fast kernels.",
+    )
+    cache: FilePath | None = Field(
+        None,
+        description="Cache whose tokens the channels are measured on; default: the first of `data.cache`, without the "
+        "samples held out for validation.",
+    )
+    samples: int = Field(
+        512, ge=1, le=MAX_COUNT, description="Samples to measure on, spread over the cache; more for many experts."
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "FfnConfig":
+        if (self.remove is None) == (self.width is None):
+            raise ValueError("set either remove or width")
+        return self
+
+
 class StudentConfig(Strict):
     """The student and its initial weights, from exactly one of `checkpoint`, `config` and `teacher`."""
 
@@ -171,11 +207,12 @@ class StudentConfig(Strict):
     config: FilePath | None = Field(
         None, description="Start from random weights for this `config.json` (file or folder)."
     )
-    teacher: FilePath | None = Field(
-        None, description="Start from this model's embeddings, head, norms and `from_layers`."
-    )
+    teacher: FilePath | None = Field(None, description="Start from this model, cut by `from_layers`, `ffn` or both.")
     from_layers: list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]] | None = Field(
         None, min_length=1, description="Layers kept of `teacher`, in order (depth pruning)."
+    )
+    ffn: FfnConfig | None = Field(
+        None, description="Channels removed from the FFNs of `teacher` or `checkpoint` (docs/pruning.md)."
     )
     dtype: Dtype = Field(
         "float32",
@@ -191,12 +228,21 @@ class StudentConfig(Strict):
         False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."
     )
 
+    @property
+    def kept_checkpoint(self) -> str | None:
+        """The model folder to start from as it is; None if initial weights are to be written."""
+        return self.checkpoint if self.ffn is None else None
+
     @model_validator(mode="after")
     def _one_way_to_start(self) -> "StudentConfig":
         if sum(way is not None for way in (self.checkpoint, self.config, self.teacher)) != 1:
             raise ValueError("set exactly one of checkpoint, config, teacher")
-        if (self.teacher is None) != (self.from_layers is None):
-            raise ValueError("set teacher and from_layers together or not at all")
+        if self.teacher is None and self.from_layers is not None:
+            raise ValueError("from_layers needs teacher")
+        if self.teacher is not None and self.from_layers is None and self.ffn is None:
+            raise ValueError("teacher needs from_layers or ffn; to start from the whole model, set checkpoint")
+        if self.config is not None and self.ffn is not None:
+            raise ValueError("ffn needs teacher or checkpoint; random weights have no channels to choose from")
         return self
 
 

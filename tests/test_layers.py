@@ -45,6 +45,8 @@ ROOMS = {
     "trainer": [
         "student",
         "losses data",
+        "measured_pruning",
+        "initial_weights",
         "measures retargeting",
         "run evaluate",
         "quantization",

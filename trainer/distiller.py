@@ -27,6 +27,7 @@ from trainer.data.training_data import TrainingData, open_training_data, plan_tr
 from trainer.data.validation_data import ValidationData, open_validation
 from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
+from trainer.initial_weights import materialise_student, pruned_in
 from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
 from trainer.losses.token_classes import TokenClasses
@@ -45,7 +46,7 @@ from trainer.run.pickles import check_checkpoint, only_data
 from trainer.run.quiet import quiet_transformers
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
-from trainer.student.build import load_model_config, load_student, materialise_student
+from trainer.student.build import load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
@@ -265,7 +266,9 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
         else:
             student = trained.student if best is None else load_final(best, config.student)
         assert student is not None
-        card = model_card(config, prepared.objective, [one.manifest for one in prepared.data.caches], summary)
+        manifests = [one.manifest for one in prepared.data.caches]
+        pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
+        card = model_card(config, prepared.objective, manifests, summary, pruned)
         save_final(student, config.student, prepared.init_folder, run.output / "final", card)
     summary_file = run.output / "summary.json"
     if run.is_first and (trained.seconds > 0 or not summary_file.exists()):  # else keep that of the finished run

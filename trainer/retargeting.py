@@ -15,9 +15,10 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import required_manifest
 from trainer.data.shares import required_of
 from trainer.data.student_side import RowForm, StudentSide, as_students, entries_of, student_side
+from trainer.initial_weights import INIT_FOLDER
 from trainer.losses.schedule import always_zero
 from trainer.losses.target_form import target_form
-from trainer.student.build import INIT_FOLDER, load_model_config
+from trainer.student.build import load_model_config
 
 BY_POSITION = ("lhsm", "apc")  # losses that compare features of the same token
 
@@ -69,7 +70,7 @@ def _side(config: TrainConfig) -> StudentSide:
     student, data = config.student, config.data
     key = next(key for key in ("checkpoint", "config", "teacher") if getattr(student, key) is not None)
     folder, made = Path(getattr(student, key)), Path(config.output) / INIT_FOLDER
-    if key != "checkpoint" and made.exists():  # its source may be gone
+    if made.exists() and student.kept_checkpoint is None:  # its source may be gone
         folder = made
     folder = folder.parent if folder.is_file() else local_folder(str(folder), f"student.{key}")
     model = load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config()

@@ -45,9 +45,10 @@ def main() -> None:
 def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the student's initial weights to OUTPUT/student-init, so that training needs no teacher folder."""
     settings = load_config(TrainConfig, config, overrides)
+    from trainer.initial_weights import materialise_student, pruned_in
     from trainer.run.owner import only_run_in
     from trainer.run.quiet import quiet_transformers
-    from trainer.student.build import load_model_config, materialise_student
+    from trainer.student.build import load_model_config
     from trainer.student.preflight import check_output
 
     quiet_transformers()
@@ -55,16 +56,18 @@ def init(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     with only_run_in(settings.output, "train-student init"), progress("writing the student's initial weights"):
         folder = materialise_student(settings)
     model_config = load_model_config(folder, "student", settings.student.trust_remote_code)
-    show(
-        {
-            "student": str(folder),
-            "architecture": (model_config.architectures or ["?"])[0],
-            "layers": model_config.num_hidden_layers,
-            "hidden_size": model_config.hidden_size,
-            "vocab_size": model_config.vocab_size,
-        },
-        as_json,
-    )
+    shown = {
+        "student": str(folder),
+        "architecture": (model_config.architectures or ["?"])[0],
+        "layers": model_config.num_hidden_layers,
+        "hidden_size": model_config.hidden_size,
+        "vocab_size": model_config.vocab_size,
+    }
+    pruned = None if settings.student.ffn is None else pruned_in(folder)
+    if pruned is not None:
+        sizes = {**pruned.widths, "parameters": pruned.parameters}
+        shown["ffn"] = {name: {"before": before, "after": after} for name, (before, after) in sizes.items()}
+    show(shown, as_json)
 
 
 @main.command(

@@ -25,13 +25,18 @@ def replies_name(unit: str) -> str:
 
 
 def read_generated(storage: Storage) -> GeneratedManifest:
-    """Read the manifest. Raises UserError if there is none, or it is newer; CorruptCacheError if it is invalid."""
+    """Read the manifest. Raises UserError if there is none, or of another version; CorruptCacheError if invalid."""
     where = storage.where(GENERATED)
     if not storage.exists(GENERATED):
         raise UserError(f"{where}: not found; pass a folder or URL that teacher-cache generate has written")
     manifest = parse_cache_file(GeneratedManifest, storage.read(GENERATED, MAX_BYTES), where)
     if manifest.generated_version > GENERATED_VERSION:
         raise UserError(f"{where}: version {manifest.generated_version} is newer than {GENERATED_VERSION}; upgrade")
+    if manifest.generated_version < GENERATED_VERSION:
+        raise UserError(
+            f"{where}: version {manifest.generated_version}, but {GENERATED_VERSION} is read; generate the replies "
+            "again, at another place"
+        )
     if manifest.sha256 != manifest.text_sha256():
         raise CorruptCacheError(f"{where}: its sha256 is not that of its content; restore the file")
     return manifest

@@ -25,7 +25,8 @@ from teacher_cache.tokenizer import describe_tokenizer
 from tools.finding.search import tokenizer_fingerprint
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.student.build import load_student, materialise_student
+from trainer.initial_weights import materialise_student
+from trainer.student.build import load_student
 from trainer.student.student_tokenizer import check_tokenizer
 from trainer.train_student_cli import main
 

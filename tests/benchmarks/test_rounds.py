@@ -10,9 +10,10 @@ from PIL import Image
 from benchmarks.rounds import ARMS, MEASURES, divergences, plot, repeated, table
 from benchmarks.support.docstrings import docstring_chats
 
-MEASURED = {arm: [dict.fromkeys(MEASURES, n + 0.1 * seed) for seed in range(3)] for n, arm in enumerate(ARMS)}
-BEFORE = dict.fromkeys(MEASURES, 9.0)
-REPLIES = {"tokens": 20.0, "repeated": 3.0}
+FORM = {"replies": 8, "rejected": {"truncated": 3, "repetitive": 1}}
+MEASURED = {arm: [dict.fromkeys(MEASURES, n + 0.1 * seed) | FORM for seed in range(3)] for n, arm in enumerate(ARMS)}
+BEFORE = dict.fromkeys(MEASURES, 9.0) | FORM
+REPLIES = {"tokens": 20.0, "repeated": 3.0} | FORM
 
 
 class Fixed:
@@ -41,7 +42,8 @@ def test_repetition_counts_what_a_reply_had_before() -> None:
 
 def test_every_measure_has_all_arms() -> None:
     rows = table(BEFORE, MEASURED, REPLIES)
-    assert len(rows) == len(MEASURES) * (1 + len(ARMS)) + len(REPLIES)
+    assert len(rows) == (len(MEASURES) + 1) * (1 + len(ARMS)) + 3
+    assert (rows[-1].value, rows[-1].unit) == (50, "%")
     assert {row.what: row.value for row in rows}[f"… {ARMS[1]} (1 … 1.2)"] == pytest.approx(1.1)
     assert not any(row.bar for row in rows)
 

@@ -15,7 +15,7 @@ from schemas.train_config import TrainConfig
 TRIED = (0, -1, 1, 2**31, 2**32, 2**63, 10**20, 0.5, float("nan"), float("inf"), "")
 BASE: dict[str, Any] = {
     "data": {"cache": [{"url": "runs/cache"}], "local_copies": {"folder": "copies"}},
-    "student": {"checkpoint": "models/student"},
+    "student": {"checkpoint": "models/student", "ffn": {"remove": 0.5}},
     "losses": {
         "cross_entropy": {"weight": {"start": 1, "end": 1}},
         "alm": {"weight": {"start": 1, "end": 1}},
@@ -39,6 +39,8 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "data.shards_mixed": STEPS,
     "data.pack_tokens": (2, 2**24, int),
     "data.num_workers": (0, 512, int),
+    "student.ffn.remove": (1e-300, 1 - 1e-9, float),
+    "student.ffn.samples": (1, 10**12, int),
     **{
         f"losses.{loss}.weight.{key}": bounds
         for loss in ("tla", "cross_entropy", "alm", "lhsm", "apc", "asr")
@@ -63,8 +65,9 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "loop.validate_every": STEPS,
     "loop.early_stopping_patience": STEPS,
 }
-LISTED = {  # fields of several numbers: one value that is tried in place of one of them, and its bounds
+LISTED = {  # fields of several numbers, and others: one value that is tried in place of one of them, and its bounds
     "student.from_layers": (0, 2**16 - 1, int),
+    "student.ffn.width": (64, 2**31 - 64, int),  # in place of `remove`
     "losses.apc.student_heads": (0, 2**20, int),
     "optimizer.betas": (0, 1 - 1e-9, float),
     "losses.apc.student_layer": (1e-9, 2**16, float),
@@ -139,11 +142,12 @@ def test_the_bounds_themselves_are_accepted(key: str, edge: float) -> None:
 def test_numbers_in_lists(key: str, value: Any) -> None:
     changes = {
         "student.from_layers": lambda v: with_value("student", {"teacher": "t", "from_layers": [0, v]}),
+        "student.ffn.width": lambda v: with_value("student", {"teacher": "t", "ffn": {"width": v}}),
         "losses.apc.student_heads": lambda v: with_value(key, [0, v]),
         "optimizer.betas": lambda v: with_value(key, [0.9, v]),
         "losses.apc.student_layer": lambda v: with_value(key, v),
     }
-    changes[key](0.5 if LISTED[key][2] is float else 0)
+    changes[key](0.5 if LISTED[key][2] is float else LISTED[key][0])
     with pytest.raises(UserError, match=rf"^train\.yaml: {key}"):
         changes[key](value)
 

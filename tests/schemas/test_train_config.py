@@ -48,7 +48,12 @@ def test_the_default_weight_of_tla_decays_only_with_lhsm_or_apc(losses, end):
 
 @pytest.mark.parametrize(
     "student",
-    [{"checkpoint": "a"}, {"config": "config.json"}, {"teacher": "a", "from_layers": [0, 3, 5]}],
+    [
+        {"checkpoint": "a"},
+        {"config": "config.json"},
+        {"teacher": "a", "from_layers": [0, 3, 5]},
+        {"teacher": "a", "ffn": {"width": 448}},
+    ],
 )
 def test_each_way_to_start_a_student_is_accepted(student):
     assert read({"student": student}).student.model_dump(exclude_unset=True) == student
@@ -60,8 +65,12 @@ def test_each_way_to_start_a_student_is_accepted(student):
         ({}, "exactly one of checkpoint, config, teacher"),
         ({"checkpoint": "a", "config": "b"}, "exactly one of checkpoint, config, teacher"),
         ({"checkpoint": "a", "teacher": "b", "from_layers": [0]}, "exactly one of checkpoint, config, teacher"),
-        ({"teacher": "a"}, "set teacher and from_layers together"),
-        ({"checkpoint": "a", "from_layers": [0]}, "set teacher and from_layers together"),
+        ({"teacher": "a"}, "teacher needs from_layers or ffn"),
+        ({"checkpoint": "a", "from_layers": [0]}, "from_layers needs teacher"),
+        ({"config": "a", "ffn": {"remove": 0.1}}, "ffn needs teacher or checkpoint"),
+        ({"teacher": "a", "ffn": {}}, "set either remove or width"),
+        ({"teacher": "a", "ffn": {"remove": 0.1, "width": 64}}, "set either remove or width"),
+        ({"teacher": "a", "ffn": {"width": 100}}, "multiple of 64"),
         ({"teacher": "a", "from_layers": []}, "at least 1 item"),
         ({"teacher": "a", "from_layers": [-1]}, "greater than or equal to 0"),
     ],

@@ -11,7 +11,8 @@ from schemas.errors import UserError
 from support.nested import KINDS, nested_model, text_logits, write_nested
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
-from trainer.student.build import load_model, load_model_config, materialise_student
+from trainer.initial_weights import materialise_student
+from trainer.student.build import load_model, load_model_config
 
 IDS = torch.arange(3, 20)[None]
 

@@ -15,7 +15,7 @@ from schemas.errors import UserError
 from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.amount import amount
-from support.models import tiny_tokenizer
+from support.models import tiny_tokenizer, write_random_teacher
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
 from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.marks import read_manifest
@@ -31,6 +31,7 @@ from trainer.data.validation_data import open_validation
 from trainer.data.worker_transfer import Batch
 from trainer.distiller import distill, token_classes
 from trainer.evaluate import evaluate_folder
+from trainer.retargeting import side_of
 from trainer.student.build import load_model_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -340,3 +341,12 @@ def test_evaluation_measures_kl_where_there_is_a_teacher(make: Make, caches: lis
 def test_a_validation_cache_may_have_another_tokenizer_than_that_to_train_on(make: Make, caches: list[str]) -> None:
     data = {"cache": caches[0], "align": "all", "validation_cache": caches[1]}
     assert distill(make(data=data))["validation"]["tokens_with_teacher"] > 0
+
+
+def test_a_checkpoint_that_was_cut_may_be_gone(make_config, tmp_path: Path) -> None:
+    write_random_teacher(tmp_path / "out/student-init")
+    start = {"checkpoint": str(tmp_path / "gone"), "ffn": {"width": 64}}
+    side = side_of(make_config(student=start, data={"align": "all"}))
+    assert side is not None
+    with pytest.raises(UserError, match="gone"):
+        side_of(make_config(student=start | {"ffn": None}, data={"align": "all"}))

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from support.commands import Forked, environment, kill_group
+from support.ffn_models import tiny_ffn_model
 from support.logged import read_metrics
 from trainer.train_student_cli import main
 
@@ -58,6 +59,19 @@ def test_init_run_evaluate(config_file, student_folder, real_cache) -> None:
     assert "perplexity" in table.stdout
     assert "bits_per_byte" in table.stdout
     assert "top1_agreement" in table.stdout
+
+
+def test_init_says_what_was_pruned(config_file, tmp_path: Path) -> None:
+    model = tiny_ffn_model("llama")
+    model.save_pretrained(tmp_path / "teacher")
+    path, _ = config_file(student={"checkpoint": None, "teacher": str(tmp_path / "teacher"), "ffn": {"width": 64}})
+    made = invoke("init", path, "--json")
+    assert made.exit_code == 0, made.output
+    before = model.num_parameters()
+    assert json.loads(made.stdout)["ffn"] == {
+        "intermediate_size": {"before": 160, "after": 64},
+        "parameters": {"before": before, "after": before - 2 * 96 * (3 * 32 + 2)},  # three matrices, two biases
+    }
 
 
 @pytest.mark.parametrize(

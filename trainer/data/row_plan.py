@@ -88,6 +88,7 @@ class SortedRows:
         starts = range(0, len(samples), stretch)
         orders = [start + np.argsort(lengths[start : start + stretch], kind="stable") for start in starts]
         self.samples = samples[np.concatenate([np.empty(0, np.int64), *orders])]
+        self.num_tokens = int(lengths.sum())
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -49,7 +49,7 @@ def scoring(settings: Settings, number: int) -> CacheConfig:
 def training(settings: Settings, number: int) -> TrainConfig:
     """What ``train-student run`` reads in a round: another order of the data in each."""
     base, schedule = settings.training, settings.schedule(number)
-    student = base.student.model_dump(mode="json") | {"teacher": None, "from_layers": None}
+    student = base.student.model_dump(mode="json") | {"teacher": None, "from_layers": None, "ffn": None}
     changes = {
         "data": {"cache": [share.model_dump(mode="json") for share in _shares(settings, number)]},
         "student": student | {"checkpoint": str(settings.student_before(number))},

@@ -15,7 +15,7 @@ from teacher_cache.tokenizer import describe_tokenizer
 from teacher_cache.trust.required import required_manifest
 from trainer.data.shares import required_of
 
-START = "start"  # folder of the first student, if it is cut from its teacher
+START = "start"  # folder of the first student, if it is cut from another model
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Settings:
         """The model folder that generates in a round and that its training starts from."""
         if number > 1:
             return self.round(number - 1).final
-        given = self.training.student.checkpoint
+        given = self.training.student.kept_checkpoint
         return self.output / START / "student-init" if given is None else Path(given)
 
     def schedule(self, number: int) -> dict[str, Any]:

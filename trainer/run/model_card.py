@@ -7,22 +7,29 @@ from schemas.manifest import Manifest, TeacherInfo
 from schemas.train_config import TrainConfig, WeightSchedule
 from teacher_cache.text import code_span
 from trainer.losses.objective import Objective
+from trainer.measured_pruning import PrunedFfns
 
 
 def model_card(
-    config: TrainConfig, objective: Objective, manifests: Sequence[Manifest], summary: dict[str, Any]
+    config: TrainConfig,
+    objective: Objective,
+    manifests: Sequence[Manifest],
+    summary: dict[str, Any],
+    pruned: PrunedFfns | None = None,
 ) -> str:
     """Render ``README.md``: Markdown with a YAML header.
 
-    manifests: of the caches trained on. summary: as in ``summary.json``.
+    manifests: of the caches trained on. summary: as in ``summary.json``. pruned: what ``student.ffn`` removed.
     """
     student = config.student
-    if student.checkpoint is not None:
-        start = f"the model `{student.checkpoint}`"
-    elif student.config is not None:
+    if student.config is not None:
         start = f"random weights for the configuration `{student.config}`"
-    else:
+    elif student.from_layers is not None:
         start = f"layers {student.from_layers} of `{student.teacher}`"
+    else:
+        start = f"the model `{student.checkpoint or student.teacher}`"
+    if pruned is not None:
+        start += ", without the least active channels of its FFNs"
     terms = [f"- {loss.title()}: {_weight(loss.settings.weight)}" for loss in objective.losses.values()]
     lines = [
         "---",
@@ -40,6 +47,7 @@ def model_card(
             [f"- rows turned into weights on this student's own tokens (align: {summary['align']})"]
             * bool(summary["align"])
         ),
+        *([] if pruned is None else _pruning(pruned)),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
         f"- weights are those of step {summary['final_step']}",
@@ -71,6 +79,20 @@ def _teacher(teacher: TeacherInfo) -> str:
 def _cache(manifest: Manifest) -> str:
     totals = manifest.totals
     return f"- cache: manifest digest `{manifest.digest()}`, {totals.samples} samples, {totals.tokens} tokens"
+
+
+def _pruning(pruned: PrunedFfns) -> list[str]:
+    widths = [f"{code_span(key)} {_change(*width)}" for key, width in pruned.widths.items()]
+    return [
+        f"- FFN channels removed before training: {', '.join(widths)}; those with the smallest sum of absolute "
+        f"activations over {pruned.tokens} tokens of {pruned.samples} samples of the cache with manifest digest "
+        f"`{pruned.cache}`",
+        f"- parameters of the model that was cut, all layers: {_change(*pruned.parameters)}",
+    ]
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,} → {after:,} (−{100 * (1 - after / before):.1f} %)"
 
 
 def _weight(weight: WeightSchedule) -> str:

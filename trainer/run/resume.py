@@ -26,7 +26,7 @@ class Rule:
 RULES = (
     Rule(("data.cache",), "by content", "may move; another manifest, or another mixture of caches, is refused"),
     Rule(
-        ("student.checkpoint", "student.config", "student.teacher", "student.from_layers"),
+        ("student.checkpoint", "student.config", "student.teacher", "student.from_layers", "student.ffn"),
         "by content",
         "may move; other initial weights or another architecture are refused",
     ),

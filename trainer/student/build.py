@@ -1,115 +1,32 @@
-"""Build the student: from a checkpoint, from a model configuration, or from a subset of the teacher's layers.
+"""Build the student: load a checkpoint, or make one from a model configuration or from a larger model.
 
-The last two write ``OUTPUT/student-init`` once, an ordinary Hugging Face folder; training does not need the teacher
-after that. Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts the configuration's
-per-layer lists. Trade-off: teacher and student are in memory together while pruning; in exchange, any checkpoint format
-that transformers loads works.
+Depth pruning renames ``….layers.7.…`` to ``….layers.3.…`` in the state dict and cuts the configuration's per-layer
+lists. Trade-off: teacher and student are in memory together meanwhile; in exchange, any checkpoint format that
+transformers loads works.
 """
 
-import hashlib
-import logging
-import os
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import UserError
-from schemas.load import parse_json
-from schemas.strict import Strict
-from schemas.train_config import StudentConfig, TrainConfig
+from schemas.train_config import StudentConfig
 from teacher_cache.attention_implementation import SDPA, VARLEN, check_attention, exact_attention, missing_in
 from teacher_cache.model_class import NESTED_NAMES, is_nested, language_model_class
 from teacher_cache.model_folder import local_folder, not_loaded
-from teacher_cache.teacher import model_fingerprint
 from trainer.student.generation_config import mend_generation
-from trainer.student.student_tokenizer import copy_tokenizer, how_to_trust
+from trainer.student.student_tokenizer import how_to_trust
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
-INIT_FOLDER = "student-init"
-RECIPE_FILE = "distill_init.json"
 LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
 
 
-class InitRecipe(Strict):
-    """``distill_init.json``: what the folder was made from, so that a changed configuration is detected."""
-
-    config: str | None
-    teacher: str | None
-    from_layers: list[int] | None
-    dtype: str
-    seed: int | None  # of random weights
-    source: str = ""  # fingerprint of the configuration or teacher, whose path may change
-
-
-def materialise_student(config: TrainConfig) -> Path:
-    """Return the folder with the student's initial weights; write ``OUTPUT/student-init`` if needed and absent.
-
-    Raises UserError if the model cannot be read, a layer does not exist, or the folder was made from other settings.
-    """
-    student = config.student
-    if student.checkpoint is not None:
-        return local_folder(student.checkpoint, "student.checkpoint")
-    folder = Path(config.output) / INIT_FOLDER
-    recipe = InitRecipe(
-        config=student.config,
-        teacher=student.teacher,
-        from_layers=student.from_layers,
-        dtype=student.dtype,
-        seed=config.loop.seed if student.config is not None else None,
-    )
-    if folder.exists():
-        _check_recipe(folder, recipe)
-        return folder
-    source, model = _random_student(student, config.loop.seed) if student.config else _pruned_student(student)
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_pretrained(unfinished)
-    copy_tokenizer(source, unfinished, student.trust_remote_code)
-    recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
-    (unfinished / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder)
-    logger.info("wrote the student's initial weights to %s (%d parameters)", folder, model.num_parameters())
-    return folder
-
-
-def _check_recipe(folder: Path, recipe: InitRecipe) -> None:
-    path = folder / RECIPE_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: exists but has no {RECIPE_FILE}; remove the folder or change `output`")
-    made_from = parse_json(InitRecipe, path.read_bytes(), where=str(path))
-    found, wanted_of = made_from.model_dump(exclude={"source"}), recipe.model_dump(exclude={"source"})
-    places = {"config", "teacher"}
-    moved = all((found[key] is None) == (wanted_of[key] is None) for key in places)
-    moved = moved and any(found[key] != wanted_of[key] for key in places) and made_from.source == _fingerprint(recipe)
-    for key, wanted in wanted_of.items():
-        if found[key] != wanted and not (moved and key in places):
-            raise UserError(
-                f"{folder}: made with {key} = {found[key]!r}, but the configuration says {wanted!r}; "
-                "remove the folder to make it again, or change `output`"
-            )
-
-
-def _fingerprint(recipe: InitRecipe) -> str | None:
-    """Fingerprint of the student's source (teacher or configuration), independent of its path; None if it is gone."""
-    try:
-        if recipe.teacher is not None:
-            folder = local_folder(recipe.teacher, "student.teacher")
-            return model_fingerprint(str(folder), key="student.teacher")
-        path = Path(str(recipe.config))
-        path = path if path.is_file() else local_folder(str(path), "student.config")
-        return hashlib.sha256((path / "config.json" if path.is_dir() else path).read_bytes()).hexdigest()
-    except (UserError, OSError):
-        return None
-
-
-def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
+def random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTrainedModel"]:
+    """Return a new model with random weights, and the folder of its tokenizer. Raises UserError."""
     from transformers import set_seed
 
     assert student.config is not None
@@ -123,21 +40,41 @@ def _random_student(student: StudentConfig, seed: int) -> tuple[Path, "PreTraine
     return folder, model
 
 
-def _pruned_student(student: StudentConfig) -> tuple[Path, "PreTrainedModel"]:
-    assert student.teacher is not None
-    assert student.from_layers is not None
-    folder = local_folder(student.teacher, "student.teacher")
-    teacher_config = load_model_config(folder, "student.teacher", student.trust_remote_code)
-    _attention(teacher_config, student.attention)
-    model_config = pruned_config(teacher_config, student.from_layers)
-    teacher = load_model(folder, "student.teacher", _dtype(student), trust_remote_code=student.trust_remote_code)
-    model = _fresh_model(model_config, student, f"student.teacher: {folder}")
+def cut_student(
+    student: StudentConfig, prune: Callable[["PreTrainedModel", Path], None] | None = None
+) -> tuple[Path, "PreTrainedModel"]:
+    """Return the layers ``from_layers`` of the teacher (all, if None), or the checkpoint, and its folder.
+
+    prune: gets the whole model in its own dtype, and its folder; changes it and its configuration in place. Raises
+    UserError.
+    """
+    key, name = ("student.teacher", student.teacher) if student.teacher else ("student.checkpoint", student.checkpoint)
+    assert name is not None
+    folder = local_folder(name, key)
+    config = load_model_config(folder, key, student.trust_remote_code)
+    _attention(config, student.attention)
+    if student.from_layers is not None:
+        pruned_config(config, student.from_layers)
+    dtype = _dtype(student) if prune is None else "auto"
+    model = load_model(folder, key, dtype, trust_remote_code=student.trust_remote_code)
+    if prune is not None:
+        prune(model, folder)
+        config = model.config
+    return folder, _of_layers(model, config, student, f"{key}: {folder}").to(_dtype(student))  # type: ignore[arg-type]
+
+
+def _of_layers(
+    model: "PreTrainedModel", config: "PreTrainedConfig", student: StudentConfig, where: str
+) -> "PreTrainedModel":
+    if student.from_layers is None:
+        return model
+    cut = _fresh_model(pruned_config(config, student.from_layers), student, where)
     try:
-        model.load_state_dict(pruned_state(teacher.state_dict(), student.from_layers), strict=True)
+        cut.load_state_dict(pruned_state(model.state_dict(), student.from_layers), strict=True)
     except (RuntimeError, UserError) as error:
-        raise UserError(f"student.teacher: a {type(teacher).__name__} cannot be pruned by layers: {error}") from None
-    model.generation_config = teacher.generation_config
-    return folder, model
+        raise UserError(f"student.teacher: a {type(model).__name__} cannot be pruned by layers: {error}") from None
+    cut.generation_config = model.generation_config
+    return cut
 
 
 def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where: str) -> "PreTrainedModel":
@@ -234,11 +171,12 @@ def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedC
 
 
 def load_model(
-    folder: Path, key: str, dtype: "torch.dtype", attention: str = "auto", trust_remote_code: bool = False
+    folder: Path, key: str, dtype: "torch.dtype | str", attention: str = "auto", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
     """Load the causal language model in ``folder`` (a multimodal model's language model) so that it can be saved again.
 
-    key: the setting to name in a UserError. trust_remote_code: run code that ships with the model.
+    key: the setting to name in a UserError. dtype: "auto" for the folder's own. trust_remote_code: run code that ships
+    with the model.
     """
     config = _whole_config(folder, key, trust_remote_code)
     implementation = _attention(config.get_text_config(), attention)

@@ -18,12 +18,17 @@ EVALUATED = "MODEL"  # the model's argument name in `train-student evaluate`
 
 
 def check_tokenizer(
-    manifest: Manifest, folder: Path, where: str, key: str = "student", trust_remote_code: bool = False
+    manifest: Manifest,
+    folder: Path,
+    where: str,
+    key: str = "student",
+    trust_remote_code: bool = False,
+    advice: str = "",
 ) -> None:
     """Raise UserError if the tokenizer in ``folder`` is not the one of the cache at ``where``.
 
-    key: the setting that names the folder. A folder without a tokenizer passes; only the vocabulary size can be
-    checked then.
+    key: the setting that names the folder. advice: what to do; default: to align. A folder without a tokenizer passes;
+    only the vocabulary size can be checked then.
     """
     if not tokenizer_files(folder):
         return
@@ -32,7 +37,7 @@ def check_tokenizer(
     if found != wanted:
         raise UserError(
             f"{folder}: the student's tokenizer {found[:12]}… is not the one the cache {where} was made with, "
-            f"{wanted[:12]}…; {how_to_align(key)} to teach a student with another tokenizer"
+            f"{wanted[:12]}…; {advice or how_to_align(key) + ' to teach a student with another tokenizer'}"
         )
 
 

@@ -294,6 +294,15 @@ def test_a_changed_manifest_is_refused(folder: Path, tmp_path: Path) -> None:
         generate(config(folder, str(place)))
 
 
+@pytest.mark.parametrize(("version", "advice"), [(1, "generate the replies again"), (99, "newer than 2; upgrade")])
+def test_replies_of_another_version_are_refused(folder: Path, tmp_path: Path, version: int, advice: str) -> None:
+    place = copy_of(folder, tmp_path)
+    manifest = read_generated(Storage(str(place))).model_copy(update={"generated_version": version})
+    (place / "generated.json").write_text(manifest.to_json())
+    with pytest.raises(UserError, match=rf"generated\.json: version {version}.*{advice}"):
+        read_generated(Storage(str(place)))
+
+
 def test_units_that_another_process_holds_are_left_to_it(folder: Path, tmp_path: Path) -> None:
     place = copy_of(folder, tmp_path)
     for number in (2, 5):

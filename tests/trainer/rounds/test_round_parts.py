@@ -77,9 +77,12 @@ def _top_k(made) -> dict[str, Any]:
     return {"losses": {"tla": {"target": "top_k"}}}
 
 
-def test_the_training_may_be_a_file_and_the_student_cut_from_its_teacher(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [{"from_layers": [0]}, {"ffn": {"width": 64}}])
+def test_the_training_may_be_a_file_and_the_student_cut_from_its_teacher(
+    folder: Path, tmp_path: Path, start: dict[str, Any]
+) -> None:
     tree = rounds_tree(folder, tmp_path / "out")
-    student = {"teacher": str(folder / "teacher"), "from_layers": [0]}
+    student = {"teacher": str(folder / "teacher")} | start
     own = TrainConfig.model_validate(tree.pop("train") | {"student": student, "output": "elsewhere"})
     (tmp_path / "train.json").write_text(own.model_dump_json())
     config = rounds_config(folder, tmp_path / "out").model_copy(
@@ -89,8 +92,14 @@ def test_the_training_may_be_a_file_and_the_student_cut_from_its_teacher(folder:
     assert starting(settings).output == str(tmp_path / "out/start")
     first = training(settings, 1).student
     assert first.checkpoint == generating(settings, 1).generator.path == str(tmp_path / "out/start/student-init")
-    assert (first.teacher, first.from_layers) == (None, None)
+    assert (first.teacher, first.from_layers, first.ffn) == (None, None, None)
     check_tokenizers(settings)
+
+
+def test_a_checkpoint_is_cut_before_the_first_round_only(made, folder: Path, tmp_path: Path) -> None:
+    settings = made(train={"student": {"checkpoint": str(folder / "student"), "ffn": {"width": 64}}})
+    assert settings.student_before(1) == tmp_path / "out/start/student-init"
+    assert training(settings, 1).student.ffn is None
 
 
 @pytest.mark.parametrize(

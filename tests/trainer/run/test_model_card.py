@@ -13,6 +13,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.storage import Storage
 from trainer.losses.objective import Objective
+from trainer.measured_pruning import PrunedFfns
 from trainer.run.model_card import model_card
 
 TREE = {
@@ -65,3 +66,22 @@ def test_names_from_a_cache_are_escaped(tmp_path: Path) -> None:
     assert not {"html_inline", "link_open", "image"} & inline
     assert not {"html_block", "table_open", "fence"} & {token.type for token in tokens}
     assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2"]
+
+
+def test_the_card_says_what_was_pruned(tmp_path: Path) -> None:
+    write_cache(str(tmp_path), random_shards([[5]]))
+    manifest = read_manifest(Storage(str(tmp_path)))
+    config = validate(TrainConfig, {**TREE, "student": {"teacher": "t", "ffn": {"remove": 0.125}}}, "test")
+    pruned = PrunedFfns(
+        widths={"intermediate_size": (1536, 1344)},
+        parameters=(134_515_008, 124_561_728),
+        cache=manifest.digest(),
+        samples=512,
+        tokens=98765,
+    )
+    objective = Objective(config.losses, CaptureConfig.model_validate({"final": {}}))
+    card = model_card(config, objective, [manifest], {**SUMMARY, "validation_kl_is_exact": True}, pruned)
+    assert "started from the model `t`, without the least active channels of its FFNs." in card
+    assert "removed before training: `intermediate_size` 1,536 → 1,344 (−12.5 %); those with the smallest sum" in card
+    assert f"over 98765 tokens of 512 samples of the cache with manifest digest `{manifest.digest()}`" in card
+    assert "- parameters of the model that was cut, all layers: 134,515,008 → 124,561,728 (−7.4 %)" in card

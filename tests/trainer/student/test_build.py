@@ -11,7 +11,8 @@ from schemas.errors import UserError
 from schemas.train_config import StudentConfig
 from support.attention_models import CONFIGS as ATTENTION
 from support.attention_models import special_model, write_special
-from trainer.student.build import load_model, load_student, materialise_student, pruned_config, pruned_state
+from trainer.initial_weights import materialise_student
+from trainer.student.build import load_model, load_student, pruned_config, pruned_state
 from trainer.student.forward import masked_hidden, output_head
 
 
@@ -103,7 +104,7 @@ def test_missing_teacher(make_config, tmp_path: Path) -> None:
 
 def test_half_written_folder_is_not_taken_for_a_student(make_config, teacher_folder: Path, monkeypatch) -> None:
     config = from_layers(make_config, teacher_folder, [0])
-    monkeypatch.setattr("trainer.student.build.copy_tokenizer", lambda *folders: 1 / 0)
+    monkeypatch.setattr("trainer.initial_weights.copy_tokenizer", lambda *folders: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         materialise_student(config)
     monkeypatch.undo()
