@@ -12,9 +12,9 @@ import torch
 
 from schemas.errors import UserError
 from teacher_cache.model_folder import local_folder
-from trainer.quantization.calibration import MAX_TOKENS, calibration_sequences
 from trainer.quantization.export_card import export_card
 from trainer.quantization.grid import Grid
+from trainer.quantization.input_moments import MAX_TOKENS, calibration_sequences
 from trainer.quantization.model_folders import (
     check_format,
     container_bits,

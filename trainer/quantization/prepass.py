@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from schemas.errors import UserError
-from trainer.quantization.calibration import in_passes, input_grams
 from trainer.quantization.folding import fold
 from trainer.quantization.grid import Grid
+from trainer.quantization.input_moments import in_passes, input_grams
 from trainer.quantization.scale_search import Found, search
 from trainer.quantization.sites import Site
 

@@ -9,8 +9,8 @@ import torch
 from schemas.errors import UserError
 from support.folding_families import FAMILIES, random_model
 from trainer.quantization import prepass
-from trainer.quantization.calibration import in_passes, input_grams
 from trainer.quantization.grid import Grid
+from trainer.quantization.input_moments import in_passes, input_grams
 from trainer.quantization.scale_search import output_error, search
 from trainer.quantization.sites import Site, find_sites
 
