@@ -144,9 +144,8 @@ def run(config: str, overrides: tuple[str, ...], worker: str | None, queue: bool
 
 @main.command(
     examples=(
-        "teacher-cache generate generate.yaml",
-        "teacher-cache generate generate.yaml --worker 0/4 --set sampling.samples=4",
-        "teacher-cache generate generate.yaml --queue",
+        "teacher-cache generate configs/demo-generate.yaml --set sampling.samples=4",
+        "teacher-cache generate configs/one-node-generate.yaml --queue",
     )
 )
 @config_argument
