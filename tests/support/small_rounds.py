@@ -25,7 +25,7 @@ def write_small_rounds(folder: Path) -> Path:
 
 
 def rounds_tree(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """Two rounds of two steps each; ``changes`` of whole keys, or of single keys of its parts."""
+    """Two rounds of three steps each, with reverse KL; ``changes`` of whole keys, or of single keys of its parts."""
     asked = generate_tree(folder / "student", folder / "prompts.jsonl", output)
     del asked["generator"]["path"], asked["output"]["path"]
     tree: dict[str, Any] = {
@@ -39,9 +39,11 @@ def rounds_tree(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "train": {
             "data": {"cache": str(folder / "base")},
             "student": {"checkpoint": str(folder / "student")},
+            "losses": {"tla": {"target": "top_k"}},
             "optimizer": {"lr": 1e-5},
             "loop": {"max_steps": 3, "micro_batch_size": 4, "save_every": 1},
         },
+        "divergence": "reverse",
         "least_accepted": 0.2,
         "output": str(output),
     }

@@ -105,7 +105,10 @@ def test_a_checkpoint_is_cut_before_the_first_round_only(made, folder: Path, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"divergence": ["forward", "reverse"]}, "divergence: reverse (round 2) cannot be estimated from draws; use "),
+        (
+            {"divergence": ["forward", "reverse"], "train": {"losses": {}}},
+            "divergence: reverse (round 2) cannot be estimated from draws; use ",
+        ),
         ({"score": {"capture": {"logits": {"k": 8}}}}, "score.capture.logits: "),
         ({"train": {"student": {"config": "x"}}}, "train.student.config: random weights write nothing to learn from"),
         ({"train": {"data": {"cache": [{"url": "a"}, {"url": "b"}]}}}, "train.data.cache: set a weight for each of"),

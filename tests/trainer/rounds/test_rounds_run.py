@@ -70,6 +70,7 @@ def test_each_round_begins_with_the_student_of_the_one_before(whole: Path, folde
     assert [each["student"] for each in (first, second)] == [model_fingerprint(str(each), "x") for each in students]
     assert first["student"] != second["student"]
     assert (first["steps"], second["steps"]) == (3, 3)
+    assert (first["divergence"], second["divergence"]) == ("reverse", "reverse")
     generated = [read_generated(Storage(str(whole / f"round-00{n}/replies"))) for n in (1, 2)]
     assert [each.generator.name for each in generated] == ["student", "student, round 1"]
     assert [each.seed for each in generated] == [0, 1]
