@@ -1,6 +1,6 @@
 """Differences between two documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 def differences(key: str, before: object, now: object) -> Iterator[tuple[str, object, object]]:
@@ -13,3 +13,9 @@ def differences(key: str, before: object, now: object) -> Iterator[tuple[str, ob
             yield from differences(f"{key}.{position}", old, new)
     elif before != now:
         yield key, before, now
+
+
+def said_differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What the keys of ``before`` were at a place and are now, for a message; "" if nothing differs."""
+    found = [each for key, old in before.items() for each in differences(key, old, now[key])]
+    return "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in found)

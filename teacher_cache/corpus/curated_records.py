@@ -7,13 +7,13 @@ from typing import NamedTuple
 from pydantic_core import PydanticSerializationError
 
 from schemas.cache_config import SourceConfig
-from schemas.chat_record import ChatRecord
 from schemas.curated_record import DocumentContent, ReplyContent
 from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_cache_file
 from teacher_cache.corpus.documents import BadRecord, Document, Messages
 from teacher_cache.corpus.messages import read_messages
 from teacher_cache.curated.curated_place import CURATED, CuratedRow, read_curated, rows_of
+from teacher_cache.generated.prompt_chat import prompt_chat, prompt_messages
 from teacher_cache.generated.reply_files import Prompt, Reply
 from teacher_cache.shards.storage import Storage
 
@@ -32,9 +32,7 @@ def with_chat(prompt: Prompt, reply: Reply, where: str) -> Generated:
     """The reply with its prompt's messages. Raises CorruptCacheError."""
     if not prompt.chat:
         return Generated(prompt, reply, None)
-    record = parse_cache_file(ChatRecord, prompt.chat, where, MAX_VALUES)
-    rendered = prompt.prompt.encode()
-    return Generated(prompt, reply, [message.restored(rendered) for message in record.messages])
+    return Generated(prompt, reply, prompt_messages(prompt, prompt_chat(prompt, where)))
 
 
 def row_of(content: Document | Generated, number: int, source: int, n_tokens: int, flags: bytes) -> CuratedRow:

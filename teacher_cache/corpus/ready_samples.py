@@ -10,16 +10,14 @@ from itertools import islice
 import numpy as np
 
 from schemas.cache_config import SourceConfig
-from schemas.chat_record import ChatMessage, ChatRecord
+from schemas.chat_record import ChatMessage
 from schemas.errors import CorruptCacheError, UserError
-from schemas.load import parse_cache_file
 from teacher_cache.corpus.token_spans import ByteTokenizer, TokenSpans
 from teacher_cache.generated.generated_place import GENERATED, read_complete, replies_of
+from teacher_cache.generated.prompt_chat import prompt_chat
 from teacher_cache.generated.reply_files import Prompt, Reply
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.storage import Storage
-
-MAX_CHAT_VALUES = 1 << 20
 
 
 def read_ready(
@@ -79,7 +77,7 @@ def _shared(before: np.ndarray, ids: np.ndarray) -> int:
 
 def _chat(prompt: Prompt, reply: Reply, spans: TokenSpans, name: str) -> bytes:
     """The chat's record with the reply as its last message."""
-    record = parse_cache_file(ChatRecord, prompt.chat, name, MAX_CHAT_VALUES)
+    record = prompt_chat(prompt, name)
     messages: Sequence[ChatMessage] = record.messages
     rendered = prompt.prompt.encode()
     if not spans.data.startswith(rendered):  # a normalizer rewrote the text: offsets into it mean nothing

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.arrow import CURATED_SCHEMA
 from schemas.curated_manifest import CURATED_VERSION, CuratedManifest, CuratedShard, RemovedFile
-from schemas.errors import CorruptCacheError, UserError
+from schemas.errors import UserError
 from schemas.load import parse_cache_file
 from teacher_cache.generated.reply_files import read_rows
 from teacher_cache.shards.storage import Storage
@@ -67,8 +67,7 @@ def read_curated(storage: Storage, key: str = "") -> CuratedManifest:
     manifest = parse_cache_file(CuratedManifest, storage.read(CURATED, MAX_BYTES), where)
     if manifest.curated_version > CURATED_VERSION:
         raise UserError(f"{where}: version {manifest.curated_version} is newer than {CURATED_VERSION}; upgrade")
-    if manifest.sha256 != manifest.text_sha256():
-        raise CorruptCacheError(f"{where}: its sha256 is not that of its content; restore the file")
+    manifest.check_seal(where)
     return manifest
 
 

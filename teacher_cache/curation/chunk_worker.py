@@ -26,14 +26,18 @@ Left = list[tuple[Record, str, str]]  # record, step, reason
 
 
 class ChunkWorker:
-    """Does chunks of any stage. Steps and tokenizer are opened when first needed and kept."""
+    """Does chunks of any stage. The tokenizer, and what steps need, are opened when first needed and kept."""
 
     def __init__(self, config: CurateConfig, scratch: str, layers: tuple[str, ...]) -> None:
+        """Raises UserError for settings of steps that cannot work."""
         self._config, self._layers = config, layers
         self._scratch, self._output = Storage(scratch), Storage(config.output.path)
         self._roles = config.input.roles_to_train
-        self._steps = open_steps(config, scratch, layers)
-        self._stages = stages.stages_of(self._steps)
+        self.steps = [
+            open_step(settings, StepPlace(step_key(index), config.tokenizer.path, layers, scratch))
+            for index, settings in enumerate(config.steps)
+        ]
+        self._stages = stages.stages_of(self.steps)
 
     @cached_property
     def _counter(self) -> TokenCounter:
@@ -65,7 +69,7 @@ class ChunkWorker:
     def sketch(self, stage: Stage, chunk: int, first: int, total: int) -> None:
         """Write the sketches and the columns of a chunk of ``stage`` into the files of all ``total`` records."""
         assert stage.following is not None
-        step = self._steps[stage.following]
+        step = self.steps[stage.following]
         assert isinstance(step, GlobalStep)
         records = self._records(stage.number, chunk)
         sketch_N = np.ascontiguousarray(step.sketch(records))
@@ -91,7 +95,7 @@ class ChunkWorker:
     def _decided(self, stage: Stage, records: list[Record], first: int, left: Left) -> tuple[list[Record], StepTally]:
         """The records that stay by the decision of a global step."""
         assert stage.decided is not None
-        step = self._steps[stage.decided]
+        step = self.steps[stage.decided]
         assert isinstance(step, GlobalStep)
         data = self._scratch.read_range(stages.codes_name(stage.number - 1), first, len(records))
         codes = np.frombuffer(data, np.uint8).tolist()
@@ -101,7 +105,7 @@ class ChunkWorker:
 
     def _applied(self, index: int, records: list[Record], left: Left) -> tuple[list[Record], StepTally]:
         """The records that stay by a local step."""
-        step = self._steps[index]
+        step = self.steps[index]
         assert isinstance(step, LocalStep)
         changed = self._recounted(records, step.changed(records))
         flagged = [each for old, new in zip(records, changed, strict=True) for each in flags_set(old, new)]
@@ -164,14 +168,6 @@ class ChunkWorker:
 def step_key(index: int) -> str:
     """The key of a step in the configuration."""
     return f"steps.{index}"
-
-
-def open_steps(config: CurateConfig, scratch: str, layers: tuple[str, ...]) -> list[LocalStep | GlobalStep]:
-    """The steps of a configuration. Raises UserError for settings that cannot work."""
-    return [
-        open_step(settings, StepPlace(step_key(index), config.tokenizer.path, layers, scratch))
-        for index, settings in enumerate(config.steps)
-    ]
 
 
 def _write_at(path: Path, rows: np.ndarray, first: int, total: int) -> None:

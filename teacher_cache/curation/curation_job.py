@@ -16,14 +16,14 @@ import numpy as np
 
 from schemas.curate_config import CurateConfig
 from schemas.curated_manifest import Amount, CuratedManifest, RemovedFile
-from schemas.difference import differences
+from schemas.difference import said_differences
 from schemas.errors import ConflictError, UserError
 from teacher_cache.corpus import corpus_fingerprint
 from teacher_cache.corpus.fingerprint import with_file_names
 from teacher_cache.curated.curated_place import CURATED, is_record_file, read_curated, shard_file
 from teacher_cache.curation import stages
 from teacher_cache.curation.changed_steps import first_changed, forget_from
-from teacher_cache.curation.chunk_worker import ChunkWorker, open_steps
+from teacher_cache.curation.chunk_worker import ChunkWorker
 from teacher_cache.curation.curation_report import write_report
 from teacher_cache.curation.curation_step import GlobalStep, Table
 from teacher_cache.curation.input_reader import InputReader, Read
@@ -106,6 +106,7 @@ class Planned:
 
     manifest: CuratedManifest  # without counts and shards
     reader: InputReader
+    worker: ChunkWorker
     tokenizer: str  # content of its ``tokenizer.json``
 
 
@@ -119,7 +120,7 @@ def planned(config: CurateConfig) -> Planned:
         )
     described = describe_tokenization(tokenizer, config.input.as_corpus(), "input")
     reader = InputReader(config.input, described.fingerprint)
-    steps = open_steps(config, scratch_path(config), reader.layers)
+    worker = ChunkWorker(config, scratch_path(config), reader.layers)
     named = with_file_names(config.input.as_corpus())
     manifest = CuratedManifest(
         tokenizer=described,
@@ -127,10 +128,10 @@ def planned(config: CurateConfig) -> Planned:
         input_fingerprint=corpus_fingerprint(config.input.as_corpus(), "input"),
         sources=reader.sources,
         steps=[_without_folders(step.model_dump(mode="json")) for step in config.steps],
-        step_fingerprints=[step.fingerprint() for step in steps],
+        step_fingerprints=[step.fingerprint() for step in worker.steps],
         records_per_shard=config.output.records_per_shard,
     )
-    return Planned(manifest, reader, tokenizer.backend_tokenizer.to_str())
+    return Planned(manifest, reader, worker, tokenizer.backend_tokenizer.to_str())
 
 
 def _without_folders(settings: Any) -> Any:
@@ -148,7 +149,7 @@ class _Curation:
     def __init__(self, config: CurateConfig, plan: Planned, storage: Storage, scratch: Storage) -> None:
         self._config, self._wanted, self._reader, self._tokenizer = config, plan.manifest, plan.reader, plan.tokenizer
         self._storage, self._scratch = storage, scratch
-        self._steps = open_steps(config, scratch_path(config), plan.reader.layers)
+        self._worker, self._steps = plan.worker, plan.worker.steps
         self._stages = stages.stages_of(self._steps)
         self._n_chunks = 0
 
@@ -156,7 +157,8 @@ class _Curation:
         """Do what is missing."""
         with whole_place(self._scratch, CURATING, wait_for_workers):
             self._begin()
-            with worker_pool(workers, self._config, scratch_path(self._config), self._reader.layers) as pool:
+            arguments = (self._config, scratch_path(self._config), self._reader.layers)
+            with worker_pool(workers, self._worker, *arguments) as pool:
                 self._n_chunks = self._read(pool.here)
                 marks = self._marks(0)
                 for stage in self._stages:
@@ -352,14 +354,9 @@ def in_chunks(records: Iterable[Read], most: int) -> Iterator[list[Read]]:
 def _check_same(present: CuratedManifest, wanted: CuratedManifest, where: str) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from what is there."""
     before, now = (each.model_dump(mode="json", exclude=NOT_SETTINGS) for each in (present, wanted))
-    differing = [
-        f"{name}: {old!r} there, {new!r} now"
-        for key in before
-        for name, old, new in differences(key, before[key], now[key])
-    ]
-    if differing:
+    if differing := said_differences(before, now):
         raise UserError(
-            f"{where}: this corpus was curated with other settings: {'; '.join(differing)}; choose another "
+            f"{where}: this corpus was curated with other settings: {differing}; choose another "
             "output.path, use the same settings, or remove what is there to begin again"
         )
 

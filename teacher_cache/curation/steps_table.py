@@ -1,7 +1,6 @@
 """The class of every step, by the name in its settings."""
 
 from importlib.util import find_spec
-from typing import Any
 
 from schemas.curate_steps import StepSettings
 from schemas.errors import UserError
@@ -27,42 +26,40 @@ def open_step(settings: StepSettings, place: StepPlace) -> LocalStep | GlobalSte
                 f"{place.key} ({settings.step}): the package {package} is not installed; install the project with its "
                 "extra `curate`: pip install '.[curate]'"
             )
-    made: Any
     match settings.step:
         case "deduplicate":
             from teacher_cache.curation.deduplicate import Deduplicate
 
-            made = Deduplicate(settings, place)
+            return Deduplicate(settings, place)
         case "mix":
             from teacher_cache.curation.mix_shares import Mix
 
-            made = Mix(settings, place)
+            return Mix(settings, place)
         case "decontaminate":
             from teacher_cache.curation.decontaminate import Decontaminate
 
-            made = Decontaminate(settings, place)
+            return Decontaminate(settings, place)
         case "language":
             from teacher_cache.curation.language import Language
 
-            made = Language(settings, place)
+            return Language(settings, place)
         case "broken_text":
             from teacher_cache.curation.broken_text import BrokenText
 
-            made = BrokenText(settings, place)
+            return BrokenText(settings, place)
         case "length":
             from teacher_cache.curation.length import Length
 
-            made = Length(settings, place)
+            return Length(settings, place)
         case "code":
             from teacher_cache.curation.code import Code
 
-            made = Code(settings, place)
+            return Code(settings, place)
         case "reward":
             from teacher_cache.curation.reward import Reward
 
-            made = Reward(settings, place)
+            return Reward(settings, place)
         case "reasoning":
             from teacher_cache.curation.check_reasoning import Reasoning
 
-            made = Reasoning(settings, place)
-    return made
+            return Reasoning(settings, place)

@@ -21,12 +21,11 @@ _worker: ChunkWorker | None = None
 
 
 class WorkerPool:
-    """``n`` processes, started when first needed; with one, chunks are done in this process."""
+    """``n`` processes, started when first needed; with one, chunks are done by ``here``, in this process."""
 
-    def __init__(self, n: int, config: CurateConfig, scratch: str, layers: tuple[str, ...]) -> None:
-        self._n, self._arguments = n, (config, scratch, layers)
+    def __init__(self, n: int, here: ChunkWorker, config: CurateConfig, scratch: str, layers: tuple[str, ...]) -> None:
+        self._n, self.here, self._arguments = n, here, (config, scratch, layers)
         self._pool: ProcessPoolExecutor | None = None
-        self.here = ChunkWorker(*self._arguments)
 
     def done(self, action: str, tasks: Iterable[Task]) -> Iterator[None]:
         """Do a method of ``ChunkWorker`` with each of these arguments, in any order; yields after each."""
@@ -56,9 +55,11 @@ class WorkerPool:
 
 
 @contextmanager
-def worker_pool(n: int, config: CurateConfig, scratch: str, layers: tuple[str, ...]) -> Iterator[WorkerPool]:
+def worker_pool(
+    n: int, here: ChunkWorker, config: CurateConfig, scratch: str, layers: tuple[str, ...]
+) -> Iterator[WorkerPool]:
     """A pool that is closed at the end."""
-    pool = WorkerPool(n, config, scratch, layers)
+    pool = WorkerPool(n, here, config, scratch, layers)
     try:
         yield pool
     finally:

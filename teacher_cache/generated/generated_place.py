@@ -37,8 +37,7 @@ def read_generated(storage: Storage) -> GeneratedManifest:
             f"{where}: version {manifest.generated_version}, but {GENERATED_VERSION} is read; generate the replies "
             "again, at another place"
         )
-    if manifest.sha256 != manifest.text_sha256():
-        raise CorruptCacheError(f"{where}: its sha256 is not that of its content; restore the file")
+    manifest.check_seal(where)
     return manifest
 
 

@@ -8,6 +8,7 @@ tags, tokenized as a whole. Its ids are the tokenizer's, not those that were dra
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from schemas.generate_config import GenerateConfig, ReasoningConfig
 from teacher_cache.corpus.chat import ChatRenderer
 from teacher_cache.corpus.documents import BadRecord, Document, Messages
 from teacher_cache.corpus.token_spans import ByteTokenizer
+from teacher_cache.generated.prompt_chat import prompt_chat, prompt_messages
 from teacher_cache.generated.reply_files import Prompt
 from teacher_cache.generated.verification_chain import CHAIN, THOUGHT_END, Chain, parse_chain
 from teacher_cache.generation.reject import Rejecter
@@ -45,6 +47,16 @@ class Turn:
     sample: int
     asked: Asked
     draft: Judged
+
+    @cached_property
+    def chat(self) -> ChatRecord:
+        """The prompt's chat. Raises CorruptCacheError."""
+        return prompt_chat(self.prompt, self.prompt.source_id)
+
+    @cached_property
+    def messages(self) -> Messages:
+        """The prompt's messages. Raises CorruptCacheError."""
+        return prompt_messages(self.prompt, self.chat)
 
 
 class _Request(NamedTuple):
@@ -100,7 +112,7 @@ class ChainStages:
 
     def _for_answer(self, turn: Turn, number: int, question: str) -> _Request:
         asked = self._reasoning.ask_answer.replace("{question}", question)
-        messages = _continued(_messages(turn.prompt), asked)
+        messages = _continued(turn.messages, asked)
         return _Request(turn, f"answer {number}", messages, self._reasoning.part_tokens)
 
     def _for_final(self, turn: Turn, questions: Sequence[str], answers: Sequence[str]) -> _Request:
@@ -122,16 +134,15 @@ class ChainStages:
     def _rendered(self, request: _Request) -> Asked | None:
         """The request as token ids; None if it is too long, or the template refuses it."""
         turn = request.turn
-        record = ChatRecord.model_validate_json(turn.prompt.chat)
         document = Document(
             turn.prompt.source_id,
             turn.prompt.source_id,
             turn.prompt.layer,
             "",
             request.messages,
-            record.tools,
-            record.documents,
-            record.template_kwargs,
+            turn.chat.tools,
+            turn.chat.documents,
+            turn.chat.template_kwargs,
         )
         try:
             text, _ = self._renderer.prompt(document)
@@ -166,14 +177,9 @@ def after_thought(text: str) -> str:
     return text.rpartition(THOUGHT_END)[2].strip()
 
 
-def _messages(prompt: Prompt) -> Messages:
-    record, rendered = ChatRecord.model_validate_json(prompt.chat), prompt.prompt.encode()
-    return [message.restored(rendered) for message in record.messages]
-
-
 def _after_draft(turn: Turn, asked: str) -> Messages:
     draft = {"role": "assistant", "content": after_thought(turn.draft.text)}
-    return [*_messages(turn.prompt), draft, {"role": "user", "content": asked}]
+    return [*turn.messages, draft, {"role": "user", "content": asked}]
 
 
 def _continued(messages: Messages, asked: str) -> Messages:

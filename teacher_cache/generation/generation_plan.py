@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.difference import differences
+from schemas.difference import said_differences
 from schemas.errors import UserError
 from schemas.generate_config import GenerateConfig, longest_reply, reasoning_of
 from schemas.generated_manifest import GeneratedManifest, PromptCounts, PromptUnit
@@ -126,14 +126,9 @@ def _stop_ids(stop: Sequence[str], tokenizer: Any) -> Iterator[int]:
 def _check_same(present: GeneratedManifest, wanted: GeneratedManifest, storage: Storage) -> None:
     """Raise UserError naming each setting in which ``wanted`` differs from what is there."""
     before, now = (each.model_dump(exclude=NOT_SETTINGS) for each in (present, wanted))
-    differing = [
-        f"{name}: {old!r} there, {new!r} now"
-        for key in before
-        for name, old, new in differences(key, before[key], now[key])
-    ]
-    if differing:
+    if differing := said_differences(before, now):
         raise UserError(
-            f"{storage.where(GENERATED)}: these replies were made with other settings: {'; '.join(differing)}; choose "
+            f"{storage.where(GENERATED)}: these replies were made with other settings: {differing}; choose "
             "another output.path, or use the same settings"
         )
 

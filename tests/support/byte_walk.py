@@ -1,6 +1,7 @@
 """Row targets by the definition, one student token at a time, in float64, without tables or shortcuts."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MIN_MASS = 1e-6
@@ -26,26 +27,16 @@ class Walk:
 
     def target(self, token: int, x: int, y: int, is_stop: bool = False) -> tuple[dict[int, float], float] | None:
         """Weights by student id, and the rest; None where the token is not taught."""
-        k = self.covering(x, is_stop)
-        if k is None or k not in self.rows or (not is_stop and not self.text[x:y].strip(b" \t")):
+        row = self.going_on(x, y, is_stop)
+        if row is None:
             return None
+        k, read, given = row
+        weights = self.by_student(read, given, lambda s: s)
         taken, _, end = self.tokens[k]
-        spelled = self.teacher[taken]
-        read = b"" if is_stop else spelled[: len(spelled) - (end - x)]
-        mass = 1.0
-        going_on = {v: p for v, p in self.rows[k].items() if self.goes_on(v, read)}
-        if read:
-            mass = sum(going_on.values())
-            if mass < MIN_MASS:
-                return None
-        weights: dict[int, float] = defaultdict(float)
-        for v, p in going_on.items():
-            s = self.student_stop if v in self.stops else self.prefix(self.teacher[v][len(read) :])
-            if s >= 0:
-                weights[s] += p / mass
         if not is_stop and y > end:
+            source = self.prefix(self.teacher[taken][len(read) :]) if self.rows[k].get(taken, 0) > 0 else None
+            mass = sum(self.rows[k][v] for v in given) if read else 1.0
             chain = self.realised[k] / mass * self.chain(k, y)
-            source = self.prefix(spelled[len(read) :]) if self.rows[k].get(taken, 0) > 0 else None
             if source is None or source < 0:
                 chain = min(chain, max(0.0, 1 - sum(weights.values())))
             else:
@@ -53,6 +44,30 @@ class Walk:
                 weights[source] -= chain
             weights[token] += chain
         return {s: w for s, w in weights.items() if w > 0}, 1 - sum(weights.values())
+
+    def going_on(self, x: int, y: int, is_stop: bool) -> tuple[int, bytes, dict[int, float]] | None:
+        """The teacher token that is read, its bytes before ``x``, and weights of tokens that go on after these.
+
+        None where no row says anything of the student's token, or it is blank.
+        """
+        k = self.covering(x, is_stop)
+        if k is None or k not in self.rows or (not is_stop and not self.text[x:y].strip(b" \t")):
+            return None
+        taken, _, end = self.tokens[k]
+        spelled = self.teacher[taken]
+        read = b"" if is_stop else spelled[: len(spelled) - (end - x)]
+        found = {v: p for v, p in self.rows[k].items() if self.goes_on(v, read)}
+        mass = sum(found.values()) if read else 1.0
+        return None if mass < MIN_MASS else (k, read, {v: p / mass for v, p in found.items()})
+
+    def by_student(self, read: bytes, given: dict[int, float], name: Callable[[int], int]) -> dict[int, float]:
+        """The weights by ``name`` of the student token that what is left of each teacher token stands for."""
+        weights: dict[int, float] = defaultdict(float)
+        for v, p in given.items():
+            s = self.student_stop if v in self.stops else self.prefix(self.teacher[v][len(read) :])
+            if s >= 0:
+                weights[s if v in self.stops else name(s)] += p
+        return weights
 
     def common(self, s: int) -> int:
         """The common token of student token ``s``, step by step; itself where there is none."""
@@ -72,25 +87,15 @@ class Walk:
 
     def class_target(self, token: int, x: int, y: int, is_stop: bool = False) -> tuple[dict[int, float], float] | None:
         """Weights by common token, and the rest; None where the token is not taught."""
-        k = self.covering(x, is_stop)
-        if k is None or k not in self.rows or (not is_stop and not self.text[x:y].strip(b" \t")):
+        row = self.going_on(x, y, is_stop)
+        if row is None:
             return None
-        taken, _, end = self.tokens[k]
-        spelled = self.teacher[taken]
-        read = b"" if is_stop else spelled[: len(spelled) - (end - x)]
-        going_on = {v: p for v, p in self.rows[k].items() if self.goes_on(v, read)}
-        mass = sum(going_on.values()) if read else 1.0
-        if mass < MIN_MASS:
-            return None
+        k, read, given = row
         if not is_stop:
-            follows = self.prefix(spelled[len(read) :])
+            follows = self.prefix(self.teacher[self.tokens[k][0]][len(read) :])
             if follows < 0 or self.common(follows) != self.common(token):
                 return {self.common(token): 1.0}, 0.0
-        weights: dict[int, float] = defaultdict(float)
-        for v, p in going_on.items():
-            s = self.student_stop if v in self.stops else self.prefix(self.teacher[v][len(read) :])
-            if s >= 0:
-                weights[s if v in self.stops else self.common(s)] += p / mass
+        weights = self.by_student(read, given, self.common)
         return dict(weights), 1 - sum(weights.values())
 
     def goes_on(self, v: int, read: bytes) -> bool:

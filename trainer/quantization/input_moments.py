@@ -5,7 +5,7 @@ of later passes is the folded one, which computes the same, so the passes see on
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 
 from schemas.errors import UserError
 from teacher_cache.lengths import max_length
-from teacher_cache.tokenizer import describe_tokenizer
 from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.quantization.sites import Site
-from trainer.student.student_tokenizer import EVALUATED, load_tokenizer, tokenizer_files
+from trainer.student.student_tokenizer import EVALUATED, other_fingerprint
 
 MAX_TOKENS = 2048  # of a sequence
 BUDGET = 4 << 30  # bytes of sums at a time
@@ -30,22 +29,18 @@ def calibration_sequences(
 
     Only the tokens are read. Raises UserError for a cache of another tokenizer.
     """
-    cache = open_cache(cache_url, ("tokens",))
-    check_vocabulary(cache.manifest, model_config, cache_url)
-    wanted = cache.manifest.tokenizer.fingerprint
-    if tokenizer_files(folder):
-        found = describe_tokenizer(load_tokenizer(folder, EVALUATED, trust_remote_code)).fingerprint
-        if found != wanted:
+    with closing(open_cache(cache_url, ("tokens",))) as cache:
+        check_vocabulary(cache.manifest, model_config, cache_url)
+        other = other_fingerprint(cache.manifest, folder, EVALUATED, trust_remote_code)
+        if other is not None:
             raise UserError(
-                f"--cache {cache_url}: made with the tokenizer {wanted[:12]}…, but {folder} has {found[:12]}…; "
-                "calibrate with a cache of the model's own tokenizer"
+                f"--cache {cache_url}: made with the tokenizer {cache.manifest.tokenizer.fingerprint[:12]}…, but "
+                f"{folder} has {other[:12]}…; calibrate with a cache of the model's own tokenizer"
             )
-    samples = len(cache)
-    positions = np.unique(np.linspace(0, samples - 1, min(count, samples)).round().astype(int))
-    limit = min(max_tokens, max_length(model_config.get_text_config()) or max_tokens)
-    sequences = [cache.read_tokens(int(at)).input_ids[:limit].astype(np.int64) for at in positions]
-    cache.close()
-    return sequences
+        samples = len(cache)
+        positions = np.unique(np.linspace(0, samples - 1, min(count, samples)).round().astype(int))
+        limit = min(max_tokens, max_length(model_config.get_text_config()) or max_tokens)
+        return [cache.read_tokens(int(at)).input_ids[:limit].astype(np.int64) for at in positions]
 
 
 def in_passes(sites: Sequence[Site], budget: int = BUDGET) -> Iterator[list[Site]]:

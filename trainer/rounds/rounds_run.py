@@ -8,10 +8,10 @@ thrown away.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel
@@ -28,7 +28,7 @@ from trainer.rounds.round_results import (
     complete_training,
     record_of,
 )
-from trainer.rounds.round_settings import Settings, check_tokenizers, settled
+from trainer.rounds.round_settings import Round, Settings, check_tokenizers, settled
 from trainer.rounds.rounds_place import (
     RoundRecord,
     complete,
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 COMMAND = "train-student rounds"
 GENERATE, SCORE, TRAIN = ("teacher-cache", "generate"), ("teacher-cache", "run"), ("train-student", "run")
 INIT = ("train-student", "init")
+Left = TypeVar("Left")
 
 
 def plan_rounds(config: RoundsConfig) -> dict[str, Any]:
@@ -126,30 +127,34 @@ def _remaining(settings: Settings, parts: PartProcesses, fence: Fence) -> None:
 
 def _run_round(settings: Settings, number: int, parts: PartProcesses) -> RoundRecord | None:
     """Run the parts of a round that are not complete; None if one was stopped."""
-    place = settings.round(number)
+    place, what = settings.round(number), f"round {number}"
     place.folder.mkdir(exist_ok=True)
-    replies = complete_replies(place)
+
+    def ensured(
+        find: Callable[[Round], Left | None],
+        left_in: Path,
+        configure: Callable[[Settings, int], BaseModel],
+        file: str,
+        words: Sequence[str],
+    ) -> Left | None:
+        """What a part leaves, which is run if that is not complete; None if it was stopped."""
+        found = find(place)
+        if found is None and _run_part(place.folder / file, configure(settings, number), words, parts, what):
+            found = find(place)
+            if found is None:
+                raise UserError(f"{left_in}: not complete, although its command has ended; run again")
+        return found
+
+    replies = ensured(complete_replies, place.replies, generating, "generate.yaml", GENERATE)
     if replies is None:
-        if not _run_part(place.folder / "generate.yaml", generating(settings, number), GENERATE, parts, _what(number)):
-            return None
-        replies = _needed(complete_replies(place), place.replies)
+        return None
     check_accepted(settings.config, number, replies)
-    cache = complete_cache(place)
+    cache = ensured(complete_cache, place.cache, scoring, "score.yaml", SCORE)
     if cache is None:
-        if not _run_part(place.folder / "score.yaml", scoring(settings, number), SCORE, parts, _what(number)):
-            return None
-        cache = _needed(complete_cache(place), place.cache)
-    trained = complete_training(place)
-    if trained is None:
-        words = (*settings.config.launcher, *TRAIN)
-        if not _run_part(place.folder / "train.yaml", training(settings, number), words, parts, _what(number)):
-            return None
-        trained = _needed(complete_training(place), place.training)
-    return record_of(settings, number, replies, cache, trained)
-
-
-def _what(number: int) -> str:
-    return f"round {number}"
+        return None
+    words = (*settings.config.launcher, *TRAIN)
+    trained = ensured(complete_training, place.training, training, "train.yaml", words)
+    return None if trained is None else record_of(settings, number, replies, cache, trained)
 
 
 def _run_part(path: Path, config: BaseModel, words: Sequence[str], parts: PartProcesses, what: str) -> bool:
@@ -162,9 +167,3 @@ def _run_part(path: Path, config: BaseModel, words: Sequence[str], parts: PartPr
 
 def _text(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _needed(found: Any, folder: Path) -> Any:
-    if found is None:
-        raise UserError(f"{folder}: not complete, although its command has ended; run again")
-    return found

@@ -30,15 +30,21 @@ def check_tokenizer(
     key: the setting that names the folder. advice: what to do; default: to align. A folder without a tokenizer passes;
     only the vocabulary size can be checked then.
     """
-    if not tokenizer_files(folder):
-        return
-    found = describe_tokenizer(load_tokenizer(folder, key, trust_remote_code)).fingerprint
-    wanted = manifest.tokenizer.fingerprint
-    if found != wanted:
+    other = other_fingerprint(manifest, folder, key, trust_remote_code)
+    if other is not None:
+        wanted = manifest.tokenizer.fingerprint
         raise UserError(
-            f"{folder}: the student's tokenizer {found[:12]}… is not the one the cache {where} was made with, "
+            f"{folder}: the student's tokenizer {other[:12]}… is not the one the cache {where} was made with, "
             f"{wanted[:12]}…; {advice or how_to_align(key) + ' to teach a student with another tokenizer'}"
         )
+
+
+def other_fingerprint(manifest: Manifest, folder: Path, key: str, trust_remote_code: bool) -> str | None:
+    """Fingerprint of the tokenizer in ``folder`` if it is not the cache's; None if it is, or if there is none."""
+    if not tokenizer_files(folder):
+        return None
+    found = describe_tokenizer(load_tokenizer(folder, key, trust_remote_code)).fingerprint
+    return None if found == manifest.tokenizer.fingerprint else found
 
 
 def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> Any:
