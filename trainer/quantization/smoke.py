@@ -138,7 +138,8 @@ def in_vllm(folder: Path, ids: Sequence[int], trust_remote_code: bool, own_kerne
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         logger.debug("%s", done.stderr)
         raise UserError(
-            f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check (quantization.check: false) skips this"
+            f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this, "
+            "quantization.check: false in training"
         )
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return Said(said["tokens"], torch.tensor(said["log_probabilities"]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.folding_families import FAMILIES, random_model
-from trainer.quantization.fake_quantizer import SMALLEST, FakeQuantizer, quantised, scale_gradient, usable
+from trainer.quantization.fake_quantizer import SMALLEST, FakeQuantizer, as_used, quantised, scale_gradient
 from trainer.quantization.grid import BITS, Grid
 from trainer.quantization.prepass import parameters_of
 from trainer.quantization.sites import Site, find_sites
@@ -149,4 +149,4 @@ def test_a_scale_that_reaches_zero_gives_finite_weights_and_gradients() -> None:
     assert found.isfinite().all()
     assert scale.grad is not None
     assert scale.grad.isfinite().all()
-    assert usable(torch.tensor([0.0, -1e-45, 1.0])).tolist() == [SMALLEST, -SMALLEST, 1.0]
+    assert as_used(torch.tensor([0.0, -1e-45, 1.0])).tolist() == [SMALLEST, -SMALLEST, 1.0]

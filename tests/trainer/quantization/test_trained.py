@@ -11,12 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.callbacks import StopAt
+from support.folding_families import FAMILIES
 from support.logged import losses, read_metrics
 from support.ranks import run
 from teacher_cache.stop_request import StopRequest
@@ -195,6 +196,28 @@ def test_export_takes_the_scales_of_a_trained_student(make: Make, tmp_path: Path
     assert export("--format", "folded").exit_code == 0
     copy = load_file(tmp_path / "packed/model.safetensors")
     assert all(torch.equal(copy[name], weight.to(torch.bfloat16)) for name, weight in final(config).items())
+
+
+def test_learned_scales_of_fused_experts(make: Make, tmp_path: Path) -> None:
+    """Stopped and resumed; each expert's scales are in the files under the names of its own layers."""
+    shape = FAMILIES["Qwen3-MoE"]().to_dict() | {"vocab_size": 61}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(Qwen3MoeConfig.from_dict(shape)).save_pretrained(tmp_path / "experts")
+    changes = {"student": {"checkpoint": str(tmp_path / "experts")}, "loop": {"gradient_checkpointing": True}}
+    whole, parts = (make(name, quantization={"scale": "learned", "scale_lr": 1e-2}, **changes) for name in "ab")
+    distill(whole)
+    stop = StopRequest()
+    distill(parts, stop, [StopAt(4, stop)])
+    distill(parts)
+    assert losses(parts.output) == losses(whole.output)
+    assert on_the_grid(whole)
+    ours, theirs = final(parts), final(whole)
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    start, end = (read_scales(Path(whole.output) / folder) for folder in ("student-init", "final"))
+    assert start is not None
+    assert end is not None
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    assert not torch.equal(start[0][name], end[0][name])
 
 
 def test_scales_are_chosen_once_and_other_settings_are_refused(make: Make) -> None:
