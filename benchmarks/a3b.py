@@ -27,7 +27,7 @@ from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, options
 FOLDER = Path("runs/a3b")
 CHARACTERS, TOKENS = 3000, 512  # of a module to train on; of a sample
 HELD_OUT, HELD_OUT_TOKENS = 24, 512  # modules, and tokens of each
-STEPS, MICRO_BATCH, LEARNING_RATE = 120, 2, 1e-4
+STEPS, MICRO_BATCH, LEARNING_RATE = 80, 1, 2e-4
 SEEDS = (0, 1, 2)
 GROUP = 64
 SIXTEEN, AFTER, THREE = "16 bits", "16 bits, then quantised", "3 bits"
