@@ -36,8 +36,7 @@ def run_harness(
     clusters: names of the tasks, with the cluster of their items. cluster_field: of a document, in its place. first:
     the measure that is compared by default. Raises UserError.
     """
-    with _offline():
-        samples, higher = _samples(task, model, backends, folder, list(clusters))
+    samples, higher = harness_samples(task, model, backends, folder, list(clusters))
     items, chance = [], []
     for name, found in samples.items():
         items += _items(name, found, clusters.get(name, name), cluster_field)
@@ -45,10 +44,17 @@ def run_harness(
     return CellResult(_measures(items, chance, higher, first), items)
 
 
+def harness_samples(
+    task: HarnessTask, model: MatrixModel, backends: Backends, folder: Path, names: list[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, bool]]:
+    """lm-eval's samples by task, and whether more of a metric is better. Raises UserError."""
+    with _offline():
+        return _samples(task, model, backends, folder, names)
+
+
 def _samples(
     task: HarnessTask, model: MatrixModel, backends: Backends, folder: Path, names: list[str]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, bool]]:
-    """lm-eval's samples by task, and whether more of a metric is better."""
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 

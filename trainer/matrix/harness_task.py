@@ -11,6 +11,7 @@ from schemas.matrix_config import BenchmarkTask, HarnessTask, LmEvalTask
 from trainer.matrix.digests_of_cell import digests_of_files
 from trainer.matrix.harness_files import (
     benchmark_files,
+    data_place,
     local_data_files,
     own_tasks,
     task_files,
@@ -34,7 +35,7 @@ def _check_benchmark(task: BenchmarkTask) -> None:
 
 def _benchmark_data(task: BenchmarkTask) -> dict[str, str]:
     files = [file for splits in benchmark_files(task).values() for found in splits.values() for file in found]
-    place = Path(task.data)
+    place = data_place(task)
     return digests_of_files(files, place if place.is_dir() else place.parent)
 
 
