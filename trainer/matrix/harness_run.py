@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _samples(
         each.set_fewshot_seed(seed=SEED)
     random.seed(SEED)
     found = evaluate(
-        lm=load_model(task, model, backends),
+        lm=_quiet(load_model(task, model, backends)),
         task_dict=loaded,
         limit=task.limit,
         bootstrap_iters=0,
@@ -89,11 +90,16 @@ def _offline() -> Iterator[None]:
     """
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory(prefix="datasets-") as folder:
         os.environ["HF_DATASETS_CACHE"] = folder
         yield
+
+
+def _quiet(lm: Any) -> Any:
+    """The model, which shows its progress on terminals only."""
+    for name in ("loglikelihood", "loglikelihood_rolling", "generate_until") if not sys.stderr.isatty() else ():
+        setattr(lm, name, partial(getattr(lm, name), disable_tqdm=True))
+    return lm
 
 
 def load_model(task: HarnessTask, model: MatrixModel, backends: Backends) -> Any:
