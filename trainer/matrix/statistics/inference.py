@@ -12,7 +12,7 @@ from trainer.matrix.statistics.right_or_wrong import mcnemar_p, paired_share_int
 from trainer.matrix.statistics.two_levels import Noise, noise_of
 
 CONFIDENCE = 0.95
-BOOTSTRAP_FROM = 20  # clusters; fewer resample badly
+BOOTSTRAP_FROM = 10  # clusters; fewer resample badly
 BOOTSTRAP_TO = 2_000  # clusters; the mean of more is normal for all that a bootstrap can see
 
 
@@ -68,7 +68,9 @@ def _of_noise(arms: list[Floats], cluster_N: Ints) -> Inference:
     method = f"Student's t over {_units(cluster_N)}"
     if any(len(arm_SN) > 1 for arm_SN in arms):
         covers = "seeds and items"
-        method = f"seeds × {_units(cluster_N)}, Cochran's t" + (", seeds paired" if len(arms) == 1 else "")
+        method = f"seeds × {_units(cluster_N)}, Student's t weighted by Cochran" + (
+            ", seeds paired" if len(arms) == 1 else ""
+        )
     return Inference(value, value - half, value + half, noise.p_value(value), noise, covers, method)
 
 
