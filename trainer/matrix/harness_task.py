@@ -24,8 +24,6 @@ def _check_engine(task: HarnessTask) -> None:
     own_tasks()
     if task.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(f"backend: vllm: not installed; use hf, or run: {GET_VLLM}")
-            f"backend: {task.backend}: {ENGINE[task.backend]} is not installed; run: pip install 'offline-distillation[teacher]', on GPUs [gpu]"
-        )
 
 
 def _check_benchmark(task: BenchmarkTask) -> None:
