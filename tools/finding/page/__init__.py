@@ -7,8 +7,8 @@ this folder, by hash.
 from importlib.resources import files
 
 from schemas.catalog_file import Catalog
+from teacher_cache.pages.page_policy import page_policy
 from tools.finding.words import pull_command
-from tools.page_policy import page_policy
 
 
 def page(catalog: Catalog) -> str:
