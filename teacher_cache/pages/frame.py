@@ -18,7 +18,8 @@ _DANGEROUS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def render_page(folder: Path, scripts: Sequence[str], data: Any, title: str, footer: str, **parts: Any) -> bytes:
     """The page of ``folder``, UTF-8: ``page.html.jinja``, which extends ``frame.html.jinja``, ``page.css`` and scripts.
 
-    ``scripts``: names in the folder, one after the other in one element. ``parts``: what the template uses.
+    ``scripts``: names in the folder or beside this module, one after the other in one element. ``parts``: what
+    the template uses.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -31,7 +32,7 @@ def render_page(folder: Path, scripts: Sequence[str], data: Any, title: str, foo
         lstrip_blocks=True,
     )
     style = (HERE / "frame.css").read_text("utf-8") + (folder / "page.css").read_text("utf-8")
-    script = "".join((folder / name).read_text("utf-8") for name in scripts)
+    script = "".join(page_script(name, folder) for name in scripts)
     text = environment.get_template("page.html.jinja").render(
         policy=Markup(page_policy(style, script, "img-src data:")),
         style=Markup(style),
@@ -42,6 +43,11 @@ def render_page(folder: Path, scripts: Sequence[str], data: Any, title: str, foo
         **parts,
     )
     return text.encode("utf-8", "replace")
+
+
+def page_script(name: str, folder: Path = HERE) -> str:
+    """The script ``name`` in ``folder``, or else beside this module."""
+    return next(file for file in (folder / name, HERE / name) if file.exists()).read_text("utf-8")
 
 
 def inert_json(value: Any) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 
 class Figure(NamedTuple):
@@ -16,9 +16,12 @@ class Figure(NamedTuple):
 
 
 def svg(title: str, parts: Sequence[Markup], width: float, height: float, name: str = "plot") -> Markup:
-    """The whole plot; ``title``: what it shows, for those who do not see it; ``name``: its class."""
-    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        name, width, height, escape(title), Markup("").join(parts)
+    """The whole plot; ``title``: what it shows, for those who do not see it, "" if text beside it says so; ``name``:
+    its class.
+    """
+    spoken = Markup('role="img" aria-label="{}"').format(title) if title else Markup('aria-hidden="true"')
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" {}>{}</svg>').format(
+        name, width, height, spoken, Markup("").join(parts)
     )
 
 

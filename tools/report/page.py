@@ -26,7 +26,7 @@ from tools.report.token_text import Spelling, load_tokenizer
 from tools.trust.signatures import Signed, signatures
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page_parts.js", "page.js", "page_student.js")  # one after the other in one element
+SCRIPTS = ("elements.js", "page_parts.js", "page.js", "page_student.js")  # one after the other in one element
 MOST_BYTES = 5_000_000  # of the file
 MOST_DATA_BYTES = 4_500_000  # of the samples in it
 MEASURED_SAMPLES = 500  # for the statistics
