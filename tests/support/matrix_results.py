@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,18 +53,23 @@ class MadeModel:
 class MadeResults:
     cells: list[MatrixCell]
     comparison: MatrixComparison
-    items: Callable[[MatrixCell], list[MatrixItem]]
+    items: "MadeItems"
 
 
-def made_results(models: Sequence[MadeModel], tasks: Sequence[MadeTask], **changed: Any) -> MadeResults:
-    """``changed``: fields of the comparison to replace."""
-    scores = {(model.name, task.name): _scores(model, task) for model in models for task in tasks}
-    cells = [_cell(model, task, scores[model.name, task.name]) for model in models for task in tasks]
-    by_name = {model.name: model for model in models}
-    of_tasks = {task.name: task for task in tasks}
+class MadeItems(Mapping[tuple[str, str], list[MatrixItem]]):
+    """Items by names of model and task, made when asked for; ``asked`` has the names in turn."""
 
-    def items(cell: MatrixCell) -> list[MatrixItem]:
-        model, task = by_name[cell.model.name], of_tasks[cell.task.name]
+    def __init__(
+        self, models: Sequence[MadeModel], tasks: Sequence[MadeTask], scores: dict[tuple[str, str], np.ndarray]
+    ):
+        self.models = {model.name: model for model in models}
+        self.tasks = {task.name: task for task in tasks}
+        self.scores = scores
+        self.asked: list[tuple[str, str]] = []
+
+    def __getitem__(self, names: tuple[str, str]) -> list[MatrixItem]:
+        self.asked.append(names)
+        model, task = self.models[names[0]], self.tasks[names[1]]
         return [
             MatrixItem(
                 id=f"{task.name}/{number}",
@@ -74,11 +79,22 @@ def made_results(models: Sequence[MadeModel], tasks: Sequence[MadeTask], **chang
                 answer=model.answer.format(number),
                 wanted=f"the answer {number}",
             )
-            for number, score in enumerate(scores[model.name, task.name].tolist())
+            for number, score in enumerate(self.scores[names].tolist())
         ]
 
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def made_results(models: Sequence[MadeModel], tasks: Sequence[MadeTask], **changed: Any) -> MadeResults:
+    """``changed``: fields of the comparison to replace."""
+    scores = {(model.name, task.name): _scores(model, task) for model in models for task in tasks}
+    cells = [_cell(model, task, scores[model.name, task.name]) for model in models for task in tasks]
     comparison = _compare(models, tasks, scores, cells)
-    return MadeResults(cells, comparison.model_copy(update=changed), items)
+    return MadeResults(cells, comparison.model_copy(update=changed), MadeItems(models, tasks, scores))
 
 
 def _scores(model: MadeModel, task: MadeTask) -> np.ndarray:
@@ -218,13 +234,10 @@ def _pair(a: str, b: str, task: MadeTask, of_a: np.ndarray, of_b: np.ndarray, se
     verdict = "cannot tell" if p > 0.01 else "better" if gain > 0 else "worse"
     scale, unit = (100, " points") if task.unit == "" else (1, f" {task.unit}")
     needed = math.ceil(len(each) * (2.8 * error / difference) ** 2) if verdict == "cannot tell" and difference else None
-    words = {
-        "better": f"{a} is better than {b} ({scale * difference:+.2g}{unit}, 95 % interval {scale * low:.2g} … "
-        f"{scale * high:.2g}, p = {p:.2g} after Holm)",
-        "cannot tell": f"cannot tell {a} from {b} ({scale * difference:+.2g}{unit}, 95 % interval {scale * low:.2g} … "
-        f"{scale * high:.2g}; would need n = {needed})",
-    }
-    words["worse"] = words["better"].replace("better", "worse")
+    numbers = (
+        f"{scale * difference:+.2g}{unit}, 95 % interval {scale * low:.2g} … {scale * high:.2g}, p = {p:.2g} after Holm"
+    )
+    words = f"cannot tell ({numbers}; would need n = {needed} items)" if needed else f"{a} is {verdict} ({numbers})"
     changed = np.argsort(-np.abs(each), kind="stable")[: np.count_nonzero(each)][:50]
     return PairResult(
         a=a,
@@ -236,7 +249,7 @@ def _pair(a: str, b: str, task: MadeTask, of_a: np.ndarray, of_b: np.ndarray, se
         p=p,
         p_holm=min(1.0, p),
         verdict=verdict,  # type: ignore[arg-type]
-        words=words[verdict],
+        words=words,
         covers="items",
         method="paired differences of items",
         items=len(each),

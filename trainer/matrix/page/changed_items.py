@@ -4,7 +4,7 @@ Which items those are, and in what order, the comparison says; the texts come fr
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -15,7 +15,7 @@ from trainer.matrix.page.shown import Shown, shown_text
 
 MOST_ITEMS = 12  # of one pair and task
 MOST_PROMPT, MOST_ANSWER, MOST_SCORES = 700, 400, 12
-Items = Callable[[MatrixCell], Iterable[MatrixItem]]
+Items = Mapping[tuple[str, str], Sequence[MatrixItem]]  # by names of model and task
 
 
 def changed_items(shown: Shown, cells: Sequence[MatrixCell], items: Items, most_bytes: int) -> dict[str, Any]:
@@ -84,9 +84,9 @@ def _read(shown: Shown, cells: Sequence[MatrixCell], items: Items, task: str, wa
     models = {model for side in shown.sides for model in side.models}
     measure = shown.tasks[shown.column[task]].measure
     for cell in cells:
-        if not wanted or cell.task.name != task or cell.model.name not in models:
+        if not wanted or cell.items is None or cell.task.name != task or cell.model.name not in models:
             continue
-        for item in items(cell):
+        for item in items[cell.model.name, task]:
             if item.id in wanted and measure in item.scores:
                 entry = found.setdefault(item.id, _Found(item))
                 entry.answers[cell.model.name] = item.scores[measure], shown_text(item.answer, MOST_ANSWER)

@@ -27,8 +27,9 @@ MOST_NOTES = 20
 def matrix_page(cells: Sequence[MatrixCell], items: Items, comparison: MatrixComparison) -> str:
     """The HTML, of at most ``MOST_BYTES`` in UTF-8.
 
-    ``items(cell)``: the items of a cell, asked for once for each cell of a task with pairs. Only the first sides, tasks
-    and pairs are on the page where there are very many (``trainer/matrix/page/shown.py``); the page says so.
+    ``items``: of the cells that have them, looked up task by task, so a mapping may read them when asked. Only the
+    first sides, tasks and pairs are on the page where there are very many (``trainer/matrix/page/shown.py``); the page
+    then says so.
     """
     for most_pairs in MOST_PAIRS:
         shown = Shown(comparison, most_pairs)

@@ -22,7 +22,7 @@ def verdicts(shown: Shown) -> list[dict[str, Any]]:
     numbered = list(enumerate(shown.pairs))
     for title, name, wanted in (("Differences that are real", "real", True), ("Cannot tell", "unsure", False)):
         found = [(number, pair) for number, pair in numbered if (pair.verdict != "cannot tell") == wanted]
-        said = [_verdict(number, pair) for number, pair in found[:MOST_VERDICTS]]
+        said = [_verdict(shown, number, pair) for number, pair in found[:MOST_VERDICTS]]
         lists.append(
             {
                 "title": title,
@@ -36,9 +36,10 @@ def verdicts(shown: Shown) -> list[dict[str, Any]]:
     return lists
 
 
-def _verdict(number: int, pair: PairResult) -> dict[str, Any]:
+def _verdict(shown: Shown, number: int, pair: PairResult) -> dict[str, Any]:
     return {
         "pair": number,
+        "sides": [(shown.number[name], shown_text(name)) for name in (pair.a, pair.b)],
         "task": shown_text(pair.task),
         "words": shown_text(pair.words, 400),
         "changed": pair.a_better + pair.b_better,
