@@ -1,7 +1,7 @@
 """``COMPARISON.json``: which differences between the models of a matrix are real, for the report and for programs.
 
 Intervals are at 95 %. Everything that people read (``words``) is made in one place,
-``trainer/matrix/statistics/verdict.py``, from the numbers beside it.
+``trainer/matrix/statistics/wording.py``, from the numbers beside it.
 """
 
 from typing import Literal
