@@ -4,7 +4,7 @@ Which items those are, and in what order, the comparison says; the texts come fr
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -12,10 +12,10 @@ from schemas.matrix_cell import MatrixCell, MatrixItem
 from schemas.matrix_comparison import PairResult, Side
 from teacher_cache.pages.frame import inert_json
 from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.statistics.comparing import Items
 
 MOST_ITEMS = 12  # of one pair and task
 MOST_PROMPT, MOST_ANSWER, MOST_SCORES = 700, 400, 12
-Items = Mapping[tuple[str, str], Sequence[MatrixItem]]  # by names of model and task
 
 
 def changed_items(shown: Shown, cells: Sequence[MatrixCell], items: Items, most_bytes: int) -> dict[str, Any]:

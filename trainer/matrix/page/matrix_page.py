@@ -11,10 +11,11 @@ from typing import Any
 from schemas.matrix_cell import MatrixCell
 from schemas.matrix_comparison import MatrixComparison
 from teacher_cache.pages.frame import render_page
-from trainer.matrix.page.changed_items import Items, changed_items
+from trainer.matrix.page.changed_items import changed_items
 from trainer.matrix.page.page_figures import abilities, costs, quality_tasks
 from trainer.matrix.page.page_tables import column, measure_table, overview, pair_rows, verdicts, what_was_run
 from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.statistics.comparing import Items
 
 HERE = Path(__file__).parent
 SCRIPTS = ("elements.js", "sorted_table.js", "page.js")  # one after the other in one element

@@ -6,8 +6,9 @@ from schemas.matrix_cell import MatrixCell, Measure
 from schemas.matrix_comparison import TaskColumn
 from teacher_cache.pages.svg_parts import Figure
 from trainer.matrix.page.matrix_plots import Bar, Point, bars, scatter
-from trainer.matrix.page.number_words import value_words
+from trainer.matrix.page.page_tables import split_words
 from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.statistics.wording import value_words
 
 MOST_LABEL = 16  # characters of a name in a plot
 MOST_COSTS = 24  # plots
@@ -33,7 +34,7 @@ def _task_figure(shown: Shown, task: TaskColumn) -> Figure:
                 shown.number[side.name],
                 shown_text(side.name, MOST_LABEL),
                 estimate.value,
-                value_words(estimate.value, task.unit),
+                split_words(estimate)[0],
                 estimate.low,
                 estimate.high,
                 [cell.value for cell in cells if cell is not None],
@@ -44,7 +45,7 @@ def _task_figure(shown: Shown, task: TaskColumn) -> Figure:
     about += [] if task.higher_is_better else ["lower is better"]
     about += [f"{task.items:,} items"] if task.items else []
     about += [f"{task.clusters:,} clusters"] if task.clusters and task.clusters != task.items else []
-    about += [f"guessing {value_words(task.chance, task.unit)}"] if task.chance is not None else []
+    about += [f"guessing {value_words(task.chance, None, None, task.unit)}"] if task.chance is not None else []
     svg = bars(f"{measure} on {name}", values, task.chance, share=task.unit == "")
     return Figure(name, svg, ", ".join(about))
 

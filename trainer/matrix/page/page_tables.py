@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.filesize import decimal
@@ -9,8 +10,8 @@ from rich.filesize import decimal
 from schemas.matrix_cell import Kind, MatrixCell
 from schemas.matrix_comparison import Estimate, PairResult, TaskColumn
 from trainer.matrix.page.matrix_plots import difference_strip
-from trainer.matrix.page.number_words import amount, points
 from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.statistics.wording import decimals, number, p_words
 
 OPEN_VERDICTS, MOST_VERDICTS = 8, 60  # of each kind
 MOST_MEASURES = 40  # columns of a table of measures
@@ -57,16 +58,16 @@ def overview(shown: Shown) -> list[dict[str, Any]]:
     rows = []
     for side in shown.sides:
         found = [shown.estimate(side.name, task.name) for task in shown.tasks]
-        cells = [_value(each) for each in found]
+        cells = [split_words(each) for each in found]
         rows.append({"number": shown.number[side.name], "name": shown_text(side.name), "cells": cells, "seed": False})
         for model in side.models if len(side.models) > 1 else ():
             found = [shown.cell(model, task.name, task.measure) for task in shown.tasks]
-            cells = [_value(each) for each in found]
+            cells = [split_words(each) for each in found]
             rows.append({"number": None, "name": shown_text(model), "cells": cells, "seed": True})
     return rows
 
 
-def _value(estimate: Estimate | None) -> tuple[str, str]:
+def split_words(estimate: Estimate | None) -> tuple[str, str]:
     """The words of an estimate: the value, and the interval if there is one."""
     value, bracket, interval = ("" if estimate is None else shown_text(estimate.words)).partition(" (")
     return value, bracket.strip() + interval
@@ -86,14 +87,16 @@ def pair_rows(shown: Shown) -> list[dict[str, Any]]:
 def _pair_row(shown: Shown, number: int, pair: PairResult, task: TaskColumn, reach: float) -> dict[str, Any]:
     kind = {"better": "better", "worse": "worse", "cannot tell": "unsure"}[pair.verdict]
     needs = (("n = {:,}", pair.items_needed), ("{:,} seeds", pair.seeds_needed))
-    needed = [words.format(count) for words, count in needs if count is not None]
+    needed = [said.format(count) for said, count in needs if count is not None]
+    factor = 100 if task.unit == "" else 1  # shares differ by points
+    words = partial(_scaled, factor, decimals(factor * (pair.high - pair.low) / 2, factor * pair.difference))
     return {
         "pair": number,
         "a": (shown.number[pair.a], shown_text(pair.a)),
         "b": (shown.number[pair.b], shown_text(pair.b)),
         "task": shown_text(pair.task),
         "strip": difference_strip("", pair.difference, pair.low, pair.high, reach, kind),
-        "difference": points(pair.difference, task.unit),
+        "difference": words(pair.difference, sign=True),
         "sort": {
             "difference": f"{pair.difference / (reach or 1):.4f}",
             "p": f"{pair.p_holm:.3g}",
@@ -101,16 +104,20 @@ def _pair_row(shown: Shown, number: int, pair: PairResult, task: TaskColumn, rea
             "verdict": {"better": 0, "worse": 1, "unsure": 2}[kind],
             "changed": pair.a_better + pair.b_better,
         },
-        "interval": " … ".join(points(end, task.unit).lstrip("+") for end in (pair.low, pair.high)),
+        "interval": f"{words(pair.low)} … {words(pair.high)}",
         "unit": shown_text(task.unit, 20),
-        "p": "< 0.001" if pair.p_holm < 0.001 else f"{pair.p_holm:.3f}",
-        "detectable": points(pair.detectable, task.unit).lstrip("+"),
+        "p": p_words(pair.p_holm).removeprefix("= "),
+        "detectable": words(pair.detectable),
         "kind": kind,
         "verdict": pair.verdict,
         "needed": " or ".join(needed),
         "a_better": f"{pair.a_better:,}",
         "b_better": f"{pair.b_better:,}",
     }
+
+
+def _scaled(factor: float, digits: int, value: float, sign: bool = False) -> str:
+    return number(factor * value, digits, sign)
 
 
 def measure_table(shown: Shown, cells: Sequence[MatrixCell], kinds: Iterable[Kind]) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def measure_table(shown: Shown, cells: Sequence[MatrixCell], kinds: Iterable[Kin
         for model in side.models:
             found = [shown.cell(model, task, measure) for task, measure in columns]
             if any(found):
-                cells_of = [_value(each) for each in found]
+                cells_of = [split_words(each) for each in found]
                 rows.append({"number": shown.number[side.name], "name": shown_text(model), "cells": cells_of})
     widths = Counter(task for task, _ in columns)
     return {
@@ -154,7 +161,7 @@ def what_was_run(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
                 "name": shown_text(name),
                 "arm": shown_text(model.arm),
                 "seed": "" if model.seed is None else str(model.seed),
-                "parameters": "" if model.parameters is None else amount(model.parameters),
+                "parameters": "" if model.parameters is None else _amount(model.parameters),
                 "size": "" if model.bytes is None else decimal(model.bytes),
                 "digest": model.digest,
             }
@@ -183,3 +190,11 @@ def what_was_run(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
         ],
         "methods": [shown_text(method, 300) for method in dict.fromkeys(pair.method for pair in shown.pairs)][:10],
     }
+
+
+def _amount(count: int) -> str:
+    """A count of parameters: ``134.5 M``."""
+    for size, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.4g} {name}"
+    return str(count)
