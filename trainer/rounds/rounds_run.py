@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from schemas.errors import UserError
 from schemas.rounds_config import RoundsConfig
-from trainer.rounds.part_process import PartProcesses
 from trainer.rounds.round_cost import cost_of_round, say
 from trainer.rounds.round_parts import generating, scoring, starting, training
 from trainer.rounds.round_results import (
@@ -39,6 +38,7 @@ from trainer.rounds.rounds_place import (
 )
 from trainer.run.output_files import replace_text
 from trainer.run.owner import Fence, only_run_in
+from trainer.run.part_process import PartProcesses
 
 logger = logging.getLogger(__name__)
 COMMAND = "train-student rounds"
@@ -94,7 +94,7 @@ def _begin(settings: Settings, parts: PartProcesses) -> bool:
 
 def _first_student(settings: Settings, parts: PartProcesses) -> bool:
     """Write the student of the first round, if it is cut from its teacher; False if it was stopped."""
-    if settings.training.student.kept_checkpoint is not None or settings.student_before(1).exists():
+    if settings.training.kept_checkpoint is not None or settings.student_before(1).exists():
         return True
     return _run_part(settings.output / "start.yaml", starting(settings), INIT, parts, "the start")
 
