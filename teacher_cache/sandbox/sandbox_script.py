@@ -32,7 +32,7 @@ class Request(NamedTuple):
     code: str
     tests: str
     function: str  # that the tests call; "": they run in the scope of the code
-    setup: str  # of the tests, where there is a function
+    setup: str  # what comes before both, where there is a function
     isolated: bool
     seconds: int  # of the CPU, for each process
     wait: int  # seconds of the clock, for all
@@ -85,6 +85,7 @@ def _serve(request: Request, of_code: socket.socket) -> None:
     """Define the function, then answer calls of it."""
     module = ModuleType("reply")
     sys.modules["reply"] = module
+    _set_up(request, vars(module))
     exec(compile(request.code, "reply", "exec"), vars(module))
     function = getattr(module, request.function)
     with of_code.makefile("rwb") as calls:
@@ -102,11 +103,16 @@ def _test(request: Request, of_tests: socket.socket, writing: int) -> None:
     """Run the tests, and say at their end that they passed."""
     scope: dict[str, Any] = {"__name__": "tests"}
     with of_tests.makefile("rwb") as calls, contextlib.suppress(BaseException):
-        with contextlib.suppress(SyntaxError):  # a beginning that cannot stand alone has no helpers for the tests
-            exec(compile(request.setup, "setup", "exec"), scope)
+        _set_up(request, scope)
         scope[request.function] = _caller(calls, writing)
         exec(compile(request.tests, "tests", "exec"), scope)
         os.write(writing, PASSED.encode())
+
+
+def _set_up(request: Request, scope: dict[str, Any]) -> None:
+    """Run the setup, unless it is the beginning of something and no Python by itself."""
+    with contextlib.suppress(SyntaxError):
+        exec(compile(request.setup, "setup", "exec"), scope)
 
 
 def _caller(calls: Any, writing: int) -> Callable[..., Any]:
