@@ -42,8 +42,10 @@ class VllmSettings(Strict):
         None, ge=2, le=MAX_TOKENS, description="Longest sequence, tokens; default: the model's own limit."
     )
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="Share of the device's memory that vLLM takes (of all memory, on a CPU)."
+        0.9, gt=0, le=1, description="On GPUs: share of memory for weights, activations and key-value cache."
     )
+    cpu_kv_cache_gib: int = Field(2, ge=1, le=1 << 20, description="On CPUs: GiB for the key-value cache.")
+    eager: bool = Field(False, description="Without compilation and CUDA graphs: starts sooner, runs slower.")
     tensor_parallel: int = Field(1, ge=1, le=1024, description="GPUs that share a model.")
 
 

@@ -1,0 +1,117 @@
+"""A matrix from top to bottom: check everything → run the cells that are missing, one process each → compare → write.
+
+A cell's files are named by digests of what decides it, so a cell that is there is never measured again, by this matrix
+or by another one in the same folder; whatever changes a digest makes another cell. ``matrix.json`` follows from the
+cells alone.
+"""
+
+import logging
+from typing import Any
+
+from schemas.errors import UserError
+from schemas.matrix_cell import MatrixCell
+from schemas.matrix_config import MatrixConfig
+from schemas.matrix_file import MatrixFile
+from trainer.matrix.compared_measure import led_by
+from trainer.matrix.matrix_plan import MatrixPlan, PlannedCell, plan_matrix, shown_plan
+from trainer.matrix.matrix_tables import markdown
+from trainer.run.output_files import replace_text
+from trainer.run.owner import Fence, only_run_in
+from trainer.run.part_process import PartFailed, PartProcesses
+
+logger = logging.getLogger(__name__)
+COMMAND = "train-student matrix"
+CELL = ("train-student", "matrix-cell")
+
+
+class CellsFailed(UserError):
+    """Some cells ended with an error, which each has printed; ``exit_code`` is the first one's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def plan_of(config: MatrixConfig) -> dict[str, Any]:
+    """Check the configuration and say what would run, without writing anything. Raises UserError."""
+    return shown_plan(plan_matrix(config))
+
+
+def run_matrix(config: MatrixConfig) -> dict[str, Any]:
+    """Run the cells that are not done, and write the results; returns the summary.
+
+    On SIGINT, SIGTERM or SIGHUP the cell under way is ended, and no other begins: ``stopped_by`` is then the signal's
+    number. A cell that fails does not stop the others. Raises UserError; CellsFailed at the end if some failed.
+    """
+    parts = PartProcesses()
+    plan = plan_matrix(config)
+    with only_run_in(config.output, COMMAND) as fence, parts.listening():
+        logger.info("%s", _said(shown_plan(plan)))
+        failures = _run_missing(plan, parts)
+        if parts.signal_number is None:
+            _write_results(config, plan, fence)
+    done = sum(cell.place.mark.exists() for cell in plan.cells)
+    if failures and parts.signal_number is None:
+        names = ", ".join(failures)
+        raise CellsFailed(
+            f"{len(failures)} of {len(plan.cells)} cells failed ({names}); each has said why; the others are in "
+            f"{plan.output}; put that right, and the same command runs only what is missing",
+            next(iter(failures.values())),
+        )
+    return {
+        "cells": len(plan.cells),
+        "done": done,
+        "results": str(plan.output / "matrix.json"),
+        "stopped_by": parts.signal_number,
+    }
+
+
+def _run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
+    """Run every cell that is not done; exit statuses of those that failed, by name."""
+    failures: dict[str, int] = {}
+    for number, cell in enumerate(plan.cells, start=1):
+        if parts.signal_number is not None:
+            break
+        if cell.done() is not None:
+            continue
+        logger.info("cell %d of %d: %s", number, len(plan.cells), cell.name)
+        try:
+            _run_cell(cell, parts)
+        except PartFailed as error:
+            if error.exit_code == UserError.exit_code:  # it has printed its own line, which names the cell
+                logger.debug("%s", error)
+            else:
+                logger.error("%s", error)
+            failures[cell.name] = error.exit_code
+    return failures
+
+
+def _run_cell(cell: PlannedCell, parts: PartProcesses) -> None:
+    cell.place.folder.mkdir(parents=True, exist_ok=True)
+    replace_text(cell.place.order, cell.order.model_dump_json(indent=1))
+    parts.run((*CELL, str(cell.place.order)), cell.name)
+
+
+def _write_results(config: MatrixConfig, plan: MatrixPlan, fence: Fence) -> None:
+    """Write ``matrix.json`` and ``matrix.md`` from the cells that are there."""
+    led = {task.name: getattr(task, "measure", None) for task in config.tasks}
+    cells, missing = [], []
+    for planned in plan.cells:
+        cell: MatrixCell | None = planned.done()
+        if cell is None:
+            missing.append((planned.order.task.name, planned.order.model.name))
+        else:
+            cells.append(led_by(cell, led[cell.task.name]))
+    matrix = MatrixFile(models=plan.models, tasks=plan.tasks, cells=cells, missing=missing)
+    fence()
+    replace_text(plan.output / "matrix.json", matrix.model_dump_json(indent=1) + "\n")
+    replace_text(plan.output / "matrix.md", markdown(matrix))
+
+
+def _said(plan: dict[str, Any]) -> str:
+    text = f"{plan['cells']} cells, {plan['done']} done"
+    if plan["missing"]:
+        text += f", {len(plan['missing'])} to run"
+        minutes = plan.get("estimated minutes")
+        text += "" if minutes is None else f", about {minutes:g} minutes for those of known cost"
+    return text
