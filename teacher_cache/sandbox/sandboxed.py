@@ -34,9 +34,9 @@ def function_passes(
     """Run ``tests`` on a function that ``code`` defines; whether they come to their end without an exception, in time.
 
     The tests run in another process, and the function exchanges plain data with them: numbers, strings, lists, tuples,
-    sets and dictionaries. setup: runs before both, in each process, unless it is no Python by itself. at_a_time: how many such calls share
-    this machine, so that those that wait for the CPU are given more time. Else as ``passes``. Raises UserError, too, if
-    the tests give the function anything else.
+    sets and dictionaries. setup: runs before both, in each process, unless it is no Python by itself. at_a_time: how
+    many such calls share this machine, so that those that wait for the CPU are given more time. Else as ``passes``.
+    Raises UserError, too, if the tests give the function anything else.
     """
     wait = math.ceil(2 * seconds * max(1.0, at_a_time / (os.cpu_count() or 1)))
     verdict = _verdict(Request(code, tests, function, setup, isolated, seconds, wait), key)
