@@ -50,7 +50,7 @@ ROOMS = {
         "measures retargeting",
         "run evaluate",
         "quantization",
-        "loop rounds",
+        "loop rounds matrix",
         "distiller",
         "train_student_cli",
     ],
