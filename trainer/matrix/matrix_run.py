@@ -11,7 +11,7 @@ from typing import Any
 from schemas.errors import UserError
 from schemas.matrix_config import MatrixConfig
 from trainer.matrix.matrix_plan import MatrixPlan, PlannedCell, plan_matrix, shown_plan
-from trainer.matrix.matrix_results import write_results
+from trainer.matrix.result_files import write_results
 from trainer.run.output_files import replace_text
 from trainer.run.owner import only_run_in
 from trainer.run.part_process import PartFailed, PartProcesses
