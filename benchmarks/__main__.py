@@ -39,6 +39,7 @@ NAMES = (
     "near_duplicates",
     "curation_memory",
     "decontamination",
+    "interval_coverage",
 )
 
 
