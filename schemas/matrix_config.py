@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from schemas.matrix_base import Backend, Backends, MatrixModel, MatrixTask, Name
+from schemas.matrix_tasks import CodeSummariesTask, CodeTask, LongContextTask
 from schemas.strict import Strict
 from schemas.train_config import FilePath
 
@@ -114,7 +115,8 @@ class LatencyTask(MatrixTask):
 
 
 Task = Annotated[
-    BenchmarkTask | LmEvalTask | DistillationTask | LatencyTask, Field(discriminator="kind", description="One task.")
+    BenchmarkTask | LmEvalTask | CodeTask | CodeSummariesTask | LongContextTask | DistillationTask | LatencyTask,
+    Field(discriminator="kind", description="One task."),
 ]
 
 
