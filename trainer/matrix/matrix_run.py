@@ -44,7 +44,7 @@ def run_matrix(config: MatrixConfig) -> dict[str, Any]:
     plan = plan_matrix(config)
     with only_run_in(config.output, COMMAND) as fence, parts.listening():
         logger.info("%s", _said(shown_plan(plan)))
-        failures = _run_missing(plan, parts)
+        failures = run_missing(plan, parts)
         done = sum(cell.place.mark.exists() for cell in plan.cells)
         if parts.signal_number is None or done == len(plan.cells):
             write_results(config, plan, fence)
@@ -63,7 +63,7 @@ def run_matrix(config: MatrixConfig) -> dict[str, Any]:
     }
 
 
-def _run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
+def run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
     """Run every cell that is not done; exit statuses of those that failed, by name."""
     failures: dict[str, int] = {}
     for number, cell in enumerate(plan.cells, start=1):
