@@ -30,9 +30,10 @@ def changed_items(shown: Shown, cells: Sequence[MatrixCell], items: Items, most_
     for place, task in enumerate(shown.tasks):
         pairs = [pair for pair in shown.pairs if pair.task == task.name]
         found = _read(shown, cells, items, task.name, {id_ for pair in pairs for id_ in pair.changed})
-        kept, of_pair = _fill(shown, pairs, found, most_bytes // (len(shown.tasks) - place))
+        part = most_bytes // (len(shown.tasks) - place)
+        kept, of_pair, left = _fill(shown, pairs, found, part)
         texts.append(kept)
-        most_bytes -= len(inert_json(kept).encode())
+        most_bytes -= part - left
         chosen |= {(pair.a, pair.b, pair.task): places for pair, places in zip(pairs, of_pair, strict=True)}
     return {
         "sides": [shown_text(side.name) for side in shown.sides],
@@ -95,8 +96,8 @@ def _read(shown: Shown, cells: Sequence[MatrixCell], items: Items, task: str, wa
 
 def _fill(
     shown: Shown, pairs: Sequence[PairResult], found: dict[str, _Found], most_bytes: int
-) -> tuple[list[dict[str, Any]], list[list[int]]]:
-    """Texts of items, and places in them for each pair: the first item of every pair, the second of every pair, …"""
+) -> tuple[list[dict[str, Any]], list[list[int]], int]:
+    """Texts of items; places in them for each pair, round by round one of every pair; the bytes that are left."""
     sides = {side.name: side for side in shown.sides}
     kept: list[dict[str, Any]] = []
     place_of: dict[str, int] = {}
@@ -116,15 +117,16 @@ def _fill(
                 for name in (pair.a, pair.b)
                 if str(shown.number[name] - 1) not in known
             }
-            left -= len(inert_json([new, answers]).encode()) + 16
-            if left < 0:
-                return kept, of_pair
+            size = len(inert_json([new, answers]).encode()) + 16
+            if size > left:
+                return kept, of_pair, left
+            left -= size
             if new:
                 place_of[item.id] = place
                 kept.append(new | {"by": {}})
             kept[place]["by"].update(answers)
             places.append(place)
-    return kept, of_pair
+    return kept, of_pair, left
 
 
 def _alternating(pair: PairResult, found: dict[str, _Found], sides: dict[str, Side]) -> Iterator[_Found]:
