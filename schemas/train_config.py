@@ -21,6 +21,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 2**31 - 1  # limit of torch's and transformers' counters
 MAX_ROWS = 2**33  # of a run, per process: products with the caches' weights stay within 64 bits
 MAX_LOSS_WEIGHT = 1e6
+QuantizedLayer = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "in_proj_qkv", "in_proj_z", "out_proj", "gate_proj", "up_proj", "down_proj"
+]
 WIDTH_MULTIPLE = 64  # of the channels of an FFN: what matrix kernels and groups of quantised weights divide by
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
@@ -227,11 +230,6 @@ class StudentConfig(Strict):
     trust_remote_code: bool = Field(
         False, description="Run code that ships with the student or its tokenizer; off, since it has your permissions."
     )
-
-    @property
-    def kept_checkpoint(self) -> str | None:
-        """The model folder to start from as it is; None if initial weights are to be written."""
-        return self.checkpoint if self.ffn is None else None
 
     @model_validator(mode="after")
     def _one_way_to_start(self) -> "StudentConfig":
@@ -482,6 +480,66 @@ class LoopConfig(Strict):
         return self
 
 
+class ActivationsConfig(Strict):
+    """Rounding of the inputs of quantised layers during training. Set `bits`, or `clip` and, if rounded, `levels`."""
+
+    bits: Literal[4, 8] | None = Field(
+        None, description="To so many bits with one scale a token, as vLLM quantises activations dynamically."
+    )
+    clip: float | None = Field(
+        None,
+        gt=50,
+        le=100,
+        description="Experimental: clip each input at this percentile of its magnitudes in the calibration; the recipe "
+        "has 99.9. No engine serves it, and with three bits students collapse (docs/three-bits.md).",
+    )
+    levels: int | None = Field(
+        None, ge=3, le=255, description="`clip`: round to so many values, an odd number, evenly spaced around 0."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ActivationsConfig":
+        if (self.bits is None) == (self.clip is None):
+            raise ValueError("set either bits or clip")
+        if self.levels is not None and (self.clip is None or self.levels % 2 == 0):
+            raise ValueError("levels needs clip, and must be odd: 0 is one of them")
+        return self
+
+
+class QuantizationConfig(Strict):
+    """Training with weights of few bits, from the start; the student is written that way (docs/three-bits.md)."""
+
+    bits: Literal[2, 3, 4, 8] = Field(3, description="Bits of a weight.")
+    group_size: Literal[32, 64, 128] = Field(
+        128, description="Neighbouring inputs that share a scale of 16 bits; must divide the inputs of every layer."
+    )
+    targets: list[QuantizedLayer] | None = Field(
+        None, min_length=1, description="Linear layers that are quantised, by name; default: all of attention and FFN."
+    )
+    calibration_samples: int = Field(
+        512,
+        ge=1,
+        le=MAX_COUNT,
+        description="Samples of the first of `data.cache` that scales are chosen on, without those held out for "
+        "validation.",
+    )
+    scale: Literal["frozen", "learned"] = Field(
+        "frozen", description="`learned`: scales are trained with the weights (LSQ)."
+    )
+    scale_lr: float = Field(1e-4, gt=0, le=10, description="`learned`: peak learning rate of scales; no decay.")
+    activations: ActivationsConfig | None = Field(
+        None, description="Default: left alone, as engines serve 3-bit weights with 16-bit activations."
+    )
+    formats: list[Literal["dense", "container"]] = Field(
+        ["dense"],
+        description="Packed folders to write beside `final`, whose weights are the same in 16 bits: `final-dense`, "
+        "smallest; `final-container`, for kernels that take 4 bits.",
+    )
+    check: bool = Field(
+        True, description="Generate from the packed folders in transformers and, if installed, vLLM; see `export`."
+    )
+
+
 class TrainConfig(Strict):
     """The configuration file of ``train-student``."""
 
@@ -490,6 +548,7 @@ class TrainConfig(Strict):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
+    quantization: QuantizationConfig | None = Field(None, description="Off: weights of 16 bits.")
     output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
 
     @model_validator(mode="after")
@@ -507,3 +566,21 @@ class TrainConfig(Strict):
         if self.loop.compile and (self.losses.apc is not None or self.losses.asr is not None):
             raise ValueError("loop.compile: losses.apc and losses.asr record inside layers; leave them or it out")
         return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_not_kept(self) -> "TrainConfig":
+        if self.quantization is None:
+            return self
+        if self.loop.parallel == "fsdp" and not self.loop.gradient_checkpointing:
+            raise ValueError(
+                "quantization with loop.parallel: fsdp needs loop.gradient_checkpointing: true; without it every "
+                "process keeps the quantised weights of all layers until the backward pass"
+            )
+        if self.student.dtype == "float16":
+            raise ValueError("quantization: student.dtype float16 cannot hold every scale; set it to bfloat16")
+        return self
+
+    @property
+    def kept_checkpoint(self) -> str | None:
+        """The model folder to start from as it is; None if initial weights are to be written."""
+        return self.student.checkpoint if self.student.ffn is None and self.quantization is None else None

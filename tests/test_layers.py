@@ -23,7 +23,7 @@ MAY_IMPORT = {
 # Rooms of a package from the bottom up: a room imports those above it in this list, and none of its own line.
 ROOMS = {
     "teacher_cache": [
-        "records process text output_head lengths decoder_layers model_class query_key"
+        "pages records process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
         " device_memory sandbox",
         "token_batch model_folder",
@@ -46,17 +46,17 @@ ROOMS = {
         "student",
         "losses data",
         "measured_pruning",
-        "initial_weights",
         "sample_sums",
         "measures retargeting",
         "run evaluate",
         "quantization",
+        "initial_weights",
         "loop rounds matrix",
         "distiller",
         "train_student_cli",
     ],
     "tools": [
-        "output page_policy checked_parts",
+        "output checked_parts",
         "checking trust looking",
         "bridges making finding report",
         "sharing",

@@ -4,8 +4,10 @@ No teacher is loaded and no engine imported: the cache replaces them.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,10 @@ from trainer.loop import DistillationTrainer, LoopData
 from trainer.losses.objective import Objective
 from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
+from trainer.quantization.exporting import ExportSettings, export_folder
+from trainer.quantization.scales_file import write_scales
+from trainer.quantization.smoke import check_readers
+from trainer.quantization.trained import QuantizedLayers, RoundedStudent, rounded_student
 from trainer.retargeting import retargeting_of, side_of
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
@@ -115,6 +121,8 @@ def prepare(run: RunContext) -> Prepared:
     """Open the caches and build the student's initial weights. Raises UserError if they do not fit together."""
     config, share, trusts = run.config, run.config.data.shares[0], run.config.student.trust_remote_code
     check_workers(config.data.num_workers)
+    if config.quantization is not None and config.quantization.check:
+        check_readers()
     side = side_of(config)
     retargeting = retargeting_of(config, side)
     if retargeting is None:
@@ -182,6 +190,11 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     data = open_loop_data(run, prepared, start)
     if config.loop.compile:
         compile_layers(student)
+    quantization = config.quantization
+    quantized: QuantizedLayers | None = None
+    if quantization is not None:
+        checkpoint = None if run.sharded else start.checkpoint
+        quantized = QuantizedLayers(student, prepared.init_folder, quantization, checkpoint)
     objective.attach(student, prepared.data.manifest, config.loop.seed)
     shown = reports(run.output, state.global_step, callbacks) if run.is_first else []
     trainer = DistillationTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)
@@ -192,6 +205,8 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     clock.stop(less=trainer.evaluation_seconds)
     trainer.note_data()
     objective.detach(student)
+    if quantized is not None:
+        quantized.remove(student)
     return Trained(None if run.sharded else student, clock.seconds)
 
 
@@ -259,22 +274,49 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
     if run.sharded:
         free_together()  # shares of model and optimiser, before rank 0 takes memory for all of the model
     if finished and run.is_first:
-        last = run.output / f"checkpoint-{state.global_step}"
-        student: PreTrainedModel | None
-        if run.sharded:
-            student = load_sharded(prepared.init_folder, config.student, best or last)
-        else:
-            student = trained.student if best is None else load_final(best, config.student)
-        assert student is not None
-        manifests = [one.manifest for one in prepared.data.caches]
-        pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
-        card = model_card(config, prepared.objective, manifests, summary, pruned)
-        save_final(student, config.student, prepared.init_folder, run.output / "final", card)
+        write_final(run, prepared, trained, best, summary)
     summary_file = run.output / "summary.json"
     if run.is_first and (trained.seconds > 0 or not summary_file.exists()):  # else keep that of the finished run
         write_json(summary_file, summary)
     prepared.data.cache.close()
     return summary
+
+
+def write_final(
+    run: RunContext, prepared: Prepared, trained: Trained, best: Path | None, summary: dict[str, Any]
+) -> None:
+    """Write ``final``; of a student trained under quantisation also the packed folders, whose sizes join the summary.
+
+    best: as for ``summarise``.
+    """
+    config, quantization, folder = run.config, run.config.quantization, run.output / "final"
+    checkpoint = best or run.output / f"checkpoint-{summary['steps']}"
+    rounded: RoundedStudent | None = None
+    student: PreTrainedModel | None
+    if quantization is not None:
+        bf16 = run.arguments.bf16
+        rounded = rounded_student(checkpoint, prepared.init_folder, config.student, quantization, run.sharded, bf16)
+        student = rounded.student
+    elif run.sharded:
+        student = load_sharded(prepared.init_folder, config.student, checkpoint)
+    else:
+        student = trained.student if best is None else load_final(best, config.student)
+    assert student is not None
+    manifests = [one.manifest for one in prepared.data.caches]
+    pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
+    card = model_card(config, prepared.objective, manifests, summary, pruned)
+    if rounded is None or quantization is None:
+        save_final(student, config.student, prepared.init_folder, folder, card)
+        return
+    add_scales = partial(write_scales, scales=rounded.scales, record=rounded.record)
+    save_final(student, config.student, prepared.init_folder, folder, card, add_scales)
+    summary["quantization"] = {}
+    trusts = config.student.trust_remote_code
+    for name in quantization.formats:
+        packed = folder.with_name(f"{folder.name}-{name}")
+        shutil.rmtree(packed, ignore_errors=True)
+        settings = ExportSettings(formats=(name,), check=quantization.check, trust_remote_code=trusts)
+        summary["quantization"][name] = export_folder(str(folder), packed, None, settings)
 
 
 def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | None) -> dict[str, Any]:

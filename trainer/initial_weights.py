@@ -13,19 +13,20 @@ from pathlib import Path
 from schemas.errors import UserError
 from schemas.load import parse_json
 from schemas.strict import Strict
-from schemas.train_config import FfnConfig, TrainConfig
+from schemas.train_config import ActivationsConfig, FfnConfig, QuantizationConfig, TrainConfig
 from teacher_cache.model_folder import local_folder
 from teacher_cache.shards.storage import Storage
 from teacher_cache.teacher import model_fingerprint
 from teacher_cache.trust.required import required_manifest
 from trainer.data.shares import required_of
 from trainer.measured_pruning import FfnPruning, PrunedFfns, measured_on
-from trainer.student.build import cut_student, random_student
+from trainer.quantization.folded_start import folded_start
+from trainer.quantization.scales_file import write_scales
+from trainer.student.build import INIT_FOLDER, cut_student, random_student
 from trainer.student.student_tokenizer import copy_tokenizer
 
 logger = logging.getLogger(__name__)
 
-INIT_FOLDER = "student-init"
 RECIPE_FILE = "distill_init.json"
 
 
@@ -41,6 +42,7 @@ class InitRecipe(Strict):
     ffn: FfnConfig | None = None  # with the cache that was measured on
     source: str = ""  # fingerprint of the configuration or model, whose path may change
     pruned: PrunedFfns | None = None
+    quantization: QuantizationConfig | None = None  # what scales depend on, all else as by default
 
 
 def materialise_student(config: TrainConfig) -> Path:
@@ -49,8 +51,8 @@ def materialise_student(config: TrainConfig) -> Path:
     Raises UserError if the model cannot be read or cut as configured, or the folder was made from other settings.
     """
     student = config.student
-    if student.kept_checkpoint is not None:
-        return local_folder(student.kept_checkpoint, "student.checkpoint")
+    if config.kept_checkpoint is not None:
+        return local_folder(config.kept_checkpoint, "student.checkpoint")
     folder = Path(config.output) / INIT_FOLDER
     recipe = InitRecipe(
         config=student.config,
@@ -60,6 +62,7 @@ def materialise_student(config: TrainConfig) -> Path:
         seed=config.loop.seed if student.config is not None else None,
         checkpoint=student.checkpoint,
         ffn=None if student.ffn is None else student.ffn.model_copy(update={"cache": measured_on(config).url}),
+        quantization=None if config.quantization is None else _start_of(config.quantization),
     )
     if folder.exists():
         _check_recipe(folder, recipe, config)
@@ -75,6 +78,9 @@ def materialise_student(config: TrainConfig) -> Path:
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    if config.quantization is not None:
+        model.float()
+        write_scales(unfinished, *folded_start(model, source, config))
     model.save_pretrained(unfinished)
     copy_tokenizer(source, unfinished, student.trust_remote_code)
     recipe = recipe.model_copy(update={"source": _fingerprint(recipe) or ""})
@@ -82,6 +88,14 @@ def materialise_student(config: TrainConfig) -> Path:
     os.replace(unfinished, folder)
     logger.info("wrote the student's initial weights to %s (%d parameters)", folder, model.num_parameters())
     return folder
+
+
+def _start_of(quantization: QuantizationConfig) -> QuantizationConfig:
+    """The settings that initial weights and scales depend on."""
+    start = {"bits", "group_size", "targets", "calibration_samples"}
+    clip = None if quantization.activations is None else quantization.activations.clip
+    activations = None if clip is None else ActivationsConfig(clip=clip)
+    return QuantizationConfig(**quantization.model_dump(include=start), activations=activations)
 
 
 def read_recipe(folder: Path) -> InitRecipe | None:

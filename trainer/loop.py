@@ -37,6 +37,7 @@ from trainer.losses.objective import Objective, Term
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
+from trainer.quantization.fake_quantizer import SUFFIX
 from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
@@ -132,6 +133,33 @@ class DistillationTrainer(Trainer):
         """Exclude the losses' own maps from weight decay: their loss is scale-invariant, so they would only shrink."""
         learned = self.objective.learned
         return [name for name in super().get_decay_parameter_names(model) if not name.startswith(learned)]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give learned scales of quantised weights a parameter group of their own, without decay: the last one."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.learns_scales:
+            trained = self.model if model is None else model
+            assert trained is not None
+            scales = {id(each): each for name, each in trained.named_parameters() if name.endswith(SUFFIX)}
+            for group in optimizer.param_groups:
+                group["params"] = [each for each in group["params"] if id(each) not in scales]
+            assert self.run.config.quantization is not None
+            rate = self.run.config.quantization.scale_lr
+            optimizer.add_param_group({"params": list(scales.values()), "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether scales of quantised weights are learned."""
+        settings = self.run.config.quantization
+        return settings is not None and settings.scale == "learned"
+
+    def rates(self, groups: int) -> list[float]:
+        """Peak learning rates of the optimiser's parameter groups."""
+        settings = self.run.config.quantization
+        own = [settings.scale_lr] if settings is not None and self.learns_scales else []
+        return [self.args.learning_rate] * (groups - len(own)) + own
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -322,7 +350,9 @@ class RunKeeper(TrainerCallback):
     ) -> None:
         """Let the configuration override the checkpoint: learning rate and log, validation and save intervals."""
         state.compute_steps(args, args.max_steps)
-        follow_schedule(kwargs["lr_scheduler"], kwargs["optimizer"], args.learning_rate, state.global_step)
+        optimizer = kwargs["optimizer"]
+        rates = self.trainer.rates(len(optimizer.param_groups))
+        follow_schedule(kwargs["lr_scheduler"], optimizer, rates, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -376,13 +406,13 @@ class RunKeeper(TrainerCallback):
             keep_newest(output, trainer.run.config.loop.keep_checkpoints, best)
 
 
-def follow_schedule(scheduler: Any, optimizer: Any, rate: float, step: int) -> None:
-    """Set a LambdaLR to ``step`` of this run's own schedule.
+def follow_schedule(scheduler: Any, optimizer: Any, rates: list[float], step: int) -> None:
+    """Set a LambdaLR to ``step`` of this run's own schedule. rates: peaks, one for each parameter group.
 
     The checkpoint's scheduler state belongs to the rate and length that the run had then.
     """
-    scheduler.base_lrs = [rate for _ in optimizer.param_groups]
+    scheduler.base_lrs = rates
     scheduler.last_epoch, scheduler._step_count = step, step + 1
-    for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+    for group, rate, share in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
         group["initial_lr"], group["lr"] = rate, rate * share(step)
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

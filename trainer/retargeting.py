@@ -13,12 +13,13 @@ from teacher_cache.model_folder import local_folder
 from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import required_manifest
+from trainer.data.open_for_student import open_for_student
+from trainer.data.readable import Cache
 from trainer.data.shares import required_of
 from trainer.data.student_side import RowForm, StudentSide, as_students, entries_of, student_side
-from trainer.initial_weights import INIT_FOLDER
 from trainer.losses.schedule import always_zero
 from trainer.losses.target_form import target_form
-from trainer.student.build import load_model_config
+from trainer.student.build import INIT_FOLDER, load_model_config
 
 BY_POSITION = ("lhsm", "apc")  # losses that compare features of the same token
 
@@ -40,6 +41,17 @@ class Retargeting:
             f"another tokenizer: the teacher's rows become weights on the student's tokens (data.align: "
             f"{self.rows.align.name.lower()}, from {self.rows.form}{cut})"
         )
+
+
+def open_tokens(config: TrainConfig) -> Cache:
+    """Open the first cache to train on for its tokens, which are the student's, whatever the cache was made with.
+
+    Raises UserError.
+    """
+    share, side = config.data.shares[0], side_of(config)
+    retargeting = retargeting_of(config, side)
+    rows = None if retargeting is None else retargeting.rows
+    return open_for_student(share.url, ("tokens",), None, required_of(share, config.data), side, rows)
 
 
 def side_of(config: TrainConfig) -> StudentSide | None:
@@ -70,7 +82,7 @@ def _side(config: TrainConfig) -> StudentSide:
     student, data = config.student, config.data
     key = next(key for key in ("checkpoint", "config", "teacher") if getattr(student, key) is not None)
     folder, made = Path(getattr(student, key)), Path(config.output) / INIT_FOLDER
-    if made.exists() and student.kept_checkpoint is None:  # its source may be gone
+    if made.exists() and config.kept_checkpoint is None:  # its source may be gone
         folder = made
     folder = folder.parent if folder.is_file() else local_folder(str(folder), f"student.{key}")
     model = load_model_config(folder, f"student.{key}", student.trust_remote_code).get_text_config()

@@ -262,9 +262,9 @@ def evaluate(
 )
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--cache", required=True, help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
-@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default="3", help="Bits of a weight.")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="128", help="Inputs that share a scale.")
+@click.option("--cache", help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
+@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), help="Bits of a weight; default: 3.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Inputs that share a scale; default: 128.")
 @click.option(
     "--format",
     "formats",
@@ -287,9 +287,9 @@ def evaluate(
 def export(
     model: str,
     output: Path,
-    cache: str,
-    bits: str,
-    group_size: str,
+    cache: str | None,
+    bits: str | None,
+    group_size: str | None,
     formats: tuple[str, ...],
     targets: tuple[str, ...],
     samples: int,
@@ -300,16 +300,18 @@ def export(
 ) -> None:
     """Quantise the model folder MODEL to few bits and write it to OUTPUT, for transformers and vLLM.
 
-    Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed.
+    Activation-aware scales come from the tokens of a cache; no teacher and no other data are needed. A student trained
+    under quantisation has its scales and needs no cache either.
     """
-    from trainer.quantization.exporting import ExportSettings, export_folder
+    from trainer.quantization.exporting import DEFAULT, ExportSettings, export_folder
     from trainer.quantization.grid import Grid
     from trainer.quantization.sites import TARGETS
     from trainer.run.quiet import quiet_transformers
 
     quiet_transformers()
+    grid = Grid(int(bits or DEFAULT.bits), int(group_size or DEFAULT.group_size))
     settings = ExportSettings(
-        Grid(int(bits), int(group_size)),
+        grid if bits or group_size else None,
         tuple(dict.fromkeys(formats)),
         targets or TARGETS,
         samples,

@@ -1,5 +1,6 @@
 """Samples of a cache to measure a model's activations on: their tokens alone, spread over the cache."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,3 +34,12 @@ def calibration_rows(cache: Cache, selection: Selection, n_samples: int) -> Sort
 def calibration_batches(cache: Cache, rows: SortedRows, skip_corrupt: bool = False) -> DataLoader[Any]:
     """Batches of these rows with ``input_ids`` and ``attention_mask``, padded on the right."""
     return evaluation_loader(cache, rows, BATCH_SAMPLES, skip_corrupt=skip_corrupt)
+
+
+def calibration_sequences(
+    cache: Cache, rows: SortedRows, max_tokens: int, skip_corrupt: bool = False
+) -> Iterator[np.ndarray]:
+    """The first ``max_tokens`` token ids of each of these rows, int64 [S], without padding."""
+    for batch in calibration_batches(cache, rows, skip_corrupt):
+        for ids_L, is_token_L in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            yield ids_L[is_token_L][:max_tokens].numpy()

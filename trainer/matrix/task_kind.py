@@ -6,6 +6,8 @@ from typing import Any
 
 from schemas.matrix_cell import Kind, MatrixItem, Measure
 
+GET_VLLM = "pip install 'offline-distillation[teacher]', on GPUs 'offline-distillation[gpu]'"
+
 
 @dataclass(frozen=True)
 class CellResult:

@@ -24,6 +24,7 @@ def export_card(model: str, form: str, summary: dict[str, Any]) -> str:
         for engine, by_form in differences.items()
         if form in by_form
     ]
+    before = " before training" if summary["trained"] else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -34,13 +35,15 @@ def export_card(model: str, form: str, summary: dict[str, Any]) -> str:
         "",
         f"The weights of {summary['layers']} linear layers are {summary['bits']}-bit integers, symmetric, with a "
         f"signed scale for each group of {summary['group_size']} inputs. Activation-aware scales (AWQ) are folded into "
-        "norms and neighbouring layers. Embeddings, output head and norms keep 16 bits.",
+        "norms and neighbouring layers. "
+        + "The model was trained with these weights, to which its own were rounded in every step. " * summary["trained"]
+        + "Embeddings, output head and norms keep 16 bits.",
         "",
         RUNS_IN[form],
         "",
         f"- {summary['bits_per_weight'][form]:.3g} bits a weight of these layers",
         f"- calibration: {calibration['samples']} sequences, {calibration['tokens']} tokens",
-        f"- relative error of these layers' outputs: {summary['output_error']:.3g} "
+        f"- relative error of these layers' outputs{before}: {summary['output_error']:.3g} "
         f"(without activation-aware scales: {summary['output_error_without_scales']:.3g})",
         *checks,
         "",

@@ -36,8 +36,7 @@ class Grid:
 
     def quantise(self, weight_OI: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
         """The nearest integers of the grid, int8 [O, I]."""
-        ratios = self._grouped(weight_OI) / scales_OG.to(weight_OI.dtype)[..., None]
-        return ratios.round().clamp(self.lowest, -self.lowest - 1).flatten(-2).to(torch.int8)
+        return self._rounded(weight_OI, scales_OG).flatten(-2).to(torch.int8)
 
     def dequantise(self, integers_OI: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
         """Weights [O, I] in the scales' dtype: rounded once, as every reader of the files computes them."""
@@ -45,7 +44,20 @@ class Grid:
 
     def fake_quantise(self, weight_OI: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
         """The weights that the integers stand for, [O, I] in the scales' dtype."""
-        return self.dequantise(self.quantise(weight_OI, scales_OG), scales_OG)
+        rounded_OGN = self._rounded(weight_OI, scales_OG)
+        return rounded_OGN.mul_(scales_OG.to(rounded_OGN.dtype)[..., None]).flatten(-2).to(scales_OG.dtype)
+
+    def ratios(self, weight_OI: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
+        """Weights in units of their scales, [O, G, group_size] in at least float32.
+
+        A product with the reciprocal, which every device rounds alike, as it does not a quotient.
+        """
+        dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+        return self._grouped(weight_OI) * scales_OG.to(dtype).reciprocal()[..., None]
+
+    def _rounded(self, weight_OI: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
+        """The nearest integers of the grid as floats, [O, G, group_size]; in place, for speed."""
+        return self.ratios(weight_OI, scales_OG).round_().clamp_(self.lowest, -self.lowest - 1)
 
     def _grouped(self, tensor_OI: torch.Tensor) -> torch.Tensor:
         return tensor_OI.unflatten(-1, (-1, self.group_size))

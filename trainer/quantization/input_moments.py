@@ -5,42 +5,16 @@ of later passes is the folded one, which computes the same, so the passes see on
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from schemas.errors import UserError
-from teacher_cache.lengths import max_length
-from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.quantization.sites import Site
-from trainer.student.student_tokenizer import EVALUATED, other_fingerprint
 
-MAX_TOKENS = 2048  # of a sequence
 BUDGET = 4 << 30  # bytes of sums at a time
-
-
-def calibration_sequences(
-    cache_url: str, model_config: Any, folder: Path, count: int, max_tokens: int, trust_remote_code: bool
-) -> list[np.ndarray]:
-    """The first ``max_tokens`` token ids (int64 [S]) of ``count`` samples, evenly spread over the cache.
-
-    Only the tokens are read. Raises UserError for a cache of another tokenizer.
-    """
-    with closing(open_cache(cache_url, ("tokens",))) as cache:
-        check_vocabulary(cache.manifest, model_config, cache_url)
-        other = other_fingerprint(cache.manifest, folder, EVALUATED, trust_remote_code)
-        if other is not None:
-            raise UserError(
-                f"--cache {cache_url}: made with the tokenizer {cache.manifest.tokenizer.fingerprint[:12]}…, but "
-                f"{folder} has {other[:12]}…; calibrate with a cache of the model's own tokenizer"
-            )
-        samples = len(cache)
-        positions = np.unique(np.linspace(0, samples - 1, min(count, samples)).round().astype(int))
-        limit = min(max_tokens, max_length(model_config.get_text_config()) or max_tokens)
-        return [cache.read_tokens(int(at)).input_ids[:limit].astype(np.int64) for at in positions]
 
 
 def in_passes(sites: Sequence[Site], budget: int = BUDGET) -> Iterator[list[Site]]:

@@ -6,9 +6,9 @@ kernels run; ``folded`` has the weights that they stand for, in bfloat16. All th
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,13 +17,8 @@ from safetensors.torch import save_file
 from schemas.errors import UserError
 from trainer.quantization.dense_packing import pack
 from trainer.quantization.grid import Grid
-from trainer.quantization.sites import Matrix, Site
 from trainer.student.student_tokenizer import copy_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-DTYPE = torch.bfloat16
 FORMATS = ("dense", "container", "folded")
 OTHERS = {
     "gptq": "vLLM reads GPTQ with 4 and 8 bits only",
@@ -48,21 +43,7 @@ def container_bits(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def scales_of(model: "PreTrainedModel", sites: Sequence[Site], grid: Grid) -> dict[Matrix, torch.Tensor]:
-    """Scales of all targets, bfloat16 [O, G]."""
-    return {reader: grid.scales(reader.of(model)).to(DTYPE).cpu() for site in sites for reader in site.readers}
-
-
-@torch.no_grad()
-def round_in_place(model: "PreTrainedModel", scales: dict[Matrix, torch.Tensor], grid: Grid) -> None:
-    """Replace the targets' weights by what their integers stand for, and cast the model to bfloat16."""
-    for matrix, scales_OG in scales.items():
-        weight_OI = matrix.of(model)
-        weight_OI.copy_(grid.fake_quantise(weight_OI, scales_OG.to(weight_OI.device)))
-    model.to(DTYPE)  # type: ignore[arg-type]
-
-
-def write_packed(folded: Path, folder: Path, scales: dict[str, torch.Tensor], grid: Grid, bits: int) -> int:
+def write_packed(folded: Path, folder: Path, scales: Mapping[str, torch.Tensor], grid: Grid, bits: int) -> int:
     """Write the model in the folder ``folded`` with its targets packed as integers of ``bits`` bits.
 
     Returns the bytes of the targets: integers, scales and shapes. scales: of the targets, by their names in files. A

@@ -7,7 +7,7 @@ is corrected. Embeddings, output head, norms and convolutions are no readers of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,6 +22,17 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "out_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
 TARGETS = (*ATTENTION, *LINEAR_ATTENTION, *FFN)
+
+
+class SettingNames(NamedTuple):
+    """What users call the settings, for errors."""
+
+    targets: str
+    group_size: str
+
+
+OPTIONS = SettingNames("--target", "--group-size")
+KEYS = SettingNames("quantization.targets:", "quantization.group_size:")
 NORMS_BEFORE_FFN = ("pre_feedforward_layernorm", "post_attention_layernorm")  # the first one that a layer has
 
 
@@ -80,7 +91,9 @@ class Site:
         return self.heads * self.repeats * self.channels
 
 
-def find_sites(model: "PreTrainedModel", grid: Grid, targets: tuple[str, ...] = TARGETS) -> list[Site]:
+def find_sites(
+    model: "PreTrainedModel", grid: Grid, targets: tuple[str, ...] = TARGETS, names: SettingNames = OPTIONS
+) -> list[Site]:
     """The sites whose readers are ``targets``, layer by layer.
 
     Raises UserError: a target that no layer has, some but not all readers of a site, a layer of an unknown kind, a
@@ -88,31 +101,35 @@ def find_sites(model: "PreTrainedModel", grid: Grid, targets: tuple[str, ...] = 
     """
     unknown = [name for name in targets if name not in TARGETS]
     if unknown:
-        raise UserError(f"--target {unknown[0]}: no such linear layer; choose from {', '.join(TARGETS)}")
+        raise UserError(f"{names.targets} {unknown[0]}: no such linear layer; choose from {', '.join(TARGETS)}")
     settings = model.config.get_text_config()
     decoder = find_decoder(model, settings.num_hidden_layers, "student")
     (prefix,) = (name for name, module in model.named_modules() if module is decoder.layers)
     found = [site for at, layer in enumerate(decoder.layers) for site in _Layer(layer, f"{prefix}.{at}").sites()]
-    sites = [site for site in found if _is_chosen(site, targets)]
+    sites = [site for site in found if _is_chosen(site, targets, names.targets)]
     if not sites:
-        raise UserError(f"--target {', '.join(targets)}: a {type(model).__name__} has no such linear layer")
+        raise UserError(f"{names.targets} {', '.join(targets)}: a {type(model).__name__} has no such linear layer")
     for site in sites:
         if site.inputs % grid.group_size:
             fits = [size for size in (128, 64, 32) if not any(each.inputs % size for each in sites)]
-            advice = f"use {' or '.join(map(str, fits))}" if fits else "no group size does; choose other --target"
+            advice = (
+                f"use {' or '.join(map(str, fits))}"
+                if fits
+                else f"no group size does; choose other {names.targets.rstrip(':')}"
+            )
             raise UserError(
-                f"--group-size {grid.group_size}: does not divide the {site.inputs} inputs of "
+                f"{names.group_size} {grid.group_size}: does not divide the {site.inputs} inputs of "
                 f"{site.readers[0].stored}; {advice}"
             )
     return sites
 
 
-def _is_chosen(site: Site, targets: tuple[str, ...]) -> bool:
+def _is_chosen(site: Site, targets: tuple[str, ...], setting: str) -> bool:
     names = list(dict.fromkeys(reader.target for reader in site.readers))
     chosen = [name for name in names if name in targets]
     if chosen and len(chosen) < len(names):
         raise UserError(
-            f"--target {', '.join(chosen)}: {', '.join(names)} read one input and are quantised together; name all of "
+            f"{setting} {', '.join(chosen)}: {', '.join(names)} read one input and are quantised together; name all of "
             "them or none"
         )
     return bool(chosen)
@@ -222,6 +239,6 @@ class _Layer:
 
     def _refusal(self, what: str) -> UserError:
         return UserError(
-            f"{self.name}: a {self.kind} {what}; export knows decoder layers with an RMS norm before attention and "
-            f"FFN, and {', '.join(TARGETS)}"
+            f"{self.name}: a {self.kind} {what}; quantisation knows decoder layers with an RMS norm before attention "
+            f"and FFN, and {', '.join(TARGETS)}"
         )

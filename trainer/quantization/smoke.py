@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from schemas.errors import UserError
@@ -26,7 +25,7 @@ from teacher_cache.text import reason_of
 from trainer.quantization.model_folders import MIN_READER
 
 logger = logging.getLogger(__name__)
-PROMPT, NEW_TOKENS = 32, 16
+NEW_TOKENS = 16
 MAX_DIFFERENCE = 1e-3  # nats
 MEAN_DIFFERENCE = 0.3  # nats, of other kernels: 0.08 was measured, wrong weights give more than 1
 
@@ -57,14 +56,13 @@ def has_vllm() -> bool:
 
 
 def check_folders(
-    folded: Path, packed: dict[str, Path], ids_S: np.ndarray, has_experts: bool, trust_remote_code: bool
+    folded: Path, packed: dict[str, Path], ids: Sequence[int], has_experts: bool, trust_remote_code: bool
 ) -> dict[str, dict[str, float]]:
     """Compare the folders of ``packed`` with ``folded`` in each engine that is installed.
 
     Returns the largest difference of log-probabilities by engine and format. Raises UserError for one above
     ``MAX_DIFFERENCE``, another text, or a folder that an engine cannot load.
     """
-    ids = ids_S[:PROMPT].tolist()
     engines = {"transformers": in_transformers}
     if has_vllm():
         if has_experts and not torch.cuda.is_available():
@@ -77,17 +75,19 @@ def check_folders(
         differences[engine] = {}
         for name, folder in packed.items():
             said = say(folder, ids, trust_remote_code)
-            difference = compare(said, wanted, f"{name} in {engine}", engine == "vllm" and torch.cuda.is_available())
+            other_kernels = engine == "vllm" and torch.cuda.is_available()
+            difference = compare(said, wanted, f"{name} in {engine}", len(ids) if other_kernels else None)
             differences[engine][name] = difference
     return differences
 
 
-def compare(said: Said, wanted: Said, what: str, other_kernels: bool) -> float:
+def compare(said: Said, wanted: Said, what: str, prompt: int | None) -> float:
     """The largest difference of log-probabilities. Raises UserError if it, or the text, is not what it must be.
 
-    other_kernels: whether the two were computed by different ones; then the text may differ, and what follows it.
+    prompt: its tokens, if the two were computed by other kernels; then the text may differ, and only it is compared.
     """
-    common = PROMPT - 1 if other_kernels else len(wanted.log_probabilities)
+    other_kernels = prompt is not None
+    common = len(wanted.log_probabilities) if prompt is None else prompt - 1
     away = (said.log_probabilities[:common] - wanted.log_probabilities[:common]).abs()
     same_text = said.tokens == wanted.tokens
     fits = float(away.mean()) <= MEAN_DIFFERENCE if other_kernels else same_text and float(away.max()) <= MAX_DIFFERENCE
@@ -137,6 +137,9 @@ def in_vllm(folder: Path, ids: Sequence[int], trust_remote_code: bool, own_kerne
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         logger.debug("%s", done.stderr)
-        raise UserError(f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this")
+        raise UserError(
+            f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this, "
+            "quantization.check: false in training"
+        )
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return Said(said["tokens"], torch.tensor(said["log_probabilities"]))

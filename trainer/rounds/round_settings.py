@@ -72,7 +72,7 @@ class Settings:
         """The model folder that generates in a round and that its training starts from."""
         if number > 1:
             return self.round(number - 1).final
-        given = self.training.student.kept_checkpoint
+        given = self.training.kept_checkpoint
         return self.output / START / "student-init" if given is None else Path(given)
 
     def schedule(self, number: int) -> dict[str, Any]:
@@ -97,6 +97,11 @@ def settled(config: RoundsConfig) -> Settings:
     else:
         assert config.train is not None
         training = config.train
+    if training.quantization is not None:
+        raise UserError(
+            "train.quantization: every round would round its start again; leave it out, and quantise in a run that "
+            "starts from the last round's student"
+        )
     if training.student.config is not None:
         raise UserError(
             "train.student.config: random weights write nothing to learn from; train the student first, and set "

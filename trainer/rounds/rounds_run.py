@@ -94,7 +94,7 @@ def _begin(settings: Settings, parts: PartProcesses) -> bool:
 
 def _first_student(settings: Settings, parts: PartProcesses) -> bool:
     """Write the student of the first round, if it is cut from its teacher; False if it was stopped."""
-    if settings.training.student.kept_checkpoint is not None or settings.student_before(1).exists():
+    if settings.training.kept_checkpoint is not None or settings.student_before(1).exists():
         return True
     return _run_part(settings.output / "start.yaml", starting(settings), INIT, parts, "the start")
 

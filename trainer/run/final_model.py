@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,18 @@ def load_sharded(init_folder: Path, settings: StudentConfig, checkpoint: Path) -
     return student
 
 
-def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder: Path, folder: Path, card: str) -> None:
-    """Write the model in ``settings.dtype`` as a Hugging Face folder, atomically. Raises UserError."""
+def save_final(
+    student: "PreTrainedModel",
+    settings: StudentConfig,
+    init_folder: Path,
+    folder: Path,
+    card: str,
+    add_files: Callable[[Path], None] = lambda unfinished: None,
+) -> None:
+    """Write the model in ``settings.dtype`` as a Hugging Face folder, atomically.
+
+    add_files: gets the folder before it is in its place. Raises UserError.
+    """
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
@@ -70,6 +81,7 @@ def save_final(student: "PreTrainedModel", settings: StudentConfig, init_folder:
     student.save_pretrained(unfinished)
     copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
+    add_files(unfinished)
     settle_folder(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.manifest import Manifest, TeacherInfo
-from schemas.train_config import TrainConfig, WeightSchedule
+from schemas.train_config import QuantizationConfig, TrainConfig, WeightSchedule
 from teacher_cache.text import code_span
 from trainer.losses.objective import Objective
 from trainer.measured_pruning import PrunedFfns
@@ -48,6 +48,7 @@ def model_card(
             * bool(summary["align"])
         ),
         *([] if pruned is None else _pruning(pruned)),
+        *([] if config.quantization is None else _quantization(config.quantization)),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
         f"- weights are those of step {summary['final_step']}",
@@ -89,6 +90,21 @@ def _pruning(pruned: PrunedFfns) -> list[str]:
         f"`{pruned.cache}`",
         f"- parameters of the model that was cut, all layers: {_change(*pruned.parameters)}",
     ]
+
+
+def _quantization(settings: QuantizationConfig) -> list[str]:
+    layers = "attention and FFN" if settings.targets is None else ", ".join(settings.targets)
+    lines = [
+        f"- weights of the linear layers of {layers} lie on a grid of {settings.bits} bits with a signed "
+        f"scale ({settings.scale}) for each group of {settings.group_size} inputs; trained that way from the start"
+    ]
+    rounding = settings.activations
+    if rounding is not None and rounding.bits is not None:
+        lines.append(f"- in training, their inputs were rounded to {rounding.bits} bits, token by token")
+    elif rounding is not None:
+        levels = "" if rounding.levels is None else f" and rounded to {rounding.levels} values"
+        lines.append(f"- in training, their inputs were clipped at percentile {rounding.clip} of a calibration{levels}")
+    return lines
 
 
 def _change(before: int, after: int) -> str:

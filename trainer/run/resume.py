@@ -95,6 +95,14 @@ RULES = (
     ),
     Rule(("student.trust_remote_code",), "honoured", "from now on"),
     Rule(("loop.log_gradient_norms",), "honoured", "from the next line of metrics on"),
+    Rule(
+        tuple(f"quantization.{name}" for name in ("bits", "group_size", "targets", "calibration_samples")),
+        "by content",
+        "other initial weights or scales are refused",
+    ),
+    Rule(("quantization.scale", "quantization.activations"), "refused", "the weights would mean something else"),
+    Rule(("quantization.scale_lr",), "honoured", "each step uses the new schedule's rate at that step"),
+    Rule(("quantization.formats", "quantization.check"), "honoured", "for what is written at the end"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
     Rule(("output",), "honoured", "a folder moved as a whole is resumed; another folder is another run"),
 )
@@ -108,7 +116,8 @@ def rule_of(key: str) -> Rule | None:
 def settings_of(config: TrainConfig, rows_per_step: int) -> dict[str, Any]:
     """Flatten the configuration for a checkpoint: every key, as JSON values; of caches URLs and mixture."""
     tree = config.model_dump(mode="json")
-    settings = {f"{group}.{key}": value for group in tree if group != "output" for key, value in tree[group].items()}
+    groups = {name: group for name, group in tree.items() if isinstance(group, dict)}
+    settings = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     settings["data.cache"] = [share.url for share in config.data.shares]
     shares = [share.model_dump(include={"weight", "layers", "limit"}) for share in config.data.shares]
     return {"output": config.output, **settings, "data.shares": shares, "rows per step": rows_per_step}

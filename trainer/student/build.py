@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+INIT_FOLDER = "student-init"  # of a run's output: the initial weights, where they are written
 LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
 
 

@@ -17,6 +17,7 @@ from support.models import VOCAB_SIZE, tiny_config
 from support.synthetic import random_shards, write_cache
 from trainer.quantization import smoke
 from trainer.quantization.dense_packing import pack
+from trainer.quantization.prepass import PROMPT
 from trainer.quantization.smoke import check_readers
 from trainer.train_student_cli import main
 
@@ -112,14 +113,14 @@ def test_vllm_says_what_the_folded_copy_says(cache: str, tmp_path: Path) -> None
 
 
 def test_other_kernels_are_held_to_the_mean_and_may_say_another_text() -> None:
-    wanted = smoke.Said([1, 2], torch.zeros(smoke.PROMPT + 1))
-    noisy = torch.zeros(smoke.PROMPT + 1)
+    wanted = smoke.Said([1, 2], torch.zeros(PROMPT + 1))
+    noisy = torch.zeros(PROMPT + 1)
     noisy[3], noisy[-1] = 0.3, 9.0
-    assert smoke.compare(smoke.Said([1, 3], noisy), wanted, "dense", other_kernels=True) == pytest.approx(0.3)
+    assert smoke.compare(smoke.Said([1, 3], noisy), wanted, "dense", prompt=PROMPT) == pytest.approx(0.3)
     with pytest.raises(UserError, match=r"dense: .* by 0\.5, wanted at most 0\.3"):
-        smoke.compare(smoke.Said([1, 2], noisy * 0 + 0.5), wanted, "dense", other_kernels=True)
+        smoke.compare(smoke.Said([1, 2], noisy * 0 + 0.5), wanted, "dense", prompt=PROMPT)
     with pytest.raises(UserError, match="and the greedy texts are different; nothing was written"):
-        smoke.compare(smoke.Said([1, 3], wanted.log_probabilities), wanted, "dense", other_kernels=False)
+        smoke.compare(smoke.Said([1, 3], wanted.log_probabilities), wanted, "dense", prompt=None)
 
 
 def test_experts_are_not_checked_in_vllm_on_cpus(
@@ -128,7 +129,7 @@ def test_experts_are_not_checked_in_vllm_on_cpus(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(smoke, "has_vllm", lambda: True)
     monkeypatch.setattr(smoke, "in_transformers", lambda *_: smoke.Said([1], torch.zeros(9)))
-    ids = torch.arange(9).numpy()
+    ids = list(range(9))
     found = smoke.check_folders(tmp_path, {"dense": tmp_path}, ids, has_experts=True, trust_remote_code=False)
     assert found == {"transformers": {"dense": 0.0}}
     assert "on CPUs it runs no quantised experts; use --format folded" in caplog.text

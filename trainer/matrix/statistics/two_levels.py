@@ -9,9 +9,10 @@ readers and cases (Dorfman, Berbaum and Metz 1992; Hillis, Berbaum and Metz 2008
 - ``rest``: σ²_rest/(SN), that is in both and so counted once.
 
 With 3 or 5 seeds ``seeds`` is a poor estimate, by chance often far too small. Resampling both levels, and
-Satterthwaite's degrees of freedom, believe it and cover too seldom. The quantile here is Cochran's (Biometrics 20, 1964,
-191-195): the mean of Student's quantiles with S - 1 and with the items' degrees of freedom, weighted by the variances.
-``benchmarks/interval_coverage.py`` compares them.
+Satterthwaite's degrees of freedom, believe it and cover too seldom. Cochran (Biometrics 20, 1964, 191-195) weighs two
+quantiles of Student's t, with S - 1 and with the items' degrees of freedom, by their shares of the variance. His
+weighted mean covers up to 97.3 % at 3 seeds; the geometric one that is taken here covers 94.5 to 96.8 % with 3 seeds or
+more, whatever the shares, but down to 91.5 % with 2. ``benchmarks/interval_coverage.py`` has the figures.
 """
 
 import math
@@ -50,25 +51,27 @@ class Noise:
         return self.seeds / (self.seeds + self.of_items) if self.seeds else 0.0
 
     def quantile(self, p: float) -> float:
-        """Cochran's t with a two-sided tail of ``p``."""
+        """The t with a two-sided tail of ``p``: the weighted geometric mean of those of seeds and of items."""
         weight = self.seeds_weight
-        from_seeds = weight * critical(p, self.seeds_df) if weight else 0.0
-        return from_seeds + (1 - weight) * critical(p, self.items_df) if weight < 1 else from_seeds
+        if weight in (0, 1):
+            return critical(p, self.seeds_df if weight else self.items_df)
+        return critical(p, self.seeds_df) ** weight * critical(p, self.items_df) ** (1 - weight)
 
     def p_value(self, mean: float) -> float:
         """The two-sided p at which ``quantile`` · ``error`` is |mean|."""
-        if not self.error:
+        if not self.error or not mean:
             return 0.0 if mean else 1.0
         t, weight = abs(mean) / self.error, self.seeds_weight
         if weight in (0, 1):
             return two_sided_p(t, self.seeds_df if weight else self.items_df)
-        low, high = 0.0, t / weight  # of the seeds' quantile; that of the items falls as it rises
+        log_t = math.log(t)
+        low, high = log_t - 20, log_t + 20  # logarithms of the seeds' quantile; that of the items falls as it rises
         for _ in range(60):
             of_seeds = (low + high) / 2
-            of_items = (t - weight * of_seeds) / (1 - weight)
-            above = two_sided_p(of_seeds, self.seeds_df) > two_sided_p(of_items, self.items_df)
+            of_items = min((log_t - weight * of_seeds) / (1 - weight), 300.0)
+            above = two_sided_p(math.exp(of_seeds), self.seeds_df) > two_sided_p(math.exp(of_items), self.items_df)
             low, high = (of_seeds, high) if above else (low, of_seeds)
-        return two_sided_p(low, self.seeds_df)
+        return two_sided_p(math.exp(low), self.seeds_df)
 
 
 def noise_of(arms: Sequence[Floats], cluster_N: Ints) -> Noise:
