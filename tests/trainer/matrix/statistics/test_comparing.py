@@ -157,7 +157,7 @@ def test_what_cannot_be_told_of_arms_names_seeds_and_items() -> None:
     [pair] = matrix.compared().pairs
     assert (pair.verdict, pair.seeds_paired) == ("cannot tell", False)
     assert pair.seeds_needed > 3
-    assert f"would need n = {pair.seeds_needed:,} seeds, not 3" in pair.words
+    assert f"would need n = {pair.seeds_needed:,} seeds, here 3" in pair.words
     assert "after Holm" not in pair.words
 
 
