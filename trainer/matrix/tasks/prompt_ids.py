@@ -59,18 +59,21 @@ class PromptIds:
             found |= {*end_of_turn(self.tokenizer, CorpusConfig(sources=[SourceConfig(path="chat")]))}
         return sorted(found)
 
-    def check_lengths(self, prompts: Sequence[Sequence[int]], new_tokens: int, names: Sequence[str]) -> int:
-        """The longest sequence, in tokens. Raises UserError, naming a prompt, if the model has fewer positions."""
+    def check_lengths(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, names: Sequence[str], limit: int | None
+    ) -> int:
+        """The longest sequence, in tokens. Raises UserError, naming a prompt, if it is too long.
+
+        limit: tokens that a sequence may have; default: the model's positions.
+        """
         longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
         wanted = len(prompts[longest]) + new_tokens
-        config = load_model_config(
-            Path(self._model.folder), f"models: {self._model.name}", self._model.trust_remote_code
-        )
-        positions = max_length(config)
-        if positions is not None and wanted > positions:
+        key = f"models: {self._model.name}"
+        limit = limit or max_length(load_model_config(Path(self._model.folder), key, self._model.trust_remote_code))
+        if limit is not None and wanted > limit:
             raise UserError(
                 f"{names[longest]}: {len(prompts[longest])} tokens of the prompt and max_new_tokens {new_tokens} are "
-                f"more than the {positions} that {self._model.folder} supports; lower max_new_tokens, set "
+                f"more than the {limit} that {self._model.folder} supports; lower max_new_tokens, set "
                 "max_prompt_tokens where the task has it, or choose another model"
             )
         return wanted
