@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.corpus import human_eval_chats, standard_library, write_chats, write_code
+from benchmarks.support.pictures import shrink
 from schemas.errors import UserError
 from tests.support.browser import NAMES, browser, find_chromium
 
@@ -31,7 +30,7 @@ def main() -> None:
         raise UserError(f"none of {', '.join(NAMES)} is on PATH; apt-get install chromium")
     teacher = make_teacher()
     cache = FOLDER / "cache"
-    _write_cache(teacher, cache)
+    write_example_cache(teacher, cache)
     page = FOLDER / "report.html"
     _write_report(teacher, cache, page)
     with browser(chromium) as started:
@@ -41,8 +40,8 @@ def main() -> None:
             print(f"{picture}: {picture.stat().st_size:,} bytes")
 
 
-def _write_cache(teacher: Path, cache: Path) -> None:
-    """Write the cache, or resume it."""
+def write_example_cache(teacher: Path, cache: Path) -> None:
+    """Write a cache of a little code, chats and prose, or resume it."""
     from schemas.cache_config import CacheConfig
     from schemas.load import validate
     from teacher_cache import job
@@ -99,7 +98,7 @@ def _screenshot(started: Any, file: Path, scheme: str, picture: Path) -> None:
         animations="disabled",
     )
     page.close()
-    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+    shrink(picture)
 
 
 if __name__ == "__main__":

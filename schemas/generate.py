@@ -23,6 +23,7 @@ from schemas.curated_manifest import CuratedManifest
 from schemas.generate_config import GenerateConfig
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard
 from schemas.manifest import Manifest, ShardIndex
+from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
 from schemas.signature import Signature
 from schemas.strict import FORMAT_VERSION
@@ -43,6 +44,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "rounds-config": RoundsConfig,
     "curate-config": CurateConfig,
     "curated-manifest": CuratedManifest,
+    "matrix-config": MatrixConfig,
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -23,9 +23,9 @@ MAY_IMPORT = {
 # Rooms of a package from the bottom up: a room imports those above it in this list, and none of its own line.
 ROOMS = {
     "teacher_cache": [
-        "records process text output_head lengths decoder_layers model_class query_key"
+        "pages records process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
-        " device_memory",
+        " device_memory sandbox",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
@@ -46,6 +46,7 @@ ROOMS = {
         "student",
         "losses data",
         "measured_pruning",
+        "sample_sums",
         "measures retargeting",
         "run evaluate",
         "quantization",
@@ -55,7 +56,7 @@ ROOMS = {
         "train_student_cli",
     ],
     "tools": [
-        "output page_policy checked_parts",
+        "output checked_parts",
         "checking trust looking",
         "bridges making finding report",
         "sharing",
@@ -76,6 +77,7 @@ LOADS_NONE_OF = {  # in this order, by one process
     "teacher_cache.teacher_cache_cli": MODEL_LIBRARIES,
     "trainer.train_student_cli": MODEL_LIBRARIES,
     "trainer.rounds.rounds_run": MODEL_LIBRARIES,
+    "trainer.matrix.matrix_run": MODEL_LIBRARIES,
     "tools.cache_tools_cli": MODEL_LIBRARIES,
     "teacher_cache.job": ("vllm",),
     "trainer.distiller": ("vllm",),

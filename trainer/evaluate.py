@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,7 +17,8 @@ from teacher_cache.retarget.row_targets import Align
 from teacher_cache.trust.required import NOTHING, Required
 from trainer.data.batches import evaluation_loader
 from trainer.data.open_caches import check_vocabulary
-from trainer.data.readable import Readable
+from trainer.data.readable import Cache, Readable
+from trainer.data.row_plan import SortedRows
 from trainer.data.selection import Selection, Subset
 from trainer.data.student_side import student_side
 from trainer.data.validation_data import evaluation_rows, open_for_evaluation, sorted_rows
@@ -27,6 +29,7 @@ from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import teacher_rows
 from trainer.losses.token_map import TokenMap
 from trainer.measures import Measures
+from trainer.sample_sums import SampleSums
 from trainer.student.build import load_model, load_model_config
 from trainer.student.forward import check_head, flattens, masked_hidden, output_head
 from trainer.student.preflight import check_positions
@@ -58,6 +61,7 @@ def evaluate(
     head_dtype: torch.dtype | None = None,
     token_bytes: torch.Tensor | None = None,
     token_maps: Sequence[TokenMap] = (),
+    by_sample: SampleSums | None = None,
 ) -> dict[str, float]:
     """Return means over the positions in the loss mask. Runs without gradients and restores the model's mode.
 
@@ -65,13 +69,14 @@ def evaluate(
     each of which has its own batches. device: where the model runs, if its weights are elsewhere (off-load). passes:
     forward passes of every rank, since a sharded model's are collective; a rank with fewer batches adds dummy passes.
     head_dtype: of the student's head's matrix product; default: its weight's. token_bytes: of each of the student's
-    tokens, int64 [V]; tokens beyond it have none. token_maps: as in ``teacher_rows``.
+    tokens, int64 [V]; tokens beyond it have none. token_maps: as in ``teacher_rows``. by_sample: gets the sums of each
+    sample, on one rank; every row of the batches is then one sample.
 
     The keys are those of ``Measures``. Raises UserError if the loss mask is False everywhere, or no row in it has a
     distribution of the teacher.
     """
     device = device or next(model.parameters()).device
-    measures = Measures(None if token_bytes is None else token_bytes.to(device))
+    measures = Measures(None if token_bytes is None else token_bytes.to(device), by_sample)
     done = 0
     was_training = model.training
     model.eval()
@@ -80,6 +85,8 @@ def evaluate(
             laid_out: dict[str, Any] = {**cpu_batch, "layout": token_layout(cpu_batch, flattens(model))}
             batch = {name: part.to(device) for name, part in laid_out.items()}
             rows = teacher_rows(batch, teacher_head, token_maps)
+            if by_sample is not None:
+                by_sample.begin(batch["loss_mask"])
             hidden_ND = masked_hidden(model, batch)
             head = output_head(model)
             head = head if head_dtype is None else head._replace(weight_VD=head.weight_VD.to(head_dtype))
@@ -116,12 +123,14 @@ def evaluate_folder(
     required: Required = NOTHING,
     trust_remote_code: bool = False,
     align: str | None = None,
+    by_sample: SampleSums | None = None,
 ) -> dict[str, Any]:
     """Run ``evaluate`` for a model folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, in the cache's order. advance: progress callback, (samples done, samples).
     required: digest and signatures that the cache must have. trust_remote_code: run code that ships with the model.
     align: of a model with another tokenizer: which rows have a teacher, ``strict``, ``border`` or ``all``.
+    by_sample: gets the sums of each sample, and the samples' keys in the cache.
     Adds ``samples``, ``parameters`` and ``kl_is_exact`` to the result; ``bits_per_byte`` if cache or folder say which
     bytes tokens stand for. Raises UserError.
     """
@@ -154,7 +163,18 @@ def evaluate_folder(
     loader = evaluation_loader(cache, rows, batch_size)
     head = head_on(model.device, cache)
     token_bytes = cache_token_bytes(cache_url, cache.manifest, folder, EVALUATED, trust_remote_code)
-    measured = evaluate(model, loader, cache.manifest.capture, head, on_batch, token_bytes=token_bytes)
+    capture = cache.manifest.capture
+    measured = evaluate(model, loader, capture, head, on_batch, token_bytes=token_bytes, by_sample=by_sample)
+    if by_sample is not None:
+        by_sample.keys = _keys(cache, rows)
     cache.close()
     exact = {"kl_is_exact": head is not None}
     return {**measured, **exact, "samples": len(rows), "parameters": model.num_parameters()}
+
+
+def _keys(cache: Cache, rows: SortedRows) -> list[str]:
+    """Keys of the samples, in the order of the rows."""
+    first = np.concatenate([[0], np.cumsum(cache.shard_sizes)])
+    shards = np.searchsorted(first, rows.samples, side="right") - 1
+    places = zip(shards.tolist(), (rows.samples - first[shards]).tolist(), strict=True)
+    return [cache.index(shard).keys[place] for shard, place in places]

@@ -9,6 +9,7 @@ from schemas.errors import UserError
 from trainer.losses.targets import Target
 from trainer.losses.teacher_rows import TeacherRows
 from trainer.losses.tla import tla_
+from trainer.sample_sums import SampleSums
 
 CONFIDENCE_BINS = 15
 MEANS = {  # and the rows that each is the mean over
@@ -35,8 +36,12 @@ class Measures:
       out if there are none.
     """
 
-    def __init__(self, token_bytes_V: torch.Tensor | None = None) -> None:
-        """token_bytes_V: bytes of each token, integer [V], on the device of the rows; tokens beyond it have none."""
+    def __init__(self, token_bytes_V: torch.Tensor | None = None, by_sample: SampleSums | None = None) -> None:
+        """token_bytes_V: bytes of each token, integer [V], on the device of the rows; tokens beyond it have none.
+
+        by_sample: to which what is added to the sums is added, too, sample by sample.
+        """
+        self._by_sample = by_sample
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
         self.calibration = Calibration()
         self._bytes_V = None if token_bytes_V is None else torch.nn.functional.pad(token_bytes_V, (0, 1))
@@ -64,6 +69,8 @@ class Measures:
             "bytes": torch.zeros_like(next_ids_n) if self._bytes_V is None else take_bytes(self._bytes_V, next_ids_n),
         }
         self.sums += torch.stack([each[name].sum(dtype=torch.float64) for name in SUMS]).cpu()
+        if self._by_sample is not None:
+            self._by_sample.add(each, chunk)
 
     def reduce(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Add up over ranks. reduce: sums a float64 tensor over ranks."""

@@ -140,6 +140,45 @@ def rounds(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool
         sys.exit(128 + stopped_by)
 
 
+@main.command(
+    examples=(
+        "train-student matrix configs/demo-matrix.yaml --dry-run",
+        "train-student matrix configs/demo-matrix.yaml --set output=runs/other-matrix",
+    )
+)
+@config_argument
+@set_option
+@click.option("--dry-run", is_flag=True, help="Check all cells and show which are missing; write nothing.")
+@json_option
+def matrix(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Evaluate models on tasks, one process for each cell, and compare them.
+
+    What is done is kept: the same command runs what is missing. Ctrl-C, SIGTERM or SIGHUP ends the cell under way.
+    """
+    from schemas.matrix_config import MatrixConfig
+    from trainer.matrix.matrix_run import plan_of, run_matrix
+
+    settings = load_config(MatrixConfig, config, overrides)
+    if dry_run:
+        show(plan_of(settings), as_json)
+        return
+    summary = run_matrix(settings)
+    stopped_by = summary.pop("stopped_by")
+    show(summary, as_json)
+    if stopped_by is not None and summary["done"] < summary["cells"]:
+        click.echo(f"stopped after {summary['done']} cells; the same command continues", err=True)
+        sys.exit(128 + stopped_by)
+
+
+@main.command("matrix-cell", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+def matrix_cell(order: Path) -> None:
+    """Measure one cell of a matrix, as the file ORDER in its folder says."""
+    from trainer.matrix.cell_process import run_cell
+
+    run_cell(order)
+
+
 def _read_manifests(data: DataConfig) -> None:
     """Raise UserError if a cache is missing, before the slow imports of torch and transformers."""
     from teacher_cache.shards.marks import read_manifest

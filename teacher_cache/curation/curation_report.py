@@ -1,7 +1,5 @@
 """The report of a curation, ``report.json`` and ``report.html``: what each step removed, with samples."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -9,6 +7,7 @@ from typing import Any
 
 from schemas.curated_manifest import CuratedManifest
 from teacher_cache.curation.step_tally import StepTally
+from teacher_cache.pages.page_policy import page_policy
 from teacher_cache.shards.storage import Storage
 
 JSON, HTML = "report.json", "report.html"
@@ -46,8 +45,6 @@ def page_of(report: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     folder = files(__package__)
     style = folder.joinpath(STYLE).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     template = environment.from_string(folder.joinpath(TEMPLATE).read_text(encoding="utf-8"))
     tokens = max(1, sum(layer["tokens"] for layer in report["layers"].values()))
-    return template.render(report=report, style=style, policy=policy, tokens=tokens)
+    return template.render(report=report, style=style, policy=page_policy(style, "", "img-src data:"), tokens=tokens)

@@ -1,4 +1,4 @@
-"""Parts of rounds that are forked from the process of the rounds, which has the imports done."""
+"""Parts of rounds, and cells of a matrix, that are forked from the process of these, which has the imports done."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from support.commands import MODULES
-from trainer.rounds import part_process
+from trainer.run import part_process
 
 
 class ForkedPart:
-    """A part in a forked process, with as much of ``subprocess.Popen`` as rounds need."""
+    """A part in a forked process, with as much of ``subprocess.Popen`` as is needed."""
 
     def __init__(self, words: Sequence[str], output: bool) -> None:
         self.returncode: int | None = None
@@ -53,5 +53,5 @@ def _become(words: Sequence[str], output: str, prepare: Any) -> None:
 
 
 def fork_parts() -> None:
-    """To be called in the process that will run the rounds."""
+    """To be called in the process that will run the parts."""
     part_process.start = ForkedPart  # type: ignore[assignment]

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from teacher_cache.pages.svg_parts import Figure
 from tools.looking.figures import perplexity
 from tools.looking.stats import POSITION_BINS, Figures, Stats
 from tools.report import plots
@@ -45,7 +46,7 @@ def reading(stats: Stats) -> str:
     )
 
 
-def figures(stats: Stats) -> list[plots.Figure]:
+def figures(stats: Stats) -> list[Figure]:
     """The plots."""
     entropy, coverage = stats.overall.rows["entropy"], stats.overall.rows["coverage"]
     high = max(0.5, math.ceil(2 * entropy.quantile(0.995)) / 2)
@@ -55,14 +56,14 @@ def figures(stats: Stats) -> list[plots.Figure]:
     coverage_caption = "mean {:.3f}, median {:.4f}, 95 % of rows above {:.3f}".format
     sizes = sorted(stats.manifest.bytes_per_token().items(), key=lambda item: -item[1])
     plotted = [
-        plots.Figure(
+        Figure(
             f"Entropy of rows{bound}",
             plots.histogram(
                 "Histogram of entropy", plots.rebinned(entropy.counts, entropy.high, 0, high, 36), 0, high, "nats"
             ),
             entropy_caption(entropy.mean, entropy.quantile(0.5), entropy.quantile(0.95)),
         ),
-        plots.Figure(
+        Figure(
             "Stored probability mass",
             plots.histogram(
                 "Histogram of the stored mass",
@@ -82,14 +83,14 @@ def figures(stats: Stats) -> list[plots.Figure]:
         last_position = float((filled.nonzero()[0][-1] + 1) * longest / POSITION_BINS)
         means = sums[filled] / rows[filled]
         plotted.append(
-            plots.Figure(
+            Figure(
                 f"Entropy along the sequence{bound}",
                 plots.line("Mean entropy by position", middles, means, last_position, "position, tokens", "mean, nats"),
                 f"{means[0]:.2f} nats at the start, {means[-1]:.2f} at the end",
             )
         )
     plotted.append(
-        plots.Figure(
+        Figure(
             "Size by kind of file",
             plots.bars("Bytes a token by signal", sizes, "B"),
             f"{sum(size for _, size in sizes):,.1f} bytes a token in all",

@@ -4,15 +4,12 @@ Nothing from a cache becomes markup: the template escapes all text, and the samp
 text. The content security policy allows only this style and script, by hash, and no network requests.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from schemas.errors import UserError
+from teacher_cache.pages.frame import inert_json, render_page
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
@@ -21,7 +18,6 @@ from tools.looking.figures import exact_column, measure
 from tools.looking.sampling import choose, choose_samples, find_samples, read_each
 from tools.looking.stats import Stats
 from tools.output import write_whole
-from tools.page_policy import page_policy
 from tools.report import student_tokens
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading
@@ -30,12 +26,11 @@ from tools.report.token_text import Spelling, load_tokenizer
 from tools.trust.signatures import Signed, signatures
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page_parts.js", "page.js", "page_student.js")  # one after the other in one element
+SCRIPTS = ("elements.js", "page_parts.js", "page.js", "page_student.js")  # one after the other in one element
 MOST_BYTES = 5_000_000  # of the file
 MOST_DATA_BYTES = 4_500_000  # of the samples in it
 MEASURED_SAMPLES = 500  # for the statistics
 STEPS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)  # nats; thresholds of the colour scale
-_DANGEROUS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 class Report(NamedTuple):
@@ -74,7 +69,7 @@ def report(
     stats, by_mix_layer = _measure(reader, spelling, advance)
     shown = list(dict.fromkeys([*wanted, *spread(by_mix_layer, samples)]))
     taught, of_student = (None, None) if aligner is None else _student(reader, aligner, shown, advance)
-    found, left_out = _viewer_samples(reader, shown, spelling, MOST_DATA_BYTES - len(_json(of_student).encode()))
+    found, left_out = _viewer_samples(reader, shown, spelling, MOST_DATA_BYTES - len(inert_json(of_student).encode()))
     data = {"samples": found, "steps": STEPS, "exact": stats.entropy_is_exact, "student": of_student}
     page = _render(url, storage, stats, signatures(storage, manifest), data, left_out, taught)
     if len(page) > MOST_BYTES:
@@ -128,16 +123,11 @@ def _viewer_samples(
     size = 0
     for done, number in enumerate(shown):
         sample = viewer_sample(reader, number, spelling)
-        size += len(_json(sample).encode())
+        size += len(inert_json(sample).encode())
         if size > most_bytes:
             return found, len(shown) - done
         found.append(sample)
     return found, 0
-
-
-def _json(value: Any) -> str:
-    """JSON that is safe inside a script element: it cannot end the element or begin a comment."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_DANGEROUS)
 
 
 def _render(
@@ -149,19 +139,11 @@ def _render(
     left_out: int,
     taught: dict[str, Any] | None,
 ) -> bytes:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, script = (
-        (HERE / "page.css").read_text("utf-8"),
-        "".join((HERE / name).read_text("utf-8") for name in SCRIPTS),
-    )
     manifest = stats.manifest
-    text = environment.get_template("page.html.jinja").render(
-        policy=Markup(page_policy(style, script, "img-src data:")),
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(_json(data)),
+    return render_page(
+        HERE,
+        SCRIPTS,
+        data,
         title=cut(manifest.teacher.name),
         lead=lead(manifest),
         key_figures=key_figures(stats),
@@ -175,4 +157,3 @@ def _render(
         student=taught,
         footer=f"Written by cache-tools report from the cache with manifest {manifest.digest()}.",
     )
-    return text.encode("utf-8", "replace")

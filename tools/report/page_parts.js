@@ -1,14 +1,4 @@
-"use strict";
-// What both viewers of the page are made of. All text comes from the cache and is put into the page as text, never as markup.
-const byId = (id) => document.getElementById(id);
-
-const make = (tag, className, content) => {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (content !== undefined) element.textContent = content;
-  return element;
-};
-
+// What both viewers of the page are made of. All text comes from the cache and is put into the page as text.
 const share = (tenThousandths) =>
   tenThousandths === 0 ? "< 0.01 %" : `${(tenThousandths / 100).toFixed(tenThousandths < 1000 ? 2 : 1)} %`;
 

@@ -1,46 +1,38 @@
-"""The report's plots: small SVGs without colours or fonts, which come from the style sheet."""
+"""The plots of the report on a cache."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from teacher_cache.pages.svg_parts import rect, round_up, svg, text
 
 WIDTH, HEIGHT = 270, 156
 LEFT, RIGHT, TOP, BOTTOM = 34, 4, 22, 30  # margins, for axis labels
 
 
-class Figure(NamedTuple):
-    """A plot with title and caption."""
-
-    title: str
-    svg: Markup
-    caption: str
-
-
 def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str) -> Markup:
     """Histogram with equal bins from ``low`` to ``high``, as shares of the total."""
     shares = counts / max(1, counts.sum())
-    top = _round_up(float(shares.max(initial=0)) or 1.0)
+    top = round_up(float(shares.max(initial=0)) or 1.0)
     step = (WIDTH - LEFT - RIGHT) / len(shares)
     parts = _axes(low, high, 0, top, unit, "share of rows", percent=True)
     for i, share in enumerate(shares.tolist()):
         if share:
             height = share / top * _plot_height()
-            parts.append(_rect("bar", LEFT + i * step + 0.5, HEIGHT - BOTTOM - height, step - 1, height))
-    return _svg(title, parts)
+            parts.append(rect("bar", LEFT + i * step + 0.5, HEIGHT - BOTTOM - height, step - 1, height))
+    return svg(title, parts, WIDTH, HEIGHT)
 
 
 def line(title: str, x: np.ndarray, y: np.ndarray, high_x: float, unit_x: str, unit_y: str) -> Markup:
     """A curve over ``x`` from 0 to ``high_x``."""
-    top = _round_up(float(y.max(initial=0)) or 1.0)
+    top = round_up(float(y.max(initial=0)) or 1.0)
     parts = _axes(0, high_x, 0, top, unit_x, unit_y)
     xs = LEFT + x / high_x * (WIDTH - LEFT - RIGHT)
     ys = HEIGHT - BOTTOM - y / top * _plot_height()
     points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(xs.tolist(), ys.tolist(), strict=True))
     parts.append(Markup('<polyline class="curve" points="{}"/>').format(points))
-    return _svg(title, parts)
+    return svg(title, parts, WIDTH, HEIGHT)
 
 
 def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Markup:
@@ -52,10 +44,10 @@ def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Markup:
     for i, (name, value) in enumerate(values):
         y = i * step + 4
         width = value / largest * (WIDTH - label - 62)
-        parts.append(_text("name", label - 6, y + 12, name, "end"))
-        parts.append(_rect("bar", label, y, max(width, 1), step - 6))
-        parts.append(_text("value", label + max(width, 1) + 5, y + 12, f"{value:,.1f} {unit}", "start"))
-    return _svg(title, parts, height)
+        parts.append(text("name", label - 6, y + 12, name, "end"))
+        parts.append(rect("bar", label, y, max(width, 1), step - 6))
+        parts.append(text("value", label + max(width, 1) + 5, y + 12, f"{value:,.1f} {unit}", "start"))
+    return svg(title, parts, WIDTH, height)
 
 
 def strip(title: str, quantiles: dict[str, float], high: float) -> Markup:
@@ -71,7 +63,7 @@ def strip(title: str, quantiles: dict[str, float], high: float) -> Markup:
         line_of.format("box", f"{x(quantiles['p25']):.1f}", f"{x(quantiles['p75']):.1f}"),
         Markup('<circle class="median" cx="{}" cy="7" r="3"/>').format(f"{x(quantiles['p50']):.1f}"),
     ]
-    return _svg(title, parts, height, width, "strip")
+    return svg(title, parts, width, height, "strip")
 
 
 def rebinned(counts: np.ndarray, high: float, low: float, shown_high: float, bins: int) -> np.ndarray:
@@ -94,41 +86,15 @@ def _axes(
         y = HEIGHT - BOTTOM - share * _plot_height()
         value = low_y + share * (high_y - low_y)
         parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-        parts.append(_text("tick", LEFT - 5, y + 3.5, _percent(value) if percent else f"{value:.3g}", "end"))
+        parts.append(text("tick", LEFT - 5, y + 3.5, _percent(value) if percent else f"{value:.3g}", "end"))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
         x = LEFT + share * (WIDTH - LEFT - RIGHT)
-        parts.append(_text("tick", x, HEIGHT - BOTTOM + 13, f"{low_x + share * (high_x - low_x):.3g}", anchor))
-    parts.append(_text("unit", WIDTH - RIGHT, HEIGHT - 3, unit_x, "end"))
-    parts.append(_text("unit", 0, 10, unit_y, "start"))
+        parts.append(text("tick", x, HEIGHT - BOTTOM + 13, f"{low_x + share * (high_x - low_x):.3g}", anchor))
+    parts.append(text("unit", WIDTH - RIGHT, HEIGHT - 3, unit_x, "end"))
+    parts.append(text("unit", 0, 10, unit_y, "start"))
     return parts
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def _round_up(value: float) -> float:
-    """The next larger round number with one or two digits, easily halved."""
-    scale = 10.0 ** math.floor(math.log10(value))
-    return next(step * scale for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * scale >= value * (1 - 1e-9))
-
-
-def _rect(name: str, x: float, y: float, width: float, height: float) -> Markup:
-    return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
-        name, *(f"{value:.1f}" for value in (x, y, width, height))
-    )
-
-
-def _text(name: str, x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        name, f"{x:.1f}", f"{y:.1f}", anchor, text
-    )
-
-
-def _svg(
-    title: str, parts: Sequence[Markup], height: float = HEIGHT, width: float = WIDTH, name: str = "plot"
-) -> Markup:
-    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        name, width, height, escape(title), Markup("").join(parts)
-    )

@@ -1,7 +1,5 @@
 """What a round costs, before it begins: prompts, tokens, disk and steps."""
 
-import math
-from pathlib import Path
 from typing import Any
 
 from schemas.manifest import Manifest
@@ -9,6 +7,7 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.required import required_manifest
 from trainer.data.shares import required_of
 from trainer.rounds.round_settings import Settings
+from trainer.student.stored_parameters import stored_parameters
 
 REPLY_BYTES = 8  # of a token of prompt or reply: its id, and its text before compression
 STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two AdamW states, float32
@@ -22,7 +21,7 @@ def cost_of_round(settings: Settings, counts: dict[str, int]) -> dict[str, Any]:
     config, loop = settings.config, settings.training.loop
     tokens = counts["tokens_at_most"]
     per_token = _bytes_per_token(settings)
-    parameters = _parameters(settings.student_before(1))
+    parameters = stored_parameters(settings.student_before(1))
     disk = {
         "replies, bytes": REPLY_BYTES * tokens,
         "cache, bytes": round(per_token * tokens),
@@ -60,15 +59,3 @@ def _bytes_per_token(settings: Settings) -> float:
         if manifest.capture == settings.capture and manifest.totals.tokens:
             return sum(manifest.bytes_per_token().values())
     return 0.0
-
-
-def _parameters(student: Path) -> int:
-    """Parameters in a folder's safetensors files."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(student.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  # not a mapping
-                total += math.prod(file.get_slice(name).get_shape())
-    return total

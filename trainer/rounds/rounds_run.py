@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from schemas.errors import UserError
 from schemas.rounds_config import RoundsConfig
-from trainer.rounds.part_process import PartProcesses
 from trainer.rounds.round_cost import cost_of_round, say
 from trainer.rounds.round_parts import generating, scoring, starting, training
 from trainer.rounds.round_results import (
@@ -39,6 +38,7 @@ from trainer.rounds.rounds_place import (
 )
 from trainer.run.output_files import replace_text
 from trainer.run.owner import Fence, only_run_in
+from trainer.run.part_process import PartProcesses
 
 logger = logging.getLogger(__name__)
 COMMAND = "train-student rounds"

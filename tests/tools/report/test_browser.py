@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 from schemas.cache_config import Provenance
 from support.byte_student import write_byte_student
 from support.chromium import opened, started_browser
+from support.contrast import contrasts
 from support.golden import GOLDEN, WITH_CHATS
 from support.synthetic import write_cache
 from support.worded import worded_pair
@@ -275,39 +276,6 @@ def test_the_keyboard_alone(browser: Browser, golden: Path) -> None:
         assert focused(page) == "panel"
 
 
-CONTRAST = """
-() => {
-  const numbers = color => color.match(/[\\d.]+/g).map(Number);
-  const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a));
-  const luminance = rgb => {
-    const [r, g, b] = rgb.map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const background = element => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) layers.push(numbers(getComputedStyle(e).backgroundColor));
-    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-    const ignored = element.closest("script, style, noscript, option:not([role])");
-    if (!own || ignored || !element.getClientRects().length) continue;
-    const style = getComputedStyle(element);
-    const below = background(element);
-    for (const name of ["", "::before", "::after"]) {
-      const part = getComputedStyle(element, name || null);
-      if (name && (part.content === "none" || part.content === "normal")) continue;
-      const ink = over(numbers(element instanceof SVGElement ? style.fill : part.color), below);
-      const [high, low] = [luminance(ink), luminance(below)].sort((a, b) => b - a);
-      found.push([(high + 0.05) / (low + 0.05), element.tagName + "." + element.className + name]);
-    }
-  }
-  return found;
-}
-"""
-
-
 def test_tokens_of_both_lie_over_each_other(browser: Browser, taught: Path) -> None:
     """In the order of the text, over the same width where both spell the same, with colours and titles."""
     sample = json.loads(re.findall(r'id="data">(.*?)</script>', taught.read_text("utf-8"), re.DOTALL)[0])["student"]
@@ -378,7 +346,7 @@ def test_the_students_tokens_with_the_keyboard_alone(browser: Browser, taught: P
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_students_tokens_can_be_read(browser: Browser, taught: Path, scheme: str) -> None:
     with opened(browser, taught, scheme=scheme) as found:
-        ratios = found.page.locator("section[aria-labelledby=student]").page.evaluate(CONTRAST)
+        ratios = contrasts(found.page)
         assert [(round(ratio, 2), what) for ratio, what in ratios if ratio < 4.5] == []
         assert sum(".token" in what or "SPAN.token" in what for _, what in ratios) > 30
 
@@ -388,7 +356,7 @@ def test_text_can_be_read(browser: Browser, golden: Path, scheme: str) -> None:
     with opened(browser, golden, scheme=scheme) as found:
         page = found.page
         tokens(page).nth(12).click()
-        ratios = page.evaluate(CONTRAST)
+        ratios = contrasts(page)
         assert len(ratios) > 150
         assert [(round(ratio, 2), what) for ratio, what in ratios if ratio < 4.5] == []
         legend = page.locator(".legend li").evaluate_all("e => e.map(o => getComputedStyle(o).backgroundColor)")

@@ -7,8 +7,9 @@ this folder, by hash.
 from importlib.resources import files
 
 from schemas.catalog_file import Catalog
+from teacher_cache.pages.frame import page_script
+from teacher_cache.pages.page_policy import page_policy
 from tools.finding.words import pull_command
-from tools.page_policy import page_policy
 
 
 def page(catalog: Catalog) -> str:
@@ -18,6 +19,7 @@ def page(catalog: Catalog) -> str:
     from rich.filesize import decimal
 
     template, style, script = (_text(f"page.{kind}") for kind in ("html.j2", "css", "js"))
+    script = page_script("elements.js") + page_script("sorted_table.js") + script
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["size"] = decimal
     return environment.from_string(template).render(

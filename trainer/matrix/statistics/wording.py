@@ -43,19 +43,19 @@ def needed_words(found: PairResult) -> str:
 def difference_words(difference: float, low: float, high: float, unit: str) -> str:
     """``+2.1 points, 95 % interval 0.8 … 3.4``."""
     factor, name = (100.0, "points") if unit == "" else (1.0, unit)
-    digits = _decimals(factor * (high - low) / 2, factor * difference)
-    value = _number(factor * difference, digits, sign=True)
-    return f"{value} {name}, 95 % interval {_number(factor * low, digits)} … {_number(factor * high, digits)}"
+    digits = decimals(factor * (high - low) / 2, factor * difference)
+    value = number(factor * difference, digits, sign=True)
+    return f"{value} {name}, 95 % interval {number(factor * low, digits)} … {number(factor * high, digits)}"
 
 
 def value_words(value: float, low: float | None, high: float | None, unit: str) -> str:
     """``61.2 % (58.9 … 63.5)``, or the value alone."""
     factor, name = (100.0, "%") if unit == "" else (1.0, unit)
     if low is None or high is None:
-        return f"{_number(factor * value, _decimals(0.0, factor * value))} {name}"
-    digits = _decimals(factor * (high - low) / 2, factor * value)
-    low_words, high_words = _number(factor * low, digits), _number(factor * high, digits)
-    return f"{_number(factor * value, digits)} {name} ({low_words} … {high_words})"
+        return f"{number(factor * value, decimals(0.0, factor * value))} {name}"
+    digits = decimals(factor * (high - low) / 2, factor * value)
+    low_words, high_words = number(factor * low, digits), number(factor * high, digits)
+    return f"{number(factor * value, digits)} {name} ({low_words} … {high_words})"
 
 
 def p_words(p: float) -> str:
@@ -63,14 +63,14 @@ def p_words(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
 
 
-def _decimals(half_width: float, value: float) -> int:
+def decimals(half_width: float, value: float) -> int:
     """Decimals that show two digits of the half width; without one, three of the value."""
     if half_width > 0:
         return min(max(1 - math.floor(math.log10(half_width)), 0), 12)
     return min(max(2 - math.floor(math.log10(abs(value))), 0), 12) if value else 1
 
 
-def _number(value: float, decimals: int, sign: bool = False) -> str:
-    """With thousands separators and a true minus sign; nothing is "-0.0"."""
-    rounded = round(value, decimals) + 0.0
-    return f"{rounded:{'+' if sign and rounded else ''},.{decimals}f}".replace("-", "−")
+def number(value: float, digits: int, sign: bool = False) -> str:
+    """A number with ``digits`` decimals, thousands separators and a true minus sign; nothing is "-0.0"."""
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:{'+' if sign and rounded else ''},.{digits}f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Parts of a round as processes of their own, which end when this one is asked to, or killed."""
+"""Parts of a command as processes of their own, which end when this one is asked to, or killed."""
 
 import ctypes
 import os

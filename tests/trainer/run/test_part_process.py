@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import UserError
 from support.import_graph import ROOT
-from trainer.rounds.part_process import PartFailed, PartProcesses, installed
+from trainer.run.part_process import PartFailed, PartProcesses, installed
 
 SAYS_AND_WAITS = 'echo $$ > "$0"; exec sleep 60'
 
@@ -71,7 +71,7 @@ def test_a_signal_ends_the_part_and_no_other_begins(tmp_path: Path, number: int)
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such call elsewhere")
 def test_a_part_ends_when_this_process_is_killed(tmp_path: Path) -> None:
     words = ["sh", "-c", SAYS_AND_WAITS, str(tmp_path / "pid")]
-    code = f"from trainer.rounds.part_process import PartProcesses; PartProcesses().run({words!r}, 'x')"
+    code = f"from trainer.run.part_process import PartProcesses; PartProcesses().run({words!r}, 'x')"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     pid = pid_in(tmp_path / "pid")
     parent.kill()

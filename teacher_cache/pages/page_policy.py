@@ -4,9 +4,9 @@ import base64
 import hashlib
 
 
-def page_policy(style: str, script: str, *more: str) -> str:
-    """The policy for ``style`` and ``script``, without network access; ``more``: further directives."""
-    allowed = [f"style-src '{_hash(style)}'", f"script-src '{_hash(script)}'", *more]
+def page_policy(style: str, script: str = "", *more: str) -> str:
+    """The policy for ``style`` and ``script`` (none if empty), without network access; ``more``: further directives."""
+    allowed = [f"style-src '{_hash(style)}'", *([f"script-src '{_hash(script)}'"] if script else []), *more]
     return "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
 
 

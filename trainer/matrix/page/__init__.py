@@ -1,0 +1,1 @@
+"""The report of a matrix as one self-contained HTML page."""
