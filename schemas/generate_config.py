@@ -165,8 +165,8 @@ class RejectConfig(Strict):
     )
 
 
-def _with(*names: str) -> AfterValidator:
-    """Wants ``{name}`` in a text for each name."""
+def holding(*names: str) -> AfterValidator:
+    """A check that a text holds ``{name}`` for each name."""
 
     def check(text: str) -> str:
         for name in names:
@@ -199,18 +199,18 @@ class ReasoningConfig(Strict):
         description="Longest list of questions and longest answer to one, in tokens; for draft and final reply, "
         "`sampling.max_new_tokens` is.",
     )
-    ask_questions: Annotated[Instruction, _with("questions")] = Field(
+    ask_questions: Annotated[Instruction, holding("questions")] = Field(
         "Write up to {questions} short questions whose answers would show whether the reply above is right, one for "
         "each fact or calculation that it rests on. Whoever answers a question does not see the reply, so name what "
         "it is about. Write a numbered list of questions and nothing else.",
         description="Follows the draft; `{questions}` is their number.",
     )
-    ask_answer: Annotated[Instruction, _with("question")] = Field(
+    ask_answer: Annotated[Instruction, holding("question")] = Field(
         "Do not do what is asked above. Answer only this question about it, briefly, with the calculation if there is "
         "one:\n\n{question}",
         description="Follows the prompt, without the draft; `{question}` is one of the questions.",
     )
-    ask_final: Annotated[Instruction, _with("answers")] = Field(
+    ask_final: Annotated[Instruction, holding("answers")] = Field(
         "These questions were answered by somebody who did not see the reply above:\n\n{answers}\n\nNow write the "
         "final reply to what was asked first. Correct whatever the answers show to be wrong, do not mention the "
         "questions, and end with the result.",

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from schemas.matrix_base import Backend, Backends, MatrixModel, MatrixTask, Name
+from schemas.matrix_tasks import CodeSummariesTask, CodeTask, LongContextTask
 from schemas.strict import Strict
 from schemas.train_config import FilePath
 
@@ -114,7 +115,8 @@ class LatencyTask(MatrixTask):
 
 
 Task = Annotated[
-    BenchmarkTask | LmEvalTask | DistillationTask | LatencyTask, Field(discriminator="kind", description="One task.")
+    BenchmarkTask | LmEvalTask | CodeTask | CodeSummariesTask | LongContextTask | DistillationTask | LatencyTask,
+    Field(discriminator="kind", description="One task."),
 ]
 
 
@@ -124,6 +126,11 @@ class MatrixConfig(Strict):
     models: Annotated[list[MatrixModel], Field(min_length=1, max_length=MAX_MODELS)]
     tasks: Annotated[list[Task], Field(min_length=1, max_length=MAX_TASKS)]
     backends: Backends = Backends()
+    pairs: list[tuple[Name, Name]] | None = Field(
+        None,
+        description="Arms, or models on their own, to compare: `[a, b]` for a - b; default: all with each other. Fewer "
+        "tests leave more power: name those of interest beforehand.",
+    )
     output: FilePath = Field(description="Folder of the results; several matrices may use one after the other.")
 
     @model_validator(mode="after")
@@ -132,6 +139,14 @@ class MatrixConfig(Strict):
             twice = [name for name, count in Counter(each.name for each in named).items() if count > 1]
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} appears twice; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_of_sides(self) -> "MatrixConfig":
+        sides = list(dict.fromkeys(model.arm or model.name for model in self.models))
+        for name in (name for pair in self.pairs or () for name in pair):
+            if name not in sides:
+                raise ValueError(f"pairs: {name!r} is no arm, or model without an arm; choose from: {', '.join(sides)}")
         return self
 
     @model_validator(mode="after")

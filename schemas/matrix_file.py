@@ -6,6 +6,7 @@ from pydantic import Field
 
 from schemas.matrix_base import Backends, MatrixModel
 from schemas.matrix_cell import MatrixCell, ModelEntry, TaskEntry
+from schemas.matrix_comparison import MatrixComparison
 from schemas.matrix_config import Task
 from schemas.strict import Strict
 
@@ -18,6 +19,7 @@ class MatrixFile(Strict):
     tasks: list[TaskEntry]
     cells: list[MatrixCell]  # task after task, of each the models in their order
     missing: list[tuple[str, str]] = Field(default_factory=list)  # cells that failed: task, model
+    comparison: MatrixComparison | None = None  # None: no cell is there
 
 
 class CellOrder(Strict):

@@ -191,7 +191,10 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     if config.loop.compile:
         compile_layers(student)
     quantization = config.quantization
-    quantized = None if quantization is None else QuantizedLayers(student, prepared.init_folder, quantization)
+    quantized: QuantizedLayers | None = None
+    if quantization is not None:
+        checkpoint = None if run.sharded else start.checkpoint
+        quantized = QuantizedLayers(student, prepared.init_folder, quantization, checkpoint)
     objective.attach(student, prepared.data.manifest, config.loop.seed)
     shown = reports(run.output, state.global_step, callbacks) if run.is_first else []
     trainer = DistillationTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)

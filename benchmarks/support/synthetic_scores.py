@@ -105,7 +105,7 @@ def settings() -> list[Setting]:
         Setting("0/1, 57 subjects of 10 to 150 items", partial(right_or_wrong_by_subject, sizes=subjects), 0.03),
         Setting("0/1, 8 subjects of 10 to 60 items", partial(right_or_wrong_by_subject, sizes=few), 0.03),
         Setting("real scores, 200 documents", partial(skewed, sizes=one(200, np.int64)), 0.05),
-        Setting("real scores, 40 clusters of 5", partial(skewed, sizes=np.full(40, 5)), 0.05),
+        Setting("real scores, 40 clusters of 5", partial(skewed, sizes=np.full(40, 5), spread=0.5), 0.05),
         Setting("real scores, 12 clusters of 20", partial(skewed, sizes=np.full(12, 20), spread=0.2), 0.05),
         Setting("real scores, 6 clusters of 40", partial(skewed, sizes=np.full(6, 40), spread=0.2), 0.05),
     ]

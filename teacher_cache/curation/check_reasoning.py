@@ -25,13 +25,13 @@ from teacher_cache.curation.arithmetic import statements
 from teacher_cache.curation.code_rule import fenced
 from teacher_cache.curation.conclusions import conclusion, consistent, quotes, says
 from teacher_cache.curation.curation_step import LocalStep, StepPlace
-from teacher_cache.curation.executed import passes
 from teacher_cache.curation.known_problems import KnownProblems, asked
 from teacher_cache.curation.limited_script import answers
 from teacher_cache.curation.of_layers import known_layers
 from teacher_cache.curation.record import Record
 from teacher_cache.curation.versions import versions_fingerprint
 from teacher_cache.generated.verification_chain import CHAIN, THOUGHT_END, Chain, parse_chain
+from teacher_cache.sandbox.sandboxed import passes
 
 REASONS: dict[ReasoningFlag, str] = {
     "format": "no_chain",

@@ -19,6 +19,7 @@ from support.models import tiny_tokenizer, write_random_teacher
 from support.other_tokenizers import MERGES, other_tokenizer, write_cache_of_texts, write_student
 from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.marks import read_manifest
+from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.mixture import CacheMixture
@@ -31,6 +32,7 @@ from trainer.data.validation_data import open_validation
 from trainer.data.worker_transfer import Batch
 from trainer.distiller import distill, token_classes
 from trainer.evaluate import evaluate_folder
+from trainer.quantization.scales_file import read_scales
 from trainer.retargeting import side_of
 from trainer.student.build import load_model_config
 
@@ -184,6 +186,18 @@ class StopAfter:
     def __bool__(self) -> bool:
         self.left -= 1
         return self.left <= 0
+
+
+def test_a_quantised_student_is_calibrated_on_its_own_tokens(make: Make, tmp_path: Path) -> None:
+    layers = ["gate_proj", "up_proj"]
+    quantization = {"group_size": 32, "targets": layers, "calibration_samples": 4, "check": False}
+    config = make(data={"align": "all"}, quantization=quantization)
+    distill(config)
+    found = read_scales(Path(config.output) / "final")
+    assert found is not None
+    text = other_tokenizer().decode(found[1].prompt)
+    cache = CacheReader(config.data.shares[0].url, ("tokens",))
+    assert any(cache.read_tokens(sample).text.startswith(text) for sample in range(len(cache)))
 
 
 def test_a_changed_tokenizer_is_refused_at_resume(make: Make, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One cell: measure one model on one task, in a process that does nothing else."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -23,9 +24,11 @@ def run_cell(path: Path) -> None:
     order = read_order(path)
     name = f"{order.task.name} × {order.model.name}"
     kind = KINDS[type(order.task)]
+    place = CellPlace(path.parent, order.task_entry.digest)
+    parts = place.file("parts")
     started = time.monotonic()
     try:
-        result = kind.run(order.task, order.model, order.backends)
+        result = kind.run(order.task, order.model, order.backends, *([parts] if kind.continues else []))
         _check_unchanged("models", model_entry(order.model).digest, order.model_entry.digest)
         _check_unchanged("tasks", task_entry(order.task, kind, order.backends).digest, order.task_entry.digest)
     except UserError as error:
@@ -38,7 +41,8 @@ def run_cell(path: Path) -> None:
     )
     items = None if result.items is None else sorted(result.items, key=lambda item: item.id)
     cost = CellCost(seconds=round(time.monotonic() - started, 1), peak_bytes=peak_memory_bytes())
-    write_cell(CellPlace(path.parent, order.task_entry.digest), cell, items, cost)
+    write_cell(place, cell, items, cost)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _check_unchanged(what: str, now: str, then: str) -> None:

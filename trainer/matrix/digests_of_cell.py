@@ -44,10 +44,13 @@ def model_entry(model: MatrixModel) -> ModelEntry:
 
 
 def _fingerprint(model: MatrixModel) -> str:
+    where = f"models: {model.name}"
+    if not (Path(model.folder) / "config.json").is_file():
+        raise UserError(f"{where}: {model.folder}: has no config.json; pass the folder of a Hugging Face model")
     try:
-        return model_fingerprint(model.folder, f"models: {model.name}")
+        return model_fingerprint(model.folder, where)
     except (OSError, ValueError) as error:
-        raise failure(error, f"models: {model.name}: {model.folder}: not the folder of a model") from None
+        raise failure(error, f"{where}: {model.folder}: cannot be read") from None
 
 
 def task_entry(task: Any, kind: TaskKind, backends: Backends) -> TaskEntry:

@@ -57,8 +57,7 @@ def run(task: DistillationTask, model: MatrixModel, backends: Backends) -> CellR
     ]
     whole = [_measure(f"{name} of all tokens", measured[name], name) for name in OF_ALL_TOKENS if name in measured]
     calibration = _measure("calibration_error", measured["calibration_error"])
-    counts = Measure(name="tokens", value=measured["tokens"], unit="tokens")
-    return CellResult([*means, *whole, calibration, counts], items)
+    return CellResult([*means, *whole, calibration], items)
 
 
 def _measure(name: str, value: float, of: str | None = None) -> Measure:

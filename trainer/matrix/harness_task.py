@@ -17,15 +17,13 @@ from trainer.matrix.harness_files import (
     task_files,
     write_benchmark,
 )
-from trainer.matrix.task_kind import CellResult, TaskKind
-
-ENGINE = {"hf": "transformers", "vllm": "vllm"}
+from trainer.matrix.task_kind import GET_VLLM, CellResult, TaskKind
 
 
 def _check_engine(task: HarnessTask) -> None:
     own_tasks()
-    if importlib.util.find_spec(ENGINE[task.backend]) is None:
-        raise UserError(f"backend: {task.backend}: {ENGINE[task.backend]} is not installed; see docs/installation.md")
+    if task.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(f"backend: vllm: not installed; use hf, or run: {GET_VLLM}")
 
 
 def _check_benchmark(task: BenchmarkTask) -> None:

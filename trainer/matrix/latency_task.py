@@ -21,7 +21,7 @@ from schemas.matrix_config import LatencyTask
 from schemas.regular_files import read_file
 from teacher_cache.process import usable_cores
 from trainer.matrix.digests_of_cell import digest_of
-from trainer.matrix.task_kind import CellResult, TaskKind
+from trainer.matrix.task_kind import GET_VLLM, CellResult, TaskKind
 from trainer.run.part_process import ends_with
 
 RANDOM_IDS = 10_000  # vLLM's random prompts are of token ids below this
@@ -32,7 +32,7 @@ MAX_BYTES = 1 << 20
 def check(_: LatencyTask) -> None:
     """Raise UserError if vLLM is missing."""
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("vllm: not installed, a latency task needs it; see docs/installation.md")
+        raise UserError(f"vllm: not installed, a latency task needs it; run: {GET_VLLM}")
 
 
 def data(_: LatencyTask) -> dict[str, str]:

@@ -9,14 +9,11 @@ import logging
 from typing import Any
 
 from schemas.errors import UserError
-from schemas.matrix_cell import MatrixCell
 from schemas.matrix_config import MatrixConfig
-from schemas.matrix_file import MatrixFile
-from trainer.matrix.compared_measure import led_by
 from trainer.matrix.matrix_plan import MatrixPlan, PlannedCell, plan_matrix, shown_plan
-from trainer.matrix.matrix_tables import markdown
+from trainer.matrix.matrix_results import write_results
 from trainer.run.output_files import replace_text
-from trainer.run.owner import Fence, only_run_in
+from trainer.run.owner import only_run_in
 from trainer.run.part_process import PartFailed, PartProcesses
 
 logger = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ def run_matrix(config: MatrixConfig) -> dict[str, Any]:
         logger.info("%s", _said(shown_plan(plan)))
         failures = _run_missing(plan, parts)
         if parts.signal_number is None:
-            _write_results(config, plan, fence)
+            write_results(config, plan, fence)
     done = sum(cell.place.mark.exists() for cell in plan.cells)
     if failures and parts.signal_number is None:
         names = ", ".join(failures)
@@ -90,22 +87,6 @@ def _run_cell(cell: PlannedCell, parts: PartProcesses) -> None:
     cell.place.folder.mkdir(parents=True, exist_ok=True)
     replace_text(cell.place.order, cell.order.model_dump_json(indent=1))
     parts.run((*CELL, str(cell.place.order)), cell.name)
-
-
-def _write_results(config: MatrixConfig, plan: MatrixPlan, fence: Fence) -> None:
-    """Write ``matrix.json`` and ``matrix.md`` from the cells that are there."""
-    led = {task.name: getattr(task, "measure", None) for task in config.tasks}
-    cells, missing = [], []
-    for planned in plan.cells:
-        cell: MatrixCell | None = planned.done()
-        if cell is None:
-            missing.append((planned.order.task.name, planned.order.model.name))
-        else:
-            cells.append(led_by(cell, led[cell.task.name]))
-    matrix = MatrixFile(models=plan.models, tasks=plan.tasks, cells=cells, missing=missing)
-    fence()
-    replace_text(plan.output / "matrix.json", matrix.model_dump_json(indent=1) + "\n")
-    replace_text(plan.output / "matrix.md", markdown(matrix))
 
 
 def _said(plan: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from schemas.matrix_file import MatrixFile
 
 
 def markdown(matrix: MatrixFile) -> str:
-    """One table: tasks down, models across, the compared measure of each cell."""
+    """Two tables: the compared measure of each cell, tasks down and models across; and what is said of each pair."""
     cells = {(cell.task.name, cell.model.name): cell for cell in matrix.cells}
     models = [model.name for model in matrix.models]
     lines = [_row(["task", "measure", *models]), _row(["---", "---", *["--:"] * len(models)])]
@@ -16,6 +16,12 @@ def markdown(matrix: MatrixFile) -> str:
     sizes = [("parameters", [f"{m.parameters:,}" if m.parameters else "" for m in matrix.models])]
     sizes.append(("bytes of weights", [f"{m.bytes:,}" if m.bytes else "" for m in matrix.models]))
     lines += [_row([name, "", *values]) for name, values in sizes]
+    if matrix.comparison is not None and matrix.comparison.pairs:
+        titles = ["task", "a", "b", "what can be said of a"]
+        lines += ["", _row(titles), _row(["---"] * len(titles))]
+        lines += [_row([pair.task, pair.a, pair.b, pair.words]) for pair in matrix.comparison.pairs]
+    for note in matrix.comparison.notes if matrix.comparison is not None else ():
+        lines += ["", f"- {' '.join(note.split())}"]
     return "\n".join(lines) + "\n"
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.matrix_base import Backends, MatrixModel
 from schemas.matrix_cell import Kind, MatrixItem, Measure
+
+GET_VLLM = "pip install 'offline-distillation[teacher]', on GPUs 'offline-distillation[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class TaskKind:
     data: Callable[[Any], dict[str, str]]
     """``data(T)``: sha256 of the content of each data file that decides a result, by what it is."""
 
-    run: Callable[[Any, MatrixModel, Backends], CellResult]
-    """``run(T, model, backends)``: measure the model, in the cell's own process. May raise UserError."""
+    run: Callable[..., CellResult]
+    """``run(T, model, backends)``: measure the model, in the cell's own process. May raise UserError.
+
+    With ``continues`` there is a fourth argument: a folder for parts of its work. What a killed process left in it is
+    there again; it is removed once the cell is written.
+    """
 
     programs: Callable[[Any], Sequence[str]] = lambda _: ("torch", "transformers")
     """``programs(T)``: the distributions that run it, whose versions decide a result."""
@@ -39,5 +44,6 @@ class TaskKind:
     """``backends(T)``: those whose settings decide a result."""
 
     measures: Kind = "quality"
+    continues: bool = False
     revision: int = 1
     """To be raised when a change of the code changes results, which are then measured again."""

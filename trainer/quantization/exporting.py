@@ -73,12 +73,11 @@ def export_folder(
     unfinished = output.with_name(output.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        folded = unfinished / FOLDED
         if kept is None:
-            folded = unfinished / FOLDED
             scales, record = _fold(source, folded, cache_url, settings, advance)
         else:
-            folded, (scales, record) = source, kept
-            _check_kept(record, source, settings)
+            scales, record = _copy(source, folded, *kept, settings)
         summary = _write_packed(folded, unfinished, packed, scales, record, settings)
         for name in settings.formats:
             finish_folder(
@@ -127,15 +126,22 @@ def _fold(
     return scales, record
 
 
-def _check_kept(record: ScalesRecord, source: Path, settings: ExportSettings) -> None:
-    """Raise UserError if the folder's own scales are not what the options ask for."""
+def _copy(
+    source: Path, folded: Path, scales: dict[str, torch.Tensor], record: ScalesRecord, settings: ExportSettings
+) -> tuple[dict[str, torch.Tensor], ScalesRecord]:
+    """Write a model whose weights lie on a grid to the folder ``folded``, in bfloat16, which holds the grid's values.
+
+    Raises UserError if it is another grid than the options ask for.
+    """
     if settings.grid not in (None, record.grid):
         raise UserError(
             f"{source}: its weights were made for {record.bits} bits in groups of {record.group_size}; leave out "
             "--bits and --group-size, or export the model that it was made from"
         )
-    if FOLDED in settings.formats:
-        raise UserError(f"--format folded: {source} is that already; name dense or container")
+    model = load_model(source, "MODEL", torch.bfloat16, trust_remote_code=settings.trust_remote_code)
+    model.save_pretrained(folded)
+    write_scales(folded, scales, record)
+    return scales, record
 
 
 def _write_packed(

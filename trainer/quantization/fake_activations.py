@@ -73,7 +73,8 @@ def clipped(x_NI: torch.Tensor, clip: float, levels: int | None) -> torch.Tensor
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, highest: int) -> torch.Tensor:
-        scale_N1 = x_NI.detach().abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-10) / highest
+        largest_N1 = x_NI.abs().amax(dim=-1, keepdim=True)
+        scale_N1 = largest_N1.to(torch.promote_types(x_NI.dtype, torch.float32)).clamp_min(1e-10) / highest
         return (x_NI / scale_N1).round_().mul_(scale_N1).to(x_NI.dtype)
 
     @staticmethod
@@ -89,7 +90,7 @@ class _Clipped(torch.autograd.Function):
         if levels is None:
             return inside_NI
         step = 2 * clip / (levels - 1)
-        return (inside_NI.float() / step).round_().mul_(step).to(x_NI.dtype)
+        return (inside_NI.to(torch.promote_types(x_NI.dtype, torch.float32)) / step).round_().mul_(step).to(x_NI.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -67,7 +67,7 @@ class FakeQuantizer:
         for name in self.names:
             owner, _, attribute = name.rpartition(".")
             module = student.get_submodule(owner)
-            scales[name] = usable(getattr(module, attribute + SUFFIX).detach()).to(torch.bfloat16).cpu()
+            scales[name] = as_used(getattr(module, attribute + SUFFIX).detach()).cpu()
             delattr(module, attribute + SUFFIX)
         return scales
 
@@ -87,9 +87,10 @@ def _hooks(attributes: tuple[str, ...], grid: Grid) -> tuple[Callable[..., None]
     return before, after
 
 
-def usable(scales_OG: torch.Tensor) -> torch.Tensor:
-    """The scales, none of them nearer to 0 than bfloat16's smallest normal number; 0 counts as positive."""
-    return torch.where(scales_OG.abs() < SMALLEST, torch.where(scales_OG < 0, -SMALLEST, SMALLEST), scales_OG)
+def as_used(scales_OG: torch.Tensor) -> torch.Tensor:
+    """The scales in bfloat16, none of them nearer to 0 than its smallest normal number; 0 counts as positive."""
+    nearest_OG = torch.where(scales_OG < 0, -SMALLEST, SMALLEST)
+    return torch.where(scales_OG.abs() < SMALLEST, nearest_OG, scales_OG).to(torch.bfloat16)
 
 
 def quantised(weight_OI: torch.Tensor, scales_OG: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -105,7 +106,7 @@ def _round_to_grid(weight_OI: torch.Tensor, scales_OG: torch.Tensor, bits: int, 
 
     Compilers must not look inside: they would fuse it with what follows and leave out the rounding to bfloat16.
     """
-    bf16_OG = usable(scales_OG).to(torch.bfloat16)
+    bf16_OG = as_used(scales_OG)
     rounded = _compiled() if weight_OI.is_cuda else Grid.fake_quantise  # on CPUs operations in place are as fast
     return rounded(Grid(bits, group_size), weight_OI, bf16_OG).to(weight_OI.dtype, copy=True)
 
@@ -144,7 +145,7 @@ def scale_gradient(
     d(s · round(w / s)) / ds = round(w / s) - w / s inside the grid, and the grid's end outside (LSQ, equation 3), times
     1 / sqrt(group_size · 2^(bits - 1)), which makes steps of scales as large as those of weights (section 2.2).
     """
-    ratios_OGN = grid.ratios(weight_OI, usable(scales_OG).to(torch.bfloat16))
+    ratios_OGN = grid.ratios(weight_OI, as_used(scales_OG))
     integers_OGN = ratios_OGN.round().clamp_(grid.lowest, -grid.lowest - 1)
     inside_OGN = (ratios_OGN >= grid.lowest) & (ratios_OGN <= -grid.lowest - 1)
     slope_OGN = integers_OGN - torch.where(inside_OGN, ratios_OGN, 0)

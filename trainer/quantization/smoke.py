@@ -137,6 +137,9 @@ def in_vllm(folder: Path, ids: Sequence[int], trust_remote_code: bool, own_kerne
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         logger.debug("%s", done.stderr)
-        raise UserError(f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this")
+        raise UserError(
+            f"{folder.name}: vLLM cannot run what was written: {reason}; --no-check skips this, "
+            "quantization.check: false in training"
+        )
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return Said(said["tokens"], torch.tensor(said["log_probabilities"]))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from schemas.errors import UserError
 from schemas.train_config import QuantizationConfig, StudentConfig
 from trainer.quantization.fake_activations import round_activations
-from trainer.quantization.fake_quantizer import SUFFIX, FakeQuantizer, usable
+from trainer.quantization.fake_quantizer import SUFFIX, FakeQuantizer, as_used
 from trainer.quantization.folded_start import grid_of, sites_of
 from trainer.quantization.prepass import parameters_of, round_in_place
 from trainer.quantization.scales_file import ScalesRecord, read_scales
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 class QuantizedLayers:
     """The student's layers, quantised from construction to ``remove``."""
 
-    def __init__(self, student: "PreTrainedModel", init_folder: Path, settings: QuantizationConfig) -> None:
-        """init_folder: of the initial weights, with the scales. Raises UserError."""
+    def __init__(
+        self, student: "PreTrainedModel", init_folder: Path, settings: QuantizationConfig, checkpoint: Path | None
+    ) -> None:
+        """init_folder: of the initial weights, with the scales. checkpoint: with learned ones. Raises UserError."""
         scales, record = start_scales(init_folder)
         sites, learned = sites_of(student, settings), settings.scale == "learned"
+        if learned and checkpoint is not None:
+            scales = saved_scales(checkpoint, scales)
         self.quantizer = FakeQuantizer(student, parameters_of(sites, scales), grid_of(settings), learned)
         self._undo_rounding = None
         if settings.activations is not None:
@@ -66,39 +70,39 @@ def rounded_student(
 
     sharded: whether the checkpoint is. bf16: whether training computed in bfloat16. Raises UserError.
     """
-    start, record = start_scales(init_folder)
-    folder = init_folder if sharded else checkpoint
+    scales, record = start_scales(init_folder)
+    folder, learned = init_folder if sharded else checkpoint, settings.scale == "learned"
     model = load_model(folder, "student", torch.float32, trust_remote_code=student.trust_remote_code)
-    sites = sites_of(model, settings)
-    by_parameter = parameters_of(sites, start)
-    learned = settings.scale == "learned"
+    sites, grid = sites_of(model, settings), grid_of(settings)
     if sharded:
-        quantizer = FakeQuantizer(model, by_parameter, grid_of(settings), learned)
+        quantizer = FakeQuantizer(model, parameters_of(sites, scales), grid, learned)
         load_weights(model, checkpoint)
-        by_parameter = quantizer.remove(model)
+        scales = by_stored_names(sites, quantizer.remove(model))
     elif learned:
-        by_parameter = saved_scales(checkpoint, list(by_parameter))
-    scales = by_stored_names(sites, by_parameter)
+        scales = {name: as_used(one) for name, one in saved_scales(checkpoint, scales).items()}
     if bf16:
-        for name in by_parameter:
+        for name in {reader.parameter for site in sites for reader in site.readers}:
             weight = model.get_parameter(name).data
             weight.copy_(weight.to(torch.bfloat16))
-    round_in_place(model, sites, scales, grid_of(settings))
+    round_in_place(model, sites, scales, grid)
     return RoundedStudent(model, scales, record.model_copy(update={"trained": True}))
 
 
-def saved_scales(checkpoint: Path, parameters: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Learned scales of a checkpoint as they were used, bfloat16, by parameter."""
+def saved_scales(checkpoint: Path, start: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Learned scales of a checkpoint that is not sharded, float32 [O, G], by the weights' names in files.
+
+    start: those of the initial weights. transformers splits the scales of fused experts as it splits their weights, and
+    drops a dimension of 1. Raises UserError.
+    """
     found: dict[str, torch.Tensor] = {}
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
-            names = set(stored.keys())
-            for parameter in parameters:
-                if parameter + SUFFIX in names:
-                    found[parameter] = usable(stored.get_tensor(parameter + SUFFIX)).to(torch.bfloat16)
-    missing = [parameter for parameter in parameters if parameter not in found]
+            here = set(stored.keys())
+            for name in (name for name in start if name + SUFFIX in here):
+                found[name] = stored.get_tensor(name + SUFFIX).view_as(start[name])
+    missing = [name for name in start if name not in found]
     if missing:
-        raise UserError(f"{checkpoint}: has no scales for {missing[0]}; resume with quantization.scale: frozen")
+        raise UserError(f"{checkpoint}: has no learned scales of {missing[0]}; start over with loop.resume: false")
     return found
 
 

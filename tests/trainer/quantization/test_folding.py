@@ -69,7 +69,7 @@ def test_refusals_name_the_layer_and_what_to_use() -> None:
     ("config", "message"),
     [
         (hf.GptOssConfig(**SHAPE, num_local_experts=4), "a GptOssDecoderLayer has experts with gate_up_proj, gate_up_"),
-        (hf.Phi3Config(**SHAPE), "a Phi3DecoderLayer lacks self_attn.v_proj; export knows"),
+        (hf.Phi3Config(**SHAPE), "a Phi3DecoderLayer lacks self_attn.v_proj; quantisation knows"),
         (hf.Gemma3nTextConfig(**SHAPE, num_kv_shared_layers=0), "a Gemma3nTextDecoderLayer has "),
         (hf.Olmo2Config(**SHAPE), "a Olmo2DecoderLayer lacks input_layernorm"),
     ],

@@ -1,7 +1,7 @@
 """Which method judges which scores: one mean or one difference, with its interval, its p and its noise."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,7 +44,10 @@ def difference(
     seeds_paired: row s of both has one seed; else the numbers of rows may differ.
     """
     if max(len(a_SN), len(b_SN)) > 1:
-        return _of_noise([a_SN - b_SN] if seeds_paired else [a_SN, b_SN], cluster_N)
+        if not seeds_paired:
+            return _of_noise([a_SN, b_SN], cluster_N)
+        paired = _of_noise([a_SN - b_SN], cluster_N)
+        return replace(paired, method=f"{paired.method}, seeds paired")
     if _right_or_wrong(a_SN) and _right_or_wrong(b_SN):
         alone = _units(cluster_N) == "items"
         return _mcnemar(a_SN[0], b_SN[0], cluster_N) if alone else _of_noise([a_SN - b_SN], cluster_N)
@@ -67,19 +70,18 @@ def _of_noise(arms: list[Floats], cluster_N: Ints) -> Inference:
     covers: Covers = "items"
     method = f"Student's t over {_units(cluster_N)}"
     if any(len(arm_SN) > 1 for arm_SN in arms):
-        covers = "seeds and items"
-        method = f"seeds × {_units(cluster_N)}, Student's t weighted by Cochran" + (
-            ", seeds paired" if len(arms) == 1 else ""
-        )
+        covers, method = "seeds and items", f"seeds × {_units(cluster_N)}, Student's t weighted as Cochran's"
     return Inference(value, value - half, value + half, noise.p_value(value), noise, covers, method)
 
 
 def _of_items(value_N: Floats, cluster_N: Ints, resamples: int) -> Inference:
-    """Studentised bootstrap; Student's t where there are too few or very many clusters."""
+    """Studentised bootstrap; Student's t where there are too few or very many clusters, or almost all values agree."""
     if not BOOTSTRAP_FROM <= int(cluster_N.max()) + 1 <= BOOTSTRAP_TO:
         return _of_noise([value_N[None]], cluster_N)
-    mean, noise = float(value_N.mean()), noise_of([value_N[None]], cluster_N)
     half, p = bootstrap_mean(value_N, cluster_N, CONFIDENCE, resamples)
+    if math.isinf(half):
+        return _of_noise([value_N[None]], cluster_N)
+    mean, noise = float(value_N.mean()), noise_of([value_N[None]], cluster_N)
     method = f"studentised bootstrap over {_units(cluster_N)}"
     return Inference(mean, mean - half, mean + half, p, noise, "items", method)
 

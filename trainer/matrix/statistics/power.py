@@ -12,6 +12,7 @@ from trainer.matrix.statistics.inference import CONFIDENCE, Inference
 from trainer.matrix.statistics.two_levels import Noise
 
 POWER = 0.8
+NORMAL_FROM = 300  # degrees of freedom, for planning
 MOST_ITEMS, MOST_SEEDS = 1_000_000_000, 1_000
 
 
@@ -29,7 +30,7 @@ def items_needed(found: Inference, items: int, tests: int = 1) -> int | None:
         return None
 
     def enough(n: int) -> bool:
-        return _finds(_with_items(found.noise, n / items), found.value, tests)
+        return finds(with_items(found.noise, n / items), found.value, tests)
 
     return _smallest(enough, 2, MOST_ITEMS)
 
@@ -42,23 +43,25 @@ def seeds_needed(found: Inference, seeds: float, tests: int = 1) -> int | None:
     if not found.value or not found.noise.seeds:
         return None
 
-    now = _with_items(found.noise, 1)
+    now = with_items(found.noise, 1)
     df_per_seed = min(max(now.seeds_df / (seeds - 1), 1.0), 2.0)  # 1 if the seeds are paired, up to 2 if not
 
     def enough(n: int) -> bool:
         more = replace(now, seeds=now.seeds * seeds / n, seeds_df=float(round(df_per_seed * (n - 1))))
-        return _finds(more, found.value, tests)
+        return finds(more, found.value, tests)
 
     return _smallest(enough, 2, MOST_SEEDS)
 
 
-def _with_items(noise: Noise, times: float) -> Noise:
-    """The noise with ``times`` as many items, whose quantile is taken as normal: for planning."""
+def with_items(noise: Noise, times: float) -> Noise:
+    """The noise of ``times`` as many items, in clusters of the same size."""
     of_seeds = max(noise.seeds - noise.rest, 0.0) + min(noise.rest, noise.seeds) / times
-    return Noise(noise.of_items / times, math.inf, of_seeds, noise.seeds_df)
+    df = noise.items_df * times
+    return Noise(noise.of_items / times, df if df < NORMAL_FROM else math.inf, of_seeds, noise.seeds_df)
 
 
-def _finds(noise: Noise, value: float, tests: int) -> bool:
+def finds(noise: Noise, value: float, tests: int) -> bool:
+    """Whether the strictest of ``tests`` (Bonferroni) finds a difference of ``value`` with a power of 80 %."""
     wanted = noise.quantile((1 - CONFIDENCE) / tests) + noise.quantile(2 * (1 - POWER))
     return abs(value) >= wanted * noise.error
 

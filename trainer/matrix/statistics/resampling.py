@@ -45,6 +45,7 @@ def bootstrap_mean(
 ) -> tuple[float, float]:
     """Half the width of the interval around the mean, and the two-sided p of a mean of 0.
 
+    The half is ∞ if more than 1 - confidence of the resamples hold one value only: two or three items differ at all.
     p is (1 + resamples at least as far as the mean) ÷ (1 + resamples): never 0, and ≤ 1 - confidence exactly when the
     interval excludes 0.
     """

@@ -8,8 +8,11 @@ from trainer.matrix.statistics.student_t import critical
 def mcnemar_p(only_a: int, only_b: int) -> float:
     """Two-sided exact p of the items that only one of two models has right (McNemar 1947): a fair coin for each."""
     n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)  # of integers: exact for any n
+    tail, ways = 0, 1  # of integers: exact for any n
+    for k in range(min(only_a, only_b) + 1):
+        tail += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**n)
 
 
 def paired_share_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def value_words(value: float, low: float | None, high: float | None, unit: str) 
 
 def p_words(p: float) -> str:
     """``= 0.002``, ``< 0.001``."""
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
 
 
 def decimals(half_width: float, value: float) -> int:

@@ -1,21 +1,19 @@
-"""Run a reply's Python and tests of it, as a script, in a process that may do as little as Linux allows.
+"""Confine a process: namespaces, a file system with nothing in it, limits, no capabilities, no further processes.
 
-Seconds, memory and file sizes are limited and the environment is empty. Namespaces of its own leave it no network, no
-other process, and a file system that holds Python, read-only, and one small empty folder; it has no capabilities. Code
-that sets out to pass its tests without doing what they ask can do that.
-
-This file imports nothing of ours, so that no search path is needed.
+Seconds, memory and file sizes are limited. Namespaces of its own leave it no network, no other process, and a file
+system that holds Python, read-only, and one small empty folder. A filter of system calls keeps it from starting
+processes and threads, which the limit on their number does not do for root.
 """
 
-import contextlib
 import ctypes
-import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from teacher_cache.sandbox.syscall_filter import can_deny_processes, deny_processes
 
 MEMORY_BYTES, FILE_BYTES, FILES = 1 << 30, 1 << 20, 64
 NOT_ISOLATED = 77  # exit status
@@ -28,35 +26,55 @@ _DIE_WITH_PARENT, _NO_NEW_PRIVILEGES, _CAPABILITIES_3 = 1, 38, 0x20080522  # of 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main() -> None:
-    """Read ``{"code", "tests", "isolated", "seconds"}`` and print ``true`` if both run to their end."""
-    request = json.load(sys.stdin)
-    _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    signal.alarm(2 * request["seconds"])  # even if it sleeps
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    nothing = os.open(os.devnull, os.O_RDWR)
+def confined(work: Callable[[], object], folder: Path, isolated: bool, seconds: int) -> int:
+    """Start ``work`` in a confined process; returns the id of one that ends when that does, and ends it if killed.
+
+    folder: an empty one, in whose place the new file system is seen. isolated: whether namespaces are required; if so
+    and there are none, the exit status is ``NOT_ISOLATED``. seconds: of the CPU.
+    """
+    keeper = os.fork()
+    if keeper:
+        return keeper
+    status = 1
     try:
-        isolate(Path.cwd())
+        die_with_parent()
+        status = _keep(work, folder, isolated, seconds)
+    finally:
+        os._exit(status)
+
+
+def _keep(work: Callable[[], object], folder: Path, isolated: bool, seconds: int) -> int:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.chdir(folder)
+    try:
+        isolate(folder)
     except OSError:
-        if request["isolated"]:
-            sys.exit(NOT_ISOLATED)
-    reading, writing = os.pipe()
+        if isolated:
+            return NOT_ISOLATED
     if not os.fork():  # the first process of its namespace: with it, all others end
-        _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        os.close(reading)
-        child = os.fork()
-        if not child:
-            run(request["code"], request["tests"], request["seconds"], writing, nothing)
-        os.waitpid(child, 0)
+        die_with_parent()
+        if not os.fork():
+            try:
+                limit(seconds, nothing)
+                work()
+            finally:
+                os._exit(0)
+        os.wait()
         os._exit(0)
-    os.close(writing)
     os.wait()
-    print(json.dumps(os.read(reading, 16) == b"passed"))
+    return 0
+
+
+def die_with_parent() -> None:
+    """Have this process killed when its parent dies."""
+    _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def isolate(folder: Path) -> None:
     """Enter namespaces of its own, with ``folder`` as the root of what is seen. Raises OSError if it must not."""
     user, group = os.getuid(), os.getgid()
+    if user == 0 and not can_deny_processes():
+        raise OSError("nothing limits the number of root's processes")
     _check(_libc.unshare(_NEW))
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
@@ -91,29 +109,23 @@ def _check(status: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def run(code: str, tests: str, seconds: int, writing: int, nothing: int) -> None:
-    """Run both in one scope, and say so at the end. Never returns."""
-    _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+def limit(seconds: int, nothing: int) -> None:
+    """Give up what can be given up; input and output become ``nothing``, an open file."""
+    die_with_parent()
     _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     _libc.capset((ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)())
+    if can_deny_processes():
+        deny_processes()
     limits = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_AS: MEMORY_BYTES,
+        resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_NOFILE: FILES,
         resource.RLIMIT_NPROC: 0,
     }
-    for limit, most in limits.items():
-        resource.setrlimit(limit, (most, most))
+    for each, most in limits.items():
+        resource.setrlimit(each, (most, most))
     for each in (0, 1, 2):
         os.dup2(nothing, each)
-    scope: dict[str, Any] = {"__name__": "__main__"}
-    with contextlib.suppress(BaseException):
-        exec(compile(code, "reply", "exec"), scope)
-        exec(compile(tests, "tests", "exec"), scope)
-        os.write(writing, b"passed")
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
