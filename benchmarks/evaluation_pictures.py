@@ -39,6 +39,7 @@ class Simulated:
 
     @property
     def entry(self) -> ModelEntry:
+        """As cells have it."""
         return ModelEntry(
             name=self.name,
             digest=_digest(self.name),
@@ -49,13 +50,14 @@ class Simulated:
         )
 
     def luck(self, task: str, items: int) -> np.ndarray:
+        """What differs between models of one strength, float64 [items]."""
         return np.random.default_rng(int(_digest(task + self.name)[:8], 16)).normal(size=items)
 
 
 MODELS = [
     Simulated("teacher", 0.6, 0.0, 135_000_000, 1.42),
-    *(Simulated(f"distilled {seed}", 0.1, 0.31 + 0.004 * seed, 81_000_000, 0.92, "distilled", seed) for seed in range(3)),
-    *(Simulated(f"hard labels {seed}", -0.5, 0.47 + 0.004 * seed, 81_000_000, 0.92, "hard labels", seed) for seed in range(3)),
+    *(Simulated(f"distilled {n}", 0.1, 0.31 + 0.004 * n, 81_000_000, 0.92, "distilled", n) for n in range(3)),
+    *(Simulated(f"hard labels {n}", -0.5, 0.47 + 0.004 * n, 81_000_000, 0.92, "hard labels", n) for n in range(3)),
     Simulated("distilled, 3 bits", 0.0, 0.37, 81_000_000, 0.71),
 ]  # fmt: skip
 
