@@ -9,7 +9,6 @@ from schemas.errors import UserError
 from schemas.matrix_base import MatrixModel
 from teacher_cache.lengths import max_length
 from teacher_cache.teacher import load_stop_tokens
-from teacher_cache.teacher_vocabulary import end_of_turn
 from teacher_cache.text import reason_of
 from trainer.student.build import load_model_config
 from trainer.student.student_tokenizer import load_tokenizer
@@ -56,6 +55,8 @@ class PromptIds:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         if self._chat:
+            from teacher_cache.teacher_vocabulary import end_of_turn
+
             found |= {*end_of_turn(self.tokenizer, CorpusConfig(sources=[SourceConfig(path="chat")]))}
         return sorted(found)
 
