@@ -39,6 +39,8 @@ NAMES = (
     "near_duplicates",
     "curation_memory",
     "decontamination",
+    "evaluation_backends",
+    "interval_coverage",
 )
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.demo import ARMS, FOLDER
 from schemas.cache_config import CacheConfig
 from schemas.curate_config import CurateConfig
 from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
+from schemas.matrix_config import DistillationTask, MatrixConfig
 from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from trainer.losses.objective import Objective
@@ -20,7 +22,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path: Path) -> None:
     kinds = {"cache": CacheConfig, "train": TrainConfig, "generate": GenerateConfig, "pyramid": CurateConfig}
-    kinds |= {"rounds": RoundsConfig}
+    kinds |= {"rounds": RoundsConfig, "matrix": MatrixConfig}
     kind = kinds[path.stem.rpartition("-")[2]]
     load_config(kind, str(path))
 
@@ -50,6 +52,15 @@ def test_the_rounds_go_on_from_the_demo() -> None:
     assert rounds.train.student.checkpoint == f"{train.output}/final"
     assert rounds.score.teacher == cache.teacher
     assert {source.path for source in rounds.generate.prompts.sources} < {each.path for each in cache.corpus.sources}
+
+
+def test_the_matrix_compares_what_the_demo_trains() -> None:
+    matrix = load_config(MatrixConfig, str(CONFIGS[0].parent / "demo-matrix.yaml"))
+    seeds = (0, 1)  # `make demo` without ARGS
+    wanted = {(arm, seed, f"{FOLDER}/seed-{seed}-{arm.replace(' ', '-')}/final") for arm in ARMS for seed in seeds}
+    assert {(model.arm, model.seed, model.folder) for model in matrix.models} == wanted
+    assert isinstance(matrix.tasks[0], DistillationTask)
+    assert matrix.tasks[0].cache == f"{FOLDER}/held-out/cache"
 
 
 def test_the_large_recipe_has_the_recipes_numbers() -> None:

@@ -36,6 +36,7 @@ def test_every_configuration_is_tried() -> None:
         *(f"{pair}-{kind}.yaml" for pair in PAIRS for kind in ("cache", "train")),
         *(path.name for path in GENERATIONS),
         "demo-rounds.yaml",
+        "demo-matrix.yaml",  # in test_configs.py
         "pyramid.yaml",  # in test_pyramid.py
     }
 

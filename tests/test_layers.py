@@ -25,7 +25,7 @@ ROOMS = {
     "teacher_cache": [
         "pages records process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
-        " device_memory sandbox",
+        " device_memory sandbox inspectable_llvmlite",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",

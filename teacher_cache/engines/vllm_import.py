@@ -1,10 +1,10 @@
 """Import vLLM with the settings of its environment that a single-process run needs."""
 
 import os
-import sys
 from types import ModuleType
 
 from schemas.errors import UserError
+from teacher_cache.inspectable_llvmlite import make_inspectable
 from teacher_cache.logs import shows_details
 
 
@@ -23,16 +23,5 @@ def import_vllm() -> ModuleType:
             f"engine.kind: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
             "engine.kind: transformers"
         ) from None
-    _make_llvmlite_inspectable()
+    make_inspectable()
     return vllm
-
-
-def _make_llvmlite_inspectable() -> None:
-    """Make vLLM's CPU build loadable in a process that has imported numba.
-
-    vLLM 0.32 calls ``vars`` on every attribute of every module, which fails for llvmlite's library wrapper: it resolves
-    every attribute, ``__dict__`` too, as a function of the library.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    if ffi is not None and not isinstance(getattr(ffi.lib, "__dict__", {}), dict):
-        ffi.lib._fntab["__dict__"] = {}

@@ -116,21 +116,31 @@ def _set_up(request: Request, scope: dict[str, Any]) -> None:
 
 
 def _caller(calls: Any, writing: int) -> Callable[..., Any]:
+    """The function, as the tests see it. Whatever is no answer ends them: they could take an error for one."""
+
     def call(*args: Any, **named: Any) -> Any:
         try:
             asked = to_line((args, named))
         except TypeError:
             os.write(writing, NOT_PLAIN.encode())
-            raise
-        calls.write(asked)
-        calls.flush()
-        kind, *found = from_line(calls.readline(LINE_BYTES))
-        if kind == "returned":
-            return found[0]
-        raised = getattr(builtins, found[0], None)
-        raise raised(found[1]) if isinstance(raised, type) and issubclass(raised, Exception) else RuntimeError(found[1])
+            raise SystemExit from None
+        try:
+            calls.write(asked)
+            calls.flush()
+            kind, *found = from_line(calls.readline(LINE_BYTES))
+            error = None if kind == "returned" else _raised(*found)
+        except Exception:
+            raise SystemExit from None
+        if error is not None:
+            raise error
+        return found[0]
 
     return call
+
+
+def _raised(name: str, text: str) -> Exception:
+    kind = getattr(builtins, name, None)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError(text)
 
 
 def _start(work: Callable[[], object], request: Request) -> int:

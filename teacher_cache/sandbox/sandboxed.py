@@ -12,6 +12,7 @@ from schemas.errors import MachineError, UserError
 from teacher_cache.sandbox.confinement import NOT_ISOLATED
 from teacher_cache.sandbox.sandbox_script import NOT_PLAIN, PASSED, Request
 
+PATIENCE = 30  # seconds of the clock for what may have to wait for a busy machine
 ROOT = Path(__file__).parents[2]
 START = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from teacher_cache.sandbox.sandbox_script import main; "
@@ -34,11 +35,11 @@ def function_passes(
     """Run ``tests`` on a function that ``code`` defines; whether they come to their end without an exception, in time.
 
     The tests run in another process, and the function exchanges plain data with them: numbers, strings, lists, tuples,
-    sets and dictionaries. setup: runs before both, in each process, unless it is no Python by itself. at_a_time: how
-    many such calls share this machine, so that those that wait for the CPU are given more time. Else as ``passes``.
-    Raises UserError, too, if the tests give the function anything else.
+    sets and dictionaries. setup: runs before both, in each process, unless it is no Python by itself. seconds: of the
+    CPU, for each process; of the clock more, since verdicts must not depend on how busy the machine is. at_a_time: how
+    many such calls share it. Else as ``passes``. Raises UserError, too, if the tests give the function anything else.
     """
-    wait = math.ceil(2 * seconds * max(1.0, at_a_time / (os.cpu_count() or 1)))
+    wait = PATIENCE + math.ceil(2 * seconds * max(1.0, at_a_time / (os.cpu_count() or 1)))
     verdict = _verdict(Request(code, tests, function, setup, isolated, seconds, wait), key)
     if verdict == NOT_PLAIN:
         raise UserError(f"{key}: tests give {function} an argument that is not plain data; such tests cannot be run")

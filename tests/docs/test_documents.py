@@ -13,12 +13,13 @@ from schemas.cache_config import CacheConfig
 from schemas.curate_config import CurateConfig
 from schemas.generate_config import GenerateConfig
 from schemas.manifest import Manifest
+from schemas.matrix_config import MatrixConfig
 from schemas.train_config import TrainConfig
 from support.markdown_pages import DOCUMENTS, GENERATED, ROOT, anchors, blocks, inline_code, links
 
 HISTORY = ROOT / "CHANGELOG.md"  # names what there was
 NAMED_FILE = re.compile(r"(?:schemas|teacher_cache|trainer|tools|tests|benchmarks|configs|docs|requirements)/[\w./-]+")
-CONFIGS = (CacheConfig, TrainConfig, GenerateConfig, CurateConfig)
+CONFIGS = (CacheConfig, TrainConfig, GenerateConfig, CurateConfig, MatrixConfig)
 SECTION = "|".join({name for config in CONFIGS for name in config.model_fields} - {"output"})
 SETTING = re.compile(rf"(?:{SECTION}|output)(?:\.\w+|\[\])+")
 

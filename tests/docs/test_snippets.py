@@ -22,6 +22,7 @@ from schemas.curate_config import CurateConfig
 from schemas.errors import UserError
 from schemas.generate_config import GenerateConfig
 from schemas.load import validate
+from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.command_lines import check, programs
@@ -225,6 +226,11 @@ CURATE = {
     "steps": [{"step": "mix", "shares": {"base": 1}, "on_deficit": "shrink"}],
     "output": {"path": "curated"},
 }
+MATRIX = {
+    "models": [{"name": "student", "folder": "student"}],
+    "tasks": [{"kind": "latency", "name": "speed"}],
+    "output": "runs/matrix",
+}
 TRAIN = {"data": {"cache": "cache"}, "student": {"checkpoint": "student"}, "output": "runs/student"}
 
 
@@ -233,6 +239,8 @@ def fragments(tree: dict[str, Any]) -> None:
     rest = tree.keys() - {"output"}
     if "rounds" in tree:
         validate(RoundsConfig, tree, "the document")
+    elif {"models", "tasks", "backends", "pairs"} & rest:
+        validate(MatrixConfig, MATRIX | tree, "the document")
     elif {"generator", "prompts", "sampling"} & rest:
         validate(GenerateConfig, GENERATE | tree, "the document")
     elif {"input", "steps"} & rest:

@@ -13,6 +13,7 @@ import click
 
 from schemas.cache_config import CacheConfig
 from schemas.load import load_config
+from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.commands import MODULES
@@ -105,7 +106,7 @@ def parse(words: list[str], whole: bool) -> None:
         raise click.UsageError(f"{command.name} lacks {missing}")
     config = values.get("config")
     if isinstance(config, str) and (ROOT / config).is_file():
-        of_training = RoundsConfig if words[1] == "rounds" else TrainConfig
+        of_training = {"rounds": RoundsConfig, "matrix": MatrixConfig}.get(words[1], TrainConfig)
         load_config(
             CacheConfig if words[0] == "teacher-cache" else of_training,
             str(Path(ROOT / config)),

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,20 @@ def _samples(
         if task.shots is not None or each.get_config("num_fewshot") is None:
             each.set_config(key="num_fewshot", value=task.shots or 0)
         each.set_fewshot_seed(seed=SEED)
+    lm = _quiet(load_model(task, model, backends))
     random.seed(SEED)
-    found = evaluate(
-        lm=_quiet(load_model(task, model, backends)),
-        task_dict=loaded,
-        limit=task.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=task.chat,
-        fewshot_as_multiturn=task.chat,
-    )
+    try:
+        found = evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=task.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=task.chat,
+            fewshot_as_multiturn=task.chat,
+        )
+    except Exception as error:  # of a model that cannot take a prompt, of a task's own functions
+        raise UserError(f"lm-eval ended with {type(error).__name__}: {error}") from error
     higher = {name: whether for each in found["higher_is_better"].values() for name, whether in each.items()}
     return found["samples"], higher
 
@@ -157,7 +162,7 @@ def _items(name: str, samples: list[dict[str, Any]], cluster: str, cluster_field
     for sample in samples:
         of_filter = "" if sample["filter"] == "none" else f" ({sample['filter']})"
         found = {f"{metric}{of_filter}": sample[metric] for metric in sample["metrics"]}
-        numbers = {metric: float(value) for metric, value in found.items() if isinstance(value, bool | int | float)}
+        numbers = {metric: float(value) for metric, value in found.items() if isinstance(value, Real)}
         scores.setdefault(sample["doc_id"], {}).update(numbers)
     last = {sample["doc_id"]: sample for sample in samples}
     return [
@@ -165,12 +170,17 @@ def _items(name: str, samples: list[dict[str, Any]], cluster: str, cluster_field
             id=f"{name}/{number:06d}",
             cluster=str(sample["doc"].get(cluster_field, "")) if cluster_field else cluster,
             scores=scores[number],
-            prompt=str(sample["arguments"][0][0])[-SHOWN:],
-            answer=_answer(sample)[:SHOWN],
-            wanted=_wanted(sample)[:SHOWN],
+            prompt=_valid(str(sample["arguments"][0][0])[-SHOWN:]),
+            answer=_valid(_answer(sample)[:SHOWN]),
+            wanted=_valid(_wanted(sample)[:SHOWN]),
         )
         for number, sample in sorted(last.items())
     ]
+
+
+def _valid(text: str) -> str:
+    """Text that can be written as UTF-8: a data file's JSON may escape half of a pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _answer(sample: dict[str, Any]) -> str:
@@ -207,7 +217,7 @@ def _measures(
             name=name,
             value=mean_of(items, name),
             unit="" if name.split(" ")[0] in SHARES else "points",
-            higher_is_better=higher.get(name.split(" ")[0], True),
+            higher_is_better=higher.get(name.split(" ")[0]) is not False,
             chance=guessed if name.startswith("acc") else None,
         )
         for name in names

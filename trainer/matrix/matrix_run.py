@@ -8,10 +8,10 @@ cells alone.
 import logging
 from typing import Any
 
-from schemas.errors import UserError
+from schemas.errors import UNEXPECTED, MachineError, UserError
 from schemas.matrix_config import MatrixConfig
 from trainer.matrix.matrix_plan import MatrixPlan, PlannedCell, plan_matrix, shown_plan
-from trainer.matrix.matrix_results import write_results
+from trainer.matrix.result_files import write_results
 from trainer.run.output_files import replace_text
 from trainer.run.owner import only_run_in
 from trainer.run.part_process import PartFailed, PartProcesses
@@ -44,10 +44,10 @@ def run_matrix(config: MatrixConfig) -> dict[str, Any]:
     plan = plan_matrix(config)
     with only_run_in(config.output, COMMAND) as fence, parts.listening():
         logger.info("%s", _said(shown_plan(plan)))
-        failures = _run_missing(plan, parts)
-        if parts.signal_number is None:
+        failures = run_missing(plan, parts)
+        done = sum(cell.place.mark.exists() for cell in plan.cells)
+        if parts.signal_number is None or done == len(plan.cells):
             write_results(config, plan, fence)
-    done = sum(cell.place.mark.exists() for cell in plan.cells)
     if failures and parts.signal_number is None:
         names = ", ".join(failures)
         raise CellsFailed(
@@ -63,7 +63,7 @@ def run_matrix(config: MatrixConfig) -> dict[str, Any]:
     }
 
 
-def _run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
+def run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
     """Run every cell that is not done; exit statuses of those that failed, by name."""
     failures: dict[str, int] = {}
     for number, cell in enumerate(plan.cells, start=1):
@@ -75,9 +75,7 @@ def _run_missing(plan: MatrixPlan, parts: PartProcesses) -> dict[str, int]:
         try:
             _run_cell(cell, parts)
         except PartFailed as error:
-            if error.exit_code == UserError.exit_code:  # it has printed its own line, which names the cell
-                logger.debug("%s", error)
-            else:
+            if error.exit_code in (MachineError.exit_code, UNEXPECTED):  # else it has printed a line with its name
                 logger.error("%s", error)
             failures[cell.name] = error.exit_code
     return failures

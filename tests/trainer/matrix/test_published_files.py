@@ -120,3 +120,10 @@ def test_other_files_are_refused(text: str, message: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(UserError, match=f"{path}: {message}"):
         read_rows("hellaswag", [path])
+
+
+def test_a_row_ends_with_its_line_only(tmp_path: Path) -> None:
+    """JSON may hold other separators of lines as they are."""
+    row = {"question": "a\u2028b\x85c", "answer": "#### 1"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", newline="")
+    assert read_rows("gsm8k", [tmp_path / "test.jsonl"]) == [row]

@@ -16,7 +16,7 @@ AT_ONCE = 1 << 20  # clusters drawn at a time, of all resamples: some 50 MB
 
 
 def studentised_means(value_N: Floats, cluster_N: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """|t*| [B] of the resamples, sorted; ∞ where all clusters of a resample agree and their mean differs.
+    """|t*| [B] of the resamples, sorted; ∞ where all clusters of a resample agree.
 
     The standard error is that of ``standard_error``. The same arguments give the same resamples.
     """
@@ -24,13 +24,16 @@ def studentised_means(value_N: Floats, cluster_N: Ints, resamples: int = RESAMPL
     sum_G = cluster_sums(value_N - value_N.mean(), cluster_N)
     rng = np.random.default_rng(seed)
     clusters, t_B = len(size_G), np.empty(resamples)
+    least = 1e-9 * standard_error(value_N, cluster_N)  # below it is rounding: all clusters of the resample agree
     chunk = max(1, AT_ONCE // clusters)
     for start in range(0, resamples, chunk):
         drawn_BG = rng.integers(0, clusters, (min(chunk, resamples - start), clusters))
         drawn_size_BG = size_G[drawn_BG]
         drawn_sum_BG = sum_G[drawn_BG]
         mean_B = drawn_sum_BG.sum(axis=1) / drawn_size_BG.sum(axis=1)
-        t_B[start : start + chunk] = _ratio(np.abs(mean_B), _error(drawn_sum_BG, drawn_size_BG))
+        error_B = _error(drawn_sum_BG, drawn_size_BG)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t_B[start : start + chunk] = np.where(error_B > least, np.abs(mean_B) / error_B, np.inf)
     return np.sort(t_B)
 
 
@@ -65,9 +68,3 @@ def _error(sum_BG: Floats, size_BG: Floats) -> Floats:
     mean_B = sum_BG.sum(axis=1) / all_B
     squares_B = ((sum_BG - mean_B[:, None] * size_BG) ** 2).sum(axis=1)
     return np.sqrt(squares_B * clusters / (clusters - 1)) / all_B
-
-
-def _ratio(top_B: Floats, bottom_B: Floats) -> Floats:
-    """``top_B`` ÷ ``bottom_B``, where x ÷ 0 is ∞ and 0 ÷ 0 is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((top_B == 0) & (bottom_B == 0), 0.0, top_B / bottom_B)

@@ -34,10 +34,10 @@ def needed_words(found: PairResult) -> str:
     ways = []
     if found.seeds_needed is not None:
         seeds = min(count for count in (found.seeds_a, found.seeds_b) if count > 1)
-        ways.append(f"n = {found.seeds_needed:,} seeds, not {seeds:,}")
+        ways.append(f"n = {found.seeds_needed:,} seeds, here {seeds:,}")
     if found.items_needed is not None:
-        ways.append(f"n = {found.items_needed:,} items, not {found.items:,}")
-    return f"would need {' or '.join(ways)}" if ways else "neither more items nor more seeds alone would do"
+        ways.append(f"n = {found.items_needed:,} items, here {found.items:,}")
+    return f"would need {', or '.join(ways)}" if ways else "neither more items nor more seeds alone would do"
 
 
 def difference_words(difference: float, low: float, high: float, unit: str) -> str:

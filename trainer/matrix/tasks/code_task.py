@@ -155,4 +155,8 @@ def _passes(task: CodeTask, problem: Problem, code: str) -> bool:
     )
 
 
-CODE = TaskKind(check, data_digests, run, used_programs, used_backends, continues=True)
+def _programs(task: CodeTask) -> Sequence[str]:
+    return (*used_programs(task), *(["markdown-it-py"] if task.chat else []))
+
+
+CODE = TaskKind(check, data_digests, run, _programs, used_backends, continues=True)

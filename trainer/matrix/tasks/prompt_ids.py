@@ -9,7 +9,6 @@ from schemas.errors import UserError
 from schemas.matrix_base import MatrixModel
 from teacher_cache.lengths import max_length
 from teacher_cache.teacher import load_stop_tokens
-from teacher_cache.teacher_vocabulary import end_of_turn
 from teacher_cache.text import reason_of
 from trainer.student.build import load_model_config
 from trainer.student.student_tokenizer import load_tokenizer
@@ -56,21 +55,26 @@ class PromptIds:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         if self._chat:
+            from teacher_cache.teacher_vocabulary import end_of_turn
+
             found |= {*end_of_turn(self.tokenizer, CorpusConfig(sources=[SourceConfig(path="chat")]))}
         return sorted(found)
 
-    def check_lengths(self, prompts: Sequence[Sequence[int]], new_tokens: int, names: Sequence[str]) -> int:
-        """The longest sequence, in tokens. Raises UserError, naming a prompt, if the model has fewer positions."""
+    def check_lengths(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, names: Sequence[str], limit: int | None
+    ) -> int:
+        """The longest sequence, in tokens. Raises UserError, naming a prompt, if it is too long.
+
+        limit: tokens that a sequence may have; default: the model's positions.
+        """
         longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
         wanted = len(prompts[longest]) + new_tokens
-        config = load_model_config(
-            Path(self._model.folder), f"models: {self._model.name}", self._model.trust_remote_code
-        )
-        positions = max_length(config)
-        if positions is not None and wanted > positions:
+        key = f"models: {self._model.name}"
+        limit = limit or max_length(load_model_config(Path(self._model.folder), key, self._model.trust_remote_code))
+        if limit is not None and wanted > limit:
             raise UserError(
                 f"{names[longest]}: {len(prompts[longest])} tokens of the prompt and max_new_tokens {new_tokens} are "
-                f"more than the {positions} that {self._model.folder} supports; lower max_new_tokens, set "
+                f"more than the {limit} that {self._model.folder} supports; lower max_new_tokens, set "
                 "max_prompt_tokens where the task has it, or choose another model"
             )
         return wanted

@@ -6,6 +6,7 @@ from typing import Any
 
 from schemas.errors import UserError
 from schemas.matrix_base import MatrixModel, VllmSettings
+from teacher_cache.inspectable_llvmlite import make_inspectable
 from teacher_cache.logs import shows_details
 from teacher_cache.text import reason_of
 from trainer.matrix.tasks.asked_text import Sampling, cut, seed_of
@@ -31,6 +32,7 @@ class VllmWriter:
                 f"backend: vllm: cannot be imported ({error}); install the extra 'teacher' (CPU) or 'gpu', or set "
                 "backend: hf"
             ) from None
+        make_inspectable()
         on_cpu = current_platform.is_cpu()
         whole_prompts: dict[
             str, Any

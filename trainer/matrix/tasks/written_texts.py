@@ -34,7 +34,8 @@ def written_texts(
     """
     tokenizer = PromptIds(model, task.chat)
     asked = [tokenizer.of(prompt, max_prompt_tokens) for prompt in prompts]
-    longest = tokenizer.check_lengths(asked, sampling.max_new_tokens, names)
+    limit = getattr(backends, task.backend).max_length
+    longest = tokenizer.check_lengths(asked, sampling.max_new_tokens, names, limit)
     per_unit = max(1, VLLM_TEXTS // sampling.samples) if task.backend == "vllm" else 1
     units = [asked[at : at + per_unit] for at in range(0, len(asked), per_unit)]
     end_ids = tokenizer.end_ids()

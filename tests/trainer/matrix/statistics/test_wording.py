@@ -52,10 +52,10 @@ def test_where_lower_is_better() -> None:
 def test_what_cannot_be_told_says_what_it_takes() -> None:
     assert said(0.006, -0.012, 0.024, 0.51, items_needed=8900) == (
         "cannot tell (+0.6 points, 95 % interval −1.2 … 2.4, p = 0.51 after Holm; "
-        "would need n = 8,900 items, not 1,000)"
+        "would need n = 8,900 items, here 1,000)"
     )
     assert said(0.006, -0.012, 0.024, 0.51, items_needed=8900, seeds_needed=9, seeds_a=3, seeds_b=1).endswith(
-        "would need n = 9 seeds, not 3 or n = 8,900 items, not 1,000)"
+        "would need n = 9 seeds, here 3, or n = 8,900 items, here 1,000)"
     )
     assert said(0.006, -0.012, 0.024, 0.51).endswith("; neither more items nor more seeds alone would do)")
     assert said(0.0, 0.0, 0.0, 1.0).endswith(

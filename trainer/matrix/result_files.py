@@ -32,7 +32,7 @@ class ItemsOfCells(Mapping[tuple[str, str], Sequence[MatrixItem]]):
 
 
 def write_results(config: MatrixConfig, plan: MatrixPlan, fence: Fence) -> None:
-    """Compare the cells that are there, and write ``matrix.json`` and ``matrix.md``. Raises UserError."""
+    """Compare the cells that are there, and write them as JSON, Markdown and one HTML page. Raises UserError."""
     led = {task.name: getattr(task, "measure", None) for task in config.tasks}
     cells: list[MatrixCell] = []
     missing = []
@@ -47,6 +47,10 @@ def write_results(config: MatrixConfig, plan: MatrixPlan, fence: Fence) -> None:
     fence()
     replace_text(plan.output / "matrix.json", matrix.model_dump_json(indent=1) + "\n")
     replace_text(plan.output / "matrix.md", markdown(matrix))
+    if comparison is not None:
+        from trainer.matrix.page.matrix_page import matrix_page
+
+        replace_text(plan.output / "matrix.html", matrix_page(cells, ItemsOfCells(plan, cells), comparison))
 
 
 def _compared(config: MatrixConfig, plan: MatrixPlan, cells: Sequence[MatrixCell]) -> MatrixComparison | None:
