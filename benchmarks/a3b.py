@@ -12,8 +12,13 @@ clipped and rounded to fewer and fewer values. Arms are kept in runs/a3b, so tha
 
 import argparse
 import json
+import math
+import os
 import shutil
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +27,27 @@ from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.corpus import hold_out, standard_library, write_code
 from benchmarks.support.installed import run_installed
+from benchmarks.support.pictures import save_picture
+from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, options
+from schemas.train_config import ActivationsConfig
 
 FOLDER = Path("runs/a3b")
 CHARACTERS, TOKENS = 3000, 512  # of a module to train on; of a sample
-HELD_OUT, HELD_OUT_TOKENS = 24, 512  # modules, and tokens of each
+HELD_OUT = 24  # modules
 STEPS, MICRO_BATCH, LEARNING_RATE = 80, 1, 2e-4
 SEEDS = (0, 1, 2)
 GROUP = 64
+PICTURE = Path("docs/pictures/a3b.png")
+SAMPLES, CLIP = 32, 99.9  # of the calibration; percentile
+PROMPT = 32
+INPUTS = {
+    "clip": f"{{clip: {CLIP}}}",
+    "A8": "{bits: 8}",
+    "A4": "{bits: 4}",
+    "A3": f"{{clip: {CLIP}, levels: 7}}",
+    "five levels": f"{{clip: {CLIP}, levels: 5}}",
+}
 SIXTEEN, AFTER, THREE = "16 bits", "16 bits, then quantised", "3 bits"
 
 
@@ -46,10 +64,10 @@ ARMS = {
     SIXTEEN: Arm(),
     THREE: Arm(quantization=""),
     "3 bits, learned scales": Arm(quantization="scale: learned"),
-    "3 bits, clip": Arm(quantization="", activations="{clip: 99.9}"),
-    "3 bits, A8": Arm(quantization="", activations="{bits: 8}"),
-    "3 bits, A4": Arm(quantization="", activations="{bits: 4}"),
-    "3 bits, A3": Arm(quantization="", activations="{clip: 99.9, levels: 7}"),
+    "3 bits, clip": Arm(quantization="", activations=INPUTS["clip"]),
+    "3 bits, A8": Arm(quantization="", activations=INPUTS["A8"]),
+    "3 bits, A4": Arm(quantization="", activations=INPUTS["A4"]),
+    "3 bits, A3": Arm(quantization="", activations=INPUTS["A3"]),
     "unpruned, 3 bits": Arm(remove=None, quantization=""),
     "25 % pruned, 16 bits": Arm(remove=0.25),
     "25 % pruned, 3 bits": Arm(remove=0.25, quantization=""),
@@ -62,8 +80,7 @@ def train(arm: str, seed: int, steps: int) -> None:
     result = result_file(arm, seed, steps)
     if result.exists():
         return
-    output = FOLDER / "students" / f"{arm}-{seed}".replace(" ", "-").replace(",", "").replace("%", "")
-    shutil.rmtree(output, ignore_errors=True)
+    output = student_folder(arm, seed)
     of = ARMS[arm]
     start = f"student.teacher={make_teacher()}"
     changes = [
@@ -84,7 +101,7 @@ def train(arm: str, seed: int, steps: int) -> None:
         more = ", ".join(
             part
             for part in (
-                f"bits: 3, group_size: {GROUP}, calibration_samples: 32, check: false, formats: [dense]",
+                f"bits: 3, group_size: {GROUP}, calibration_samples: {SAMPLES}, check: false, formats: [dense]",
                 of.quantization,
                 f"activations: {of.activations}" if of.activations else "",
             )
@@ -92,7 +109,7 @@ def train(arm: str, seed: int, steps: int) -> None:
         )
         changes.append(f"quantization={{{more}}}")
     run_installed("train-student", "run", TRAIN_CONFIG, *options(changes))
-    measured = in_own_process(quality, str(output / "final"), of.activations, str(output / "student-init"))
+    measured = in_own_process(quality, output / "final", of.activations)
     measured |= {"bytes": weights_bytes(output / "final")}
     if of.quantization is not None:
         measured["packed bytes"] = weights_bytes(output / "final-dense")
@@ -107,14 +124,19 @@ def quantise_after(seed: int, steps: int) -> None:
     result = result_file(AFTER, seed, steps)
     if result.exists():
         return
-    source, output = FOLDER / "students" / f"16-bits-{seed}" / "final", FOLDER / "students" / f"after-{seed}"
+    source, output = student_folder(SIXTEEN, seed) / "final", FOLDER / "students" / f"after-{seed}"
     shutil.rmtree(output, ignore_errors=True)
     run_installed(
         "train-student", "export", source, output, "--cache", FOLDER / "cache", "--group-size", str(GROUP),
-        "--samples", "32", "--format", "folded", "--no-check", "--json",
+        "--samples", str(SAMPLES), "--format", "folded", "--no-check", "--json",
     )  # fmt: skip
-    result.write_text(json.dumps(in_own_process(quality, str(output)), indent=1))
+    result.write_text(json.dumps(in_own_process(quality, output), indent=1))
     print(AFTER, seed, result.read_text(), flush=True)
+
+
+def student_folder(arm: str, seed: int) -> Path:
+    """Output of an arm's training."""
+    return FOLDER / "students" / f"{arm}-{seed}".replace(" ", "-").replace(",", "").replace("%", "")
 
 
 def weights_bytes(folder: Path) -> int:
@@ -145,38 +167,152 @@ def make_cache() -> None:
     done.write_text(json.dumps(found.json))
 
 
-def quality(folder: str, activations: str | None = None, init_folder: str | None = None) -> dict[str, Any]:
-    """KL from the teacher, nats a token, and perplexity, on the held-out modules."""
-    import torch
-    import yaml
-    from transformers import AutoTokenizer
+class Judge:
+    """KL from the teacher on the held-out modules."""
 
-    from schemas.train_config import ActivationsConfig
+    def __init__(self) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        torch.set_num_threads(1)
+        tokenizer, teacher = AutoTokenizer.from_pretrained(make_teacher()), load(make_teacher())
+        modules = hold_out(standard_library())[1][:HELD_OUT]
+        texts = [module.read_text(encoding="utf-8", errors="ignore")[: 8 * TOKENS] for module in modules]
+        self.ids = [torch.tensor([tokenizer(text)["input_ids"][:TOKENS]]) for text in texts]
+        self.log_p = [log_probabilities(teacher, ids) for ids in self.ids]
+
+    def quality(self, model: Any) -> dict[str, Any]:
+        """KL, nats a token, and perplexity."""
+        kl = loss = tokens = 0.0
+        for ids, log_p in zip(self.ids, self.log_p, strict=True):
+            log_q = log_probabilities(model, ids)
+            kl += float((log_p.exp() * (log_p - log_q)).sum())
+            loss -= float(log_q.gather(1, ids[0, 1:, None]).sum())
+            tokens += len(log_q)
+        return {"kl": kl / tokens, "perplexity": math.exp(loss / tokens), "tokens": int(tokens)}
+
+
+def log_probabilities(model: Any, ids: Any) -> Any:
+    """Of each next token, float32 [S - 1, V]."""
+    import torch
+
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits[0, :-1].log_softmax(dim=-1)
+
+
+def quality(folder: Path, activations: str | None = None) -> dict[str, Any]:
+    """KL and perplexity of a trained student, with its inputs rounded as in training."""
     from trainer.quantization.fake_activations import round_activations
     from trainer.quantization.grid import Grid
     from trainer.quantization.sites import find_sites
     from trainer.quantization.trained import start_scales
 
-    torch.set_num_threads(1)
-    model, teacher = load(folder), load(str(make_teacher()))
-    tokenizer = AutoTokenizer.from_pretrained(make_teacher())
+    model = load(folder)
     if activations is not None:
-        assert init_folder is not None
-        settings = ActivationsConfig(**yaml.safe_load(activations))
-        round_activations(model, find_sites(model, Grid(3, GROUP)), settings, start_scales(Path(init_folder))[1].clips)
-    kl = loss = tokens = 0.0
-    for module in hold_out(standard_library())[1][:HELD_OUT]:
-        text = module.read_text(encoding="utf-8", errors="ignore")[: 8 * HELD_OUT_TOKENS]
-        ids = torch.tensor([tokenizer(text)["input_ids"][:HELD_OUT_TOKENS]])
-        with torch.no_grad():
-            log_p, log_q = (each(ids).logits[0, :-1].log_softmax(dim=-1) for each in (teacher, model))
-        kl += float((log_p.exp() * (log_p - log_q)).sum())
-        loss -= float(log_q.gather(1, ids[0, 1:, None]).sum())
-        tokens += len(log_q)
-    return {"kl": kl / tokens, "perplexity": float(torch.tensor(loss / tokens).exp()), "tokens": int(tokens)}
+        clips = start_scales(folder)[1].clips
+        round_activations(model, find_sites(model, Grid(3, GROUP)), rounding(activations), clips)
+    return Judge().quality(model)
 
 
-def load(folder: str) -> Any:
+def rounding(activations: str) -> ActivationsConfig:
+    """Settings of rounded inputs."""
+    import yaml
+
+    return ActivationsConfig(**yaml.safe_load(activations))
+
+
+def ladder() -> dict[str, dict[str, Any]]:
+    """Quality of the start, pruned but not trained, step by step down to three bits and rounded inputs."""
+    from trainer.data.calibration import calibration_rows, calibration_sequences
+    from trainer.data.open_caches import open_cache
+    from trainer.data.selection import Selection
+    from trainer.quantization.fake_activations import clips_of, round_activations
+    from trainer.quantization.grid import Grid
+    from trainer.quantization.prepass import round_in_place
+    from trainer.quantization.sites import find_sites
+    from trainer.quantization.trained import start_scales
+
+    judge, grid = Judge(), Grid(3, GROUP)
+    start = load(student_folder(SIXTEEN, 0) / "student-init")
+    sites = find_sites(start, grid)
+    cache = open_cache(str(FOLDER / "cache"), ("tokens",))
+    sequences = list(calibration_sequences(cache, calibration_rows(cache, Selection(), SAMPLES), TOKENS))
+    clips = clips_of(start, sites, sequences, CLIP)
+    measured = {"16 bits": judge.quality(start)}
+    for name in ("clip", "A8", "five levels"):
+        undo = round_activations(start, sites, rounding(INPUTS[name]), clips)
+        measured[f"16 bits, {name}"] = judge.quality(start)
+        undo()
+    readers = [reader for site in sites for reader in site.readers]
+    round_in_place(start, sites, {one.stored: grid.scales(one.of(start)).bfloat16() for one in readers}, grid)
+    measured["3 bits, rounded to the nearest"] = judge.quality(start)
+    folder = student_folder(THREE, 0) / "student-init"
+    folded = load(folder)
+    clips = clips_of(folded, sites, sequences, CLIP)
+    round_in_place(folded, sites, start_scales(folder)[0], grid)
+    measured["3 bits, activation-aware"] = judge.quality(folded)
+    for name, settings in INPUTS.items():
+        undo = round_activations(folded, sites, rounding(settings), clips)
+        measured[f"3 bits, {name}"] = judge.quality(folded)
+        undo()
+    return measured
+
+
+def served() -> dict[str, Any]:
+    """vLLM on CPUs, float16: the container with vLLM's own 4-bit kernel, and the 16-bit copy of the same weights."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "export"
+        run_installed(
+            "train-student", "export", student_folder(THREE, 0) / "final", folder,
+            "--format", "container", "--format", "folded", "--no-check",
+        )  # fmt: skip
+        return in_own_process(engines, folder)
+
+
+def engines(folder: Path) -> dict[str, Any]:
+    """Tokens per second of both, alternating, and how their log-probabilities differ."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    import vllm
+    from vllm.inputs import TokensPrompt
+
+    ids, new_tokens = list(range(1000, 1000 + PROMPT)), 64
+    opened = {
+        form: vllm.LLM(
+            model=str(folder / form), dtype="float16", max_model_len=2 * PROMPT + new_tokens, max_num_seqs=8,
+            kv_cache_memory_bytes=1 << 28, skip_tokenizer_init=True, enforce_eager=True, enable_prefix_caching=False,
+        )
+        for form in ("container", "folded")
+    }  # fmt: skip
+    said: dict[str, tuple[list[int], list[float]]] = {}
+    for form, engine in opened.items():
+        settings = vllm.SamplingParams(max_tokens=16, temperature=0, detokenize=False, logprobs=0, prompt_logprobs=0)
+        (request,) = engine.generate([TokensPrompt(prompt_token_ids=ids)], settings, use_tqdm=False)
+        rows: list[Any] = [*list(request.prompt_logprobs or [])[1:], *list(request.outputs[0].logprobs or [])]
+        tokens = [*ids[1:], *request.outputs[0].token_ids]
+        said[form] = tokens, [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
+    away = [abs(one - two) for one, two in zip(said["container"][1], said["folded"][1], strict=True)]
+    seconds: dict[str, dict[str, list[float]]] = {form: {"1": [], "8": []} for form in opened}
+    settings = vllm.SamplingParams(max_tokens=new_tokens, temperature=0, detokenize=False, ignore_eos=True)
+    for repetition in range(6):
+        for batch in (1, 8):
+            prompts = [TokensPrompt(prompt_token_ids=[one + number for one in ids]) for number in range(batch)]
+            for form, engine in opened.items():
+                started = time.perf_counter()
+                engine.generate(prompts, settings, use_tqdm=False)
+                if repetition:
+                    seconds[form][str(batch)].append(time.perf_counter() - started)
+    return {
+        "same text": said["container"][0] == said["folded"][0],
+        "largest difference": max(away),
+        "mean difference": statistics.mean(away),
+        "seconds": seconds,
+        "tokens": new_tokens,
+    }
+
+
+def load(folder: Path) -> Any:
     """A model in float32."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -184,21 +320,101 @@ def load(folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def kept(name: str, measure: Callable[[], Any]) -> Any:
+    """What was measured once."""
+    path = FOLDER / "results" / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure(), indent=1))
+    return json.loads(path.read_text())
+
+
 def main() -> int:
     """Train and measure what is missing; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.a3b", description=str(__doc__).split("\n")[0])
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--arms", nargs="*", help="only these, without a table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimiser steps of each student (default: {STEPS})")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="orders of the data")
+    parser.add_argument("--arms", nargs="*", help="train only these, and end without a table")
     arguments = parser.parse_args()
     make_cache()
     for seed in arguments.seeds:
         for arm in arguments.arms or ARMS:
-            if seed == 0 or arm in SEEDED:
+            if seed == SEEDS[0] or arm in SEEDED:
                 train(arm, seed, arguments.steps)
             if arm == SIXTEEN:
                 quantise_after(seed, arguments.steps)
-    return 0
+    if arguments.arms:
+        return 0
+    steps = kept("ladder", lambda: in_own_process(ladder))
+    engine = kept("vllm", served)
+    students = {
+        arm: [
+            json.loads(result_file(arm, seed, arguments.steps).read_text())
+            for seed in (arguments.seeds if arm in (*SEEDED, AFTER) else SEEDS[:1])
+        ]
+        for arm in (*ARMS, AFTER)
+    }
+    rows = table(steps, students, engine)
+    raw = {"seeds": arguments.seeds, "steps": arguments.steps, "ladder": steps, "students": students, "vllm": engine}
+    title = f"Three bits: SmolLM2-135M, 12.5 % of its FFN pruned, {arguments.steps} steps; held-out code"
+    write_results("a3b", title, rows, raw)
+    plot(steps, students, PICTURE)
+    return exit_status(rows)
+
+
+def table(steps: dict[str, Any], students: dict[str, list[dict[str, Any]]], engine: dict[str, Any]) -> list[Row]:
+    """KL before and after training, what training under quantisation gives back, sizes, speed."""
+    rows = [Row(f"before training, {name}: KL", one["kl"], "nats") for name, one in steps.items()]
+    for arm in (SIXTEEN, AFTER, THREE, *(arm for arm in ARMS if arm not in SEEDED)):
+        kl = [one["kl"] for one in students[arm]]
+        spread = f" ({min(kl):.3f} … {max(kl):.3f})" if len(kl) > 1 else ""
+        rows.append(Row(f"trained, {arm}: KL{spread}", statistics.mean(kl), "nats"))
+    for number, share in enumerate(recovered(students)):
+        rows.append(Row(f"KL that quantising loses and training under it gives back, seed {number}", share, "%"))
+    rows.append(at_least("… mean", statistics.mean(recovered(students)), "%", 50))
+    worst = max(own["kl"] / after["kl"] for own, after in zip(students[THREE], students[AFTER], strict=True))
+    rows.append(at_most("KL, trained under 3 bits ÷ quantised afterwards, worst seed", worst, "×", 1))
+    sixteen, three = students[SIXTEEN][0]["bytes"] / 2, students[THREE][0]["packed bytes"]
+    rows.append(Row("weights on disk, 16 bits", sixteen / 1e6, "MB"))
+    rows.append(Row("… 3 bits; the embedding keeps 16", three / 1e6, "MB"))
+    for arm in ("25 % pruned, 3 bits", "unpruned, 3 bits"):
+        rows.append(Row(f"… {arm}", students[arm][0]["packed bytes"] / 1e6, "MB"))
+    for batch in ("1", "8"):
+        container, folded = (statistics.median(engine["seconds"][form][batch]) for form in ("container", "folded"))
+        rows.append(
+            Row(f"vLLM on CPUs, batch {batch}: tokens/s, 4-bit container ÷ 16-bit copy", folded / container, "×")
+        )
+    rows.append(Row("… largest difference of log-probabilities, float16", engine["largest difference"], "nats"))
+    rows.append(Row("… the same greedy text", "yes" if engine["same text"] else "no"))
+    return rows
+
+
+def recovered(students: dict[str, list[dict[str, Any]]]) -> list[float]:
+    """Share of the KL lost by quantising afterwards that training under quantisation gives back, %, by seed."""
+    return [
+        100 * (after["kl"] - own["kl"]) / (after["kl"] - sixteen["kl"])
+        for sixteen, after, own in zip(students[SIXTEEN], students[AFTER], students[THREE], strict=True)
+    ]
+
+
+def plot(steps: dict[str, Any], students: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Bars: KL before and after training, on a logarithmic axis."""
+    from matplotlib import pyplot
+
+    names = {
+        "16 bits": SIXTEEN, "3 bits, activation-aware": THREE, "3 bits, clip": "3 bits, clip",
+        "3 bits, A8": "3 bits, A8", "3 bits, A4": "3 bits, A4", "3 bits, A3": "3 bits, A3",
+    }  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    after = [statistics.mean(one["kl"] for one in students[arm]) for arm in names.values()]
+    place = range(len(names))
+    axes.bar([at - 0.2 for at in place], [steps[name]["kl"] for name in names], 0.4, label="before training")
+    axes.bar([at + 0.2 for at in place], after, 0.4, label="trained that way")
+    quantised = statistics.mean(one["kl"] for one in students[AFTER])
+    axes.hlines(quantised, 0.6, 1.4, colors="black", label="16 bits, then quantised")
+    axes.set(yscale="log", ylabel="KL(teacher ‖ student), nats a token", title="Three-bit students of SmolLM2-135M")
+    axes.set_xticks(list(place), [name.replace(", ", "\n") for name in names], fontsize=8)
+    axes.legend(fontsize=8)
+    save_picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -69,16 +69,20 @@ def _samples(
         if task.shots is not None or each.get_config("num_fewshot") is None:
             each.set_config(key="num_fewshot", value=task.shots or 0)
         each.set_fewshot_seed(seed=SEED)
+    lm = _quiet(load_model(task, model, backends))
     random.seed(SEED)
-    found = evaluate(
-        lm=_quiet(load_model(task, model, backends)),
-        task_dict=loaded,
-        limit=task.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=task.chat,
-        fewshot_as_multiturn=task.chat,
-    )
+    try:
+        found = evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=task.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=task.chat,
+            fewshot_as_multiturn=task.chat,
+        )
+    except Exception as error:  # of a model that cannot take a prompt, of a task's own functions
+        raise UserError(f"lm-eval ended with {type(error).__name__}: {error}") from error
     higher = {name: whether for each in found["higher_is_better"].values() for name, whether in each.items()}
     return found["samples"], higher
 

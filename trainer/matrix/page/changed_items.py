@@ -89,8 +89,9 @@ def _read(shown: Shown, cells: Sequence[MatrixCell], items: Items, task: str, wa
             continue
         for item in items[cell.model.name, task]:
             if item.id in wanted and measure in item.scores:
-                entry = found.setdefault(item.id, _Found(item))
-                entry.answers[cell.model.name] = item.scores[measure], shown_text(item.answer, MOST_ANSWER)
+                if item.id not in found:
+                    found[item.id] = _Found(item)
+                found[item.id].answers[cell.model.name] = item.scores[measure], shown_text(item.answer, MOST_ANSWER)
     return found
 
 

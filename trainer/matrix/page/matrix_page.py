@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ("elements.js", "sorted_table.js", "page.js")  # one after the other in one element
 MOST_BYTES = 2_000_000  # of the page
 LEAST_ITEM_BYTES = 400_000  # of them, kept for items that changed
-MOST_PAIRS = (1000, 500, 200, 100, 0)  # as many as leave that room
+LIMITS = ((1000, 200), (500, 100), (200, 60), (100, 40), (0, 40))  # pairs and models: as many as leave that room
 MOST_NOTES = 20
 
 
@@ -32,8 +32,8 @@ def matrix_page(cells: Sequence[MatrixCell], items: Items, comparison: MatrixCom
     first sides, tasks and pairs are on the page where there are very many (``trainer/matrix/page/shown.py``); the page
     then says so.
     """
-    for most_pairs in MOST_PAIRS:
-        shown = Shown(comparison, most_pairs)
+    for most_pairs, most_models in LIMITS:
+        shown = Shown(comparison, most_pairs, most_models)
         parts = _parts(shown, cells)
         without_items = len(render_page(HERE, SCRIPTS, changed_items(shown, [], items, 0), **parts))
         if without_items <= MOST_BYTES - LEAST_ITEM_BYTES:
@@ -55,9 +55,10 @@ def _parts(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
         (decided, "real differences"),
     ]
     return {
-        "title": f"{models} models on {len(comparison.tasks)} tasks",
+        "title": f"{_counted(models, 'model')} on {_counted(len(comparison.tasks), 'task')}",
         "key_figures": [(f"{count:,}", what) for count, what in key_figures],
         "notes": [shown_text(note, 400) for note in comparison.notes[:MOST_NOTES]] + shown.left_out,
+        "more_notes": max(0, len(comparison.notes) - MOST_NOTES),
         "verdicts": verdicts(shown),
         "abilities": abilities(shown),
         "chance": any(task.chance is not None for task in shown.tasks),
@@ -72,3 +73,7 @@ def _parts(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
         "run": what_was_run(shown, cells),
         "footer": "Written by train-student matrix. Numbers and words on differences are those of its JSON.",
     }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -28,7 +28,7 @@ def _task_figure(shown: Shown, task: TaskColumn) -> Figure:
         estimate = shown.estimate(side.name, task.name)
         if estimate is None:
             continue
-        cells = [shown.cell(model, task.name, task.measure) for model in side.models if len(side.models) > 1]
+        cells = [shown.cell(model, task.name, task.measure) for model in shown.models[side.name]]
         values.append(
             Bar(
                 shown.number[side.name],
@@ -37,7 +37,7 @@ def _task_figure(shown: Shown, task: TaskColumn) -> Figure:
                 split_words(estimate)[0],
                 estimate.low,
                 estimate.high,
-                [cell.value for cell in cells if cell is not None],
+                [cell.value for cell in cells if cell is not None] if len(side.models) > 1 else [],
             )
         )
     name, measure = shown_text(task.name), shown_text(task.measure)

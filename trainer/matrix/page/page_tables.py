@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from rich.filesize import decimal
@@ -60,7 +59,7 @@ def overview(shown: Shown) -> list[dict[str, Any]]:
         found = [shown.estimate(side.name, task.name) for task in shown.tasks]
         cells = [split_words(each) for each in found]
         rows.append({"number": shown.number[side.name], "name": shown_text(side.name), "cells": cells, "seed": False})
-        for model in side.models if len(side.models) > 1 else ():
+        for model in shown.models[side.name] if len(side.models) > 1 else ():
             found = [shown.cell(model, task.name, task.measure) for task in shown.tasks]
             cells = [split_words(each) for each in found]
             rows.append({"number": None, "name": shown_text(model), "cells": cells, "seed": True})
@@ -79,19 +78,21 @@ def pair_rows(shown: Shown) -> list[dict[str, Any]]:
     reach: dict[str, float] = defaultdict(float)
     for pair in shown.pairs:
         reach[pair.task] = max(reach[pair.task], abs(pair.low), abs(pair.high))
-    return [
-        _pair_row(shown, number, pair, tasks[pair.task], reach[pair.task]) for number, pair in enumerate(shown.pairs)
-    ]
+    return [_pair_row(shown, place, pair, tasks[pair.task], reach[pair.task]) for place, pair in enumerate(shown.pairs)]
 
 
-def _pair_row(shown: Shown, number: int, pair: PairResult, task: TaskColumn, reach: float) -> dict[str, Any]:
+def _pair_row(shown: Shown, place: int, pair: PairResult, task: TaskColumn, reach: float) -> dict[str, Any]:
     kind = {"better": "better", "worse": "worse", "cannot tell": "unsure"}[pair.verdict]
     needs = (("n = {:,}", pair.items_needed), ("{:,} seeds", pair.seeds_needed))
     needed = [said.format(count) for said, count in needs if count is not None]
     factor = 100 if task.unit == "" else 1  # shares differ by points
-    words = partial(_scaled, factor, decimals(factor * (pair.high - pair.low) / 2, factor * pair.difference))
+    digits = decimals(factor * (pair.high - pair.low) / 2, factor * pair.difference)
+
+    def words(value: float, sign: bool = False) -> str:
+        return number(factor * value, digits, sign)
+
     return {
-        "pair": number,
+        "pair": place,
         "a": (shown.number[pair.a], shown_text(pair.a)),
         "b": (shown.number[pair.b], shown_text(pair.b)),
         "task": shown_text(pair.task),
@@ -116,10 +117,6 @@ def _pair_row(shown: Shown, number: int, pair: PairResult, task: TaskColumn, rea
     }
 
 
-def _scaled(factor: float, digits: int, value: float, sign: bool = False) -> str:
-    return number(factor * value, digits, sign)
-
-
 def measure_table(shown: Shown, cells: Sequence[MatrixCell], kinds: Iterable[Kind]) -> dict[str, Any]:
     """All measures of tasks of some kinds: models as rows, and a column for each measure, under its task."""
     of_task: dict[str, list[str]] = {task.name: [] for task in shown.tasks if task.kind in set(kinds)}
@@ -130,7 +127,7 @@ def measure_table(shown: Shown, cells: Sequence[MatrixCell], kinds: Iterable[Kin
     columns = [(task, measure) for task, measures in of_task.items() for measure in measures][:MOST_MEASURES]
     rows = []
     for side in shown.sides:
-        for model in side.models:
+        for model in shown.models[side.name]:
             found = [shown.cell(model, task, measure) for task, measure in columns]
             if any(found):
                 cells_of = [split_words(each) for each in found]
@@ -145,7 +142,7 @@ def measure_table(shown: Shown, cells: Sequence[MatrixCell], kinds: Iterable[Kin
 
 def what_was_run(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
     """Digests of models and tasks, versions of programs, and how the comparison was made."""
-    sides = {model: side for side in shown.sides for model in side.models}
+    sides = {model: side for side, models in shown.models.items() for model in models}
     models = {cell.model.name: cell.model for cell in cells if cell.model.name in sides}
     tasks = {cell.task.name: cell.task for cell in cells if cell.task.name in shown.column}
     columns = {task.name: task for task in shown.tasks}
@@ -157,7 +154,7 @@ def what_was_run(shown: Shown, cells: Sequence[MatrixCell]) -> dict[str, Any]:
     return {
         "models": [
             {
-                "number": shown.number[sides[name].name],
+                "number": shown.number[sides[name]],
                 "name": shown_text(name),
                 "arm": shown_text(model.arm),
                 "seed": "" if model.seed is None else str(model.seed),

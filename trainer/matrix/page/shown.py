@@ -16,17 +16,20 @@ def shown_text(text: str, most: int = MOST_NAME) -> str:
 
 
 class Shown:
-    """The parts of a comparison that are on the page, and where to find its numbers."""
+    """The parts of a comparison that are on the page, and where to find its numbers.
 
-    def __init__(self, comparison: MatrixComparison, most_pairs: int):
+    most_models: of all sides together, but one of each side at least.
+    """
+
+    def __init__(self, comparison: MatrixComparison, most_pairs: int, most_models: int):
         self.comparison = comparison
         self.sides = comparison.sides[:MOST_SIDES]
         self.tasks = comparison.tasks[:MOST_TASKS]
+        self.models = {side.name: side.models[: max(1, most_models // len(self.sides))] for side in self.sides}
         self.number = {side.name: number for number, side in enumerate(self.sides, 1)}
         self.column = {task.name: column for column, task in enumerate(self.tasks)}
-        self.pairs = sorted(filter(self._is_shown, comparison.pairs), key=lambda pair: pair.verdict == "cannot tell")[
-            :most_pairs
-        ]
+        decided_first = sorted(filter(self._is_shown, comparison.pairs), key=lambda pair: pair.verdict == "cannot tell")
+        self.pairs = decided_first[:most_pairs]
         self._estimates = {(each.name, each.task): each for each in comparison.estimates}
         self._cells = {(each.name, each.task, each.measure): each for each in comparison.cells}
 
@@ -39,6 +42,7 @@ class Shown:
         all_of, shown = self.comparison, "are on this page; the JSON has all."
         counts = (
             ("models and arms", len(self.sides), len(all_of.sides)),
+            ("models", sum(map(len, self.models.values())), sum(len(side.models) for side in all_of.sides)),
             ("tasks", len(self.tasks), len(all_of.tasks)),
             ("comparisons", len(self.pairs), len(all_of.pairs)),
         )

@@ -45,7 +45,8 @@ def compare(
         for cell in of_task.values():
             of_cells += [of_cell(cell, measure, read) for measure in cell.measures]
             notes += notes_on_values(cell, read)
-        of_sides += [of_side(here, of_task, read) for side in sides.values() if (here := only(side, of_task))]
+        compared = {each.name: each for each in of_cells if (each.task, each.measure) == (task, column.measure)}
+        of_sides += [of_side(here, of_task, read, compared) for side in sides.values() if (here := only(side, of_task))]
         for a, b in wanted if read else []:
             pair = pair_of(sides[a], sides[b], column, read, resamples)
             if pair is not None:

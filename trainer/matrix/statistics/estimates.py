@@ -21,12 +21,15 @@ def of_cell(cell: MatrixCell, measure: Measure, read: Read) -> Estimate:
     return _estimate(model, task, measure, measure.value, 1, scores)
 
 
-def of_side(side: Side, cells: Mapping[str, MatrixCell], read: Read) -> Estimate:
-    """The compared measure of a side over its seeds, on the items that all of its models have."""
+def of_side(side: Side, cells: Mapping[str, MatrixCell], read: Read, of_cells: Mapping[str, Estimate]) -> Estimate:
+    """The compared measure of a side over its seeds, on the items that all of its models have.
+
+    of_cells: the estimates of that measure, by model: a side of one model has its model's.
+    """
     first = cells[side.models[0]]
     measure, task = first.measures[0], first.task.name
     if len(side.models) == 1:
-        return of_cell(first, measure, read).model_copy(update={"name": side.name})
+        return of_cells[side.models[0]].model_copy(update={"name": side.name})
     value = math.fsum(cells[name].measures[0].value for name in side.models) / len(side.models)
     scores = None
     if all(name in read for name in side.models):

@@ -56,7 +56,7 @@ def seeds_needed(found: Inference, seeds: float, tests: int = 1) -> int | None:
 def with_items(noise: Noise, times: float) -> Noise:
     """The noise of ``times`` as many items, in clusters of the same size."""
     of_seeds = max(noise.seeds - noise.rest, 0.0) + min(noise.rest, noise.seeds) / times
-    df = noise.items_df * times
+    df = max(noise.items_df * times, 1.0)
     return Noise(noise.of_items / times, df if df < NORMAL_FROM else math.inf, of_seeds, noise.seeds_df)
 
 

@@ -19,7 +19,7 @@ def made() -> MadeResults:
 
 
 def chosen(made: MadeResults, most_bytes: int = 10**6, most_pairs: int = 1000) -> dict[str, Any]:
-    return changed_items(Shown(made.comparison, most_pairs), made.cells, made.items, most_bytes)
+    return changed_items(Shown(made.comparison, most_pairs, 99), made.cells, made.items, most_bytes)
 
 
 def test_texts_and_scores_are_those_of_the_items(made: MadeResults) -> None:
@@ -80,6 +80,6 @@ def test_an_item_that_some_models_lack(made: MadeResults) -> None:
     results = made_results(MODELS[:2], [MadeTask("t", items=20)])
     pair = results.comparison.pairs[0].model_copy(update={"changed": ["nowhere", *results.comparison.pairs[0].changed]})
     comparison = results.comparison.model_copy(update={"pairs": [pair]})
-    data = changed_items(Shown(comparison, 9), results.cells, results.items, 10**5)
+    data = changed_items(Shown(comparison, 9, 9), results.cells, results.items, 10**5)
     assert "nowhere" not in [text["id"] for text in data["texts"][0]]
     assert data["pairs"][0][5]

@@ -85,7 +85,9 @@ def test_versions_that_differ_are_counted(made: MadeResults) -> None:
 
 def test_one_model_alone() -> None:
     made = made_results(MODELS[:1], TASKS)
-    said = texts(matrix_page(made.cells, made.items, made.comparison))
+    page = matrix_page(made.cells, made.items, made.comparison)
+    said = texts(page)
+    assert "<h1>1 model on 4 tasks</h1>" in page
     assert "There is nothing to compare" in said
     assert "Items that changed" not in said
     assert made.items.asked == []
@@ -141,6 +143,17 @@ def test_more_than_fits_is_left_out_and_said() -> None:
     assert f"{MOST_SIDES} of {MOST_SIDES + 1} models and arms are on this page; the JSON has all." in said
     assert f"{MOST_TASKS} of {MOST_TASKS + 1} tasks are on this page" in said
     assert re.search(rf"\d+ of {len(pairs):,} comparisons are on this page", said)
+
+
+def test_an_arm_of_very_many_seeds_and_very_many_notes() -> None:
+    models = [MadeModel(f"s{n}", arm="arm", seed=n) for n in range(256)]
+    made = made_results([*models, MadeModel("b")], [MadeTask("t", items=9)], notes=["note"] * 30)
+    page = matrix_page(made.cells, made.items, made.comparison)
+    said = texts(page)
+    assert page.count('class="of-arm"') == page.count('class="seed"') == 100
+    assert "101 of 257 models are on this page; the JSON has all." in said
+    assert said.count(" note ") == 20
+    assert "10 more notes are in the JSON." in said
 
 
 def test_control_characters_are_made_visible() -> None:

@@ -7,10 +7,17 @@ import pytest
 from schemas.errors import UserError
 from schemas.matrix_cell import ItemsFile, MatrixCell, MatrixItem, Measure, ModelEntry, TaskEntry
 from schemas.matrix_comparison import CHANGED, MatrixComparison, PairResult
+from trainer.matrix.statistics import comparing, inference
 from trainer.matrix.statistics.comparing import compare
 
 RNG = np.random.default_rng(0)
 ACCURACY, NATS = Measure(name="accuracy", value=0), Measure(name="nats", value=0, unit="nats", higher_is_better=False)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (comparing, inference):
+        monkeypatch.setattr(module, "RESAMPLES", 999)
 
 
 class Matrix:
