@@ -270,7 +270,7 @@ def test_hostile_code_fails_and_the_next_is_tested() -> None:
 
 @needs_namespaces
 def test_the_process_of_the_code_does_not_hold_the_tests() -> None:
-    assert calling(LOOKS, "# secret\nassert not f('terces')")
+    assert calling(LOOKS, "# zanzibar\nassert not f('rabiznaz')")
     assert calling(LOOKS, "assert f('cg tropmi')"), "it finds what is there: its own text"
 
 
