@@ -1,6 +1,7 @@
 """The configuration of ``train-student matrix``: models, tasks, and where results go."""
 
 from collections import Counter
+from itertools import combinations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -120,6 +121,15 @@ Task = Annotated[
 ]
 
 
+class Claim(Strict):
+    """A statement made beforehand, which one of the pairs tests."""
+
+    says: str = Field(min_length=1, max_length=160, description="The claim, in words.")
+    better: Name = Field(description="Arm, or model on its own, that is better if the claim holds.")
+    than: Name = Field(description="Arm, or model on its own, that it is better than.")
+    task: Name = Field(description="Name of the task that decides.")
+
+
 class MatrixConfig(Strict):
     """The configuration file of ``train-student matrix``."""
 
@@ -130,6 +140,10 @@ class MatrixConfig(Strict):
         None,
         description="Arms, or models on their own, to compare: `[a, b]` for a - b; default: all with each other. Fewer "
         "tests leave more power: name those of interest beforehand.",
+    )
+    claim: Claim | None = Field(None, description="What the matrix was made to test; its verdict stands first.")
+    teachers: FilePath | None = Field(
+        None, description="File that `cache-tools compare A B --json` wrote: what the students' teachers differ in."
     )
     output: FilePath = Field(description="Folder of the results; several matrices may use one after the other.")
 
@@ -147,6 +161,21 @@ class MatrixConfig(Strict):
         for name in (name for pair in self.pairs or () for name in pair):
             if name not in sides:
                 raise ValueError(f"pairs: {name!r} is no arm, or model without an arm; choose from: {', '.join(sides)}")
+        return self
+
+    @model_validator(mode="after")
+    def _claim_is_tested(self) -> "MatrixConfig":
+        if self.claim is None:
+            return self
+        sides = list(dict.fromkeys(model.arm or model.name for model in self.models))
+        tested = {frozenset(pair) for pair in self.pairs or combinations(sides, 2)}
+        if frozenset((self.claim.better, self.claim.than)) not in tested:
+            raise ValueError(
+                f"claim: {self.claim.better!r} and {self.claim.than!r} are not compared; add them to pairs"
+            )
+        tasks = [task.name for task in self.tasks if not isinstance(task, LatencyTask)]
+        if self.claim.task not in tasks:
+            raise ValueError(f"claim: {self.claim.task!r} is no task with items; choose from: {', '.join(tasks)}")
         return self
 
     @model_validator(mode="after")

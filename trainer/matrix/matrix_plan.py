@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from schemas.errors import UserError
+from schemas.load import parse_json
 from schemas.matrix_cell import MatrixCell, ModelEntry, TaskEntry
 from schemas.matrix_config import MatrixConfig
 from schemas.matrix_file import CellOrder
+from schemas.regular_files import read_file
+from schemas.teachers_compared import TeachersCompared
 from trainer.matrix.cell_files import CellPlace, cell_place, read_cell, read_cost
 from trainer.matrix.digests_of_cell import model_entry, task_entry
 from trainer.matrix.task_kinds import KINDS
@@ -46,6 +49,7 @@ class MatrixPlan:
     models: list[ModelEntry]
     tasks: list[TaskEntry]
     cells: list[PlannedCell]  # task after task, of each the models in their order
+    teachers: TeachersCompared | None = None
 
 
 def plan_matrix(config: MatrixConfig) -> MatrixPlan:
@@ -69,13 +73,23 @@ def plan_matrix(config: MatrixConfig) -> MatrixPlan:
 
     models = [tried(lambda model=model: model_entry(model)) for model in config.models]  # type: ignore[misc]
     tasks = [tried(lambda task=task: described(task)) for task in config.tasks]  # type: ignore[misc]
+    teachers = tried(lambda: _teachers(config))
     if len(problems) == 1:
         raise problems[0]
     if problems:
         for problem in problems:
             logger.error("%s", problem)
         raise UserError(f"{len(problems)} problems, listed above; nothing was run")
-    return _cells(config, [each for each in models if each], [each for each in tasks if each])
+    plan = _cells(config, [each for each in models if each], [each for each in tasks if each])
+    return replace(plan, teachers=teachers)
+
+
+def _teachers(config: MatrixConfig) -> TeachersCompared | None:
+    """What ``cache-tools compare`` found, if the matrix names it."""
+    if config.teachers is None:
+        return None
+    text = read_file(config.teachers, what="teachers: cannot read what `cache-tools compare A B --json` printed")
+    return parse_json(TeachersCompared, text, config.teachers)
 
 
 def _cells(config: MatrixConfig, models: list[ModelEntry], tasks: list[TaskEntry]) -> MatrixPlan:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from schemas.matrix_cell import MatrixCell, MatrixItem
 from schemas.matrix_comparison import MatrixComparison
-from schemas.matrix_config import MatrixConfig
+from schemas.matrix_config import Claim, MatrixConfig
 from schemas.matrix_file import MatrixFile
 from trainer.matrix.cell_files import read_items
 from trainer.matrix.compared_measure import led_by
 from trainer.matrix.matrix_plan import MatrixPlan
 from trainer.matrix.matrix_tables import markdown
+from trainer.matrix.statistics.wording import claim_words
 from trainer.run.output_files import replace_text
 from trainer.run.owner import Fence
 
@@ -50,7 +51,8 @@ def write_results(config: MatrixConfig, plan: MatrixPlan, fence: Fence) -> None:
     if comparison is not None:
         from trainer.matrix.page.matrix_page import matrix_page
 
-        replace_text(plan.output / "matrix.html", matrix_page(cells, ItemsOfCells(plan, cells), comparison))
+        page = matrix_page(cells, ItemsOfCells(plan, cells), comparison, plan.teachers)
+        replace_text(plan.output / "matrix.html", page)
 
 
 def _compared(config: MatrixConfig, plan: MatrixPlan, cells: Sequence[MatrixCell]) -> MatrixComparison | None:
@@ -60,4 +62,14 @@ def _compared(config: MatrixConfig, plan: MatrixPlan, cells: Sequence[MatrixCell
         return None
     there = {cell.model.arm or cell.model.name for cell in cells}
     pairs = None if config.pairs is None else [pair for pair in config.pairs if {*pair} <= there]
-    return compare(cells, ItemsOfCells(plan, cells), pairs)
+    comparison = compare(cells, ItemsOfCells(plan, cells), pairs)
+    return comparison if config.claim is None else _with_claim(comparison, config.claim)
+
+
+def _with_claim(comparison: MatrixComparison, claim: Claim) -> MatrixComparison:
+    """The comparison with what it says of a claim as its first note."""
+    for pair in comparison.pairs:
+        if pair.task == claim.task and {pair.a, pair.b} == {claim.better, claim.than}:
+            words = claim_words(claim.says, claim.better, pair)
+            return comparison.model_copy(update={"notes": [words, *comparison.notes]})
+    return comparison  # a cell of the pair has failed

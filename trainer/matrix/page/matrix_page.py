@@ -10,11 +10,13 @@ from typing import Any
 
 from schemas.matrix_cell import MatrixCell
 from schemas.matrix_comparison import MatrixComparison
+from schemas.teachers_compared import TeachersCompared
 from teacher_cache.pages.frame import render_page
 from trainer.matrix.page.changed_items import changed_items
 from trainer.matrix.page.page_figures import abilities, costs, quality_tasks
 from trainer.matrix.page.page_tables import column, measure_table, overview, pair_rows, verdicts, what_was_run
 from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.page.teachers_table import teachers_table
 from trainer.matrix.statistics.comparing import Items
 
 HERE = Path(__file__).parent
@@ -25,7 +27,12 @@ LIMITS = ((1000, 200), (500, 100), (200, 60), (100, 40), (0, 40))  # pairs and m
 MOST_NOTES = 20
 
 
-def matrix_page(cells: Sequence[MatrixCell], items: Items, comparison: MatrixComparison) -> str:
+def matrix_page(
+    cells: Sequence[MatrixCell],
+    items: Items,
+    comparison: MatrixComparison,
+    teachers: TeachersCompared | None = None,
+) -> str:
     """The HTML, of at most ``MOST_BYTES`` in UTF-8.
 
     ``items``: of the cells that have them, looked up task by task, so a mapping may read them when asked. Only the
@@ -34,7 +41,7 @@ def matrix_page(cells: Sequence[MatrixCell], items: Items, comparison: MatrixCom
     """
     for most_pairs, most_models in LIMITS:
         shown = Shown(comparison, most_pairs, most_models)
-        parts = _parts(shown, cells)
+        parts = _parts(shown, cells) | {"teachers": None if teachers is None else teachers_table(teachers)}
         without_items = len(render_page(HERE, SCRIPTS, changed_items(shown, [], items, 0), **parts))
         if without_items <= MOST_BYTES - LEAST_ITEM_BYTES:
             break

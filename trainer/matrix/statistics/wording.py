@@ -9,6 +9,8 @@ import math
 
 from schemas.matrix_comparison import PairResult, Verdict
 
+OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
+
 
 def verdict(difference: float, low: float, high: float, p_holm: float, higher_is_better: bool) -> Verdict:
     """Whether a is better than b; ``difference`` is a - b."""
@@ -25,6 +27,17 @@ def sentence(found: PairResult, unit: str, tests: int) -> str:
     if found.verdict != "cannot tell":
         return f"{found.a} is {found.verdict} ({numbers})"
     return f"cannot tell ({numbers}; {needed_words(found)})"
+
+
+def claim_words(says: str, better: str, found: PairResult) -> str:
+    """The verdict on a claim that ``better`` is the better side of a pair, and on nothing else."""
+    ours = found.verdict if found.a == better else OPPOSITE[found.verdict]
+    said = {"better": "borne out", "worse": "contradicted", "cannot tell": "neither borne out nor contradicted"}[ours]
+    other = found.b if found.a == better else found.a
+    return (
+        f"“{says}” is {said} by {better} against {other} on {found.task}: {found.words}. "
+        "This holds for this pair, and says nothing of others."
+    )
 
 
 def needed_words(found: PairResult) -> str:
