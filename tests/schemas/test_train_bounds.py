@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
     },
     "optimizer": {},
     "loop": {},
+    "quantization": {"activations": {"clip": 99}},
     "output": "runs/student",
 }
 STEPS = (1, 2**31 - 1, int)
@@ -54,6 +55,10 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "optimizer.weight_decay": (0, 100, float),
     "optimizer.eps": (1e-15, 1, float),
     "optimizer.max_grad_norm": (1e-300, 1e9, float),
+    "quantization.calibration_samples": (1, 10**12, int),
+    "quantization.scale_lr": (1e-300, 10, float),
+    "quantization.activations.clip": (50.000001, 100, float),
+    "quantization.activations.levels": (3, 255, int),
     "loop.epochs": (1e-300, 10_000, float),
     "loop.max_steps": STEPS,
     "loop.micro_batch_size": (1, 65536, int),
