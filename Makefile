@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup flash-attn demo cache-teacher train-student test test-full lint bench gpu-check docs clean
+.PHONY: help setup flash-attn demo recipe cache-teacher train-student test test-full lint bench gpu-check docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ flash-attn: setup ## build flash-attn for student.attention: flash_attention_2 (
 
 demo: setup ## cache a real teacher, train students from the cache, print what it bought
 	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+recipe: setup ## two teachers, a pyramid, four students, one page: the whole recipe in miniature (ARGS=--dry-run shows it)
+	$(BIN)/python -m benchmarks.recipe $(ARGS)
 
 cache-teacher: CONFIG ?= configs/demo-cache.yaml
 cache-teacher: setup ## run the teacher once and write its signals (CONFIG=file.yaml, ARGS="--set key=value")

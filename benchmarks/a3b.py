@@ -53,24 +53,24 @@ SIXTEEN, AFTER, THREE = "16 bits", "16 bits, then quantised", "3 bits"
 
 @dataclass(frozen=True)
 class Arm:
-    """A student: settings of its training, and how its inputs are rounded in training and evaluation."""
+    """How a student is trained."""
 
-    remove: float | None = 0.125  # share of the FFN channels
-    quantization: str | None = None  # settings beside bits and group size
-    activations: str | None = None
+    remove: float = 0.125  # share of the FFN channels
+    three_bits: bool = True
+    scale: str = "frozen"
+    inputs: str | None = None  # of INPUTS: how they are rounded, in training and when it is measured
 
 
 ARMS = {
-    SIXTEEN: Arm(),
-    THREE: Arm(quantization=""),
-    "3 bits, learned scales": Arm(quantization="scale: learned"),
-    "3 bits, clip": Arm(quantization="", activations=INPUTS["clip"]),
-    "3 bits, A8": Arm(quantization="", activations=INPUTS["A8"]),
-    "3 bits, A4": Arm(quantization="", activations=INPUTS["A4"]),
-    "3 bits, A3": Arm(quantization="", activations=INPUTS["A3"]),
-    "unpruned, 3 bits": Arm(remove=None, quantization=""),
-    "25 % pruned, 16 bits": Arm(remove=0.25),
-    "25 % pruned, 3 bits": Arm(remove=0.25, quantization=""),
+    SIXTEEN: Arm(three_bits=False),
+    THREE: Arm(),
+    "3 bits, learned scales": Arm(scale="learned"),
+    "3 bits, clip": Arm(inputs="clip"),
+    "3 bits, A8": Arm(inputs="A8"),
+    "3 bits, A4": Arm(inputs="A4"),
+    "3 bits, A3": Arm(inputs="A3"),
+    "25 % pruned, 16 bits": Arm(remove=0.25, three_bits=False),
+    "25 % pruned, 3 bits": Arm(remove=0.25),
 }
 SEEDED = (SIXTEEN, THREE)
 
@@ -82,36 +82,25 @@ def train(arm: str, seed: int, steps: int) -> None:
         return
     output = student_folder(arm, seed)
     of = ARMS[arm]
-    start = f"student.teacher={make_teacher()}"
     changes = [
         f"data.cache={FOLDER / 'cache'}",
-        start if of.remove else f"student.checkpoint={make_teacher()}",
-        "student.from_layers=null",
+        f"student={{teacher: {make_teacher()}, ffn: {{remove: {of.remove}, samples: 64}}}}",
         "losses={}",
         f"optimizer={{lr: {LEARNING_RATE}, warmup_steps: 4}}",
         f"loop={{max_steps: {steps}, micro_batch_size: {MICRO_BATCH}, seed: {seed}, log_every: 10, save_every: {steps},"
         " keep_checkpoints: 1}",
         f"output={output}",
     ]
-    if of.remove:
-        changes.append(f"student.ffn={{remove: {of.remove}, samples: 64}}")
-    else:
-        changes.append("student.teacher=null")
-    if of.quantization is not None:
-        more = ", ".join(
-            part
-            for part in (
-                f"bits: 3, group_size: {GROUP}, calibration_samples: {SAMPLES}, check: false, formats: [dense]",
-                of.quantization,
-                f"activations: {of.activations}" if of.activations else "",
-            )
-            if part
+    inputs = None if of.inputs is None else INPUTS[of.inputs]
+    if of.three_bits:
+        changes.append(
+            f"quantization={{group_size: {GROUP}, calibration_samples: {SAMPLES}, check: false, scale: {of.scale}, "
+            f"activations: {inputs or 'null'}}}"
         )
-        changes.append(f"quantization={{{more}}}")
     run_installed("train-student", "run", TRAIN_CONFIG, *options(changes))
-    measured = in_own_process(quality, output / "final", of.activations)
-    measured |= {"bytes": weights_bytes(output / "final")}
-    if of.quantization is not None:
+    measured = in_own_process(quality, output / "final", inputs)
+    measured["bytes"] = weights_bytes(output / "final")
+    if of.three_bits:
         measured["packed bytes"] = weights_bytes(output / "final-dense")
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(measured, indent=1))
@@ -376,8 +365,7 @@ def table(steps: dict[str, Any], students: dict[str, list[dict[str, Any]]], engi
     sixteen, three = students[SIXTEEN][0]["bytes"] / 2, students[THREE][0]["packed bytes"]
     rows.append(Row("weights on disk, 16 bits", sixteen / 1e6, "MB"))
     rows.append(Row("… 3 bits; the embedding keeps 16", three / 1e6, "MB"))
-    for arm in ("25 % pruned, 3 bits", "unpruned, 3 bits"):
-        rows.append(Row(f"… {arm}", students[arm][0]["packed bytes"] / 1e6, "MB"))
+    rows.append(Row("… 25 % pruned", students["25 % pruned, 3 bits"][0]["packed bytes"] / 1e6, "MB"))
     for batch in ("1", "8"):
         container, folded = (statistics.median(engine["seconds"][form][batch]) for form in ("container", "folded"))
         rows.append(

@@ -20,9 +20,10 @@ from schemas.matrix_config import BenchmarkTask
 from tests.support.browser import NAMES, browser, find_chromium
 
 FOLDER = Path("runs/evaluation-pictures")
-PARTS = {"verdicts": ("#verdicts", "#compared"), "pairs": ("#compared", "#cost")}  # name: first and next heading
+PARTS = {"verdicts": ("#verdicts", "#overview"), "pairs": ("#compared", "#cost")}  # name: first and next heading
 BENCHMARKS = {"hellaswag": ("HellaSwag", "common sense", 0.25), "truthfulqa-mc1": ("TruthfulQA", "truthfulness", None)}
 DOCUMENTS = 200
+HIGHEST = 1360  # pixels of a picture
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Simulated:
 
 MODELS = [
     Simulated("teacher", 0.6, 0.0, 135_000_000, 1.42),
-    *(Simulated(f"distilled {n}", 0.1, 0.31 + 0.004 * n, 81_000_000, 0.92, "distilled", n) for n in range(3)),
-    *(Simulated(f"hard labels {n}", -0.5, 0.47 + 0.004 * n, 81_000_000, 0.92, "hard labels", n) for n in range(3)),
-    Simulated("distilled, 3 bits", 0.0, 0.37, 81_000_000, 0.71),
+    *(Simulated(f"distilled {n}", 0.2, 0.31 + 0.004 * n, 81_000_000, 0.92, "distilled", n) for n in range(3)),
+    *(Simulated(f"hard labels {n}", -0.3, 0.47 + 0.004 * n, 81_000_000, 0.92, "hard labels", n) for n in range(3)),
+    Simulated("distilled, 3 bits", 0.1, 0.37, 81_000_000, 0.71),
 ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def _questions(benchmark: Any) -> list[tuple[str, list[str], int]]:
 
 
 def _answers(model: Simulated, task: str, questions: list[tuple[str, list[str], int]]) -> list[MatrixItem]:
-    difficulty = np.random.default_rng(int(_digest(task)[:8], 16)).normal(size=len(questions)) + 0.5
+    difficulty = np.random.default_rng(int(_digest(task)[:8], 16)).normal(size=len(questions)) + 0.2
     luck = model.luck(task, len(questions))
     right = (model.strength + 0.6 * luck > difficulty).tolist()
     items = []
@@ -177,10 +178,11 @@ def _digest(text: str) -> str:
 def _screenshot(started: Any, file: Path, scheme: str, first: str, after: str, picture: Path) -> None:
     """Capture the page from one heading to the next."""
     page = started.new_page(viewport={"width": 1280, "height": 1000}, color_scheme=scheme)
+    page.set_default_timeout(600_000)
     page.goto(file.resolve().as_uri())
     page.locator("#which-task").select_option(label=next(iter(BENCHMARKS.values()))[0])
     top, bottom = (page.locator(heading).bounding_box()["y"] for heading in (first, after))
-    clip = {"x": 0, "y": top, "width": 1280, "height": bottom - top}
+    clip = {"x": 0, "y": top, "width": 1280, "height": min(bottom - top, HIGHEST)}
     page.screenshot(path=picture, full_page=True, clip=clip, animations="disabled")
     page.close()
     shrink(picture)

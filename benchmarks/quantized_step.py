@@ -13,7 +13,7 @@ from benchmarks.support.common import in_own_process, shared_cache
 from benchmarks.support.results import Row, at_most, exit_status, write_results
 from benchmarks.support.steps import Step, peak_memory, step_seconds
 
-REPETITIONS, TOKENS = 7, 1024
+REPETITIONS, TOKENS = 5, 1024
 PLAIN, FROZEN, LEARNED, ROUNDED = "16 bits", "3 bits", "3 bits, learned scales", "3 bits, inputs of 8 bits"
 ARMS = (PLAIN, FROZEN, LEARNED, ROUNDED)
 LIMITS = {FROZEN: (1.15, 1.10)}

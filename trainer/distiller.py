@@ -37,7 +37,7 @@ from trainer.losses.token_map import TokenMap
 from trainer.quantization.exporting import ExportSettings, export_folder
 from trainer.quantization.scales_file import write_scales
 from trainer.quantization.smoke import check_readers
-from trainer.quantization.trained import QuantizedLayers, RoundedStudent, rounded_student
+from trainer.quantization.trained import RoundedStudent, quantise_layers, rounded_student
 from trainer.retargeting import retargeting_of, side_of
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
@@ -89,7 +89,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Trained:
-    """The student after training; None if it is sharded: its checkpoint has it, and its memory is to be freed."""
+    """The student after training; None if its checkpoint has what is needed and its memory is to be freed."""
 
     student: "PreTrainedModel | None"
     seconds: float  # 0 if no step was left
@@ -191,10 +191,9 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     if config.loop.compile:
         compile_layers(student)
     quantization = config.quantization
-    quantized: QuantizedLayers | None = None
     if quantization is not None:
         checkpoint = None if run.sharded else start.checkpoint
-        quantized = QuantizedLayers(student, prepared.init_folder, quantization, checkpoint)
+        quantise_layers(student, prepared.init_folder, quantization, checkpoint)
     objective.attach(student, prepared.data.manifest, config.loop.seed)
     shown = reports(run.output, state.global_step, callbacks) if run.is_first else []
     trainer = DistillationTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)
@@ -205,9 +204,7 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     clock.stop(less=trainer.evaluation_seconds)
     trainer.note_data()
     objective.detach(student)
-    if quantized is not None:
-        quantized.remove(student)
-    return Trained(None if run.sharded else student, clock.seconds)
+    return Trained(None if run.sharded or quantization is not None else student, clock.seconds)
 
 
 def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopData:
@@ -271,8 +268,8 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
         best = best_checkpoint(run.output, state, config.loop.early_stopping_patience)
     summary = summarise(run, prepared, start, best) | cost(state.data.tokens - start.tokens_before, trained.seconds)
     run.fence()
-    if run.sharded:
-        free_together()  # shares of model and optimiser, before rank 0 takes memory for all of the model
+    if trained.student is None:
+        free_together()  # model and optimiser, before rank 0 takes memory for all of the model, and vLLM for its check
     if finished and run.is_first:
         write_final(run, prepared, trained, best, summary)
     summary_file = run.output / "summary.json"

@@ -6,6 +6,7 @@ Every ``HOLD_OUT_EVERY``-th module's names are held out as a whole.
 import importlib
 import inspect
 import random
+from pathlib import Path
 from typing import Any
 
 from benchmarks.support.corpus import hold_out, standard_library
@@ -16,11 +17,16 @@ LOUD = {"antigravity", "this", "idlelib", "turtle", "__future__", "__hello__"}  
 
 def docstring_chats() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Chats of two messages to train on, and held out; the order is shuffled, and the same every time."""
-    modules = [path.stem for path in standard_library() if path.stem not in LOUD]
-    training, held_out = ([chat for module in names for chat in _chats_of(module)] for names in hold_out(modules))
+    sides = hold_out(quiet_modules())
+    training, held_out = ([chat for path in paths for chat in _chats_of(path.stem)] for paths in sides)
     random.Random(0).shuffle(training)
     random.Random(0).shuffle(held_out)
     return training, held_out
+
+
+def quiet_modules() -> list[Path]:
+    """The standard library's modules that do nothing but define names when they are imported."""
+    return [path for path in standard_library() if path.stem not in LOUD]
 
 
 def _chats_of(module: str) -> list[dict[str, Any]]:

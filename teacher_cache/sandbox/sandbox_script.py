@@ -23,6 +23,7 @@ from teacher_cache.sandbox.confinement import NOT_ISOLATED, confined, die_with_p
 from teacher_cache.sandbox.plain_values import from_line, to_line
 
 LINE_BYTES = 64 << 20  # of what a function may return
+READY = b"ready\n"
 PASSED, FAILED, NOT_PLAIN = "passed", "failed", "not plain"
 
 
@@ -30,7 +31,6 @@ class Request(NamedTuple):
     """What is to be run."""
 
     code: str
-    tests: str
     function: str  # that the tests call; "": they run in the scope of the code
     setup: str  # what comes before both, where there is a function
     isolated: bool
@@ -39,26 +39,44 @@ class Request(NamedTuple):
 
 
 def main() -> None:
-    """Read a Request as JSON and print ``passed``, ``failed``, or ``not plain`` for tests that no socket can carry."""
-    request = Request(**json.load(sys.stdin))
+    """Read a Request and its tests; print ``passed``, ``failed``, or ``not plain`` for tests that no socket carries."""
+    request = Request(**_next_part())
     die_with_parent()
     signal.alarm(request.wait)  # even if it sleeps
     print(apart(request) if request.function else together(request))
 
 
+def parts(request: Request, tests: str) -> bytes:
+    """What ``main`` reads: two parts of JSON, each after its size, so that none of the second is read too early."""
+    written = [json.dumps(each).encode() for each in (request._asdict(), tests)]
+    return b"".join(b"%16d" % len(each) + each for each in written)
+
+
+def _next_part() -> Any:
+    return json.loads(_read(int(_read(16))))
+
+
+def _read(size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        found += os.read(0, size - len(found))
+    return found
+
+
 def together(request: Request) -> str:
     """Run code and tests in one process."""
+    tests = _next_part()
     reading, writing = os.pipe()
     mark = secrets.token_bytes(16)
-    keeper = _start(lambda: _run_both(request, writing, mark), request)
+    keeper = _start(lambda: _run_both(request, tests, writing, mark), request)
     os.close(writing)
     _end(keeper)
     return PASSED if os.read(reading, 32) == mark else FAILED
 
 
-def _run_both(request: Request, writing: int, mark: bytes) -> None:
+def _run_both(request: Request, tests: str, writing: int, mark: bytes) -> None:
     run, write, leave = exec, os.write, os._exit  # the code may put others in their place
-    both = [compile(request.code, "reply", "exec"), compile(request.tests, "tests", "exec")]
+    both = [compile(request.code, "reply", "exec"), compile(tests, "tests", "exec")]
     scope: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.suppress(BaseException):
         for each in both:
@@ -71,9 +89,10 @@ def apart(request: Request) -> str:
     """Run the code in one process, and the tests in another that calls its function."""
     of_tests, of_code = socket.socketpair()
     coder = _start(lambda: _serve(request, of_code), request)
+    tests = _next_part()  # now, so that the process of the code does not hold them
     of_code.close()  # so that the tests see its end with that of the code
     reading, writing = os.pipe()  # which the code does not have
-    tester = _start(lambda: _test(request, of_tests, writing), request)
+    tester = _start(lambda: _test(request, tests, of_tests, writing), request)
     os.close(writing)
     _end(tester)
     os.kill(coder, signal.SIGKILL)
@@ -89,6 +108,8 @@ def _serve(request: Request, of_code: socket.socket) -> None:
     exec(compile(request.code, "reply", "exec"), vars(module))
     function = getattr(module, request.function)
     with of_code.makefile("rwb") as calls:
+        calls.write(READY)
+        calls.flush()
         for line in calls:
             args, named = from_line(line)
             try:
@@ -99,13 +120,15 @@ def _serve(request: Request, of_code: socket.socket) -> None:
             calls.flush()
 
 
-def _test(request: Request, of_tests: socket.socket, writing: int) -> None:
+def _test(request: Request, tests: str, of_tests: socket.socket, writing: int) -> None:
     """Run the tests, and say at their end that they passed."""
     scope: dict[str, Any] = {"__name__": "tests"}
     with of_tests.makefile("rwb") as calls, contextlib.suppress(BaseException):
         _set_up(request, scope)
         scope[request.function] = _caller(calls, writing)
-        exec(compile(request.tests, "tests", "exec"), scope)
+        if calls.readline(LINE_BYTES) != READY:
+            return
+        exec(compile(tests, "tests", "exec"), scope)
         os.write(writing, PASSED.encode())
 
 

@@ -1,6 +1,5 @@
 """Whether Python passes given tests; both are run by ``sandbox_script`` in confined processes, a process each time."""
 
-import json
 import math
 import os
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from schemas.errors import MachineError, UserError
 from teacher_cache.sandbox.confinement import NOT_ISOLATED
-from teacher_cache.sandbox.sandbox_script import NOT_PLAIN, PASSED, Request
+from teacher_cache.sandbox.sandbox_script import NOT_PLAIN, PASSED, Request, parts
 
 PATIENCE = 30  # seconds of the clock for what may have to wait for a busy machine
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ def passes(code: str, tests: str, isolated: bool, seconds: int, key: str) -> boo
     isolated: whether it must be kept from the network, files and other processes. seconds: of the CPU; of the clock,
     twice as many. Raises MachineError, naming the setting ``key``, if that is not possible here.
     """
-    return _verdict(Request(code, tests, "", "", isolated, seconds, 2 * seconds), key) == PASSED
+    return _verdict(Request(code, "", "", isolated, seconds, 2 * seconds), tests, key) == PASSED
 
 
 def function_passes(
@@ -40,19 +39,18 @@ def function_passes(
     many such calls share it. Else as ``passes``. Raises UserError, too, if the tests give the function anything else.
     """
     wait = PATIENCE + math.ceil(2 * seconds * max(1.0, at_a_time / (os.cpu_count() or 1)))
-    verdict = _verdict(Request(code, tests, function, setup, isolated, seconds, wait), key)
+    verdict = _verdict(Request(code, function, setup, isolated, seconds, wait), tests, key)
     if verdict == NOT_PLAIN:
         raise UserError(f"{key}: tests give {function} an argument that is not plain data; such tests cannot be run")
     return verdict == PASSED
 
 
-def _verdict(request: Request, key: str) -> str:
+def _verdict(request: Request, tests: str, key: str) -> str:
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         done = subprocess.run(
             [sys.executable, "-I", "-B", "-c", START, str(ROOT)],
-            input=json.dumps(request._asdict()),
+            input=parts(request, tests),
             capture_output=True,
-            text=True,
             cwd=folder,
             env={},
             start_new_session=True,
@@ -63,4 +61,4 @@ def _verdict(request: Request, key: str) -> str:
             f"{key}: this machine has no user namespaces that would keep code from network and files; run elsewhere, "
             "or, in a container that has nothing to lose, set isolation: where_possible"
         )
-    return done.stdout.strip()
+    return done.stdout.decode().strip()

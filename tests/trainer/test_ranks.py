@@ -189,12 +189,15 @@ INSIDE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "parallel"), [("every loss", "ddp"), ("every loss", "fsdp"), ("none behind the head", "ddp")]
+    ("name", "parallel", "bits"),
+    [("every loss", "ddp", 3), ("every loss", "fsdp", None), ("none behind the head", "ddp", None)],
 )
 def test_losses_on_the_students_inside(
-    make_config: MakeConfig, signals: dict, tmp_path: Path, name: str, parallel: str
+    make_config: MakeConfig, signals: dict, tmp_path: Path, name: str, parallel: str, bits: int | None
 ) -> None:
     settings = {**signals, "losses": INSIDE[name]}
+    if bits is not None:
+        settings["quantization"] = {"bits": bits, "group_size": 32, "calibration_samples": 4, "check": False}
     one = configured(make_config, settings, tmp_path / "one", **shape(1))
     distill(one)
     two = configured(make_config, settings, tmp_path / "two", **shape(2), parallel=parallel)

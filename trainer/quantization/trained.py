@@ -23,27 +23,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class QuantizedLayers:
-    """The student's layers, quantised from construction to ``remove``."""
+def quantise_layers(
+    student: "PreTrainedModel", init_folder: Path, settings: QuantizationConfig, checkpoint: Path | None = None
+) -> None:
+    """Quantise the student's layers, for as long as it lives.
 
-    def __init__(
-        self, student: "PreTrainedModel", init_folder: Path, settings: QuantizationConfig, checkpoint: Path | None
-    ) -> None:
-        """init_folder: of the initial weights, with the scales. checkpoint: with learned ones. Raises UserError."""
-        scales, record = start_scales(init_folder)
-        sites, learned = sites_of(student, settings), settings.scale == "learned"
-        if learned and checkpoint is not None:
-            scales = saved_scales(checkpoint, scales)
-        self.quantizer = FakeQuantizer(student, parameters_of(sites, scales), grid_of(settings), learned)
-        self._undo_rounding = None
-        if settings.activations is not None:
-            self._undo_rounding = round_activations(student, sites, settings.activations, record.clips)
-
-    def remove(self, student: "PreTrainedModel") -> dict[str, torch.Tensor]:
-        """Undo it. Returns the scales, bfloat16 on the CPU, by parameter."""
-        if self._undo_rounding is not None:
-            self._undo_rounding()
-        return self.quantizer.remove(student)
+    init_folder: of the initial weights, with the scales. checkpoint: one with learned scales. Raises UserError.
+    """
+    scales, record = start_scales(init_folder)
+    sites, learned = sites_of(student, settings), settings.scale == "learned"
+    if learned and checkpoint is not None:
+        scales = saved_scales(checkpoint, scales)
+    FakeQuantizer(student, parameters_of(sites, scales), grid_of(settings), learned)
+    if settings.activations is not None:
+        round_activations(student, sites, settings.activations, record.clips)
 
 
 def start_scales(init_folder: Path) -> tuple[dict[str, torch.Tensor], ScalesRecord]:

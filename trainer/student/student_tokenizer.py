@@ -59,6 +59,8 @@ def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> A
 
 def how_to_trust(key: str) -> str:
     """Return the advice on how to trust the code of the model that ``key`` names."""
+    if key.startswith("models"):  # of a matrix
+        return "set trust_remote_code: true for this model"
     return "add --trust-remote-code" if key == EVALUATED else "set student.trust_remote_code: true"
 
 

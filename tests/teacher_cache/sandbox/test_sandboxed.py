@@ -171,6 +171,14 @@ def test_the_folder_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert list(folders.iterdir()) == []
 
 
+LOOKS = """
+import gc
+def f(backwards):
+    wanted = backwards[::-1]
+    held = [it for it in gc.get_objects() if isinstance(it, (tuple, list, dict))]
+    parts = [part for it in held for part in (it.values() if isinstance(it, dict) else it)]
+    return any(isinstance(part, str) and wanted in part for part in parts)
+"""
 RIGHT, TESTS = "def f(x): return x + 1", "assert f(1) == 2\nassert f(5) == 6"
 
 
@@ -258,6 +266,18 @@ def test_code_cannot_pass_tests_without_doing_what_they_ask() -> None:
 def test_hostile_code_fails_and_the_next_is_tested() -> None:
     """Nothing here does harm where it succeeds; the one that kills makes sure first that it is in its namespace."""
     assert passing([*(f"{attack}\n{RIGHT}" for attack in ATTACKS), RIGHT]) == [RIGHT]
+
+
+@needs_namespaces
+def test_the_process_of_the_code_does_not_hold_the_tests() -> None:
+    assert calling(LOOKS, "# zanzibar\nassert not f('rabiznaz')")
+    assert calling(LOOKS, "assert f('cg tropmi')"), "it finds what is there: its own text"
+
+
+@needs_namespaces
+def test_code_that_ends_early_fails_tests_that_do_not_call_it() -> None:
+    assert calling(RIGHT, "")
+    assert not calling("raise SystemExit", "")
 
 
 @needs_namespaces

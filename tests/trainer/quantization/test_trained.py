@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig, TrainerCallback
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
@@ -157,6 +157,27 @@ def test_two_shards_train_as_one_process_does(make: Make, scale: str) -> None:
     assert end is not None
     for name, scales in start[0].items():
         torch.testing.assert_close(end[0][name], scales, rtol=2e-2, atol=1e-3)
+
+
+class Rates(TrainerCallback):
+    """Records the optimiser's parameter groups in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, float]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        *_, weights, scales = kwargs["optimizer"].param_groups
+        self.seen.append((weights["lr"], scales["lr"], scales["weight_decay"]))
+
+
+def test_scales_have_a_rate_of_their_own_which_may_change_at_resume(make: Make) -> None:
+    rates, stop = Rates(), StopRequest()
+    quantization = {"scale": "learned", "scale_lr": 1e-2}
+    distill(make(quantization=quantization), stop, [rates, StopAt(3, stop)])
+    distill(make(quantization=quantization | {"scale_lr": 1e-3}), callbacks=[rates])
+    ratios = [scales / weights for weights, scales, _ in rates.seen]
+    assert ratios == pytest.approx([1e-2 / 3e-3] * 3 + [1e-3 / 3e-3] * 3)
+    assert {decay for *_, decay in rates.seen} == {0.0}
 
 
 def test_early_stopping_writes_the_best_checkpoint(make: Make) -> None:

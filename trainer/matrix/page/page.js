@@ -42,7 +42,7 @@
     better.append(...badge(winner), " is better");
     title.append(better, " ", make("bdi", "id", item.id));
     if (item.cluster) title.append(" ", make("bdi", "cluster", item.cluster));
-    title.append(" ", make("bdi", "start", item.prompt.slice(0, 100)));
+    title.append(" ", make("bdi", "start", item.prompt.length > 140 ? `${item.prompt.slice(0, 140)}…` : item.prompt));
     for (const side of [a, b]) answers.append(answer(side, ...item.by[side], side === winner));
     found.append(title, text("prompt", item.prompt), text("wanted", item.wanted), answers);
     return found;

@@ -34,7 +34,7 @@ def _task_figure(shown: Shown, task: TaskColumn) -> Figure:
                 shown.number[side.name],
                 shown_text(side.name, MOST_LABEL),
                 estimate.value,
-                split_words(estimate)[0],
+                split_words(estimate)[0].removesuffix(f" {task.unit}"),
                 estimate.low,
                 estimate.high,
                 [cell.value for cell in cells if cell is not None] if len(side.models) > 1 else [],

@@ -12,7 +12,7 @@ from trainer.matrix.task_kind import CellResult, TaskKind
 from trainer.matrix.tasks.asked_text import Sampling
 from trainer.matrix.tasks.jsonl_items import read_items
 from trainer.matrix.tasks.smoothed_bleu import smoothed_bleu
-from trainer.matrix.tasks.writing import check_engine, data_digests, shown, shown_end, used_backends, used_programs
+from trainer.matrix.tasks.writing_task import check_engine, data_digests, shown, shown_end, used_backends, used_programs
 
 MEASURE = "smoothed BLEU-4"
 

@@ -18,7 +18,7 @@ from trainer.matrix.tasks.asked_text import Sampling
 from trainer.matrix.tasks.jsonl_items import read_items, unique
 from trainer.matrix.tasks.kept_parts import KeptParts
 from trainer.matrix.tasks.pass_at_k import pass_at_k
-from trainer.matrix.tasks.writing import (
+from trainer.matrix.tasks.writing_task import (
     check_engine,
     data_digests,
     shown,

@@ -162,7 +162,7 @@ def test_an_arm_of_very_many_seeds_and_very_many_notes() -> None:
     said = texts(page)
     assert page.count('class="of-arm"') == page.count('class="seed"') == 100
     assert "101 of 257 models are on this page; the JSON has all." in said
-    assert said.count(" note ") == 20
+    assert page.count("<bdi>note</bdi>") == 20
     assert "10 more notes are in the JSON." in said
 
 

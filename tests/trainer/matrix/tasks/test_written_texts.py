@@ -36,10 +36,10 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def by_hand(model: MatrixModel, prompts: list[list[int]]) -> list[str]:
+def ids_by_hand(model: MatrixModel, prompts: list[list[int]]) -> list[list[int]]:
     """The most likely token, again and again, from all tokens before it."""
     network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-    texts = []
+    found = []
     for prompt in prompts:
         ids = list(prompt)
         while len(ids) < len(prompt) + GREEDY.max_new_tokens:
@@ -48,8 +48,13 @@ def by_hand(model: MatrixModel, prompts: list[list[int]]) -> list[str]:
             if ids[-1] == 0:
                 ids.pop()
                 break
-        texts.append(text_after(TOKENIZER, prompt, ids[len(prompt) :]))
-    return texts
+        found.append(ids[len(prompt) :])
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_hand(prompts: list[list[int]], ids_by_hand: list[list[int]]) -> list[str]:
+    return [text_after(TOKENIZER, prompt, ids) for prompt, ids in zip(prompts, ids_by_hand, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +96,13 @@ def test_texts_end_before_a_stop(writer: HfWriter, prompts: list[list[int]], by_
     assert writer.write(prompts[:1], Sampling(12, stop=("\x01", stop)), [0]) == [[expected]]
 
 
-def test_texts_end_before_an_end_token(writer: HfWriter, prompts: list[list[int]], by_hand: list[str]) -> None:
-    ids = TOKENIZER(by_hand[0], add_special_tokens=False)["input_ids"]
-    (text,) = writer.write(prompts[:1], GREEDY, [0, ids[2]])[0]
-    assert by_hand[0].startswith(text)
-    assert text == TOKENIZER.decode(ids[: ids.index(ids[2])])
+def test_texts_end_before_an_end_token(
+    writer: HfWriter, prompts: list[list[int]], ids_by_hand: list[list[int]]
+) -> None:
+    ids = ids_by_hand[0]
+    before = ids[: ids.index(ids[3])]
+    assert writer.write(prompts[:1], GREEDY, [0, ids[3]]) == [[text_after(TOKENIZER, prompts[0], before)]]
+    assert before
 
 
 def test_seeds_are_of_prompt_and_number() -> None:
