@@ -1,8 +1,9 @@
 """``python -m benchmarks [NAME…]``: run benchmarks (default: all), each in its own process, and summarise their bars.
 
-Exit status 3 if a bar is missed, 1 if a benchmark crashed. Six that train students are not included, because each
+Exit status 3 if a bar is missed, 1 if a benchmark crashed. Seven that train students are not included, because each
 takes at least as long as all of these together: the demo (``make demo``), ``benchmarks.loss_quality``,
-``benchmarks.cross_tokenizer``, ``benchmarks.rounds``, ``benchmarks.a3b`` and ``benchmarks.target_quality``.
+``benchmarks.cross_tokenizer``, ``benchmarks.rounds``, ``benchmarks.a3b``, ``benchmarks.target_quality`` and
+``benchmarks.two_teachers``.
 """
 
 import subprocess

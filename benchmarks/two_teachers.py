@@ -4,13 +4,13 @@ PRO is SmolLM2-135M; Flash is made of 20 of its 30 layers, healed with ``train-s
 its own. Both score the same texts, and students of 15 layers of PRO learn from the two caches: the same first weights,
 the same texts in the same order, the same steps. A seed sets the order; a third arm learns from the texts alone.
 
-Primary is the cross-entropy of held-out documents, paired by seed and document, with an interval over both. HellaSwag is
-beside it, over seeds, and seed by seed with McNemar's test. Controls: PRO's students of even against those of odd seeds
-(no student is on both sides), where the interval must include 0; hard labels against PRO, where it must not. Beside them
-stand what the teachers differ in: their own gap, and what ``cache-tools compare`` finds.
+Primary is the cross-entropy of held-out documents, paired by seed and document, with an interval over both. HellaSwag
+is beside it, over seeds, and seed by seed with McNemar's test. Controls: PRO's students of even against those of odd
+seeds (no student is on both sides), where the interval must include 0; hard labels against PRO, where it must not.
+Beside them stand what the teachers differ in: their own gap, and what ``cache-tools compare`` finds.
 
 Everything is done by installed commands and kept in runs/two-teachers, trainings by steps and seed, so that an
-interrupted run resumes. The page is runs/two-teachers/matrix/matrix.html.
+interrupted run resumes. The page is runs/two-teachers/matrix/matrix.html. ``--try`` does it all with very little.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,24 @@ import yaml
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.installed import run_installed
 from benchmarks.support.pictures import save_picture
-from benchmarks.support.results import Row, exit_status, write_results
+from benchmarks.support.results import Row, exit_status, print_table, write_results
 from benchmarks.support.students import CACHE_CONFIG, HARD_LABELS, TRAIN_CONFIG, options
 from benchmarks.support.two_kinds import passage
 from schemas.load import parse_json
 from schemas.matrix_comparison import PairResult
 from schemas.matrix_file import MatrixFile
 
-FOLDER = Path("runs/two-teachers")
 PICTURE = Path("docs/pictures/two-teachers.png")
 TRAINING, HEALING, HELD_OUT = "training", "healing", "held-out"
 FILES = {  # of each use and kind: files, characters of a passage. No file is in two uses
-    TRAINING: {"Python": (100, 800), "English": (20, 2400)},
-    HEALING: {"Python": (160, 1600), "English": (20, 4800)},
+    TRAINING: {"Python": (100, 800), "English": (20, 1600)},
+    HEALING: {"Python": (160, 1200), "English": (20, 4800)},
     HELD_OUT: {"Python": (60, 800), "English": (20, 1000)},
 }
-MAX_TOKENS = 320  # held-out passages are shorter: one is one document
+MAX_TOKENS = 400  # passages are shorter: one that is held out is one document
 STUDENT = [0, 1, 2, 3, 4, 5, 6, 8, 10, 23, 25, 26, 27, 28, 29]  # layers of PRO
 FLASH = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 23, 24, 25, 26, 27, 28, 29]
-STEPS, HEALING_STEPS, MICRO_BATCH, WARM_UP = 64, 200, 2, 4
+MICRO_BATCH, WARM_UP = 2, 4
 LEARNING_RATE, HEALING_RATE = 5e-4, 3e-4
 BY_PRO, BY_FLASH, HARD = "taught by PRO", "taught by Flash", "hard labels"
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {  # teacher whose cache is read, and settings
@@ -59,66 +59,80 @@ TEXT, HELLASWAG = "held-out text", "HellaSwag"
 CLAIM = "a lighter teacher teaches better"
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is done, and where it is kept."""
+
+    folder: Path
+    seeds: tuple[int, ...]
+    steps: int
+    healing_steps: int
+    files: int  # of each use and kind, at most
+    questions: int
+
+
+FULL = Size(Path("runs/two-teachers"), (0, 1, 2, 3, 4), 64, 200, 1000, 100)
+TRY = Size(Path("runs/two-teachers-try"), (0, 1), 2, 2, 4, 4)
+
+
 def main() -> int:
     """Do what has not been done yet; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.two_teachers", description=str(__doc__).split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="orders (default: 0 1 2 3 4)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each student (default: {STEPS})")
-    parser.add_argument("--healing-steps", type=int, default=HEALING_STEPS, help=f"default: {HEALING_STEPS}")
-    parser.add_argument("--files", type=int, help="of each use and kind at most; default: all")
-    parser.add_argument("--questions", type=int, default=100, help="of HellaSwag (default: 100)")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept; another one for a try")
+    parser.add_argument("--seeds", type=int, nargs="+", help="orders of the texts (default: 0 1 2 3 4)")
+    parser.add_argument("--steps", type=int, help=f"of each student (default: {FULL.steps})")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="train only these, and end without a table")
     parser.add_argument("--at-most", type=int, help="train so many students at most; end without a table if some lack")
+    parser.add_argument("--try", action="store_true", dest="small", help=f"everything in small, in {TRY.folder}")
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    make_texts(folder, arguments.files)
-    teachers = {"PRO": make_teacher(), "Flash": make_flash(folder, arguments.healing_steps)}
+    size = TRY if arguments.small else FULL
+    folder, steps, seeds = size.folder, arguments.steps or size.steps, arguments.seeds or list(size.seeds)
+    if {seed % 2 for seed in seeds} != {0, 1}:
+        parser.error(f"--seeds {seeds}: give an even and an odd one at least; the negative control compares them")
+    make_texts(folder, size.files)
+    teachers = {"PRO": make_teacher(), "Flash": make_flash(folder, size.healing_steps)}
     for name, teacher in teachers.items():
-        make_cache(folder / name, folder / TRAINING, teacher)
-    held_out = make_cache(folder / HELD_OUT / "cache-of-PRO", folder / HELD_OUT, teachers["PRO"])
+        make_cache(folder / name, folder / TRAINING, name, teacher)
+    held_out = make_cache(folder / HELD_OUT, folder / HELD_OUT, "PRO", teachers["PRO"])
     start = make_start(folder)
 
-    wanted = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms or ARMS]
-    missing = [run for run in wanted if not student(folder, *run, arguments.steps).exists()]
+    wanted = [(arm, seed) for seed in seeds for arm in arguments.arms or ARMS]
+    missing = [run for run in wanted if not student(folder, *run, steps).exists()]
     for arm, seed in missing[: arguments.at_most]:
-        train(folder, start, arm, seed, arguments.steps)
+        train(folder, start, arm, seed, steps)
     if arguments.arms or (arguments.at_most is not None and len(missing) > arguments.at_most):
-        left = sum(not student(folder, *run, arguments.steps).exists() for run in wanted)
+        left = sum(not student(folder, *run, steps).exists() for run in wanted)
         print(f"{left} of {len(wanted)} students are not trained yet")
         return 0
 
     between = compared(folder)
-    config = matrix_config(folder, teachers, held_out, arguments.seeds, arguments.steps, arguments.questions)
+    config = matrix_config(folder, teachers, held_out, seeds, steps, size.questions)
     run_installed("train-student", "matrix", config)
     output = folder / "matrix"
     matrix = parse_json(MatrixFile, (output / "matrix.json").read_bytes(), str(output))
     rows = table(matrix, between, by_seed(output, matrix))
-    if folder == FOLDER:
+    title = f"Two teachers, one student each: {len(seeds)} seeds, {steps} steps"
+    if arguments.small:
+        print_table(title, rows)
+    else:
         raw = {
-            "seeds": arguments.seeds, "steps": arguments.steps, "healing_steps": arguments.healing_steps,
-            "samples_per_step": MICRO_BATCH, "learning_rate": LEARNING_RATE, "student_layers": STUDENT,
-            "flash_layers": FLASH, "seconds": seconds_of(folder), "compare": between["overall"],
+            "seeds": seeds, "steps": steps, "healing_steps": size.healing_steps, "samples_per_step": MICRO_BATCH,
+            "learning_rate": LEARNING_RATE, "student_layers": STUDENT, "flash_layers": FLASH,
+            "seconds": seconds_of(folder), "compare": between["overall"],
             "pairs": [pair.model_dump() for pair in pairs_of(matrix)],
             "cells": {f"{cell.model.name} on {cell.task.name}": cell.measures[0].value for cell in matrix.cells},
         }  # fmt: skip
-        title = f"Two teachers, one student each: {len(arguments.seeds)} seeds, {arguments.steps} steps"
         write_results("two_teachers", title, rows, raw)
-    else:
-        from benchmarks.support.results import print_table
-
-        print_table("A try, which is not kept", rows)
-    plot(matrix, PICTURE if folder == FOLDER else folder / PICTURE.name)
+    plot(matrix, folder / PICTURE.name if arguments.small else PICTURE)
     print(f"the page: {output / 'matrix.html'}")
     return exit_status(rows)
 
 
-def make_texts(folder: Path, most: int | None) -> None:
+def make_texts(folder: Path, most: int) -> None:
     """Write ``folder/USE/corpus/KIND``: passages of standard library modules and of Python's manual, by turns."""
     from pydoc_data.topics import topics
 
     root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
+    left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip", "encodings", "pydoc_data"}
     modules = sorted(path for path in root.rglob("*.py") if not left_out & {*path.relative_to(root).parts})
     code = {
         "-".join(path.relative_to(root).parts): path.read_text(encoding="utf-8", errors="ignore") for path in modules
@@ -129,11 +143,11 @@ def make_texts(folder: Path, most: int | None) -> None:
             long_enough = [name for name, text in texts[kind].items() if len(text) >= 800]
             target = folder / use / "corpus" / kind
             target.mkdir(parents=True, exist_ok=True)
-            for name in long_enough[turn :: len(FILES)][: min(count, most or count)]:
+            for name in long_enough[turn :: len(FILES)][: min(count, most)]:
                 (target / name).write_text(passage(texts[kind][name], characters), encoding="utf-8")
 
 
-def make_cache(place: Path, texts: Path, teacher: Path) -> Path:
+def make_cache(place: Path, texts: Path, name: str, teacher: Path) -> Path:
     """Run ``teacher-cache`` over ``texts/corpus``, unless its summary exists; returns the cache."""
     cache, summary = place / "cache", place / "cache.json"
     if not summary.exists():
@@ -142,7 +156,7 @@ def make_cache(place: Path, texts: Path, teacher: Path) -> Path:
             for folder in sorted((texts / "corpus").iterdir())
         ]
         changes = [
-            f"teacher={{path: {teacher}, name: {teacher_name(teacher)}, dtype: float32}}",
+            f"teacher={{path: {teacher}, name: {name}, dtype: float32}}",
             f"corpus.sources=[{', '.join(sources)}]",
             f"corpus.max_tokens={MAX_TOKENS}",
             f"output.path={cache}",
@@ -154,16 +168,11 @@ def make_cache(place: Path, texts: Path, teacher: Path) -> Path:
     return cache
 
 
-def teacher_name(teacher: Path) -> str:
-    """As cards and pages call it."""
-    return "PRO" if teacher == make_teacher() else "Flash"
-
-
 def make_flash(folder: Path, steps: int) -> Path:
     """Train the lighter teacher on PRO's distributions over the healing texts, unless that was done."""
-    cache = make_cache(folder / HEALING, folder / HEALING, make_teacher())
+    cache = make_cache(folder / HEALING, folder / HEALING, "PRO", make_teacher())
     changes = [f"student.teacher={make_teacher()}", f"student.from_layers={FLASH}"]
-    return trained(folder / "healed" / f"steps-{steps}", cache, steps, 0, HEALING_RATE, changes)
+    return trained(folder / "healed", cache, steps, 0, HEALING_RATE, changes)
 
 
 def make_start(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from schemas.matrix_cell import ItemsFile, Kind, MatrixCell, MatrixItem, Measure, ModelEntry, TaskEntry
 from schemas.matrix_comparison import Estimate, MatrixComparison, PairResult, Side, TaskColumn
+from schemas.teachers_compared import TeachersCompared
 
 
 def digest(text: str) -> str:
@@ -95,6 +96,28 @@ def made_results(models: Sequence[MadeModel], tasks: Sequence[MadeTask], **chang
     cells = [_cell(model, task, scores[model.name, task.name]) for model in models for task in tasks]
     comparison = _compare(models, tasks, scores, cells)
     return MadeResults(cells, comparison.model_copy(update=changed), MadeItems(models, tasks, scores))
+
+
+def made_teachers(a: str = "PRO", b: str = "Flash") -> TeachersCompared:
+    """Made-up figures of two teachers of these names."""
+    each = {"effective_support": 20.0, "top1_mass": 0.625, "perplexity": 9.5, "decorative_mass": 0.00125}
+    tree = {
+        "a": {"teacher": a, "manifest_digest": "1" * 64},
+        "b": {"teacher": b, "manifest_digest": "2" * 64},
+        "entropy_is_exact": True,
+        "overall": {
+            "samples": 1234,
+            "rows": 56789,
+            "a": {"entropy": {"mean": 1.75}, **each},
+            "b": {"entropy": {"mean": 1.5}, **each, "perplexity": 11.25},
+            "entropy_b_minus_a": {"mean": -0.25, "standard_error": None},
+            "top1_agreement": 0.75,
+            "kl_a_b": {"mean": 0.5},
+            "kl_b_a": {"mean": 0.375},
+            "decorative_share": 0.0625,
+        },
+    }
+    return TeachersCompared.model_validate(tree)
 
 
 def _scores(model: MadeModel, task: MadeTask) -> np.ndarray:

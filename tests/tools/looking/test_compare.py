@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from schemas.cache_config import CodecConfig, LogitsCapture
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest
+from schemas.teachers_compared import TeachersCompared
 from support.golden import GOLDEN
 from support.synthetic import Pair, logits_sample, random_shards, write_cache
 from support.worded import worded_sample
@@ -181,3 +182,6 @@ def test_the_command(tmp_path: Path) -> None:
     as_json = CliRunner().invoke(main, ["compare", a, b, "--json", "--samples", "1"])
     assert json.loads(as_json.stdout)["overall"]["samples"] == 1
     assert json.loads(as_json.stdout)["b"]["teacher"] == "light\x1b[31m"
+    on_a_page = TeachersCompared.model_validate_json(as_json.stdout)
+    assert on_a_page.b.teacher == "light\x1b[31m"
+    assert on_a_page.overall.samples == 1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -11,14 +12,17 @@ from typing import Any
 
 import pytest
 
+from schemas.errors import UserError
 from schemas.matrix_file import MatrixFile
 from support.commands import Forked, kill_group
 from support.forked_parts import fork_parts
+from support.matrix_results import made_teachers
 from support.small_matrix import matrix_config, matrix_tree, write_matrix, write_small_matrix
 from trainer.matrix.cell_files import read_items
 from trainer.matrix.item_means import mean_of
 from trainer.matrix.matrix_plan import plan_matrix
 from trainer.matrix.matrix_run import run_missing
+from trainer.matrix.statistics.wording import claim_words
 from trainer.run.part_process import PartFailed, PartProcesses
 
 KILLS = 10
@@ -126,6 +130,41 @@ def test_another_matrix_in_the_same_folder_measures_what_is_new_only(whole: Path
     assert marks(output) == before
     finished(start(write_matrix(folder, output, backends={"hf": {"batch_size": 3}}, models=models[:1])))
     assert len({*marks(output)} - {*before}) == 2
+
+
+def test_the_verdict_on_a_claim_stands_first_and_the_teachers_on_the_page(whole: Path, folder: Path) -> None:
+    output, figures = folder / "claimed", folder / "compare.json"
+    shutil.copytree(whole, output)
+    changes: dict[str, Any] = {
+        "claim": {"says": "lighter teaches better", "better": "a", "than": "teacher", "task": "documents 1"},
+        "teachers": str(figures),
+    }
+    _, stderr = finished(start(write_matrix(folder, output, **changes)), 2)
+    assert f"{figures}: teachers: cannot read what `cache-tools compare A B --json` printed" in stderr
+    figures.write_text(made_teachers(b="Light").model_dump_json())
+    finished(start(write_matrix(folder, output, **changes)))
+    found = MatrixFile.model_validate_json((output / "matrix.json").read_text()).comparison
+    assert found is not None
+    (pair,) = [pair for pair in found.pairs if pair.task == "documents 1"]
+    assert found.notes[0] == claim_words("lighter teaches better", "a", pair)
+    assert pair.words in found.notes[0]
+    assert "B: <bdi>Light</bdi>" in (output / "matrix.html").read_text()
+    assert marks(output) == marks(whole)
+
+
+@pytest.mark.parametrize(
+    ("claim", "problem"),
+    [
+        ({"better": "a", "than": "student 1"}, "claim: 'a' and 'student 1' are not compared; add them to pairs"),
+        ({"task": "fast"}, "claim: 'fast' is no task with items; choose from: documents 0, documents 1"),
+    ],
+)
+def test_a_claim_is_of_a_pair_and_a_task_with_items(claim: dict[str, str], problem: str, tmp_path: Path) -> None:
+    tree = matrix_tree(tmp_path, tmp_path / "out")
+    tasks = [*tree["tasks"], {"kind": "latency", "name": "fast"}]
+    whole = {"says": "better", "better": "a", "than": "teacher", "task": "documents 0", **claim}
+    with pytest.raises(UserError, match=re.escape(problem)):
+        matrix_config(tmp_path, tmp_path / "out", tasks=tasks, claim=whole)
 
 
 def test_a_failing_cell_is_one_line_and_the_others_go_on(folder: Path) -> None:

@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 
 from support.hostile import ALL
-from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results
+from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results, made_teachers
 from trainer.matrix.page.matrix_page import MOST_BYTES, matrix_page
 from trainer.matrix.page.shown import MOST_SIDES, MOST_TASKS, shown_text
 
@@ -76,6 +76,16 @@ def test_plots_of_abilities_and_costs(page: str) -> None:
 
 def test_the_page_is_the_same_every_time(made: MadeResults, page: str) -> None:
     assert matrix_page(made.cells, made.items, made.comparison) == page
+
+
+def test_what_the_teachers_differ_in(made: MadeResults, page: str) -> None:
+    assert "What the teachers differ in" not in page
+    said = texts(matrix_page(made.cells, made.items, made.comparison, made_teachers()))
+    assert "1,234 samples, 56,789 rows; entropy exact." in said
+    assert "Figure A: PRO B: Flash entropy, nats 1.7500 1.5000 effective support, tokens 20.0 20.0" in said
+    assert "probability of decorative tokens 0.125% 0.125% perplexity of the texts 9.50 11.25" in said
+    assert "B − A: entropy, nats −0.2500 standard error, over samples unknown" in said
+    assert "KL(A ‖ B), nats, at least 0.5000 KL(B ‖ A), nats, at least 0.3750" in said
 
 
 def test_versions_that_differ_are_counted(made: MadeResults) -> None:
@@ -172,7 +182,7 @@ def test_nothing_hostile_is_markup() -> None:
         [MadeTask(ALL, ALL, ALL, prompt=text, cluster=ALL, more={ALL + "x": (1.0, ALL)})],
         notes=[ALL],
     )
-    page = matrix_page(made.cells, made.items, made.comparison)
+    page = matrix_page(made.cells, made.items, made.comparison, made_teachers(ALL, ALL))
     assert len(re.findall("<script", page)) == len(re.findall("</script", page)) == 2
     assert "<img" not in page.lower()
     assert "<b " not in page

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from support.chromium import opened, started_browser
 from support.contrast import contrasts
-from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results
+from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results, made_teachers
 from trainer.matrix.page.matrix_page import matrix_page
 from trainer.matrix.page.shown import shown_text
 
@@ -52,7 +52,7 @@ def made() -> MadeResults:
 @pytest.fixture(scope="module")
 def file(made: MadeResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "matrix.html"
-    path.write_text(matrix_page(made.cells, made.items, made.comparison), "utf-8")
+    path.write_text(matrix_page(made.cells, made.items, made.comparison, made_teachers()), "utf-8")
     return path
 
 
@@ -97,7 +97,7 @@ def test_texts_are_shown_and_never_executed(browser: Browser, tmp_path: Path) ->
         notes=[EVERYTHING],
     )
     path = tmp_path / "matrix.html"
-    page_text = matrix_page(made.cells, made.items, made.comparison)
+    page_text = matrix_page(made.cells, made.items, made.comparison, made_teachers(EVERYTHING, EVERYTHING))
     path.write_text(page_text.replace("<main>", "<main><script>window.hacked=2</script>"), "utf-8")
     with opened(browser, path) as found:
         page = found.page

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from schemas.matrix_comparison import PairResult
-from trainer.matrix.statistics.wording import difference_words, p_words, sentence, value_words, verdict
+from trainer.matrix.statistics.wording import claim_words, difference_words, p_words, sentence, value_words, verdict
 
 BASE: dict[str, Any] = {
     "a": "A",
@@ -76,6 +76,24 @@ def test_p_and_interval_must_both_say_so(low: float, high: float, p: float, verd
     assert verdict(0.2, low, high, p, True) == verdict_
     assert verdict(-0.2, -high, -low, p, False) == verdict_
     assert verdict(0.2, low, high, p, False) == verdict_.replace("better", "worse")
+
+
+@pytest.mark.parametrize(
+    ("better", "seen", "verdict"),
+    [
+        ("A", "better", "borne out by A against B"),
+        ("A", "worse", "contradicted by A against B"),
+        ("B", "worse", "borne out by B against A"),
+        ("B", "better", "contradicted by B against A"),
+        ("B", "cannot tell", "neither borne out nor contradicted by B against A"),
+    ],
+)
+def test_a_claim_is_judged_from_its_own_side_and_for_its_pair(better: str, seen: Any, verdict: str) -> None:
+    base = BASE | {"words": "such words"}
+    found = PairResult(**base, difference=1, low=0.5, high=1.5, p=0.01, p_holm=0.01, verdict=seen)
+    assert claim_words("lighter is better", better, found) == (
+        f"“lighter is better” is {verdict} on t: such words. This holds for this pair, and says nothing of others."
+    )
 
 
 def test_one_test_is_not_adjusted() -> None:
