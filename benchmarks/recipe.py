@@ -27,11 +27,10 @@ LIGHT, LIGHT_CACHE = FOLDER / "light/final", FOLDER / "light/cache"
 SMALL = {  # `--small`: that every command works, no more
     "generate.yaml": (
         *(f"prompts.sources.{n}.limit={limit}" for n, limit in enumerate((8, 4, 2))),
-        "sampling.samples=1",
-        "sampling.max_new_tokens=96",
         "layers.reasoning.samples=2",
         "output.replies_per_shard=8",
     ),
+    "pyramid.yaml": ("steps=[{step: deduplicate}, {step: length, min_tokens: 8}]",),  # too few for a mix
     "cache.yaml": ("corpus.sources.0.limit=12", "output.tokens_per_shard=512"),
     "healing.yaml": ("loop.max_steps=3", "loop.save_every=2"),
     "train.yaml": ("loop.max_steps=3", "loop.save_every=2"),
