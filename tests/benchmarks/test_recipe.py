@@ -27,6 +27,7 @@ from support.commands import Forked, finish, kill_group
 from support.other_tokenizers import other_tokenizer, write_student
 from support.talking import write_talking_generator
 from trainer.losses.objective import Objective
+from trainer.run.part_process import PartFailed
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[tuple[str, str], Any] = {
@@ -133,7 +134,7 @@ def test_all_commands_and_costs_are_shown_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run"])
-    monkeypatch.setattr(recipe, "run", lambda command: pytest.fail("nothing runs"))
+    monkeypatch.setattr(recipe, "run", lambda *_: pytest.fail("nothing runs"))
     assert recipe.main() == 0
     shown = capsys.readouterr().out
     steps = Recipe({}).steps()
@@ -149,7 +150,7 @@ def test_a_command_that_fails_ends_the_recipe(
     steps = [Step("good", 1, good), Step("bad", 1, bad), Step("never", 9, (*never, "never"))]
     monkeypatch.setattr(Recipe, "steps", lambda self: steps)
     monkeypatch.setattr(sys, "argv", ["recipe"])
-    with pytest.raises(SystemExit, match="python ended with exit status 3; `make recipe` continues there"):
+    with pytest.raises(PartFailed, match="ended with exit status 3"):
         recipe.main()
     assert "── 2. bad" in (said := capsys.readouterr().out)
     assert "── 3." not in said
