@@ -8,7 +8,6 @@ the same page.
 
 import argparse
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.support.recipe_student import OTHER
 from benchmarks.support.students import options
+from trainer.run.part_process import PartFailed, PartProcesses
 
 FOLDER = Path("runs/recipe")
 CONFIGS = Path("configs/recipe")
@@ -27,11 +27,10 @@ LIGHT, LIGHT_CACHE = FOLDER / "light/final", FOLDER / "light/cache"
 SMALL = {  # `--small`: that every command works, no more
     "generate.yaml": (
         *(f"prompts.sources.{n}.limit={limit}" for n, limit in enumerate((8, 4, 2))),
-        "sampling.samples=1",
-        "sampling.max_new_tokens=96",
         "layers.reasoning.samples=2",
         "output.replies_per_shard=8",
     ),
+    "pyramid.yaml": ("steps=[{step: deduplicate}, {step: length, min_tokens: 8}]",),  # too few for a mix
     "cache.yaml": ("corpus.sources.0.limit=12", "output.tokens_per_shard=512"),
     "healing.yaml": ("loop.max_steps=3", "loop.save_every=2"),
     "train.yaml": ("loop.max_steps=3", "loop.save_every=2"),
@@ -125,23 +124,32 @@ def main() -> int:
         print(f"{number:3}. {step.title}: about {step.minutes:g} min\n     $ {step.shown}")
     if arguments.dry_run:
         return 0
-    start = time.perf_counter()
-    for number, step in enumerate(steps, start=1):
-        print(f"\n── {number}. {step.title}: about {step.minutes:g} min", flush=True)
-        for command in (step.check, step.command):
-            if command is not None:
-                run(command)
+    start, parts = time.perf_counter(), PartProcesses()
+    with parts.listening():
+        for number, step in enumerate(steps, start=1):
+            print(f"\n── {number}. {step.title}: about {step.minutes:g} min", flush=True)
+            for command in (step.check, step.command):
+                if command is not None and not run(parts, command):
+                    print("stopped; `make recipe` continues there")
+                    return 128 + (parts.signal_number or 0)
     print(f"\n{PAGE}, after {(time.perf_counter() - start) / 60:.0f} minutes")
     return 0
 
 
-def run(command: tuple[str, ...]) -> None:
-    """Run a command of this environment, printed first; ends this process with its exit status if it fails."""
+def run(parts: PartProcesses, command: tuple[str, ...]) -> bool:
+    """Run a command of this environment, printed first; returns whether it came to its end.
+
+    It is told of signals that this process gets, and does not outlive it. Raises PartFailed.
+    """
     print(f"$ {shlex.join(command)}", flush=True)
-    status = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=False).returncode
-    if status:
-        sys.exit(f"error: {command[0]} ended with exit status {status}; `make recipe` continues there")
+    words = [sys.executable, *command[1:]] if command[0] == "python" else command
+    said = parts.run(words, shlex.join(command[:3]), output=True)
+    print(said or "", end="", flush=True)
+    return said is not None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PartFailed as error:
+        sys.exit(f"error: {error}; `make recipe` continues there")

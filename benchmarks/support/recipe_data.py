@@ -28,8 +28,8 @@ from benchmarks.support.word_problems import WORD_PROBLEMS
 from teacher_cache.logs import configure_logging
 
 FOLDER = Path("runs/recipe")
-BASE, CODE = 96, 64  # prompts
-HELD_OUT_DOCSTRINGS, FUNCTIONS = 48, 40
+BASE, CODE = 72, 64  # prompts
+HELD_OUT_DOCSTRINGS, FUNCTIONS = 48, 32
 CHARACTERS = (120, 900)  # of a function to be summarised
 TOKEN = re.compile(r"\w+|[^\w\s]")
 

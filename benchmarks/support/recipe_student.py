@@ -28,9 +28,7 @@ def main() -> int:
 
     from benchmarks.support.transplant import cut_tokenizer, transplant
 
-    texts = [
-        sample.text for cache in map(open_cache, map(str, CACHES)) for sample in map(cache.__getitem__, cache.keys())
-    ]
+    texts = [sample.text for place in CACHES for sample in open_cache(str(place))]
     own = AutoTokenizer.from_pretrained(OWN)
     other = cut_tokenizer(tokenizers.qwen(), texts)
     other.chat_template = own.chat_template  # both write turns between <|im_start|> and <|im_end|>
