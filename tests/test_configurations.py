@@ -38,6 +38,7 @@ def test_every_configuration_is_tried() -> None:
         "demo-rounds.yaml",
         "demo-matrix.yaml",  # in test_configs.py
         "pyramid.yaml",  # in test_pyramid.py
+        "recipe",  # in benchmarks/test_recipe.py
     }
 
 
