@@ -141,7 +141,7 @@ class MatrixConfig(Strict):
         description="Arms, or models on their own, to compare: `[a, b]` for a - b; default: all with each other. Fewer "
         "tests leave more power: name those of interest beforehand.",
     )
-    claim: Claim | None = Field(None, description="What the matrix was made to test; its verdict stands first on the page.")
+    claim: Claim | None = Field(None, description="What the matrix was to test; its verdict stands first on its page.")
     teachers: FilePath | None = Field(
         None, description="File that `cache-tools compare A B --json` wrote: what the students' teachers differ in."
     )
