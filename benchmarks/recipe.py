@@ -90,20 +90,20 @@ class Recipe:
         return [
             Step("the heavy teacher, prompts, held-out texts", 1, python("recipe_data")),
             self.teacher("the heavy teacher replies", 5, "generate", "generate.yaml"),
-            self.teacher("it reads its replies", 3, "run", "cache.yaml", *healing),
-            Step("the light teacher: 24 of 30 layers, healed", 10, self.of("train-student", "run", "healing.yaml")),
+            self.teacher("it reads its replies", 2, "run", "cache.yaml", *healing),
+            Step("the light teacher: 24 of 30 layers, healed", 8, self.of("train-student", "run", "healing.yaml")),
             self.teacher("the light teacher replies", 5, "generate", "generate.yaml", *light_replies),
             self.teacher("a pyramid of the replies of both", 1, "curate", "pyramid.yaml"),
             self.teacher("the heavy teacher reads it", 3, "run", "cache.yaml"),
             self.teacher("the light teacher reads it", 3, "run", "cache.yaml", *by_light),
-            self.teacher("the heavy teacher reads held-out text", 1, "run", "cache.yaml", *held_out),
+            self.teacher("the heavy teacher reads held-out text", 1.5, "run", "cache.yaml", *held_out),
             Step("the students' first weights: 16 of 30 layers", 0.5, self.of("train-student", "init", "train.yaml")),
-            self.student("a student of the heavy teacher", 8, "heavy"),
-            self.student("a student of the light teacher", 8, "light", *of_light),
+            self.student("a student of the heavy teacher", 7, "heavy"),
+            self.student("a student of the light teacher", 7, "light", *of_light),
             Step("first weights for another tokenizer", 0.5, python("recipe_student")),
-            self.student("a student with another tokenizer", 8, "other-tokenizer", *other, start=OTHER),
-            self.student("a student under three bits", 10, "three-bits", *few_bits),
-            Step("all of them on all tasks", 10, matrix, (*matrix, "--dry-run")),
+            self.student("a student with another tokenizer", 7, "other-tokenizer", *other, start=OTHER),
+            self.student("a student under three bits", 9, "three-bits", *few_bits),
+            Step("all of them on all tasks", 20, matrix, (*matrix, "--dry-run")),
         ]
 
 
