@@ -77,7 +77,7 @@ def commands() -> list[tuple[str, ...]]:
     return [step.command for step in Recipe(TINY).steps() if step.command[0] != "python"]
 
 
-@pytest.mark.parametrize("changes", [{}, SMALL], ids=["whole", "small"])
+@pytest.mark.parametrize("changes", [{}, SMALL, TINY], ids=["whole", "small", "tiny"])
 def test_every_step_reads_what_earlier_ones_wrote(changes: dict[str, tuple[str, ...]]) -> None:
     made = {str(FOLDER / name) for name in ("teacher", "prompts", "held-out/chats.jsonl", "held-out/functions.jsonl")}
     made |= {str(FOLDER / f"prompts/{layer}.jsonl") for layer in ("base", "code", "reasoning")}
