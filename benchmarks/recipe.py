@@ -61,7 +61,7 @@ class Recipe:
 
     def of(self, program: str, part: str, config: str, *changes: str) -> tuple[str, ...]:
         """A command with its configuration and what is different from it."""
-        return (program, part, str(CONFIGS / config), *options((*changes, *self.changes.get(config, ()))))
+        return (program, part, str(CONFIGS / config), *options((*self.changes.get(config, ()), *changes)))
 
     def teacher(self, title: str, minutes: float, part: str, config: str, *changes: str) -> Step:
         """A step of ``teacher-cache``, with the check that goes before it."""

@@ -52,8 +52,8 @@ TINY = {
         "capture.keywords=[a, b, aa, ab, ba, bb]",
         "output.tokens_per_shard=400",
     ),
-    "healing.yaml": ("student.from_layers=[0, 1, 3]", "loop.max_steps=3", "loop.save_every=1"),
-    "train.yaml": ("student.from_layers=[0, 3]", "loop.max_steps=3", "loop.save_every=1"),
+    "healing.yaml": ("student.from_layers=[0, 1, 3, 4]", "loop.max_steps=3", "loop.save_every=1"),
+    "train.yaml": ("student.from_layers=[0, 2, 4]", "loop.max_steps=3", "loop.save_every=1"),
     "matrix.yaml": (
         "models=[{name: untrained, folder: runs/recipe/students/student-init}, "
         "{name: three bits, folder: runs/recipe/students/three-bits/final}]",
@@ -77,7 +77,7 @@ def commands() -> list[tuple[str, ...]]:
     return [step.command for step in Recipe(TINY).steps() if step.command[0] != "python"]
 
 
-@pytest.mark.parametrize("changes", [{}, SMALL], ids=["whole", "small"])
+@pytest.mark.parametrize("changes", [{}, SMALL, TINY], ids=["whole", "small", "tiny"])
 def test_every_step_reads_what_earlier_ones_wrote(changes: dict[str, tuple[str, ...]]) -> None:
     made = {str(FOLDER / name) for name in ("teacher", "prompts", "held-out/chats.jsonl", "held-out/functions.jsonl")}
     made |= {str(FOLDER / f"prompts/{layer}.jsonl") for layer in ("base", "code", "reasoning")}
@@ -196,7 +196,7 @@ def workplace(folder: Path) -> Path:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ab"}]
     write_chats(place / "held-out/chats.jsonl", [{"messages": turns[:1] * n + turns} for n in range(4)])
     write_chats(place / "held-out/problems.jsonl", [{"task_id": "1", "prompt": "x", "canonical_solution": "y"}])
-    write_talking_generator(place / "teacher", num_hidden_layers=4)
+    write_talking_generator(place / "teacher", num_hidden_layers=5)
     write_student(folder / OTHER, other_tokenizer())
     return folder
 

@@ -52,8 +52,9 @@ def write_talking_generator(folder: Path, **changes: Any) -> Path:
         head_VV[[id_of(name) for name in after], id_of(before)] = 1
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(VOCAB_SIZE))
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
-        model.model.layers[0].mlp.down_proj.weight.zero_()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
         model.model.norm.weight.fill_(1)
         model.lm_head.weight.copy_(head_VV)
     model.save_pretrained(folder)
