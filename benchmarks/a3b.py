@@ -31,6 +31,7 @@ from benchmarks.support.pictures import save_picture
 from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, options
 from schemas.train_config import ActivationsConfig
+from teacher_cache.inspectable_llvmlite import make_inspectable
 
 FOLDER = Path("runs/a3b")
 CHARACTERS, TOKENS = 3000, 512  # of a module to train on; of a sample
@@ -263,6 +264,7 @@ def served() -> dict[str, Any]:
 def engines(folder: Path) -> dict[str, Any]:
     """Tokens per second of both, alternating, and how their log-probabilities differ."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    make_inspectable()
     import vllm
     from vllm.inputs import TokensPrompt
 
