@@ -16,7 +16,7 @@ GROUPS = {"cache-tools": main, "teacher-cache": teacher_cache, "train-student": 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     for name, group in GROUPS.items():
         yield name, []
-        yield from ((name, [command]) for command in group.commands)
+        yield from ((name, [own]) for own, command in group.commands.items() if not command.hidden)
 
 
 def examples_of(group: str, arguments: list[str]) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def test_the_verdict_on_a_claim_stands_first_and_the_teachers_on_the_page(whole:
     output, figures = folder / "claimed", folder / "compare.json"
     shutil.copytree(whole, output)
     changes: dict[str, Any] = {
-        "claim": {"says": "lighter teaches better", "better": "a", "than": "teacher", "task": "documents 1"},
+        "claim": {"says": "lighter teaches better", "better": "a", "than": "teacher", "task": "documents 0"},
         "teachers": str(figures),
     }
     _, stderr = finished(start(write_matrix(folder, output, **changes)), 2)
@@ -145,7 +145,7 @@ def test_the_verdict_on_a_claim_stands_first_and_the_teachers_on_the_page(whole:
     finished(start(write_matrix(folder, output, **changes)))
     found = MatrixFile.model_validate_json((output / "matrix.json").read_text()).comparison
     assert found is not None
-    (pair,) = [pair for pair in found.pairs if pair.task == "documents 1"]
+    (pair,) = [pair for pair in found.pairs if pair.task == "documents 0"]
     assert found.notes[0] == claim_words("lighter teaches better", "a", pair)
     assert pair.words in found.notes[0]
     assert "B: <bdi>Light</bdi>" in (output / "matrix.html").read_text()
