@@ -12,7 +12,6 @@ clipped and rounded to fewer and fewer values. Arms are kept in runs/a3b, so tha
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process
 from benchmarks.support.corpus import hold_out, standard_library, write_code
@@ -30,6 +31,7 @@ from benchmarks.support.installed import run_installed
 from benchmarks.support.pictures import save_picture
 from benchmarks.support.results import Row, at_least, at_most, exit_status, write_results
 from benchmarks.support.students import CACHE_CONFIG, TRAIN_CONFIG, options
+from benchmarks.support.teacher_kl import Judge, load
 from schemas.train_config import ActivationsConfig
 from teacher_cache.inspectable_llvmlite import make_inspectable
 
@@ -157,37 +159,11 @@ def make_cache() -> None:
     done.write_text(json.dumps(found.json))
 
 
-class Judge:
+def judge() -> Judge:
     """KL from the teacher on the held-out modules."""
-
-    def __init__(self) -> None:
-        import torch
-        from transformers import AutoTokenizer
-
-        torch.set_num_threads(1)
-        tokenizer, teacher = AutoTokenizer.from_pretrained(make_teacher()), load(make_teacher())
-        modules = hold_out(standard_library())[1][:HELD_OUT]
-        texts = [module.read_text(encoding="utf-8", errors="ignore")[: 8 * TOKENS] for module in modules]
-        self.ids = [torch.tensor([tokenizer(text)["input_ids"][:TOKENS]]) for text in texts]
-        self.log_p = [log_probabilities(teacher, ids) for ids in self.ids]
-
-    def quality(self, model: Any) -> dict[str, Any]:
-        """KL, nats a token, and perplexity."""
-        kl = loss = tokens = 0.0
-        for ids, log_p in zip(self.ids, self.log_p, strict=True):
-            log_q = log_probabilities(model, ids)
-            kl += float((log_p.exp() * (log_p - log_q)).sum())
-            loss -= float(log_q.gather(1, ids[0, 1:, None]).sum())
-            tokens += len(log_q)
-        return {"kl": kl / tokens, "perplexity": math.exp(loss / tokens), "tokens": int(tokens)}
-
-
-def log_probabilities(model: Any, ids: Any) -> Any:
-    """Of each next token, float32 [S - 1, V]."""
-    import torch
-
-    with torch.no_grad():
-        return model(ids, use_cache=False).logits[0, :-1].log_softmax(dim=-1)
+    torch.set_num_threads(1)
+    modules = hold_out(standard_library())[1][:HELD_OUT]
+    return Judge([module.read_text(encoding="utf-8", errors="ignore")[: 8 * TOKENS] for module in modules], TOKENS)
 
 
 def quality(folder: Path, activations: str | None = None) -> dict[str, Any]:
@@ -201,7 +177,7 @@ def quality(folder: Path, activations: str | None = None) -> dict[str, Any]:
     if activations is not None:
         clips = start_scales(folder)[1].clips
         round_activations(model, find_sites(model, Grid(3, GROUP)), rounding(activations), clips)
-    return Judge().quality(model)
+    return judge().quality(model)
 
 
 def rounding(activations: str) -> ActivationsConfig:
@@ -213,7 +189,7 @@ def rounding(activations: str) -> ActivationsConfig:
 
 def ladder() -> dict[str, dict[str, Any]]:
     """Quality of the start, pruned but not trained, step by step down to three bits and rounded inputs."""
-    from trainer.data.calibration import calibration_rows, calibration_sequences
+    from trainer.data.calibration import calibration_sequences
     from trainer.data.open_caches import open_cache
     from trainer.data.selection import Selection
     from trainer.quantization.fake_activations import clips_of, round_activations
@@ -222,28 +198,28 @@ def ladder() -> dict[str, dict[str, Any]]:
     from trainer.quantization.sites import find_sites
     from trainer.quantization.trained import start_scales
 
-    judge, grid = Judge(), Grid(3, GROUP)
+    own, grid = judge(), Grid(3, GROUP)
     start = load(student_folder(SIXTEEN, 0) / "student-init")
     sites = find_sites(start, grid)
     cache = open_cache(str(FOLDER / "cache"), ("tokens",))
-    sequences = list(calibration_sequences(cache, calibration_rows(cache, Selection(), SAMPLES), TOKENS))
+    sequences = calibration_sequences(cache, Selection(), SAMPLES, start.config, TOKENS)
     clips = clips_of(start, sites, sequences, CLIP)
-    measured = {"16 bits": judge.quality(start)}
+    measured = {"16 bits": own.quality(start)}
     for name in ("clip", "A8", "five levels"):
         undo = round_activations(start, sites, rounding(INPUTS[name]), clips)
-        measured[f"16 bits, {name}"] = judge.quality(start)
+        measured[f"16 bits, {name}"] = own.quality(start)
         undo()
     readers = [reader for site in sites for reader in site.readers]
     round_in_place(start, sites, {one.stored: grid.scales(one.of(start)).bfloat16() for one in readers}, grid)
-    measured["3 bits, rounded to the nearest"] = judge.quality(start)
+    measured["3 bits, rounded to the nearest"] = own.quality(start)
     folder = student_folder(THREE, 0) / "student-init"
     folded = load(folder)
     clips = clips_of(folded, sites, sequences, CLIP)
     round_in_place(folded, sites, start_scales(folder)[0], grid)
-    measured["3 bits, activation-aware"] = judge.quality(folded)
+    measured["3 bits, activation-aware"] = own.quality(folded)
     for name, settings in INPUTS.items():
         undo = round_activations(folded, sites, rounding(settings), clips)
-        measured[f"3 bits, {name}"] = judge.quality(folded)
+        measured[f"3 bits, {name}"] = own.quality(folded)
         undo()
     return measured
 
@@ -301,14 +277,6 @@ def engines(folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "tokens": new_tokens,
     }
-
-
-def load(folder: Path) -> Any:
-    """A model in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def kept(name: str, measure: Callable[[], Any]) -> Any:

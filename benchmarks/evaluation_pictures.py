@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report_pictures import PICTURES
-from benchmarks.support.pictures import shrink
+from benchmarks.support.pictures import save_part
 from schemas.errors import UserError
 from schemas.matrix_cell import ItemsFile, MatrixCell, MatrixItem, Measure, ModelEntry, TaskEntry
 from schemas.matrix_config import BenchmarkTask
@@ -182,10 +182,7 @@ def _screenshot(started: Any, file: Path, scheme: str, first: str, after: str, p
     page.goto(file.resolve().as_uri())
     page.locator("#which-task").select_option(label=next(iter(BENCHMARKS.values()))[0])
     top, bottom = (page.locator(heading).bounding_box()["y"] for heading in (first, after))
-    clip = {"x": 0, "y": top, "width": 1280, "height": min(bottom - top, HIGHEST)}
-    page.screenshot(path=picture, full_page=True, clip=clip, animations="disabled")
-    page.close()
-    shrink(picture)
+    save_part(page, picture, top, min(bottom, top + HIGHEST))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.corpus import human_eval_chats, standard_library, write_chats, write_code
-from benchmarks.support.pictures import shrink
+from benchmarks.support.pictures import save_part
 from schemas.errors import UserError
 from tests.support.browser import NAMES, browser, find_chromium
 
@@ -91,14 +91,7 @@ def _screenshot(started: Any, file: Path, scheme: str, picture: Path) -> None:
     page.evaluate(chosen, list(CHOSEN))
     top = page.locator("#figures").bounding_box()["y"]
     bottom = page.locator("footer").bounding_box()["y"]
-    page.screenshot(
-        path=picture,
-        full_page=True,
-        clip={"x": 0, "y": top, "width": 1280, "height": bottom - top},
-        animations="disabled",
-    )
-    page.close()
-    shrink(picture)
+    save_part(page, picture, top, bottom)
 
 
 if __name__ == "__main__":

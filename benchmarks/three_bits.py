@@ -18,6 +18,7 @@ from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process, shared_cache
 from benchmarks.support.corpus import standard_library
 from benchmarks.support.results import Row, at_most, exit_status, write_results
+from benchmarks.support.teacher_kl import Judge, load
 
 FOLDER = Path("runs/three-bits")
 SAMPLES, MAX_TOKENS = 8, 256  # of the calibration
@@ -141,35 +142,12 @@ def differing_weights(packed: Path, folded: Path) -> int:
     return sum(int((found[name] != weight).sum()) for name, weight in wanted.state_dict().items())
 
 
-def load(folder: Path) -> Any:
-    """A model in float32."""
-    import torch
-
-    from trainer.student.build import load_model
-
-    return load_model(folder, "MODEL", torch.float32).eval()
-
-
 def quality(model: Any) -> dict[str, Any]:
     """KL from the 16-bit model, nats a token, and perplexity, over the held-out modules."""
-    import torch
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(make_teacher())
     modules = [path for path in standard_library() if path.stat().st_size >= MIN_CHARACTERS][SEEN::EVERY][:MODULES]
-    reference = load(make_teacher())
-    model.float()
-    kl = loss = tokens = 0.0
-    for module in modules:
-        text = module.read_text(encoding="utf-8", errors="ignore")[:MIN_CHARACTERS]
-        ids = torch.tensor([tokenizer(text)["input_ids"][:MODULE_TOKENS]])
-        with torch.no_grad():
-            log_p, log_q = (each(ids).logits[0, :-1].log_softmax(dim=-1) for each in (reference, model))
-        kl += float((log_p.exp() * (log_p - log_q)).sum())
-        loss -= float(log_q.gather(1, ids[0, 1:, None]).sum())
-        tokens += len(log_q)
-    perplexity = float(torch.tensor(loss / tokens).exp())
-    return {"kl": kl / tokens, "perplexity": perplexity, "held_out_tokens": int(tokens)}
+    texts = [module.read_text(encoding="utf-8", errors="ignore")[:MIN_CHARACTERS] for module in modules]
+    measured = Judge(texts, MODULE_TOKENS).quality(model.float())
+    return {"held_out_tokens": measured.pop("tokens"), **measured}
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 2**31 - 1  # limit of torch's and transformers' counters
 MAX_ROWS = 2**33  # of a run, per process: products with the caches' weights stay within 64 bits
 MAX_LOSS_WEIGHT = 1e6
-QuantizedLayer = Literal[
-    "q_proj", "k_proj", "v_proj", "o_proj", "in_proj_qkv", "in_proj_z", "out_proj", "gate_proj", "up_proj", "down_proj"
-]
+AttentionLayer = Literal["q_proj", "k_proj", "v_proj", "o_proj"]
+LinearAttentionLayer = Literal["in_proj_qkv", "in_proj_z", "out_proj"]
+FfnLayer = Literal["gate_proj", "up_proj", "down_proj"]
+QuantizedLayer = Literal[AttentionLayer, LinearAttentionLayer, FfnLayer]
+WeightBits = Literal[2, 3, 4, 8]
+GroupSize = Literal[32, 64, 128]
 WIDTH_MULTIPLE = 64  # of the channels of an FFN: what matrix kernels and groups of quantised weights divide by
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
@@ -509,8 +512,8 @@ class ActivationsConfig(Strict):
 class QuantizationConfig(Strict):
     """Training with weights of few bits, from the start; the student is written that way (docs/three-bits.md)."""
 
-    bits: Literal[2, 3, 4, 8] = Field(3, description="Bits of a weight.")
-    group_size: Literal[32, 64, 128] = Field(
+    bits: WeightBits = Field(3, description="Bits of a weight.")
+    group_size: GroupSize = Field(
         128, description="Neighbouring inputs that share a scale of 16 bits; must divide the inputs of every layer."
     )
     targets: list[QuantizedLayer] | None = Field(

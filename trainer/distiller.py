@@ -5,7 +5,7 @@ No teacher is loaded and no engine imported: the cache replaces them.
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from schemas.train_config import TrainConfig
+from schemas.train_config import QuantizationConfig, TrainConfig
 from teacher_cache.output_head import OutputHead
 from teacher_cache.stop_request import StopRequest
 from teacher_cache.teacher import model_fingerprint
@@ -37,7 +37,7 @@ from trainer.losses.token_map import TokenMap
 from trainer.quantization.exporting import ExportSettings, export_folder
 from trainer.quantization.scales_file import write_scales
 from trainer.quantization.smoke import check_readers
-from trainer.quantization.trained import RoundedStudent, quantise_layers, rounded_student
+from trainer.quantization.trained import quantise_layers, rounded_student
 from trainer.retargeting import retargeting_of, side_of
 from trainer.run.arguments import training_arguments
 from trainer.run.checkpoint import RunState, find_resume, new_state, remove_unused, say_length
@@ -288,12 +288,12 @@ def write_final(
     """
     config, quantization, folder = run.config, run.config.quantization, run.output / "final"
     checkpoint = best or run.output / f"checkpoint-{summary['steps']}"
-    rounded: RoundedStudent | None = None
+    add_files: Callable[[Path], None] | None = None
     student: PreTrainedModel | None
     if quantization is not None:
         bf16 = run.arguments.bf16
         rounded = rounded_student(checkpoint, prepared.init_folder, config.student, quantization, run.sharded, bf16)
-        student = rounded.student
+        student, add_files = rounded.student, partial(write_scales, scales=rounded.scales, record=rounded.record)
     elif run.sharded:
         student = load_sharded(prepared.init_folder, config.student, checkpoint)
     else:
@@ -302,18 +302,20 @@ def write_final(
     manifests = [one.manifest for one in prepared.data.caches]
     pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
     card = model_card(config, prepared.objective, manifests, summary, pruned)
-    if rounded is None or quantization is None:
-        save_final(student, config.student, prepared.init_folder, folder, card)
-        return
-    add_scales = partial(write_scales, scales=rounded.scales, record=rounded.record)
-    save_final(student, config.student, prepared.init_folder, folder, card, add_scales)
-    summary["quantization"] = {}
-    trusts = config.student.trust_remote_code
+    save_final(student, config.student, prepared.init_folder, folder, card, add_files)
+    if quantization is not None:
+        summary["quantization"] = write_packed_folders(folder, quantization, config.student.trust_remote_code)
+
+
+def write_packed_folders(final: Path, quantization: QuantizationConfig, trust_remote_code: bool) -> dict[str, Any]:
+    """Pack the weights of ``final``, which lie on a grid, in each format, beside it; returns summaries by format."""
+    written: dict[str, Any] = {}
     for name in quantization.formats:
-        packed = folder.with_name(f"{folder.name}-{name}")
-        shutil.rmtree(packed, ignore_errors=True)
-        settings = ExportSettings(formats=(name,), check=quantization.check, trust_remote_code=trusts)
-        summary["quantization"][name] = export_folder(str(folder), packed, None, settings)
+        folder = final.with_name(f"{final.name}-{name}")
+        shutil.rmtree(folder, ignore_errors=True)
+        settings = ExportSettings(formats=(name,), check=quantization.check, trust_remote_code=trust_remote_code)
+        written[name] = export_folder(str(final), folder, None, settings)
+    return written
 
 
 def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | None) -> dict[str, Any]:

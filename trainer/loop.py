@@ -138,27 +138,24 @@ class DistillationTrainer(Trainer):
         """Give learned scales of quantised weights a parameter group of their own, without decay: the last one."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and self.learns_scales:
+        if is_new and self.scale_lr is not None:
             trained = self.model if model is None else model
             assert trained is not None
             scales = {id(each): each for name, each in trained.named_parameters() if name.endswith(SUFFIX)}
             for group in optimizer.param_groups:
                 group["params"] = [each for each in group["params"] if id(each) not in scales]
-            assert self.run.config.quantization is not None
-            rate = self.run.config.quantization.scale_lr
-            optimizer.add_param_group({"params": list(scales.values()), "lr": rate, "weight_decay": 0.0})
+            optimizer.add_param_group({"params": list(scales.values()), "lr": self.scale_lr, "weight_decay": 0.0})
         return optimizer
 
     @property
-    def learns_scales(self) -> bool:
-        """Whether scales of quantised weights are learned."""
+    def scale_lr(self) -> float | None:
+        """Peak learning rate of the scales of quantised weights; None if there are none to learn."""
         settings = self.run.config.quantization
-        return settings is not None and settings.scale == "learned"
+        return None if settings is None or settings.scale != "learned" else settings.scale_lr
 
     def rates(self, groups: int) -> list[float]:
         """Peak learning rates of the optimiser's parameter groups."""
-        settings = self.run.config.quantization
-        own = [settings.scale_lr] if settings is not None and self.learns_scales else []
+        own = [] if self.scale_lr is None else [self.scale_lr]
         return [self.args.learning_rate] * (groups - len(own)) + own
 
     def get_batch_samples(

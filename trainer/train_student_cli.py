@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from schemas.load import load_config
-from schemas.train_config import DataConfig, TrainConfig
+from schemas.train_config import DataConfig, GroupSize, TrainConfig, WeightBits
 from teacher_cache.command import MOST, json_option, progress, set_option, show
 from teacher_cache.program import Program
 
@@ -263,8 +264,10 @@ def evaluate(
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--cache", help="Cache of the model's own tokenizer, whose tokens calibrate the scales.")
-@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), help="Bits of a weight; default: 3.")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Inputs that share a scale; default: 128.")
+@click.option("--bits", type=click.Choice([*map(str, get_args(WeightBits))]), help="Bits of a weight; default: 3.")
+@click.option(
+    "--group-size", type=click.Choice([*map(str, get_args(GroupSize))]), help="Inputs that share a scale; default: 128."
+)
 @click.option(
     "--format",
     "formats",

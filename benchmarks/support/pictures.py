@@ -1,4 +1,4 @@
-"""Save plots as small files."""
+"""Save plots, and parts of pages, as small files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,14 @@ def save_picture(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     shrink(path, 64)
+
+
+def save_part(page: Any, path: Path, top: float, bottom: float) -> None:
+    """Capture a page of a browser between two heights, over its whole width, and close it."""
+    clip = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": bottom - top}
+    page.screenshot(path=path, full_page=True, clip=clip, animations="disabled")
+    page.close()
+    shrink(path)
 
 
 def shrink(path: Path, colours: int = 256) -> None:

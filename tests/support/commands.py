@@ -127,6 +127,13 @@ def finish(process: Process, timeout: float = 300) -> subprocess.CompletedProces
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
+def outputs(process: Process, status: int = 0, timeout: float = 300) -> tuple[str, str]:
+    """What a process has printed, which must end with this status."""
+    done = finish(process, timeout)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
 def run(command: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return finish(Forked(command, *arguments), timeout)
 

@@ -1,12 +1,12 @@
 """Samples of a cache to measure a model's activations on: their tokens alone, spread over the cache."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from schemas.errors import UserError
+from teacher_cache.lengths import max_length
 from trainer.data.batches import evaluation_loader
 from trainer.data.readable import Cache
 from trainer.data.row_plan import SortedRows
@@ -37,9 +37,15 @@ def calibration_batches(cache: Cache, rows: SortedRows, skip_corrupt: bool = Fal
 
 
 def calibration_sequences(
-    cache: Cache, rows: SortedRows, max_tokens: int, skip_corrupt: bool = False
-) -> Iterator[np.ndarray]:
-    """The first ``max_tokens`` token ids of each of these rows, int64 [S], without padding."""
-    for batch in calibration_batches(cache, rows, skip_corrupt):
-        for ids_L, is_token_L in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            yield ids_L[is_token_L][:max_tokens].numpy()
+    cache: Cache, selection: Selection, n_samples: int, model_config: Any, max_tokens: int, skip_corrupt: bool = False
+) -> list[np.ndarray]:
+    """Token ids of ``calibration_rows``, int64 [S], without padding, of each the first ``max_tokens``.
+
+    They are cut at the positions of the model, too. Raises UserError if no sample is selected.
+    """
+    limit = min(max_tokens, max_length(model_config.get_text_config()) or max_tokens)
+    return [
+        ids_L[is_token_L][:limit].numpy()
+        for batch in calibration_batches(cache, calibration_rows(cache, selection, n_samples), skip_corrupt)
+        for ids_L, is_token_L in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]

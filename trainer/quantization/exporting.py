@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from schemas.errors import UserError
-from teacher_cache.lengths import max_length
 from teacher_cache.model_folder import local_folder
-from trainer.data.calibration import calibration_rows, calibration_sequences
+from trainer.data.calibration import calibration_sequences
 from trainer.data.open_caches import check_vocabulary, open_cache
 from trainer.data.selection import Selection
 from trainer.quantization.export_card import export_card
@@ -107,7 +106,6 @@ def _fold(
     model = load_model(source, "MODEL", torch.float32, trust_remote_code=trust)
     model.eval()
     sites = find_sites(model, grid, settings.targets)
-    limit = min(settings.max_tokens, max_length(model.config.get_text_config()) or settings.max_tokens)
     with closing(open_cache(cache_url, ("tokens",))) as cache:
         check_vocabulary(cache.manifest, model.config, cache_url)
         other = other_fingerprint(cache.manifest, source, EVALUATED, trust)
@@ -116,7 +114,7 @@ def _fold(
                 f"--cache {cache_url}: made with the tokenizer {cache.manifest.tokenizer.fingerprint[:12]}…, but "
                 f"{source} has {other[:12]}…; calibrate with a cache of the model's own tokenizer"
             )
-        sequences = list(calibration_sequences(cache, calibration_rows(cache, Selection(), settings.samples), limit))
+        sequences = calibration_sequences(cache, Selection(), settings.samples, model.config, settings.max_tokens)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     scales, record = fold_scales(model, sites, grid, sequences, advance)
     round_in_place(model, sites, scales, grid)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.train_config import QuantizationConfig, TrainConfig
-from teacher_cache.lengths import max_length
-from trainer.data.calibration import calibration_rows, calibration_sequences
+from trainer.data.calibration import calibration_sequences
 from trainer.data.open_caches import check_vocabulary
 from trainer.data.shares import selection_of
 from trainer.quantization.fake_activations import clips_of
@@ -51,9 +50,14 @@ def folded_start(
         if config.data.align is None:
             check_tokenizer(cache.manifest, folder, share.url, trust_remote_code=config.student.trust_remote_code)
             check_vocabulary(cache.manifest, student.config, where=share.url)
-        rows = calibration_rows(cache, selection_of(share, config.data), settings.calibration_samples)
-        limit = min(MAX_TOKENS, max_length(student.config) or MAX_TOKENS)
-        sequences = list(calibration_sequences(cache, rows, limit, config.data.on_corrupt == "skip"))
+        sequences = calibration_sequences(
+            cache,
+            selection_of(share, config.data),
+            settings.calibration_samples,
+            student.config,
+            MAX_TOKENS,
+            config.data.on_corrupt == "skip",
+        )
     logger.info("choosing scales on %d samples, %d tokens", len(sequences), sum(map(len, sequences)))
     student.eval()
     student.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]

@@ -8,11 +8,14 @@ Shape letters: O outputs, I inputs, G = I / group_size groups; experts may prece
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
-BITS = (2, 3, 4, 8)
-GROUP_SIZES = (32, 64, 128)
+from schemas.train_config import GroupSize, WeightBits
+
+BITS: tuple[int, ...] = get_args(WeightBits)
+GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,19 @@ is corrected. Embeddings, output head, norms and convolutions are no readers of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 
 from schemas.errors import UserError
+from schemas.train_config import AttentionLayer, FfnLayer, LinearAttentionLayer
 from teacher_cache.decoder_layers import find_decoder
-from trainer.quantization.grid import Grid
+from trainer.quantization.grid import GROUP_SIZES, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "out_proj")
-FFN = ("gate_proj", "up_proj", "down_proj")
+ATTENTION, LINEAR_ATTENTION, FFN = map(get_args, (AttentionLayer, LinearAttentionLayer, FfnLayer))
 TARGETS = (*ATTENTION, *LINEAR_ATTENTION, *FFN)
 
 
@@ -111,7 +110,7 @@ def find_sites(
         raise UserError(f"{names.targets} {', '.join(targets)}: a {type(model).__name__} has no such linear layer")
     for site in sites:
         if site.inputs % grid.group_size:
-            fits = [size for size in (128, 64, 32) if not any(each.inputs % size for each in sites)]
+            fits = [size for size in reversed(GROUP_SIZES) if not any(each.inputs % size for each in sites)]
             advice = (
                 f"use {' or '.join(map(str, fits))}"
                 if fits

@@ -66,7 +66,7 @@ def save_final(
     init_folder: Path,
     folder: Path,
     card: str,
-    add_files: Callable[[Path], None] = lambda unfinished: None,
+    add_files: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the model in ``settings.dtype`` as a Hugging Face folder, atomically.
 
@@ -81,7 +81,8 @@ def save_final(
     student.save_pretrained(unfinished)
     copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
-    add_files(unfinished)
+    if add_files is not None:
+        add_files(unfinished)
     settle_folder(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

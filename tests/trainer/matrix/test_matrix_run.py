@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from schemas.errors import UserError
 from schemas.matrix_file import MatrixFile
-from support.commands import Forked, kill_group
+from support.commands import Forked, kill_group, outputs
 from support.forked_parts import fork_parts
 from support.matrix_results import made_teachers
 from support.small_matrix import matrix_config, matrix_tree, write_matrix, write_small_matrix
@@ -26,6 +27,7 @@ from trainer.matrix.statistics.wording import claim_words
 from trainer.run.part_process import PartFailed, PartProcesses
 
 KILLS = 10
+finished = partial(outputs, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(config: Path, *options: str) -> Forked:
     return Forked("train-student", "matrix", config, "--json", *options, before=fork_parts)
-
-
-def finished(process: Forked, status: int = 0) -> tuple[str, str]:
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == status, stderr
-    return stdout, stderr
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import json
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from support.amount import amount
-from support.commands import Forked, kill_group
+from support.commands import Forked, kill_group, outputs
 from support.forked_parts import fork_parts
 from support.small_rounds import write_rounds, write_small_rounds
 from teacher_cache.generated.generated_place import read_generated
@@ -17,6 +18,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 from teacher_cache.teacher import model_fingerprint
 
+finished = partial(outputs, timeout=240)
 BEGUN = (
     "round-001/replies/shard-*.json",
     "round-001/cache/manifest.json",
@@ -34,12 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(config: Path, *options: str) -> Forked:
     return Forked("train-student", "rounds", config, "--json", *options, before=fork_parts)
-
-
-def finished(process: Forked, status: int = 0) -> tuple[str, str]:
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == status, stderr
-    return stdout, stderr
 
 
 @pytest.fixture(scope="module")
