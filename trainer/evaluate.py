@@ -124,21 +124,22 @@ def evaluate_folder(
     trust_remote_code: bool = False,
     align: str | None = None,
     by_sample: SampleSums | None = None,
+    key: str = EVALUATED,
 ) -> dict[str, Any]:
     """Run ``evaluate`` for a model folder over a cache, or over the samples that ``validation_fraction`` holds out.
 
     limit: at most this many samples, in the cache's order. advance: progress callback, (samples done, samples).
     required: digest and signatures that the cache must have. trust_remote_code: run code that ships with the model.
     align: of a model with another tokenizer: which rows have a teacher, ``strict``, ``border`` or ``all``.
-    by_sample: gets the sums of each sample, and the samples' keys in the cache.
+    by_sample: gets the sums of each sample, and the samples' keys in the cache. key: names the model in errors.
     Adds ``samples``, ``parameters`` and ``kl_is_exact`` to the result; ``bits_per_byte`` if cache or folder say which
     bytes tokens stand for. Raises UserError.
     """
-    folder = local_folder(model_folder, EVALUATED)
+    folder = local_folder(model_folder, key)
     side = in_students = None
     if align is not None:
-        settings = load_model_config(folder, EVALUATED, trust_remote_code).get_text_config()
-        side = student_side(folder, EVALUATED, trust_remote_code, max_length(settings))
+        settings = load_model_config(folder, key, trust_remote_code).get_text_config()
+        side = student_side(folder, key, trust_remote_code, max_length(settings))
         side.check_embedding(settings.vocab_size)
         in_students = evaluation_rows(side, {cache_url: required}, Align[align.upper()])
     cache = open_for_evaluation(cache_url, required=required, side=side, rows=in_students)
@@ -146,10 +147,10 @@ def evaluate_folder(
     rows = sorted_rows(Subset(cache, held_out), limit)
     if not len(rows):
         raise UserError(f"{cache_url}: --validation-fraction {validation_fraction} holds out no sample; raise it")
-    check_tokenizer(cache.manifest, folder, cache_url, EVALUATED, trust_remote_code)
-    model: Any = load_model(folder, EVALUATED, getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    check_tokenizer(cache.manifest, folder, cache_url, key, trust_remote_code)
+    model: Any = load_model(folder, key, getattr(torch, dtype), trust_remote_code=trust_remote_code)
     check_vocabulary(cache.manifest, model.config, where=cache_url)
-    check_positions(model.config, rows.longest, cache_url, EVALUATED)
+    check_positions(model.config, rows.longest, cache_url, key)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     check_head(model)
     done = 0
@@ -162,7 +163,7 @@ def evaluate_folder(
 
     loader = evaluation_loader(cache, rows, batch_size)
     head = head_on(model.device, cache)
-    token_bytes = cache_token_bytes(cache_url, cache.manifest, folder, EVALUATED, trust_remote_code)
+    token_bytes = cache_token_bytes(cache_url, cache.manifest, folder, key, trust_remote_code)
     capture = cache.manifest.capture
     measured = evaluate(model, loader, capture, head, on_batch, token_bytes=token_bytes, by_sample=by_sample)
     if by_sample is not None:

@@ -8,6 +8,7 @@ the same bytes.
 
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,15 +27,17 @@ def cut_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Any:
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     model = tree["model"]
     vocabulary = model["vocab"]
-    words = {word for text in texts for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    added = "|".join(re.escape(token["content"]) for token in tree["added_tokens"])
+    parts = {part for text in texts for part in re.split(added, text)} if added else set(texts)
+    words = {word for part in parts for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(part)}
     kept = {token for token in vocabulary if len(token) == 1}
     ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
     for word in words:
         kept |= {word} if model["ignore_merges"] and word in vocabulary else _joined(word, ranks)
     model["vocab"] = {token: i for i, token in enumerate(sorted(kept, key=vocabulary.__getitem__))}
     model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= kept]
-    for i, added in enumerate(tree["added_tokens"]):
-        added["id"] = len(kept) + i
+    for i, token in enumerate(tree["added_tokens"]):
+        token["id"] = len(kept) + i
     found = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(tree)),
         eos_token=tokenizer.eos_token,

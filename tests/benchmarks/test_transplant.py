@@ -10,7 +10,7 @@ from benchmarks.support.transplant import cut_tokenizer, transplant
 from teacher_cache.corpus.token_spans import ByteTokenizer, vocabulary_table
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-TEXTS = ["abc abcd ab", "déjà vu 🙂 abab", "\n\tx = bcd"]
+TEXTS = ["abc abcd ab", "déjà vu 🙂 abab", "\n\tx = bcd", "ab!!<end>ab"]
 
 
 def byte_level(*joined: str, whole_first: bool = False) -> PreTrainedTokenizerFast:
@@ -31,7 +31,7 @@ def byte_level(*joined: str, whole_first: bool = False) -> PreTrainedTokenizerFa
 
 @pytest.mark.parametrize("whole_first", [False, True])
 def test_a_cut_tokenizer_reads_the_texts_alike(whole_first: bool) -> None:
-    whole = byte_level("ab", "bc", "Ġab", "cd", "Ġabc", "abc", "Ã©", "zz", "zzz", whole_first=whole_first)
+    whole = byte_level("ab", "bc", "Ġab", "cd", "Ġabc", "abc", "Ã©", "!<", "!!", "zz", "zzz", whole_first=whole_first)
     cut = cut_tokenizer(whole, TEXTS)
     for text in TEXTS:
         assert cut.tokenize(text) == whole.tokenize(text)

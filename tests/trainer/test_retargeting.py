@@ -339,6 +339,8 @@ def test_evaluation_measures_kl_where_there_is_a_teacher(make: Make, caches: lis
     folder = str(make().student.checkpoint)
     with pytest.raises(UserError, match=r"add --align border to teach a student with another tokenizer"):
         evaluate_folder(folder, caches[0])
+    with pytest.raises(UserError, match=r"set align: border for the task to teach a student with another tokenizer"):
+        evaluate_folder(folder, caches[0], key="models: other")
     found = {align: evaluate_folder(folder, caches[0], align=align) for align in ("strict", "border", "all")}
     assert (
         found["strict"]["tokens_with_teacher"]

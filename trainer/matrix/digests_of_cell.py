@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version_tuple
 from typing import Any
 
 from schemas.errors import UserError
@@ -75,7 +76,9 @@ def versions(programs: Iterable[str]) -> dict[str, str]:
 
 
 def installed_version(program: str) -> str | None:
-    """Version of a distribution, or of another build of it; None if it is not installed."""
+    """Version of a distribution, or of another build of it; None if it is not installed. Of ``python``: 3.11."""
+    if program == "python":
+        return ".".join(python_version_tuple()[:2])
     for name in OTHER_BUILDS.get(program, (program,)):
         try:
             return version(name)

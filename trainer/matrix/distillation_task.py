@@ -48,6 +48,7 @@ def run(task: DistillationTask, model: MatrixModel, backends: Backends) -> CellR
         trust_remote_code=model.trust_remote_code,
         align=task.align,
         by_sample=by_sample,
+        key=f"models: {model.name}",
     )
     items = _items(by_sample.keys, {name: sums.tolist() for name, sums in by_sample.sums().items()})
     means = [

@@ -10,7 +10,7 @@ from trainer.matrix.cell_files import read_items
 from trainer.matrix.compared_measure import led_by
 from trainer.matrix.matrix_plan import MatrixPlan
 from trainer.matrix.matrix_tables import markdown
-from trainer.matrix.statistics.wording import claim_words
+from trainer.matrix.statistics.wording import claim_words, untested_words
 from trainer.run.output_files import replace_text
 from trainer.run.owner import Fence
 
@@ -68,8 +68,8 @@ def _compared(config: MatrixConfig, plan: MatrixPlan, cells: Sequence[MatrixCell
 
 def _with_claim(comparison: MatrixComparison, claim: Claim) -> MatrixComparison:
     """The comparison with what it says of a claim as its first note."""
+    words = untested_words(claim.says, claim.better, claim.than, claim.task)
     for pair in comparison.pairs:
         if pair.task == claim.task and {pair.a, pair.b} == {claim.better, claim.than}:
             words = claim_words(claim.says, claim.better, pair)
-            return comparison.model_copy(update={"notes": [words, *comparison.notes]})
-    return comparison  # a cell of the pair has failed
+    return comparison.model_copy(update={"notes": [words, *comparison.notes]})

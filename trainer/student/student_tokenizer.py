@@ -15,6 +15,7 @@ OTHERS = (  # of rarer tokenizer classes; FILES also identify the tokenizer of a
 )  # fmt: skip
 CODE = "*.py"
 EVALUATED = "MODEL"  # the model's argument name in `train-student evaluate`
+OF_MATRIX = "models: "  # the name of a model of a matrix follows
 
 
 def check_tokenizer(
@@ -59,13 +60,15 @@ def load_tokenizer(folder: Path, key: str, trust_remote_code: bool = False) -> A
 
 def how_to_trust(key: str) -> str:
     """Return the advice on how to trust the code of the model that ``key`` names."""
-    if key.startswith("models"):  # of a matrix
+    if key.startswith(OF_MATRIX):
         return "set trust_remote_code: true for this model"
     return "add --trust-remote-code" if key == EVALUATED else "set student.trust_remote_code: true"
 
 
 def how_to_align(key: str) -> str:
     """Return the advice on how to use a cache of another tokenizer with the model that ``key`` names."""
+    if key.startswith(OF_MATRIX):
+        return "set align: border for the task"
     return "add --align border" if key == EVALUATED else "set data.align (all teaches most)"
 
 

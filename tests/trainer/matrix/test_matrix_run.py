@@ -171,7 +171,9 @@ def test_a_failing_cell_is_one_line_and_the_others_go_on(folder: Path) -> None:
     (broken / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
     tree = matrix_tree(folder, output)
     models = [{"name": "broken", "folder": str(broken)}, *tree["models"]]
-    _, stderr = finished(start(write_matrix(folder, output, models=models, n_tasks=2)), 2)
+    claim = {"says": "broken is best", "better": "broken", "than": "teacher", "task": "documents 0"}
+    pairs = [["broken", "teacher"]]
+    _, stderr = finished(start(write_matrix(folder, output, models=models, n_tasks=2, pairs=pairs, claim=claim)), 2)
     errors = [line for line in stderr.splitlines() if "rror" in line]
     assert len(errors) == 3, stderr
     assert errors[0].startswith("error: documents 0 × broken: ")
@@ -180,6 +182,9 @@ def test_a_failing_cell_is_one_line_and_the_others_go_on(folder: Path) -> None:
     matrix = json.loads((output / "matrix.json").read_text())
     assert matrix["missing"] == [["documents 0", "broken"], ["documents 1", "broken"]]
     assert len(matrix["cells"]) == 6
+    assert matrix["comparison"]["notes"][0] == (
+        "“broken is best” was not tested: broken and teacher are not compared on documents 0."
+    )
 
 
 class Failing(PartProcesses):

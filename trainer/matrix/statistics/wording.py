@@ -40,6 +40,11 @@ def claim_words(says: str, better: str, found: PairResult) -> str:
     )
 
 
+def untested_words(says: str, better: str, than: str, task: str) -> str:
+    """That a claim was not tested: a cell has failed, or the sides have too few items in common."""
+    return f"“{says}” was not tested: {better} and {than} are not compared on {task}."
+
+
 def needed_words(found: PairResult) -> str:
     """What it would take to find a difference as large as the one seen."""
     if not found.difference:

@@ -156,7 +156,7 @@ def _passes(task: CodeTask, problem: Problem, code: str) -> bool:
 
 
 def _programs(task: CodeTask) -> Sequence[str]:
-    return (*used_programs(task), *(["markdown-it-py"] if task.chat else []))
+    return ("python", *used_programs(task), *(["markdown-it-py"] if task.chat else []))
 
 
 CODE = TaskKind(check, data_digests, run, _programs, used_backends, continues=True)
