@@ -38,9 +38,9 @@ from schemas.matrix_file import MatrixFile
 PICTURE = Path("docs/pictures/two-teachers.png")
 TRAINING, HEALING, HELD_OUT = "training", "healing", "held-out"
 FILES = {  # of each use and kind: files, characters of a passage. No file is in two uses
-    TRAINING: {"Python": (100, 800), "English": (20, 1600)},
-    HEALING: {"Python": (160, 1200), "English": (20, 4800)},
-    HELD_OUT: {"Python": (60, 800), "English": (20, 1000)},
+    TRAINING: {"Python": (100, 600), "English": (20, 900)},
+    HEALING: {"Python": (160, 600), "English": (20, 1200)},
+    HELD_OUT: {"Python": (60, 600), "English": (20, 900)},
 }
 MAX_TOKENS = 400  # passages are shorter: one that is held out is one document
 STUDENT = [0, 1, 2, 3, 4, 5, 6, 8, 10, 23, 25, 26, 27, 28, 29]  # layers of PRO
@@ -71,7 +71,7 @@ class Size:
     questions: int
 
 
-FULL = Size(Path("runs/two-teachers"), (0, 1, 2, 3, 4), 64, 200, 1000, 100)
+FULL = Size(Path("runs/two-teachers"), (0, 1, 2, 3, 4), 64, 200, 1000, 60)
 TRY = Size(Path("runs/two-teachers-try"), (0, 1), 2, 2, 4, 4)
 
 

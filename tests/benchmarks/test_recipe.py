@@ -58,6 +58,7 @@ TINY = {
         "models=[{name: untrained, folder: runs/recipe/students/student-init}, "
         "{name: three bits, folder: runs/recipe/students/three-bits/final}]",
         "pairs=null",
+        "claim=null",
         "tasks=[{kind: distillation, name: held-out text, cache: runs/recipe/held-out/cache, align: border}]",
     ),
 }
