@@ -57,7 +57,7 @@ class Progress:
         )
         self._total = total_tokens
         self._scored = 0
-        self._entropy = ""
+        self._more = ""
         self._started = self._last_line = time.monotonic()
         self._task = self._bar.add_task("", total=total_tokens, more="")
 
@@ -68,19 +68,25 @@ class Progress:
 
     def committed(self, mean_entropy: float | None) -> None:
         """Record that a unit was committed; ``mean_entropy``: of all rows so far, nats, None if unknown."""
-        self._entropy = "" if mean_entropy is None else f" · entropy {mean_entropy:.2f} nats"
+        self._more = "" if mean_entropy is None else f" · entropy {mean_entropy:.2f} nats"
         self._show(is_due=True)
+
+    def of_fleet(self, done: int, total: int, more: str) -> None:
+        """Record what all workers together have done since the start, of how much; ``more``: said beside it."""
+        self._scored, self._total, self._more = done, total, f" · {more}"
+        self._bar.update(self._task, total=total)
+        self._show(is_due=time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES)
 
     def _show(self, is_due: bool) -> None:
         rate = self._scored / max(1e-9, time.monotonic() - self._started)
-        more = f" · {rate:,.0f} {self._rate}{self._entropy}"
+        more = f" · {rate:,.0f} {self._rate}{self._more}"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=self._scored, more=more)
         elif is_due:
             self._last_line = time.monotonic()
-            left = (self._total - self._scored) / max(1e-9, rate)
             done = f"{self._scored:,} of {self._total:,} {self._things}{more}"
-            logger.info("%s: %s · %.0f s left", self._job, done, left)
+            left = f" · {(self._total - self._scored) / rate:.0f} s left" if rate else ""
+            logger.info("%s: %s%s", self._job, done, left)
 
     def __enter__(self) -> "Progress":
         self._started = self._last_line = time.monotonic()

@@ -23,7 +23,7 @@ MAY_IMPORT = {
 # Rooms of a package from the bottom up: a room imports those above it in this list, and none of its own line.
 ROOMS = {
     "teacher_cache": [
-        "pages records process text output_head lengths decoder_layers model_class query_key"
+        "pages records process child_process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
         " device_memory sandbox inspectable_llvmlite",
         "token_batch model_folder",

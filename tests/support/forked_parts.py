@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from support.commands import MODULES
+from teacher_cache.child_process import ends_with
 from trainer.run import part_process
 
 
@@ -19,7 +20,7 @@ class ForkedPart:
     def __init__(self, words: Sequence[str], output: bool) -> None:
         self.returncode: int | None = None
         self._output = tempfile.NamedTemporaryFile() if output else None  # noqa: SIM115
-        prepare = part_process.ends_with(os.getpid(), signal.SIGKILL)
+        prepare = ends_with(os.getpid())
         self.pid = os.fork()
         if self.pid == 0:
             _become(words, os.devnull if self._output is None else self._output.name, prepare)

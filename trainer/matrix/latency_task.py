@@ -19,10 +19,10 @@ from schemas.matrix_base import Backends, MatrixModel
 from schemas.matrix_cell import Measure
 from schemas.matrix_config import LatencyTask
 from schemas.regular_files import read_file
+from teacher_cache.child_process import ends_with
 from teacher_cache.process import usable_cores
 from trainer.matrix.digests_of_cell import digest_of
 from trainer.matrix.task_kind import GET_VLLM, CellResult, TaskKind
-from trainer.run.part_process import ends_with
 
 RANDOM_IDS = 10_000  # vLLM's random prompts are of token ids below this
 COMMAND = (sys.executable, "-m", "trainer.matrix.vllm_command", "bench", "latency")
@@ -93,7 +93,7 @@ def _latencies(task: LatencyTask, model: MatrixModel, backends: Backends, size: 
             errors="replace",
             env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"},
             process_group=0,
-            preexec_fn=ends_with(os.getpid(), signal.SIGKILL),
+            preexec_fn=ends_with(os.getpid()),
         )
         try:
             _, said = process.communicate(timeout=60 * task.limit_minutes)

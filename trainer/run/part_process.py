@@ -1,22 +1,17 @@
 """Parts of a command as processes of their own, which end when this one is asked to, or killed."""
 
-import ctypes
 import os
-import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from types import FrameType
 
 from schemas.errors import MachineError, UserError
+from teacher_cache.child_process import ends_with, installed
 from teacher_cache.stop_request import SIGNALS, handling
 
 COMMANDS = ("teacher-cache", "train-student")
-PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
 
 
 class PartFailed(UserError):
@@ -85,25 +80,3 @@ def start(words: Sequence[str], output: bool) -> subprocess.Popen[str]:
         process_group=0,
         preexec_fn=ends_with(os.getpid(), signal.SIGKILL if words[0] in COMMANDS else signal.SIGTERM),
     )
-
-
-def installed(command: str) -> str:
-    """The path of a command: beside this interpreter, else in PATH. Raises UserError if there is none."""
-    beside = Path(sys.executable).parent / command
-    found = str(beside) if beside.is_file() else shutil.which(command)
-    if found is None:
-        raise UserError(f"{command}: no such command beside {sys.executable} or in PATH; install the project there")
-    return found
-
-
-def ends_with(parent: int, number: int) -> Callable[[], None] | None:
-    """What a child of ``parent`` calls to get signal ``number`` when that dies; None where there is no such call."""
-    if sys.platform != "linux":
-        return None
-    return partial(_end_with, ctypes.CDLL(None).prctl, parent, number)
-
-
-def _end_with(prctl: Callable[[int, int], int], parent: int, number: int) -> None:
-    prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it died before
-        os.kill(os.getpid(), number)

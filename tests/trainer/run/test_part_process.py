@@ -12,7 +12,8 @@ import pytest
 
 from schemas.errors import UserError
 from support.import_graph import ROOT
-from trainer.run.part_process import PartFailed, PartProcesses, installed
+from teacher_cache.child_process import installed
+from trainer.run.part_process import PartFailed, PartProcesses
 
 SAYS_AND_WAITS = 'echo $$ > "$0"; exec sleep 60'
 
