@@ -57,7 +57,14 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
     project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
     (engine,) = extras[ENGINE_EXTRA[kind]]
     wanted = [*pyproject["build-system"]["requires"], SETUPTOOLS]
-    wanted += [*project["dependencies"], *extras["s3"], *extras["curate"], *extras["evaluate"], *extras["ray"], *extras["dev"]]
+    wanted += [
+        *project["dependencies"],
+        *extras["s3"],
+        *extras["curate"],
+        *extras["evaluate"],
+        *extras["ray"],
+        *extras["dev"],
+    ]
     added = [r for r in wanted if name_of(r) in WITHOUT_DEPENDENCIES]
     wanted = [r for r in wanted if name_of(r) not in WITHOUT_DEPENDENCIES]
     if kind == "cpu":

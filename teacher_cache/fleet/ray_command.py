@@ -1,0 +1,61 @@
+"""``teacher-cache ray``."""
+
+import signal
+import sys
+from dataclasses import asdict
+
+import click
+
+from schemas.cache_config import CacheConfig
+from schemas.load import load_config
+from teacher_cache.command import json_option, set_option, show
+from teacher_cache.program import Command
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "teacher-cache ray configs/one-node-cache.yaml --workers 8",
+        "teacher-cache ray configs/four-nodes-s3-cache.yaml --address auto --workers 64",
+    ),
+)
+@click.argument("config", type=click.Path(dir_okay=False))
+@set_option
+@click.option("--part", type=click.Choice(["run", "generate"]), default="run", help="What the workers do.")
+@click.option("--address", help="Ray cluster, as `ray.init` takes it: auto, or HOST:PORT. Default: this machine alone.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 100_000),
+    required=True,
+    help="Workers at a time; those that do not fit on the cluster wait for nodes that join.",
+)
+@click.option("--cpus", type=click.FloatRange(0, 1024), default=1.0, help="CPUs of a worker.")
+@click.option(
+    "--gpus",
+    type=click.FloatRange(0, 1024),
+    help="GPUs of a worker. Default: engine.tensor_parallel if the cluster has any, else 0.",
+)
+@json_option
+def ray(
+    config: str,
+    overrides: tuple[str, ...],
+    part: str,
+    address: str | None,
+    workers: int,
+    cpus: float,
+    gpus: float | None,
+    as_json: bool,
+) -> None:
+    """Run or generate with many workers on a Ray cluster; those that die are replaced."""
+    from schemas.generate_config import GenerateConfig
+    from teacher_cache.fleet.ray_fleet import FleetSettings, run_fleet
+
+    settings: CacheConfig | GenerateConfig
+    if part == "run":
+        settings = load_config(CacheConfig, config, overrides)
+    else:
+        settings = load_config(GenerateConfig, config, overrides)
+    summary = run_fleet(settings, FleetSettings(part, workers, address, cpus, gpus))
+    show(asdict(summary), as_json)
+    if summary.stopped_by:
+        sys.exit(128 + signal.Signals[summary.stopped_by])
