@@ -48,7 +48,7 @@ def start(config: Path, url: str) -> Forked:
 def test_a_queue_whose_workers_die_and_wake(
     workspace: Workspace, tmp_path: Path, request: pytest.FixtureRequest, place: str
 ) -> None:
-    """What is there in the end is what a single worker makes, and each unit was committed by one worker."""
+    """What is there in the end is what a single worker makes, to the byte, with one mark a unit."""
     alone = workspace.folder / f"alone-{place}"
     config = workspace.cache_config(alone, capture=CAPTURE)
     run_ok("teacher-cache", "run", config, "--set", "engine.max_batch_tokens=64")
