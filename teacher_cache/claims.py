@@ -1,15 +1,15 @@
 """Claim units for this worker: the one being scored, and the next one, being read."""
 
 import logging
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from schemas.errors import ConflictError
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.shards.holder import Holder
-from teacher_cache.shards.lease import POLL, WHOLE, Held, Lease, acquire_part
+from teacher_cache.shards.lease import WHOLE, Held, Lease, acquire_part
 from teacher_cache.shards.marks import mark_name, temporary_of
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 from teacher_cache.stop_request import StopRequest
@@ -39,62 +39,60 @@ class Claim(NamedTuple, Generic[Unit]):
 class Claims(Generic[Unit]):
     """Claims units in order; those held by another process are skipped and recorded in ``elsewhere``.
 
-    A context manager that releases remaining leases at its end. A worker claims the next unit before it commits the
-    current one, so it always holds a lease and no other process can acquire the whole place in between.
+    A context manager that releases remaining leases at its end. The lease of a committed unit is released only once
+    another one is held, so a worker always holds one and no other process can acquire the whole place in between.
     """
 
-    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING, queue: bool = False) -> None:
-        """``queue``: whether ``next_or_wait`` comes back to the units of others."""
+    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING) -> None:
         self.elsewhere: dict[str, Held] = {}
-        self._storage, self._command, self._queue = storage, command, queue
-        self._units = {unit.name: unit for unit in units}
-        self._left = [name for name in storage.names() if name.startswith(TEMPORARY_PREFIX)] if units else []
+        self._storage, self._command = storage, command
+        self._left: list[str] = []  # temporary files; in a store there are none
+        if units and storage.is_local:
+            self._left = [name for name in storage.names() if name.startswith(TEMPORARY_PREFIX)]
+        self._lock = threading.Lock()  # units are claimed in one thread and done in another
         self._held: dict[str, Lease] = {}
         self._done: list[str] = []
-        self._claims = (claim for unit in units if (claim := self._claim(unit)) is not None)
+        self._claims = self._claims_of(units)
 
     def next(self) -> Claim[Unit] | None:
         """Claim the next unit; None after the last."""
         return next(self._claims, None)
 
     def next_or_wait(self, stop: StopRequest) -> Claim[Unit] | None:
-        """``next``; after the last unit of a queue, wait until those of others are committed, or free again.
-
-        Call it with no uncommitted unit in hand, since others may be waiting for that.
-        """
-        claim = self.next()
-        while claim is None and self._queue and self.elsewhere and not stop:
-            for name in [*self.elsewhere]:
-                claim = claim or self._claim(self._units[name])
-            if claim is None and self.elsewhere:
-                time.sleep(POLL)
-        return claim
+        """``next``; a queue also waits for units of others. Call it with no uncommitted unit in hand."""
+        return self.next()
 
     def done(self, unit: Unit) -> None:
         """Release a committed unit, once another one is held."""
-        self._done.append(unit.name)
+        with self._lock:
+            self._done.append(unit.name)
+            self._release_done()
+
+    def _release_done(self) -> None:
         while self._done and len(self._held) > 1:
             self._held.pop(self._done.pop(0)).release()
 
-    def _claim(self, unit: Unit) -> Claim[Unit] | None:
-        """Claim a unit; None if it is committed, or another process has it."""
-        if self._queue and self._storage.exists(mark_name(unit.name)):  # most are, by the others
-            self.elsewhere.pop(unit.name, None)
-            return None
-        try:
-            lease = acquire_part(self._storage, unit.name, self._command, _is_short)
-        except Held as held:
-            if held.name == WHOLE:
-                raise
-            if not self._queue:
+    def _claims_of(self, units: Sequence[Unit]) -> Iterator[Claim[Unit]]:
+        for unit in units:
+            try:
+                lease = acquire_part(self._storage, unit.name, self._command, is_short)
+            except Held as held:
+                if held.name == WHOLE:
+                    raise
                 logger.warning("%s; leaving the unit to that process", held)
-            self.elsewhere[unit.name] = held
-            return None
-        self.elsewhere.pop(unit.name, None)
-        if self._storage.exists(mark_name(unit.name)):  # committed meanwhile
+                self.elsewhere[unit.name] = held
+                continue
+            if (claim := self._begun(unit, lease)) is not None:
+                yield claim
+
+    def _begun(self, unit: Unit, lease: Lease) -> Claim[Unit] | None:
+        """The claim on a unit whose lease this process holds; None, without the lease, if it is committed."""
+        if self._storage.exists(mark_name(unit.name)):  # meanwhile
             lease.release()
             return None
-        self._held[unit.name] = lease
+        with self._lock:
+            self._held[unit.name] = lease
+            self._release_done()
         for name in temporary_of(self._left, unit.name):  # of killed workers, since this one holds the lease
             lease.storage.delete(name)
         return Claim(unit, lease)
@@ -117,6 +115,6 @@ class Claims(Generic[Unit]):
             )
 
 
-def _is_short(holder: Holder | None) -> bool:
+def is_short(holder: Holder | None) -> bool:
     """Wait policy: wait for a process that plans, not for one that works on the same unit."""
     return wait_for_workers(holder) and holder is not None and holder.command not in (RUNNING, GENERATING)

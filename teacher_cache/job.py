@@ -5,6 +5,7 @@ run finds only complete shards, and garbage that it removes.
 """
 
 import logging
+import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,9 @@ from teacher_cache.engines import Engine, open_engine
 from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit, wait_for_workers
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
+from teacher_cache.queue_claims import QueueClaims
 from teacher_cache.records import Captured, Request, TokenSample
-from teacher_cache.shards.lease import part_lease, remove_dead_parts
+from teacher_cache.shards.lease import POLL, Held, part_lease, remove_dead_parts
 from teacher_cache.shards.marks import (
     assemble,
     check_committed,
@@ -95,17 +97,21 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
     pending = [unit for unit in mine if unit.name not in done]
     tally = _Tally()
     stop = StopRequest()
-    with Claims(storage, pending, queue=worker.queue) as claims:
+    with _claims(worker, storage, pending) as claims:
         if first := claims.next_or_wait(stop):
             started = time.perf_counter()
             with open_engine(config) as engine, stop.listening("the current unit", kill=True):
                 tally.engine_load_seconds = time.perf_counter() - started
                 logger.info("teacher loaded in %.1f s", tally.engine_load_seconds)
-                _score_units(engine, plan, first, claims, storage, worker, tally, stop, config, pending)
+                _score_units(engine, plan, first, claims, storage, worker, tally, stop, config, pending, done)
         manifest = _write_manifest(storage, plan, done)
         if not stop:
             claims.check_all_done(manifest.shards)
     return _summarise(manifest, tally, skipped=len(mine) - len(pending), stopped_by=stop.signal_name)
+
+
+def _claims(worker: Worker, storage: Storage, pending: list[Unit]) -> Claims[Unit]:
+    return QueueClaims(storage, pending, lambda unit: unit.tokens) if worker.queue else Claims(storage, pending)
 
 
 def _score_units(
@@ -119,8 +125,13 @@ def _score_units(
     stop: StopRequest,
     config: CacheConfig,
     pending: list[Unit],
+    done: set[str],
 ) -> None:
-    """Score the units in order; reading the next unit and writing scored ones overlap with the engine."""
+    """Score the units in order; reading the next unit and writing scored ones overlap with the engine.
+
+    The next unit is claimed when a unit's last call begins, so that none waits long for a slow one. All workers make
+    the same code table, of the first call of the plan's first unit: so the shards are those of a single worker.
+    """
     tokens_per_call = BATCHES_PER_CALL * config.engine.max_batch_tokens
 
     def read(unit: Unit) -> tuple[MemberIndex, list[Part]]:
@@ -129,6 +140,10 @@ def _score_units(
         for part, sample in numbered_parts(sequences, tokens_per_call):
             parts.setdefault(part, []).append((sample, to_request(sample, plan.capture)))
         return tokens_index, list(parts.values())
+
+    def claim_next() -> tuple[Claim[Unit] | None, MemberIndex, list[Part]]:
+        following = claims.next()
+        return (None, tokens_index, []) if following is None else (following, *read(following.unit))
 
     with Progress(total_tokens=sum(unit.tokens for unit in pending)) as progress:
 
@@ -141,44 +156,72 @@ def _score_units(
             ThreadPoolExecutor(1, "read") as reading,
             UnitWriter(storage, plan, worker.owner, on_commit, config.output.encode_threads) as writer,
         ):
+            if not done and first.unit.name != plan.units[0].name:
+                writer.learn(_first_call(engine, read(plan.units[0])[1]))
             tally.start()
             claim: Claim[Unit] | None = first
-            ahead = reading.submit(read, first.unit)
+            tokens_index, parts = read(first.unit)
             while claim is not None and not stop:
-                tokens_index, parts = ahead.result()
-                following = claims.next()
-                if following is not None:
-                    ahead = reading.submit(read, following.unit)
+                ahead = reading.submit(claim_next) if len(parts) == 1 else None
                 writer.begin(claim.unit, tokens_index, claim.lease.storage)
                 calls = ([request for _, request in part] for part in parts)
                 with closing(engine.score_calls(calls)) as scored:
-                    for part, captured in zip(parts, tally.timed(scored), strict=True):
+                    for number, (part, captured) in enumerate(zip(parts, tally.timed(scored), strict=True), start=1):
+                        if number == len(parts) - 1:
+                            ahead = reading.submit(claim_next)
                         progress.scored(sum(len(sample.input_ids) for sample, _ in part))
+                        if number == 1 and claim.unit.name == plan.units[0].name:
+                            writer.learn(captured)
                         writer.add([sample for sample, _ in part], captured)
                 writer.commit()
-                if following is None and (following := claims.next_or_wait(stop)) is not None:
-                    ahead = reading.submit(read, following.unit)
-                claim = following
+                assert ahead is not None
+                claim, tokens_index, parts = ahead.result()
+                if claim is None and (claim := claims.next_or_wait(stop)) is not None:
+                    tokens_index, parts = read(claim.unit)
     tally.stop()
+
+
+def _first_call(engine: Engine, parts: list[Part]) -> list[Captured]:
+    """The signals of a unit's first call."""
+    return next(iter(engine.score_calls([[request for _, request in parts[0]]])))
 
 
 def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifest:
     """Write the manifest of all shards committed so far, one worker at a time; ``done``: committed before this run.
 
-    Raises CorruptCacheError if a file of a committed shard is missing, ConflictError if the plan is no longer ``plan``.
+    Not if another worker has written that of the complete cache. Raises CorruptCacheError if a file of a committed
+    shard is missing, ConflictError if the plan is no longer ``plan``.
     """
-    with part_lease(storage, "manifest", RUNNING, wait_for_workers) as lease:
-        present = with_lists(storage, read_manifest(storage))
-        if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
-            raise ConflictError(f"{storage.where(MANIFEST)}: the cache was replanned during this run; run again")
-        scored = {unit.name for unit in plan.units} - done  # their manifest entries may be of earlier files
-        manifest = assemble(storage, _without(present, scored))
+    stale = {entry.name for entry in plan.shards} - done  # entries of earlier files, whose marks were deleted
+    while True:
+        if not stale and (present := _present(storage, plan)).complete:
+            return present
+        try:
+            return _write_all(storage, plan, stale)
+        except Held as held:
+            if not wait_for_workers(held.holder):
+                raise
+        time.sleep(POLL * random.uniform(0.5, 1.5))
+
+
+def _write_all(storage: Storage, plan: Manifest, stale: set[str]) -> Manifest:
+    """Write the manifest, unless another process does (Held); ``stale``: shards whose entries are made anew."""
+    with part_lease(storage, "manifest", RUNNING) as lease:
+        manifest = assemble(storage, _without(_present(storage, plan), stale))
         check_committed(storage, manifest)
         manifest = write_manifest(lease.storage, manifest)
         if manifest.complete:
             remove_dead_parts(storage)
             remove_garbage(lease.storage, manifest)
     return manifest
+
+
+def _present(storage: Storage, plan: Manifest) -> Manifest:
+    """The manifest as it is now, with its lists. Raises ConflictError if its plan is not ``plan``."""
+    present = with_lists(storage, read_manifest(storage))
+    if [unit.tokens_file for unit in present.units] != [unit.tokens_file for unit in plan.units]:
+        raise ConflictError(f"{storage.where(MANIFEST)}: the cache was replanned during this run; run again")
+    return present
 
 
 def _without(plan: Manifest, shards: set[str]) -> Manifest:

@@ -85,6 +85,10 @@ class UnitWriter:
         """Start a unit whose tokens are already written; ``storage``: storage fenced by the unit's lease."""
         self._submit(self._begin, unit, tokens_index, storage or self._storage)
 
+    def learn(self, captured: Sequence[Captured]) -> None:
+        """Make the cache's code table from these signals, if it has none yet. Otherwise its first unit makes it."""
+        self._submit(self._learn, captured)
+
     def add(self, sequences: Sequence[TokenSample], captured: Sequence[Captured]) -> None:
         """Add the unit's next sequences."""
         self._submit(self._add, sequences, captured)
@@ -118,6 +122,11 @@ class UnitWriter:
         self._failed = True
         task()
         self._failed = False
+
+    def _learn(self, captured: Iterable[Captured]) -> None:
+        if not self._table:
+            table, self._table = self._code_table(captured)
+            self._encoders.use_table(CodeTable(table))
 
     def _begin(self, unit: Unit, tokens_index: MemberIndex, storage: Storage) -> None:
         bundles = None if tokens_index.bundles is None else tokens_index.bundles.samples
@@ -154,8 +163,7 @@ class UnitWriter:
     def _commit(self) -> None:
         opened = self._opened()
         if not self._table:
-            table, self._table = self._code_table(opened.waiting)
-            self._encoders.use_table(CodeTable(table))
+            self._learn(opened.waiting)
             self._write(opened.keys, opened.waiting, self._encoders.encode_ids)
             opened.waiting.clear()
         opened.shard.__exit__(None, None, None)
@@ -180,7 +188,7 @@ class UnitWriter:
                 shard.add(signal, key, payload)
 
     def _code_table(self, scored: Iterable[Captured]) -> tuple[np.ndarray, str]:
-        """Code table of this cache, built from the first scored unit if there is none, and its digest."""
+        """Code table of this cache, built from these signals if there is none, and its digest."""
         vocab_size = self._plan.teacher.vocab_size
         for shard in committed(self._storage, self._plan):
             digest = read_mark(self._storage, shard).table

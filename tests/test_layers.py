@@ -25,7 +25,7 @@ ROOMS = {
     "teacher_cache": [
         "pages records process child_process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
-        " device_memory sandbox inspectable_llvmlite",
+        " device_memory sandbox inspectable_llvmlite queue_policy",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
@@ -36,6 +36,7 @@ ROOMS = {
         "api tokenizer writing teacher_vocabulary",
         "plan retarget",
         "claims estimate",
+        "queue_claims",
         "job",
         "generation curation",
         "command program",

@@ -38,6 +38,7 @@ from teacher_cache.job import Worker
 from teacher_cache.plan import wait_for_workers
 from teacher_cache.process import peak_memory_bytes
 from teacher_cache.progress import Progress
+from teacher_cache.queue_claims import QueueClaims
 from teacher_cache.shards.lease import part_lease, remove_dead_parts
 from teacher_cache.shards.storage import Storage, is_temporary
 from teacher_cache.stop_request import StopRequest
@@ -83,7 +84,7 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
     mine = plan.units[worker.rank :: worker.world]
     pending = [unit for unit in mine if unit.name not in done]
     summary, stop = GenerationSummary(units_skipped=len(mine) - len(pending)), StopRequest()
-    with Claims(storage, pending, GENERATING, worker.queue) as claims:
+    with _claims(worker, storage, pending) as claims:
         claim = claims.next_or_wait(stop)
         if claim is not None:
             started = time.perf_counter()
@@ -109,6 +110,12 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
             claims.check_all_done(manifest.shards)
     summary.stopped_by = stop.signal_name
     return _completed(summary, manifest)
+
+
+def _claims(worker: Worker, storage: Storage, pending: list[PromptUnit]) -> Claims[PromptUnit]:
+    if worker.queue:
+        return QueueClaims(storage, pending, lambda unit: unit.replies, GENERATING)
+    return Claims(storage, pending, GENERATING)
 
 
 def count_prompts(config: GenerateConfig) -> dict[str, int]:

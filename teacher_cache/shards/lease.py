@@ -164,18 +164,64 @@ def part_lease(storage: Storage, part: str, command: str, wait: Wait = never) ->
 def acquire_part(storage: Storage, part: str, command: str, wait: Wait = never) -> Lease:
     """The lease of ``part_lease``; the caller releases it."""
     while True:
-        lease = acquire(storage, f"{LEASE_PREFIX}-{part}.json", command, wait)
-        try:
-            _until_free(storage, WHOLE, never)
+        lease = acquire(storage, part_name(part), command, wait)
+        if _excludes_the_whole(storage, lease, wait):
             return lease
-        except Held as held:
-            lease.release()  # the holder of the whole place may be waiting for this part
-            if not wait(held.holder):
-                raise
-            _until_free(storage, WHOLE, wait)
-        except BaseException:
-            lease.release()
+
+
+def part_name(part: str) -> str:
+    """File name of the lease on a part."""
+    return f"{LEASE_PREFIX}-{part}.json"
+
+
+def _excludes_the_whole(storage: Storage, lease: Lease, wait: Wait) -> bool:
+    """Whether nobody holds the whole place beside this lease on a part; if somebody does, release it and wait."""
+    try:
+        _until_free(storage, WHOLE, never)
+        return True
+    except Held as held:
+        lease.release()  # the holder of the whole place may be waiting for this part
+        if not wait(held.holder):
             raise
+        _until_free(storage, WHOLE, wait)
+        return False
+    except BaseException:
+        lease.release()
+        raise
+
+
+class PartAttempts:
+    """Attempts to acquire the lease on ``part`` that do not wait for its holder.
+
+    The holder counts as dead once two attempts, more than EXPIRY seconds apart, have found the same heartbeat.
+    """
+
+    def __init__(self, storage: Storage, part: str, command: str, wait: Wait = never) -> None:
+        """``wait``: for which holders of the whole place to wait."""
+        self._storage, self._part, self._command, self._wait = storage, part, command, wait
+        self._watch: _Watch | None = None
+
+    def attempt(self) -> Lease | None:
+        """The lease; None if a process holds it that is not known to be dead. Raises as ``acquire_part``."""
+        name = part_name(self._part)
+        try:
+            with asking(self._storage, name):
+                return self._attempt(name)
+        except NoLocks:
+            self._storage.has_locks = False
+            return self.attempt()
+
+    def _attempt(self, name: str) -> Lease | None:
+        slot, me = _slot(self._storage, name), this_process(self._command, secrets.token_hex(16))
+        if self._watch is not None and self._watch.observe() is not None and self._watch.dead is None:
+            return None
+        if not slot.acquire(me, None if self._watch is None else self._watch.dead):
+            if self._watch is None:
+                self._watch = _Watch(self._storage, name, _slot(self._storage, name), never)
+                self._watch.observe()
+            return None
+        lease = Lease(self._storage, name, me, slot)
+        return lease if _excludes_the_whole(self._storage, lease, self._wait) else None
 
 
 def killed_task(storage: Storage) -> str:
@@ -252,16 +298,8 @@ class _Watch:
 
         Sets ``dead`` to the lease if its holder is dead.
         """
-        found = self._slot.look()
-        self.dead = None if found is None or found.state is not State.ENDED else found
+        before, found = self._seen, self.observe()
         if found is None or self.dead is not None:
-            return False
-        now, before = time.monotonic(), self._seen
-        if before is None or found.tag != before.tag:
-            self._seen, self._since = found, now
-        elif found.state is State.UNKNOWN and now - self._since > EXPIRY:
-            logger.warning("%s: no heartbeat from %s for %.0f s; taking over", self._where, found.holder, EXPIRY)
-            self.dead = found
             return False
         lives = found.state is State.ALIVE or (before is not None and found.tag != before.tag)
         if lives and not self._wait(found.holder):
@@ -271,3 +309,17 @@ class _Watch:
             logger.info("%s: waiting for %s", self._where, found.holder or "another process")
         time.sleep(self._poll)
         return True
+
+    def observe(self) -> Seen | None:
+        """The lease as it is now, without a pause; None if nobody holds it. Sets ``dead`` as ``look`` does."""
+        found = self._slot.look()
+        self.dead = None if found is None or found.state is not State.ENDED else found
+        if found is None or self.dead is not None:
+            return found
+        now, before = time.monotonic(), self._seen
+        if before is None or found.tag != before.tag:
+            self._seen, self._since = found, now
+        elif found.state is State.UNKNOWN and now - self._since > EXPIRY:
+            logger.warning("%s: no heartbeat from %s for %.0f s; taking over", self._where, found.holder, EXPIRY)
+            self.dead = found
+        return found

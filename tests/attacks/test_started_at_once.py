@@ -34,9 +34,9 @@ def alone(workspace: Workspace) -> CacheReader:
     return CacheReader(str(workspace.folder / "alone"), ("tokens", "logits", "final", "hidden"))
 
 
-def start(workspace: Workspace, url: str, worker: str) -> Forked:
+def start(workspace: Workspace, url: str, *share: str) -> Forked:
     config = workspace.folder / "cache.yaml"
-    return Forked("teacher-cache", "run", config, "--set", f"output.path={url}", "--worker", worker, "--json")
+    return Forked("teacher-cache", "run", config, "--set", f"output.path={url}", *share, "--json")
 
 
 def check_same(alone: CacheReader, url: str) -> None:
@@ -58,14 +58,21 @@ def check_same(alone: CacheReader, url: str) -> None:
     assert Storage(url).lease_names() == []
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
+@pytest.mark.parametrize(("place", "queue"), [("folder", False), ("s3", False), ("folder", True), ("s3", True)])
 @pytest.mark.parametrize("time", range(TIMES))
 def test_workers_started_at_once(
-    workspace: Workspace, alone: CacheReader, request: pytest.FixtureRequest, tmp_path: Path, place: str, time: int
+    workspace: Workspace,
+    alone: CacheReader,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    place: str,
+    queue: bool,
+    time: int,
 ) -> None:
     """All workers look for a plan at the same instant, and none is there."""
     url = request.getfixturevalue("s3_url") if place == "s3" else str(tmp_path / "cache")
-    workers = [start(workspace, url, f"{rank}/{WORKERS}") for rank in range(WORKERS)]
+    shares = [("--queue",) if queue else ("--worker", f"{rank}/{WORKERS}") for rank in range(WORKERS)]
+    workers = [start(workspace, url, *share) for share in shares]
     ended = [finish(worker) for worker in workers]
     for done in ended:
         assert done.returncode == 0, [one.stderr[-2000:] for one in ended]
@@ -74,13 +81,14 @@ def test_workers_started_at_once(
     summaries = [json.loads(done.stdout) for done in ended]
     assert sum(summary["units_scored"] for summary in summaries) == len(alone.manifest.units)
     check_same(alone, url)
+    assert CacheReader(url).manifest.digest() == alone.manifest.digest()
 
 
 def test_the_same_command_started_twice(workspace: Workspace, alone: CacheReader, tmp_path: Path) -> None:
     """Two runs of one worker find the same units to be theirs."""
     for number in range(TIMES):
         url = str(tmp_path / f"cache-{number}")
-        ended = [finish(process) for process in [start(workspace, url, "0/1") for _ in range(2)]]
+        ended = [finish(process) for process in [start(workspace, url, "--worker", "0/1") for _ in range(2)]]
         assert {done.returncode for done in ended} <= {0, 2, 7}
         assert all("Traceback" not in done.stderr for done in ended)
         assert 0 in {done.returncode for done in ended}
