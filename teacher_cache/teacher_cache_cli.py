@@ -12,6 +12,7 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config
 from teacher_cache.command import MOST, json_option, progress, set_option, show
+from teacher_cache.fleet.script_commands import k8s, sbatch
 from teacher_cache.program import Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
@@ -192,3 +193,7 @@ def curate(config: str, overrides: tuple[str, ...], workers: int, dry_run: bool,
     settings = load_config(CurateConfig, config, overrides)
     found = curation_job.count_records(settings) if dry_run else curation_job.curate(settings, workers)
     show(found if isinstance(found, dict) else asdict(found), as_json)
+
+
+main.add_command(sbatch)
+main.add_command(k8s)

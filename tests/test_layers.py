@@ -39,7 +39,7 @@ ROOMS = {
         "job",
         "generation curation",
         "command program",
-        "preview",
+        "preview fleet",
         "teacher_cache_cli",
     ],
     "trainer": [
