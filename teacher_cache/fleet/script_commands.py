@@ -27,7 +27,7 @@ def _fleet_options(command: Decorated) -> Decorated:
             click.option(
                 "--gpus",
                 type=click.IntRange(0, 1024),
-                help="GPUs of a worker. Default: engine.tensor_parallel; with engine.kind: transformers 1, or 0 on CPUs.",
+                help="GPUs of a worker. Default: engine.tensor_parallel; with engine.kind: transformers 1, on CPUs 0.",
             ),
             click.option("--cpus", type=click.IntRange(1, 4096), help="CPU cores of a worker."),
             click.option(

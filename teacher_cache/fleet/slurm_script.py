@@ -40,7 +40,7 @@ wait "$worker" # or until the signal
 status=$?
 
 if [ -n "$ends" ]; then
-  while kill -0 "$worker" 2>/dev/null && [ "$SECONDS" -lt "$ends" ]; do sleep 1; done
+  while kill -0 "$worker" 2>/dev/null && [ "$SECONDS" -lt "$ends" ]; do sleep 0.5; done
   kill -KILL "$worker" 2>/dev/null
   wait "$worker"
   status=$?
