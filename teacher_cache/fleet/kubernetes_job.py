@@ -8,7 +8,7 @@ does not end the others.
 import logging
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +44,8 @@ class KubernetesOptions:
     workers: int
     image: str
     namespace: str | None = None
-    volumes: tuple[str, ...] = field(default=())  # CLAIM:PATH or CLAIM:PATH:ro
-    secrets: tuple[str, ...] = field(default=())  # whose entries are environment variables of the workers
+    volumes: tuple[str, ...] = ()  # CLAIM:PATH or CLAIM:PATH:ro
+    secrets: tuple[str, ...] = ()  # whose entries are environment variables of the workers
     service_account: str | None = None
     gpus: int | None = None  # of a worker; None: as many as the model is split over
     cpus: int | None = None
@@ -127,7 +127,7 @@ def _pod(command: WorkerCommand, options: KubernetesOptions, mounts: Sequence[Mo
         "command": words[:1],  # without a shell, which would not pass SIGTERM on
         "args": words[1:],
         "resources": {"limits": limits, "requests": dict(limits)},
-        "envFrom": [{"secretRef": {"name": name}} for name in options.secrets],
+        **({"envFrom": [{"secretRef": {"name": name}} for name in options.secrets]} if options.secrets else {}),
         "volumeMounts": places,
     }
     account = {"serviceAccountName": options.service_account} if options.service_account else {}

@@ -45,7 +45,7 @@ def _fleet_options(command: Decorated) -> Decorated:
 @click.command(
     cls=Command,
     examples=(
-        "teacher-cache sbatch configs/one-node-cache.yaml --workers 16 --time 12:00:00 --partition gpu > fleet.sh",
+        "teacher-cache sbatch configs/one-node-cache.yaml --workers 16 --time 12:00:00 --partition gpu",
         "teacher-cache sbatch configs/one-node-generate.yaml --part generate --workers 64 --at-a-time 8",
     ),
 )

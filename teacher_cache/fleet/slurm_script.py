@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import UserError
@@ -66,7 +66,7 @@ class SlurmOptions:
     partition: str | None = None
     account: str | None = None
     grace: int = 300  # seconds from Slurm's warning to the end
-    setup: tuple[str, ...] = field(default=())  # lines of shell before the worker
+    setup: tuple[str, ...] = ()  # lines of shell before the worker
 
 
 def slurm_script(command: WorkerCommand, options: SlurmOptions, folder: Path) -> str:
