@@ -13,6 +13,7 @@ from schemas.errors import UserError
 from schemas.load import load_config
 from teacher_cache.command import MOST, json_option, progress, set_option, show
 from teacher_cache.fleet.ray_command import ray
+from teacher_cache.fleet.script_commands import k8s, sbatch
 from teacher_cache.program import Program
 
 config_argument = click.argument("config", type=click.Path(dir_okay=False))
@@ -196,3 +197,5 @@ def curate(config: str, overrides: tuple[str, ...], workers: int, dry_run: bool,
 
 
 main.add_command(ray)
+main.add_command(sbatch)
+main.add_command(k8s)

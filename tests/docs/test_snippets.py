@@ -115,6 +115,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train["student"]["from_layers"] = [0]
     train["loop"] |= {"max_steps": 2, "log_every": 1}
     (folder / "configs").mkdir()
+    shutil.copy(ROOT / "configs/four-nodes-s3-cache.yaml", folder / "configs")
     (folder / "configs/demo-cache.yaml").write_text(yaml.safe_dump(cache))
     (folder / "configs/demo-train.yaml").write_text(yaml.safe_dump(train))
     place = Place(folder, "s3://none")

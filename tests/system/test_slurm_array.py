@@ -1,0 +1,40 @@
+"""A script of ``teacher-cache sbatch`` as it runs: an array of workers, one of which is warned and starts again."""
+
+import json
+import time
+from pathlib import Path
+
+from support.commands import run_ok
+from support.forked_program import ForkedProgram
+from support.stub_slurm import StubSlurm
+from support.workspace import Workspace
+
+# The second worker finds a first shard, and uses its code table as a single worker would.
+LATER = '[ "$SLURM_ARRAY_TASK_ID" = 0 ] || until [ -e {cache}/shard-000000.json ]; do sleep 0.02; done'
+
+
+def test_an_array_with_a_requeued_worker_makes_the_cache_of_a_single_one(workspace: Workspace) -> None:
+    folder = workspace.folder / "submitted from"
+    folder.mkdir()
+    reference, cache = ({"path": str(workspace.folder / name), "tokens_per_shard": 72} for name in ("one", "many"))
+    alone = json.loads(run_ok("teacher-cache", "run", workspace.cache_config(Path(), output=reference), "--json"))
+
+    slurm = StubSlurm(workspace.folder / "bin")
+    with ForkedProgram() as program:
+        config = workspace.cache_config(Path(), output=cache)
+        setup = ("--setup", f"export PATH={program.folder}:$PATH", "--setup", LATER.format(cache=cache["path"]))
+        script = run_ok("teacher-cache", "sbatch", config, "--workers", 2, *setup)
+        job = slurm.start(script, folder)
+        marks, deadline = Path(cache["path"]), time.monotonic() + 120
+        while len(list(marks.glob("shard-*.json"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        slurm.warn(0)
+        assert job.wait(120) == 0, [log.read_text() for log in folder.glob("*.log")]
+
+    assert [slurm.restarts(task) for task in (0, 1)] == [1, 0]
+    log = (folder / "cache-42_0.log").read_text()
+    assert log.count("worker 0 on ") == 2, "the log of the first start is kept"
+    manifest = json.loads(run_ok("cache-tools", "inspect", cache["path"], "--json"))
+    assert manifest["complete"]
+    assert manifest["manifest_digest"] == alone["manifest_digest"]
+    run_ok("cache-tools", "verify", cache["path"])
