@@ -6,8 +6,6 @@ from dataclasses import asdict
 
 import click
 
-from schemas.cache_config import CacheConfig
-from schemas.load import load_config
 from teacher_cache.command import json_option, set_option, show
 from teacher_cache.program import Command
 
@@ -32,7 +30,7 @@ from teacher_cache.program import Command
 @click.option("--cpus", type=click.FloatRange(0, 1024), default=1.0, help="CPUs of a worker.")
 @click.option(
     "--gpus",
-    type=click.FloatRange(0, 1024),
+    type=click.IntRange(0, 1024),
     help="GPUs of a worker. Default: engine.tensor_parallel if the cluster has any, else 0.",
 )
 @json_option
@@ -43,19 +41,16 @@ def ray(
     address: str | None,
     workers: int,
     cpus: float,
-    gpus: float | None,
+    gpus: int | None,
     as_json: bool,
 ) -> None:
     """Run or generate with many workers on a Ray cluster; those that die are replaced."""
-    from schemas.generate_config import GenerateConfig
     from teacher_cache.fleet.ray_fleet import FleetSettings, run_fleet
+    from teacher_cache.fleet.worker_command import worker_command
 
-    settings: CacheConfig | GenerateConfig
-    if part == "run":
-        settings = load_config(CacheConfig, config, overrides)
-    else:
-        settings = load_config(GenerateConfig, config, overrides)
-    summary = run_fleet(settings, FleetSettings(part, workers, address, cpus, gpus))
+    command = worker_command(part, config, overrides)
+    needed = command.gpus(gpus)
+    summary = run_fleet(command.settings, FleetSettings(part, workers, address, cpus, needed, gpus is None))
     show(asdict(summary), as_json)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])

@@ -43,7 +43,8 @@ class FleetSettings:
     workers: int
     address: str | None = None  # of a Ray cluster; None: this machine alone
     cpus: float = 1.0  # of a worker
-    gpus: float | None = None  # of a worker; None: as many as the model is split over, if there are GPUs at all
+    gpus: int = 0  # of a worker
+    without_gpus: bool = False  # whether to do without them in a cluster that has none
 
 
 @dataclass
@@ -85,12 +86,10 @@ def run_fleet(config: CacheConfig | GenerateConfig, settings: FleetSettings) -> 
     """
     ray = _connected(settings.address)
     try:
-        gpus = settings.gpus
-        if gpus is None:
-            gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
+        on_cpus = settings.without_gpus and not ray.cluster_resources().get("GPU")
         worker = ray.remote(RayWorker).options(
             num_cpus=settings.cpus,
-            num_gpus=gpus,
+            num_gpus=0 if on_cpus else settings.gpus,
             max_restarts=0,
             max_concurrency=3,  # run, and meanwhile stop
             scheduling_strategy="SPREAD",
