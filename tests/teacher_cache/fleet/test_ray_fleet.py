@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from support.amount import FULL
-from support.commands import Forked, finish, run_installed
+from support.commands import Forked, finish, run_installed, run_ok
 from support.models import write_random_teacher
 from support.workspace import cache_tree
 
@@ -140,7 +140,8 @@ def test_nodes_join_leave_and_die(cluster: Any, config: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["complete"]
-    assert summary["units"] == summary["units_committed"] == summary["units_committed_meanwhile"] == UNITS
+    assert summary["units"] == summary["units_committed"] == summary["units_committed_meanwhile"] == len(marks(cache))
+    assert summary["units"] >= UNITS
     assert summary["workers_failed"] == 1
     assert summary["workers_lost"] >= 1
     assert len(re.findall(r"worker \d on \S+ ended with signal 9", done.stderr)) == 1
@@ -148,3 +149,9 @@ def test_nodes_join_leave_and_die(cluster: Any, config: Path) -> None:
     assert not list(cache.glob(".tmp-*"))
     assert commands_of(config) == []
     assert run_installed("cache-tools", "verify", cache).returncode == 0
+    alone = config.parent / "alone"
+    run_ok("teacher-cache", "run", config, "--set", f"output.path={alone}")
+    digests = [
+        json.loads(run_ok("cache-tools", "inspect", each, "--json"))["manifest_digest"] for each in (cache, alone)
+    ]
+    assert digests[0] == digests[1]
