@@ -34,9 +34,10 @@ def claim_words(says: str, better: str, found: PairResult) -> str:
     ours = found.verdict if found.a == better else OPPOSITE[found.verdict]
     said = {"better": "borne out", "worse": "contradicted", "cannot tell": "neither borne out nor contradicted"}[ours]
     other = found.b if found.a == better else found.a
+    beyond = "other training seeds or other pairs" if found.covers == "items" else "others"
     return (
         f"“{says}” is {said} by {better} against {other} on {found.task}: {found.words}. "
-        "This holds for this pair, and says nothing of others."
+        f"This holds for this pair, and says nothing of {beyond}."
     )
 
 

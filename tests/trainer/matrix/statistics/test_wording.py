@@ -92,8 +92,11 @@ def test_a_claim_is_judged_from_its_own_side_and_for_its_pair(better: str, seen:
     base = BASE | {"words": "such words"}
     found = PairResult(**base, difference=1, low=0.5, high=1.5, p=0.01, p_holm=0.01, verdict=seen)
     assert claim_words("lighter is better", better, found) == (
-        f"“lighter is better” is {verdict} on t: such words. This holds for this pair, and says nothing of others."
+        f"“lighter is better” is {verdict} on t: such words. This holds for this pair, and says nothing of "
+        "other training seeds or other pairs."
     )
+    over_seeds = claim_words("lighter is better", better, found.model_copy(update={"covers": "seeds and items"}))
+    assert over_seeds.endswith(" This holds for this pair, and says nothing of others.")
 
 
 def test_one_test_is_not_adjusted() -> None:
