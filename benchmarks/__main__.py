@@ -43,6 +43,8 @@ NAMES = (
     "decontamination",
     "evaluation_backends",
     "interval_coverage",
+    "queue_makespan",
+    "fleet_simulation",
 )
 
 
