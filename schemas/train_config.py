@@ -463,7 +463,12 @@ class LoopConfig(Strict):
     early_stopping_patience: Steps | None = Field(
         None, description="Validations without improvement before stopping; default: never, as a short run may recover."
     )
-    resume: bool = Field(True, description="Continue from the newest checkpoint in the output folder, if there is one.")
+    resume: bool = Field(True, description="Continue from the newest checkpoint in the output, if there is one.")
+    scratch: FilePath | None = Field(
+        None,
+        description="Where `output` is a URL: a folder on a disk of each machine for the run's files there; default: "
+        "one in the machine's folder for temporary files (`TMPDIR`).",
+    )
 
     @model_validator(mode="after")
     def _rows_can_be_counted(self) -> "LoopConfig":
@@ -552,7 +557,10 @@ class TrainConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     quantization: QuantizationConfig | None = Field(None, description="Off: weights of 16 bits.")
-    output: FilePath = Field(description="Folder for checkpoints, metrics and the final model.")
+    output: FilePath = Field(
+        description="For checkpoints, metrics and the final model: a folder that all machines of a run share, or the "
+        "URL of a place in an object store."
+    )
 
     @model_validator(mode="after")
     def _flash_attention_takes_16_bit(self) -> "TrainConfig":

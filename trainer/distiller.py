@@ -47,9 +47,9 @@ from trainer.run.loop_errors import loop_errors
 from trainer.run.machine_failures import one_line
 from trainer.run.metrics import cut_metrics, reports
 from trainer.run.model_card import model_card
-from trainer.run.owner import only_run_in
 from trainer.run.pickles import check_checkpoint, only_data
 from trainer.run.quiet import quiet_transformers
+from trainer.run.stored_output import open_output, working_config
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
 from trainer.student.build import load_model_config, load_student
@@ -100,17 +100,20 @@ def distill(
 ) -> dict[str, Any]:
     """Train a student, resuming from a checkpoint if there is one; returns the summary.
 
-    Writes to ``config.output``: ``student-init``, ``checkpoint-N``, ``metrics.jsonl``, ``tensorboard``,
-    ``summary.json``, and at the end ``final`` (model, tokenizer, card). When ``stop`` turns true, the current step is
-    finished and a checkpoint saved; ``ended`` is then "interrupted" and there is no final model. Raises UserError for
-    user errors and machine failures.
+    Writes to ``config.output``, a folder or a store: ``student-init``, ``checkpoint-N``, ``metrics.jsonl``,
+    ``tensorboard``, ``summary.json``, and at the end ``final`` (model, tokenizer, card). When ``stop`` turns true, the
+    current step is finished and a checkpoint saved; ``ended`` is then "interrupted" and there is no final model. Raises
+    UserError for user errors and machine failures.
     """
     quiet_transformers()
-    check_output(Path(config.output))
-    with one_line(Path(config.output)), only_data():
-        arguments = training_arguments(config)
-        with only_run_in(config.output, "train-student run", arguments.process_index == 0) as fence:
-            run = RunContext(config, arguments, StopRequest() if stop is None else stop, fence)
+    working = working_config(config)
+    folder = Path(working.output)
+    check_output(folder)
+    with one_line(folder), only_data():
+        arguments = training_arguments(working)
+        ranks = arguments.process_index, arguments.local_process_index, arguments.world_size
+        with open_output(config.output, folder, *ranks) as place:
+            run = RunContext(working, arguments, StopRequest() if stop is None else stop, place)
             prepared = prepare(run)
             start = resume(run, prepared)
             trained = train(run, prepared, start, callbacks)
@@ -123,6 +126,7 @@ def prepare(run: RunContext) -> Prepared:
     check_workers(config.data.num_workers)
     if config.quantization is not None and config.quantization.check:
         check_readers()
+    run.place.fetch_student()
     side = side_of(config)
     retargeting = retargeting_of(config, side)
     if retargeting is None:
@@ -136,7 +140,10 @@ def prepare(run: RunContext) -> Prepared:
     for note in notes:
         logger.info("%s", note)
     with run.arguments.main_process_first(local=False):
-        init_folder = materialise_student(config)
+        if run.is_first:
+            materialise_student(config)
+    run.place.share_student()
+    init_folder = materialise_student(config)
     student_config = load_model_config(init_folder, "student", trusts)
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
     check_vocabulary(data.manifest, student_config, where=share.url)
@@ -153,8 +160,11 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
     validated_on = ""
     if validation is not None and config.data.validation_cache is not None:
         validated_on = validation.cache.manifest.digest()
-    fresh = new_state(config, data.digest, run.rows_per_step, student, validated_on, prepared.tokenizer)
-    checkpoint, state = from_first(lambda: find_resume(run.output, fresh, config.loop.resume))
+    named = config.model_copy(update={"output": run.place.name})
+    fresh = new_state(named, data.digest, run.rows_per_step, student, validated_on, prepared.tokenizer)
+    run.place.fetch_progress(config.loop)
+    found, state = from_first(lambda: find_resume(run.output, fresh, config.loop.resume))
+    checkpoint = None if found is None else run.output / found.name
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     state.target = prepared.objective.target
@@ -164,6 +174,7 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
     check_lengths(config, data.caches, None if validation is None else validation.rows, prepared.student_config)
     with run.arguments.main_process_first(local=False):
         if run.is_first:
+            run.place.remove_unused(None if checkpoint is None else checkpoint.name)
             remove_unused(run.output, checkpoint)
             cut_metrics(run.output / "metrics.jsonl", last_step=state.global_step)
         else:
@@ -265,6 +276,8 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
     finished = run.is_finished(state)
     best = None
     if finished and run.is_first:
+        for step in last_checkpoints(run, state):
+            run.place.fetch_checkpoint(f"checkpoint-{step}")
         best = best_checkpoint(run.output, state, config.loop.early_stopping_patience)
     summary = summarise(run, prepared, start, best) | cost(state.data.tokens - start.tokens_before, trained.seconds)
     run.fence()
@@ -275,8 +288,20 @@ def finish(run: RunContext, prepared: Prepared, start: Start, trained: Trained) 
     summary_file = run.output / "summary.json"
     if run.is_first and (trained.seconds > 0 or not summary_file.exists()):  # else keep that of the finished run
         write_json(summary_file, summary)
+    if run.is_first:
+        run.place.send_results()
     prepared.data.cache.close()
+    if finished:
+        run.place.leave()
     return summary
+
+
+def last_checkpoints(run: RunContext, state: RunState) -> set[int]:
+    """Steps of the checkpoints that ``final`` is made from; other machines may have written parts of them."""
+    steps = {state.global_step} if run.sharded else set()
+    if run.config.loop.early_stopping_patience is not None and state.best_step not in (None, state.global_step):
+        steps.add(state.best_step)
+    return steps
 
 
 def write_final(
@@ -337,5 +362,5 @@ def summarise(run: RunContext, prepared: Prepared, start: Start, best: Path | No
         "cache_digest": prepared.data.digest,
         "target": prepared.objective.target,
         "align": run.config.data.align if prepared.tokenizer else None,
-        "output": str(run.output),
+        "output": run.place.name,
     }

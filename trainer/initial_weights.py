@@ -22,12 +22,10 @@ from trainer.data.shares import required_of
 from trainer.measured_pruning import FfnPruning, PrunedFfns, measured_on
 from trainer.quantization.folded_start import folded_start
 from trainer.quantization.scales_file import write_scales
-from trainer.student.build import INIT_FOLDER, cut_student, random_student
+from trainer.student.build import INIT_FOLDER, RECIPE_FILE, cut_student, random_student
 from trainer.student.student_tokenizer import copy_tokenizer
 
 logger = logging.getLogger(__name__)
-
-RECIPE_FILE = "distill_init.json"
 
 
 class InitRecipe(Strict):

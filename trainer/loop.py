@@ -38,12 +38,12 @@ from trainer.losses.teacher_rows import teacher_rows
 from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
 from trainer.quantization.fake_quantizer import SUFFIX
-from trainer.run.checkpoint import RunState, keep_newest, names_in, seal, settle, write_state
+from trainer.run.checkpoint import RunState, keep_newest, names_in, remove_incomplete, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
 from trainer.run.micro_batches import MicroBatches
 from trainer.student.forward import flattens, hidden_and_outputs, output_head
-from trainer.student.parallel import from_all, from_first, shard_on_cpus
+from trainer.student.parallel import from_all, shard_on_cpus
 from trainer.student.router_balance import NAME, router_balance
 from trainer.student.token_layout import token_layout
 
@@ -90,6 +90,7 @@ class DistillationTrainer(Trainer):
         self.objective: Objective = objective
         self.run_state = state
         self.patience = loop.early_stopping_patience
+        self.keep = loop.keep_checkpoints
         self.flatten = flattens(student)
         self.router = router_balance(student)
         self.window = {name: torch.tensor(total, device=args.device) for name, total in state.window.items()}
@@ -382,7 +383,7 @@ class RunKeeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the checkpoint once all ranks have written their parts, then remove old ones.
 
-        Ranks share the work of syncing and hashing its files.
+        Ranks share the work of syncing, hashing and storing its files.
         """
         trainer, output = self.trainer, Path(str(args.output_dir))
         folder = output / f"checkpoint-{state.global_step}"
@@ -394,13 +395,20 @@ class RunKeeper(TrainerCallback):
             trainer.run_state.planned_steps = args.max_steps
             trainer.note_data()
             write_state(folder, trainer.run_state)
-        names = from_first(lambda: names_in(folder))
-        parts = from_all(settle(folder, names[args.process_index :: args.world_size]))
+        place = trainer.run.place
+        names = from_all(names_in(folder) if place.ranks.is_first_here else [])[place.ranks.here[0]]
+        mine = place.ranks.share(names)
+        settled = settle(folder, mine)
+        place.send_files(folder.name, mine)
+        parts = from_all(settled)
         trainer.run.fence()
         if is_first:
             seal(folder, state.global_step, {name: entry for part in parts for name, entry in part.items()})
-            best = None if trainer.patience is None else trainer.run_state.best_step
-            keep_newest(output, trainer.run.config.loop.keep_checkpoints, best)
+            best, keep = None if trainer.patience is None else trainer.run_state.best_step, trainer.keep
+            place.complete(folder.name, keep, best)
+            keep_newest(output, keep, best)
+        elif place.ranks.is_first_here:
+            remove_incomplete(output)  # what this machine wrote is in the store
 
 
 def follow_schedule(scheduler: Any, optimizer: Any, rates: list[float], step: int) -> None:

@@ -30,7 +30,7 @@ class Tagged(NamedTuple):
 
 
 class Conditional:
-    """Conditional requests for objects of at most MAX_BYTES. Raises whatever the client raises."""
+    """Conditional requests for objects that fit in memory. Raises whatever the client raises."""
 
     def __init__(self, fs: Any, call: Callable[..., Any], url: str) -> None:
         """``call(method, *arguments, **options)`` calls the client with a timeout; ``url`` is for messages."""
@@ -38,22 +38,22 @@ class Conditional:
         self.compares = is_s3(fs)
         self._settle = SETTLE if "memory" not in fs.protocol else 0.0
 
-    def read(self, path: str) -> Tagged | None:
-        """The current object; None if there is none."""
+    def read(self, path: str, max_bytes: int = MAX_BYTES) -> Tagged | None:
+        """The current object, or its first ``max_bytes``; None if there is none."""
         try:
             if is_s3(self._fs):
-                return sync(self._fs.loop, self._get, path, timeout=60)
+                return sync(self._fs.loop, self._get, path, max_bytes, timeout=60)
             self._fs.invalidate_cache()
-            data = bytes(self._call("cat_file", path, start=0, end=MAX_BYTES))
+            data = bytes(self._call("cat_file", path, start=0, end=max_bytes))
             return Tagged(data, data.hex())
         except FileNotFoundError:
             return None
 
-    async def _get(self, path: str) -> Tagged:
+    async def _get(self, path: str, max_bytes: int) -> Tagged:
         bucket, key, _ = self._fs.split_path(path)
         response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
         async with response["Body"] as body:
-            return Tagged(await body.read(MAX_BYTES), response["ETag"])
+            return Tagged(await body.read(max_bytes), response["ETag"])
 
     def tag(self, path: str) -> str | None:
         """The tag of an object of any size, in a store with conditional writes; None if there is none."""
@@ -105,7 +105,7 @@ class Conditional:
                 return None
             self._call("pipe_file", path, data)
             time.sleep(self._settle)
-        found = self.read(path)
+        found = self.read(path, max(MAX_BYTES, len(data) + 1))
         return found.tag if found is not None and found.data == data else None
 
     def _say_unsupported(self) -> None:

@@ -58,6 +58,11 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def holder(self) -> Holder:
+        """This process's record, for ``LentLease``."""
+        return self._holder
+
     def check(self, certain: bool = True) -> None:
         """Raise ConflictError if the lease was lost; call it before committing anything.
 
@@ -68,10 +73,7 @@ class Lease:
                 self._lost = self._lost or not self._slot.is_mine(self._holder)
             lost = self._lost
         if lost:
-            raise ConflictError(
-                f"{self._where}: this process sent no heartbeat for so long that another one took over; it stopped "
-                "writing; run again once the other one has ended"
-            )
+            raise _lost(self._where)
 
     def release(self) -> None:
         """End the lease. Idempotent."""
@@ -98,6 +100,32 @@ class Lease:
         if mine:
             self._holder, self._confirmed = holder, time.monotonic()
         self._lost = not mine
+
+
+class LentLease:
+    """The lease of another process on a whole place in a store, under which this process writes, too."""
+
+    def __init__(self, storage: Storage, holder: Holder) -> None:
+        self._storage, self._holder, self._slot = storage, holder, _slot(storage, WHOLE)
+        self._confirmed: float | None = None
+
+    def check(self, certain: bool = True) -> None:
+        """As ``Lease.check``."""
+        now = time.monotonic()
+        if not certain and self._confirmed is not None and now - self._confirmed < 2 * HEARTBEAT:
+            return
+        with asking(self._storage, WHOLE):
+            mine = self._slot.is_mine(self._holder)
+        if not mine:
+            raise _lost(self._storage.where(WHOLE))
+        self._confirmed = now
+
+
+def _lost(where: str) -> ConflictError:
+    return ConflictError(
+        f"{where}: this process sent no heartbeat for so long that another one took over; it stopped "
+        "writing; run again once the other one has ended"
+    )
 
 
 def never(_: Holder | None) -> bool:

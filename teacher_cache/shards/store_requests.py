@@ -42,6 +42,8 @@ def patience(n_bytes: int) -> float:
 class StoreRequests:
     """A cache's place, and requests to it by file name (``shard-000000.json``, ``tables/….zst``)."""
 
+    safe_name = SAFE_NAME  # of files that may be read and written
+
     def __init__(self, url: str) -> None:
         """Raises UserError when the URL's protocol is unknown or its package is not installed."""
         self.url = url
@@ -61,7 +63,7 @@ class StoreRequests:
         return Path(self._path(name))
 
     def _path(self, name: str) -> str:
-        if not SAFE_NAME.fullmatch(name):
+        if not self.safe_name.fullmatch(name):
             raise CorruptCacheError(f"{self.url}: {name!r} is not a name of a cache's file")
         return f"{self._root.rstrip('/')}/{name}"
 

@@ -106,6 +106,11 @@ class StoreWriting(StoreRequests):
         with self._writing(name):
             self._publish_object(name, send)
 
+    def put_file(self, name: str, path: Path) -> None:
+        """Upload a local file to a store, large ones in parts side by side; the object appears at the end."""
+        with self._writing(name):
+            self._send(name, path)
+
     def conditional(self, name: str) -> tuple[Conditional, str]:
         """The client for conditional writes of small objects, and the object's path."""
         self._check_writable(name)
@@ -199,11 +204,14 @@ class StoreWriting(StoreRequests):
             os.replace(temporary, final)
             sync(Path(final).parent)
             return
-        seconds = store_requests.patience(temporary.stat().st_size)
+        self._send(name, temporary)
+
+    def _send(self, name: str, path: Path) -> None:
+        seconds, final = store_requests.patience(path.stat().st_size), self._path(name)
 
         def send(new: bool) -> None:
             options = {"mode": "create"} if new else {}
-            self._call(seconds, "put_file", str(temporary), final, **options)
+            self._call(seconds, "put_file", str(path), final, **options)
 
         self._publish_object(name, send)
 

@@ -31,9 +31,15 @@ def torchrun(config: TrainConfig, ranks: int) -> "subprocess.Popen[str]":
     return commands.start_installed("torchrun", *options, *command)
 
 
-def started(config: TrainConfig, ranks: int, before: Callable[[], None] | None = None) -> list[Forked]:
-    """So many processes that train; ``before``: what the first one does first."""
-    path, port = written(config), free_port()
+def started(
+    config: TrainConfig, ranks: int, before: Callable[[], None] | None = None, path: Path | None = None
+) -> list[Forked]:
+    """So many processes that train; ``before``: what the first one does first; ``path``: of the configuration."""
+    if path is None:
+        path = written(config)
+    else:
+        path.write_text(config.model_dump_json())
+    port = free_port()
     processes = []
     for rank in range(ranks):
         job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -95,9 +96,13 @@ def new_state(
 
 def checkpoint_folders(output: Path) -> list[Path]:
     """List the checkpoint folders in ``output``, complete or not, newest first."""
-    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output.glob("checkpoint-*")}
-    folders = [(int(match[1]), path) for path, match in steps.items() if match]
-    return [path for _, path in sorted(folders, reverse=True)]
+    return [output / name for name in newest_first(path.name for path in output.glob("checkpoint-*"))]
+
+
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Those names that are a checkpoint's, the one of the last step first."""
+    matches = [match for match in (re.fullmatch(r"checkpoint-(\d+)", name) for name in names) if match]
+    return [match[0] for match in sorted(matches, key=lambda match: int(match[1]), reverse=True)]
 
 
 def write_state(folder: Path, state: RunState) -> None:
@@ -106,7 +111,7 @@ def write_state(folder: Path, state: RunState) -> None:
     replace_text(folder / STATE_FILE, state.model_dump_json(indent=1) + "\n")
 
 
-def settle(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+def settle(folder: Path, names: Sequence[str]) -> dict[str, FileEntry]:
     """Sync these files of an incomplete checkpoint; return their sizes and checksums."""
     mode = plain_mode(folder)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
@@ -125,6 +130,19 @@ def seal(folder: Path, step: int, files: dict[str, FileEntry]) -> None:
     replace_text(folder / MARK_FILE, Mark(step=step, files=files).model_dump_json(indent=1) + "\n")
 
 
+def parse_mark(data: bytes, checkpoint: str) -> Mark:
+    """Parse the mark of the folder named ``checkpoint``. Raises UserError if it is not one of it."""
+    mark = parse_json(Mark, data, where=MARK_FILE)
+    if checkpoint != f"checkpoint-{mark.step}":
+        raise UserError(f"{MARK_FILE}: of step {mark.step}")
+    for needed in (STATE_FILE, DATA_STATE_FILE):
+        if needed not in mark.files:
+            raise UserError(f"{MARK_FILE}: does not list {needed}")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in mark.files):
+        raise UserError(f"{MARK_FILE}: lists files outside of the checkpoint")
+    return mark
+
+
 def damage(folder: Path) -> str | None:
     """Describe why a checkpoint is not complete; None if it is. Reads every byte of it."""
     path = folder / MARK_FILE
@@ -133,20 +151,12 @@ def damage(folder: Path) -> str | None:
     if not path.is_file() or path.stat().st_size > MAX_MARK_BYTES:
         return f"{MARK_FILE}: not a file of at most {MAX_MARK_BYTES} bytes"
     try:
-        mark = parse_json(Mark, path.read_bytes(), where=MARK_FILE)
+        files = parse_mark(path.read_bytes(), folder.name).files
     except UserError as error:
         return str(error)
-    if folder.name != f"checkpoint-{mark.step}":
-        return f"{MARK_FILE}: of step {mark.step}"
-    for needed in (STATE_FILE, DATA_STATE_FILE):
-        if needed not in mark.files:
-            return f"{MARK_FILE}: does not list {needed}"
-    inside = [name for name in mark.files if not Path(name).is_absolute() and ".." not in Path(name).parts]
-    if len(inside) < len(mark.files):
-        return f"{MARK_FILE}: lists files outside of the checkpoint"
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        found = threads.map(lambda name: difference(folder / name, mark.files[name]), inside)
-        return next((f"{name}: {wrong}" for name, wrong in zip(inside, found, strict=True) if wrong), None)
+        found = threads.map(lambda name: difference(folder / name, files[name]), files)
+        return next((f"{name}: {wrong}" for name, wrong in zip(files, found, strict=True) if wrong), None)
 
 
 def read_state(folder: Path) -> RunState:
@@ -164,9 +174,13 @@ def remove_checkpoint(folder: Path) -> None:
 
 def keep_newest(output: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the ``keep`` newest checkpoints and the one of ``best_step``."""
-    for folder in checkpoint_folders(output)[keep:]:
-        if folder.name != f"checkpoint-{best_step}":
-            remove_checkpoint(folder)
+    for name in outdated([folder.name for folder in checkpoint_folders(output)], keep, best_step):
+        remove_checkpoint(output / name)
+
+
+def outdated(names: list[str], keep: int, best_step: int | None) -> list[str]:
+    """Those of some checkpoints, newest first, that are not to be kept."""
+    return [name for name in names[keep:] if name != f"checkpoint-{best_step}"]
 
 
 def newest_whole(output: Path) -> Path | None:

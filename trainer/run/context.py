@@ -8,22 +8,26 @@ from transformers import TrainingArguments
 from schemas.train_config import TrainConfig
 from teacher_cache.stop_request import StopRequest
 from trainer.run.checkpoint import RunState
-from trainer.run.owner import Fence
+from trainer.run.output_place import OutputPlace
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The configuration, its ``TrainingArguments``, the stop request, and the lease of the output folder."""
+    """The configuration, its ``TrainingArguments``, the stop request, and the place of the output."""
 
-    config: TrainConfig
+    config: TrainConfig  # its output is a folder, also where the place is a store
     arguments: TrainingArguments
     stop: StopRequest  # turns true when the run should end early
-    fence: Fence  # raises ConflictError once another run owns the output folder
+    place: OutputPlace
 
     @property
     def output(self) -> Path:
-        """The output folder."""
+        """The folder that this machine's ranks work in."""
         return Path(self.config.output)
+
+    def fence(self) -> None:
+        """Raise ConflictError once another run owns the place; call it before committing anything."""
+        self.place.fence()
 
     @property
     def is_first(self) -> bool:

@@ -16,9 +16,7 @@ Fence = Callable[[], None]
 def only_run_in(output: str, command: str, is_first: bool = True) -> Iterator[Fence]:
     """Hold the lease of ``output`` within the block. Raises ConflictError that names the other run."""
     if "://" in output:
-        raise UserError(
-            f"output: {output}: is a URL, wanted a local folder; copy the results there when the run has ended"
-        )
+        raise UserError(f"output: {output}: is a URL, `{command}` writes to folders only; give it one")
     if not is_first:
         yield lambda: None
         return

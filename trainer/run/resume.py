@@ -84,7 +84,7 @@ RULES = (
     Rule(("data.retarget_cache",), "honoured", "no effect on results"),
     Rule(("data.on_corrupt",), "honoured", "from the next row on"),
     Rule(
-        ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest"),
+        ("data.local_copies", "data.num_workers", "data.require_signature", "data.validation_digest", "loop.scratch"),
         "honoured",
         "no effect on results",
     ),
@@ -104,7 +104,7 @@ RULES = (
     Rule(("quantization.scale_lr",), "honoured", "each step uses the new schedule's rate at that step"),
     Rule(("quantization.formats", "quantization.check"), "honoured", "for what is written at the end"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
-    Rule(("output",), "honoured", "a folder moved as a whole is resumed; another folder is another run"),
+    Rule(("output",), "honoured", "a folder or store moved as a whole is resumed; another one is another run"),
 )
 
 

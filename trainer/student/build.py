@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 INIT_FOLDER = "student-init"  # of a run's output: the initial weights, where they are written
+RECIPE_FILE = "distill_init.json"  # what they were made from; in every such folder
 LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
 
 

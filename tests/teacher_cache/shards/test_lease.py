@@ -19,9 +19,9 @@ from schemas.errors import ConflictError, UserError
 from support.commands import fork_server
 from support.synthetic import random_shards, write_cache
 from teacher_cache.shards import lease, locked_file
-from teacher_cache.shards.conditional import Conditional
+from teacher_cache.shards.conditional import MAX_BYTES, Conditional
 from teacher_cache.shards.holder import Holder, parse_holder, this_process
-from teacher_cache.shards.lease import WHOLE, Held, part_lease, whole_place
+from teacher_cache.shards.lease import WHOLE, Held, LentLease, part_lease, whole_place
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.slot import StoreObject
 from teacher_cache.shards.storage import Storage
@@ -206,19 +206,35 @@ def test_in_a_store_a_holder_that_lost_its_lease_overwrites_no_object(
             assert storage.read(name) == b"theirs"
 
 
+def test_another_process_writes_under_a_lease_as_long_as_it_holds(s3_url: str) -> None:
+    storage = Storage(s3_url)
+    with whole_place(storage, "train-student run") as first:
+        lent = LentLease(storage, first.holder)
+        fenced = storage.fenced(lent)
+        fenced.write("a.json", b"one")
+        fenced.write("a.json", b"two")
+        place(storage, elsewhere())
+        lent.check(certain=False)  # without a request: it has just been asked for
+        with pytest.raises(ConflictError, match="another one took over"):
+            fenced.write("a.json", b"three")
+    assert storage.read("a.json") == b"two"
+
+
 def test_a_lease_holder_replaces_existing_objects(storage: Storage) -> None:
     """For instance, leftovers of a killed writer."""
     for name in ("shard-000000.json", "shard-000000.logits.tar", "manifest.json"):
         storage.write(name, b"left")
     with whole_place(storage, "x") as mine:
         mine.storage.write("shard-000000.json", b"new")
-        mine.storage.write("manifest.json", b"new")
+        mine.storage.write("manifest.json", b"new" * MAX_BYTES)
+        mine.storage.write("manifest.json", b"two" * MAX_BYTES)
         staged(mine.storage)
         if not storage.is_local:
             mine.storage.upload("shard-000001.logits.tar", 3, lambda: iter([b"new"]))
             mine.storage.upload("shard-000001.logits.tar", 3, lambda: iter([b"two"]))
             assert storage.read("shard-000001.logits.tar") == b"two"
-    assert storage.read("shard-000000.json") == storage.read("manifest.json") == b"new"
+    assert storage.read("shard-000000.json") == b"new"
+    assert storage.read("manifest.json") == b"two" * MAX_BYTES
     assert storage.read("shard-000000.logits.tar") == b"mine"
 
 
