@@ -1,7 +1,8 @@
 """The order in which a worker of a queue tries units, and how patiently; ``benchmarks.fleet_simulation`` has it too.
 
-Pure functions. Workers know nothing of each other. Each has its own random order, so that they seldom try the same unit; a unit that
-turns out to be done or held costs a request or a few, and after many of those in a row a listing says which are left.
+Pure functions. Workers know nothing of each other. Each has its own random order, so that they seldom try the same
+unit; a unit that turns out to be done or held costs a request or a few, and after many of those in a row a listing says
+which are left.
 """
 
 import math
