@@ -53,7 +53,10 @@ class Conditional:
         bucket, key, _ = self._fs.split_path(path)
         response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
         async with response["Body"] as body:
-            return Tagged(await body.read(max_bytes), response["ETag"])
+            data = bytearray()
+            while part := await body.read(max_bytes - len(data)):  # of what has arrived
+                data += part
+            return Tagged(bytes(data), response["ETag"])
 
     def tag(self, path: str) -> str | None:
         """The tag of an object of any size, in a store with conditional writes; None if there is none."""
