@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.support.results import Row, at_most, exit_status, write_results
-from teacher_cache.queue_policy import LOOKS, MISSES, claim_order, pause
+from teacher_cache.queue_policy import LOOKS, claim_order, misses, pause
 from teacher_cache.shards.lease import EXPIRY, HEARTBEAT, POLL
 
 UNITS, WORKERS = 100_000, 1_000
@@ -82,6 +82,7 @@ class Fleet:
         self.dead_since = np.full(self.units, np.inf)
         order = np.array(claim_order(self.sizes.tolist(), self.rng))
         sizes = np.array([round(2 * np.log2(size)) for size in self.sizes[order]])
+        self.misses = misses(self.units)
         self.classes = np.split(order, np.flatnonzero(np.diff(sizes)) + 1)  # every worker shuffles each of them
 
     @property
@@ -212,7 +213,7 @@ class Worker:
         if (unit := self.next_unit()) is not None:
             if self.fleet.in_order:
                 return self.attempt_in_order(now)
-            if self.misses == MISSES:
+            if self.misses == self.fleet.misses:
                 self.place -= 1
                 return self.look(now)
             return self.attempt(now, unit)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from teacher_cache.claims import RUNNING, Claim, Claims, Unit, is_short
-from teacher_cache.queue_policy import LOOKS, MISSES, claim_order, pause
+from teacher_cache.queue_policy import LOOKS, claim_order, misses, pause
 from teacher_cache.shards.lease import POLL, PartAttempts, part_name
 from teacher_cache.shards.marks import mark_name
 from teacher_cache.shards.storage import Storage
@@ -26,21 +26,22 @@ class QueueClaims(Claims[Unit]):
         super().__init__(storage, units, command)
         self._rng = random.Random()
         order = claim_order([size(unit) for unit in units], self._rng)
+        self._misses = misses(len(units))
         self._free = [units[position] for position in reversed(order)]  # the next one last
         self._contested: dict[str, tuple[Unit, PartAttempts]] = {}
 
     def next(self) -> Claim[Unit] | None:
         """Claim the next unit that seems free; None if there is none."""
-        misses = 0
+        missed = 0
         while self._free:
-            if misses == MISSES:
-                misses = 0
+            if missed == self._misses:
+                missed = 0
                 self._look()
                 continue
             unit = self._free.pop()
             if (claim := self._claim(unit)) is not None:
                 return claim
-            misses += 1
+            missed += 1
         return None
 
     def next_or_wait(self, stop: StopRequest) -> Claim[Unit] | None:

@@ -12,7 +12,7 @@ import pytest
 
 from teacher_cache.claims import Claims
 from teacher_cache.queue_claims import QueueClaims
-from teacher_cache.queue_policy import LONGEST_PAUSE, MISSES, claim_order, pause
+from teacher_cache.queue_policy import LONGEST_PAUSE, MISSES, claim_order, misses, pause
 from teacher_cache.shards import lease
 from teacher_cache.shards.lease import acquire_part, part_name
 from teacher_cache.shards.marks import mark_name
@@ -88,6 +88,11 @@ def test_after_many_misses_a_listing_says_what_is_left(tmp_path: Path, monkeypat
         assert claim.unit.name == last
         assert len(set(asked)) == MISSES + 1
         assert claims.next() is None
+
+
+def test_a_listing_follows_when_as_many_requests_were_in_vain() -> None:
+    assert misses(10) == MISSES
+    assert misses(100_000) == 500, "a store lists 1,000 names with a request, and a unit has five"
 
 
 def test_a_worker_without_work_does_what_another_gives_up(storage: Storage) -> None:
