@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.support.results import Row, at_most, exit_status, write_results
-from teacher_cache.queue_policy import LOOKS, claim_order, misses, pause
+from teacher_cache.queue_policy import LOOKS, MISSES, claim_classes, pause
 from teacher_cache.shards.lease import EXPIRY, HEARTBEAT, POLL
 
 UNITS, WORKERS = 100_000, 1_000
@@ -80,10 +80,7 @@ class Fleet:
         self.done = np.full(self.units, np.inf)  # when its mark is there
         self.holder = np.zeros(self.units, bool)  # whether it has one, dead or alive
         self.dead_since = np.full(self.units, np.inf)
-        order = np.array(claim_order(self.sizes.tolist(), self.rng))
-        sizes = np.array([round(2 * np.log2(size)) for size in self.sizes[order]])
-        self.misses = misses(self.units)
-        self.classes = np.split(order, np.flatnonzero(np.diff(sizes)) + 1)  # every worker shuffles each of them
+        self.classes = [np.array(each) for each in claim_classes(self.sizes.tolist(), self.rng)]  # all shuffle them
 
     @property
     def ideal(self) -> float:
@@ -168,7 +165,7 @@ class Worker:
 
     def __init__(self, fleet: Fleet, speed: float, dies: float) -> None:
         self.fleet, self.speed, self.dies = fleet, speed, dies
-        self.loaded = False
+        self.loaded = self.passed_over = False
         self.ends = 0.0  # when the unit in hand is scored
         self.contested: dict[int, float] = {}  # held units, and since when this worker has seen the same heartbeat
         self.waits = self.misses = self.place = self.class_number = 0
@@ -195,9 +192,13 @@ class Worker:
             if self.place < len(units):
                 self.place += 1
                 return int(units[(self.start + self.place * self.stride) % len(units)])
-            self.class_number += 1
-            self.shuffle()
+            self.next_class()
         return None
+
+    def next_class(self) -> None:
+        """Go on to smaller units."""
+        self.class_number, self.misses = self.class_number + 1, 0
+        self.shuffle()
 
     def act(self, now: float) -> None:
         """Do what comes next, if anything does."""
@@ -210,13 +211,13 @@ class Worker:
         if now > self.dies:
             self.fleet.join(self.dies + REPLACED, self.speed)
             return None
+        if self.misses == MISSES and not self.fleet.in_order:
+            self.passed_over = True
+            self.next_class()
         if (unit := self.next_unit()) is not None:
-            if self.fleet.in_order:
-                return self.attempt_in_order(now)
-            if self.misses == self.fleet.misses:
-                self.place -= 1
-                return self.look(now)
-            return self.attempt(now, unit)
+            return self.attempt_in_order(now) if self.fleet.in_order else self.attempt(now, unit)
+        if self.passed_over:
+            return self.look(now)
         if now < self.ends:  # no unit is in hand when it waits for others
             return self.ends
         return self.wait(now) if self.contested else None
@@ -259,13 +260,13 @@ class Worker:
 
     def look(self, now: float) -> float:
         """List what is there, and keep what is free."""
-        fleet, self.misses = self.fleet, 0
-        units = np.concatenate(self.free[self.class_number :])
+        fleet, self.misses, self.passed_over = self.fleet, 0, False
+        units = np.concatenate(self.free)
         left = units[fleet.done[units] > now]
         for unit in left[fleet.holder[left]].tolist():
             self.contested.setdefault(unit, now)
         self.contested = {unit: seen for unit, seen in self.contested.items() if fleet.done[unit] > now}
-        free = [units[(fleet.done[units] > now) & ~fleet.holder[units]] for units in self.free[self.class_number :]]
+        free = [units[(fleet.done[units] > now) & ~fleet.holder[units]] for units in self.free]
         self.free, self.class_number = [units for units in free if len(units)], 0
         self.shuffle()
         return fleet.listing(now)

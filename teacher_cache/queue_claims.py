@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from teacher_cache.claims import RUNNING, Claim, Claims, Unit, is_short
-from teacher_cache.queue_policy import LOOKS, claim_order, misses, pause
+from teacher_cache.queue_policy import LOOKS, MISSES, claim_classes, pause
 from teacher_cache.shards.lease import POLL, PartAttempts, part_name
 from teacher_cache.shards.marks import mark_name
 from teacher_cache.shards.storage import Storage
@@ -15,8 +15,8 @@ from teacher_cache.stop_request import StopRequest
 class QueueClaims(Claims[Unit]):
     """Claims units in the order of ``queue_policy``, without waiting for their holders.
 
-    ``_free`` are those not known to be committed or held; ``_contested`` those that another process held when this one
-    last looked.
+    ``_contested`` are those that another process held when this one last looked; all others that are not known to be
+    committed are in ``_free``, ``_classes`` or ``_passed_over``.
     """
 
     def __init__(
@@ -25,24 +25,34 @@ class QueueClaims(Claims[Unit]):
         """``size``: estimate of a unit's cost, in any measure."""
         super().__init__(storage, units, command)
         self._rng = random.Random()
-        order = claim_order([size(unit) for unit in units], self._rng)
-        self._misses = misses(len(units))
-        self._free = [units[position] for position in reversed(order)]  # the next one last
+        self._size = size
+        self._classes: list[list[Unit]] = []  # those not begun yet, the largest last
+        self._free: list[Unit] = []  # of the class at hand, the next one last
+        self._passed_over: list[Unit] = []
+        self._sort(units)
         self._contested: dict[str, tuple[Unit, PartAttempts]] = {}
 
     def next(self) -> Claim[Unit] | None:
         """Claim the next unit that seems free; None if there is none."""
         missed = 0
-        while self._free:
-            if missed == self._misses:
-                missed = 0
-                self._look()
+        while True:
+            if self._free and missed < MISSES:
+                if (claim := self._claim(self._free.pop())) is not None:
+                    return claim
+                missed += 1
                 continue
-            unit = self._free.pop()
-            if (claim := self._claim(unit)) is not None:
-                return claim
-            missed += 1
-        return None
+            self._passed_over += self._free
+            self._free, missed = [], 0
+            if self._classes:
+                self._free = self._classes.pop()
+            elif self._passed_over:
+                self._look()
+            else:
+                return None
+
+    def _sort(self, units: Sequence[Unit]) -> None:
+        found = claim_classes([self._size(unit) for unit in units], self._rng)
+        self._classes = [[units[position] for position in positions] for positions in reversed(found)]
 
     def next_or_wait(self, stop: StopRequest) -> Claim[Unit] | None:
         """``next``; then wait until the units of others are committed, or free again.
@@ -82,11 +92,12 @@ class QueueClaims(Claims[Unit]):
         return self._begun(unit, lease)
 
     def _look(self) -> None:
-        """Drop the units that are committed or held by now from those that seem free."""
+        """Sort those passed over that are neither committed nor held by now."""
         present = self._storage.present()
-        free = [unit for unit in self._free if mark_name(unit.name) not in present]
-        self._free = [unit for unit in free if part_name(unit.name) not in present]
-        for unit in free:
+        left = [unit for unit in self._passed_over if mark_name(unit.name) not in present]
+        self._passed_over = []
+        self._sort([unit for unit in left if part_name(unit.name) not in present])
+        for unit in left:
             if part_name(unit.name) in present:
                 attempts = PartAttempts(self._storage, unit.name, self._command, is_short)
                 self._contested[unit.name] = (unit, attempts)

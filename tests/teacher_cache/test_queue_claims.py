@@ -4,6 +4,7 @@ import random
 import signal
 import threading
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from teacher_cache.claims import Claims
 from teacher_cache.queue_claims import QueueClaims
-from teacher_cache.queue_policy import LONGEST_PAUSE, MISSES, claim_order, misses, pause
+from teacher_cache.queue_policy import LONGEST_PAUSE, MISSES, claim_classes, pause
 from teacher_cache.shards import lease
 from teacher_cache.shards.lease import acquire_part, part_name
 from teacher_cache.shards.marks import mark_name
@@ -37,7 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def test_larger_units_come_first_and_equal_ones_in_an_order_of_ones_own() -> None:
     sizes = [100, 1000, 104, 500, 97, 1010] * 10
-    one, other = (claim_order(sizes, random.Random(seed)) for seed in (1, 2))
+    one, other = ([*chain(*claim_classes(sizes, random.Random(seed)))] for seed in (1, 2))
     assert sorted(one) == sorted(other) == list(range(60))
     assert one != other
     for order in (one, other):
@@ -79,7 +80,7 @@ def test_after_many_misses_a_listing_says_what_is_left(tmp_path: Path, monkeypat
         (tmp_path / "cache").mkdir()
         for unit in every[:-1]:
             (tmp_path / "cache" / mark_name(unit.name)).write_bytes(b"{}")
-        claims._free.sort(key=lambda unit: unit.name != last)  # the free one is tried last
+        claims._classes[0].sort(key=lambda unit: unit.name != last)  # the free one is tried last
         asked: list[str] = []
         exists = storage.exists
         monkeypatch.setattr(storage, "exists", lambda name: asked.append(name) or exists(name))
@@ -88,11 +89,6 @@ def test_after_many_misses_a_listing_says_what_is_left(tmp_path: Path, monkeypat
         assert claim.unit.name == last
         assert len(set(asked)) == MISSES + 1
         assert claims.next() is None
-
-
-def test_a_listing_follows_when_as_many_requests_were_in_vain() -> None:
-    assert misses(10) == MISSES
-    assert misses(100_000) == 500, "a store lists 1,000 names with a request, and a unit has five"
 
 
 def test_a_worker_without_work_does_what_another_gives_up(storage: Storage) -> None:
