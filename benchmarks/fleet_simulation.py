@@ -211,7 +211,7 @@ class Worker:
         if now > self.dies:
             self.fleet.join(self.dies + REPLACED, self.speed)
             return None
-        if self.misses == MISSES and not self.fleet.in_order:
+        if self.misses >= MISSES and self.class_number < len(self.free) and not self.fleet.in_order:
             self.passed_over = True
             self.next_class()
         if (unit := self.next_unit()) is not None:
