@@ -113,9 +113,7 @@ def _pod(command: WorkerCommand, options: KubernetesOptions, mounts: Sequence[Mo
         claim = {"claimName": mount.claim, "readOnly": mount.read_only}
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": claim})
         places.append({"name": f"volume-{number}", "mountPath": mount.path, "readOnly": mount.read_only})
-    if (
-        command.settings.engine.tensor_parallel > 1
-    ):  # its processes talk through shared memory, of which pods have 64 MB
+    if command.settings.engine.tensor_parallel > 1:  # processes that talk through it; pods have 64 MB
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
         places.append({"name": "shared-memory", "mountPath": SHARED_MEMORY})
     asked = {"nvidia.com/gpu": command.gpus(options.gpus) or None, "cpu": options.cpus, "memory": options.mem}
@@ -155,12 +153,8 @@ def _mount(text: str) -> Mount:
     path, colon, mode = rest.partition(":")
     check_printable(text, "--volume")
     check_form("--volume", claim, SUBDOMAIN, "models:/models:ro")
-    if (
-        posixpath.normpath(path) != path
-        or path in ("", "/", ".")
-        or not path.startswith("/")
-        or (colon and mode != "ro")
-    ):
+    is_folder = path.startswith("/") and not path.startswith("//") and path != "/" and posixpath.normpath(path) == path
+    if not is_folder or (colon and mode != "ro"):
         raise UserError(f"--volume {text}: expected CLAIM:/FOLDER, or CLAIM:/FOLDER:ro for one that is only read")
     return Mount(claim, path, bool(colon))
 

@@ -32,7 +32,7 @@ stop() {
 }
 trap stop TERM
 
-echo "worker $SLURM_ARRAY_TASK_ID on $(hostname), restarts: ${SLURM_RESTART_COUNT:-0}"
+echo "worker $SLURM_ARRAY_TASK_ID on $HOSTNAME, restarts: ${SLURM_RESTART_COUNT:-0}"
 run_worker &
 worker=$!
 [ -z "$ends" ] || kill -TERM "$worker"
@@ -86,8 +86,10 @@ def slurm_script(command: WorkerCommand, options: SlurmOptions, folder: Path) ->
         "",
         f"cd -- {shlex.quote(str(folder))} || exit",
         f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"',
-        *options.setup,
-        f"run_worker() {{ exec {shlex.join(command.words(command.config))}; }}",
+        "run_worker() {",
+        *(f"  {line}" for line in options.setup),
+        f"  exec {shlex.join(command.words(command.config))}",
+        "}",
         f"patience={max(1, int(options.grace * PATIENCE))} # seconds that a worker has to finish its unit",
     ]
     return "\n".join(lines) + "\n" + BODY
