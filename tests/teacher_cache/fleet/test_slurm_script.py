@@ -52,7 +52,11 @@ def started(slurm: StubSlurm, config: Path, then: str, grace: int = 300) -> subp
 
 def warned(slurm: StubSlurm, config: Path, then: str, grace: int = 300) -> int:
     """The status of a job whose worker is warned."""
-    job, deadline = started(slurm, config, f"{then}; {WAITS}", grace), time.monotonic() + 60
+    return warned_when_ready(slurm, config, started(slurm, config, f"{then}; {WAITS}", grace))
+
+
+def warned_when_ready(slurm: StubSlurm, config: Path, job: subprocess.Popen[str]) -> int:
+    deadline = time.monotonic() + 60
     while not (config.parent / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     slurm.warn(0)
@@ -77,6 +81,15 @@ def test_a_warned_worker_is_told_or_else_killed_and_starts_again(
     slurm: StubSlurm, config: Path, on_signal: str, grace: int
 ) -> None:
     assert warned(slurm, config, on_signal, grace) == 0
+    assert slurm.restarts(0) == 1
+
+
+def test_a_warning_during_the_set_up_starts_the_worker_again(slurm: StubSlurm, config: Path) -> None:
+    folder = config.parent
+    waits = f"[ -e {folder}/ready ] || {{ {WAITS.format(folder=folder)}; }}"
+    options = SlurmOptions(workers=1, setup=(waits, fake_worker(folder, "exit 0")))
+    job = slurm.start(slurm_script(worker_command("run", str(config), ()), options, folder), folder)
+    assert warned_when_ready(slurm, config, job) == 0
     assert slurm.restarts(0) == 1
 
 
