@@ -25,7 +25,7 @@ from support.stored import complete_checkpoints, stored_at, stored_losses
 from trainer.distiller import distill
 
 MakeConfig = Callable[..., TrainConfig]
-KILLS = amount(((2, 19), (1, 30)), full=tuple((1 + i % 2, random.Random(i).randrange(50)) for i in range(20)))
+KILLS = amount(((2, 19),), full=tuple((1 + i % 2, random.Random(i).randrange(50)) for i in range(20)))
 """Ranks, and before which of the first rank's requests that change the store it is killed."""
 
 
@@ -71,8 +71,8 @@ def test_killed_runs_go_on_with_one_rank_and_with_two(make_config: MakeConfig, s
             kill_group(process)
         complete_checkpoints(s3_url)
     assert killed > len(KILLS) / 2
-    config = on_ranks(whole, s3_url, tmp_path / "last", 2)
-    finish_all(start(config, tmp_path, 2))
+    config = on_ranks(whole, s3_url, tmp_path / "last", 1)
+    finish_all(start(config, tmp_path, 1))
     check_same(s3_url, whole)
     assert complete_checkpoints(s3_url) == [4, 6]
 
@@ -94,10 +94,10 @@ def machines(config: TrainConfig, folder: Path) -> list[Forked]:
 def test_machines_without_a_shared_disk_write_one_checkpoint(
     make_config: MakeConfig, student_folder: Path, s3_url: str, tmp_path: Path, parallel: str
 ) -> None:
-    """Random initial weights, which the first machine makes; the second run goes on from four steps."""
+    """Random initial weights, which the first machine makes; the second run goes on from two steps."""
     student = {"checkpoint": None, "config": str(student_folder / "config.json")}
     whole = make_config(student=student, output=str(tmp_path / "whole"))
-    for steps in (4, 6):
+    for steps in (2, 4):
         loop = whole.loop.model_copy(update={"max_steps": steps})
         distill(whole.model_copy(update={"loop": loop}))
         folder = tmp_path / f"{steps}"
@@ -108,7 +108,7 @@ def test_machines_without_a_shared_disk_write_one_checkpoint(
         assert complete_checkpoints(s3_url)[-1] == steps
         assert [path for path in folder.glob("machine-*/*") if path.is_dir()] == []
     assert 0 < summary["tokens_this_run"] < summary["tokens"]
-    names = fsspec.filesystem("s3").find(f"{s3_url}/checkpoint-6")
+    names = fsspec.filesystem("s3").find(f"{s3_url}/checkpoint-4")
     written_by = "__{}_0.distcp" if parallel == "fsdp" else "rng_state_{}.pth"
     assert all(any(name.endswith(written_by.format(rank)) for name in names) for rank in range(2))
     check_same(s3_url, whole)
