@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from schemas.cache_config import CacheConfig
+from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
 from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
@@ -19,7 +20,7 @@ from schemas.train_config import TrainConfig
 from support.commands import MODULES
 from support.markdown_pages import ROOT
 
-OTHERS = {"source", "pre-commit"}
+OTHERS = {"source", "pre-commit", "aws"}
 VARIABLE = re.compile(r"[A-Z_]+=")
 BIN = ".venv/bin/"
 FROM_MAKE = ("ARGS", "JOBS", "CONFIG", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL")  # of the make that runs the tests
@@ -107,8 +108,9 @@ def parse(words: list[str], whole: bool) -> None:
     config = values.get("config")
     if isinstance(config, str) and (ROOT / config).is_file():
         of_training = {"rounds": RoundsConfig, "matrix": MatrixConfig}.get(words[1], TrainConfig)
+        of_teacher = GenerateConfig if values.get("part") == "generate" else CacheConfig
         load_config(
-            CacheConfig if words[0] == "teacher-cache" else of_training,
+            of_teacher if words[0] == "teacher-cache" else of_training,
             str(Path(ROOT / config)),
             tuple(values.get("overrides", ())),
         )

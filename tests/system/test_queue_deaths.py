@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.amount import amount
+from support.amount import FULL, amount
 from support.commands import Forked, finish, kill_group, run_ok
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import Workspace
@@ -86,4 +86,5 @@ def test_a_queue_whose_workers_die_and_wake(
     assert found.digest() == wanted.digest()
     assert mark_names(Storage(url)) == [f"{unit.name}.json" for unit in wanted.units]
     assert Storage(url).names() == Storage(str(alone)).names(), "nothing is left behind"
-    assert re.search("took over|taking over", said), "no lease has expired"
+    if FULL:  # of a few stops, each may meet a worker that holds none
+        assert re.search("took over|taking over", said), "no lease has expired"

@@ -90,7 +90,8 @@ def machines(config: TrainConfig, folder: Path) -> list[Forked]:
     return processes
 
 
-@pytest.mark.parametrize("parallel", ["fsdp", *(["ddp"] if FULL else [])])
+@pytest.mark.skipif(not FULL, reason="minutes; TEST_FULL=1 runs it")
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
 def test_machines_without_a_shared_disk_write_one_checkpoint(
     make_config: MakeConfig, student_folder: Path, s3_url: str, tmp_path: Path, parallel: str
 ) -> None:
@@ -127,6 +128,7 @@ def ranks_below(process: "commands.Process") -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.skipif(not FULL, reason="minutes; TEST_FULL=1 runs it")
 @pytest.mark.timeout(900)
 def test_torchrun_starts_the_ranks_again_when_one_dies(make_config: MakeConfig, s3_url: str, tmp_path: Path) -> None:
     """A rank is killed once there is a checkpoint."""
