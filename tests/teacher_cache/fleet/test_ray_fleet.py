@@ -123,13 +123,14 @@ def test_no_cluster_is_one_line(config: Path) -> None:
     assert "error: --address 127.0.0.1:1: cannot connect to a Ray cluster" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.skipif(not FULL, reason="minutes; TEST_FULL=1 runs it")
 def test_nodes_join_leave_and_die(cluster: Any, config: Path) -> None:
     """A worker that waits gets the node that joins; one that is lost costs its unit in hand, and is replaced."""
     cache = config.parent / "cache"
     process = start(cluster, config, "--workers", 3)
     wait_until(lambda: len(marks(cache)) >= 2, process)
     joined = cluster.add_node(num_cpus=2)
-    wait_until(lambda: len(commands_of(config)) == 3, process, seconds=30 if FULL else 60)
+    wait_until(lambda: len(commands_of(config)) == 3, process, seconds=30)
     seen = marks(cache)
     wait_until(lambda: len(marks(cache)) >= len(seen) + 2, process)
     os.kill(commands_of(config)[0], signal.SIGKILL)
