@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.amount import amount
+from support.amount import FULL, amount
 from support.commands import Forked, finish, run_ok
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import Workspace
@@ -58,7 +58,9 @@ def check_same(alone: CacheReader, url: str) -> None:
     assert Storage(url).lease_names() == []
 
 
-@pytest.mark.parametrize(("place", "queue"), [("folder", False), ("s3", False), ("folder", True), ("s3", True)])
+@pytest.mark.parametrize(
+    ("place", "queue"), [("folder", False), ("s3", False), ("folder", True), *([("s3", True)] if FULL else [])]
+)
 @pytest.mark.parametrize("time", range(TIMES))
 def test_workers_started_at_once(
     workspace: Workspace,
