@@ -29,6 +29,7 @@ def set_option(command: Decorated) -> Decorated:
     )(command)
 
 
+config_argument = click.argument("config", type=click.Path(dir_okay=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

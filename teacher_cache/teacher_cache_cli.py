@@ -11,12 +11,11 @@ import click
 from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
 from schemas.load import load_config
-from teacher_cache.command import MOST, json_option, progress, set_option, show
+from teacher_cache.command import MOST, config_argument, json_option, progress, set_option, show
 from teacher_cache.fleet.ray_command import ray
 from teacher_cache.fleet.script_commands import k8s, sbatch
 from teacher_cache.program import Program
 
-config_argument = click.argument("config", type=click.Path(dir_okay=False))
 worker_option = click.option("--worker", metavar="RANK/WORLD", help="Do this worker's share of the units.")
 queue_option = click.option(
     "--queue",

@@ -140,10 +140,9 @@ def prepare(run: RunContext) -> Prepared:
     for note in notes:
         logger.info("%s", note)
     with run.arguments.main_process_first(local=False):
-        if run.is_first:
-            materialise_student(config)
+        made = materialise_student(config) if run.is_first else None
     run.place.share_student()
-    init_folder = materialise_student(config)
+    init_folder = made or materialise_student(config)
     student_config = load_model_config(init_folder, "student", trusts)
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
     check_vocabulary(data.manifest, student_config, where=share.url)

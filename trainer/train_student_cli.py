@@ -11,11 +11,10 @@ import click
 
 from schemas.load import load_config
 from schemas.train_config import DataConfig, GroupSize, TrainConfig, WeightBits
-from teacher_cache.command import MOST, json_option, progress, set_option, show
+from teacher_cache.command import MOST, config_argument, json_option, progress, set_option, show
 from teacher_cache.program import Program
 
 logger = logging.getLogger(__name__)
-config_argument = click.argument("config", type=click.Path(dir_okay=False))
 
 
 def is_other_rank() -> bool:

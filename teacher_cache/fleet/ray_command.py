@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from teacher_cache.command import json_option, set_option, show
+from teacher_cache.command import config_argument, json_option, set_option, show
 from teacher_cache.program import Command
 
 
@@ -17,7 +17,7 @@ from teacher_cache.program import Command
         "teacher-cache ray configs/four-nodes-s3-cache.yaml --address auto --workers 64",
     ),
 )
-@click.argument("config", type=click.Path(dir_okay=False))
+@config_argument
 @set_option
 @click.option("--part", type=click.Choice(["run", "generate"]), default="run", help="What the workers do.")
 @click.option("--address", help="Ray cluster, as `ray.init` takes it: auto, or HOST:PORT. Default: this machine alone.")

@@ -139,17 +139,17 @@ class Fleet:
         self._units, self._stop = units, stop
         self._places = [Place(number) for number in range(settings.workers)]
         self._found = FleetSummary()
-        self._committed_first = 0
         self._last_look = 0.0
 
     def run(self) -> FleetSummary:
         """Start workers, and replace them, until all units are committed or a signal arrives. Raises UserError."""
         started = time.monotonic()
         self._units.look()
-        self._committed_first, first = len(self._units.done), self._units.finished
+        committed_before, first = len(self._units.done), self._units.finished
         things, rate = THINGS[self._settings.part]
         with Progress(0, "fleet", things, rate) as progress:
-            while not self._over() and not self._stop:
+            while not all(place.over for place in self._places) and not self._stop:
+                self._take_back()
                 self._start_workers()
                 self._look_at_workers()
                 self._look_at_units(progress, first)
@@ -158,22 +158,19 @@ class Fleet:
         self._units.look()
         seconds = time.monotonic() - started
         self._found.units, self._found.units_committed = len(self._units.sizes), len(self._units.done)
-        self._found.units_committed_meanwhile = len(self._units.done) - self._committed_first
+        self._found.units_committed_meanwhile = len(self._units.done) - committed_before
         self._found.seconds, self._found.tokens_per_second = seconds, (self._units.finished - first) / seconds
         self._found.complete, self._found.stopped_by = self._units.complete, self._stop.signal_name
         if not self._found.complete and not self._stop:
             self._raise_why()
         return self._found
 
-    def _over(self) -> bool:
-        """Whether no worker has anything to do; then those that Ray has not placed yet are taken back."""
-        if all(place.over for place in self._places):
-            return True
+    def _take_back(self) -> None:
+        """Once a worker has ended because all is done, take back those that Ray has not placed yet."""
         if any(place.over and place.said.status == 0 for place in self._places):
             for place in self._places:
-                if not place.over and (place.actor is None or not place.where):
+                if not place.where:
                     self._give_up(place)
-        return False
 
     def _start_workers(self) -> None:
         now = time.monotonic()
@@ -215,8 +212,9 @@ class Fleet:
         except self._ray.exceptions.RayError as error:
             self._lost(place, str(error))
             return
-        self._give_up(place)
+        self._release(place)
         if place.said.status == 0 or self._stop:
+            place.over = True
             return
         self._found.workers_failed += 1
         place.failures = place.failures + 1 if len(self._units.done) == place.committed_before else 1
@@ -233,10 +231,14 @@ class Fleet:
         place.not_before = time.monotonic() + PAUSE
         logger.warning("worker %d was lost (%s); another one takes its place", place.number, why.strip().split("\n")[0])
 
-    def _give_up(self, place: Place) -> None:
+    def _release(self, place: Place) -> None:
         if place.actor is not None:
             self._ray.kill(place.actor)
-        place.actor, place.where, place.over = None, "", True
+        place.actor, place.where = None, ""
+
+    def _give_up(self, place: Place) -> None:
+        self._release(place)
+        place.over = True
 
     def _look_at_units(self, progress: Progress, first: int) -> None:
         if time.monotonic() - self._last_look < LOOK:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from teacher_cache.command import json_option, set_option
+from teacher_cache.command import config_argument, json_option, set_option
 from teacher_cache.program import Command
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -18,7 +18,7 @@ def _fleet_options(command: Decorated) -> Decorated:
     """Options that both have: what the workers do, how many there are, and what each needs."""
     for option in reversed(
         (
-            click.argument("config", type=click.Path(dir_okay=False)),
+            config_argument,
             set_option,
             click.option("--part", type=click.Choice(["run", "generate"]), default="run", help="What the workers do."),
             click.option(
