@@ -63,6 +63,7 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
         *extras["curate"],
         *extras["evaluate"],
         *extras["ray"],
+        *extras["adapters"],
         *extras["dev"],
     ]
     added = [r for r in wanted if name_of(r) in WITHOUT_DEPENDENCIES]

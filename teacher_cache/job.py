@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from schemas.cache_config import CacheConfig
-from schemas.errors import ConflictError, CorruptCacheError, UserError
+from schemas.errors import ConflictError, UserError
 from schemas.manifest import Manifest, MemberIndex, Unit
 from teacher_cache.claims import RUNNING, Claim, Claims
 from teacher_cache.engines import Engine, open_engine
@@ -194,11 +194,8 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
     """
     stale = {entry.name for entry in plan.shards} - done  # entries of earlier files, whose marks were deleted
     while True:
-        try:
-            if not stale and (present := _present(storage, plan)).complete:
-                return present
-        except CorruptCacheError:  # in a store: read while another worker replaced it; under the lease it is read again
-            pass
+        if not stale and (present := _present(storage, plan)).complete:
+            return present
         try:
             return _write_all(storage, plan, stale)
         except Held as held:

@@ -155,13 +155,13 @@ class Storage(StoreWriting):
         if self.is_local:
             return self._read_local(name, max_bytes)
 
-        size = self.size(name)
-        self._check_size(name, size, max_bytes)
-
-        def fetch() -> bytes:
-            data = self._body(path, 0, size)
-            if len(data) < size:
-                raise ConnectionError(f"received {len(data)} of {size} bytes")
+        def fetch() -> bytes:  # both anew if another process replaces the object between the two requests
+            size = self.size(name)
+            self._check_size(name, size, max_bytes)
+            data = self._ask(name, lambda: self._body(path, 0, size + 1))
+            if len(data) != size:
+                received = f"{len(data)} of" if len(data) < size else "more than the"
+                raise ConnectionError(f"received {received} {size} bytes that the store had announced")
             return data
 
         return self._ask(name, fetch)

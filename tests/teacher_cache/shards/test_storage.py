@@ -79,6 +79,25 @@ def test_another_client_sees_a_write_at_once(url: str) -> None:
     assert reader.sizes() == {"a.json": 5}
 
 
+@pytest.mark.parametrize("new", [b"longer than before", b"short"])
+def test_a_file_that_another_process_replaces_is_read_whole(url: str, monkeypatch, new: bytes) -> None:
+    """Another process replaces it right after its size was asked."""
+    storage, size_of = Storage(url), Storage._size_of
+    storage.write("a.json", b"before")
+    sizes: list[int] = []
+
+    def replace(self: Storage, path: str) -> int:
+        sizes.append(size_of(self, path))
+        if len(sizes) == 1:
+            Storage(url).write("a.json", new)
+        return sizes[-1]
+
+    monkeypatch.setattr(store_requests, "FIRST_DELAY", 0)
+    monkeypatch.setattr(Storage, "_size_of", replace)
+    assert storage.read("a.json") == (new if sizes else b"before")  # a folder's is read through one open file
+    assert sizes in ([], [6, len(new)])
+
+
 def test_a_missing_file_is_named(storage: Storage) -> None:
     for read in (storage.read, storage.size, lambda name: storage.read_range(name, 0, 1)):
         with pytest.raises(CorruptCacheError, match=r"shard-000000\.json: the file is missing") as caught:
