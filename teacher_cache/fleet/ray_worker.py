@@ -1,10 +1,13 @@
 """A worker of a fleet on Ray: an actor that runs the installed command, in the place that Ray has given it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -27,7 +30,7 @@ class RayWorker:
     """Runs one command at a time; ``stop`` may be called meanwhile, from another thread of the actor.
 
     A process of its own may crash or run out of memory without its actor, ends with it, and gets signals in its main
-    thread, where a job listens for them. What it says goes to the actor's standard error, which Ray keeps on the node.
+    thread, where a job listens for them; what it started ends with it. What it says goes to the actor's standard error, which Ray keeps on the node.
     """
 
     def __init__(self, folder: str) -> None:
@@ -63,8 +66,12 @@ class RayWorker:
             if self._stopped:  # meanwhile
                 self._running.terminate()
             assert self._running.stderr is not None
-            lines = _passed_on(self._running.stderr)
-            return Ended(self._running.wait(), _error_in(lines))
+            with ThreadPoolExecutor(1, "said") as reading:
+                lines = reading.submit(_passed_on, self._running.stderr)
+                status = self._running.wait()
+                with suppress(ProcessLookupError):  # processes of an engine that was killed may keep their device
+                    os.killpg(self._running.pid, signal.SIGKILL)
+            return Ended(status, _error_in(lines.result()))
 
     def stop(self) -> None:
         """Have the command finish the unit in hand."""
