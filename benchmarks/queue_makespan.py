@@ -39,8 +39,8 @@ from tests.support.s3_server import BUCKET, s3_server
 from tests.support.workspace import cache_tree
 
 FOLDER = Path("runs/bench/queue")
-PAIRS = 12  # of an expensive unit and a cheap one
-SECONDS_PER_SQUARE = 1.5 / 400**2  # of a sequence's length: 1.5 s for 400 tokens
+PAIRS = 24  # of an expensive unit and a cheap one
+SECONDS_PER_SQUARE = 3 / 400**2  # of a sequence's length: 3 s for 400 tokens
 UNIT_SECONDS = 262_144 / 10_000
 S3_SECONDS = 0.03  # a request
 MAKESPAN, MODULO, OVERHEAD = 1.1, 1.3, 2.0
@@ -83,7 +83,7 @@ def write_corpus(folder: Path) -> None:
     folder.mkdir(parents=True)
     for pair in range(PAIRS):
         words = [f"{pair}{n % 10}" for n in range(400)]
-        (folder / f"{pair:03d}-a.txt").write_text(" ".join(words[: 100 + 5 * pair]))
+        (folder / f"{pair:03d}-a.txt").write_text(" ".join(words[: 100 + 2 * pair]))
         for n in range(12):
             (folder / f"{pair:03d}-b{n:02d}.txt").write_text(" ".join(words[n : n + 8]))
 
@@ -122,7 +122,7 @@ def work(settings: CacheConfig, worker: job.Worker, shared: Shared) -> None:
 
     def open_slow(config: CacheConfig) -> Engine:
         engine = open_engine(config)
-        loaded.wait()
+        loaded.wait(timeout=300)  # a worker that dies does not hold up the others for ever
         begun.value = time.time()
         score = engine.score_calls
 

@@ -137,7 +137,7 @@ def test_torchrun_starts_the_ranks_again_when_one_dies(make_config: MakeConfig, 
     distill(whole)
     path = tmp_path / "elastic.json"
     path.write_text(on_ranks(whole, s3_url, tmp_path / "scratch", 2).model_dump_json())
-    options = ("--nproc-per-node=2", "--max-restarts=2", f"--master-port={free_port()}", "--no-python")
+    options = ("--standalone", "--nproc-per-node=2", "--max-restarts=2", "--no-python")
     process = commands.start_installed("torchrun", *options, *command_line("train-student", "run", path, "--json"))
     try:
         end = time.monotonic() + 300
