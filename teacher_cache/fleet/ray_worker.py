@@ -30,7 +30,8 @@ class RayWorker:
     """Runs one command at a time; ``stop`` may be called meanwhile, from another thread of the actor.
 
     A process of its own may crash or run out of memory without its actor, ends with it, and gets signals in its main
-    thread, where a job listens for them; what it started ends with it. What it says goes to the actor's standard error, which Ray keeps on the node.
+    thread, where a job listens for them; what it started ends with it. What it says goes to the actor's standard error,
+    which Ray keeps on the node.
     """
 
     def __init__(self, folder: str) -> None:

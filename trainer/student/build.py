@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 INIT_FOLDER = "student-init"  # of a run's output: the initial weights, where they are written
 RECIPE_FILE = "distill_init.json"  # what they were made from; in every such folder
+DENSE, SPARSE_STEP = "mlp_only_layers", "decoder_sparse_step"  # Qwen: layers without experts; every n-th layer has some
+FIRST_DENSE = "first_k_dense_replace"  # DeepSeek, GLM: number of layers without experts, the first ones
 LAYER = re.compile(r"^((?:\w+\.)*?layers\.)(\d+)(\..+)$")
 
 
@@ -91,7 +93,7 @@ def _fresh_model(model_config: "PreTrainedConfig", student: StudentConfig, where
 
 
 def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTrainedConfig":
-    """Return ``config`` cut to the layers ``from_layers``, per-layer lists (``layer_types``) included.
+    """Return ``config`` cut to the layers ``from_layers``: per-layer lists, and which layers have no experts.
 
     Raises UserError if a layer does not exist.
     """
@@ -105,8 +107,15 @@ def pruned_config(config: "PreTrainedConfig", from_layers: list[int]) -> "PreTra
                 f"student.from_layers: the teacher has {layers} layers, numbered 0 to {layers - 1}; got {layer}"
             )
     for key, value in settings.items():
-        if "layer" in key and isinstance(value, list) and len(value) == layers:
+        if "layer" in key and key != DENSE and isinstance(value, list) and len(value) == layers:
             settings[key] = [value[layer] for layer in from_layers]
+    if isinstance(settings.get(DENSE), list):
+        every = settings.get(SPARSE_STEP) or 1
+        dense = {layer for layer in range(layers) if layer in settings[DENSE] or (layer + 1) % every}
+        settings[DENSE] = [number for number, layer in enumerate(from_layers) if layer in dense]
+        settings[SPARSE_STEP] = 1
+    if isinstance(first := settings.get(FIRST_DENSE), int):
+        settings[FIRST_DENSE] = sum(layer < first for layer in from_layers)
     settings["num_hidden_layers"] = len(from_layers)
     return type(config).from_dict(settings)
 

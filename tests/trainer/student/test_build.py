@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
 
 from schemas.errors import UserError
 from schemas.train_config import StudentConfig
@@ -71,6 +78,32 @@ def test_pruned_to_all_layers_computes_what_the_teacher_computes(make_config, te
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(teacher_folder)(ids).logits
         assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "wanted"),
+    [
+        ({"mlp_only_layers": [1]}, [1, 3], {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
+        ({"mlp_only_layers": [0, 1, 2, 3]}, [1, 3], {"mlp_only_layers": [0, 1], "decoder_sparse_step": 1}),
+        ({"mlp_only_layers": [], "decoder_sparse_step": 2}, [0, 3], {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
+        ({"first_k_dense_replace": 2}, [1, 3], {"first_k_dense_replace": 1}),
+    ],
+)
+def test_layers_without_experts_stay_without(settings: dict, layers: list[int], wanted: dict) -> None:
+    """By their new numbers; the weights fit the layers that the configuration makes."""
+    family = DeepseekV3Config if "first_k_dense_replace" in settings else Qwen3MoeConfig
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+    small = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 4, "num_hidden_layers": 4, "num_experts_per_tok": 2}
+    config = family(**shape, **heads, **experts, **small, **settings)
+    teacher = AutoModelForCausalLM.from_config(config)
+    pruned = pruned_config(config, layers)
+    assert {name: getattr(pruned, name) for name in wanted} == wanted
+    student = AutoModelForCausalLM.from_config(pruned)
+    student.load_state_dict(pruned_state(teacher.state_dict(), layers), strict=True)
+    kinds = [type(teacher.model.layers[layer].mlp) for layer in layers]
+    assert [type(layer.mlp) for layer in student.model.layers] == kinds
 
 
 def test_teacher_folder_is_not_needed_again(make_config, teacher_folder: Path) -> None:
