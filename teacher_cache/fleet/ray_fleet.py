@@ -212,6 +212,7 @@ class Fleet:
         except self._ray.exceptions.RayError as error:
             self._lost(place, str(error))
             return
+        where = place.where
         self._release(place)
         if place.said.status == 0 or self._stop:
             place.over = True
@@ -222,7 +223,7 @@ class Fleet:
         pause = min(PAUSE * 2 ** (place.failures - 1), LONGEST_PAUSE)
         place.not_before = time.monotonic() + pause
         then = "given up" if place.over else f"another one starts in {pause:.0f} s"
-        logger.warning("worker %d on %s ended with %s; %s", place.number, place.where, _words(place.said), then)
+        logger.warning("worker %d on %s ended with %s; %s", place.number, where, _words(place.said), then)
 
     def _lost(self, place: Place, why: str) -> None:
         """Free the place of a worker that died, so that another one gets it: what it had committed is there."""

@@ -145,7 +145,7 @@ def test_nodes_join_leave_and_die(cluster: Any, config: Path) -> None:
     assert summary["units"] >= UNITS
     assert summary["workers_failed"] == 1
     assert summary["workers_lost"] >= 1
-    assert len(re.findall(r"worker \d on \S+ ended with signal 9", done.stderr)) == 1
+    assert len(re.findall(r"worker \d on \S+ ended with signal 9", done.stderr)) == 1, done.stderr
     assert seen.items() <= marks(cache).items(), "a committed unit was written again"
     assert not list(cache.glob(".tmp-*"))
     assert commands_of(config) == []
