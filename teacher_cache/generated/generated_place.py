@@ -1,10 +1,12 @@
 """The place of generated replies: file names, manifest, commit marks, and the replies in order."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from schemas.errors import ConflictError, CorruptCacheError, UserError
 from schemas.generated_manifest import GENERATED_VERSION, GeneratedManifest, GeneratedShard, PromptUnit
 from schemas.load import parse_cache_file
+from teacher_cache.ahead import map_ahead
 from teacher_cache.generated.reply_files import Prompt, Reply, read_rows
 from teacher_cache.shards.marks import mark_name
 from teacher_cache.shards.storage import Storage
@@ -84,24 +86,25 @@ def with_committed(storage: Storage, manifest: GeneratedManifest) -> GeneratedMa
     """The manifest with all shards committed so far. Raises CorruptCacheError if the replies of one are missing."""
     sizes = storage.sizes()
     known = {shard.name: shard for shard in manifest.shards}
-    shards = []
-    for unit in manifest.units:
+    units = [unit for unit in manifest.units if mark_name(unit.name) in sizes]
+
+    def read(unit: PromptUnit) -> GeneratedShard:
         mark = mark_name(unit.name)
-        if mark not in sizes:
-            continue
-        shard = known.get(unit.name) or _read_mark(storage, mark)
-        name = replies_name(unit.name)
-        if shard.name != unit.name or shard.replies != unit.replies or sizes.get(name) != shard.file.bytes:
-            raise CorruptCacheError(
-                f"{storage.where(name)}: missing, or not what {mark} says; restore it, or delete {storage.where(mark)} "
-                "to generate the unit again"
-            )
-        shards.append(shard)
+        data = storage.read(mark, MAX_MARK_BYTES, sizes[mark])
+        return parse_cache_file(GeneratedShard, data, storage.where(mark))
+
+    shards = []
+    with closing(map_ahead(read, (unit for unit in units if unit.name not in known))) as others:
+        for unit in units:
+            mark, name = mark_name(unit.name), replies_name(unit.name)
+            shard = known[unit.name] if unit.name in known else next(others)
+            if shard.name != unit.name or shard.replies != unit.replies or sizes.get(name) != shard.file.bytes:
+                raise CorruptCacheError(
+                    f"{storage.where(name)}: missing, or not what {mark} says; restore it, or delete "
+                    f"{storage.where(mark)} to generate the unit again"
+                )
+            shards.append(shard)
     return manifest.model_copy(update={"shards": shards, "complete": len(shards) == len(manifest.units), "sha256": ""})
-
-
-def _read_mark(storage: Storage, mark: str) -> GeneratedShard:
-    return parse_cache_file(GeneratedShard, storage.read(mark, MAX_MARK_BYTES), storage.where(mark))
 
 
 def replies_of(storage: Storage, manifest: GeneratedManifest) -> Iterator[tuple[Prompt, Reply]]:

@@ -3,6 +3,8 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import parse_cache_file
 from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, ShardIndex, Signal, Totals
 from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
+from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import decode_table, table_path
 from teacher_cache.shards.shard_table import store_lists, table_file, with_lists
 from teacher_cache.shards.storage import (
@@ -193,30 +196,54 @@ def mark_names(storage: Storage) -> list[str]:
 
 def committed(storage: Storage, manifest: Manifest) -> list[str]:
     """Names of the planned shards that carry a commit mark, in plan order; over plain HTTP, of those listed already."""
-    present = set(storage.names()) if storage.can_list else {mark_name(entry.name) for entry in manifest.shards}
+    present = _mark_sizes(storage, manifest)
     return [unit.name for unit in manifest.units if mark_name(unit.name) in present]
+
+
+def _mark_sizes(storage: Storage, manifest: Manifest) -> dict[str, int]:
+    """Sizes of the files that are there, marks among them; over plain HTTP, of the marks that ``manifest`` lists."""
+    if storage.can_list:
+        return storage.sizes()
+    return {mark_name(entry.name): entry.index.bytes for entry in manifest.shards}
+
+
+class _Mark(NamedTuple):
+    """What the manifest says of a commit mark."""
+
+    entry: ShardEntry
+    minor: int
+    table: str
 
 
 def assemble(storage: Storage, plan: Manifest) -> Manifest:
     """Assemble the manifest from ``plan`` and the commit marks, with all lists; entries of ``plan`` are kept.
 
-    Its ``sha256`` is empty if it differs from the manifest file.
+    Its ``sha256`` is empty if it differs from the manifest file. The other marks are read a few at a time.
     """
     plan = with_lists(storage, plan)
+    sizes = _mark_sizes(storage, plan)
     known = {entry.name: entry for entry in plan.shards}
+    names = [unit.name for unit in plan.units if mark_name(unit.name) in sizes]
+
+    def read(name: str) -> _Mark:
+        data = storage.read(mark_name(name), size=sizes[mark_name(name)])
+        index = _parse_mark(data, name, storage.where(mark_name(name)))
+        minor = max(member.format_minor for member in index.signals.values())
+        return _Mark(shard_entry(index, file_entry(data)), minor, index.table)
+
     shards: list[ShardEntry] = []
     tables: dict[str, FileEntry] = dict(plan.tables)
     minor = plan.format_minor
-    for name in committed(storage, plan):
-        if name in known:
-            shards.append(known[name])
-            continue
-        data = storage.read(mark_name(name))
-        index = _parse_mark(data, name, storage.where(mark_name(name)))
-        shards.append(shard_entry(index, file_entry(data)))
-        minor = max(minor, *(member.format_minor for member in index.signals.values()))
-        if index.table not in tables:
-            tables[index.table] = file_entry(storage.read(table_path(index.table)))
+    with closing(map_ahead(read, (name for name in names if name not in known))) as marks:
+        for name in names:
+            if name in known:
+                shards.append(known[name])
+                continue
+            mark = next(marks)
+            shards.append(mark.entry)
+            minor = max(minor, mark.minor)
+            if mark.table not in tables:
+                tables[mark.table] = file_entry(storage.read(table_path(mark.table)))
     complete = len(shards) == len(plan.units)
     return plan.model_copy(
         update={

@@ -149,19 +149,23 @@ class Storage(StoreWriting):
             raise FileNotFoundError(path)
         return int(info["size"])
 
-    def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-        """Read the whole file. Raises CorruptCacheError if it is missing or larger than ``max_bytes``."""
+    def read(self, name: str, max_bytes: int = MAX_JSON_BYTES, size: int | None = None) -> bytes:
+        """Read the whole file. Raises CorruptCacheError if it is missing or larger than ``max_bytes``.
+
+        ``size``: in bytes, as a listing says; saves asking a store for it.
+        """
         path = self._path(name)
         if self.is_local:
             return self._read_local(name, max_bytes)
 
         def fetch() -> bytes:  # both anew if another process replaces the object between the two requests
-            size = self.size(name)
-            self._check_size(name, size, max_bytes)
-            data = self._ask(name, lambda: self._body(path, 0, size + 1))
-            if len(data) != size:
-                received = f"{len(data)} of" if len(data) < size else "more than the"
-                raise ConnectionError(f"received {received} {size} bytes that the store had announced")
+            nonlocal size
+            wanted, size = self.size(name) if size is None else size, None
+            self._check_size(name, wanted, max_bytes)
+            data = self._ask(name, lambda: self._body(path, 0, wanted + 1))
+            if len(data) != wanted:
+                received = f"{len(data)} of" if len(data) < wanted else "more than the"
+                raise ConnectionError(f"received {received} {wanted} bytes that the store had announced")
             return data
 
         return self._ask(name, fetch)
