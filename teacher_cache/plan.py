@@ -37,6 +37,7 @@ from teacher_cache.process import paused_garbage_collection
 from teacher_cache.progress import reading
 from teacher_cache.records import TokenSample
 from teacher_cache.shards import lease
+from teacher_cache.shards.answers import MAX_FILES
 from teacher_cache.shards.holder import Holder
 from teacher_cache.shards.marks import mark_names, own_names, read_manifest, tar_name, write_manifest
 from teacher_cache.shards.new_place import UNDER_WAY, clear, planned_or_cleared, sign_of
@@ -56,6 +57,7 @@ from teacher_cache.vocabulary import within_vocabulary
 logger = logging.getLogger(__name__)
 
 PLANNING = "teacher-cache, planning"  # command name in the lease
+OTHER_FILES = 10_000  # tables, signatures, and what killed workers leave
 NO_COUNTS = CorpusCounts(**dict.fromkeys(CorpusCounts.model_fields, 0))
 NO_TOTALS = Totals(samples=0, tokens=0, bytes={}, index_bytes=0)
 
@@ -96,7 +98,7 @@ def _make_plan(config: CacheConfig, wanted: Manifest, tokenizer: Any, storage: S
         vocabulary = write_vocabulary(teacher_vocabulary(config.teacher, config.corpus, tokenizer), storage)
         batches = within_vocabulary(reading(corpus.batches()), wanted, tokenizer, config.teacher.path)
         with paused_garbage_collection():
-            units = _write_units(batches, storage, config.output)
+            units = _write_units(batches, storage, config.output, most_units(len(config.capture.signals)))
         plan = wanted.model_copy(
             update={
                 "format_minor": FORMAT_MINOR,
@@ -218,10 +220,20 @@ def _lookup(tree: dict, path: str) -> object:
     return node
 
 
-def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig) -> list[Unit]:
-    """Write the units' token tars; returns the units."""
+def most_units(signals: int) -> int:
+    """Units of a cache with so many signals beside ``tokens`` whose files a listing may have: tars, mark and lease."""
+    return (MAX_FILES - OTHER_FILES) // (signals + 3)
+
+
+def _write_units(batches: Iterable[TokenBatch], storage: Storage, output: OutputConfig, most: int) -> list[Unit]:
+    """Write the units' token tars; returns the units. Raises UserError if there are more than ``most``."""
     units: list[Unit] = []
     for number, part in enumerate(in_parts(batches, output.tokens_per_shard)):
+        if number == most:
+            raise UserError(
+                f"output.tokens_per_shard: {output.tokens_per_shard}: makes more than {most} shards of this corpus, "
+                "which are too many files to list; set a larger one, or cache the corpus in parts"
+            )
         index = write_tokens(storage, shard_name(number), part, output.bundle_short_samples)
         gc.collect(0)  # garbage of this unit
         tokens = len(part.input_ids)

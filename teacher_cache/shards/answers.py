@@ -1,5 +1,6 @@
 """Receive a store's responses (file content, sizes, listings) with limits on bytes and time *during* the transfer."""
 
+import asyncio
 import errno
 import os
 import threading
@@ -15,7 +16,8 @@ from teacher_cache.shards.opening import HTTP
 
 PIECE = 1 << 18
 SLOWEST = 1 << 18  # minimum transfer rate, bytes per second
-MAX_FILES = 500_000  # per listing; no cache has more
+MAX_FILES = 900_000  # per listing, which takes 200 bytes each: 100,000 units with all signals have 800,000
+LISTED = 2_500  # minimum rate of a listing, files per second; S3 sends 1,000 in some 60 ms
 Answer = TypeVar("Answer")
 
 
@@ -134,28 +136,34 @@ def _raise_for(answer: Any, url: str) -> None:
 
 
 def entries(fs: Any, folder: str, seconds: float) -> list[Entry]:
-    """The immediate entries of a store's folder. Raises FileNotFoundError, TimeoutError, StoreError if too many."""
+    """The immediate entries of a store's folder. Raises FileNotFoundError, TimeoutError, StoreError if too many.
+
+    ``seconds``: to wait for all, or of S3 for the first ones; the others must come at the rate ``LISTED``.
+    """
     if is_http(fs):
         raise StoreError(f"{folder}: plain HTTP supports neither listing nor writing; use a folder or an object store")
     if is_s3(fs):
-        return sync(fs.loop, _s3_entries, fs, folder, timeout=seconds)
+        return sync(fs.loop, _s3_entries, fs, folder, seconds)
     if fs.async_impl:
         found = sync(fs.loop, fs._ls, folder, detail=True, timeout=seconds)
     else:
         found = in_time(seconds, lambda: fs.ls(folder, detail=True))
-    _bounded(len(found), folder)
+    check_number(len(found), folder)
     return [_entry(item) for item in found]
 
 
-async def _s3_entries(fs: Any, folder: str) -> list[Entry]:
+async def _s3_entries(fs: Any, folder: str, seconds: float) -> list[Entry]:
     bucket, key, _ = fs.split_path(folder)
     found: list[Entry] = []
     prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-    async for item in fs._iterdir(bucket, prefix=prefix):
-        entry = _entry(item)
-        if str(item["name"]).partition("/")[2] != prefix:  # some tools create a marker object for the folder itself
-            found.append(entry)
-        _bounded(len(found), folder)
+    async with asyncio.timeout(seconds) as limit:
+        until = limit.when() or 0.0
+        async for item in fs._iterdir(bucket, prefix=prefix):
+            if str(item["name"]).partition("/")[2] != prefix:  # some tools create a marker object for the folder itself
+                found.append(_entry(item))
+            if len(found) % LISTED == 0:
+                limit.reschedule(until + len(found) / LISTED)
+            check_number(len(found), folder)
     if not found:
         raise FileNotFoundError(folder)
     return found
@@ -166,7 +174,8 @@ def _entry(item: dict[str, Any]) -> Entry:
     return Entry(name, item["type"] == "directory", int(item["size"] or 0))
 
 
-def _bounded(n: int, folder: str) -> None:
+def check_number(n: int, folder: str) -> None:
+    """Raise StoreError if a listing of ``n`` files is too long for a cache's."""
     if n > MAX_FILES:
         raise StoreError(f"{folder}: the listing has more than {MAX_FILES} files, too many for a cache; check the path")
 

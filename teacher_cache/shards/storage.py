@@ -14,16 +14,7 @@ from schemas.errors import CorruptCacheError, MissingFileError, StoreError, User
 from schemas.manifest import FileEntry
 from schemas.regular_files import NotRegularError, open_regular
 from teacher_cache.shards import store_requests
-from teacher_cache.shards.answers import (
-    MAX_FILES,
-    SLOWEST,
-    Entry,
-    Pace,
-    body,
-    entries,
-    http_size,
-    local_entries,
-)
+from teacher_cache.shards.answers import SLOWEST, Entry, Pace, body, check_number, entries, http_size, local_entries
 from teacher_cache.shards.cache_files import (
     HEAD,
     LEASE_PREFIX,
@@ -101,14 +92,13 @@ class Storage(StoreWriting):
         root = self._root.rstrip("/") or "/"
         files: dict[str, int] = {}
         for entry in self._entries("", root):
-            if not entry.is_folder:
+            if entry.is_folder:
+                inside = self._entries(entry.name, f"{root.rstrip('/')}/{entry.name}")
+                files |= {f"{entry.name}/{each.name}": each.size for each in inside if not each.is_folder}
+            else:
                 files[entry.name] = entry.size
-                continue
-            inside = self._entries(entry.name, f"{root.rstrip('/')}/{entry.name}")
-            files |= {f"{entry.name}/{each.name}": each.size for each in inside if not each.is_folder}
-            if len(files) > MAX_FILES:
-                raise StoreError(f"{self.url}: more than {MAX_FILES} files, too many for a cache; check the path")
-        return dict(sorted(files.items()))
+            check_number(len(files), self.url)
+        return {name: files[name] for name in sorted(files)}
 
     def _entries(self, name: str, path: str) -> list[Entry]:
         """The entries of a folder; empty if it does not exist."""

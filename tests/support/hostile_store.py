@@ -1,7 +1,6 @@
 """Servers that mean harm, of HTTP and of as much of S3 as its client asks: endless, huge, elsewhere, dripping."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +8,18 @@ from urllib.parse import parse_qs, urlsplit
 
 CHUNK = bytes(1 << 16)
 HUGE = 10**15
+PAGE = "".join(
+    [
+        "<ListBucketResult><Name>b</Name><KeyCount>1000</KeyCount><IsTruncated>true</IsTruncated>",
+        "<NextContinuationToken>t</NextContinuationToken>",
+        *(
+            f"<Contents><Key>cache/shard-{n:020d}.json</Key><Size>1</Size>"
+            "<LastModified>2026-11-02T12:00:00Z</LastModified></Contents>"
+            for n in range(1000)
+        ),
+        "</ListBucketResult>",
+    ]
+).encode()
 KINDS = (
     "endless body", "endless manifest", "huge length", "endless listing", "endless page", "endless error", "redirect",
     "redirect manifest", "silence", "drip", "endless header", "gzip",
@@ -69,6 +80,8 @@ class _Hostile(BaseHTTPRequestHandler):
             self._chunks()
         elif listing:
             self._list(kind)
+        elif kind in ("endless listing", "endless page") and self.command == "HEAD":
+            self._head(404, Content_Length="0")  # no manifest, so that the place is listed
         elif self.command == "HEAD":
             size = HUGE if kind == "huge length" else 5000
             self._head(200, Content_Length=str(size), ETag='"0"', Last_Modified="Mon, 02 Nov 2026 12:00:00 GMT")
@@ -89,16 +102,8 @@ class _Hostile(BaseHTTPRequestHandler):
             self._head(200, Transfer_Encoding="chunked", Content_Type="application/xml")
             self._chunks(b"<ListBucketResult>", b"<Contents><Key>cache/a</Key><Size>1</Size></Contents>" * 100)
             return
-        start = time.time_ns()
-        keys = "".join(
-            f"<Contents><Key>cache/shard-{start + i:020d}.json</Key><Size>1</Size>"
-            "<LastModified>2026-11-02T12:00:00Z</LastModified></Contents>"
-            for i in range(1000)
-        )
-        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-        page = f"<ListBucketResult><Name>b</Name><KeyCount>1000</KeyCount>{more}{keys}</ListBucketResult>".encode()
-        self._head(200, Content_Length=str(len(page)), Content_Type="application/xml")
-        self.wfile.write(page)
+        self._head(200, Content_Length=str(len(PAGE)), Content_Type="application/xml")
+        self.wfile.write(PAGE)
 
     def _head(self, status: int, **headers: str) -> None:
         self.send_response_only(status)

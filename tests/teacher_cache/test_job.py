@@ -15,7 +15,7 @@ from schemas.errors import CorruptCacheError, UserError
 from schemas.load import validate
 from support.models import VOCAB_SIZE, write_random_teacher, write_successor_teacher, write_text_corpus
 from support.workspace import cache_tree
-from teacher_cache import job, writing
+from teacher_cache import job, plan, writing
 from teacher_cache.claims import RUNNING
 from teacher_cache.plan import load_or_make_plan
 from teacher_cache.shards.lease import Lease, acquire_part
@@ -291,6 +291,21 @@ def test_an_empty_corpus_leaves_nothing_behind(tmp_path: Path, teacher: Path) ->
     with pytest.raises(UserError, match="corpus is empty"):
         job.run(make_config(teacher, tmp_path / "corpus", tmp_path / "cache"))
     assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+
+
+def test_more_units_than_a_listing_may_have_are_refused(
+    tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    units = len(load_or_make_plan(config, Storage(config.output.path)).units)
+    monkeypatch.setattr(plan, "most_units", lambda signals: units)
+    config = make_config(teacher, corpus, tmp_path / "as many")
+    assert len(load_or_make_plan(config, Storage(config.output.path)).units) == units
+    monkeypatch.setattr(plan, "most_units", lambda signals: units - 1)
+    config = make_config(teacher, corpus, tmp_path / "too many")
+    with pytest.raises(UserError, match=rf"output\.tokens_per_shard: .*more than {units - 1} shards"):
+        job.run(config)
+    assert not any((tmp_path / "too many").glob("*"))
 
 
 def test_k_equal_to_the_vocabulary_stores_whole_rows(tmp_path: Path, teacher: Path, corpus: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.queue_makespan import counted
 from schemas.errors import CorruptCacheError, UserError
 from schemas.manifest import Manifest, Totals
 from schemas.strict import FORMAT_VERSION
@@ -63,6 +64,24 @@ def test_the_manifest_follows_from_the_marks(url: str) -> None:
         ("shard-000000", 2, 8), ("shard-000001", 1, 7), ("shard-000002", 3, 12),
     ]  # fmt: skip
     assert [table_path(digest) for digest in manifest.tables] == [name for name in sizes if "tables" in name]
+
+
+def test_many_marks_in_a_store_are_read_in_the_order_of_the_plan(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one request each, and those of the manifest at hand with none; one that is missing by then is named."""
+    manifest = write_cache(s3_url, random_shards([[n % 5 + 1] for n in range(20)]))
+    assert manifest.complete
+    storage, plan = Storage(s3_url), plan_of(manifest)
+    some = plan.model_copy(update={"shards": manifest.shards[3::2], "tables": manifest.tables})
+    with counted() as requests:
+        assert assemble(storage, some) == manifest
+    assert requests["get_object"] == 20 - len(some.shards)
+    assert requests["head_object"] == 0
+    assert assemble(storage, plan) == manifest
+    sizes = storage.sizes()
+    storage.delete(mark_name(manifest.units[17].name))
+    monkeypatch.setattr(storage, "sizes", lambda: sizes)
+    with pytest.raises(CorruptCacheError, match=r"shard-000017\.json: the file is missing"):
+        assemble(storage, plan)
 
 
 @pytest.mark.parametrize("present", [set(s) for n in range(4) for s in itertools.combinations(range(3), n)])

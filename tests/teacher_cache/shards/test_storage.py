@@ -1,8 +1,9 @@
 """Storage behaves alike in a folder, in memory and in an object store behind a real S3 server."""
 
+import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 
-from schemas.errors import CorruptCacheError, UserError
+from schemas.cache_config import captured_signals
+from schemas.errors import CorruptCacheError, StoreError, UserError
 from support.synthetic import file_entry, random_shards, write_cache
-from teacher_cache.shards import store_requests
+from teacher_cache.plan import most_units
+from teacher_cache.shards import answers, store_requests
+from teacher_cache.shards.answers import MAX_FILES
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
 
@@ -238,6 +243,54 @@ def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path: Path, monkeypa
         assert not storage.exists("b.json")
         assert storage.sizes() == {"a.json": 10}
     assert next(calls) > 4
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory", "folder"])
+def test_a_listing_may_have_as_many_files_as_the_limit_and_no_more(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"memory": f"memory://{tmp_path.name}", "folder": str(tmp_path)}
+    storage = Storage(request.getfixturevalue("s3_url") if kind == "s3" else other[kind])
+    for name in ("a.json", "b.json", "tables/c.zst"):
+        storage.write(name, b"x")
+    monkeypatch.setattr(answers, "MAX_FILES", 3)
+    assert storage.names() == ["a.json", "b.json", "tables/c.zst"]
+    storage.write("d.json", b"x")
+    with pytest.raises(StoreError, match="the listing has more than 3 files, too many for a cache"):
+        storage.names()
+
+
+def test_a_listing_has_room_for_the_units_that_may_be_planned() -> None:
+    signals = len(captured_signals())
+    files = signals + 3  # with tokens, mark and lease
+    assert most_units(signals) > 100_000
+    assert files * most_units(signals) + 5_000 < MAX_FILES
+
+
+def test_a_listing_in_many_pages_has_time_for_each(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones must come in time, the others at the least rate."""
+    storage = Storage(s3_url)
+    for number in range(6):
+        storage.write(f"{number}.json", b"x")
+    monkeypatch.setattr(answers, "LISTED", 2)  # a second
+    monkeypatch.setattr(store_requests, "ATTEMPTS", 1)
+    monkeypatch.setattr(store_requests, "LISTING_PATIENCE", 0.4)
+
+    def slowly(seconds: float) -> None:
+        pages = S3FileSystem._iterdir
+
+        async def each(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+            async for item in pages(*arguments, **options):
+                await asyncio.sleep(seconds)
+                yield item
+
+        monkeypatch.setattr(S3FileSystem, "_iterdir", each)
+
+    slowly(0.15)
+    assert len(storage.names()) == 6, "0.9 s in all"
+    slowly(1.0)
+    with pytest.raises(StoreError, match="no answer in time"):
+        storage.names()
 
 
 def test_a_store_that_never_answers_is_one_line(tmp_path: Path, monkeypatch) -> None:
