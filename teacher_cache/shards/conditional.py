@@ -1,12 +1,15 @@
 """Conditional writes of small objects: create only if absent, replace only if unchanged since read (compare-and-swap).
 
-S3 does this in the request itself (``If-None-Match``, ``If-Match``). No other store's client offers both; there the
-content is read before and after writing, which narrows the race between two writers without closing it.
+S3 does this in the request itself (``If-None-Match``, ``If-Match``), and its answer has the new tag; only after a
+refusal or an error the object is read, since the answer to an earlier attempt may have been lost. No other store's
+client offers both; there the content is read before and after writing, which narrows the race between two writers
+without closing it.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from fsspec.asyn import sync
@@ -93,13 +96,18 @@ class Conditional:
     def _write(self, path: str, data: bytes, tag: str | None, **condition: str) -> str | None:
         if self.compares:
             try:
-                self._call("pipe_file", path, data, **condition)
+                answer = self._call("pipe_file", path, data, **condition)
+                if isinstance(answer, dict) and answer.get("ETag"):
+                    return str(answer["ETag"])
             except Exception as error:
                 if code_of(error) in MISSING and tag is not None:
                     return None
                 if code_of(error) in UNSUPPORTED:
                     self._say_unsupported()
                 elif code_of(error) not in REFUSED:
+                    with suppress(Exception):
+                        if (own := self._own(path, data)) is not None:
+                            return own
                     raise
                 # refused: still ours if only the response to an earlier attempt was lost
         if not self.compares:
@@ -108,6 +116,10 @@ class Conditional:
                 return None
             self._call("pipe_file", path, data)
             time.sleep(self._settle)
+        return self._own(path, data)
+
+    def _own(self, path: str, data: bytes) -> str | None:
+        """The object's tag, if its content is what this process wrote."""
         found = self.read(path, max(MAX_BYTES, len(data) + 1))
         return found.tag if found is not None and found.data == data else None
 

@@ -15,6 +15,7 @@ import fsspec
 import psutil
 import pytest
 
+from benchmarks.queue_makespan import counted
 from schemas.errors import ConflictError, UserError
 from support.commands import fork_server
 from support.synthetic import random_shards, write_cache
@@ -329,3 +330,62 @@ def test_concurrent_creators_of_one_object_are_told_apart(s3_url: str) -> None:
     requests.delete(path, newer)
     assert requests.read(path) is None
     assert StoreObject(requests, path).look() is None
+
+
+def test_a_conditional_write_is_one_request(s3_url: str) -> None:
+    requests, path = Storage(s3_url).conditional("x.json")
+    with counted() as made:
+        tag = requests.create(path, b"first")
+        assert tag
+        assert requests.replace(path, b"second", tag)
+    assert made == {"put_object": 2}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_write_whose_answer_is_lost_is_recognised(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """By the client, which then tries again and is refused, or which gives up."""
+    from botocore.exceptions import ClientError
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def loses(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        found = await call(self, method, *arguments, **options)
+        if method == "put_object" and options["Body"] != b"another's":
+            if refused:
+                raise ClientError({"Error": {"Code": "PreconditionFailed"}}, "PutObject")
+            raise ConnectionResetError("the answer was lost")
+        return found
+
+    requests, path = Storage(s3_url).conditional("x.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(S3FileSystem, "_call_s3", loses)
+        tag = requests.create(path, b"first")
+        assert tag
+        newer = requests.replace(path, b"second", tag)
+        assert newer
+        assert newer != tag
+    assert requests.read(path) == (b"second", newer)
+
+
+def test_a_write_that_fails_is_no_write(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def fails(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "put_object":
+            raise ConnectionResetError("reset by the peer")
+        return await call(self, method, *arguments, **options)
+
+    requests, path = Storage(s3_url).conditional("x.json")
+    tag = requests.create(path, b"first")
+    assert tag
+    monkeypatch.setattr(S3FileSystem, "_call_s3", fails)
+    with pytest.raises(ConnectionResetError):
+        requests.replace(path, b"second", tag)
+    with pytest.raises(ConnectionResetError):
+        requests.create(path, b"second")
+    assert requests.read(path) == (b"first", tag)
