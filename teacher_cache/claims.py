@@ -14,7 +14,8 @@ from teacher_cache.shards.marks import mark_name, temporary_of
 from teacher_cache.shards.storage import TEMPORARY_PREFIX, Storage
 from teacher_cache.stop_request import StopRequest
 
-RUNNING, GENERATING = "teacher-cache run", "teacher-cache generate"  # command names in leases
+RUNNING, GENERATING, CURATING_QUEUE = "teacher-cache run", "teacher-cache generate", "teacher-cache curate --queue"
+WORKERS = (RUNNING, GENERATING, CURATING_QUEUE)  # command names in leases on units
 logger = logging.getLogger(__name__)
 
 
@@ -117,4 +118,4 @@ class Claims(Generic[Unit]):
 
 def is_short(holder: Holder | None) -> bool:
     """Wait policy: wait for a process that plans, not for one that works on the same unit."""
-    return wait_for_workers(holder) and holder is not None and holder.command not in (RUNNING, GENERATING)
+    return wait_for_workers(holder) and holder is not None and holder.command not in WORKERS

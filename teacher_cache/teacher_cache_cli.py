@@ -20,7 +20,7 @@ worker_option = click.option("--worker", metavar="RANK/WORLD", help="Do this wor
 queue_option = click.option(
     "--queue",
     is_flag=True,
-    help="Share the units with other processes that have this option: each takes the next one that is free, and what "
+    help="Share the work with other processes that have this option: each takes the next unit that is free, and what "
     "a killed one leaves.",
 )
 
@@ -178,20 +178,24 @@ def generate(
     examples=(
         "teacher-cache curate configs/pyramid.yaml --dry-run",
         "teacher-cache curate configs/pyramid.yaml --workers 8",
+        "teacher-cache curate configs/pyramid.yaml --queue",
     )
 )
 @config_argument
 @set_option
 @click.option("--workers", type=click.IntRange(1, 1024), default=1, help="Processes; the result does not depend on it.")
+@queue_option
 @click.option("--dry-run", is_flag=True, help="Check the configuration and read the sources, but write nothing.")
 @json_option
-def curate(config: str, overrides: tuple[str, ...], workers: int, dry_run: bool, as_json: bool) -> None:
+def curate(config: str, overrides: tuple[str, ...], workers: int, queue: bool, dry_run: bool, as_json: bool) -> None:
     """Choose records step by step, each that leaves with its reason; a source of a corpus (`format: curated`)."""
     from schemas.curate_config import CurateConfig
     from teacher_cache.curation import curation_job
 
+    if queue and workers > 1:
+        raise UserError(f"--workers {workers}: with --queue a command is one worker; start the command several times")
     settings = load_config(CurateConfig, config, overrides)
-    found = curation_job.count_records(settings) if dry_run else curation_job.curate(settings, workers)
+    found = curation_job.count_records(settings) if dry_run else curation_job.curate(settings, workers, queue)
     show(found if isinstance(found, dict) else asdict(found), as_json)
 
 

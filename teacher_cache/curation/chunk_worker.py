@@ -1,7 +1,8 @@
 """What a process does with one chunk: apply steps to its records, or sketch them. Always the same bytes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from teacher_cache.curation.stages import ChunkMark, SketchMark, Stage
 from teacher_cache.curation.step_tally import StepTally, amount_of, flags_set, tally_of
 from teacher_cache.curation.steps_table import open_step
 from teacher_cache.generated.reply_files import read_rows, write_rows
+from teacher_cache.shards.lease import Lease
 from teacher_cache.shards.storage import Storage
 
 Left = list[tuple[Record, str, str]]  # record, step, reason
@@ -38,6 +40,16 @@ class ChunkWorker:
             for index, settings in enumerate(config.steps)
         ]
         self._stages = stages.stages_of(self.steps)
+
+    @contextmanager
+    def fenced(self, lease: Lease) -> Iterator[None]:
+        """Within the block nothing is written once the lease is lost."""
+        places = self._scratch, self._output
+        self._scratch, self._output = (place.fenced(lease) for place in places)
+        try:
+            yield
+        finally:
+            self._scratch, self._output = places
 
     @cached_property
     def _counter(self) -> TokenCounter:

@@ -14,9 +14,9 @@ from typing import Any
 from schemas.curate_config import CurateConfig
 from schemas.errors import MachineError
 from teacher_cache.curation.chunk_worker import ChunkWorker
+from teacher_cache.curation.hands import Fenced, Task
 from teacher_cache.logs import configure_logging
 
-Task = tuple[Any, ...]
 _worker: ChunkWorker | None = None
 
 
@@ -46,6 +46,11 @@ class WorkerPool:
             yield from _done(pool, action, tasks)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[Fenced]:
+        """The places are held for the whole curation."""
+        yield lambda storage: storage
 
     def close(self) -> None:
         """End the processes once each has done the chunk in hand."""

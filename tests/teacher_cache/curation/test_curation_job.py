@@ -21,7 +21,7 @@ from teacher_cache.corpus.documents import BadRecord, Document
 from teacher_cache.corpus.prompt_documents import read_prompts
 from teacher_cache.corpus.sources import read_documents
 from teacher_cache.curated.curated_place import read_curated
-from teacher_cache.curation import curation_job
+from teacher_cache.curation import curation_run
 from teacher_cache.curation.curation_job import count_records, curate
 from teacher_cache.curation.record import of_document
 from teacher_cache.curation.record_rows import from_row
@@ -188,7 +188,7 @@ def test_what_is_interrupted_continues_only_as_it_was(folder: Path, tmp_path: Pa
 
     config = curate_config(tmp_path / "copy", str(tmp_path / "out"))
     with monkeypatch.context() as patched:
-        patched.setattr(curation_job, "write_report", full)
+        patched.setattr(curation_run, "write_report", full)
         with pytest.raises(UserError, match="disk full"):
             curate(config)
     assert (tmp_path / "out.scratch/plan.json").exists()
