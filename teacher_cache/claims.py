@@ -2,9 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from schemas.errors import ConflictError
 from teacher_cache.plan import wait_for_workers
@@ -37,27 +38,25 @@ class Claim(NamedTuple, Generic[Unit]):
     lease: Lease
 
 
-class Claims(Generic[Unit]):
-    """Claims units in order; those held by another process are skipped and recorded in ``elsewhere``.
+class Claims(ABC, Generic[Unit]):
+    """Claims units of a place, one after the other; the order is the subclass's.
 
     A context manager that releases remaining leases at its end. The lease of a committed unit is released only once
     another one is held, so a worker always holds one and no other process can acquire the whole place in between.
     """
 
-    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING) -> None:
-        self.elsewhere: dict[str, Held] = {}
+    def __init__(self, storage: Storage, command: str) -> None:
         self._storage, self._command = storage, command
         self._left: list[str] = []  # temporary files; in a store there are none
-        if units and storage.is_local:
+        if storage.is_local:
             self._left = [name for name in storage.names() if name.startswith(TEMPORARY_PREFIX)]
         self._lock = threading.Lock()  # units are claimed in one thread and done in another
         self._held: dict[str, Lease] = {}
         self._done: list[str] = []
-        self._claims = self._claims_of(units)
 
+    @abstractmethod
     def next(self) -> Claim[Unit] | None:
         """Claim the next unit; None after the last."""
-        return next(self._claims, None)
 
     def next_or_wait(self, stop: StopRequest) -> Claim[Unit] | None:
         """``next``; a queue also waits for units of others. Call it with no uncommitted unit in hand."""
@@ -69,22 +68,13 @@ class Claims(Generic[Unit]):
             self._done.append(unit.name)
             self._release_done()
 
+    def check_all_done(self, shards: Sequence[Named]) -> None:
+        """Raise ConflictError if a unit was left to another process that is not among the committed ``shards``."""
+        return
+
     def _release_done(self) -> None:
         while self._done and len(self._held) > 1:
             self._held.pop(self._done.pop(0)).release()
-
-    def _claims_of(self, units: Sequence[Unit]) -> Iterator[Claim[Unit]]:
-        for unit in units:
-            try:
-                lease = acquire_part(self._storage, unit.name, self._command, is_short)
-            except Held as held:
-                if held.name == WHOLE:
-                    raise
-                logger.warning("%s; leaving the unit to that process", held)
-                self.elsewhere[unit.name] = held
-                continue
-            if (claim := self._begun(unit, lease)) is not None:
-                yield claim
 
     def _begun(self, unit: Unit, lease: Lease) -> Claim[Unit] | None:
         """The claim on a unit whose lease this process holds; None, without the lease, if it is committed."""
@@ -98,15 +88,39 @@ class Claims(Generic[Unit]):
             lease.storage.delete(name)
         return Claim(unit, lease)
 
-    def __enter__(self) -> "Claims[Unit]":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for lease in self._held.values():
             lease.release()
 
+
+class ShareClaims(Claims[Unit]):
+    """Claims the units of a worker's share in order; those held by another process are left to it."""
+
+    def __init__(self, storage: Storage, units: Sequence[Unit], command: str = RUNNING) -> None:
+        super().__init__(storage, command)
+        self.elsewhere: dict[str, Held] = {}  # units left to others
+        self._units = iter(units)
+
+    def next(self) -> Claim[Unit] | None:
+        """Claim the next unit that no other process holds; None after the last."""
+        for unit in self._units:
+            try:
+                lease = acquire_part(self._storage, unit.name, self._command, is_short)
+            except Held as held:
+                if held.name == WHOLE:
+                    raise
+                logger.warning("%s; leaving the unit to that process", held)
+                self.elsewhere[unit.name] = held
+                continue
+            if (claim := self._begun(unit, lease)) is not None:
+                return claim
+        return None
+
     def check_all_done(self, shards: Sequence[Named]) -> None:
-        """Raise ConflictError if a unit left to another process is not among the committed ``shards``."""
+        """Raise ConflictError if a unit was left to another process that is not among the committed ``shards``."""
         there = {entry.name for entry in shards}
         left = [name for name in self.elsewhere if name not in there]
         if left:

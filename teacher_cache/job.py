@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from schemas.cache_config import CacheConfig
 from schemas.errors import ConflictError, UserError
 from schemas.manifest import Manifest, MemberIndex, Unit
-from teacher_cache.claims import RUNNING, Claim, Claims
+from teacher_cache.claims import RUNNING, Claim, Claims, ShareClaims
 from teacher_cache.engines import Engine, open_engine
 from teacher_cache.plan import load_or_make_plan, numbered_parts, read_unit, wait_for_workers
 from teacher_cache.process import peak_memory_bytes
@@ -111,7 +111,7 @@ def run(config: CacheConfig, worker: Worker | None = None) -> Summary:
 
 
 def _claims(worker: Worker, storage: Storage, pending: list[Unit]) -> Claims[Unit]:
-    return QueueClaims(storage, pending, lambda unit: unit.tokens) if worker.queue else Claims(storage, pending)
+    return QueueClaims(storage, pending, lambda unit: unit.tokens) if worker.queue else ShareClaims(storage, pending)
 
 
 def _score_units(

@@ -23,7 +23,7 @@ class QueueClaims(Claims[Unit]):
         self, storage: Storage, units: Sequence[Unit], size: Callable[[Unit], int], command: str = RUNNING
     ) -> None:
         """``size``: estimate of a unit's cost, in any measure."""
-        super().__init__(storage, units, command)
+        super().__init__(storage, command)
         self._rng = random.Random()
         self._size = size
         self._classes: list[list[Unit]] = []  # those not begun yet, the largest last

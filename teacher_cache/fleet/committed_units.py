@@ -2,18 +2,14 @@
 
 from typing import Any
 
-from teacher_cache.generated.generated_place import GENERATED, committed_units, read_generated
-from teacher_cache.shards.marks import committed, read_manifest
-from teacher_cache.shards.shard_table import with_lists
-from teacher_cache.shards.storage import MANIFEST, Storage
-
-THINGS = {"run": ("tokens", "tok/s"), "generate": ("replies", "replies/s")}  # by the part of the command
+from teacher_cache.fleet.fleet_parts import FleetPart
+from teacher_cache.shards.storage import Storage
 
 
 class CommittedUnits:
-    """Units of a run or a generation, and how many tokens or replies are committed."""
+    """Units of a job, and how many tokens or replies are committed."""
 
-    def __init__(self, storage: Storage, part: str) -> None:
+    def __init__(self, storage: Storage, part: FleetPart) -> None:
         self._storage, self._part = storage, part
         self._plan: Any = None
         self.sizes: dict[str, int] = {}  # of all units; {}: not planned yet
@@ -21,21 +17,12 @@ class CommittedUnits:
 
     def look(self) -> None:
         """Look again: a listing, and before that the plan, once there is one. Raises UserError."""
-        if self._plan is None and not self._planned():
-            return
-        found = committed if self._part == "run" else committed_units
-        self.done = set(found(self._storage, self._plan))
-
-    def _planned(self) -> bool:
-        if not self._storage.exists(MANIFEST if self._part == "run" else GENERATED):
-            return False
-        if self._part == "run":
-            self._plan = with_lists(self._storage, read_manifest(self._storage))
-            self.sizes = {unit.name: unit.tokens for unit in self._plan.units}
-        else:
-            self._plan = read_generated(self._storage)
-            self.sizes = {unit.name: unit.replies for unit in self._plan.units}
-        return True
+        if self._plan is None:
+            if not self._storage.exists(self._part.manifest):
+                return
+            self._plan = self._part.read(self._storage)
+            self.sizes = {unit.name: self._part.size(unit) for unit in self._plan.units}
+        self.done = set(self._part.committed(self._storage, self._plan))
 
     @property
     def complete(self) -> bool:

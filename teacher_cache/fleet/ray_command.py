@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from teacher_cache.command import config_argument, json_option, set_option, show
+from teacher_cache.command import json_option, show
+from teacher_cache.fleet.fleet_options import fleet_options
 from teacher_cache.program import Command
 
 
@@ -17,22 +18,9 @@ from teacher_cache.program import Command
         "teacher-cache ray configs/four-nodes-s3-cache.yaml --address auto --workers 64",
     ),
 )
-@config_argument
-@set_option
-@click.option("--part", type=click.Choice(["run", "generate"]), default="run", help="What the workers do.")
+@fleet_options
 @click.option("--address", help="Ray cluster, as `ray.init` takes it: auto, or HOST:PORT. Default: this machine alone.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 100_000),
-    required=True,
-    help="Workers at a time; those that do not fit on the cluster wait for nodes that join.",
-)
 @click.option("--cpus", type=click.FloatRange(0, 1024), default=1.0, help="CPUs of a worker.")
-@click.option(
-    "--gpus",
-    type=click.IntRange(0, 1024),
-    help="GPUs of a worker. Default: engine.tensor_parallel if the cluster has any, else 0.",
-)
 @json_option
 def ray(
     config: str,
@@ -44,7 +32,10 @@ def ray(
     gpus: int | None,
     as_json: bool,
 ) -> None:
-    """Run or generate with many workers on a Ray cluster; those that die are replaced."""
+    """Run or generate with many workers on a Ray cluster; those that die are replaced.
+
+    Workers that do not fit on the cluster wait for nodes that join. On a cluster without GPUs, workers need none.
+    """
     from teacher_cache.fleet.ray_fleet import FleetSettings, run_fleet
     from teacher_cache.fleet.worker_command import worker_command
 

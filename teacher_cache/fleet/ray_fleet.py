@@ -20,7 +20,8 @@ import yaml
 from schemas.cache_config import CacheConfig
 from schemas.errors import MachineError, StoreError, UserError
 from schemas.generate_config import GenerateConfig
-from teacher_cache.fleet.committed_units import THINGS, CommittedUnits
+from teacher_cache.fleet.committed_units import CommittedUnits
+from teacher_cache.fleet.fleet_parts import PARTS
 from teacher_cache.fleet.ray_worker import Ended, RayWorker
 from teacher_cache.progress import Progress
 from teacher_cache.shards.storage import Storage
@@ -95,7 +96,7 @@ def run_fleet(config: CacheConfig | GenerateConfig, settings: FleetSettings) -> 
             scheduling_strategy="SPREAD",
         )
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        units = CommittedUnits(Storage(config.output.path), settings.part)
+        units = CommittedUnits(Storage(config.output.path), PARTS[settings.part])
         stop = StopRequest()
         with stop.listening("the units in hand"), redirect_stdout(sys.stderr):  # Ray prints what nodes say
             return Fleet(ray, lambda: worker.remote(os.getcwd()), text, settings, units, stop).run()
@@ -146,8 +147,8 @@ class Fleet:
         started = time.monotonic()
         self._units.look()
         committed_before, first = len(self._units.done), self._units.finished
-        things, rate = THINGS[self._settings.part]
-        with Progress(0, "fleet", things, rate) as progress:
+        part = PARTS[self._settings.part]
+        with Progress(0, "fleet", part.things, part.rate) as progress:
             while not all(place.over for place in self._places) and not self._stop:
                 self._take_back()
                 self._start_workers()

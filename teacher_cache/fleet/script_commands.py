@@ -7,39 +7,24 @@ from typing import Any, TypeVar
 
 import click
 
-from teacher_cache.command import config_argument, json_option, set_option
+from teacher_cache.command import json_option
+from teacher_cache.fleet.fleet_options import MOST_WORKERS, fleet_options
 from teacher_cache.program import Command
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-MOST_WORKERS = 100_000  # indexes of a job of Kubernetes with a limit for each
 
 
-def _fleet_options(command: Decorated) -> Decorated:
-    """Options that both have: what the workers do, how many there are, and what each needs."""
-    for option in reversed(
-        (
-            config_argument,
-            set_option,
-            click.option("--part", type=click.Choice(["run", "generate"]), default="run", help="What the workers do."),
-            click.option(
-                "--workers", type=click.IntRange(1, MOST_WORKERS), required=True, help="Workers of the fleet."
-            ),
-            click.option(
-                "--gpus",
-                type=click.IntRange(0, 1024),
-                help="GPUs of a worker. Default: engine.tensor_parallel; with engine.kind: transformers 1, on CPUs 0.",
-            ),
-            click.option("--cpus", type=click.IntRange(1, 4096), help="CPU cores of a worker."),
-            click.option(
-                "--grace",
-                type=click.IntRange(30, 86_400),
-                default=300,
-                help="Seconds that a worker has to finish its unit when its node or its time is taken away.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def _script_options(command: Decorated) -> Decorated:
+    """Options that both have."""
+    grace = click.option(
+        "--grace",
+        type=click.IntRange(30, 86_400),
+        default=300,
+        help="Seconds that a worker has to finish its unit when its node or its time is taken away.",
+    )
+    return fleet_options(
+        click.option("--cpus", type=click.IntRange(1, 4096), help="CPU cores of a worker.")(grace(command))
+    )
 
 
 @click.command(
@@ -49,7 +34,7 @@ def _fleet_options(command: Decorated) -> Decorated:
         "teacher-cache sbatch configs/one-node-generate.yaml --part generate --workers 64 --at-a-time 8",
     ),
 )
-@_fleet_options
+@_script_options
 @click.option("--at-a-time", type=click.IntRange(1, MOST_WORKERS), help="Workers that run at a time. Default: all.")
 @click.option("--mem", metavar="SIZE", help="Memory of a worker, such as 200G.")
 @click.option("--time", metavar="TIME", help="Limit of a worker, such as 12:00:00; it goes on in a new start.")
@@ -75,7 +60,7 @@ def sbatch(config: str, overrides: tuple[str, ...], part: str, as_json: bool, **
         "--image registry.example.org/distil:1 --service-account writer --json",
     ),
 )
-@_fleet_options
+@_script_options
 @click.option("--image", required=True, help="Image of the workers, which has this package.")
 @click.option("--namespace", help="Namespace of the job.")
 @click.option(

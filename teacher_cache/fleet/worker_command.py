@@ -12,8 +12,8 @@ from schemas.cache_config import CacheConfig
 from schemas.errors import UserError, printable
 from schemas.generate_config import GenerateConfig
 from schemas.load import PATHS, load_config
+from teacher_cache.fleet.fleet_parts import PARTS
 
-PARTS: dict[str, type[CacheConfig] | type[GenerateConfig]] = {"run": CacheConfig, "generate": GenerateConfig}
 MAX_NAME = 40  # characters of a fleet's name: job names of Kubernetes have 63, with the index of a pod
 
 
@@ -60,7 +60,7 @@ class WorkerCommand:
 
 def worker_command(part: str, config: str, overrides: tuple[str, ...]) -> WorkerCommand:
     """Check the configuration, and that a script can carry it. Raises UserError."""
-    settings: Any = load_config(PARTS[part], config, overrides)
+    settings: Any = load_config(PARTS[part].config, config, overrides)
     for text in (config, *overrides):
         check_printable(text, "--set" if text is not config else "the configuration")
     return WorkerCommand(part, config, overrides, settings)

@@ -15,7 +15,7 @@ from typing import Any
 from schemas.errors import ConflictError
 from schemas.generate_config import GenerateConfig, longest_reply, reasoning_of
 from schemas.generated_manifest import GeneratedManifest, GeneratedShard, PromptUnit, sampling_digest
-from teacher_cache.claims import GENERATING, Claims
+from teacher_cache.claims import GENERATING, Claims, ShareClaims
 from teacher_cache.corpus.token_spans import ByteTokenizer, special_ids
 from teacher_cache.generated.generated_place import (
     GENERATED,
@@ -115,7 +115,7 @@ def generate(config: GenerateConfig, worker: Worker | None = None) -> Generation
 def _claims(worker: Worker, storage: Storage, pending: list[PromptUnit]) -> Claims[PromptUnit]:
     if worker.queue:
         return QueueClaims(storage, pending, lambda unit: unit.replies, GENERATING)
-    return Claims(storage, pending, GENERATING)
+    return ShareClaims(storage, pending, GENERATING)
 
 
 def count_prompts(config: GenerateConfig) -> dict[str, int]:

@@ -4,9 +4,12 @@ import json
 import time
 from pathlib import Path
 
+import yaml
+
 from support.commands import run_ok
 from support.forked_program import ForkedProgram
 from support.stub_slurm import StubSlurm
+from support.talking import generate_tree, write_prompts, write_talking_generator
 from support.workspace import Workspace
 
 # The second worker finds a first shard, and uses its code table as a single worker would.
@@ -38,3 +41,28 @@ def test_an_array_with_a_requeued_worker_makes_the_cache_of_a_single_one(workspa
     assert manifest["complete"]
     assert manifest["manifest_digest"] == alone["manifest_digest"]
     run_ok("cache-tools", "verify", cache["path"])
+
+
+def test_an_array_that_generates_writes_the_replies_of_a_single_process(tmp_path: Path) -> None:
+    """One of its workers is warned, too."""
+    write_talking_generator(tmp_path / "generator")
+    write_prompts(tmp_path / "prompts.jsonl", 40)
+    for name in ("one", "many"):
+        tree = generate_tree(tmp_path / "generator", tmp_path / "prompts.jsonl", tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    alone = json.loads(run_ok("teacher-cache", "generate", tmp_path / "one.yaml", "--json"))
+
+    slurm = StubSlurm(tmp_path / "bin")
+    with ForkedProgram() as program:
+        options = ("--part", "generate", "--workers", 2, "--setup", f"export PATH={program.folder}:$PATH")
+        job = slurm.start(run_ok("teacher-cache", "sbatch", tmp_path / "many.yaml", *options), tmp_path)
+        deadline = time.monotonic() + 120
+        while not [*(tmp_path / "many").glob("shard-*.replies.zst")] and time.monotonic() < deadline:
+            time.sleep(0.002)
+        slurm.warn(0)
+        assert job.wait(120) == 0, [log.read_text() for log in tmp_path.glob("*.log")]
+
+    files = {path.name: path.read_bytes() for path in (tmp_path / "many").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert json.loads(files["generated.json"])["sha256"] == alone["digest"]
+    assert sum(name.endswith(".replies.zst") for name in files) == alone["units_written"] > 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from teacher_cache.claims import Claims
+from teacher_cache.claims import ShareClaims
 from teacher_cache.queue_claims import QueueClaims
 from teacher_cache.queue_policy import LONGEST_PAUSE, MISSES, claim_classes, pause
 from teacher_cache.shards import lease
@@ -148,7 +148,7 @@ def test_a_holder_elsewhere_is_passed_over_at_once_and_expires(
 def test_a_share_is_claimed_in_order_and_what_others_hold_is_left_to_them(storage: Storage) -> None:
     every = units(3)
     held = acquire_part(storage, every[1].name, "teacher-cache run")
-    with Claims(storage, every) as claims:
+    with ShareClaims(storage, every) as claims:
         claimed = [claims.next_or_wait(StopRequest()) for _ in range(3)]
         assert [claim and claim.unit.name for claim in claimed] == [every[0].name, every[2].name, None]
         assert list(claims.elsewhere) == [every[1].name]
