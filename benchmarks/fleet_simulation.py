@@ -2,8 +2,9 @@
 
 A discrete-event simulation of the workers of ``teacher-cache run --queue``. The order of units, the number of misses
 before a listing and the pauses are those of ``teacher_cache.queue_policy``; the requests of each act (``ACTS``) are
-those that ``benchmarks.queue_makespan`` counts, one after the other. Latencies are log-normal; above S3's limits for a
-prefix a request is refused and retried with growing pauses. Heartbeats are counted, and take their share of the limits.
+those that a test counts on an S3 server, one after the other; whoever ends last reads each mark once more. Latencies
+are log-normal; above S3's limits for a prefix a request is refused and retried with growing pauses. Heartbeats are
+counted, and take their share of the limits.
 
 Durations of units are log-normal, one in a hundred takes ten times as long; workers differ in speed; a worker knows a
 unit's size, not how long it takes. The ideal is all work divided by all speed, after loading the model. With
@@ -39,15 +40,15 @@ FILES = 4  # of a committed unit: tokens, logits, draws, mark
 DEATHS = 0.05  # an hour and worker
 WARNING, REPLACED = 120.0, 300.0  # seconds
 BAR = 1.05
-# (GETs and HEADs, PUTs and listings) of an act, in order of time
+# (GETs and HEADs, PUTs and listings) of an act, in order of time; DELETEs are free, and nothing waits for them
 ACTS = {
     "is done": (1, 0),
-    "claim": (3, 1),  # lease created and read back, whole place looked at, mark looked for again
-    "refused": (2, 1),
+    "claim": (2, 1),  # lease created, whole place looked at, mark looked for again
+    "refused": (2, 1),  # read back, since an answer may have been lost, and looked at
     "look": (1, 0),
     "read": (2, 0),
-    "commit": (3, 3),  # two tars and the mark, each after a look at the lease
-    "beat": (1, 1),
+    "commit": (4, 3),  # two tars, a look at the sizes of all three, at the lease, and the mark
+    "beat": (0, 1),
 }
 
 
@@ -130,6 +131,7 @@ class Fleet:
         while self.left:
             now, _, worker = heapq.heappop(self.events)
             worker.act(now)
+        self.gets += self.units  # for the manifest
         beats = int(self.held_seconds / HEARTBEAT)
         self.gets, self.puts = self.gets + beats * ACTS["beat"][0], self.puts + beats * ACTS["beat"][1]
 

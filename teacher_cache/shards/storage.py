@@ -14,7 +14,18 @@ from schemas.errors import CorruptCacheError, MissingFileError, StoreError, User
 from schemas.manifest import FileEntry
 from schemas.regular_files import NotRegularError, open_regular
 from teacher_cache.shards import store_requests
-from teacher_cache.shards.answers import SLOWEST, Entry, Pace, body, check_number, entries, http_size, local_entries
+from teacher_cache.shards.answers import (
+    SLOWEST,
+    Entry,
+    Pace,
+    body,
+    check_number,
+    entries,
+    http_size,
+    is_s3,
+    local_entries,
+    s3_size,
+)
 from teacher_cache.shards.cache_files import (
     HEAD,
     LEASE_PREFIX,
@@ -133,6 +144,8 @@ class Storage(StoreWriting):
             if size is None:
                 raise StoreError(f"{path}: the server does not report the file's size, neither to HEAD nor to GET")
             return size
+        if is_s3(self._fs):
+            return s3_size(self._fs, path, store_requests.PATIENCE)
         self._fs.invalidate_cache()
         info = self._call(store_requests.PATIENCE, "info", path)
         if info["type"] == "directory":
