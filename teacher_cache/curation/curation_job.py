@@ -21,7 +21,7 @@ from teacher_cache.curation.chunk_queue import CURATING, curate_with_others, wai
 from teacher_cache.curation.chunk_worker import ChunkWorker
 from teacher_cache.curation.curation_run import CurationRun, Planned, check_same
 from teacher_cache.curation.input_reader import InputReader
-from teacher_cache.curation.stages import PlanFile
+from teacher_cache.curation.stages import PlanFile, scratch_path
 from teacher_cache.curation.step_tally import total
 from teacher_cache.curation.worker_pool import worker_pool
 from teacher_cache.process import peak_memory_bytes
@@ -90,20 +90,6 @@ def count_records(config: CurateConfig) -> dict[str, Any]:
     return {"records": sum(layers.values()), "layers": layers, "removed": dict(sorted(left.items()))}
 
 
-def scratch_path(config: CurateConfig) -> str:
-    """The scratch folder. Raises UserError if it cannot be one."""
-    output = Storage(config.output.path)
-    path = config.output.scratch
-    if path is None and output.is_local:
-        path = config.output.path.rstrip("/") + ".scratch"
-    if path is None or not Storage(path).is_local:
-        raise UserError(
-            f"output.scratch: {path or 'not set'}: a local folder is needed for what is kept on the way, about twice "
-            "the size of the input; set one"
-        )
-    return path
-
-
 def planned(config: CurateConfig) -> Planned:
     """What ``config`` asks for. Raises UserError for settings that cannot work."""
     tokenizer = load_tokenizer(config.tokenizer.as_teacher(), "tokenizer.path")
@@ -139,14 +125,15 @@ def _without_folders(settings: Any) -> Any:
 
 def _remove_scratch(scratch: Storage, config: CurateConfig) -> None:
     """Remove what a complete curation has left in its scratch folder, the plan last."""
-    names = scratch.names()
-    if stages.PLAN not in names:
-        return
-    plan = stages.read_small(PlanFile, scratch, stages.PLAN)
-    if plan.output != config.output.path:
+    if not scratch.exists(stages.PLAN):
         return
     with whole_place(scratch, CURATING, waits_for_one) as lease:
-        for name in [*(name for name in scratch.names() if stages.is_ours(name)), stages.PLAN]:
+        names = scratch.names()
+        if stages.PLAN not in names:  # another process has removed it meanwhile
+            return
+        if stages.read_small(PlanFile, scratch, stages.PLAN).output != config.output.path:
+            return
+        for name in [*(name for name in names if stages.is_ours(name)), stages.PLAN]:
             lease.storage.delete(name)
     scratch.delete(WHOLE)
     with suppress(OSError):

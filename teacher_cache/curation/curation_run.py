@@ -12,7 +12,7 @@ import numpy as np
 from schemas.curate_config import CurateConfig
 from schemas.curated_manifest import CuratedManifest, RemovedFile
 from schemas.difference import said_differences
-from schemas.errors import ConflictError, UserError
+from schemas.errors import ConflictError, MissingFileError, UserError
 from teacher_cache.curated.curated_place import CURATED, is_record_file, shard_file
 from teacher_cache.curation import stages
 from teacher_cache.curation.changed_steps import first_changed, forget_from
@@ -53,10 +53,11 @@ class CurationRun:
 
     def is_read(self) -> bool:
         """Whether the whole input was read, for this curation with the same settings."""
-        names = self._scratch.names()
-        if stages.PLAN not in names or stages.READ not in names:
+        try:
+            stages.read_small(ReadMark, self._scratch, stages.READ)
+            present = stages.read_small(PlanFile, self._scratch, stages.PLAN)
+        except MissingFileError:  # not begun, or removed by now
             return False
-        present = stages.read_small(PlanFile, self._scratch, stages.PLAN)
         return bool(present.manifest == self._wanted and present.output == self._config.output.path)
 
     def read(self) -> None:
@@ -136,10 +137,9 @@ class CurationRun:
         return ", ".join(self._config.steps[number].step for number in numbers) or "counting tokens"
 
     def _outdated(self, stage: int) -> list[str]:
-        """Files of a stage that nothing needs once the next one is done; its marks stay."""
+        """Files of a stage that nothing needs once the next one is done; marks stay: slower processes look at them."""
         data = [stages.records_name(stage, chunk) for chunk in range(self._n_chunks)]
-        sketches = [stages.sketch_name(stage), stages.table_name(stage), stages.codes_name(stage)]
-        return [*data, *sketches, *(stages.sketch_mark(stage, chunk) for chunk in range(self._n_chunks))]
+        return [*data, stages.sketch_name(stage), stages.table_name(stage), stages.codes_name(stage)]
 
     def _sketch(self, stage: Stage, index: int, marks: Sequence[ChunkMark], hands: Hands) -> None:
         """Sketch all records for a global step."""

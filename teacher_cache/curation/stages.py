@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from schemas.curate_config import CurateConfig
 from schemas.curated_manifest import Amount, CuratedManifest, CuratedShard, RemovedFile
+from schemas.errors import UserError
 from schemas.generated_manifest import ContentEntry
 from schemas.load import parse_cache_file
 from schemas.strict import Strict
@@ -93,6 +95,20 @@ class DecisionMark(Strict):
     """A global step has decided."""
 
     notes: dict[str, Any]
+
+
+def scratch_path(config: CurateConfig) -> str:
+    """The scratch folder. Raises UserError if it cannot be one."""
+    output = Storage(config.output.path)
+    path = config.output.scratch
+    if path is None and output.is_local:
+        path = config.output.path.rstrip("/") + ".scratch"
+    if path is None or not Storage(path).is_local:
+        raise UserError(
+            f"output.scratch: {path or 'not set'}: a local folder is needed for what is kept on the way, about twice "
+            "the size of the input; set one"
+        )
+    return path
 
 
 def shard_of(chunk: int) -> str:

@@ -1,10 +1,11 @@
-"""The commands that a fleet can run, and how the units of each are counted."""
+"""The commands that a fleet can run, and how the units of those that are planned as a whole are counted."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from schemas.cache_config import CacheConfig
+from schemas.curate_config import CurateConfig
 from schemas.generate_config import GenerateConfig
 from schemas.manifest import Manifest
 from teacher_cache.generated.generated_place import GENERATED, committed_units, read_generated
@@ -12,12 +13,18 @@ from teacher_cache.shards.marks import committed, read_manifest
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, Storage
 
+FleetConfig = CacheConfig | GenerateConfig | CurateConfig
+CONFIGS: dict[str, type[CacheConfig] | type[GenerateConfig] | type[CurateConfig]] = {
+    "run": CacheConfig,
+    "generate": GenerateConfig,
+    "curate": CurateConfig,
+}
+
 
 @dataclass(frozen=True)
 class FleetPart:
     """A kind of job. A plan has units with names."""
 
-    config: type[CacheConfig] | type[GenerateConfig]
     things: str  # what its units consist of
     rate: str
     manifest: str  # name of the file with the plan
@@ -31,9 +38,8 @@ def _read_plan(storage: Storage) -> Manifest:
 
 
 PARTS = {  # by the name of the command
-    "run": FleetPart(CacheConfig, "tokens", "tok/s", MANIFEST, _read_plan, committed, lambda unit: unit.tokens),
+    "run": FleetPart("tokens", "tok/s", MANIFEST, _read_plan, committed, lambda unit: unit.tokens),
     "generate": FleetPart(
-        GenerateConfig,
         "replies",
         "replies/s",
         GENERATED,

@@ -113,7 +113,7 @@ def _pod(command: WorkerCommand, options: KubernetesOptions, mounts: Sequence[Mo
         claim = {"claimName": mount.claim, "readOnly": mount.read_only}
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": claim})
         places.append({"name": f"volume-{number}", "mountPath": mount.path, "readOnly": mount.read_only})
-    if command.settings.engine.tensor_parallel > 1:  # processes that talk through it; pods have 64 MB
+    if command.shared_memory:  # processes that talk through it; pods have 64 MB
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
         places.append({"name": "shared-memory", "mountPath": SHARED_MEMORY})
     asked = {"nvidia.com/gpu": command.gpus(options.gpus) or None, "cpu": options.cpus, "memory": options.mem}
@@ -171,18 +171,16 @@ def _check_mounts(mounts: Sequence[Mount]) -> None:
 
 def _check_paths(command: WorkerCommand, mounts: Sequence[Mount]) -> None:
     """Refuse an output that would vanish with its pod; warn of other paths that are in no volume."""
-    output = command.settings.output.path
-    if "://" not in output:
-        mount = _mount_of(output, mounts)
+    for key, written in command.written().items():
+        mount = _mount_of(written, mounts)
         if mount is None:
             raise UserError(
-                f"output.path: {output}: in no mounted volume, so it would be lost with its pod; mount one that all "
-                "workers may write (--volume CLAIM:/FOLDER, ReadWriteMany) and use a path below it, or an object store"
+                f"{key}: {written}: in no mounted volume, so it would be lost with its pod; mount one that all workers "
+                "may write (--volume CLAIM:/FOLDER, ReadWriteMany) and use a path below it"
+                f"{', or an object store' if key == 'output.path' else ''}"
             )
         if mount.read_only:
-            raise UserError(
-                f"output.path: {output}: the volume {mount.claim} is mounted only to be read; leave out :ro"
-            )
+            raise UserError(f"{key}: {written}: the volume {mount.claim} is mounted only to be read; leave out :ro")
     for key, path in command.paths():
         if _mount_of(path, mounts) is None and (path.startswith("/") or Path(path).exists()):
             logger.warning("%s: %s: in no mounted volume, so it must be in the image", key, path)

@@ -18,7 +18,7 @@ from teacher_cache.program import Command
         "teacher-cache ray configs/four-nodes-s3-cache.yaml --address auto --workers 64",
     ),
 )
-@fleet_options
+@fleet_options("run", "generate")
 @click.option("--address", help="Ray cluster, as `ray.init` takes it: auto, or HOST:PORT. Default: this machine alone.")
 @click.option("--cpus", type=click.FloatRange(0, 1024), default=1.0, help="CPUs of a worker.")
 @json_option

@@ -17,11 +17,9 @@ from typing import Any
 
 import yaml
 
-from schemas.cache_config import CacheConfig
 from schemas.errors import MachineError, StoreError, UserError
-from schemas.generate_config import GenerateConfig
 from teacher_cache.fleet.committed_units import CommittedUnits
-from teacher_cache.fleet.fleet_parts import PARTS
+from teacher_cache.fleet.fleet_parts import PARTS, FleetConfig
 from teacher_cache.fleet.ray_worker import Ended, RayWorker
 from teacher_cache.progress import Progress
 from teacher_cache.shards.storage import Storage
@@ -80,7 +78,7 @@ class Place:
     said: Ended = field(default_factory=lambda: Ended(0, ""))
 
 
-def run_fleet(config: CacheConfig | GenerateConfig, settings: FleetSettings) -> FleetSummary:
+def run_fleet(config: FleetConfig, settings: FleetSettings) -> FleetSummary:
     """Run workers until every unit is committed. On SIGINT, SIGTERM or SIGHUP each finishes its unit.
 
     Raises UserError, also if no worker can do anything.

@@ -22,9 +22,8 @@ def _script_options(command: Decorated) -> Decorated:
         default=300,
         help="Seconds that a worker has to finish its unit when its node or its time is taken away.",
     )
-    return fleet_options(
-        click.option("--cpus", type=click.IntRange(1, 4096), help="CPU cores of a worker.")(grace(command))
-    )
+    cpus = click.option("--cpus", type=click.IntRange(1, 4096), help="CPU cores of a worker.")
+    return fleet_options("run", "generate", "curate")(cpus(grace(command)))
 
 
 @click.command(

@@ -75,7 +75,7 @@ def slurm_script(command: WorkerCommand, options: SlurmOptions, folder: Path) ->
     Raises UserError.
     """
     _check(options)
-    _check_output(command.settings.output.path)
+    _check_places(command)
     for text in (str(folder), os.path.dirname(sys.executable)):
         check_printable(text, "the folder")
     directives = [f"#SBATCH --{each}" for each in _directives(command, options)]
@@ -145,10 +145,13 @@ def _seconds(time: str) -> int:
     return (first * 60 + second) * 60 + third if match["third"] is not None else first * 60 + second
 
 
-def _check_output(path: str) -> None:
-    if "://" not in path and any(Path(path).absolute().is_relative_to(each) for each in TEMPORARY):
-        logger.warning(
-            "output.path: %s: as a rule each node has such a folder of its own, and every worker would make the whole "
-            "cache; use a folder that all nodes share, or an object store",
-            path,
-        )
+def _check_places(command: WorkerCommand) -> None:
+    for key, path in command.written().items():
+        if any(Path(path).absolute().is_relative_to(each) for each in TEMPORARY):
+            logger.warning(
+                "%s: %s: as a rule each node has such a folder of its own, and every worker would do all of the work; "
+                "use a folder that all nodes share%s",
+                key,
+                path,
+                ", or an object store" if key == "output.path" else "",
+            )

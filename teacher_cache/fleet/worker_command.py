@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from schemas.cache_config import CacheConfig
+from schemas.curate_config import CurateConfig
 from schemas.errors import UserError, printable
-from schemas.generate_config import GenerateConfig
 from schemas.load import PATHS, load_config
-from teacher_cache.fleet.fleet_parts import PARTS
+from teacher_cache.curation.stages import scratch_path
+from teacher_cache.fleet.fleet_parts import CONFIGS, FleetConfig
 
 MAX_NAME = 40  # characters of a fleet's name: job names of Kubernetes have 63, with the index of a pod
 
@@ -21,10 +21,10 @@ MAX_NAME = 40  # characters of a fleet's name: job names of Kubernetes have 63, 
 class WorkerCommand:
     """``teacher-cache PART CONFIG --queue --set …``, and its configuration."""
 
-    part: str  # run or generate
+    part: str  # run, generate or curate
     config: str
     overrides: tuple[str, ...]
-    settings: CacheConfig | GenerateConfig
+    settings: FleetConfig
 
     def words(self, config: str) -> list[str]:
         """The command line where the configuration lies at ``config``."""
@@ -40,6 +40,8 @@ class WorkerCommand:
 
     def gpus(self, wanted: int | None) -> int:
         """GPUs of a worker: ``wanted``, or what the engine needs. Raises UserError if those are too few."""
+        if isinstance(self.settings, CurateConfig):
+            return wanted or 0
         engine = self.settings.engine
         needed = engine.tensor_parallel
         if engine.kind == "transformers":
@@ -51,16 +53,28 @@ class WorkerCommand:
             )
         return needed if wanted is None else wanted
 
+    @property
+    def shared_memory(self) -> bool:
+        """Whether processes of a worker talk through shared memory."""
+        return not isinstance(self.settings, CurateConfig) and self.settings.engine.tensor_parallel > 1
+
+    def written(self) -> dict[str, str]:
+        """Folders that all workers write to, by key: the output, unless it is a store, and where they work on it."""
+        places = {"output.path": self.settings.output.path}
+        if isinstance(self.settings, CurateConfig):
+            places["output.scratch"] = scratch_path(self.settings)
+        return {key: path for key, path in places.items() if "://" not in path}
+
     def paths(self) -> Iterator[tuple[str, str]]:
-        """Key and value of each path of the configuration, other than URLs and `output.path`."""
+        """Key and value of each path of the configuration, other than URLs and what workers write to."""
         for key, path in _paths(self.settings, ""):
-            if key != "output.path" and "://" not in path:
+            if key not in ("output.path", "output.scratch") and "://" not in path:
                 yield key, path
 
 
 def worker_command(part: str, config: str, overrides: tuple[str, ...]) -> WorkerCommand:
     """Check the configuration, and that a script can carry it. Raises UserError."""
-    settings: Any = load_config(PARTS[part].config, config, overrides)
+    settings: Any = load_config(CONFIGS[part], config, overrides)
     for text in (config, *overrides):
         check_printable(text, "--set" if text is not config else "the configuration")
     return WorkerCommand(part, config, overrides, settings)

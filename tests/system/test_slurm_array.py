@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from support.commands import run_ok
+from support.curating import curate_tree, write_curation_input
 from support.forked_program import ForkedProgram
 from support.stub_slurm import StubSlurm
 from support.talking import generate_tree, write_prompts, write_talking_generator
@@ -66,3 +67,23 @@ def test_an_array_that_generates_writes_the_replies_of_a_single_process(tmp_path
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert json.loads(files["generated.json"])["sha256"] == alone["digest"]
     assert sum(name.endswith(".replies.zst") for name in files) == alone["units_written"] > 2
+
+
+def test_an_array_that_curates_makes_the_corpus_of_a_single_process(tmp_path: Path) -> None:
+    write_curation_input(tmp_path)
+    for name in ("one", "many"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(curate_tree(tmp_path, str(tmp_path / name))))
+    alone = json.loads(run_ok("teacher-cache", "curate", tmp_path / "one.yaml", "--json"))
+
+    slurm = StubSlurm(tmp_path / "bin")
+    with ForkedProgram() as program:
+        options = ("--part", "curate", "--workers", 2, "--setup", f"export PATH={program.folder}:$PATH")
+        script = run_ok("teacher-cache", "sbatch", tmp_path / "many.yaml", *options)
+        assert "--gpus-per-node" not in script
+        job = slurm.start(script, tmp_path)
+        assert job.wait(120) == 0, [log.read_text() for log in tmp_path.glob("*.log")]
+
+    files = {path.name: path.read_bytes() for path in (tmp_path / "many").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert json.loads(files["curated.json"])["sha256"] == alone["digest"]
+    assert not (tmp_path / "many.scratch").exists()

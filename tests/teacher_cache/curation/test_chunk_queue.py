@@ -16,8 +16,9 @@ from teacher_cache.child_process import installed
 from teacher_cache.claims import CURATING_QUEUE
 from teacher_cache.curation import curation_run
 from teacher_cache.curation.chunk_worker import ChunkWorker
-from teacher_cache.curation.curation_job import CurationSummary, curate, scratch_path
+from teacher_cache.curation.curation_job import CurationSummary, curate
 from teacher_cache.curation.deduplicate import Deduplicate
+from teacher_cache.curation.stages import scratch_path
 from teacher_cache.shards.lease import LEASE_PREFIX, part_lease, whole_place
 from teacher_cache.shards.storage import Storage
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from support.curating import curate_tree
 from support.workspace import cache_tree
 from teacher_cache.teacher_cache_cli import main
 
@@ -129,6 +130,25 @@ def test_bad_input_is_refused(config: Path, arguments: tuple[object, ...], says:
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_curation_needs_no_gpu_and_a_shared_folder_to_work_in(tmp_path: Path) -> None:
+    path = tmp_path / "curate.yaml"
+    path.write_text(yaml.safe_dump(curate_tree(Path("/shared/in"), "/shared/out/curated")))
+    curated = (path, *NEEDED, "--part", "curate")
+    _, job = objects(*curated)
+    kubernetes_validate.validate(job, NEWEST, strict=True)
+    assert worker(job)["args"][0] == "curate"
+    assert worker(job)["args"][2:] == ["--queue"]
+    assert worker(job)["resources"] == {"limits": {}, "requests": {}}
+    assert "nvidia.com/gpu" in worker(objects(*curated, "--gpus", 1)[1])["resources"]["limits"]
+    refused = printed(*curated, "--set", "output.scratch=/scratch")
+    assert refused.exit_code == 2
+    assert "output.scratch: /scratch: in no mounted volume, so it would be lost" in refused.stderr
+    beside = printed(*curated, "--set", "output.path=/shared")
+    assert "output.scratch: /shared.scratch: in no mounted volume" in beside.stderr
+    store = printed(*curated, "--set", "output.path=s3://bucket/curated")
+    assert "output.scratch: not set: a local folder is needed" in store.stderr
 
 
 def test_other_paths_outside_of_volumes_are_named(config: Path, caplog: pytest.LogCaptureFixture) -> None:
