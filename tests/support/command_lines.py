@@ -12,13 +12,13 @@ from pathlib import Path
 import click
 
 from schemas.cache_config import CacheConfig
-from schemas.generate_config import GenerateConfig
 from schemas.load import load_config
 from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
 from schemas.train_config import TrainConfig
 from support.commands import MODULES
 from support.markdown_pages import ROOT
+from teacher_cache.fleet.fleet_parts import CONFIGS
 
 OTHERS = {"source", "pre-commit", "aws"}
 VARIABLE = re.compile(r"[A-Z_]+=")
@@ -108,7 +108,7 @@ def parse(words: list[str], whole: bool) -> None:
     config = values.get("config")
     if isinstance(config, str) and (ROOT / config).is_file():
         of_training = {"rounds": RoundsConfig, "matrix": MatrixConfig}.get(words[1], TrainConfig)
-        of_teacher = GenerateConfig if values.get("part") == "generate" else CacheConfig
+        of_teacher = CONFIGS.get(values.get("part") or words[1], CacheConfig)
         load_config(
             of_teacher if words[0] == "teacher-cache" else of_training,
             str(Path(ROOT / config)),
