@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import ConflictError, UserError
+from support.commands import Forked, kill_group
 from support.curating import STEPS, curate_config, curate_tree, write_curation_input
 from teacher_cache.child_process import installed
 from teacher_cache.claims import CURATING_QUEUE
@@ -77,20 +78,15 @@ def test_a_killed_worker_costs_its_chunk(folder: Path, tmp_path: Path) -> None:
     tree = curate_tree(tmp_path / "input", str(tmp_path / "place"))
     tree["output"] = {"path": str(tmp_path / "place"), **SETTINGS}
     (tmp_path / "config.yaml").write_text(json.dumps(tree))
-    command = [installed("teacher-cache"), "curate", "config.yaml", "--queue", "--json"]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    processes = [Forked("teacher-cache", "curate", tmp_path / "config.yaml", "--queue", "--json") for _ in range(2)]
     try:
         killed = chunk_holder(tmp_path / "place.scratch", {process.pid for process in processes})
         dead, left = sorted(processes, key=lambda process: process.pid != killed)
-        dead.kill()
-        out, err = left.communicate(timeout=400)
+        kill_group(dead)
+        out, err = left.communicate(timeout=300)
     finally:
         for process in processes:
-            process.kill()
-            process.communicate()
+            kill_group(process)
     assert left.returncode == 0, err
     assert dead.returncode == -signal.SIGKILL
     alone = curate(config(tmp_path / "input", tmp_path / "alone"))
