@@ -40,7 +40,7 @@ from tests.support.workspace import cache_tree
 
 FOLDER = Path("runs/bench/queue")
 PAIRS = 24  # of an expensive unit and a cheap one
-SECONDS_PER_SQUARE = 3 / 400**2  # of a sequence's length: 3 s for 400 tokens
+SECONDS_PER_SQUARE = 1 / 130**2  # of a sequence's length: 1 s for 130 tokens
 UNIT_SECONDS = 262_144 / 10_000
 S3_SECONDS = 0.03  # a request
 MAKESPAN, MODULO, OVERHEAD = 1.1, 1.3, 2.0
@@ -79,20 +79,20 @@ def main() -> int:
 
 
 def write_corpus(folder: Path) -> None:
-    """Write long documents and, after each, as many short ones as make a unit."""
+    """Write long documents, a unit each, and after each of them as many short ones as make a unit."""
     folder.mkdir(parents=True)
     for pair in range(PAIRS):
-        words = [f"{pair}{n % 10}" for n in range(400)]
-        (folder / f"{pair:03d}-a.txt").write_text(" ".join(words[: 100 + 2 * pair]))
-        for n in range(12):
-            (folder / f"{pair:03d}-b{n:02d}.txt").write_text(" ".join(words[n : n + 8]))
+        words = [f"{(pair + n) % 90 + 10}" for n in range(100 + pair)]
+        (folder / f"{pair:03d}-a.txt").write_text(" ".join(words))
+        for n in range(9):
+            (folder / f"{pair:03d}-b{n}.txt").write_text(" ".join([f"{pair:02d}", f"{n:02d}", *words[:6]]))
 
 
 def config(url: str) -> CacheConfig:
     """The job's configuration: a unit of one long document, or of several short ones."""
     capture = {"logits": {"k": 8}, "draws": None}
     tree = cache_tree(
-        FOLDER / "teacher", FOLDER / "corpus", Path("none"), max_tokens=480, tokens_per_shard=200, capture=capture
+        FOLDER / "teacher", FOLDER / "corpus", Path("none"), max_tokens=480, tokens_per_shard=90, capture=capture
     )
     tree["output"]["path"] = url
     return validate(CacheConfig, tree, where="benchmark")
