@@ -1,0 +1,179 @@
+"""The losses of a configuration for anyone's training loop: hidden states and head, or logits, in; terms out."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from schemas.errors import UserError
+from teacher_cache.output_head import OutputHead
+from trainer.api.cache_dataset import CacheDataset, StepBatch
+from trainer.api.step_batches import rank_and_world
+from trainer.data.alignment import check_first_samples
+from trainer.data.open_caches import check_vocabulary
+from trainer.losses.objective import Objective
+from trainer.losses.student_pass import Autocast, RowCounts, StepShare, StudentPass, TeacherSide, student_pass
+from trainer.student.forward import check_head, check_packing, flattens, output_head
+from trainer.student.recorder import Recorded
+from trainer.student.router_balance import RouterBalance, router_balance
+from trainer.student.token_layout import token_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """A micro-batch's share of a step's loss; shares of all micro-batches and ranks add up to the step's."""
+
+    total: torch.Tensor
+    """Weighted sum, a differentiable scalar, times the number of ranks, since DDP and FSDP average gradients over
+    them. Call ``backward`` on it as it is: do not divide by the number of micro-batches."""
+    terms: dict[str, torch.Tensor]
+    """By name: unweighted, detached scalars."""
+    weights: dict[str, float]
+    """By name: weights at this point of training."""
+
+
+class DistillationLoss:
+    """The losses of a CacheDataset for one student.
+
+    ``loss(student, batch)`` runs the student itself and never makes all logits: the fast way. For a forward pass of
+    one's own there are ``from_hidden`` and ``from_logits``. Only the first two can serve losses on hidden states,
+    attention and FFNs (``lhsm``, ``apc``, ``asr``).
+    """
+
+    def __init__(self, dataset: CacheDataset, student: "PreTrainedModel | None" = None) -> None:
+        """Prepare the losses. Make the optimiser afterwards: ``lhsm`` adds its learned maps to the student.
+
+        student: before it is wrapped (DDP, FSDP, compile), on its device; None: there are logits only. Raises UserError
+        if student and cache do not fit together.
+        """
+        self.dataset = dataset
+        self.objective = Objective(dataset.losses, dataset.capture)
+        self.teacher = TeacherSide(dataset.rows.cache.read_head() if "final" in dataset.signals else None)
+        check_first_samples(dataset.caches, dataset.rows.plan, dataset.rows_consumed, self.teacher.head)
+        self.student = student
+        self.flatten = False
+        self.router: RouterBalance | None = None
+        if student is not None:
+            self._attach(student)
+        elif self.objective.feature_losses:
+            raise UserError(
+                f"DistillationLoss: losses.{', losses.'.join(self.objective.feature_losses)} read features inside the "
+                "student: give it as the second argument"
+            )
+
+    def _attach(self, student: "PreTrainedModel") -> None:
+        check_vocabulary(self.dataset.manifest, student.config, where=self.dataset.data.shares[0].url)
+        check_head(student)
+        self.flatten = flattens(student)
+        if self.dataset.data.packing:
+            check_packing(student, self.flatten)
+        self.objective.attach(student, self.dataset.manifest, self.dataset.seed)
+        self.router = router_balance(student)
+
+    def detach(self) -> None:
+        """Remove recorders and learned maps from the student, before it is saved for use."""
+        if self.student is not None:
+            self.objective.detach(self.student)
+
+    def __call__(self, student: torch.nn.Module, batch: StepBatch) -> StepTerms:
+        """Run the student, wrapped or not, over a batch, which is moved to its device, and return its terms.
+
+        Raises UserError unless the batch has ``step_rows``.
+        """
+        return self._terms(self.share(student, batch, _counts(batch), self.progress(batch)), _counts(batch))
+
+    def share(
+        self,
+        student: torch.nn.Module,
+        batch: Mapping[str, Any],
+        counts: RowCounts,
+        progress: float,
+        autocast: Autocast | None = None,
+    ) -> StepShare:
+        """The batch's share of a step with these row counts, at training ``progress`` in [0, 1]."""
+        if self.student is None:
+            raise UserError("DistillationLoss: made without a student; give it as the second argument")
+        own, bare = self.student, dict(batch)
+        if "layout" not in bare:
+            bare["layout"] = token_layout(bare, self.flatten)
+        moved = {name: value.to(own.device) if hasattr(value, "to") else value for name, value in bare.items()}
+        seen = student_pass(
+            self.objective, student, lambda: output_head(own), moved, self._teacher(own.device), progress, self.router
+        )
+        return seen.share(self.objective, counts, progress, *(() if autocast is None else (autocast,)))
+
+    def recording(self) -> AbstractContextManager[Recorded | None]:
+        """Context in which one's own forward pass is recorded for ``from_hidden``."""
+        return self.objective.recording()
+
+    def from_hidden(
+        self,
+        hidden: torch.Tensor,
+        head: torch.nn.Linear | OutputHead,
+        batch: StepBatch,
+        recorded: Recorded | None = None,
+    ) -> StepTerms:
+        """Terms from final hidden states, after the last norm: [R, L, D] of the whole batch.
+
+        head: the student's output head, on their device; ``output_head(student)`` of ``trainer.student.forward`` knows
+        soft caps and scales. recorded: of ``recording``, for losses on features. Raises UserError if it is missing.
+        """
+        if self.objective.feature_losses and recorded is None:
+            raise UserError(f"DistillationLoss: recorded: needed for {', '.join(self.objective.feature_losses)}")
+        if isinstance(head, torch.nn.Linear):
+            head = OutputHead(head.weight, head.bias)
+        return self._from_rows(hidden, head, batch, recorded)
+
+    def from_logits(self, logits: torch.Tensor, batch: StepBatch) -> StepTerms:
+        """Terms from all logits, [R, L, V]: simple, and takes the most memory. Not for losses on features."""
+        if self.objective.feature_losses:
+            raise UserError(
+                f"DistillationLoss.from_logits: logits are not enough for {[*self.objective.feature_losses]}"
+            )
+        return self._from_rows(logits, None, batch, None)
+
+    def _from_rows(
+        self, values_RLC: torch.Tensor, head: OutputHead | None, batch: StepBatch, recorded: Recorded | None
+    ) -> StepTerms:
+        moved = {name: value.to(values_RLC.device) if hasattr(value, "to") else value for name, value in batch.items()}
+        if values_RLC.shape[:2] != moved["loss_mask"].shape:
+            raise UserError(
+                f"DistillationLoss: hidden states or logits of shape {tuple(values_RLC.shape)}, wanted "
+                f"[{', '.join(map(str, moved['loss_mask'].shape))}, …], one for each token of the batch"
+            )
+        progress, rows = self.progress(batch), self._teacher(values_RLC.device).rows(cast("Any", moved))
+        features = self.objective.feature_terms(recorded, cast("Any", moved), progress)
+        seen = StudentPass(values_RLC[moved["loss_mask"]], head, rows, features)
+        return self._terms(seen.share(self.objective, _counts(batch), progress), _counts(batch))
+
+    def inputs(self, batch: StepBatch) -> dict[str, torch.Tensor]:
+        """Arguments of a forward pass of one's own: ids, and positions of packed rows; padding needs no mask."""
+        return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+
+    def progress(self, batch: StepBatch) -> float:
+        """Share of the training steps done before this batch's step, in [0, 1): what schedules of weights follow."""
+        return float(batch["step"] / self.dataset.steps)
+
+    def _teacher(self, device: torch.device) -> TeacherSide:
+        if self.teacher.head is not None and self.teacher.head.weight_VD.device != device:
+            self.teacher = TeacherSide(self.teacher.head.to(device))
+        return self.teacher
+
+    def _terms(self, share: StepShare, counts: RowCounts) -> StepTerms:
+        return StepTerms(
+            share.loss * rank_and_world()[1],
+            {term.name: (term.total / counts[term.rows]).detach() for term in share.terms},
+            {term.name: term.weight for term in share.terms},
+        )
+
+
+def _counts(batch: StepBatch) -> RowCounts:
+    if "step_rows" not in batch:
+        raise UserError("DistillationLoss: the batch has no step_rows; take batches of a CacheDataset as they are")
+    counts: RowCounts = batch["step_rows"]
+    return counts
