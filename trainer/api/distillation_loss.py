@@ -132,9 +132,8 @@ class DistillationLoss:
     def from_logits(self, logits: torch.Tensor, batch: StepBatch) -> StepTerms:
         """Terms from all logits, [R, L, V]: simple, and takes the most memory. Not for losses on features."""
         if self.objective.feature_losses:
-            raise UserError(
-                f"DistillationLoss.from_logits: logits are not enough for {[*self.objective.feature_losses]}"
-            )
+            names = ", ".join(self.objective.feature_losses)
+            raise UserError(f"DistillationLoss.from_logits: logits are not enough for {names}; use from_hidden")
         return self._from_rows(logits, None, batch, None)
 
     def _from_rows(
@@ -151,9 +150,12 @@ class DistillationLoss:
         seen = StudentPass(values_RLC[moved["loss_mask"]], head, rows, features)
         return self._terms(seen.share(self.objective, _counts(batch), progress), _counts(batch))
 
-    def inputs(self, batch: StepBatch) -> dict[str, torch.Tensor]:
-        """Arguments of a forward pass of one's own: ids, and positions of packed rows; padding needs no mask."""
-        return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    def inputs(self, batch: StepBatch) -> dict[str, Any]:
+        """Arguments of a forward pass of one's own; padding is on the right and needs no mask.
+
+        Packed samples are kept apart by ``position_ids``, from which transformers makes its mask if there is no cache.
+        """
+        return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch} | {"use_cache": False}
 
     def progress(self, batch: StepBatch) -> float:
         """Share of the training steps done before this batch's step, in [0, 1): what schedules of weights follow."""

@@ -13,7 +13,7 @@ from trainer.api.distillation_loss import DistillationLoss, StepBatch
 class DistillationModule(lightning.LightningModule):
     """Trains the student of a DistillationLoss on its data set; a subclass has ``configure_optimizers``.
 
-    Logs ``loss`` and every term. The Trainer may have any ``accumulate_grad_batches`` that makes up the data set's steps.
+    Logs ``loss`` and every term. Any ``accumulate_grad_batches`` is right that makes up the data set's steps.
     """
 
     def __init__(self, loss: DistillationLoss, batch_size: int, num_workers: int = 0) -> None:

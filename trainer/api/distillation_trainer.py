@@ -29,17 +29,16 @@ class DistillationTrainer(ObjectiveTrainer):
         self.distillation = loss
         self.objective, self.flatten = loss.objective, loss.flatten
         self.window: dict[str, torch.Tensor] = {}  # sums of terms since the last line of logs
-        self.logged_step = 0
+        self.window_steps = 0
         steps = loss.dataset.steps
         if others.get("eval_dataset") is not None:
             raise UserError("DistillationTrainer: eval_dataset: not supported; measure with `train-student evaluate`")
         if loss.dataset.rows_consumed:
             raise UserError("DistillationTrainer: continue with resume_from_checkpoint, not with rows_consumed")
         if args.max_steps not in (-1, steps):
-            raise UserError(
-                f"TrainingArguments: max_steps is {args.max_steps}, the data set has {steps} steps; leave it out"
-            )
+            raise UserError(f"TrainingArguments: max_steps is {args.max_steps}, the data set has {steps}; leave it out")
         args.max_steps, args.remove_unused_columns = steps, False
+        args.ddp_find_unused_parameters = False  # the head is used outside the forward pass
         super().__init__(model=model, args=args, **{"train_dataset": loss.dataset, **others})
         batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         rows = batch * accumulated * self.accelerator.num_processes
@@ -67,6 +66,7 @@ class DistillationTrainer(ObjectiveTrainer):
     ) -> tuple[list[StepBatch], torch.Tensor | int | None]:
         """Return one step's micro-batches and their row counts, summed over ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.window_steps += 1
         numbers = ("step", "rows_consumed")
         return self.lay_out([{name: batch[name] for name in batch if name not in numbers} for batch in batches])
 
@@ -81,16 +81,18 @@ class DistillationTrainer(ObjectiveTrainer):
         counts = self.counts_by_name(num_items_in_batch)
         progress = self.state.global_step / self.distillation.dataset.steps
         share = self.distillation.share(model, inputs, counts, progress, self.accelerator.autocast)
+        self._record("loss", share.loss)
         for term in share.terms:
-            mean = (term.total / counts[term.rows]).detach().float()
-            self.window[term.name] = self.window.get(term.name, 0) + mean
+            self._record(term.name, term.total / counts[term.rows])
         return share.loss * self.accelerator.num_processes
 
+    def _record(self, name: str, value: torch.Tensor) -> None:
+        self.window[name] = self.window.get(name, 0) + value.detach().float()
+
     def log(self, logs: dict[str, float], *others: Any, **named: Any) -> None:
-        """Add every term's mean over the steps since the last line."""
+        """Replace transformers' running loss, and add every term: means over the steps since the last line."""
         if "loss" in logs and self.window:
-            steps = max(self.state.global_step - self.logged_step, 1)
-            means = {name: self.sum_over_ranks(total).item() / steps for name, total in sorted(self.window.items())}
-            self.window, self.logged_step = {}, self.state.global_step
-            logs |= means
+            means = {name: self.sum_over_ranks(total).item() for name, total in sorted(self.window.items())}
+            logs |= {name: total / self.window_steps for name, total in means.items()}
+            self.window, self.window_steps = {}, 0
         super().log(logs, *others, **named)
