@@ -1,9 +1,9 @@
 """The losses of a configuration for anyone's training loop: hidden states and head, or logits, in; terms out."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,7 +48,7 @@ class DistillationLoss:
     def __init__(self, dataset: CacheDataset, student: "PreTrainedModel | None" = None) -> None:
         """Prepare the losses. Make the optimiser afterwards: ``lhsm`` adds its learned maps to the student.
 
-        student: before it is wrapped (DDP, FSDP, compile), on its device; None: there are logits only. Raises UserError
+        student: before it is wrapped (DDP, FSDP), on its device; None: there are logits only. Raises UserError
         if student and cache do not fit together.
         """
         self.dataset = dataset
@@ -93,19 +93,20 @@ class DistillationLoss:
         batch: Mapping[str, Any],
         counts: RowCounts,
         progress: float,
-        autocast: Autocast | None = None,
+        autocast: Autocast = nullcontext,
     ) -> StepShare:
-        """The batch's share of a step with these row counts, at training ``progress`` in [0, 1]."""
+        """The batch's share of a step with these row counts, at training ``progress`` in [0, 1].
+
+        batch: with a ``layout`` it is on the right device already.
+        """
         if self.student is None:
             raise UserError("DistillationLoss: made without a student; give it as the second argument")
-        own, bare = self.student, dict(batch)
-        if "layout" not in bare:
-            bare["layout"] = token_layout(bare, self.flatten)
-        moved = {name: value.to(own.device) if hasattr(value, "to") else value for name, value in bare.items()}
-        seen = student_pass(
-            self.objective, student, lambda: output_head(own), moved, self._teacher(own.device), progress, self.router
-        )
-        return seen.share(self.objective, counts, progress, *(() if autocast is None else (autocast,)))
+        own, given = self.student, dict(batch)
+        if "layout" not in given:
+            given = moved_to(own.device, {**given, "layout": token_layout(given, self.flatten)})
+        teacher = self._teacher(given["input_ids"].device)
+        seen = student_pass(self.objective, student, lambda: output_head(own), given, teacher, progress, self.router)
+        return seen.share(self.objective, counts, progress, autocast)
 
     def recording(self) -> AbstractContextManager[Recorded | None]:
         """Context in which one's own forward pass is recorded for ``from_hidden``."""
@@ -139,14 +140,14 @@ class DistillationLoss:
     def _from_rows(
         self, values_RLC: torch.Tensor, head: OutputHead | None, batch: StepBatch, recorded: Recorded | None
     ) -> StepTerms:
-        moved = {name: value.to(values_RLC.device) if hasattr(value, "to") else value for name, value in batch.items()}
+        moved = moved_to(values_RLC.device, batch)
         if values_RLC.shape[:2] != moved["loss_mask"].shape:
             raise UserError(
                 f"DistillationLoss: hidden states or logits of shape {tuple(values_RLC.shape)}, wanted "
                 f"[{', '.join(map(str, moved['loss_mask'].shape))}, …], one for each token of the batch"
             )
-        progress, rows = self.progress(batch), self._teacher(values_RLC.device).rows(cast("Any", moved))
-        features = self.objective.feature_terms(recorded, cast("Any", moved), progress)
+        progress, rows = self.progress(batch), self._teacher(values_RLC.device).rows(moved)
+        features = self.objective.feature_terms(recorded, moved, progress)
         seen = StudentPass(values_RLC[moved["loss_mask"]], head, rows, features)
         return self._terms(seen.share(self.objective, _counts(batch), progress), _counts(batch))
 
@@ -172,6 +173,11 @@ class DistillationLoss:
             {term.name: (term.total / counts[term.rows]).detach() for term in share.terms},
             {term.name: term.weight for term in share.terms},
         )
+
+
+def moved_to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with its tensors on ``device``."""
+    return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
 
 
 def _counts(batch: StepBatch) -> RowCounts:

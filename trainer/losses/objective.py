@@ -139,13 +139,14 @@ class Objective:
         ]
 
     def feature_terms(self, recorded: Recorded | None, batch: Batch, progress: float) -> list[Term]:
-        """The feature losses on what was recorded in the student's forward pass."""
+        """The feature losses on what was recorded in the student's forward pass, computed without autocast."""
         if recorded is None:
             return []
-        return [
-            Term(name, weight_at(loss.settings.weight, progress), loss.total(recorded, batch), loss.rows)
-            for name, loss in self.feature_losses.items()
-        ]
+        with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
+            return [
+                Term(name, weight_at(loss.settings.weight, progress), loss.total(recorded, batch), loss.rows)
+                for name, loss in self.feature_losses.items()
+            ]
 
     def figures(self) -> dict[str, torch.Tensor]:
         """Scalars to log beside the losses, by name."""

@@ -1,4 +1,4 @@
-"""A cache with hidden states of a tiny teacher, a student, and what train-student makes of them."""
+"""A cache with hidden and final hidden states of a tiny teacher, a student, and what train-student makes of them."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_random_teacher(folder / "models/teacher")
     write_random_teacher(folder / "models/student", seed=3, num_hidden_layers=1)
     write_text_corpus(folder / "corpus", documents=30)
-    capture = {"logits": {"k": 16, "temperatures": [1.0]}, "draws": None, "hidden": {"layers": [1]}}
+    capture = {"logits": {"k": 16, "temperatures": [1.0]}, "draws": None, "final": {}, "hidden": {"layers": [1]}}
     tree = cache_tree(
         folder / "models/teacher", folder / "corpus", folder / "runs/demo/cache", tokens_per_shard=400, capture=capture
     )

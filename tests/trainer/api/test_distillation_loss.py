@@ -45,9 +45,13 @@ def assert_same(found: tuple[list[StepTerms], Gradients], wanted: tuple[list[Ste
         torch.testing.assert_close(found[1][name], gradient, **rounding)
 
 
+@pytest.mark.parametrize("target", ["top_k", "final"])
 @pytest.mark.parametrize("packing", [False, True])
-def test_hidden_states_logits_and_student_give_the_same(place: Path, student: PreTrainedModel, packing: bool) -> None:
-    dataset = opened(place, **({"packing": True, "pack_tokens": 96} if packing else {}))
+def test_hidden_states_logits_and_student_give_the_same(
+    place: Path, student: PreTrainedModel, packing: bool, target: str
+) -> None:
+    losses = HEAD_LOSSES | {"tla": HEAD_LOSSES["tla"] | {"target": target}}
+    dataset = opened(place, losses, **({"packing": True, "pack_tokens": 96} if packing else {}))
     loss = DistillationLoss(dataset, student)
     batch = dataset.__getitems__([16, 17, 18])
     whole = [loss(student, batch)]
@@ -84,6 +88,18 @@ def test_features_of_ones_own_forward_pass(place: Path, student: PreTrainedModel
     assert "distillation_maps" not in dict(student.named_modules())
     with pytest.raises(UserError, match=r"losses\.lhsm, losses\.asr read features inside the student"):
         DistillationLoss(dataset)
+
+
+def test_features_are_compared_without_autocast(place: Path) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "models/student")
+    dataset = opened(place, {"tla": {}, "lhsm": {}})
+    loss, batch = DistillationLoss(dataset, student), dataset[3]
+    with torch.autocast("cpu", torch.bfloat16), loss.recording() as recorded:
+        hidden = student.model(**loss.inputs(batch)).last_hidden_state
+        within = loss.from_hidden(hidden, student.lm_head, batch, recorded).terms
+    beyond = loss.from_hidden(hidden, student.lm_head, batch, recorded).terms
+    assert within["lhsm"] == beyond["lhsm"]
+    assert within["tla"] != beyond["tla"]  # the head's product is in 16 bits
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
