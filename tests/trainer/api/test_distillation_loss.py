@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.errors import UserError
@@ -100,6 +101,20 @@ def test_features_are_compared_without_autocast(place: Path) -> None:
     beyond = loss.from_hidden(hidden, student.lm_head, batch, recorded).terms
     assert within["lhsm"] == beyond["lhsm"]
     assert within["tla"] != beyond["tla"]  # the head's product is in 16 bits
+
+
+def test_a_student_may_be_an_adapter(place: Path, student: PreTrainedModel) -> None:
+    dataset = opened(place, {"tla": {}, "asr": {}})
+    batch = dataset[0]
+    bare = DistillationLoss(dataset, student)
+    wanted = bare(student, batch).total
+    bare.detach()
+    adapted = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    found = DistillationLoss(dataset, adapted)(adapted, batch).total  # a new adapter changes nothing
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+    found.backward()
+    trained = {name.split(".")[-3] for name, each in adapted.named_parameters() if each.grad is not None}
+    assert trained == {"lora_A", "lora_B"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
