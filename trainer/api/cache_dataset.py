@@ -100,7 +100,8 @@ class CacheDataset(Dataset[StepBatch]):
         self.seed, self.rows_per_step = length.seed, length.rows_per_step
         self.caches, self.digest = opened.caches, opened.digest
         plan = plan_training(self.data, loop, opened.caches, rows_per_step, DataState())
-        self._rows = CacheRows(opened.cache, plan, self.data.packing)
+        self.rows = CacheRows(opened.cache, plan, self.data.packing)
+        """The same rows without counts of steps."""
         counted: tuple[Signal, ...] = tuple(name for name in SIDE_SIGNALS if name in objective.rows)
         counter = open_training_data(self.data, ("tokens", *counted)).cache
         self._counts: StepCounts | None = StepCounts(counter, plan, rows_per_step, objective.rows)
@@ -115,20 +116,15 @@ class CacheDataset(Dataset[StepBatch]):
     @property
     def manifest(self) -> Manifest:
         """Manifest of the first cache; all agree on what matters for training."""
-        return self._rows.cache.manifest
+        return self.rows.cache.manifest
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """The signals that are read."""
-        return self._rows.cache.signals
-
-    @property
-    def rows(self) -> CacheRows[Any]:
-        """The same rows without counts of steps."""
-        return self._rows
+        return self.rows.cache.signals
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitems__(self, numbers: Sequence[int]) -> StepBatch:
         """The batch of these rows, which follow each other within one step. Raises UserError, CorruptCacheError."""
@@ -146,7 +142,7 @@ class CacheDataset(Dataset[StepBatch]):
                 f"{WHERE}: {count} rows from {first} on are of two steps of rows_per_step = {per_step} rows; choose a "
                 "batch size that divides it"
             )
-        batch: StepBatch = dict(self._rows.__getitems__(list(range(first, first + count))))
+        batch: StepBatch = dict(self.rows.__getitems__(list(range(first, first + count))))
         if self._counts is not None:
             batch["step_rows"] = self._counts.of_batch(batch) if count == per_step else self._counts.of(step)
         return batch | {"step": step, "rows_consumed": (step + 1) * per_step}

@@ -1,13 +1,15 @@
 """The losses of a configuration for anyone's training loop: hidden states and head, or logits, in; terms out."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from schemas.errors import UserError
+from schemas.manifest import Manifest
+from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
 from trainer.api.cache_dataset import CacheDataset, StepBatch
 from trainer.api.step_batches import rank_and_world
@@ -18,6 +20,7 @@ from trainer.losses.student_pass import Autocast, RowCounts, StepShare, StudentP
 from trainer.student.forward import check_head, check_packing, flattens, output_head
 from trainer.student.recorder import Recorded
 from trainer.student.router_balance import RouterBalance, router_balance
+from trainer.student.student_tokenizer import other_fingerprint
 from trainer.student.token_layout import token_layout
 
 if TYPE_CHECKING:
@@ -67,12 +70,19 @@ class DistillationLoss:
             )
 
     def _attach(self, student: "PreTrainedModel") -> None:
-        check_vocabulary(self.dataset.manifest, student.config, where=self.dataset.data.shares[0].url)
+        manifest, where = self.dataset.manifest, self.dataset.data.shares[0].url
+        check_vocabulary(manifest, student.config, where=where)
+        other = other_tokenizer(manifest, student.name_or_path)
+        if other is not None:
+            raise UserError(
+                f"{student.name_or_path}: the student's tokenizer {other[:12]}… is not the one the cache {where} was "
+                f"made with, {manifest.tokenizer.fingerprint[:12]}…; train-student teaches such students (data.align)"
+            )
         check_head(student)
         self.flatten = flattens(student)
         if self.dataset.data.packing:
             check_packing(student, self.flatten)
-        self.objective.attach(student, self.dataset.manifest, self.dataset.seed)
+        self.objective.attach(student, manifest, self.dataset.seed)
         self.router = router_balance(student)
 
     def detach(self) -> None:
@@ -173,6 +183,18 @@ class DistillationLoss:
             {term.name: (term.total / counts[term.rows]).detach() for term in share.terms},
             {term.name: term.weight for term in share.terms},
         )
+
+
+def other_tokenizer(manifest: Manifest, name: str | None) -> str | None:
+    """Fingerprint of the tokenizer of a model, by folder or hub name, if it is not the cache's; None if it is.
+
+    Also None if the model was not loaded from this machine, or its tokenizer has code of its own.
+    """
+    if not name:
+        return None
+    with suppress(UserError):
+        return other_fingerprint(manifest, local_folder(name, "student"), "student", trust_remote_code=False)
+    return None
 
 
 def moved_to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
+from support.other_tokenizers import other_tokenizer
 from trainer.api import CacheDataset, DistillationLoss, StepTerms
 from trainer.losses.schedule import weight_at
 
@@ -159,3 +160,10 @@ def test_bad_input_is_named(place: Path, student: PreTrainedModel) -> None:
     small = AutoModelForCausalLM.from_config(type(student.config)(**{**student.config.to_dict(), "vocab_size": 7}))
     with pytest.raises(UserError, match=r"the cache's tokenizer has \d+ tokens but the student's vocabulary has 7"):
         DistillationLoss(dataset, small)
+
+
+def test_a_student_of_another_tokenizer_is_refused(place: Path, student: PreTrainedModel, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path)
+    other_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"the student's tokenizer .* is not the one the cache .*data\.align"):
+        DistillationLoss(opened(place), AutoModelForCausalLM.from_pretrained(tmp_path))
