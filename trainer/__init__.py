@@ -7,5 +7,6 @@ Rooms, in order; each imports only those before it::
     data       from caches to batches: which samples, in which order
     run        bookkeeping: checkpoints and resume, metrics, progress, the final model
     rounds     generate, score and train in turns, each by a command of its own; loads no model
+    api        the same for training loops of others
     evaluate < loop < distiller < train_student_cli
 """

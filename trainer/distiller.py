@@ -30,8 +30,9 @@ from trainer.data.validation_data import ValidationData, open_validation
 from trainer.data.worker_transfer import check_workers
 from trainer.evaluate import Validation, head_on
 from trainer.initial_weights import materialise_student, pruned_in
-from trainer.loop import DistillationTrainer, LoopData
+from trainer.loop import LoopData, RunTrainer
 from trainer.losses.objective import Objective
+from trainer.losses.student_pass import TeacherSide
 from trainer.losses.token_classes import TokenClasses
 from trainer.losses.token_map import TokenMap
 from trainer.quantization.exporting import ExportSettings, export_folder
@@ -167,7 +168,7 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     state.target = prepared.objective.target
-    plan = plan_training(config, data.caches, run.rows_per_step, state.data)
+    plan = plan_training(config.data, config.loop, data.caches, run.rows_per_step, state.data)
     run.arguments.max_steps = len(plan) // run.rows_per_step
     say_length(state, run.arguments.max_steps)
     check_lengths(config, data.caches, None if validation is None else validation.rows, prepared.student_config)
@@ -206,7 +207,7 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
         quantise_layers(student, prepared.init_folder, quantization, checkpoint)
     objective.attach(student, prepared.data.manifest, config.loop.seed)
     shown = reports(run.output, state.global_step, callbacks) if run.is_first else []
-    trainer = DistillationTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)
+    trainer = RunTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)
     logger.info("training from step %d to %d on %s", state.global_step, run.arguments.max_steps, run.arguments.device)
     clock.start()
     with loop_errors(run, start.checkpoint):
@@ -225,8 +226,9 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
     token_maps = to_student(data.caches[0], teacher_head, prepared.student_config)
     classes = token_classes(data.caches, prepared.student_config, run.arguments.device)
     rows = CacheRows(data.cache, start.plan, run.config.data.packing, run.skip_corrupt)
+    teacher = TeacherSide(teacher_head, token_maps, classes)
     if held_out is None:
-        return LoopData(rows, teacher_head, None, token_maps, classes)
+        return LoopData(rows, teacher)
     manifest, arguments = held_out.cache.manifest, run.arguments
     batches = evaluation_loader(
         held_out.cache,
@@ -245,7 +247,7 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
         trust_remote_code=run.config.student.trust_remote_code,
     )
     validation = Validation(batches, manifest.capture, own_head, token_bytes)
-    return LoopData(rows, teacher_head, validation, token_maps, classes)
+    return LoopData(rows, teacher, validation)
 
 
 def to_student(cache: Cache, head: OutputHead | None, student: "PreTrainedConfig") -> list[TokenMap]:

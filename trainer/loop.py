@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -28,24 +27,20 @@ from transformers import (
 )
 
 from schemas.errors import UserError
-from teacher_cache.output_head import OutputHead
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
 from trainer.data.worker_transfer import Batch
 from trainer.evaluate import Validation, evaluate
-from trainer.losses.objective import Objective, Term
-from trainer.losses.teacher_rows import teacher_rows
-from trainer.losses.token_classes import TokenClasses
-from trainer.losses.token_map import TokenMap
+from trainer.losses.objective import Objective
+from trainer.losses.student_pass import TeacherSide, student_pass
 from trainer.quantization.fake_quantizer import SUFFIX
 from trainer.run.checkpoint import RunState, keep_newest, names_in, remove_incomplete, seal, settle, write_state
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
-from trainer.run.micro_batches import MicroBatches
-from trainer.student.forward import flattens, hidden_and_outputs, output_head
+from trainer.run.objective_trainer import ObjectiveTrainer
+from trainer.student.forward import flattens, output_head
 from trainer.student.parallel import from_all, shard_on_cpus
-from trainer.student.router_balance import NAME, router_balance
-from trainer.student.token_layout import token_layout
+from trainer.student.router_balance import router_balance
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +50,12 @@ class LoopData:
     """The data of the loop."""
 
     rows: CacheRows[RowPlan]
-    teacher_head: OutputHead | None = None  # of a cache with final hidden states
+    teacher: TeacherSide
     validation: Validation | None = None
-    token_maps: Sequence[TokenMap] = ()  # from the tokens of that head, for a student with another tokenizer
-    token_classes: Sequence[TokenClasses | None] = ()  # of the student, by cache
 
 
-class DistillationTrainer(Trainer):
+class RunTrainer(ObjectiveTrainer):
     """Trains a student on the planned rows, starting at ``state.data.rows_consumed``."""
-
-    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole global batch
 
     def __init__(
         self,
@@ -87,7 +78,7 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.run = run
         self.data = data
-        self.objective: Objective = objective
+        self.objective = objective
         self.run_state = state
         self.patience = loop.early_stopping_patience
         self.keep = loop.keep_checkpoints
@@ -107,12 +98,6 @@ class DistillationTrainer(Trainer):
             shard_on_cpus(self.accelerator, self.args)
             self.is_fsdp_enabled = True
 
-    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum ``values`` over all ranks; the result is on their device."""
-        if self.accelerator.num_processes == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.args.device), "sum").to(values.device)
-
     def progress(self) -> float:
         """Share of the training steps done, in [0, 1)."""
         return self.run_state.global_step / self.args.max_steps
@@ -129,11 +114,6 @@ class DistillationTrainer(Trainer):
             args.gradient_accumulation_steps,
         )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)  # MicroBatches move them
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Exclude the losses' own maps from weight decay: their loss is scale-invariant, so they would only shrink."""
-        learned = self.objective.learned
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(learned)]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Give learned scales of quantised weights a parameter group of their own, without decay: the last one."""
@@ -168,15 +148,9 @@ class DistillationTrainer(Trainer):
         self.record_seconds("data_wait", time.perf_counter() - self.step_started)
         self.step_loss = torch.zeros((), device=self.args.device)
         skipped = sum(int(batch.pop("skipped", 0)) for batch in batches)
-        counts = torch.stack([self.objective.row_counts(batch) for batch in batches]).sum(dim=0).to(device)
-        counts = self.sum_over_ranks(torch.cat([counts, counts.new_tensor([skipped])]))
+        laid_out, counts = self.lay_out(batches, skipped)
         self.totals += torch.stack([counts[self.objective.rows.index("attention_mask")], counts[-1]])
-        laid_out = [{**batch, "layout": token_layout(batch, self.flatten)} for batch in batches]
-        return cast("list[Batch]", MicroBatches(laid_out, self.args.device)), counts[:-1]
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """MicroBatches have moved them."""
-        return inputs
+        return laid_out, counts[:-1]
 
     def note_data(self) -> None:
         """Update the run state's data part; synchronises with the device."""
@@ -195,34 +169,23 @@ class DistillationTrainer(Trainer):
 
         Gradients are summed over micro-batches but averaged over ranks, hence the factor ``num_processes``.
         """
-        assert isinstance(num_items_in_batch, torch.Tensor)
-        counts = dict(zip(self.objective.rows, num_items_in_batch.clamp(min=1), strict=True))
-        router = self.router
-        with self.objective.recording() as recorded:
-            options = {} if router is None else {"output_router_logits": True}
-            hidden_ND, outputs = hidden_and_outputs(model, inputs, **options)
-        head = output_head(self.accelerator.unwrap_model(model))
-        data, progress = self.data, self.progress()
-        rows = teacher_rows(inputs, data.teacher_head, data.token_maps, data.token_classes)
-        with self.accelerator.autocast():  # which it puts around the student's forward pass only
-            head_loss, head_terms = self.objective.head_terms(hidden_ND, head, rows, progress)
-        feature_terms = self.objective.feature_terms(recorded, inputs, progress)
-        if router is not None:
-            feature_terms.append(Term(NAME, router.weight, router.total(outputs, inputs), "attention_mask"))
-        loss = head_loss / counts["loss_mask"]
-        if not head_terms:  # DDP waits for a gradient of every parameter, the last layers included
-            loss = loss + 0 * (hidden_ND.sum() + head.weight_VD.sum())
-        for term in feature_terms:
-            loss = loss + term.weight * term.total / counts[term.rows]
-        for term in head_terms + feature_terms:
+        counts, progress, autocast = self.counts_by_name(num_items_in_batch), self.progress(), self.accelerator.autocast
+        student = self.accelerator.unwrap_model(model)
+        seen = student_pass(
+            self.objective, model, lambda: output_head(student), inputs, self.data.teacher, progress, self.router
+        )
+        share = seen.share(self.objective, counts, progress, autocast)  # autocast: it covers the forward pass only
+        loss = share.loss
+        for term in share.terms:
             mean = term.total / counts[term.rows]
             self._record(term.name, mean)
             self._record(f"{term.name}_weighted", term.weight * mean)
             self._record(f"{term.name}_weight", mean.new_tensor(term.weight / self._shares()))
         if self.run.config.loop.log_gradient_norms:
-            with self.accelerator.autocast():
-                apart = self.objective.head_terms_apart(hidden_ND, head, rows, progress)
-            for term in apart + feature_terms:
+            assert seen.head is not None
+            with autocast():
+                apart = self.objective.head_terms_apart(seen.hidden_ND, seen.head, seen.rows, progress)
+            for term in apart + seen.feature_terms:
                 norm = gradient_norm(term.weight * term.total / counts[term.rows], model)
                 self._record(f"{term.name}_gradient_norm", norm / self._shares())
         for name, value in self.objective.figures().items():
@@ -340,7 +303,7 @@ def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
 class RunKeeper(TrainerCallback):
     """Updates the RunState each step, saves it with each checkpoint, and ends the run on a stop request."""
 
-    def __init__(self, trainer: DistillationTrainer) -> None:
+    def __init__(self, trainer: RunTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(

@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from schemas.generate_config import GenerateConfig
 from schemas.load import validate
 from schemas.matrix_config import MatrixConfig
 from schemas.rounds_config import RoundsConfig
-from schemas.train_config import TrainConfig
+from schemas.train_config import DataConfig, LossConfig, TrainConfig
 from support.command_lines import check, programs
 from support.commands import MODULES, Forked, environment, finish
 from support.markdown_pages import DOCUMENTS, ROOT, Block, blocks, inline_code
@@ -121,6 +122,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = Place(folder, "s3://none")
     place.type("teacher-cache run configs/demo-cache.yaml")
     place.type("train-student run configs/demo-train.yaml")
+    shutil.copytree(folder / "runs/demo/student/final", folder / "models/student")
     ours = [f"--set corpus.sources.{i}.path=runs/ours/corpus/{name}" for i, name in enumerate(("code", "chats.jsonl"))]
     ours += ["--set output.path=runs/ours/cache", "--set capture.hidden=null"]
     place.type(" ".join(["teacher-cache run configs/demo-cache.yaml", *ours]))
@@ -238,7 +240,9 @@ TRAIN = {"data": {"cache": "cache"}, "student": {"checkpoint": "student"}, "outp
 def fragments(tree: dict[str, Any]) -> None:
     """Validate part of a configuration, whichever it is of. Raises UserError."""
     rest = tree.keys() - {"output"}
-    if "rounds" in tree:
+    if "plugins" in tree:
+        of_axolotl(tree)
+    elif "rounds" in tree:
         validate(RoundsConfig, tree, "the document")
     elif {"models", "tasks", "backends", "pairs"} & rest:
         validate(MatrixConfig, MATRIX | tree, "the document")
@@ -250,6 +254,16 @@ def fragments(tree: dict[str, Any]) -> None:
         validate(CacheConfig, CACHE | tree, "the document")
     else:
         validate(TrainConfig, TRAIN | tree, "the document")
+
+
+def of_axolotl(tree: dict[str, Any]) -> None:
+    """Validate what is ours in a configuration of axolotl. Raises UserError."""
+    for name in tree["plugins"]:
+        module, _, plugin = name.rpartition(".")
+        assert hasattr(import_module(module), plugin)
+    data = dict(tree["distillation"])
+    validate(LossConfig, data.pop("losses"), "the document")
+    validate(DataConfig, data, "the document")
 
 
 @pytest.mark.parametrize("tree", [{"capture": {"logit": {}}}, {"losses": {"tlas": {}}}, {"capture": {}, "loop": {}}])

@@ -40,7 +40,7 @@ def test_a_run_is_planned_at_once(make_config, group: str, key: str, value: Any)
     start = time.process_time()
     training_arguments(config)
     cache = open_cache(config.data.shares[0].url)
-    plan = plan_training(config, [cache], rows_per_step, DataState())
+    plan = plan_training(config.data, config.loop, [cache], rows_per_step, DataState())
     assert len(plan) % rows_per_step == 0
     assert all(0 <= sample < 40 for row in plan.rows(range(4)) for sample in row)
     assert time.process_time() - start < 30
@@ -51,7 +51,7 @@ def test_weights_of_caches_at_their_bounds(make_config, real_cache, weights: tup
     shares = [{"url": str(real_cache), "weight": weight} for weight in weights]
     config = make_config(data={"cache": shares}, loop={"max_steps": 2**31 - 1})
     caches = [open_cache(share.url) for share in config.data.shares]
-    plan = plan_training(config, caches, 4, DataState())
+    plan = plan_training(config.data, config.loop, caches, 4, DataState())
     samples = [sample for row in plan.rows(range(200)) for sample in row]
     from_first = sum(sample < 40 for sample in samples) / len(samples)
     assert from_first == pytest.approx(weights[0] / sum(weights), abs=0.01)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
-from schemas.train_config import DataConfig, TrainConfig
+from schemas.train_config import DataConfig, LoopConfig
 from trainer.data.data_state import DataState
 from trainer.data.mixture import digest_of, read_as_one
 from trainer.data.open_for_student import open_for_student
@@ -71,12 +71,13 @@ def _bytes_at_a_time(cache: Cache, shards_mixed: int) -> float:
     return total * min(1.0, shards_mixed / len(cache.shard_sizes))
 
 
-def plan_training(config: TrainConfig, caches: Sequence[Cache], rows_per_step: int, state: DataState) -> RowPlan:
+def plan_training(
+    data: DataConfig, loop: LoopConfig, caches: Sequence[Cache], rows_per_step: int, state: DataState
+) -> RowPlan:
     """The rows of the whole run. Raises UserError if no sample is left to train on, or one is too long to pack.
 
     Results for this same plan in ``state`` are reused; new ones are stored there.
     """
-    data, loop = config.data, config.loop
     orders = []
     places = [Place(*place) for place in state.places] or [START] * len(caches)
     for share, cache, place in zip(data.shares, caches, places, strict=True):

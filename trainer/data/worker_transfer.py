@@ -44,14 +44,16 @@ class Sender:
 
 
 class _Parcel:
-    """A serialised batch; unpickling it gives the batch."""
+    """A serialised batch; unpickling it gives the batch. What is not a tensor is pickled beside the block."""
 
-    def __init__(self, batch: Batch, shares_memory: bool) -> None:
+    def __init__(self, batch: dict[str, Any], shares_memory: bool) -> None:
+        others = {name: value for name, value in batch.items() if not isinstance(value, torch.Tensor)}
+        batch = {name: value for name, value in batch.items() if name not in others}
         layout, size = _layout(batch)
         content: bytes | np.ndarray | None = _in_shared_memory(batch, layout, size) if shares_memory else None
         if content is None:
             content = _filled(torch.empty(size, dtype=torch.uint8), batch, layout).numpy()
-        self._parts = layout, content
+        self._parts = layout, content, others
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpacked, self._parts
@@ -90,9 +92,9 @@ def _views(block: torch.Tensor, layout: Layout) -> Batch:
     }
 
 
-def _unpacked(layout: Layout, content: bytes | np.ndarray) -> Batch:
+def _unpacked(layout: Layout, content: bytes | np.ndarray, others: dict[str, Any]) -> dict[str, Any]:
     block = ForkingPickler.loads(content) if isinstance(content, bytes) else torch.from_numpy(content)
-    return _views(block, layout)
+    return _views(block, layout) | others
 
 
 def handle_limit() -> int:

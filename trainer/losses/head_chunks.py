@@ -32,12 +32,17 @@ def chunk_bytes(free_bytes: int | None) -> int:
 
 
 def chunk_rows(head: OutputHead, n_rows: int, joined_N: torch.Tensor | None = None) -> list[slice]:
-    """Slices of the rows whose logits exist at one time.
+    """``row_slices`` for the logits that a head computes."""
+    return row_slices(len(head.weight_VD), head.weight_VD.device, n_rows, joined_N)
+
+
+def row_slices(vocabulary: int, device: torch.device, n_rows: int, joined_N: torch.Tensor | None = None) -> list[slice]:
+    """Slices of the rows whose logits, ``vocabulary`` each, exist at one time.
 
     joined_N: bool; True at a row that must be in one slice with the row before it. A slice ends early where it would
     cut such rows apart, and is larger than others only to hold more of them than others have rows.
     """
-    size = max(1, chunk_bytes(allocatable_bytes(head.weight_VD.device)) // (4 * len(head.weight_VD)))
+    size = max(1, chunk_bytes(allocatable_bytes(device)) // (4 * vocabulary))
     if joined_N is None:
         return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
     cuts = [*(~joined_N).nonzero().squeeze(1).tolist(), n_rows]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from teacher_cache.output_head import OutputHead
-from trainer.losses.head_chunks import chunk_rows
+from trainer.losses.head_chunks import chunk_rows, row_slices
 
 LossOfRows = Callable[[torch.Tensor, slice], tuple[Sequence[torch.Tensor], torch.Tensor]]
 """Maps the logits [n, V] (may be overwritten) of a slice of the rows to the L losses summed over them (scalars), and
@@ -90,6 +90,42 @@ class _HeadLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are the largest tensors of a step
         scaled = [gradient if gradient is None else gradient.mul_(by_outputs[0]) for gradient in gradients]
         return (*scaled, None, None, None, None)
+
+
+def logits_loss(
+    logits_NV: torch.Tensor, weights: Sequence[float], loss_of_rows: LossOfRows, joined_N: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``head_loss``, for logits that exist already; they are not changed. Their gradient is held beside them."""
+    return _LogitsLoss.apply(logits_NV, tuple(weights), loss_of_rows, joined_N)
+
+
+class _LogitsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_NV: torch.Tensor,
+        weights: tuple[float, ...],
+        loss_of_rows: LossOfRows,
+        joined_N: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        exact = torch.promote_types(logits_NV.dtype, torch.float32)
+        logits_NV = logits_NV.detach()
+        totals_L = torch.zeros(len(weights), dtype=exact, device=logits_NV.device)
+        by_logits_NV = torch.empty_like(logits_NV)
+        with torch.autocast(logits_NV.device.type, enabled=False):
+            for rows in row_slices(logits_NV.shape[1], logits_NV.device, len(logits_NV), joined_N):
+                totals, by_logits_NV[rows] = loss_of_rows(logits_NV[rows].to(exact, copy=True), rows)
+                totals_L += torch.stack([total.to(exact) for total in totals])
+        ctx.gradient = by_logits_NV
+        ctx.mark_non_differentiable(totals_L)
+        return (totals_L * totals_L.new_tensor(weights)).sum(), totals_L
+
+    @staticmethod
+    def backward(ctx: Any, *by_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradient is None:
+            raise RuntimeError("backward through logits_loss was called twice: the first call freed its gradient")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(by_outputs[0]), None, None, None
 
 
 @cache

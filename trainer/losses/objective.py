@@ -15,7 +15,7 @@ from schemas.manifest import Manifest, Signal
 from schemas.signal_names import signal_names
 from schemas.train_config import LossConfig, TargetForm
 from teacher_cache.output_head import OutputHead
-from trainer.losses.lean import head_loss
+from trainer.losses.lean import head_loss, logits_loss
 from trainer.losses.loss import Batch, FeatureLoss, HeadLoss, Loss
 from trainer.losses.schedule import always_zero, weight_at
 from trainer.losses.table import LOSSES
@@ -115,12 +115,12 @@ class Objective:
         return nullcontext() if self.recorder is None else self.recorder.recording()
 
     def head_terms(
-        self, hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows, progress: float
+        self, hidden_ND: torch.Tensor, head: OutputHead | None, rows: TeacherRows, progress: float
     ) -> tuple[torch.Tensor, list[Term]]:
         """The head losses at training ``progress`` in [0, 1], in one pass over the student's head.
 
-        hidden_ND: the student's final hidden states at the rows that count. Returns the weighted sum, a differentiable
-        scalar, and the terms, whose totals are detached.
+        hidden_ND: the student's final hidden states at the rows that count; without a head, its logits there [N, V].
+        Returns the weighted sum, a differentiable scalar, and the terms, whose totals are detached.
         """
         losses = self.head_losses
         if not losses:
@@ -139,13 +139,14 @@ class Objective:
         ]
 
     def feature_terms(self, recorded: Recorded | None, batch: Batch, progress: float) -> list[Term]:
-        """The feature losses on what was recorded in the student's forward pass."""
+        """The feature losses on what was recorded in the student's forward pass, computed without autocast."""
         if recorded is None:
             return []
-        return [
-            Term(name, weight_at(loss.settings.weight, progress), loss.total(recorded, batch), loss.rows)
-            for name, loss in self.feature_losses.items()
-        ]
+        with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
+            return [
+                Term(name, weight_at(loss.settings.weight, progress), loss.total(recorded, batch), loss.rows)
+                for name, loss in self.feature_losses.items()
+            ]
 
     def figures(self) -> dict[str, torch.Tensor]:
         """Scalars to log beside the losses, by name."""
@@ -153,10 +154,18 @@ class Objective:
 
 
 def head_pass(
-    losses: list[HeadLoss[Any]], weights: list[float], hidden_ND: torch.Tensor, head: OutputHead, rows: TeacherRows
+    losses: list[HeadLoss[Any]],
+    weights: list[float],
+    hidden_ND: torch.Tensor,
+    head: OutputHead | None,
+    rows: TeacherRows,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of one or more head losses, and the unweighted sum of each, [L]. Shapes as in ``head_loss``."""
-    of_chunk = [loss.of_rows(rows, len(head.weight_VD)) for loss in losses]
+    """The weighted sum of one or more head losses, and the unweighted sum of each, [L]. Shapes as in ``head_loss``.
+
+    Without a head, hidden_ND are the logits [N, V].
+    """
+    vocabulary = hidden_ND.shape[1] if head is None else len(head.weight_VD)
+    of_chunk = [loss.of_rows(rows, vocabulary) for loss in losses]
 
     def loss_of_rows(logits_nV: torch.Tensor, chunk: slice) -> tuple[list[torch.Tensor], torch.Tensor]:
         totals: list[torch.Tensor] = []
@@ -171,4 +180,7 @@ def head_pass(
         return totals, sum_nV
 
     joined = [joined_N for loss in losses if (joined_N := loss.joined(rows)) is not None]
-    return head_loss(hidden_ND, head, weights, loss_of_rows, torch.stack(joined).any(dim=0) if joined else None)
+    joined_N = torch.stack(joined).any(dim=0) if joined else None
+    if head is None:
+        return logits_loss(hidden_ND, weights, loss_of_rows, joined_N)
+    return head_loss(hidden_ND, head, weights, loss_of_rows, joined_N)

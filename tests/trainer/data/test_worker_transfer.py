@@ -30,6 +30,13 @@ def test_a_batch_arrives_as_it_was(shares_memory: bool) -> None:
     found["ids"] += 1
 
 
+def test_what_is_not_a_tensor_arrives_too() -> None:
+    sent = {"step": 3, **batch(), "step_rows": {"loss_mask": 5}}
+    found = pickle.loads(pickle.dumps(_Parcel(sent, True)))
+    assert (found["step"], found["step_rows"]) == (3, {"loss_mask": 5})
+    assert torch.equal(found["ids"], sent["ids"])
+
+
 def test_without_room_in_shared_memory_bytes_are_sent(monkeypatch) -> None:
     def fail(size: int) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")

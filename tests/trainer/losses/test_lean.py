@@ -7,7 +7,7 @@ from support.reference_rows import dense_kl, sparse_rows, target_of
 from teacher_cache.output_head import OutputHead
 from trainer.losses import head_chunks, lean
 from trainer.losses.cross_entropy import cross_entropy_
-from trainer.losses.lean import _add_product, adds_in_float32, head_loss
+from trainer.losses.lean import _add_product, adds_in_float32, head_loss, logits_loss
 from trainer.losses.tla import tla_
 
 N, D, V = 11, 6, 23
@@ -170,3 +170,30 @@ def test_the_arguments_of_addmm_are_those_of_the_installed_torch() -> None:
 def test_the_cpu_has_no_sum_in_another_dtype() -> None:
     assert not adds_in_float32(torch.device("cpu"), torch.bfloat16)
     assert not adds_in_float32(torch.device("cuda"), torch.float32)
+
+
+def test_logits_that_exist_have_the_same_losses_and_gradients() -> None:
+    hidden, weight, _, teacher, next_ids = problem()
+    logits = (hidden @ weight.T).detach().requires_grad_()
+    before = logits.detach().clone()
+    value, totals = logits_loss(logits, WEIGHTS, loss_of_rows(teacher, next_ids))
+    expected, expected_totals = head_loss(hidden, OutputHead(weight), WEIGHTS, loss_of_rows(teacher, next_ids))
+    torch.testing.assert_close((value, totals), (expected, expected_totals), rtol=1e-12, atol=0)
+    plain_logits = before.clone().requires_grad_()
+    hard = torch.nn.functional.cross_entropy(plain_logits, next_ids, reduction="sum")
+    (3 * (WEIGHTS[0] * dense_kl(plain_logits, teacher, 2.0).sum() + WEIGHTS[1] * hard)).backward()
+    (3 * value).backward()
+    torch.testing.assert_close(logits.grad, plain_logits.grad, rtol=1e-6, atol=1e-9)
+    assert torch.equal(logits, before)
+    with pytest.raises(RuntimeError, match="called twice"):
+        value.backward()
+
+
+def test_gradients_of_16_bit_logits_are_of_their_type() -> None:
+    _, _, _, teacher, next_ids = problem(torch.float32)
+    exact = torch.randn(N, V, requires_grad=True)
+    rounded = exact.detach().bfloat16().requires_grad_()
+    for logits in (exact, rounded):
+        logits_loss(logits, WEIGHTS, loss_of_rows(teacher, next_ids))[0].backward()
+    assert rounded.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.grad.float(), exact.grad, rtol=0.05, atol=0.02)

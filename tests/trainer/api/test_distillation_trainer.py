@@ -1,0 +1,92 @@
+"""DistillationTrainer and loops of one's own on several ranks, exact resume on another number of them, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+from schemas.errors import UserError
+from schemas.train_config import LossConfig
+from support.commands import fork_server
+from support.own_loops import train_as_rank, trainer_of
+from support.ranks import free_port
+from support.step_figures import assert_same_steps, step_figures
+from trainer.api import CacheDataset, DistillationLoss, DistillationTrainer
+
+LOSSES = {"tla": {}, "lhsm": {}}
+STOP = 8
+Train = Callable[[LossConfig], dict[str, np.ndarray]]
+
+
+def test_two_ranks_and_then_one_are_one_run(place: Path, train_student: Train, tmp_path: Path) -> None:
+    wanted = train_student(LossConfig.model_validate(LOSSES))
+    first = {name: values[:STOP] for name, values in wanted.items()}
+    port = str(free_port())
+    jobs = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for rank in range(2)
+    ]
+    processes = [fork_server().Process(target=train_as_rank, args=(place, tmp_path, job, LOSSES, STOP)) for job in jobs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    for loop in ("own", "theirs"):
+        losses = sum(np.array(rank[loop]["loss"]) for rank in ranks)
+        assert_same_steps({"loss": losses, "grad_norm": np.array(ranks[0][loop]["grad_norm"])}, first)
+
+    trainer = trainer_of(place, tmp_path, LOSSES, accumulated=4)
+    found = step_figures(lambda: trainer.train(resume_from_checkpoint=True), micro_batches=4)
+    assert_same_steps(found, {name: values[STOP:] for name, values in wanted.items()})
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == len(wanted["loss"])  # those of before are in the checkpoint
+    for line, loss in zip(lines, wanted["loss"], strict=True):
+        assert line["loss"] == pytest.approx(loss, rel=1e-5)
+        progress = (line["step"] - 1) / 20
+        assert (1 - 0.7 * progress) * line["tla"] + 0.8 * line["lhsm"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_learned_maps_have_no_weight_decay(place: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(place, tmp_path, LOSSES, accumulated=4)
+    names = trainer.get_decay_parameter_names(trainer.model)
+    assert "lm_head.weight" in names
+    assert not [name for name in names if "maps" in name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"gradient_accumulation_steps": 2},
+            r"2 rows per device × 2 accumulated × 1 ranks are 4, .* rows_per_step is 8; make them equal",
+        ),
+        ({"max_steps": 7}, r"max_steps is 7, the data set has 20; leave it out"),
+    ],
+)
+def test_arguments_that_contradict_the_data_set(
+    place: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "models/student")
+    loss = DistillationLoss(CacheDataset(place / "runs/demo/cache", rows_per_step=8, steps=20), student)
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "report_to": "none", **changes}
+    with pytest.raises(UserError, match=message):
+        DistillationTrainer(student, TrainingArguments(str(tmp_path), **settings), loss=loss)
+
+
+def test_what_it_does_not_do_is_refused(place: Path, tmp_path: Path) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "models/student")
+    dataset = CacheDataset(place / "runs/demo/cache", rows_per_step=8, steps=20)
+    loss = DistillationLoss(dataset, student)
+    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=8, report_to="none")
+    with pytest.raises(UserError, match=r"eval_dataset: not supported; measure with `train-student evaluate`"):
+        DistillationTrainer(student, arguments, loss=loss, eval_dataset=dataset)
+    dataset.seek(8)
+    with pytest.raises(UserError, match=r"continue with resume_from_checkpoint"):
+        DistillationTrainer(student, arguments, loss=loss)
