@@ -40,7 +40,11 @@ def load_frozen(folder: Path, config: TrainConfig, bf16: bool) -> "PreTrainedMod
     sharded = config.loop.parallel == "fsdp"
     dtype = torch.bfloat16 if config.student.dtype == "bfloat16" and not sharded else torch.float32
     four_bits = quantisation(adapter, torch.bfloat16 if bf16 else torch.float32)
-    return load_student(folder, config.student, config.data.packing, bf16, dtype, four_bits)
+    student = load_student(folder, config.student, config.data.packing, bf16, dtype, four_bits)
+    for module in student.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # it would round the scales again at the first validation
+            module.support_avx512bf16_for_cpu = False
+    return student
 
 
 def quantisation(settings: AdapterConfig, compute: torch.dtype) -> Any:
