@@ -219,9 +219,7 @@ class AdapterConfig(Strict):
     base_bits: Literal[4] | None = Field(
         None, description="4: hold the frozen weights of linear layers in 4 bits, NF4 (QLoRA). Default: not quantised."
     )
-    merge: bool = Field(
-        False, description="Also write `final-merged`, the whole model; later: `train-student merge`."
-    )
+    merge: bool = Field(False, description="Also write `final-merged`, the whole model; later: `train-student merge`.")
 
 
 class StudentConfig(Strict):

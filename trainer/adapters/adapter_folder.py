@@ -78,7 +78,9 @@ def write_adapter(
     def write(unfinished: Path) -> None:
         layers.save_pretrained(unfinished)
         config = unfinished / "adapter_config.json"
-        tree = json.loads(config.read_text(encoding="utf-8")) | {"target_modules": settings.targets}  # PEFT's order varies
+        tree = json.loads(config.read_text(encoding="utf-8")) | {
+            "target_modules": settings.targets
+        }  # PEFT's order varies
         config.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         save_file(weights, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
         copy_tokenizer(tokenizer, unfinished, trust)

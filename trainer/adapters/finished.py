@@ -24,9 +24,7 @@ def write_final_adapter(
     record = AdapterRecord.of(student, trained, named, model_fingerprint(str(init_folder), key="student"))
     about = f"- base model: fingerprint `{record.base_fingerprint}`\n"
     title, losses = card.split("\n## Losses", 1)
-    write_adapter(
-        folder, trained, record, init_folder, student.trust_remote_code, f"{title}{about}\n## Losses{losses}"
-    )
+    write_adapter(folder, trained, record, init_folder, student.trust_remote_code, f"{title}{about}\n## Losses{losses}")
     assert student.adapter is not None
     if student.adapter.merge:
         merged = folder.with_name(folder.name + MERGED)

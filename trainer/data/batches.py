@@ -146,4 +146,6 @@ def evaluation_loader(
     """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; rows are dealt to ranks in turn."""
     rows = range(rank, len(plan), world)
     data = CacheRows(cache, plan, skip_corrupt=skip_corrupt)
-    return DataLoader(data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch, generator=torch.Generator())
+    return DataLoader(
+        data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch, generator=torch.Generator()
+    )

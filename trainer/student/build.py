@@ -162,9 +162,7 @@ def load_student(
             "student.attention: varlen takes 16-bit inputs on GPUs, from A100 on; set loop.bf16: true, or "
             "student.attention: sdpa"
         )
-    return load_model(
-        folder, "student", dtype or torch.float32, attention, student.trust_remote_code, quantization
-    )
+    return load_model(folder, "student", dtype or torch.float32, attention, student.trust_remote_code, quantization)
 
 
 def _has_varlen_kernel() -> bool:

@@ -153,9 +153,7 @@ def test_learned_maps_and_recorded_features_go_on_after_a_stop(
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_as_one_does(
-    make_config: Make, signals: dict[str, Any], tmp_path: Path, parallel: str
-) -> None:
+def test_two_ranks_train_as_one_does(make_config: Make, signals: dict[str, Any], tmp_path: Path, parallel: str) -> None:
     """With every loss; sharded, stopped in between by a lost checkpoint."""
     student = signals["student"] | {"adapter": {"r": 4}}
     changes = {**signals, "student": student}
@@ -182,9 +180,7 @@ def test_two_ranks_train_as_one_does(
         torch.testing.assert_close(weight, ended[0][name], rtol=2e-3, atol=2e-4)
 
 
-def test_a_killed_run_ends_like_one_that_was_not(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process: sums depend on it
     loop = {"max_steps": 60, "save_every": 3}
     whole, killed = (make(name, {"dropout": 0.1}, loop=loop) for name in ("whole", "killed"))
