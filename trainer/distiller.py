@@ -328,10 +328,12 @@ def write_final(
     checkpoint = best or run.output / f"checkpoint-{summary['steps']}"
     manifests = [one.manifest for one in prepared.data.caches]
     pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
-    card = model_card(config, prepared.objective, manifests, summary, pruned)
+    base = "" if config.student.adapter is None else model_fingerprint(str(prepared.init_folder), key="student")
+    card = model_card(config, prepared.objective, manifests, summary, pruned, base)
     if config.student.adapter is not None:
-        where = config.kept_checkpoint or f"{run.place.name}/{INIT_FOLDER}"
-        write_final_adapter(folder, checkpoint, config.student, prepared.init_folder, where, card)
+        kept = config.kept_checkpoint is not None or "://" not in run.place.name
+        where = str(prepared.init_folder.resolve()) if kept else f"{run.place.name}/{INIT_FOLDER}"
+        write_final_adapter(folder, checkpoint, config.student, prepared.init_folder, where, base, card)
         return
     add_files: Callable[[Path], None] | None = None
     student: PreTrainedModel | None

@@ -16,10 +16,12 @@ def model_card(
     manifests: Sequence[Manifest],
     summary: dict[str, Any],
     pruned: PrunedFfns | None = None,
+    base: str = "",
 ) -> str:
     """Render ``README.md``: Markdown with a YAML header.
 
-    manifests: of the caches trained on. summary: as in ``summary.json``. pruned: what ``student.ffn`` removed.
+    manifests: of the caches trained on. summary: as in ``summary.json``. pruned: what ``student.ffn`` removed. base:
+    fingerprint of an adapter's frozen model.
     """
     student = config.student
     if student.config is not None:
@@ -48,7 +50,7 @@ def model_card(
             * bool(summary["align"])
         ),
         *([] if pruned is None else _pruning(pruned)),
-        *([] if student.adapter is None else [_adapter(student.adapter)]),
+        *([] if student.adapter is None else [_adapter(student.adapter, base)]),
         *([] if config.quantization is None else _quantization(config.quantization)),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
@@ -93,12 +95,12 @@ def _pruning(pruned: PrunedFfns) -> list[str]:
     ]
 
 
-def _adapter(settings: AdapterConfig) -> str:
+def _adapter(settings: AdapterConfig, base: str) -> str:
     layers = "attention and FFN" if settings.targets is None else ", ".join(settings.targets)
     frozen = "" if settings.base_bits is None else f", whose linear layers were held in {settings.base_bits} bits (NF4)"
     return (
         f"- trained as a LoRA adapter of rank {settings.r}, alpha {settings.alpha}, on the linear layers of {layers} "
-        f"of the frozen model that it started from{frozen}"
+        f"of the frozen model that it started from, fingerprint `{base}`{frozen}"
     )
 
 

@@ -71,7 +71,6 @@ def test_a_merged_model_computes_what_base_and_adapter_do(
     base = AutoModelForCausalLM.from_pretrained(student_folder)
     plain, wanted = logits(base, dtype), with_peft(config, base, dtype)
     found = logits(AutoModelForCausalLM.from_pretrained(Path(config.output) / "merged"), dtype)
-    print("difference", dtype, difference(found, wanted))
     assert difference(found, wanted) <= 1e-6
     assert difference(found, plain) > 1e-3, "the adapter does something"
 
@@ -112,7 +111,7 @@ def test_the_base_is_found_where_it_is_and_no_other_is_taken(
     final, base = Path(config.output) / "final", shutil.copytree(student_folder, tmp_path / "moved")
     record = final / "distill_adapter.json"
     record.write_text(record.read_text().replace(str(student_folder), str(tmp_path / "gone")))
-    with pytest.raises(UserError, match="its base model is not at .*gone or .*student-init; name its folder with"):
+    with pytest.raises(UserError, match=r"its base model is not at .*gone or .*student-init; name its folder with"):
         merge_folder(final, tmp_path / "merged")
     merge_folder(final, tmp_path / "merged", str(base))
     with pytest.raises(UserError, match="merged: exists; remove it, or name another OUTPUT"):
@@ -128,16 +127,16 @@ def test_the_base_is_found_where_it_is_and_no_other_is_taken(
 def test_a_damaged_or_foreign_adapter_is_refused(trained: Make, tmp_path: Path, real_cache: Path) -> None:
     config = trained()
     final, merged = Path(config.output) / "final", tmp_path / "merged"
-    with pytest.raises(UserError, match="contains an adapter .*`train-student merge`"):
+    with pytest.raises(UserError, match=r"contains an adapter .*`train-student merge`"):
         evaluate_folder(str(final), str(real_cache))
     path = final / "adapter_model.safetensors"
     whole, weights = path.read_bytes(), load_file(path)
     name = next(iter(weights))
     wrong = {
         "lacks ": {key: weight for key, weight in weights.items() if key != name},
-        "has model": weights | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": weights[name]},
+        "has model": weights | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": weights[name].clone()},
         "has the shape": weights | {name: weights[name].new_zeros(3, 3)},
-        "not the name of a weight of a LoRA adapter": weights | {"lm_head.weight": weights[name]},
+        "not the name of a weight of a LoRA adapter": weights | {"lm_head.weight": weights[name].clone()},
     }
     for message, stored in wrong.items():
         save_file(stored, path)
