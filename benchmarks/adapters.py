@@ -1,6 +1,6 @@
 """Memory and time of training an adapter against training all weights: LoRA, QLoRA, full, in one run.
 
-The student is a random Llama of 12 layers with tied embeddings, on rows of one sequence of random tokens with 16 stored
+The student is a random Llama of 6 layers with tied embeddings, on rows of one sequence of random tokens with 16 stored
 entries each; float32, AdamW. Time: medians of alternating steps in one process. Memory: peak of one process per arm,
 of which the interpreter with its libraries is measured apart.
 """
@@ -13,7 +13,7 @@ from benchmarks.support.common import FOLDER, in_own_process
 from benchmarks.support.results import Row, at_most, exit_status, write_results
 from benchmarks.support.steps import Step, peak_memory, step_seconds
 
-REPETITIONS, TOKENS, K, RANK = 3, 256, 16, 16
+REPETITIONS, TOKENS, K, RANK = 3, 128, 16, 16
 FULL, LORA, QLORA = "all weights", "LoRA", "QLoRA, 4 bits"
 NOTHING = "libraries alone"
 ARMS = (FULL, LORA, QLORA)
@@ -22,10 +22,8 @@ STUDENT = FOLDER / "adapters-student"
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    in_own_process(write_student)
     memory = {arm: in_own_process(peak_memory, make_step, arm, 2) for arm in (NOTHING, *ARMS)}
-    optimiser = {arm: in_own_process(optimiser_bytes, arm) for arm in ARMS}
-    seconds = in_own_process(step_seconds, make_step, list(ARMS), REPETITIONS)
+    seconds, optimiser = in_own_process(time_and_states)
     medians = {arm: statistics.median(values) for arm, values in seconds.items()}
     own = {arm: memory[arm] - memory[NOTHING] for arm in ARMS}
     rows = [
@@ -53,7 +51,7 @@ def write_student() -> None:
         return
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
-    config = LlamaConfig(vocab_size=16_384, num_hidden_layers=12, tie_word_embeddings=True, **shape)
+    config = LlamaConfig(vocab_size=16_384, num_hidden_layers=6, tie_word_embeddings=True, **shape)
     LlamaForCausalLM(config).save_pretrained(STUDENT)
 
 
@@ -76,9 +74,13 @@ def make_student(arm: str) -> Any:
     return model.train()
 
 
-def optimiser_bytes(arm: str) -> int:
-    """Bytes of AdamW's two averages."""
-    return 2 * sum(each.numel() * each.element_size() for each in make_student(arm).parameters() if each.requires_grad)
+def time_and_states() -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of steps, and bytes of AdamW's two averages, by arm."""
+    states = {}
+    for arm in ARMS:
+        trained = [each for each in make_student(arm).parameters() if each.requires_grad]
+        states[arm] = 2 * sum(each.numel() * each.element_size() for each in trained)
+    return step_seconds(make_step, list(ARMS), REPETITIONS), states
 
 
 def make_step(arm: str) -> Step:
@@ -89,9 +91,12 @@ def make_step(arm: str) -> Step:
     from schemas.train_config import LossConfig
     from trainer.losses.objective import Objective
     from trainer.losses.teacher_rows import teacher_rows
+    from trainer.run.quiet import quiet_transformers
     from trainer.student.forward import masked_hidden, output_head
 
+    quiet_transformers()
     objective = Objective(LossConfig(), CaptureConfig(logits=LogitsCapture(k=K, temperatures=[1.0]), draws=None))
+    write_student()
     if arm == NOTHING:
         import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
