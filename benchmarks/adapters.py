@@ -50,7 +50,12 @@ def write_student() -> None:
     if (STUDENT / "model.safetensors").is_file():
         return
     torch.manual_seed(0)
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    shape: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    }
     config = LlamaConfig(vocab_size=16_384, num_hidden_layers=6, tie_word_embeddings=True, **shape)
     LlamaForCausalLM(config).save_pretrained(STUDENT)
 

@@ -289,6 +289,7 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load the weights; of an adapter those that are trained."""
         student = self.model if model is None else model
+        assert student is not None
         if self.run.config.student.adapter is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif self.args.fsdp:

@@ -68,7 +68,7 @@ def write_adapter(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.targets,
+        target_modules=[*(settings.targets or ())],
         use_rslora=settings.rslora,
         bias="none",
         task_type="CAUSAL_LM",
@@ -76,7 +76,7 @@ def write_adapter(
     )
 
     def write(unfinished: Path) -> None:
-        layers.save_pretrained(unfinished)
+        layers.save_pretrained(str(unfinished))
         config = unfinished / "adapter_config.json"
         tree = json.loads(config.read_text(encoding="utf-8")) | {
             "target_modules": settings.targets

@@ -82,7 +82,7 @@ def add_lora(student: "PreTrainedModel", settings: AdapterConfig, seed: int) -> 
 def target_names(student: "PreTrainedModel", settings: AdapterConfig) -> list[str]:
     """Names of the linear layers that get an adapter. Raises UserError as ``add_lora``."""
     decoder = find_decoder(student, student.config.get_text_config().num_hidden_layers, "student")
-    wanted = settings.targets or list(TARGETS)
+    wanted: list[str] = [*(settings.targets or TARGETS)]
     modules = list(decoder.layers.named_modules())
     fused = [module for _, module in modules if isinstance(getattr(module, "down_proj", None), torch.nn.Parameter)]
     if fused and set(wanted) & set(FFN):

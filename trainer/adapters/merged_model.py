@@ -80,7 +80,7 @@ def merge_layers(model: "torch.nn.Module") -> int:
 
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for name, layer in found:
-        layer.merge()  # type: ignore[operator]
+        layer.merge()
         model.set_submodule(name, layer.get_base_layer())
     vars(model)["_hf_peft_config_loaded"] = False  # else transformers saves an adapter
     vars(model).pop("peft_config", None)
