@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FFN = ("gate_proj", "up_proj", "down_proj")
+PACKS = "support_avx512bf16_for_cpu"  # of a 4-bit layer: whether it changes its weights' layout when it evaluates
 INSTALL = "pip install 'offline-distillation[adapters]'"
 
 
@@ -42,8 +43,8 @@ def load_frozen(folder: Path, config: TrainConfig, bf16: bool) -> "PreTrainedMod
     four_bits = quantisation(adapter, torch.bfloat16 if bf16 else torch.float32)
     student = load_student(folder, config.student, config.data.packing, bf16, dtype, four_bits)
     for module in student.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # it would round the scales again at the first validation
-            module.support_avx512bf16_for_cpu = False
+        if PACKS in vars(module):  # bitsandbytes would round the scales again at the first validation
+            vars(module)[PACKS] = False
     return student
 
 
