@@ -29,6 +29,7 @@ NAMES = (
     "attention_memory",
     "step_cost",
     "quantized_step",
+    "adapters",
     "scale",
     "merging",
     "remote",

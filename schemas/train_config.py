@@ -206,6 +206,22 @@ class FfnConfig(Strict):
         return self
 
 
+class AdapterConfig(Strict):
+    """A LoRA adapter: beside each target layer two matrices of low rank are trained, all else is frozen."""
+
+    r: int = Field(16, ge=1, le=65536, description="Rank of the matrices.")
+    alpha: int = Field(32, ge=1, le=2**20, description="The adapter's output is scaled by alpha/r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter's inputs during training.")
+    targets: list[QuantizedLayer] | None = Field(
+        None, min_length=1, description="Linear layers that get an adapter, by name; default: all of attention and FFN."
+    )
+    rslora: bool = Field(False, description="Scale by alpha/√r, which keeps large ranks stable (rsLoRA).")
+    base_bits: Literal[4] | None = Field(
+        None, description="4: hold the frozen weights of linear layers in 4 bits, NF4 (QLoRA). Default: not quantised."
+    )
+    merge: bool = Field(False, description="Also write `final-merged`, the whole model; later: `train-student merge`.")
+
+
 class StudentConfig(Strict):
     """The student and its initial weights, from exactly one of `checkpoint`, `config` and `teacher`."""
 
@@ -219,6 +235,9 @@ class StudentConfig(Strict):
     )
     ffn: FfnConfig | None = Field(
         None, description="Channels removed from the FFNs of `teacher` or `checkpoint` (docs/pruning.md)."
+    )
+    adapter: AdapterConfig | None = Field(
+        None, description="Off: all weights are trained. `{}`: a LoRA adapter of rank 16 (docs/adapters.md)."
     )
     dtype: Dtype = Field(
         "float32",
@@ -589,6 +608,23 @@ class TrainConfig(Strict):
             )
         if self.student.dtype == "float16":
             raise ValueError("quantization: student.dtype float16 cannot hold every scale; set it to bfloat16")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_beside_weights_that_stay(self) -> "TrainConfig":
+        adapter = self.student.adapter
+        if adapter is None:
+            return self
+        if self.quantization is not None:
+            raise ValueError(
+                "student.adapter: weights under quantization are all trained; leave one of the two out, or set "
+                "student.adapter.base_bits: 4 for frozen weights of 4 bits"
+            )
+        if adapter.base_bits is not None and (self.loop.parallel == "fsdp" or self.loop.compile):
+            raise ValueError(
+                "student.adapter.base_bits: weights of 4 bits are neither sharded nor compiled; set loop.parallel: ddp "
+                "and loop.compile: false, or leave base_bits out"
+            )
         return self
 
     @property

@@ -35,8 +35,8 @@ def local_folder(name: str, key: str, revision: str | None = None) -> Path:
         folder = cached
     if (folder / ADAPTER).is_file():
         raise UserError(
-            f"{key}: {folder}: contains an adapter ({ADAPTER}) for another model; merge it into that model (PEFT's "
-            "merge_and_unload), save the result, and pass its folder"
+            f"{key}: {folder}: contains an adapter ({ADAPTER}) for another model; merge it into that model "
+            "(`train-student merge`, of other adapters PEFT's merge_and_unload), and pass the folder of the result"
         )
     return folder
 

@@ -52,6 +52,7 @@ ROOMS = {
         "run evaluate",
         "quantization",
         "initial_weights",
+        "adapters",
         "loop rounds matrix api",
         "distiller",
         "train_student_cli",

@@ -17,6 +17,8 @@ from schemas.train_config import QuantizationConfig, TrainConfig
 from teacher_cache.output_head import OutputHead
 from teacher_cache.stop_request import StopRequest
 from teacher_cache.teacher import model_fingerprint
+from trainer.adapters.finished import write_final_adapter
+from trainer.adapters.lora_layers import add_lora, check_packages, load_frozen
 from trainer.data.alignment import check_first_samples
 from trainer.data.batches import CacheRows, evaluation_loader
 from trainer.data.open_caches import check_vocabulary, read_capture
@@ -53,7 +55,7 @@ from trainer.run.quiet import quiet_transformers
 from trainer.run.stored_output import open_output, working_config
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
-from trainer.student.build import load_model_config, load_student
+from trainer.student.build import INIT_FOLDER, load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
@@ -127,6 +129,8 @@ def prepare(run: RunContext) -> Prepared:
     check_workers(config.data.num_workers)
     if config.quantization is not None and config.quantization.check:
         check_readers()
+    if config.student.adapter is not None:
+        check_packages(config.student.adapter)
     run.place.fetch_student()
     side = side_of(config)
     retargeting = retargeting_of(config, side)
@@ -185,15 +189,24 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
 def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence[TrainerCallback]) -> Trained:
     """Load the student, run the checks, and train it."""
     config, state, objective = run.config, start.state, prepared.objective
+    adapter = config.student.adapter
     if run.sharded:
         use_fsdp(run.arguments)
-    weights = prepared.init_folder if start.checkpoint is None or run.sharded else start.checkpoint
-    student = load_student(weights, config.student, config.data.packing, run.arguments.bf16)
+    if adapter is not None and run.is_finished(state):
+        return Trained(None, 0.0)
+    if adapter is None:
+        weights = prepared.init_folder if start.checkpoint is None or run.sharded else start.checkpoint
+        student = load_student(weights, config.student, config.data.packing, run.arguments.bf16)
+    else:
+        student = load_frozen(prepared.init_folder, config, run.arguments.bf16)
     check, clock = StudentCheck(config, run.arguments), Clock()
     if run.is_finished(state):
         return Trained(None if run.sharded else student, 0.0)
     if run.is_first:
         check_saving(student, config.student, prepared.init_folder, run.output)
+    if adapter is not None:
+        add_lora(student, adapter, config.loop.seed)
+    if run.is_first:
         check_room(student, config.student, run.output)
     if not run.sharded:
         student.to(run.arguments.device)  # type: ignore[arg-type]
@@ -215,7 +228,8 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
     clock.stop(less=trainer.evaluation_seconds)
     trainer.note_data()
     objective.detach(student)
-    return Trained(None if run.sharded or quantization is not None else student, clock.seconds)
+    is_whole = not run.sharded and quantization is None and adapter is None
+    return Trained(student if is_whole else None, clock.seconds)
 
 
 def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopData:
@@ -314,6 +328,15 @@ def write_final(
     """
     config, quantization, folder = run.config, run.config.quantization, run.output / "final"
     checkpoint = best or run.output / f"checkpoint-{summary['steps']}"
+    manifests = [one.manifest for one in prepared.data.caches]
+    pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
+    base = "" if config.student.adapter is None else model_fingerprint(str(prepared.init_folder), key="student")
+    card = model_card(config, prepared.objective, manifests, summary, pruned, base)
+    if config.student.adapter is not None:
+        kept = config.kept_checkpoint is not None or "://" not in run.place.name
+        where = str(prepared.init_folder.resolve()) if kept else f"{run.place.name}/{INIT_FOLDER}"
+        write_final_adapter(folder, checkpoint, config.student, prepared.init_folder, where, base, card)
+        return
     add_files: Callable[[Path], None] | None = None
     student: PreTrainedModel | None
     if quantization is not None:
@@ -325,9 +348,6 @@ def write_final(
     else:
         student = trained.student if best is None else load_final(best, config.student)
     assert student is not None
-    manifests = [one.manifest for one in prepared.data.caches]
-    pruned = None if config.student.ffn is None else pruned_in(prepared.init_folder)
-    card = model_card(config, prepared.objective, manifests, summary, pruned)
     save_final(student, config.student, prepared.init_folder, folder, card, add_files)
     if quantization is not None:
         summary["quantization"] = write_packed_folders(folder, quantization, config.student.trust_remote_code)

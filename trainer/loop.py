@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from schemas.errors import UserError
+from trainer.adapters.trained_weights import leave_out_frozen, load_trained, load_trained_shards, save_trained
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
 from trainer.data.worker_transfer import Batch
@@ -238,10 +239,26 @@ class RunTrainer(ObjectiveTrainer):
         bad = int(self.sum_over_ranks(count_not_finite(self.model.parameters(), self.args.device)))
         if bad:
             raise UserError(not_finite("value of a weight", math.nan, self.state.global_step))
+        is_adapter = self.run.config.student.adapter is not None
         if self.args.fsdp:
+            if is_adapter:
+                leave_out_frozen(self.model)
             super().save_model(output_dir, _internal_call)
+        elif self.args.should_save and is_adapter:
+            save_trained(self.model, Path(str(output_dir or self.args.output_dir)))
         elif self.args.should_save:
             cast("PreTrainedModel", self.model).save_pretrained(str(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load the weights; of an adapter those that are trained."""
+        student = self.model if model is None else model
+        assert student is not None
+        if self.run.config.student.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.args.fsdp:
+            load_trained_shards(student, Path(resume_from_checkpoint))
+        else:
+            load_trained(student, Path(resume_from_checkpoint))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

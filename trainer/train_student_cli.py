@@ -9,6 +9,7 @@ from typing import get_args
 
 import click
 
+from schemas.cache_config import Dtype
 from schemas.load import load_config
 from schemas.train_config import DataConfig, GroupSize, TrainConfig, WeightBits
 from teacher_cache.command import MOST, config_argument, json_option, progress, set_option, show
@@ -323,6 +324,35 @@ def export(
     )
     with progress("calibrating") as advance:
         summary = export_folder(model, output, cache, settings, advance)
+    show(summary, as_json)
+
+
+@main.command(
+    examples=(
+        "train-student merge runs/adapter/final runs/adapter/merged",
+        "train-student merge runs/adapter/final runs/adapter/merged --base models/student --dtype bfloat16 --json",
+    )
+)
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--base", help="Folder of the model that the adapter was trained on; default: as recorded with it.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Data type of the merged weights; default: student.dtype of the training.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that ships with the model.")
+@json_option
+def merge(
+    adapter: Path, output: Path, base: str | None, dtype: Dtype | None, trust_remote_code: bool, as_json: bool
+) -> None:
+    """Merge the folder ADAPTER, which a student with student.adapter is, into its base model and write OUTPUT."""
+    from trainer.adapters.merged_model import merge_folder
+    from trainer.run.quiet import quiet_transformers
+
+    quiet_transformers()
+    with progress("merging"):
+        summary = merge_folder(adapter, output, base, dtype, trust_remote_code)
     show(summary, as_json)
 
 

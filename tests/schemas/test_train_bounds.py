@@ -40,6 +40,9 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "data.shards_mixed": STEPS,
     "data.pack_tokens": (2, 2**24, int),
     "data.num_workers": (0, 512, int),
+    "student.adapter.r": (1, 65536, int),
+    "student.adapter.alpha": (1, 2**20, int),
+    "student.adapter.dropout": (0, 1 - 1e-9, float),
     "student.ffn.remove": (1e-300, 1 - 1e-9, float),
     "student.ffn.samples": (1, 10**12, int),
     **{
@@ -89,7 +92,8 @@ def with_value(key: str, value: Any) -> TrainConfig:
             return [placed(tree[int(path[0])], path[1:])]
         return {**tree, path[0]: placed(tree.get(path[0], {}), path[1:])}
 
-    return validate(TrainConfig, placed(BASE, key.split(".")), "train.yaml")
+    base = BASE | {"quantization": None} if key.startswith("student.adapter") else BASE  # one of the two
+    return validate(TrainConfig, placed(base, key.split(".")), "train.yaml")
 
 
 def numeric_fields(model: type[BaseModel], prefix: str = "") -> set[str]:

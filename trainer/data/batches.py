@@ -123,7 +123,8 @@ def training_loader(
 ) -> DataLoader[Any]:
     """Batches of ``batch_rows`` rows in the plan's order, from row ``start`` on; ``num_workers`` processes decode.
 
-    ``batches_held``: batches that the caller keeps at a time.
+    ``batches_held``: batches that the caller keeps at a time. Loaders draw seeds of workers from generators of their
+    own: at resume another loader starts, and dropout must go on as if none had.
     """
     return DataLoader(
         rows,
@@ -135,6 +136,7 @@ def training_loader(
         multiprocessing_context=WORKERS_START_BY if num_workers else None,
         worker_init_fn=leave_interrupts_to_main,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
     )
 
 
@@ -144,4 +146,6 @@ def evaluation_loader(
     """Batches of ``batch_rows`` rows in the plan's order, decoded in this process; rows are dealt to ranks in turn."""
     rows = range(rank, len(plan), world)
     data = CacheRows(cache, plan, skip_corrupt=skip_corrupt)
-    return DataLoader(data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch)
+    return DataLoader(
+        data, batch_size=batch_rows, sampler=rows, collate_fn=already_a_batch, generator=torch.Generator()
+    )

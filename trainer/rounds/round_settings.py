@@ -102,6 +102,10 @@ def settled(config: RoundsConfig) -> Settings:
             "train.quantization: every round would round its start again; leave it out, and quantise in a run that "
             "starts from the last round's student"
         )
+    if training.student.adapter is not None:
+        raise UserError(
+            "train.student.adapter: the next round starts from, and generates with, a whole model; leave it out"
+        )
     if training.student.config is not None:
         raise UserError(
             "train.student.config: random weights write nothing to learn from; train the student first, and set "

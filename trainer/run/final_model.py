@@ -72,17 +72,26 @@ def save_final(
 
     add_files: gets the folder before it is in its place. Raises UserError.
     """
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     student.config.use_cache = True  # the trainer turns it off
     student.to(getattr(torch, settings.dtype))
     if count_not_finite(student.parameters(), torch.device("cpu")):
         raise UserError(f"student.dtype: weights are too large for {settings.dtype}; set it to bfloat16 or float32")
-    student.save_pretrained(unfinished)
-    copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
-    if add_files is not None:
-        add_files(unfinished)
+
+    def write(unfinished: Path) -> None:
+        student.save_pretrained(unfinished)
+        copy_tokenizer(init_folder, unfinished, settings.trust_remote_code)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if add_files is not None:
+            add_files(unfinished)
+
+    replace_folder(folder, write)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace ``folder`` by what ``write`` puts into the path that it gets, which does not exist; atomically."""
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write(unfinished)
     settle_folder(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

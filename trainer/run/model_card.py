@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.manifest import Manifest, TeacherInfo
-from schemas.train_config import QuantizationConfig, TrainConfig, WeightSchedule
+from schemas.train_config import AdapterConfig, QuantizationConfig, TrainConfig, WeightSchedule
 from teacher_cache.text import code_span
 from trainer.losses.objective import Objective
 from trainer.measured_pruning import PrunedFfns
@@ -16,10 +16,12 @@ def model_card(
     manifests: Sequence[Manifest],
     summary: dict[str, Any],
     pruned: PrunedFfns | None = None,
+    base: str = "",
 ) -> str:
     """Render ``README.md``: Markdown with a YAML header.
 
-    manifests: of the caches trained on. summary: as in ``summary.json``. pruned: what ``student.ffn`` removed.
+    manifests: of the caches trained on. summary: as in ``summary.json``. pruned: what ``student.ffn`` removed. base:
+    fingerprint of an adapter's frozen model.
     """
     student = config.student
     if student.config is not None:
@@ -33,7 +35,7 @@ def model_card(
     terms = [f"- {loss.title()}: {_weight(loss.settings.weight)}" for loss in objective.losses.values()]
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'transformers' if student.adapter is None else 'peft'}",
         "pipeline_tag: text-generation",
         "tags: [distillation]",
         "---",
@@ -48,6 +50,7 @@ def model_card(
             * bool(summary["align"])
         ),
         *([] if pruned is None else _pruning(pruned)),
+        *([] if student.adapter is None else [_adapter(student.adapter, base)]),
         *([] if config.quantization is None else _quantization(config.quantization)),
         f"- training: {summary['steps']} steps of {summary['rows_per_step']} rows, {summary['tokens']} tokens, "
         f"AdamW, learning rate {config.optimizer.lr}, seed {config.loop.seed}",
@@ -90,6 +93,15 @@ def _pruning(pruned: PrunedFfns) -> list[str]:
         f"`{pruned.cache}`",
         f"- parameters of the model that was cut, all layers: {_change(*pruned.parameters)}",
     ]
+
+
+def _adapter(settings: AdapterConfig, base: str) -> str:
+    layers = "attention and FFN" if settings.targets is None else ", ".join(settings.targets)
+    frozen = "" if settings.base_bits is None else f", whose linear layers were held in {settings.base_bits} bits (NF4)"
+    return (
+        f"- trained as a LoRA adapter of rank {settings.r}, alpha {settings.alpha}, on the linear layers of {layers} "
+        f"of the frozen model that it started from, fingerprint `{base}`{frozen}"
+    )
 
 
 def _quantization(settings: QuantizationConfig) -> list[str]:

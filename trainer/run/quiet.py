@@ -1,4 +1,6 @@
-"""Silence transformers' own output."""
+"""Silence transformers' own output, and what it logs through other libraries."""
+
+import logging
 
 import transformers
 
@@ -11,3 +13,4 @@ def quiet_transformers() -> None:
         return
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels from the hub that it cannot load

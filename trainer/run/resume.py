@@ -40,6 +40,7 @@ RULES = (
         "refused",
         "the precision or layout of the weights would change",
     ),
+    Rule(("student.adapter",), "refused", "other weights would be trained; to merge, `train-student merge`"),
     Rule(
         tuple(f"losses.{name}" for name in LossConfig.model_fields),
         "refused",

@@ -37,7 +37,7 @@ from trainer.run.run_store import RunStore, steadily
 from trainer.student.build import INIT_FOLDER, RECIPE_FILE
 from trainer.student.parallel import from_all, from_first
 
-MODEL_MARK = "config.json"  # without it, nothing loads a model's folder
+MODEL_MARKS = ("config.json", "adapter_config.json")  # without it, nothing loads the folder of a model, of an adapter
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 logger = logging.getLogger(__name__)
 
@@ -159,8 +159,9 @@ class StoredOutput(OutputPlace):
     def send_results(self) -> None:
         """As said there; the summary last."""
         self._send_reports()
-        for folder in sorted(path for path in self._folder.glob("final*") if (path / MODEL_MARK).is_file()):
-            self._replace(folder.name, MODEL_MARK)
+        for folder in sorted(self._folder.glob("final*")):
+            for mark in [name for name in MODEL_MARKS if (folder / name).is_file()]:
+                self._replace(folder.name, mark)
         self._send_grown([SUMMARY])
 
     def leave(self) -> None:

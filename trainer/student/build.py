@@ -138,10 +138,18 @@ def pruned_state(state: dict[str, "torch.Tensor"], from_layers: list[int]) -> di
     return kept
 
 
-def load_student(folder: Path, student: StudentConfig, packing: bool = False, bf16: bool = False) -> "PreTrainedModel":
+def load_student(
+    folder: Path,
+    student: StudentConfig,
+    packing: bool = False,
+    bf16: bool = False,
+    dtype: "torch.dtype | None" = None,
+    quantization: Any = None,
+) -> "PreTrainedModel":
     """Load the student in float32, the dtype it is trained in, with ``student.attention``. Raises UserError.
 
-    packing, bf16: how it will run; on GPUs that have the kernel, `auto` then means ``varlen``.
+    packing, bf16: how it will run; on GPUs that have the kernel, `auto` then means ``varlen``. dtype, quantization:
+    other ones, for weights that are not trained.
     """
     import torch
 
@@ -154,7 +162,7 @@ def load_student(folder: Path, student: StudentConfig, packing: bool = False, bf
             "student.attention: varlen takes 16-bit inputs on GPUs, from A100 on; set loop.bf16: true, or "
             "student.attention: sdpa"
         )
-    return load_model(folder, "student", torch.float32, attention, student.trust_remote_code)
+    return load_model(folder, "student", dtype or torch.float32, attention, student.trust_remote_code, quantization)
 
 
 def _has_varlen_kernel() -> bool:
@@ -182,16 +190,23 @@ def _whole_config(path: Path, key: str, trust_remote_code: bool) -> "PreTrainedC
 
 
 def load_model(
-    folder: Path, key: str, dtype: "torch.dtype | str", attention: str = "auto", trust_remote_code: bool = False
+    folder: Path,
+    key: str,
+    dtype: "torch.dtype | str",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> "PreTrainedModel":
     """Load the causal language model in ``folder`` (a multimodal model's language model) so that it can be saved again.
 
     key: the setting to name in a UserError. dtype: "auto" for the folder's own. trust_remote_code: run code that ships
-    with the model.
+    with the model. quantization: transformers' settings to quantise weights with as they are loaded.
     """
     config = _whole_config(folder, key, trust_remote_code)
     implementation = _attention(config.get_text_config(), attention)
     load, options = _loader(config, f"{key}: {folder}", trust_remote_code)
+    if quantization is not None:
+        options |= {"quantization_config": quantization}
     try:
         model, report = load(
             folder,

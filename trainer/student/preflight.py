@@ -71,8 +71,11 @@ def _check_same_tokenizer(source: Path, copy: Path, trust_remote_code: bool) -> 
 
 def check_room(model: "PreTrainedModel", settings: StudentConfig, output: Path) -> None:
     """Raise FullError if the disk has no room for one checkpoint and the final model, the least a run writes."""
-    parameters = model.num_parameters()
-    needed = parameters * (STATE_BYTES + getattr(torch, settings.dtype).itemsize)
+    itemsize = getattr(torch, settings.dtype).itemsize
+    parameters = model.num_parameters(only_trainable=True)
+    needed = parameters * (STATE_BYTES + itemsize)
+    if settings.adapter is not None and settings.adapter.merge:
+        needed += model.num_parameters() * itemsize
     free = shutil.disk_usage(output).free
     if free < needed:
         raise FullError(

@@ -110,6 +110,7 @@ def test_a_checkpoint_is_cut_before_the_first_round_only(made, folder: Path, tmp
             "divergence: reverse (round 2) cannot be estimated from draws; use ",
         ),
         ({"score": {"capture": {"logits": {"k": 8}}}}, "score.capture.logits: "),
+        ({"train": {"student": {"checkpoint": "x", "adapter": {}}}}, "train.student.adapter: the next round starts"),
         ({"train": {"student": {"config": "x"}}}, "train.student.config: random weights write nothing to learn from"),
         ({"train": {"data": {"cache": [{"url": "a"}, {"url": "b"}]}}}, "train.data.cache: set a weight for each of"),
         ({"train": {"data": {"cache": "/nowhere"}}}, "/nowhere/manifest.json: not found"),
