@@ -47,12 +47,13 @@ from trainer.run.loop_errors import loop_errors
 from trainer.run.machine_failures import one_line
 from trainer.run.metrics import closing, cut_metrics, reports
 from trainer.run.model_card import model_card
+from trainer.run.output_names import SAMPLES_FILE
 from trainer.run.pickles import check_checkpoint, only_data
 from trainer.run.quiet import quiet_transformers
 from trainer.run.stored_output import open_output, working_config
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
-from trainer.run.text_samples import SAMPLES_FILE, SampleWriter, read_prompts
+from trainer.run.text_samples import SampleWriter, read_prompts
 from trainer.student.build import load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving

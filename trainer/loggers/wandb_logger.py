@@ -35,6 +35,7 @@ class WandbLogger:
             if mode == "offline":
                 raise
             logger.warning("loop.report_to: W&B: %s: logging offline", " ".join(str(error).split())[:200])
+            self._wandb.teardown()  # it counts the failed run as one in use
             self._run = self._init("offline")
         self._run.define_metric(STEP)
         for group in ("train/*", "eval/*"):

@@ -11,10 +11,9 @@ from schemas.load import parse_json
 from schemas.run_file import RunFile
 from trainer.run.context import RunContext
 from trainer.run.output_files import replace_text
+from trainer.run.output_names import MAX_BYTES, RUN_FILE
 from trainer.run.summary import device_name
 
-RUN_FILE = "run.json"
-MAX_BYTES = 4 << 20
 logger = logging.getLogger(__name__)
 
 

@@ -31,16 +31,14 @@ from trainer.run.checkpoint import (
     remove_checkpoint,
 )
 from trainer.run.output_files import difference, files_below, replace_text
+from trainer.run.output_names import METRICS, RUN_FILE, SAMPLES_FILE, SUMMARY
 from trainer.run.output_place import OutputPlace, Ranks, output_folder
 from trainer.run.owner import Fence, only_run_in
-from trainer.run.run_record import RUN_FILE
 from trainer.run.run_store import RunStore, steadily
-from trainer.run.text_samples import SAMPLES_FILE
 from trainer.student.build import INIT_FOLDER, RECIPE_FILE
 from trainer.student.parallel import from_all, from_first
 
 MODEL_MARK = "config.json"  # without it, nothing loads a model's folder
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 REPORTED = (METRICS, RUN_FILE, SAMPLES_FILE)
 LOGGED = ("tensorboard", "wandb", "mlruns")  # folders of loggers
 logger = logging.getLogger(__name__)

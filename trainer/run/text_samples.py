@@ -18,7 +18,6 @@ from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
 from trainer.student.student_tokenizer import load_tokenizer, tokenizer_files
 
-SAMPLES_FILE = "samples.jsonl"
 MOST_PROMPT_TOKENS = 64  # of a prompt from a cache
 SHORTEST = 8  # tokens of one from a text that is learned from its first token on
 
