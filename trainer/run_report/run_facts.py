@@ -96,7 +96,9 @@ def settings_rows(runs: Sequence[ReadRun]) -> tuple[list[Row], list[Row]]:
     """Settings in which the runs differ (of one run: from the defaults), and all others."""
     known = [{} if run.record is None else flattened(run.record.config) for run in runs]
     keys = list(dict.fromkeys(key for each in known for key in each))[:MOST_SETTINGS]
-    differing, same, defaults = [], [], _defaults()
+    differing: list[Row] = []
+    same: list[Row] = []
+    defaults = _defaults()
     for key in keys:
         values = [json.dumps(each[key], ensure_ascii=False) if key in each else "–" for each in known]
         row = Row(shown_text(key), [shown_text(value, MOST_VALUE) for value in values])

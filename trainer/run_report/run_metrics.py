@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from trainer.run_report.run_reading import ReadRun, Series, tokens_per_second
 
 GIB = 2.0**30
@@ -76,6 +78,5 @@ def _described(name: str, terms: set[str]) -> tuple[str, str, str]:
 
 def _is_one(metric: Metric) -> bool:
     """Whether a weight is the same throughout, in all runs."""
-    return (
-        len({float(value) for each in metric.by_run.values() for value in (each.values.min(), each.values.max())}) == 1
-    )
+    ends = {float(end(each.values)) for each in metric.by_run.values() for end in (np.min, np.max)}
+    return len(ends) == 1

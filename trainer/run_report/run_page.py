@@ -165,8 +165,8 @@ def _notes(
     runs: Sequence[ReadRun], names: Sequence[str], downsampled: bool, most_points: int, left_out: int
 ) -> list[str]:
     found = [
-        f"Curves with more than {most_points} values are drawn through means over {most_points} stretches of steps; the "
-        "band behind reaches from the lowest to the highest value of each stretch, so that no spike is lost."
+        f"Curves with more than {most_points} values are drawn through means over {most_points} stretches of steps; "
+        "the band behind reaches from the lowest to the highest value of each stretch, so that no spike is lost."
         if downsampled
         else "Every value that was logged is drawn."
     ]

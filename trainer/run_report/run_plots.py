@@ -18,7 +18,7 @@ def curves(title: str, unit: str, found: Mapping[int, Envelope], steps: tuple[in
     low, high = limits(
         min(float(each.lows.min()) for each in found.values()), max(float(each.highs.max()) for each in found.values())
     )
-    parts = axes(FRAME, steps, (low, high), "step", unit, label_x=step_label)
+    parts = axes(FRAME, steps, (low, high), "step", unit, label_x=step_label, label_y=value_label)
     for number, each in found.items():
         across = FRAME.x(0) + (each.steps - steps[0]) / max(steps[1] - steps[0], 1) * (FRAME.x(1) - FRAME.x(0))
         mean, bottom, top = (_heights(values, low, high) for values in (each.means, each.lows, each.highs))
@@ -37,18 +37,30 @@ def curves(title: str, unit: str, found: Mapping[int, Envelope], steps: tuple[in
 
 def limits(low: float, high: float) -> tuple[float, float]:
     """Round ends of an axis around the values; at zero if they begin near it."""
+    if max(abs(low), abs(high)) < 1e-250:
+        return 0.0, 1.0
     if low == high:
-        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0.0, 1.0)
+        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high))
     if 0 <= low <= 0.4 * high:
         return 0.0, round_up(high)
-    unit = round_up((high - low) / 2) / 10
-    return math.floor(low / unit) * unit, math.ceil(high / unit) * unit
+    rough = (high - low) / 4
+    scale = 10.0 ** math.floor(math.log10(rough))
+    unit = next(step * scale for step in (1, 2, 5, 10) if step * scale >= rough * (1 - 1e-9))
+    return math.floor(low / unit + 1e-9) * unit, math.ceil(high / unit - 1e-9) * unit
+
+
+def value_label(value: float) -> str:
+    """A value of the vertical axis in few characters."""
+    size = abs(value)
+    if size >= 1000:
+        return step_label(value) if size < 1e9 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return "0" if size < 1e-12 else f"{value:.3g}".replace("e-0", "e-")
 
 
 def step_label(value: float) -> str:
     """A step, with k and M for thousands and millions."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= 10 * size or (value >= size and value % (size / 10) == 0):
+        if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 100) == 0):
             return f"{value / size:.4g}{letter}"
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 

@@ -86,14 +86,12 @@ def read_series(lines: Iterable[dict[str, Any]]) -> dict[str, Series]:
         for name, value in line.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
                 continue
-            of_name = steps.get(name)
-            if of_name is None:
+            if name not in steps:
                 if len(steps) >= MOST_NAMES or len(name) > MOST_NAME:
                     continue
-                of_name = steps[name] = []
-                values[name] = []
-            _drop_from(step, of_name, values[name])
-            of_name.append(step)
+                steps[name], values[name] = [], []
+            _drop_from(step, steps[name], values[name])
+            steps[name].append(step)
             values[name].append(float(value))
     return {
         name: Series(np.array(of_name, np.int64), np.array(values[name])) for name, of_name in steps.items() if of_name
