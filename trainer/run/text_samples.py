@@ -4,7 +4,7 @@ Greedy, on rank 0 alone, while other ranks wait at their next exchange; a few se
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from schemas.manifest import Manifest
 from schemas.train_config import SamplesConfig
 from teacher_cache.records import TokenSample
 from teacher_cache.shards.reader import CacheReader
+from trainer.student.forward import flattens, masked_hidden, output_head
 from trainer.student.student_tokenizer import load_tokenizer, tokenizer_files
+from trainer.student.token_layout import token_layout
 
 MOST_PROMPT_TOKENS = 64  # of a prompt from a cache
 SHORTEST = 8  # tokens of one from a text that is learned from its first token on
@@ -86,24 +88,51 @@ class SampleWriter(TrainerCallback):
             file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def _continued(self, model: Any, args: TrainingArguments) -> list[str]:
-        """Continuations of all prompts; leaves mode and random state as they were."""
-        training, found = model.training, []
+        """Continuations of all prompts; leaves the model's mode as it was."""
+        ids = [ids for _, ids in self._prompts]
+        ends = {self._tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)}
+        training = model.training
         model.eval()
-        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            for _, ids in self._prompts:
-                prompt = torch.tensor([ids[: max(1, longest - self._tokens)]], device=args.device)
-                text = model.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=min(self._tokens, max(1, longest - prompt.shape[1])),
-                    do_sample=False,
-                    num_beams=1,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    use_cache=True,
-                )[0, prompt.shape[1] :]
-                found.append(self._tokenizer.decode(text, skip_special_tokens=False))
+            found = continuations(model, ids, self._tokens, ends, args.device)
         model.train(training)
-        return found
+        return [self._tokenizer.decode(each) for each in found]
+
+
+def continuations(
+    model: Any, prompts: Sequence[Sequence[int]], tokens: int, ends: Collection[int | None], device: torch.device
+) -> list[list[int]]:
+    """The most likely tokens after each prompt, at most ``tokens``, up to the first of ``ends``, without it.
+
+    The forward pass is that of training, over everything so far: attention that is trained with may have no cache of
+    keys and values.
+    """
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    rows = [list(prompt)[-max(1, longest - tokens) :] for prompt in prompts]
+    starts, open_rows = [len(row) for row in rows], set(range(len(rows)))
+    for _ in range(tokens):
+        length = max(map(len, rows))
+        if not open_rows or length >= longest:
+            break
+        batch = {
+            "input_ids": torch.zeros(len(rows), length, dtype=torch.long),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.bool),
+            "loss_mask": torch.zeros(len(rows), length, dtype=torch.bool),
+        }
+        for number, row in enumerate(rows):
+            batch["input_ids"][number, : len(row)] = torch.tensor(row)
+            batch["attention_mask"][number, : len(row)] = True
+            batch["loss_mask"][number, len(row) - 1] = True
+        laid_out: dict[str, Any] = {**batch, "layout": token_layout(batch, flattens(model))}
+        hidden_RD = masked_hidden(model, {name: part.to(device) for name, part in laid_out.items()})
+        chosen = output_head(model).logits(hidden_RD).argmax(-1).tolist()
+        for number in sorted(open_rows):
+            if chosen[number] in ends:
+                open_rows.remove(number)
+            else:
+                rows[number].append(chosen[number])
+    return [row[start:] for row, start in zip(rows, starts, strict=True)]
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

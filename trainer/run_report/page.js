@@ -32,6 +32,10 @@
       const plot = data.plots[Number(figure.dataset.plot)], parts = [];
       for (const [run, [steps, means, lows, highs]] of Object.entries(plot.runs)) {
         if (off.has(run)) continue;
+        if (step > data.ends[Number(run) - 1]) {
+          parts.push(several ? `${run}: –` : "–");
+          continue;
+        }
         const i = place(data.steps[steps], step), range = lows && lows[i] !== highs[i];
         const words = number(means[i]) + (range ? ` (${number(lows[i])} … ${number(highs[i])})` : "");
         parts.push(several ? `${run}: ${words}` : words);

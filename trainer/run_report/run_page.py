@@ -66,7 +66,7 @@ def _render(
     first = min(int(each.steps[0]) for metric in metrics for each in metric.by_run.values()) if metrics else 0
     last = max(run.last_step for run in runs)
     names = names_of(runs)
-    data = PageData(first, last, names)
+    data = PageData(first, [run.last_step for run in runs], names)
     sections: dict[str, list[tuple[int, Figure]]] = {}
     for metric in metrics:
         found = {number: envelope(each, first, last, most_points) for number, each in metric.by_run.items()}
@@ -101,8 +101,9 @@ def _render(
 class PageData:
     """What the script reads out: for each plot the points of each run, rounded; steps that are the same once."""
 
-    def __init__(self, first: int, last: int, names: Sequence[str]) -> None:
-        self.first, self.last, self.names = first, last, names
+    def __init__(self, first: int, ends: Sequence[int], names: Sequence[str]) -> None:
+        """ends: last step of each run."""
+        self.first, self.ends, self.names = first, ends, names
         self.downsampled = False
         self._steps: dict[tuple[int, ...], int] = {}
         self._plots: list[dict[str, Any]] = []
@@ -124,7 +125,8 @@ class PageData:
         frame = {"left": FRAME.left, "width": FRAME.width - FRAME.left - FRAME.right}
         return {
             "first": self.first,
-            "last": self.last,
+            "last": max(self.ends),
+            "ends": self.ends,
             "frame": frame,
             "names": self.names,
             "steps": list(map(list, self._steps)),

@@ -17,7 +17,7 @@ from teacher_cache.stop_request import StopRequest
 from trainer.distiller import distill
 from trainer.run.text_samples import beginning, read_prompts
 
-WORDS = [f"w{i}" for i in range(61)]
+WORDS = ["<pad>", "<end>", "<unknown>", *(f"w{i}" for i in range(3, 61))]
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def greedy(folder: Path, prompt: str, tokens: int) -> str:
     model, ids = AutoModelForCausalLM.from_pretrained(folder), [WORDS.index(word) for word in prompt.split()]
     found: list[int] = []
     with torch.no_grad():
-        while len(found) < tokens and 1 not in found:
-            found.append(int(model(torch.tensor([ids + found])).logits[0, -1].argmax()))
+        while len(found) < tokens and (chosen := int(model(torch.tensor([ids + found])).logits[0, -1].argmax())) != 1:
+            found.append(chosen)
     return " ".join(WORDS[i] for i in found)
 
 

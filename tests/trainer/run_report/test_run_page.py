@@ -68,11 +68,10 @@ def test_several_runs(tmp_path: Path) -> None:
     assert "going on or killed: step 20 of 40" in text
     assert said["differences"] == {"optimizer.lr": ["0.0003", "0.001"], "output": ['"runs/a"', '"runs/b"']}
     assert "optimizer.lr 0.0003 0.001" in text
-    page = (tmp_path / "r.html").read_text("utf-8")
-    assert len(re.findall(r'class="curve run-2" d="M[\d.]+ [\d.]+L', page)) == len(
-        data_of(tmp_path / "r.html")["plots"]
-    )
-    assert data_of(tmp_path / "r.html")["names"] == ["a", "b"]
+    curves = re.findall(r'class="curve run-2" d="M(?!1 4)[\d.]+ [\d.]+L', (tmp_path / "r.html").read_text("utf-8"))
+    data = data_of(tmp_path / "r.html")
+    assert len(curves) == len(data["plots"])
+    assert (data["names"], data["ends"]) == (["a", "b"], [40, 20])
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
@@ -110,9 +109,9 @@ def test_a_hundred_thousand_steps(tmp_path: Path, long_run: Path) -> None:
 
 def test_eight_runs_with_many_metrics_and_texts_stay_small(tmp_path: Path) -> None:
     long = "<&>" * 1300
-    lines = [line | {f"more_{i}": i * line["step"] for i in range(300)} for line in metric_lines(1000)]
+    lines = [line | {f"more_{i}": i * line["step"] for i in range(70)} for line in metric_lines(400)]
     samples = [{"step": step, "prompt": f"{i}{long}", "text": long} for step in (0, 9) for i in range(32)]
-    runs = [str(write_run(tmp_path / f"{i}", lines, samples=samples)) for i in range(8)]
+    runs = [str(write_run(tmp_path / f"{i}", lines[: -1 - i], samples=samples)) for i in range(8)]
     said = report_runs(runs, tmp_path / "r.html")
     assert said["bytes"] <= MOST_BYTES
     assert "more metrics have no plot" in text_of(tmp_path / "r.html")

@@ -64,12 +64,8 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = [
         {"step": step, "prompt": attack, "text": f"{everything}{step}"} for step in (0, 20) for attack in ATTACKS
     ]
-    runs = [
-        write_run(
-            folder / f"{i}<img src=x onerror=window.hacked=1>", lines, samples=samples, output=everything + str(i)
-        )
-        for i in range(2)
-    ]
+    names = [f"{i}<img src=x onerror=window.hacked=1>" for i in range(2)]
+    runs = [write_run(folder / name, lines, samples=samples, output=everything + name) for name in names]
     for run in runs:
         record = json.loads((run / "run.json").read_text())
         record["config"][ATTACKS[0]] = {ATTACKS[1]: everything, ATTACKS[5]: run.name}
@@ -181,7 +177,9 @@ def test_values_are_read_at_the_step(browser: Browser, several: Path) -> None:
         before = cursor.get_attribute("d")
         page.locator("#step").fill("70")
         assert cursor.get_attribute("d") != before
-        expect(cursor).to_be_visible()
+        assert cursor.evaluate("e => getComputedStyle(e).visibility") == "visible"
+        assert readings(page)[0].startswith("1: – · 2: – · 3: – · 4: ")
+        assert "–" not in readings(page)[0].partition("4: ")[2]
         box = page.locator("figure svg").first.bounding_box()
         assert box is not None
         page.locator("figure svg").first.hover(position={"x": box["width"] * 0.3, "y": box["height"] / 2})
