@@ -23,7 +23,7 @@ MODULES, STEPS = 16, 24
 RATES = {"rate-3e-4": 3e-4, "rate-1e-3": 1e-3}
 PROMPTS = ["import os\n\ndef read_lines(path):\n", "class Stack:\n    def __init__(self):\n"]
 PARTS = {  # picture: scheme, page, first and next heading
-    "run-report-light": ("light", "several.html", "#plots", "#section-3"),
+    "run-report-light": ("light", "several.html", "header", "#section-2"),
     "run-report-dark": ("dark", "one.html", "header", "#section-2"),
     "run-report-texts": ("light", "several.html", "#final", "#settings"),
 }

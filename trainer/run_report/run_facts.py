@@ -11,7 +11,7 @@ from trainer.loggers.run_logger import flattened
 from trainer.run_report.run_reading import ReadRun, finite, tokens_per_second
 
 MOST_VALUE, MOST_SETTINGS = 120, 200
-MOST_PROMPTS, MOST_TEXT = 16, 700
+MOST_PROMPTS, MOST_TEXT, MOST_LINES = 16, 700, 10
 
 
 class Row(NamedTuple):
@@ -85,11 +85,12 @@ def in_words(name: str, value: float | None) -> str:
     """A figure with a unit that suits it."""
     if value is None:
         return "–"
-    if name.endswith("bytes"):
+    if name.endswith(", bytes"):
         return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
     if name.startswith("data wait share"):
-        return f"{100 * value:.3g} %"
-    return f"{value:,.0f}" if value == int(value) or value >= 10_000 else f"{value:,.4g}"
+        return f"{100 * value:.2g} %"
+    whole = abs(value) < 1e15 and (value == int(value) or abs(value) >= 10_000)
+    return f"{value:,.0f}" if whole else f"{value:,.4g}"
 
 
 def settings_rows(runs: Sequence[ReadRun]) -> tuple[list[Row], list[Row]]:
@@ -133,9 +134,15 @@ def continuations(runs: Sequence[ReadRun], most: int = MOST_PROMPTS) -> tuple[li
         found = []
         for number, by_step in of_runs.items():
             ends = sorted({min(by_step), max(by_step)})
-            found.append((number, [(_when(step), shown_text(by_step[step], MOST_TEXT)) for step in ends]))
+            found.append((number, [(_when(step), _lines(by_step[step])) for step in ends]))
         shown.append(Continued(shown_text(prompt, MOST_TEXT), found))
     return shown, max(0, len(by_prompt) - most)
+
+
+def _lines(text: str) -> str:
+    """The first lines of a text, with their ends marked: students may write nothing else."""
+    lines = shown_text(text, MOST_TEXT).split("\n")
+    return "↵\n".join(lines[:MOST_LINES]) + (" …" if len(lines) > MOST_LINES else "")
 
 
 def _when(step: int) -> str:

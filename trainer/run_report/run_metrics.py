@@ -72,8 +72,8 @@ def _described(name: str, terms: set[str]) -> tuple[str, str, str]:
     if name.endswith("_gradient_norm") and name[:-14] in terms:
         return "Optimiser", f"Gradient norm of {name[:-14]}", ""
     if name.startswith("eval_"):
-        return "Validation", name[5:].replace("_", " "), ""
-    return "Other metrics", name.replace("_", " "), ""
+        return "Validation", name[5:].replace("_", " ").capitalize(), ""
+    return "Other metrics", name.replace("_", " ").capitalize(), ""
 
 
 def _is_one(metric: Metric) -> bool:

@@ -65,6 +65,7 @@ def _render(
 ) -> bytes:
     first = min(int(each.steps[0]) for metric in metrics for each in metric.by_run.values()) if metrics else 0
     last = max(run.last_step for run in runs)
+    first = 0 if first <= last / 10 else first
     names = names_of(runs)
     data = PageData(first, [run.last_step for run in runs], names)
     sections: dict[str, list[tuple[int, Figure]]] = {}
@@ -141,7 +142,7 @@ def _rounded(values: Any) -> list[float]:
 def _caption(metric: Metric, found: dict[int, Envelope], n_runs: int) -> str:
     """The last values of a plot."""
     unit = f" {metric.unit}" if metric.unit else ""
-    last = [(number, f"{metric.by_run[number].values[-1]:,.4g}") for number in found]
+    last = [(number, in_words(metric.name, float(metric.by_run[number].values[-1]))) for number in found]
     if n_runs == 1:
         return f"last: {last[0][1]}{unit}"
     return "last: " + " · ".join(f"{number}: {value}" for number, value in last) + unit

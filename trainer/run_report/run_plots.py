@@ -62,7 +62,7 @@ def step_label(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 100) == 0):
             return f"{value / size:.4g}{letter}"
-    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 10 else f"{value:.1f}"
 
 
 def _heights(values: np.ndarray, low: float, high: float) -> np.ndarray:

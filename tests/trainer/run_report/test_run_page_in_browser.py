@@ -221,9 +221,9 @@ def test_the_keyboard_alone(browser: Browser, several: Path) -> None:
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.keyboard.press("Home")
         at = page.locator("#at")
-        expect(at).to_have_text("1 of 110")
+        expect(at).to_have_text("0 of 110")
         page.keyboard.press("ArrowRight")
-        expect(at).to_have_text("2 of 110")
+        expect(at).to_have_text("1 of 110")
         page.keyboard.press("End")
         expect(at).to_have_text("110 of 110")
         page.keyboard.press("Tab")

@@ -61,10 +61,11 @@ def test_limits_of_odd_values_are_apart(low: float, high: float) -> None:
 
 
 def test_labels() -> None:
-    assert [step_label(step) for step in (0, 1, 7.5, 999, 1000, 2500, 25_050, 1_500_000)] == [
+    assert [step_label(step) for step in (0, 1, 7.5, 12.5, 999, 1000, 2500, 25_050, 1_500_000)] == [
         "0",
         "1",
         "7.5",
+        "12",
         "999",
         "1k",
         "2.5k",
