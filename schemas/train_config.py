@@ -18,6 +18,7 @@ from schemas.cache_config import (
 from schemas.strict import Sha256, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+MAX_PROMPTS = 32
 MAX_STEPS = 2**31 - 1  # limit of torch's and transformers' counters
 MAX_ROWS = 2**33  # of a run, per process: products with the caches' weights stay within 64 bits
 MAX_LOSS_WEIGHT = 1e6
@@ -28,6 +29,7 @@ QuantizedLayer = Literal[AttentionLayer, LinearAttentionLayer, FfnLayer]
 WeightBits = Literal[2, 3, 4, 8]
 GroupSize = Literal[32, 64, 128]
 WIDTH_MULTIPLE = 64  # of the channels of an FFN: what matrix kernels and groups of quantised weights divide by
+Logger = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
@@ -442,6 +444,22 @@ class OptimizerConfig(Strict):
     max_grad_norm: float = Field(1.0, gt=0, le=1e9, description="Gradients are clipped to this norm; the recipe's.")
 
 
+class SamplesConfig(Strict):
+    """Texts that the student continues, greedily, before training, at every validation and at the end."""
+
+    prompts: (
+        Annotated[int, Field(ge=1, le=MAX_PROMPTS)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=4000)]], Field(min_length=1, max_length=MAX_PROMPTS)
+        ]
+    ) = Field(
+        4,
+        description="Beginnings of so many of the first cache's texts: what comes before the first token to learn, at "
+        "most 64 tokens; or texts of your own.",
+    )
+    tokens: int = Field(48, ge=1, le=1024, description="Tokens of a continuation, at most.")
+
+
 class LoopConfig(Strict):
     """Length of training, batch, processes, checkpoints and validation. `max_steps` overrides `epochs`."""
 
@@ -483,6 +501,17 @@ class LoopConfig(Strict):
         None, description="Validations without improvement before stopping; default: never, as a short run may recover."
     )
     resume: bool = Field(True, description="Continue from the newest checkpoint in the output, if there is one.")
+    report_to: list[Logger] = Field(
+        ["tensorboard"],
+        description="Loggers that get every line of metrics beside `metrics.jsonl`: `tensorboard`, `wandb`, `mlflow`, "
+        "`trackio` (docs/loggers.md).",
+    )
+    project: Annotated[str, Field(pattern=r"^\w[\w .-]{0,99}$")] = Field(
+        "train-student", description="Name of the W&B or Trackio project, or MLflow experiment."
+    )
+    samples: SamplesConfig | None = Field(
+        None, description="Off: continuations of a few prompts, in `samples.jsonl`, for `train-student report`."
+    )
     scratch: FilePath | None = Field(
         None,
         description="Where `output` is a URL: a folder on a disk of each machine for the run's files there; default: "
@@ -504,6 +533,14 @@ class LoopConfig(Strict):
             raise ValueError("cpu_offload needs parallel: fsdp")
         if self.log_gradient_norms and self.parallel == "fsdp":
             raise ValueError("log_gradient_norms needs parallel: ddp; FSDP does not give gradients of single terms")
+        if self.samples is not None and self.parallel == "fsdp":
+            raise ValueError("samples needs parallel: ddp; rank 0 generates by itself, and has a shard of the student")
+        return self
+
+    @model_validator(mode="after")
+    def _loggers_are_named_once(self) -> "LoopConfig":
+        if len(set(self.report_to)) < len(self.report_to):
+            raise ValueError(f"report_to: {', '.join(self.report_to)}: each logger once")
         return self
 
 

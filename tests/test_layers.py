@@ -25,7 +25,7 @@ ROOMS = {
     "teacher_cache": [
         "pages records process child_process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
-        " device_memory sandbox inspectable_llvmlite queue_policy",
+        " device_memory sandbox inspectable_llvmlite queue_policy user_file",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
@@ -44,7 +44,7 @@ ROOMS = {
         "teacher_cache_cli",
     ],
     "trainer": [
-        "student",
+        "student loggers",
         "losses data",
         "measured_pruning",
         "sample_sums",
@@ -53,12 +53,12 @@ ROOMS = {
         "quantization",
         "initial_weights",
         "adapters",
-        "loop rounds matrix api",
+        "loop rounds matrix api run_report",
         "distiller",
         "train_student_cli",
     ],
     "tools": [
-        "output checked_parts",
+        "checked_parts",
         "checking trust looking",
         "bridges making finding report",
         "sharing",

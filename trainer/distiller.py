@@ -48,13 +48,15 @@ from trainer.run.context import RunContext
 from trainer.run.final_model import best_checkpoint, load_final, load_sharded, save_final
 from trainer.run.loop_errors import loop_errors
 from trainer.run.machine_failures import one_line
-from trainer.run.metrics import cut_metrics, reports
+from trainer.run.metrics import closing, cut_metrics, reports
 from trainer.run.model_card import model_card
+from trainer.run.output_names import SAMPLES_FILE
 from trainer.run.pickles import check_checkpoint, only_data
 from trainer.run.quiet import quiet_transformers
 from trainer.run.stored_output import open_output, working_config
 from trainer.run.student_check import StudentCheck
 from trainer.run.summary import Clock, cost, write_json
+from trainer.run.text_samples import SampleWriter, read_prompts
 from trainer.student.build import INIT_FOLDER, load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
@@ -181,6 +183,8 @@ def resume(run: RunContext, prepared: Prepared) -> Start:
             run.place.remove_unused(None if checkpoint is None else checkpoint.name)
             remove_unused(run.output, checkpoint)
             cut_metrics(run.output / "metrics.jsonl", last_step=state.global_step)
+            if config.loop.samples is not None:
+                cut_metrics(run.output / SAMPLES_FILE, last_step=state.global_step, first_step=0)
         else:
             state.window = {}  # sums over all ranks, continued by rank 0
     return Start(checkpoint, state, plan, state.data.tokens)
@@ -219,17 +223,34 @@ def train(run: RunContext, prepared: Prepared, start: Start, callbacks: Sequence
         checkpoint = None if run.sharded else start.checkpoint
         quantise_layers(student, prepared.init_folder, quantization, checkpoint)
     objective.attach(student, prepared.data.manifest, config.loop.seed)
-    shown = reports(run.output, state.global_step, callbacks) if run.is_first else []
+    shown = open_reports(run, prepared, student, state.global_step, callbacks) if run.is_first else []
     trainer = RunTrainer(student, run, data, objective, state, [check, *shown] if run.sharded else shown)
     logger.info("training from step %d to %d on %s", state.global_step, run.arguments.max_steps, run.arguments.device)
     clock.start()
-    with loop_errors(run, start.checkpoint):
+    with loop_errors(run, start.checkpoint), closing(shown):
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     clock.stop(less=trainer.evaluation_seconds)
     trainer.note_data()
     objective.detach(student)
     is_whole = not run.sharded and quantization is None and adapter is None
     return Trained(student if is_whole else None, clock.seconds)
+
+
+def open_reports(
+    run: RunContext,
+    prepared: Prepared,
+    student: "PreTrainedModel",
+    last_step: int,
+    callbacks: Sequence[TrainerCallback],
+) -> list[TrainerCallback]:
+    """The callbacks of rank 0. Raises UserError if text samples are wanted, and the student has no tokenizer."""
+    settings = run.config.loop.samples
+    if settings is not None:
+        trusts = run.config.student.trust_remote_code
+        prompts = read_prompts(settings, run.config.data.shares[0].url, prepared.data.caches[0].manifest)
+        writer = SampleWriter.of(run.output / SAMPLES_FILE, settings, prompts, prepared.init_folder, trusts)
+        callbacks = [*callbacks, writer]
+    return reports(run, last_step, sum(each.numel() for each in student.parameters()), callbacks)
 
 
 def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopData:

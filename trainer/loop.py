@@ -39,6 +39,7 @@ from trainer.run.checkpoint import RunState, keep_newest, names_in, remove_incom
 from trainer.run.context import RunContext
 from trainer.run.finite import FiniteCheck, count_not_finite, not_finite, refuse_unless_finite
 from trainer.run.objective_trainer import ObjectiveTrainer
+from trainer.run.summary import peak_memory
 from trainer.student.forward import flattens, output_head
 from trainer.student.parallel import from_all, shard_on_cpus
 from trainer.student.router_balance import router_balance
@@ -219,6 +220,7 @@ class RunTrainer(ObjectiveTrainer):
             before_weights = (*self.objective.losses, "loss")
             first = {name: means.pop(name) for name in before_weights if name in means}
             logs = {**first, **means, **rest, "rows": self.run_state.data.rows_consumed}
+            logs |= {"tokens": int(self.totals[0]), **peak_memory()}
             if self.data.rows.skip_corrupt:
                 logs["skipped_samples"] = int(self.totals[1])
             self.window = {}

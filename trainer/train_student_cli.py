@@ -171,6 +171,31 @@ def matrix(config: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool
         sys.exit(128 + stopped_by)
 
 
+@main.command(
+    examples=(
+        "train-student report runs/demo/student --out run.html",
+        "train-student report runs/demo/student s3://team/other-student --json",
+    )
+)
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("run-report.html"),
+    show_default=True,
+    help="The file to write.",
+)
+@json_option
+def report(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Write one HTML page of the runs whose outputs are RUNS, folders or URLs, several on the same axes.
+
+    A run may still be going on, or have been killed.
+    """
+    from trainer.run_report.run_page import report_runs
+
+    show(report_runs(runs, out), as_json)
+
+
 @main.command("matrix-cell", hidden=True)
 @click.argument("order", type=click.Path(path_type=Path))
 def matrix_cell(order: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_special_file_on_a_command_line(cache: Path, tmp_path: Path, what: str
 
 def test_a_report_to_a_device(cache: Path, tmp_path: Path) -> None:
     """A report is written to `/dev/full` and to `/dev/null`, which must stay devices; and to a link."""
-    from tools.output import write_whole
+    from teacher_cache.user_file import write_whole
 
     refused(invoke("report", cache, "/dev/full"), "/dev/full", "No space left", status=4)
     assert Path("/dev/full").is_char_device()
@@ -176,7 +176,7 @@ def test_a_report_to_a_device(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_written_files_have_modes_by_the_umask(tmp_path: Path, mask: int) -> None:
     """A colleague could not read what a temporary file's own mode, 0600, was left on."""
-    from tools.output import write_whole
+    from teacher_cache.user_file import write_whole
 
     before = os.umask(mask)
     try:

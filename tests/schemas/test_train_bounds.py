@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
         "tla": {"weight": {"start": 1, "end": 1}},
     },
     "optimizer": {},
-    "loop": {},
+    "loop": {"samples": {}},
     "quantization": {"activations": {"clip": 99}},
     "output": "runs/student",
 }
@@ -72,6 +72,8 @@ BOUNDS: dict[str, tuple[float, float, type]] = {
     "loop.keep_checkpoints": STEPS,
     "loop.validate_every": STEPS,
     "loop.early_stopping_patience": STEPS,
+    "loop.samples.prompts": (1, 32, int),
+    "loop.samples.tokens": (1, 1024, int),
 }
 LISTED = {  # fields of several numbers, and others: one value that is tried in place of one of them, and its bounds
     "student.from_layers": (0, 2**16 - 1, int),

@@ -20,11 +20,11 @@ from schemas.failures import failure
 from schemas.manifest import Manifest
 from teacher_cache.records import LogitsSample, TokenSample
 from teacher_cache.shards.reader import CacheReader
+from teacher_cache.user_file import umask
 from tools.bridges.axolotl import AxolotlLayout
 from tools.bridges.distillkit import DistillKitLayout
 from tools.bridges.layout import Layout
 from tools.bridges.parquet import ParquetLayout
-from tools.output import umask
 
 logger = logging.getLogger(__name__)
 LAYOUTS: tuple[type[Layout], ...] = (ParquetLayout, DistillKitLayout, AxolotlLayout)

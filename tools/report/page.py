@@ -13,11 +13,11 @@ from teacher_cache.pages.frame import inert_json, render_page
 from teacher_cache.shards.marks import up_to_date_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
+from teacher_cache.user_file import write_whole
 from tools.looking.align import Aligner, measure_alignment
 from tools.looking.figures import exact_column, measure
 from tools.looking.sampling import choose, choose_samples, find_samples, read_each
 from tools.looking.stats import Stats
-from tools.output import write_whole
 from tools.report import student_tokens
 from tools.report.facts import cut, facts, lead
 from tools.report.measured import SHOWN_GROUPS, figures, groups, key_figures, reading

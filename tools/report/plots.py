@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from teacher_cache.pages.plot_axes import Frame, axes
 from teacher_cache.pages.svg_parts import rect, round_up, svg, text
 
 WIDTH, HEIGHT = 270, 156
 LEFT, RIGHT, TOP, BOTTOM = 34, 4, 22, 30  # margins, for axis labels
+FRAME = Frame(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
 
 
 def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str) -> Markup:
@@ -16,7 +18,7 @@ def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str
     shares = counts / max(1, counts.sum())
     top = round_up(float(shares.max(initial=0)) or 1.0)
     step = (WIDTH - LEFT - RIGHT) / len(shares)
-    parts = _axes(low, high, 0, top, unit, "share of rows", percent=True)
+    parts = axes(FRAME, (low, high), (0, top), unit, "share of rows", percent=True)
     for i, share in enumerate(shares.tolist()):
         if share:
             height = share / top * _plot_height()
@@ -27,7 +29,7 @@ def histogram(title: str, counts: np.ndarray, low: float, high: float, unit: str
 def line(title: str, x: np.ndarray, y: np.ndarray, high_x: float, unit_x: str, unit_y: str) -> Markup:
     """A curve over ``x`` from 0 to ``high_x``."""
     top = round_up(float(y.max(initial=0)) or 1.0)
-    parts = _axes(0, high_x, 0, top, unit_x, unit_y)
+    parts = axes(FRAME, (0, high_x), (0, top), unit_x, unit_y)
     xs = LEFT + x / high_x * (WIDTH - LEFT - RIGHT)
     ys = HEIGHT - BOTTOM - y / top * _plot_height()
     points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(xs.tolist(), ys.tolist(), strict=True))
@@ -75,26 +77,3 @@ def rebinned(counts: np.ndarray, high: float, low: float, shown_high: float, bin
 
 def _plot_height() -> int:
     return HEIGHT - TOP - BOTTOM
-
-
-def _axes(
-    low_x: float, high_x: float, low_y: float, high_y: float, unit_x: str, unit_y: str, percent: bool = False
-) -> list[Markup]:
-    """Grid lines and labels."""
-    parts = []
-    for share in (0.0, 0.5, 1.0):
-        y = HEIGHT - BOTTOM - share * _plot_height()
-        value = low_y + share * (high_y - low_y)
-        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-        parts.append(text("tick", LEFT - 5, y + 3.5, _percent(value) if percent else f"{value:.3g}", "end"))
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        x = LEFT + share * (WIDTH - LEFT - RIGHT)
-        parts.append(text("tick", x, HEIGHT - BOTTOM + 13, f"{low_x + share * (high_x - low_x):.3g}", anchor))
-    parts.append(text("unit", WIDTH - RIGHT, HEIGHT - 3, unit_x, "end"))
-    parts.append(text("unit", 0, 10, unit_y, "start"))
-    return parts
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

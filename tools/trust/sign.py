@@ -23,7 +23,7 @@ from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.check_signatures import check_trust, read_statement
 from teacher_cache.trust.keys import load_public_key
-from tools.output import umask
+from teacher_cache.user_file import umask
 from tools.trust.trusted_keys import public_file
 
 MAX_KEY_BYTES = 1 << 16

@@ -10,7 +10,7 @@ from schemas.regular_files import read_file
 from teacher_cache.shards.lease import Lease, part_lease
 from teacher_cache.shards.storage import Storage
 from teacher_cache.trust.keys import LINE, MAX_BYTES, NAME, read_keys
-from tools.output import write_whole
+from teacher_cache.user_file import write_whole
 
 
 def public_file(private_key: Path) -> Path:

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
+from trainer.loggers.report_lines import check_loggers
 from trainer.student.parallel import backend, fsdp_settings
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 def training_arguments(config: TrainConfig) -> TrainingArguments:
     """Return the ``TrainingArguments``; ``max_steps`` is set once the rows are planned. Raises UserError."""
     loop, optimizer = config.loop, config.optimizer
+    check_loggers(loop.report_to)
     on_gpu = torch.cuda.is_available()
     validates = config.data.validation_cache is not None or config.data.validation_fraction > 0
     if loop.early_stopping_patience is not None and not validates:

@@ -104,6 +104,8 @@ RULES = (
     Rule(("quantization.scale", "quantization.activations"), "refused", "the weights would mean something else"),
     Rule(("quantization.scale_lr",), "honoured", "each step uses the new schedule's rate at that step"),
     Rule(("quantization.formats", "quantization.check"), "honoured", "for what is written at the end"),
+    Rule(("loop.report_to", "loop.project"), "honoured", "from now on; W&B, MLflow and Trackio continue the same run"),
+    Rule(("loop.samples",), "honoured", "for the continuations from now on"),
     Rule(("loop.resume",), "honoured", "false deletes the checkpoints and starts over"),
     Rule(("output",), "honoured", "a folder or store moved as a whole is resumed; another one is another run"),
 )

@@ -31,6 +31,7 @@ from trainer.run.checkpoint import (
     remove_checkpoint,
 )
 from trainer.run.output_files import difference, files_below, replace_text
+from trainer.run.output_names import METRICS, RUN_FILE, SAMPLES_FILE, SUMMARY
 from trainer.run.output_place import OutputPlace, Ranks, output_folder
 from trainer.run.owner import Fence, only_run_in
 from trainer.run.run_store import RunStore, steadily
@@ -38,7 +39,8 @@ from trainer.student.build import INIT_FOLDER, RECIPE_FILE
 from trainer.student.parallel import from_all, from_first
 
 MODEL_MARKS = ("config.json", "adapter_config.json")  # without it, nothing loads the folder of a model, of an adapter
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+REPORTED = (METRICS, RUN_FILE, SAMPLES_FILE)
+LOGGED = ("tensorboard", "wandb", "mlruns")  # folders of loggers
 logger = logging.getLogger(__name__)
 
 
@@ -116,7 +118,7 @@ class StoredOutput(OutputPlace):
         kept = from_first(lambda: self._fetch_newest() if loop.resume else None)
         best = None
         if self.ranks.is_first:
-            for name in (METRICS, SUMMARY):
+            for name in (*REPORTED, SUMMARY):
                 self._fetch_if_there(name)
             if kept is not None and loop.early_stopping_patience is not None:
                 best = f"checkpoint-{read_state(self._folder / kept).best_step}"
@@ -220,7 +222,8 @@ class StoredOutput(OutputPlace):
             self._store.fetch(name, self._folder)
 
     def _send_reports(self) -> None:
-        self._send_grown([METRICS, *(f"tensorboard/{path.name}" for path in files_below(self._folder / "tensorboard"))])
+        files = [path for name in LOGGED for path in files_below(self._folder / name)]
+        self._send_grown([*REPORTED, *(str(path.relative_to(self._folder)) for path in files)])
 
     def _send_grown(self, names: Sequence[str]) -> None:
         """Upload files that have changed since the last time."""

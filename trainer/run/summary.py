@@ -39,13 +39,28 @@ def cost(tokens: int, seconds: float) -> dict[str, Any]:
         "tokens_per_second": round(tokens / seconds, 1) if seconds > 0 else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "device": device_name(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
+
+
+def device_name() -> str:
+    """Name of the device that this process trains on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory so far, bytes, as metrics: of this process, and of tensors on its GPU if it has one."""
+    peak = {"peak_memory_bytes": peak_memory_bytes()}
+    if torch.cuda.is_available():
+        peak["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from schemas.matrix_cell import MatrixCell, MatrixItem
 from schemas.matrix_comparison import PairResult, Side
 from teacher_cache.pages.frame import inert_json
-from trainer.matrix.page.shown import Shown, shown_text
+from teacher_cache.pages.page_text import shown_text
+from trainer.matrix.page.shown import Shown
 from trainer.matrix.statistics.comparing import Items
 
 MOST_ITEMS = 12  # of one pair and task

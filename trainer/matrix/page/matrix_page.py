@@ -12,10 +12,11 @@ from schemas.matrix_cell import MatrixCell
 from schemas.matrix_comparison import MatrixComparison
 from schemas.teachers_compared import TeachersCompared
 from teacher_cache.pages.frame import render_page
+from teacher_cache.pages.page_text import shown_text
 from trainer.matrix.page.changed_items import changed_items
 from trainer.matrix.page.page_figures import abilities, costs, quality_tasks
 from trainer.matrix.page.page_tables import column, measure_table, overview, pair_rows, verdicts, what_was_run
-from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.page.shown import Shown
 from trainer.matrix.page.teachers_table import teachers_table
 from trainer.matrix.statistics.comparing import Items
 

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from schemas.matrix_cell import MatrixCell, Measure
 from schemas.matrix_comparison import TaskColumn
+from teacher_cache.pages.page_text import shown_text
 from teacher_cache.pages.svg_parts import Figure
 from trainer.matrix.page.matrix_plots import Bar, Point, bars, scatter
 from trainer.matrix.page.page_tables import split_words
-from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.page.shown import Shown
 from trainer.matrix.statistics.wording import value_words
 
 MOST_LABEL = 16  # characters of a name in a plot

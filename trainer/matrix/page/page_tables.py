@@ -8,8 +8,9 @@ from rich.filesize import decimal
 
 from schemas.matrix_cell import Kind, MatrixCell
 from schemas.matrix_comparison import Estimate, PairResult, TaskColumn
+from teacher_cache.pages.page_text import shown_text
 from trainer.matrix.page.matrix_plots import difference_strip
-from trainer.matrix.page.shown import Shown, shown_text
+from trainer.matrix.page.shown import Shown
 from trainer.matrix.statistics.wording import decimals, number, p_words
 
 OPEN_VERDICTS, MOST_VERDICTS = 8, 60  # of each kind

@@ -2,17 +2,9 @@
 
 from collections.abc import Iterable
 
-from schemas.errors import printable
 from schemas.matrix_comparison import Estimate, MatrixComparison, PairResult
 
 MOST_SIDES, MOST_TASKS = 40, 40
-MOST_NAME = 80  # characters
-_KEPT = "\n\t\u200c\u200d"  # of text that is not printable: line breaks, and what joins letters of some scripts
-
-
-def shown_text(text: str, most: int = MOST_NAME) -> str:
-    """Untrusted text: cut, and with control characters, also of direction, made visible."""
-    return printable(text[:most], _KEPT) + (" …" if len(text) > most else "")
 
 
 class Shown:

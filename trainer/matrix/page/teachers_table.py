@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from schemas.teachers_compared import TeacherFigures, TeachersCompared
-from trainer.matrix.page.shown import shown_text
+from teacher_cache.pages.page_text import shown_text
 
 OF_EACH: tuple[tuple[str, Callable[[TeacherFigures], str]], ...] = (
     ("entropy, nats", lambda teacher: f"{teacher.entropy.mean:.4f}"),

@@ -8,8 +8,9 @@ import pytest
 
 from support.hostile import ALL
 from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results, made_teachers
+from teacher_cache.pages.page_text import shown_text
 from trainer.matrix.page.matrix_page import MOST_BYTES, matrix_page
-from trainer.matrix.page.shown import MOST_SIDES, MOST_TASKS, shown_text
+from trainer.matrix.page.shown import MOST_SIDES, MOST_TASKS
 
 MODELS = [MadeModel("teacher", 0.25), MadeModel("a", 0.1), MadeModel("b", 0.1)]
 TASKS = [

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 from support.chromium import opened, started_browser
 from support.contrast import contrasts
 from support.matrix_results import MadeModel, MadeResults, MadeTask, made_results, made_teachers
+from teacher_cache.pages.page_text import shown_text
 from trainer.matrix.page.matrix_page import matrix_page
-from trainer.matrix.page.shown import shown_text
 
 ATTACKS = (
     "<img src=x onerror=window.hacked=1>",
