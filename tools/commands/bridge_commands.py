@@ -50,7 +50,6 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     cls=Command,
     examples=(
         "cache-tools import exports/demo s3://team/cache --from parquet",
-        "cache-tools import logits/ runs/cache --from distillkit --teacher models/teacher",
         "cache-tools import dump.jsonl runs/cache --from logprobs --teacher models/teacher",
     ),
 )
