@@ -15,92 +15,45 @@ evaluations use it for the teacher's cross-entropy. The notes count these rows t
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from schemas.cache_config import (
-    CaptureConfig,
-    CodecConfig,
-    CorpusConfig,
-    Dtype,
-    LogitsCapture,
-    Provenance,
-    SourceConfig,
-    TeacherConfig,
-)
-from schemas.derivation import Derivation
 from schemas.errors import UserError
-from schemas.manifest import MAX_SEQUENCE_TOKENS, CorpusCounts, CorpusInfo, Manifest
-from teacher_cache.corpus.token_spans import ByteTokenizer
-from teacher_cache.plan import NO_COUNTS, NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
-from teacher_cache.teacher import load_tokenizer
-from teacher_cache.tokenizer import describe_tokenizer
+from tools.bridges.captured_source import CapturedOptions, CapturedSource, realised
 from tools.bridges.compression import Compression, read_compression
 from tools.bridges.distillkit import ABSENT, CONFIG_FILE, Rows, sequences
-from tools.bridges.import_sources import Found, Source
-from tools.bridges.origin import describe, fingerprint
-from tools.bridges.parquet_files import open_file, read_blocks
-from tools.bridges.spelling import readable
+from tools.bridges.import_sources import Found
+from tools.bridges.parquet_files import number_of_rows, open_file, read_blocks
 
 COLUMNS = (
     "input_ids", "labels", "attention_mask", "compressed_logprobs", "bytepacked_indices", "token_ids", "top_values",
     "packed_indices",
 )  # fmt: skip
 SLACK = 1 / 32  # nats; tolerated error of a stored log-probability
-LEAST_REST = 1e-7  # floor on the probability outside a row's stored entries
 
 
-@dataclass(frozen=True)
-class DistillKitOptions:
-    """Facts that DistillKit's files leave out."""
-
-    teacher: str | None = None  # folder
-    teacher_name: str | None = None
-    teacher_dtype: Dtype = "bfloat16"
-    tokenizer: str | None = None  # folder; None: the teacher's
-    compression_config: str | None = None  # file; None: the one in the data set's folder
-    layer: str = "base"
-
-
-class DistillKitSource(Source):
+class DistillKitSource(CapturedSource):
     """The output of ``python -m distillkit.sample_logits_vllm``, packed or not."""
 
-    def __init__(self, files: list[Path], options: DistillKitOptions, tokens_per_shard: int) -> None:
+    system = "DistillKit's files"
+
+    def __init__(self, files: list[Path], options: CapturedOptions, tokens_per_shard: int) -> None:
         """Raises UserError when the compression settings or the teacher cannot be found."""
-        super().__init__(files)
-        self._options = options
-        self._tokens_per_shard = tokens_per_shard
         self._compression = _compression(files, options)
-        if options.teacher is None:
-            raise UserError(
-                "--teacher: DistillKit's files do not say which model was captured; give its folder (its configuration "
-                "and tokenizer are enough)"
-            )
-        config = TeacherConfig(path=options.teacher, name=options.teacher_name, dtype=options.teacher_dtype)
-        self._teacher, self._has_weights = describe(config)
-        tokenizer = load_tokenizer(config.model_copy(update={"path": options.tokenizer or options.teacher}))
-        self._tokenizer_info = describe_tokenizer(tokenizer)
-        padding = tokenizer.pad_token_id
-        self._padding = None if padding == tokenizer.eos_token_id else padding
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"--tokenizer: {tokenizer.name_or_path}: not a fast tokenizer; give one with tokenizer.json"
-            )
-        self._spelling = ByteTokenizer(tokenizer)
+        super().__init__(files, options, tokens_per_shard)
+        self.n_rows = number_of_rows(files)
+        padding = self._tokenizer.pad_token_id
+        self._padding = None if padding == self._tokenizer.eos_token_id else padding
         self._k = self._compression.k if self._compression is not None else self._raw_k()
-        if self._k > self._teacher.vocab_size:
-            raise UserError(
-                f"{files[0]}: {self._k} entries a row, more than the {self._teacher.vocab_size} tokens of "
-                f"{self._teacher.name}; give the teacher that was captured"
-            )
-        self._seen: Counter[bytes] = Counter()
-        self._counts: Counter[str] = Counter()
+        self.check_k()
+
+    @property
+    def k(self) -> int:
+        """Entries of a row."""
+        return self._k
 
     def _raw_k(self) -> int:
         """Entries per row of an uncompressed data set."""
@@ -110,28 +63,6 @@ class DistillKitSource(Source):
                     if row.ids.size:
                         return row.ids.shape[1]
         raise UserError(f"{self.files[0].parent}: no file holds a row with log-probabilities")
-
-    def plan(self) -> Manifest:
-        """The manifest of an empty cache; its only temperature is 1."""
-        sources = [SourceConfig(path=self.files[0].parent.name or "files", format="parquet", layer=self._options.layer)]
-        return Manifest(
-            teacher=self._teacher,
-            tokenizer=self._tokenizer_info,
-            corpus=CorpusInfo(
-                fingerprint=fingerprint(self.files),
-                settings=CorpusConfig(sources=sources, max_tokens=MAX_SEQUENCE_TOKENS),
-                counts=NO_COUNTS,
-            ),
-            capture=CaptureConfig(logits=LogitsCapture(k=self._k, temperatures=[1.0], positions="loss_mask")),
-            codec=CodecConfig(),
-            provenance=Provenance(),
-            tokens_per_shard=self._tokens_per_shard,
-            units=[],
-            complete=False,
-            shards=[],
-            tables={},
-            totals=NO_TOTALS,
-        )
 
     def samples(self) -> Iterator[Found]:
         """One sample per sequence; a packed row holds several sequences."""
@@ -159,28 +90,9 @@ class DistillKitSource(Source):
 
     def _tokens(self, row: Rows, source_id: str, at: str) -> TokenSample | None:
         """The sequence's tokens; None where no row is in the loss mask."""
-        n = len(row.input_ids)
-        vocabulary = self._teacher.vocab_size
-        if row.input_ids.min() < 0 or row.input_ids.max() >= vocabulary:
-            raise UserError(
-                f"{at}: input_ids from {row.input_ids.min()} to {row.input_ids.max()}, wanted 0 to {vocabulary - 1}"
-            )
         loss_mask = row.loss_mask.copy()
-        loss_mask[min(n - 1, len(row.ids)) :] = False
-        if not loss_mask.any():
-            return None
-        text, start, end = readable(self._spelling.spell(row.input_ids))
-        ids = row.input_ids.astype(np.uint32)
-        return TokenSample(self._key(ids, loss_mask), source_id, self._options.layer, text, ids, loss_mask, start, end)
-
-    def _key(self, ids: np.ndarray, loss_mask: np.ndarray) -> str:
-        """A sample key made as a corpus makes it: a hash of ids and mask, and of the occurrence if repeated."""
-        content = xxhash.xxh3_128(ids.astype("<u4").tobytes() + loss_mask.tobytes())
-        digest = content.digest()
-        self._seen[digest] += 1
-        if self._seen[digest] > 1:
-            content.update(self._seen[digest].to_bytes(8, "little"))
-        return content.hexdigest()
+        loss_mask[min(len(row.input_ids) - 1, len(row.ids)) :] = False
+        return self.token_sample(row.input_ids, loss_mask, source_id, at)
 
     def _logits(self, row: Rows, tokens: TokenSample, at: str) -> LogitsSample:
         positions = np.flatnonzero(tokens.loss_mask).astype(np.int32)
@@ -198,13 +110,17 @@ class DistillKitSource(Source):
         _refuse(counts[:, None] == 0, "in the loss mask, but without an entry", positions, at)
         logprobs_PK = np.where(stored_PK, logprobs_PK, -np.inf).astype(np.float32)
         self._counts["fewer"] += int((counts < self._k).sum())
+        stored_ids_PK, next_P = np.where(stored_PK, ids_PK, -1), tokens.input_ids[positions + 1]
+        next_logprob, estimated_P = realised(stored_ids_PK, logprobs_PK, next_P, self._teacher.vocab_size)
+        self._counts["rows"] += len(positions)
+        self._counts["estimated"] += int(estimated_P.sum())
         return LogitsSample(
             num_tokens=len(tokens.input_ids),
             positions=positions,
             counts=counts,
             ids=np.where(stored_PK, ids_PK, 0),
             logprobs=logprobs_PK,
-            next_logprob=self._realised(np.where(stored_PK, ids_PK, -1), logprobs_PK, counts, tokens, positions),
+            next_logprob=next_logprob,
             log_partition=np.zeros((len(positions), 1), np.float32),
         )
 
@@ -228,43 +144,8 @@ class DistillKitSource(Source):
         ids_PK = np.where(inconsistent_P1, ids_PK, np.take_along_axis(ids_PK, order_PK, axis=1))
         return ids_PK, np.where(inconsistent_P1, cut_PK, sorted_PK).astype(np.float32)
 
-    def _realised(
-        self,
-        ids_PK: np.ndarray,
-        logprobs_PK: np.ndarray,
-        counts: np.ndarray,
-        tokens: TokenSample,
-        positions: np.ndarray,
-    ) -> np.ndarray:
-        """Log-probability of the realised token, stored or estimated, float32 [P]; see the module docstring."""
-        found_PK = ids_PK == tokens.input_ids[positions + 1].astype(np.int64)[:, None]
-        found_P = found_PK.any(axis=1)
-        rest_P = np.maximum(1 - np.exp(logprobs_PK.astype(np.float64)).sum(axis=1), LEAST_REST)
-        even_P = np.log(rest_P / np.maximum(self._teacher.vocab_size - counts, 1))
-        last_P = logprobs_PK[np.arange(len(counts)), counts - 1]
-        self._counts["rows"] += len(positions)
-        self._counts["estimated"] += int((~found_P).sum())
-        entry_P = np.where(found_PK, logprobs_PK, -np.inf).max(axis=1)
-        return np.minimum(np.where(found_P, entry_P, np.minimum(even_P, last_P)), 0).astype(np.float32)
-
-    def finished(self, manifest: Manifest, longest: int) -> Manifest:
-        """``manifest`` with the corpus counts, the longest sequence, and notes on repaired and estimated rows."""
-        counts = CorpusCounts(
-            **NO_COUNTS.model_dump()
-            | {
-                "documents": self._counts["documents"],
-                "too_short": self._counts["too_short"],
-                "samples": manifest.totals.samples,
-                "tokens": manifest.totals.tokens,
-                "loss_tokens": self._counts["rows"],
-            }
-        )
-        settings = manifest.corpus.settings.model_copy(update={"max_tokens": longest})
-        corpus = manifest.corpus.model_copy(update={"counts": counts, "settings": settings})
-        derived = Derivation(action="import", sources=[], notes=self._notes())
-        return manifest.model_copy(update={"corpus": corpus, "derived": derived})
-
-    def _notes(self) -> str:
+    def notes(self) -> list[str]:
+        """How values were compressed, estimated and repaired."""
         compression, counts = self._compression, self._counts
         how = "uncompressed" if compression is None else f"compressed with {_json(compression)}"
         notes = [
@@ -277,12 +158,10 @@ class DistillKitSource(Source):
             notes.append(f"{counts['cut']} rows of approximations contradicted themselves: exact entries were kept.")
         if counts["fewer"]:
             notes.append(f"{counts['fewer']} rows have fewer than {self._k} entries.")
-        if not self._has_weights:
-            notes.append("The teacher's fingerprint covers its configuration alone: its weights were not at hand.")
-        return " ".join(notes)
+        return notes
 
 
-def _compression(files: list[Path], options: DistillKitOptions) -> Compression | None:
+def _compression(files: list[Path], options: CapturedOptions) -> Compression | None:
     """The compression settings; None if the files are uncompressed."""
     if options.compression_config is not None:
         return read_compression(Path(options.compression_config))

@@ -12,7 +12,7 @@ from schemas.manifest import Manifest
 from teacher_cache.plan import NO_TOTALS
 from teacher_cache.records import LogitsSample, TokenSample
 from tools.bridges import parquet
-from tools.bridges.parquet_files import open_file, read_blocks
+from tools.bridges.parquet_files import number_of_rows, open_file, read_blocks
 
 
 class Found(NamedTuple):
@@ -29,10 +29,7 @@ class Source(ABC):
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self.n_rows = 0
-        for file in files:
-            with open_file(file) as opened:
-                self.n_rows += opened.metadata.num_rows
+        self.n_rows = 0  # over all files, for the progress
 
     @abstractmethod
     def plan(self) -> Manifest:
@@ -56,6 +53,7 @@ class ParquetSource(Source):
     def __init__(self, files: list[Path], tokens_per_shard: int) -> None:
         """Raises UserError unless all files come from one export."""
         super().__init__(files)
+        self.n_rows = number_of_rows(files)
         self._tokens_per_shard = tokens_per_shard
         facts = [parquet.facts_of(open_file(file).schema_arrow.metadata, str(file)) for file in files]
         self._facts = facts[0]

@@ -20,9 +20,11 @@ from teacher_cache.shards.storage import Storage
 from teacher_cache.shards.writer import write_tokens
 from teacher_cache.token_batch import TokenBatch
 from teacher_cache.writing import UnitWriter
-from tools.bridges.captured import DistillKitOptions, DistillKitSource
+from tools.bridges.captured import DistillKitSource
+from tools.bridges.captured_source import CapturedOptions
 from tools.bridges.import_sources import Found, ParquetSource, Source
-from tools.bridges.parquet_files import parquet_files
+from tools.bridges.logprobs_source import LogprobsSource
+from tools.bridges.parquet_files import files_below
 from tools.checking.verify import check_sample
 
 IMPORTING = "cache-tools import"  # the owner named in the target's lease
@@ -48,7 +50,7 @@ def import_files(
     path: str,
     url: str,
     layout: str,
-    options: DistillKitOptions,
+    options: CapturedOptions,
     tokens_per_shard: int,
     advance: Callable[[int, int], None],
 ) -> Imported:
@@ -57,14 +59,16 @@ def import_files(
     ``url`` must be empty, leftovers of a killed import aside. Raises UserError, naming file and row, at an impossible
     value; nothing is then left at ``url``.
     """
-    files = parquet_files(path)
+    files = files_below(path, "jsonl" if layout == "logprobs" else "parquet")
     settings = path, layout, options, tokens_per_shard
     check_free(url, IMPORTING, *settings)
     source: Source
     if layout == "parquet":
         source = ParquetSource(files, tokens_per_shard)
-    else:
+    elif layout == "distillkit":
         source = DistillKitSource(files, options, tokens_per_shard)
+    else:
+        source = LogprobsSource(files, options, tokens_per_shard)
     plan = source.plan()
     with new_cache(url, IMPORTING, *settings) as storage:
         units, longest, rows, minor = _write_shards(storage, plan, source, advance)

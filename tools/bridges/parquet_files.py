@@ -28,18 +28,18 @@ class RowBlock(NamedTuple):
     rows: pa.RecordBatch
 
 
-def parquet_files(path: str) -> list[Path]:
-    """The Parquet files below a folder, in natural order of their names; or the one file. Raises UserError."""
+def files_below(path: str, ending: str = "parquet") -> list[Path]:
+    """The files with this ending below a folder, in natural order of their names; or the one file. Raises UserError."""
     if "://" in path:
         raise UserError(f"{path}: only local files can be imported; download them first")
     top = Path(path)
     if top.is_file():
         return [top]
     if not top.is_dir():
-        raise UserError(f"{path}: no such file or folder; give the one that holds the Parquet files")
-    found = [file for file in top.rglob("*.parquet") if file.is_file()]
+        raise UserError(f"{path}: no such file or folder; give the one that holds the files")
+    found = [file for file in top.rglob(f"*.{ending}") if file.is_file()]
     if not found:
-        raise UserError(f"{path}: no *.parquet file below it; give the folder that holds the Parquet files")
+        raise UserError(f"{path}: no *.{ending} file below it; give the folder that holds them")
     return sorted(found, key=lambda file: _natural_order(str(file.relative_to(top))))
 
 
@@ -58,6 +58,15 @@ def open_file(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, read_dictionary=texts)  # a text repeated in many rows is in memory once
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file}: not a readable Parquet file: {error}") from None
+
+
+def number_of_rows(files: Sequence[Path]) -> int:
+    """Rows of all files together. Raises UserError."""
+    total = 0
+    for file in files:
+        with open_file(file) as opened:
+            total += opened.metadata.num_rows
+    return total
 
 
 def read_blocks(file: Path, columns: Sequence[str]) -> Iterator[RowBlock]:

@@ -50,7 +50,7 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
     cls=Command,
     examples=(
         "cache-tools import exports/demo s3://team/cache --from parquet",
-        "cache-tools import logits/ runs/cache --from distillkit --teacher models/teacher",
+        "cache-tools import dump.jsonl runs/cache --from logprobs --teacher models/teacher",
     ),
 )
 @click.argument("path")
@@ -58,25 +58,30 @@ def export(url: str, out: str, layout: str, temperature: float | None, tokens_pe
 @click.option(
     "--from",
     "layout",
-    type=click.Choice(["parquet", "distillkit"]),
+    type=click.Choice(["parquet", "distillkit", "logprobs"]),
     required=True,
-    help="parquet: files of `cache-tools export --to parquet`; distillkit: files captured by DistillKit.",
+    help="parquet: files of `cache-tools export --to parquet`; distillkit: files captured by DistillKit; logprobs: "
+    "JSONL with vLLM's prompt_logprobs, or with responses in OpenAI's style.",
 )
-@click.option("--teacher", metavar="PATH", help="distillkit: folder of the teacher; its configuration suffices.")
-@click.option("--teacher-name", metavar="NAME", help="distillkit: name of the teacher.  [the folder's]")
+@click.option(
+    "--teacher",
+    metavar="PATH",
+    help="Folder of the teacher that was captured (not for parquet); its configuration suffices.",
+)
+@click.option("--teacher-name", metavar="NAME", help="Name of the teacher.  [the folder's]")
 @click.option(
     "--teacher-dtype",
     type=click.Choice(get_args(Dtype)),
     default="bfloat16",
-    help="distillkit: data type that the teacher was run in.",
+    help="Data type that the teacher was run in.",
 )
-@click.option("--tokenizer", metavar="PATH", help="distillkit: folder of the tokenizer.  [the teacher's]")
+@click.option("--tokenizer", metavar="PATH", help="Folder of the tokenizer.  [the teacher's]")
 @click.option(
     "--compression-config",
     metavar="FILE",
     help="distillkit: YAML with the compression settings.  [PATH/compression_config.yaml]",
 )
-@click.option("--layer", default="base", help="distillkit: layer of the data mix of the sequences.")
+@click.option("--layer", default="base", help="Layer of the data mix of the sequences.")
 @click.option("--tokens-per-shard", type=click.IntRange(1, MOST), default=262_144, help="Tokens per shard.")
 @json_option
 def import_cache(
@@ -97,11 +102,12 @@ def import_cache(
     Every value is checked; the first invalid one ends the import, naming its file and row, and nothing is left at URL.
     DistillKit's layout has no log-partitions, so its caches have temperature 1 only, and lacks the realised token's
     log-probability where that is not among the stored ones: it is estimated, and the manifest's notes count these.
+    So are dumps of log-probabilities, whose tokens may be named by ids, text or bytes (docs/bridges.md).
     """
-    from tools.bridges.imports import DistillKitOptions, import_files
+    from tools.bridges.imports import CapturedOptions, import_files
 
     dtype = cast(Dtype, teacher_dtype)
-    options = DistillKitOptions(teacher, teacher_name, dtype, tokenizer, compression_config, layer)
+    options = CapturedOptions(teacher, teacher_name, dtype, tokenizer, compression_config, layer)
     with progress("importing") as advance:
         made = import_files(path, url, layout, options, tokens_per_shard, advance)
     show(vars(made), as_json)

@@ -19,7 +19,7 @@ from support.synthetic import logits_sample, random_shards, token_sample, write_
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from tools.bridges.captured import DistillKitOptions
+from tools.bridges.captured_source import CapturedOptions
 from tools.bridges.compression import Compression, pack_bits
 from tools.bridges.distillkit import SCHEMA, fill_rows
 from tools.bridges.export import export
@@ -102,7 +102,7 @@ def test_what_is_imported_is_what_was_exported(tmp_path: Path, name: str, teache
     """Entries of rows in the loss mask are bit-identical; next_logprob, where stored, is within half a step."""
     url, out = exported(tmp_path, CAPTURES[name])
     again = str(tmp_path / "again")
-    options = DistillKitOptions(str(teacher), teacher_name="theirs", layer="code")
+    options = CapturedOptions(str(teacher), teacher_name="theirs", layer="code")
     made = import_files(str(out), again, "distillkit", options, 20, silent)
     assert made.shards > 1
     assert verify(again).problems == []
@@ -154,8 +154,8 @@ def test_an_estimate_is_the_rest_spread_evenly(tmp_path: Path, teacher: Path) ->
     np.testing.assert_allclose(found.next_logprob, np.log([0.24 / 381, 0.05 / 381]), atol=1 / 512)
 
 
-def options(teacher: Path) -> DistillKitOptions:
-    return DistillKitOptions(str(teacher))
+def options(teacher: Path) -> CapturedOptions:
+    return CapturedOptions(str(teacher))
 
 
 def write_raw(folder: Path, input_ids: list, ids: list, values: list, **more: list) -> Path:
@@ -189,7 +189,7 @@ def test_padding_behind_a_sequence_is_taken_away(tmp_path: Path, teacher: Path, 
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
     rows = [[[1, 2, 3]] * 3]
     write_raw(tmp_path / "in", [[5, 6, 7, 2]], rows, [[np.log([0.9, 0.05, 0.02]).tolist()] * 3])
-    options = DistillKitOptions(str(teacher), tokenizer=str(tmp_path / "tokenizer"))
+    options = CapturedOptions(str(teacher), tokenizer=str(tmp_path / "tokenizer"))
     import_files(str(tmp_path / "in"), str(tmp_path / "out"), "distillkit", options, 100, silent)
     reader = CacheReader(str(tmp_path / "out"))
     assert reader.read_tokens(0).input_ids.tolist() == wanted

@@ -22,7 +22,7 @@ from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import MANIFEST, Storage
 from teacher_cache.teacher import describe_teacher
 from tools.bridges import imports, parquet_files
-from tools.bridges.captured import DistillKitOptions
+from tools.bridges.captured_source import CapturedOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
@@ -142,7 +142,7 @@ DISTILLKIT = {
 
 def refused(path: Path, target: Path, layout: str, message: str, teacher: Path) -> str:
     with pytest.raises(UserError, match=message) as error:
-        import_files(str(path), str(target), layout, DistillKitOptions(str(teacher)), 12, lambda *_: None)
+        import_files(str(path), str(target), layout, CapturedOptions(str(teacher)), 12, lambda *_: None)
     assert not target.exists()
     return str(error.value)
 
@@ -168,7 +168,7 @@ def test_rewriting_alone_is_accepted(originals: Path, tmp_path: Path, teacher: P
     for layout in ("parquet", "distillkit"):
         folder = rewritten(originals, layout, tmp_path / layout, lambda rows: None)
         out = str(tmp_path / f"{layout}-out")
-        import_files(str(folder), out, layout, DistillKitOptions(str(teacher)), 12, lambda *_: None)
+        import_files(str(folder), out, layout, CapturedOptions(str(teacher)), 12, lambda *_: None)
         assert verify(out).problems == []
 
 
@@ -243,22 +243,20 @@ def test_a_target_with_files_is_left_alone(originals: Path, tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"out: 1 files already there \(notes.txt, …\)"):
-        import_files(str(originals / "parquet"), str(tmp_path / "out"), "parquet", DistillKitOptions(), 12, print)
+        import_files(str(originals / "parquet"), str(tmp_path / "out"), "parquet", CapturedOptions(), 12, print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
 def test_leftovers_of_a_killed_import_are_overwritten(originals: Path, tmp_path: Path) -> None:
     made = [
-        import_files(str(originals / "parquet"), str(tmp_path / name), "parquet", DistillKitOptions(), 12, print)
+        import_files(str(originals / "parquet"), str(tmp_path / name), "parquet", CapturedOptions(), 12, print)
         for name in ("whole", "killed")
     ]
     left = Storage(str(tmp_path / "killed"))
     left.delete(MANIFEST)
     left.write(UNDER_WAY, b"")
     left.write("shard-000099.json", b"half")
-    again = import_files(
-        str(originals / "parquet"), str(tmp_path / "killed"), "parquet", DistillKitOptions(), 12, print
-    )
+    again = import_files(str(originals / "parquet"), str(tmp_path / "killed"), "parquet", CapturedOptions(), 12, print)
     assert again.manifest_digest == made[0].manifest_digest
     assert left.names() == Storage(str(tmp_path / "whole")).names()
 
@@ -281,9 +279,9 @@ def test_a_failure_late_leaves_nothing(
 
 def test_a_teacher_is_needed_and_fingerprinted_with_its_weights(originals: Path, tmp_path: Path, teacher: Path) -> None:
     with pytest.raises(UserError, match="--teacher"):
-        import_files(str(originals / "distillkit"), str(tmp_path / "out"), "distillkit", DistillKitOptions(), 12, print)
+        import_files(str(originals / "distillkit"), str(tmp_path / "out"), "distillkit", CapturedOptions(), 12, print)
     whole = write_random_teacher(tmp_path / "teacher")
-    options = DistillKitOptions(str(whole), teacher_dtype="float32", tokenizer=str(teacher))
+    options = CapturedOptions(str(whole), teacher_dtype="float32", tokenizer=str(teacher))
     made = import_files(
         str(originals / "distillkit"), str(tmp_path / "out"), "distillkit", options, 12, lambda *_: None
     )
@@ -298,7 +296,7 @@ def test_files_are_read_in_the_order_of_their_numbers(originals: Path, tmp_path:
     for number in (0, 2, 10):
         pq.write_table(source.slice(min(number, 3), 1), tmp_path / f"in/data_{number}.parquet")
     shutil.copy(originals / "distillkit/compression_config.yaml", tmp_path / "in")
-    options = DistillKitOptions(str(teacher))
+    options = CapturedOptions(str(teacher))
     import_files(str(tmp_path / "in"), str(tmp_path / "out"), "distillkit", options, 100, lambda *_: None)
     reader = CacheReader(str(tmp_path / "out"))
     found = [reader.read_tokens(position).source_id for position in range(3)]
@@ -310,7 +308,7 @@ def test_equal_sequences_get_keys_of_their_own(originals: Path, tmp_path: Path, 
         rows[1] = rows[0]
 
     folder = rewritten(originals, "distillkit", tmp_path / "in", change)
-    options = DistillKitOptions(str(teacher))
+    options = CapturedOptions(str(teacher))
     import_files(str(folder), str(tmp_path / "out"), "distillkit", options, 12, lambda *_: None)
     keys = CacheReader(str(tmp_path / "out")).keys
     assert len(set(keys)) == 4
@@ -321,7 +319,7 @@ def test_a_shard_is_closed_when_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(imports, "MAX_SHARD_ENTRIES", 6 * K)
     out = str(tmp_path / "out")
-    made = import_files(str(originals / "parquet"), out, "parquet", DistillKitOptions(), 1000, lambda *_: None)
+    made = import_files(str(originals / "parquet"), out, "parquet", CapturedOptions(), 1000, lambda *_: None)
     assert made.shards == 3  # 8 rows; 4 and 6; 5
     assert np.diff(CacheReader(out).num_tokens).tolist() == [-4, 2, -1]
 

@@ -13,7 +13,7 @@ from support.synthetic import random_shards, write_cache
 from teacher_cache.shards.marks import read_manifest
 from teacher_cache.shards.reader import CacheReader
 from teacher_cache.shards.storage import Storage
-from tools.bridges.captured import DistillKitOptions
+from tools.bridges.captured_source import CapturedOptions
 from tools.bridges.export import export
 from tools.bridges.imports import import_files
 from tools.checking.verify import verify
@@ -80,7 +80,7 @@ def test_rows_predict_the_token_that_follows(tmp_path: Path) -> None:
 def test_what_is_imported_is_what_was_exported(tmp_path: Path, name: str) -> None:
     url, out = exported(tmp_path, CAPTURES[name], tokens_per_file=10)
     again = str(tmp_path / "again")
-    made = import_files(str(out), again, "parquet", DistillKitOptions(), 20, silent)
+    made = import_files(str(out), again, "parquet", CapturedOptions(), 20, silent)
     assert made.shards > 1
     assert verify(again).problems == []
     before, after = read_manifest(Storage(url)), read_manifest(Storage(again))
