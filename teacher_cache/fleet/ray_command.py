@@ -18,7 +18,7 @@ from teacher_cache.program import Command
         "teacher-cache ray configs/four-nodes-s3-cache.yaml --address auto --workers 64",
     ),
 )
-@fleet_options("run", "generate")
+@fleet_options("run", "generate", "curate")
 @click.option("--address", help="Ray cluster, as `ray.init` takes it: auto, or HOST:PORT. Default: this machine alone.")
 @click.option("--cpus", type=click.FloatRange(0, 1024), default=1.0, help="CPUs of a worker.")
 @json_option
@@ -32,7 +32,7 @@ def ray(
     gpus: int | None,
     as_json: bool,
 ) -> None:
-    """Run or generate with many workers on a Ray cluster; those that die are replaced.
+    """Run, generate or curate with many workers on a Ray cluster; those that die are replaced.
 
     Workers that do not fit on the cluster wait for nodes that join. On a cluster without GPUs, workers need none.
     """

@@ -18,11 +18,9 @@ from typing import Any
 import yaml
 
 from schemas.errors import MachineError, StoreError, UserError
-from teacher_cache.fleet.committed_units import CommittedUnits
-from teacher_cache.fleet.fleet_parts import PARTS, FleetConfig
+from teacher_cache.fleet.fleet_parts import PARTS, FleetConfig, Units
 from teacher_cache.fleet.ray_worker import Ended, RayWorker
 from teacher_cache.progress import Progress
-from teacher_cache.shards.storage import Storage
 from teacher_cache.stop_request import StopRequest
 
 GET_RAY = "pip install 'offline-distillation[ray]'"
@@ -38,7 +36,7 @@ logger = logging.getLogger(__name__)
 class FleetSettings:
     """What to start, and where."""
 
-    part: str  # run or generate
+    part: str  # run, generate or curate
     workers: int
     address: str | None = None  # of a Ray cluster; None: this machine alone
     cpus: float = 1.0  # of a worker
@@ -53,7 +51,7 @@ class FleetSummary:
     units: int = 0  # of the plan
     units_committed: int = 0  # all of them, by whoever
     units_committed_meanwhile: int = 0
-    tokens_per_second: float = 0.0  # of the units that were committed meanwhile; replies of a generation
+    tokens_per_second: float = 0.0  # of the units that were committed meanwhile; or replies, or chunks
     seconds: float = 0.0  # with loading the engines
     workers_started: int = 0
     workers_lost: int = 0  # with their node, or killed
@@ -94,7 +92,7 @@ def run_fleet(config: FleetConfig, settings: FleetSettings) -> FleetSummary:
             scheduling_strategy="SPREAD",
         )
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        units = CommittedUnits(Storage(config.output.path), PARTS[settings.part])
+        units = PARTS[settings.part].units(config)
         stop = StopRequest()
         with stop.listening("the units in hand"), redirect_stdout(sys.stderr):  # Ray prints what nodes say
             return Fleet(ray, lambda: worker.remote(os.getcwd()), text, settings, units, stop).run()
@@ -131,7 +129,7 @@ class Fleet:
         new_actor: Callable[[], Any],
         config: str,
         settings: FleetSettings,
-        units: CommittedUnits,
+        units: Units,
         stop: StopRequest,
     ) -> None:
         self._ray, self._new_actor, self._config, self._settings = ray, new_actor, config, settings

@@ -14,6 +14,7 @@ import yaml
 
 from support.amount import FULL
 from support.commands import Forked, finish, run_installed, run_ok
+from support.curating import curate_tree, write_curation_input
 from support.models import write_random_teacher
 from support.workspace import cache_tree
 
@@ -121,6 +122,25 @@ def test_no_cluster_is_one_line(config: Path) -> None:
     done = finish(Forked("teacher-cache", "ray", config, "--address", "127.0.0.1:1", "--workers", 1))
     assert done.returncode == 6, done.stderr
     assert "error: --address 127.0.0.1:1: cannot connect to a Ray cluster" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(not FULL, reason="half a minute; TEST_FULL=1 runs it")
+def test_a_fleet_curates(cluster: Any, tmp_path: Path) -> None:
+    """What one process makes of the same input."""
+    write_curation_input(tmp_path)
+    for name in ("one", "fleet"):
+        output = {"path": str(tmp_path / name), "records_per_shard": 12}
+        tree = curate_tree(tmp_path, str(tmp_path / name)) | {"output": output}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    run_ok("teacher-cache", "curate", tmp_path / "one.yaml")
+    process = start(cluster, tmp_path / "fleet.yaml", "--workers", 2, "--part", "curate")
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["complete"]
+    assert summary["workers_failed"] == summary["workers_lost"] == 0
+    one, fleet = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "fleet"))
+    assert one == fleet
 
 
 @pytest.mark.skipif(not FULL, reason="minutes; TEST_FULL=1 runs it")
