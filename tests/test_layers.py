@@ -25,7 +25,7 @@ ROOMS = {
     "teacher_cache": [
         "pages records process child_process text output_head lengths decoder_layers model_class query_key"
         " attention_implementation ahead stop_request logs gpu_driver token_table"
-        " device_memory sandbox inspectable_llvmlite queue_policy user_file",
+        " device_memory sandbox inspectable_llvmlite queue_policy user_file hub",
         "token_batch model_folder",
         "codec teacher vocabulary progress",
         "signals",
@@ -53,7 +53,7 @@ ROOMS = {
         "quantization",
         "initial_weights",
         "adapters",
-        "loop rounds matrix api run_report",
+        "loop rounds matrix api run_report push_student",
         "distiller",
         "train_student_cli",
     ],

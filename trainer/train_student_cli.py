@@ -381,5 +381,24 @@ def merge(
     show(summary, as_json)
 
 
+@main.command(
+    examples=(
+        "train-student push runs/demo/final hf://team/student",
+        "train-student push runs/demo/final hf://team/student --public --json",
+    )
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("url")
+@click.option("--public", is_flag=True, help="Create a new repository that everyone can read. [private]")
+@json_option
+def push(model: Path, url: str, public: bool, as_json: bool) -> None:
+    """Upload the folder MODEL, a final student or an adapter, with its card to the Hugging Face Hub, hf://OWNER/NAME."""
+    from trainer.push_student import push_student
+
+    with progress("uploading"):
+        summary = push_student(model, url, private=not public)
+    show(summary, as_json)
+
+
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from schemas.errors import ConflictError, UserError
 from schemas.failures import failure, reason
 from schemas.manifest import FileEntry
+from teacher_cache.hub import HUB
 from teacher_cache.shards import store_requests
 from teacher_cache.shards.answers import in_time
 from teacher_cache.shards.cache_files import TEMPORARY_PREFIX, file_entry
@@ -176,6 +177,8 @@ class StoreWriting(StoreRequests):
     def _check_writable(self, name: str) -> None:
         if not self.can_list:
             raise UserError(f"{self.where(name)}: plain HTTP is read-only; use a folder or an object store")
+        if self.url.startswith(HUB):
+            raise UserError(f"{self.where(name)}: the Hub takes commits; write to a folder, then `cache-tools push` it")
         folder, separator, _ = name.rpartition("/")
         if self.is_local and separator and os.path.islink(f"{self._root}/{folder}"):
             raise UserError(f"{self.where(folder)}: refusing to write through a link; replace it with a folder")

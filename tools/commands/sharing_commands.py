@@ -20,23 +20,32 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what wo
     cls=Command,
     examples=(
         "cache-tools push runs/demo/cache s3://bucket/caches/demo",
-        "cache-tools push runs/demo/cache s3://bucket/caches/demo --dry-run",
+        "cache-tools push runs/demo/cache hf://datasets/team/demo --dry-run",
     ),
 )
 @click.argument("source")
 @click.argument("target")
 @parallel_option
 @dry_run_option
+@click.option("--public", is_flag=True, help="hf://: create a new repository that everyone can read. [private]")
 @json_option
-def push(source: str, target: str, parallel: int, dry_run: bool, as_json: bool) -> None:
+def push(source: str, target: str, parallel: int, dry_run: bool, public: bool, as_json: bool) -> None:
     """Copy a complete cache to another place, with its signatures, its manifest last.
 
     Every file is checked in transit. After an interruption run it again: files that have arrived are not sent again.
+    A repository of the Hugging Face Hub (hf://datasets/OWNER/NAME) also gets the cache's card.
     """
+    from teacher_cache.hub import HUB
+    from tools.sharing.hub_push import push_to_hub
     from tools.sharing.push import copy_cache
 
+    if public and not target.startswith(HUB):
+        raise UserError(f"--public: {target}: is not a repository of the Hub; leave it out")
     with progress("sending") as advance:
-        report = copy_cache(source, target, parallel, dry_run, advance=advance)
+        if target.startswith(HUB):
+            report = push_to_hub(source, target, not public, parallel, dry_run, advance)
+        else:
+            report = copy_cache(source, target, parallel, dry_run, advance=advance)
     show_report(report, as_json)
 
 

@@ -1,0 +1,156 @@
+"""Uploads to the Hugging Face Hub: a repository gets whole commits, and the last one makes the new content complete.
+
+Files are sent before the commit that names them, and not again after an interruption. Tokens are those of
+``huggingface_hub``: ``HF_TOKEN``, or that of ``hf auth login``.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from schemas.errors import AccessError, ConflictError, StoreError, UserError
+from schemas.failures import reason
+
+FILES_PER_COMMIT = 500
+HUB = "hf://"
+_URL = re.compile(r"hf://(datasets/)?([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w.-]{1,200}))?((?:/[\w.-]+)*)/?")
+Content = Path | bytes
+
+
+class Repository(NamedTuple):
+    """A folder of a repository."""
+
+    url: str
+    kind: Literal["dataset", "model"]
+    name: str  # OWNER/NAME
+    revision: str | None
+    folder: str  # "" or ending in "/"
+
+
+class Remote(NamedTuple):
+    """A file of a repository."""
+
+    size: int
+    blob: str  # git's id of it, or of the pointer to it
+    sha256: str | None  # of a large file
+
+    def has(self, size: int, sha256: str, content: Content) -> bool:
+        """Whether it has this content; small files are read."""
+        if self.size != size or self.sha256 is not None:
+            return self.size == size and self.sha256 == sha256
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        return self.blob == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def repository_of(url: str, kind: Literal["dataset", "model"]) -> Repository:
+    """The repository of a URL ``hf://[datasets/]OWNER/NAME[@REVISION][/FOLDER]``. Raises UserError."""
+    found = _URL.fullmatch(url)
+    wanted = "hf://datasets/OWNER/NAME" if kind == "dataset" else "hf://OWNER/NAME"
+    if found is None or (found[1] is not None) != (kind == "dataset") or ".." in url.split("/"):
+        raise UserError(f"{url}: not a {kind} repository of the Hub; write {wanted}[@REVISION][/FOLDER]")
+    return Repository(url, kind, found[2], found[3], f"{found[4][1:]}/" if found[4] else "")
+
+
+class HubUpload:
+    """Changes of one repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        from huggingface_hub import HfApi
+
+        self._repository, self._api = repository, HfApi()
+
+    def create(self, private: bool) -> None:
+        """Create the repository if it does not exist, ``private`` or for everyone to read. Raises UserError."""
+        with self._errors():
+            self._api.create_repo(
+                self._repository.name, repo_type=self._repository.kind, private=private, exist_ok=True
+            )
+
+    def present(self) -> dict[str, Remote]:
+        """The files of the folder, by name in it; none if there is no repository. Raises UserError."""
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        where = self._repository
+        with self._errors():
+            try:
+                found = list(
+                    self._api.list_repo_tree(
+                        where.name, where.folder.rstrip("/") or None, recursive=True, **self._of_repository
+                    )
+                )
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return {}
+        return {
+            each.path.removeprefix(where.folder): Remote(
+                each.size, each.blob_id, None if each.lfs is None else each.lfs.sha256
+            )
+            for each in found
+            if isinstance(each, RepoFile)
+        }
+
+    def commit(
+        self,
+        files: Mapping[str, Content],
+        last: Mapping[str, Content],
+        removed: Sequence[str],
+        message: str,
+        present: Mapping[str, Remote],
+    ) -> str:
+        """Upload ``files``, then ``last``, and remove what is ``removed``; returns the last commit's id.
+
+        More than some hundreds of files take several commits; the first of them takes those of ``last`` that are there
+        already away, so that nobody reads what is not complete. Raises UserError.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        def added(names: Sequence[str], contents: Mapping[str, Content]) -> list[Any]:
+            return [CommitOperationAdd(self._repository.folder + name, contents[name]) for name in names]
+
+        def deleted(names: Sequence[str]) -> list[Any]:
+            return [CommitOperationDelete(self._repository.folder + name) for name in names]
+
+        names, hidden = list(files), [name for name in last if name in present]
+        while len(names) > FILES_PER_COMMIT:
+            part, names = names[:FILES_PER_COMMIT], names[FILES_PER_COMMIT:]
+            self._commit([*deleted(hidden), *added(part, files)], f"{message}: a part, not complete yet")
+            hidden = []
+        return self._commit([*added(names, files), *added(list(last), last), *deleted(removed)], message)
+
+    def _commit(self, operations: list[Any], message: str) -> str:
+        with self._errors():
+            made = self._api.create_commit(
+                self._repository.name, operations, commit_message=message, **self._of_repository
+            )
+        return str(made.oid)
+
+    @property
+    def _of_repository(self) -> dict[str, Any]:
+        return {"repo_type": self._repository.kind, "revision": self._repository.revision}
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+        url = self._repository.url
+        try:
+            yield
+        except LocalTokenNotFoundError:
+            raise AccessError(f"{url}: no token for the Hub; set HF_TOKEN, or run `hf auth login`") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            said = " ".join(reason(error).split())[:300]
+            if status in (401, 403):
+                raise AccessError(
+                    f"{url}: the Hub refuses it ({status}): check HF_TOKEN and its permissions: {said}"
+                ) from None
+            if status in (409, 412):
+                raise ConflictError(f"{url}: another process has changed it meanwhile: run again: {said}") from None
+            raise StoreError(f"{url}: the Hub does not take it ({status}): {said}") from None
+        except (OSError, ValueError) as error:  # of httpx, of its validation
+            if isinstance(error, UserError):
+                raise
+            raise StoreError(f"{url}: cannot be uploaded: {' '.join(reason(error).split())[:300]}") from None

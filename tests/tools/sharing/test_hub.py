@@ -1,0 +1,190 @@
+"""Caches on the Hugging Face Hub, with the installed commands and ``huggingface_hub`` against a local server."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import commands
+from support.hub_server import TOKEN, Hub, hub_server
+from support.logged import losses
+from support.models import VOCAB_SIZE
+from support.synthetic import random_shards, write_cache
+from support.training import training_in, write_student
+from teacher_cache import hub as uploading
+from teacher_cache.hub import repository_of
+from teacher_cache.shards.reader import CacheReader
+
+URL = "hf://datasets/team/demo"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_server() as hub:
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "cache"
+    write_cache(str(folder), random_shards([[9, 5, 7, 6], [8, 3]], VOCAB_SIZE), VOCAB_SIZE)
+    return folder
+
+
+def run(*arguments: object) -> Any:
+    """The command's JSON; without ``huggingface_hub`` in this process, which has read its settings before."""
+    return json.loads(ended(0, *arguments, "--json").stdout)
+
+
+def fails(status: int, *arguments: object) -> str:
+    return ended(status, *arguments).stderr.splitlines()[-1]
+
+
+def ended(status: int, *arguments: object, command: str = "cache-tools") -> subprocess.CompletedProcess[str]:
+    environment = {**commands.environment(), "HF_HUB_OFFLINE": "0"}
+    line = commands.command_line(command, *arguments)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+def test_a_cache_goes_to_the_hub_and_comes_back(server: Hub, cache: Path, tmp_path: Path) -> None:
+    sent = run("push", cache, URL)
+    repository = server.repositories["datasets/team/demo"]
+    assert repository.private
+    assert len(repository.commits) == 2, "that of the Hub, and one with everything"
+    files = {path.relative_to(cache).as_posix(): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    there = repository.files("main")
+    assert there is not None
+    card = there["README.md"].decode()
+    assert {name: there[name] for name in files} == files
+    assert set(there) - set(files) == {"README.md", ".gitattributes"}
+    assert card.startswith("---\nviewer: false\n")
+    assert "cache-tools pull hf://datasets/team/demo" in card
+    assert sent["sent"]["files"] == len(files) + 1
+    assert run("verify", URL)["problems"] == []
+    run("pull", URL, tmp_path / "pulled")
+    reader = CacheReader(str(tmp_path / "pulled"), ("tokens", "logits"))
+    assert reader.manifest.digest() == CacheReader(str(cache), ("tokens",)).manifest.digest() == sent["manifest_sha256"]
+    again = run("push", cache, URL)
+    assert again["sent"]["files"] == 0
+    assert len(repository.commits) == 2
+
+
+def test_a_revision_stays_what_it_was(server: Hub, cache: Path, tmp_path: Path) -> None:
+    run("push", cache, URL)
+    repository = server.repositories["datasets/team/demo"]
+    first = repository.commits[-1][0]
+    other = tmp_path / "other"
+    write_cache(str(other), random_shards([[4, 4]], VOCAB_SIZE, seed=7), VOCAB_SIZE)
+    run("push", other, URL)
+    files = repository.files("main")
+    assert files is not None
+    assert not any(name.startswith("shard-000001") for name in files), "those of the first cache are gone"
+    assert run("verify", URL)["problems"] == run("verify", f"{URL}@{first}")["problems"] == []
+    digests = [run("inspect", url)["manifest_digest"] for url in (URL, f"{URL}@{first}", other, cache)]
+    assert digests[:2] == digests[2:]
+
+
+def test_many_files_take_several_commits_and_are_complete_with_the_last(
+    server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "FILES_PER_COMMIT", 3)
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
+    from tools.sharing.hub_push import push_to_hub
+
+    push_to_hub(str(cache), URL)
+    _, *made = server.repositories["datasets/team/demo"].commits
+    assert len(made) > 2
+    assert ["manifest.json" in files for _, _, files in made] == [False] * (len(made) - 1) + [True]
+    assert run("verify", URL)["problems"] == []
+
+
+def test_an_upload_that_failed_is_not_sent_again(server: Hub, cache: Path) -> None:
+    server.fail_commits = 100
+    assert fails(6, "push", cache, URL).startswith(f"error: {URL}: the Hub does not take it (500)")
+    uploads, server.fail_commits = server.uploads, 0
+    assert uploads > 0
+    run("push", cache, URL)
+    assert server.uploads == uploads
+
+
+def test_what_cannot_be_pushed_is_one_line(
+    server: Hub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(cache, damaged)
+    tar = next(damaged.glob("*.logits.tar"))
+    tar.write_bytes(bytes(len(tar.read_bytes())))
+    assert "differs from the manifest; restore it from a copy" in fails(3, "push", damaged, URL)
+    assert server.repositories == {}
+    line = "not a dataset repository of the Hub; write hf://datasets/OWNER/NAME"
+    assert line in fails(2, "push", cache, "hf://team/demo")
+    assert "the Hub takes commits; write to a folder, then `cache-tools push` it" in fails(
+        2, "subset", cache, f"{URL}/part", "--sample", "50%"
+    )
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert "the Hub refuses it (401): check HF_TOKEN" in fails(5, "push", cache, URL)
+
+
+def test_a_student_goes_to_the_hub_in_one_commit(server: Hub, tmp_path: Path) -> None:
+    folder = write_student(tmp_path / "final")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A student\n")
+    (folder / ".hidden").write_text("not for others")
+    ended(0, "push", folder, "hf://team/student", "--public", command="train-student")
+    repository = server.repositories["models/team/student"]
+    assert not repository.private
+    assert len(repository.commits) == 2
+    files = repository.files("main")
+    assert files is not None
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".hidden"}
+    assert {name: data for name, data in files.items() if name != ".gitattributes"} == wanted
+    (folder / "link").symlink_to("/etc/hostname")
+    done = ended(2, "push", folder, "hf://team/student", command="train-student")
+    assert "link: is no regular file" in done.stderr
+    assert (
+        "has no config.json or adapter_config.json"
+        in ended(2, "push", tmp_path, "hf://team/student", command="train-student").stderr
+    )
+
+
+def test_a_student_learns_from_a_cache_on_the_hub(server: Hub, tmp_path: Path) -> None:
+    """Read in place, without a copy: the losses are those of the folder."""
+    make = training_in(tmp_path)
+    run("push", tmp_path / "cache", URL)
+    for name, url in (("folder", str(tmp_path / "cache")), ("hub", URL)):
+        config = make(tmp_path / name, data={"cache": url}, loop={"log_every": 1, "max_steps": 3})
+        path = tmp_path / f"{name}.json"
+        path.write_text(config.model_dump_json())
+        ended(0, "run", path, command="train-student")
+    assert losses(tmp_path / "hub") == losses(tmp_path / "folder")
+    assert len(losses(tmp_path / "hub")) == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["hf://datasets/demo", "hf://datasets/a/b/../c", "hf://datasets/a/b@", "hf://datasets/a/b@x/../y", "hf://a/b"],
+)
+def test_urls_that_are_no_repository_are_refused(url: str) -> None:
+    from schemas.errors import UserError
+
+    with pytest.raises(UserError, match="not a dataset repository of the Hub"):
+        repository_of(url, "dataset")
+
+
+def test_parts_of_a_url() -> None:
+    found = repository_of("hf://datasets/team/demo@v1.2/caches/a", "dataset")
+    assert (found.name, found.revision, found.folder) == ("team/demo", "v1.2", "caches/a/")
+    assert repository_of("hf://team/student", "model").folder == ""

@@ -1,0 +1,75 @@
+"""``cache-tools push`` to the Hugging Face Hub: a cache as a data set with a card, complete with the last commit."""
+
+from schemas.errors import CorruptCacheError, UserError
+from teacher_cache.ahead import map_ahead
+from teacher_cache.hub import HubUpload, repository_of
+from teacher_cache.shards.marks import files_beside_shards, garbage
+from teacher_cache.shards.shard_table import with_lists
+from teacher_cache.shards.storage import MANIFEST, file_entry, has_content
+from teacher_cache.shards.unlisted import file_names
+from tools.checked_parts import Advance, Progress, unseen
+from tools.finding.card import cache_card
+from tools.sharing.copy_files import PARALLEL, File, bytes_of
+from tools.sharing.push import Report, checked_source, marks_of, tars_of
+from tools.trust.carry import read_signatures
+from tools.trust.signatures import valid_signatures
+
+CARD = "README.md"  # the Hub's name for it
+NO_VIEWER = "viewer: false"  # of tables, which cannot show tars of compressed signals
+
+
+def push_to_hub(
+    source_url: str,
+    url: str,
+    private: bool = True,
+    parallel: int = PARALLEL,
+    dry_run: bool = False,
+    advance: Advance = unseen,
+) -> Report:
+    """Upload a complete cache from a folder; every file is compared with the manifest before.
+
+    private: whether others may not see the repository, if it is new. Raises UserError, or CorruptCacheError for a file
+    that differs from the manifest; nothing is committed then.
+    """
+    repository = repository_of(url, "dataset")
+    source, text, manifest = checked_source(source_url)
+    if not source.is_local:
+        raise UserError(f"{source_url}: uploads to the Hub start from a folder; `cache-tools pull` it first")
+    upload = HubUpload(repository)
+    present = upload.present()
+    listed = with_lists(source, manifest)
+    files: list[File] = [*files_beside_shards(manifest), *tars_of(listed.shards), *marks_of(listed.shards)]
+    report = Report(source_url, url, manifest.sha256, dry_run)
+    there = {
+        name
+        for name, entry in files
+        if name in present and present[name].has(entry.bytes, entry.sha256, source.local_path(name))
+    }
+    missing = [file for file in files if file[0] not in there]
+    report.sent(missing)
+    report.there(file for file in files if file[0] in there)
+    last: dict[str, bytes] = {MANIFEST: text, **read_signatures(source, file_names(source))}
+    card = cache_card(listed, url, valid_signatures(source, listed))
+    last[CARD] = card.replace("---\n", f"---\n{NO_VIEWER}\n", 1).encode()
+    changed = {
+        name: content
+        for name, content in last.items()
+        if name not in present or not present[name].has(len(content), file_entry(content).sha256, content)
+    }
+    for name in last:
+        kind = {MANIFEST: "manifest", CARD: "card"}.get(name, "signatures")
+        report.add(kind, len(last[name]), sent=name in changed)
+    removed = garbage(present, listed)
+    if dry_run or not (missing or changed or removed):
+        return report
+    progress = Progress(bytes_of(missing), advance)
+    for (name, entry), is_whole in zip(
+        missing, map_ahead(lambda file: has_content(source, *file), missing, parallel), strict=True
+    ):
+        if not is_whole:
+            raise CorruptCacheError(f"{source.where(name)}: differs from the manifest; restore it from a copy")
+        progress.add(entry.bytes)
+    upload.create(private)
+    paths = {name: source.local_path(name) for name, _ in missing}
+    upload.commit(paths, changed, removed, f"Teacher cache {manifest.sha256[:12]}", present)
+    return report
