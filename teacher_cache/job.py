@@ -27,6 +27,7 @@ from teacher_cache.shards.marks import (
     assemble,
     check_committed,
     committed,
+    garbage,
     read_manifest,
     remove_garbage,
     write_manifest,
@@ -189,12 +190,12 @@ def _first_call(engine: Engine, parts: list[Part]) -> list[Captured]:
 def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifest:
     """Write the manifest of all shards committed so far, one worker at a time; ``done``: committed before this run.
 
-    Not if another worker has written that of the complete cache. Raises CorruptCacheError if a file of a committed
-    shard is missing, ConflictError if the plan is no longer ``plan``.
+    Not if another worker has written that of the complete cache, and nothing is to be removed. Raises
+    CorruptCacheError if a file of a committed shard is missing, ConflictError if the plan is no longer ``plan``.
     """
     stale = {entry.name for entry in plan.shards} - done  # entries of earlier files, whose marks were deleted
     while True:
-        if not stale and (present := _present(storage, plan)).complete:
+        if not stale and (present := _present(storage, plan)).complete and not _has_leftovers(storage, present):
             return present
         try:
             return _write_all(storage, plan, stale)
@@ -202,6 +203,11 @@ def _write_manifest(storage: Storage, plan: Manifest, done: set[str]) -> Manifes
             if not wait_for_workers(held.holder):
                 raise
         time.sleep(POLL * random.uniform(0.5, 1.5))
+
+
+def _has_leftovers(storage: Storage, manifest: Manifest) -> bool:
+    """Whether killed workers left leases or files at a complete cache, which are removed under the manifest's lease."""
+    return bool(storage.lease_names() or garbage(storage.names(), manifest))
 
 
 def _write_all(storage: Storage, plan: Manifest, stale: set[str]) -> Manifest:

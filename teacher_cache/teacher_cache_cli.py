@@ -176,7 +176,6 @@ def generate(
 
 @main.command(
     examples=(
-        "teacher-cache curate configs/pyramid.yaml --dry-run",
         "teacher-cache curate configs/pyramid.yaml --workers 8",
         "teacher-cache curate configs/pyramid.yaml --queue",
     )

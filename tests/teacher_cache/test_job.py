@@ -133,6 +133,17 @@ def test_a_second_run_scores_nothing_and_writes_no_file(tmp_path: Path, teacher:
     assert snapshot(tmp_path / "cache") == before
 
 
+def test_what_a_worker_killed_at_the_end_left_is_removed(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    """The cache is complete already."""
+    config = make_config(teacher, corpus, tmp_path / "cache")
+    job.run(config)
+    before = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    for name in (".lease-manifest.json", ".lease-shard-000000.json", ".tmp-w0-0123456789ab-shard-000000.logits.tar"):
+        (tmp_path / "cache" / name).write_bytes(b"")
+    assert job.run(config).complete
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == before
+
+
 def test_workers_share_the_units_and_the_result_is_the_same(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     alone = make_config(teacher, corpus, tmp_path / "alone")
     shared = make_config(teacher, corpus, tmp_path / "shared")

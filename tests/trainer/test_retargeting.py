@@ -74,8 +74,8 @@ def make(caches: list[str], tmp_path: Path) -> Make:
 
 
 def metrics(config: TrainConfig) -> list[dict[str, float]]:
-    """Lines of metrics, without times."""
-    timed = ("data_wait", "step_seconds", "data_wait_share")
+    """Lines of metrics, without times and memory."""
+    timed = ("data_wait", "step_seconds", "data_wait_share", "peak_memory_bytes")
     lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 
