@@ -3,9 +3,7 @@
 import itertools
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from support.chromium import opened, started_browser
 from support.contrast import contrasts
+from support.page_attacks import ATTACKS, check_policy
 from support.run_outputs import metric_lines, write_run
 from trainer.run_report.run_page import report_runs
 
-ATTACKS = (
-    "<img src=x onerror=window.hacked=1>",
-    "</script><script>window.hacked=1</script>",
-    "</ScRiPt ><svg onload=window.hacked=1>",
-    "<!--<script>",
-    "{{7*7}}{% for x in y %}",
-    "\"'><b onclick=window.hacked=1>",
-    "&lt;b&gt; &amp; \u2028\u2029 \\u003c",
-    "${window.hacked=1}",
-    "\u202etxet desrever\u202c",
-)
 SAMPLES = [{"step": step, "prompt": "def f(x):", "text": f" return {step}"} for step in (0, 40)]
 
 
@@ -101,46 +89,8 @@ def test_the_page_opens_without_errors_or_requests(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server's address, and the requests it received."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_port}", asked
-        found.shutdown()
-
-
-def test_the_content_security_policy_holds(
-    browser: Browser, one: Path, tmp_path: Path, server: tuple[str, list[str]]
-) -> None:
-    """Script, style and image injected into the file are neither run nor fetched."""
-    address, asked = server
-    page = one.read_text("utf-8").replace(
-        "<main>",
-        f'<main><script>window.hacked=1</script><img src="{address}/x.png" onerror="window.hacked=2">'
-        f'<p id="styled" style="color: rgb(1, 2, 3)">x</p><link rel="stylesheet" href="{address}/x.css">'
-        f'<iframe src="{address}/frame"></iframe><script src="{address}/x.js"></script>',
-    )
-    (tmp_path / "r.html").write_text(page, "utf-8")
-    with opened(browser, tmp_path / "r.html") as found:
-        expect(found.page.locator("#reader")).to_be_visible()
-        assert found.page.evaluate("window.hacked") is None
-        assert found.page.evaluate("getComputedStyle(document.getElementById('styled')).color") != "rgb(1, 2, 3)"
-        found.page.wait_for_load_state("networkidle")
-        violated = {directive.partition("-")[0] for directive in found.page.evaluate("window.violations")}
-        assert violated == {"script", "style", "img", "frame"}
-        assert asked == []
+def test_the_content_security_policy_holds(browser: Browser, one: Path, tmp_path: Path) -> None:
+    check_policy(browser, one, tmp_path, "#reader")
 
 
 def test_content_of_runs_is_shown_and_never_executed(browser: Browser, attacked: Path) -> None:
