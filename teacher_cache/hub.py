@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from schemas.errors import AccessError, ConflictError, StoreError, UserError
-from schemas.failures import reason
+from schemas.failures import failure, reason
 
 FILES_PER_COMMIT = 500
 HUB = "hf://"
@@ -41,6 +41,8 @@ class Remote(NamedTuple):
         """Whether it has this content; small files are read."""
         if self.size != size or self.sha256 is not None:
             return self.size == size and self.sha256 == sha256
+        if isinstance(content, Path) and not content.is_file():
+            return False
         data = content if isinstance(content, bytes) else content.read_bytes()
         return self.blob == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -61,6 +63,7 @@ class HubUpload:
         from huggingface_hub import HfApi
 
         self._repository, self._api = repository, HfApi()
+        self._head: str | None = None  # the commit that the next one is to follow
 
     def create(self, private: bool) -> None:
         """Create the repository if it does not exist, ``private`` or for everyone to read. Raises UserError."""
@@ -77,6 +80,7 @@ class HubUpload:
         where = self._repository
         with self._errors():
             try:
+                self._head = self._api.repo_info(where.name, **self._of_repository).sha
                 found = list(
                     self._api.list_repo_tree(
                         where.name, where.folder.rstrip("/") or None, recursive=True, **self._of_repository
@@ -121,11 +125,14 @@ class HubUpload:
         return self._commit([*added(names, files), *added(list(last), last), *deleted(removed)], message)
 
     def _commit(self, operations: list[Any], message: str) -> str:
+        name, of_repository = self._repository.name, self._of_repository
         with self._errors():
+            parent = self._head or self._api.repo_info(name, **of_repository).sha
             made = self._api.create_commit(
-                self._repository.name, operations, commit_message=message, **self._of_repository
+                name, operations, commit_message=message, parent_commit=parent, **of_repository
             )
-        return str(made.oid)
+        self._head = str(made.oid)
+        return self._head
 
     @property
     def _of_repository(self) -> dict[str, Any]:
@@ -133,13 +140,16 @@ class HubUpload:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
 
         url = self._repository.url
         try:
             yield
         except LocalTokenNotFoundError:
             raise AccessError(f"{url}: no token for the Hub; set HF_TOKEN, or run `hf auth login`") from None
+        except RevisionNotFoundError:
+            revision = self._repository.revision
+            raise UserError(f"{url}: the repository has no revision {revision}; create it, or leave it out") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
             said = " ".join(reason(error).split())[:300]
@@ -150,7 +160,5 @@ class HubUpload:
             if status in (409, 412):
                 raise ConflictError(f"{url}: another process has changed it meanwhile: run again: {said}") from None
             raise StoreError(f"{url}: the Hub does not take it ({status}): {said}") from None
-        except (OSError, ValueError) as error:  # of httpx, of its validation
-            if isinstance(error, UserError):
-                raise
-            raise StoreError(f"{url}: cannot be uploaded: {' '.join(reason(error).split())[:300]}") from None
+        except Exception as error:  # of the client's own network library, which has others in other versions
+            raise failure(error, f"{url}: cannot be uploaded") from None

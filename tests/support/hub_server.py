@@ -201,6 +201,9 @@ def hub_server() -> Iterator[Hub]:
                 self.answer(500, {"error": "Internal Error"})
                 return
             files, message = dict(files), ""
+            if lines[0]["value"].get("parentCommit", None) not in (None, hub.repositories[name].commits[-1][0]):
+                self.answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+                return
             for line in lines:
                 value = line["value"]
                 if line["key"] == "header":

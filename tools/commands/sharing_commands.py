@@ -28,8 +28,9 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what wo
 @parallel_option
 @dry_run_option
 @click.option("--public", is_flag=True, help="hf://: create a new repository that everyone can read. [private]")
+@click.option("--replace", is_flag=True, help="hf://: replace another cache there; earlier revisions keep it.")
 @json_option
-def push(source: str, target: str, parallel: int, dry_run: bool, public: bool, as_json: bool) -> None:
+def push(source: str, target: str, parallel: int, dry_run: bool, public: bool, replace: bool, as_json: bool) -> None:
     """Copy a complete cache to another place, with its signatures, its manifest last.
 
     Every file is checked in transit. After an interruption run it again: files that have arrived are not sent again.
@@ -39,11 +40,13 @@ def push(source: str, target: str, parallel: int, dry_run: bool, public: bool, a
     from tools.sharing.hub_push import push_to_hub
     from tools.sharing.push import copy_cache
 
-    if public and not target.startswith(HUB):
-        raise UserError(f"--public: {target}: is not a repository of the Hub; leave it out")
+    if (public or replace) and not target.startswith(HUB):
+        raise UserError(
+            f"--{'public' if public else 'replace'}: {target}: is not a repository of the Hub; leave it out"
+        )
     with progress("sending") as advance:
         if target.startswith(HUB):
-            report = push_to_hub(source, target, not public, parallel, dry_run, advance)
+            report = push_to_hub(source, target, not public, replace, parallel, dry_run, advance)
         else:
             report = copy_cache(source, target, parallel, dry_run, advance=advance)
     show_report(report, as_json)

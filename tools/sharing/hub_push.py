@@ -11,7 +11,7 @@ from tools.checked_parts import Advance, Progress, unseen
 from tools.finding.card import cache_card
 from tools.sharing.copy_files import PARALLEL, File, bytes_of
 from tools.sharing.push import Report, checked_source, marks_of, tars_of
-from tools.trust.carry import read_signatures
+from tools.trust.carry import SIGNATURES, read_signatures
 from tools.trust.signatures import valid_signatures
 
 CARD = "README.md"  # the Hub's name for it
@@ -22,14 +22,16 @@ def push_to_hub(
     source_url: str,
     url: str,
     private: bool = True,
+    replace: bool = False,
     parallel: int = PARALLEL,
     dry_run: bool = False,
     advance: Advance = unseen,
 ) -> Report:
     """Upload a complete cache from a folder; every file is compared with the manifest before.
 
-    private: whether others may not see the repository, if it is new. Raises UserError, or CorruptCacheError for a file
-    that differs from the manifest; nothing is committed then.
+    private: whether others may not see the repository, if it is new. replace: another cache there, which stays what it
+    was under the revisions before. Raises UserError, or CorruptCacheError for a file that differs from the manifest;
+    nothing is committed then.
     """
     repository = repository_of(url, "dataset")
     source, text, manifest = checked_source(source_url)
@@ -39,6 +41,19 @@ def push_to_hub(
     present = upload.present()
     listed = with_lists(source, manifest)
     files: list[File] = [*files_beside_shards(manifest), *tars_of(listed.shards), *marks_of(listed.shards)]
+    last: dict[str, bytes] = {MANIFEST: text, **read_signatures(source, file_names(source))}
+    card = cache_card(listed, url, valid_signatures(source, listed))
+    last[CARD] = card.replace("---\n", f"---\n{NO_VIEWER}\n", 1).encode()
+    changed = {
+        name: content
+        for name, content in last.items()
+        if name not in present or not present[name].has(len(content), file_entry(content).sha256, content)
+    }
+    if MANIFEST in changed and MANIFEST in present and not replace:
+        raise UserError(
+            f"{url}: another cache is there; choose another repository or /FOLDER, or add --replace, and its revisions "
+            "before stay what they were"
+        )
     report = Report(source_url, url, manifest.sha256, dry_run)
     there = {
         name
@@ -48,18 +63,13 @@ def push_to_hub(
     missing = [file for file in files if file[0] not in there]
     report.sent(missing)
     report.there(file for file in files if file[0] in there)
-    last: dict[str, bytes] = {MANIFEST: text, **read_signatures(source, file_names(source))}
-    card = cache_card(listed, url, valid_signatures(source, listed))
-    last[CARD] = card.replace("---\n", f"---\n{NO_VIEWER}\n", 1).encode()
-    changed = {
-        name: content
-        for name, content in last.items()
-        if name not in present or not present[name].has(len(content), file_entry(content).sha256, content)
-    }
     for name in last:
         kind = {MANIFEST: "manifest", CARD: "card"}.get(name, "signatures")
         report.add(kind, len(last[name]), sent=name in changed)
-    removed = garbage(present, listed)
+    removed = [
+        *garbage(present, listed),
+        *(name for name in present if SIGNATURES.fullmatch(name) and name not in last),
+    ]
     if dry_run or not (missing or changed or removed):
         return report
     progress = Progress(bytes_of(missing), advance)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from schemas.errors import ConflictError
 from support import commands
 from support.hub_server import TOKEN, Hub, hub_server
 from support.logged import losses
@@ -16,7 +17,7 @@ from support.models import VOCAB_SIZE
 from support.synthetic import random_shards, write_cache
 from support.training import training_in, write_student
 from teacher_cache import hub as uploading
-from teacher_cache.hub import repository_of
+from teacher_cache.hub import HubUpload, repository_of
 from teacher_cache.shards.reader import CacheReader
 
 URL = "hf://datasets/team/demo"
@@ -84,7 +85,10 @@ def test_a_revision_stays_what_it_was(server: Hub, cache: Path, tmp_path: Path) 
     first = repository.commits[-1][0]
     other = tmp_path / "other"
     write_cache(str(other), random_shards([[4, 4]], VOCAB_SIZE, seed=7), VOCAB_SIZE)
-    run("push", other, URL)
+    assert "another cache is there; choose another repository or /FOLDER, or add --replace" in fails(
+        2, "push", other, URL
+    )
+    run("push", other, URL, "--replace")
     files = repository.files("main")
     assert files is not None
     assert not any(name.startswith("shard-000001") for name in files), "those of the first cache are gone"
@@ -97,12 +101,7 @@ def test_many_files_take_several_commits_and_are_complete_with_the_last(
     server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploading, "FILES_PER_COMMIT", 3)
-    from huggingface_hub import HfApi, constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
+    in_this_process(server, monkeypatch)
     from tools.sharing.hub_push import push_to_hub
 
     push_to_hub(str(cache), URL)
@@ -110,6 +109,28 @@ def test_many_files_take_several_commits_and_are_complete_with_the_last(
     assert len(made) > 2
     assert ["manifest.json" in files for _, _, files in made] == [False] * (len(made) - 1) + [True]
     assert run("verify", URL)["problems"] == []
+
+
+def test_of_two_uploads_at_once_the_later_one_is_refused(
+    server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("push", cache, URL)
+    upload = in_this_process(server, monkeypatch)
+    upload.present()
+    server.repositories["datasets/team/demo"].commit("of another", {"manifest.json": b"{}"})
+    with pytest.raises(ConflictError, match="another process has changed it meanwhile: run again"):
+        upload.commit({}, {"README.md": b"mine"}, [], "mine", {})
+
+
+def in_this_process(server: Hub, monkeypatch: pytest.MonkeyPatch) -> HubUpload:
+    """An upload by ``huggingface_hub`` in this process, whose settings were read before the server was there."""
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
+    return HubUpload(repository_of(URL, "dataset"))
 
 
 def test_an_upload_that_failed_is_not_sent_again(server: Hub, cache: Path) -> None:
@@ -135,8 +156,12 @@ def test_what_cannot_be_pushed_is_one_line(
     assert "the Hub takes commits; write to a folder, then `cache-tools push` it" in fails(
         2, "subset", cache, f"{URL}/part", "--sample", "50%"
     )
+    run("push", cache, URL)
+    assert "the repository has no revision none; create it, or leave it out" in fails(2, "push", cache, f"{URL}@none")
     monkeypatch.setenv("HF_TOKEN", "wrong")
     assert "the Hub refuses it (401): check HF_TOKEN" in fails(5, "push", cache, URL)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert f"{URL}: cannot be uploaded: " in fails(6, "push", cache, URL)
 
 
 def test_a_student_goes_to_the_hub_in_one_commit(server: Hub, tmp_path: Path) -> None:
