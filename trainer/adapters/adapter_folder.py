@@ -113,5 +113,15 @@ def read_adapter(folder: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor]]:
         end = next((end for end in ends if name.endswith(end)), None)
         if end is None or not name.startswith(PREFIX):
             raise UserError(f"{folder / WEIGHTS_FILE}: {name}: not the name of a weight of a LoRA adapter")
+        _check_weight(f"{folder / WEIGHTS_FILE}: {name}", weight, end == ".lora_A.weight", record.adapter.r)
         weights[name.removeprefix(PREFIX).removesuffix(end) + ends[end]] = weight
     return record, weights
+
+
+def _check_weight(where: str, weight: torch.Tensor, is_first: bool, rank: int) -> None:
+    """Raise UserError unless this is a finite matrix of the rank, in which layers are made before they are filled."""
+    found = tuple(weight.shape)
+    if weight.ndim != 2 or found[0 if is_first else 1] != rank:
+        raise UserError(f"{where}: has the shape {found}, wanted a matrix of rank {rank}, as {RECORD_FILE} says")
+    if not weight.is_floating_point() or not weight.isfinite().all():
+        raise UserError(f"{where}: wanted finite floating-point values; copy the adapter from its source again")

@@ -180,6 +180,22 @@ def test_two_ranks_train_as_one_does(make_config: Make, signals: dict[str, Any],
         torch.testing.assert_close(weight, ended[0][name], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_best_steps_adapter_is_written_and_merged(make: Make, real_cache: Path, bits: Any) -> None:
+    config = make(
+        "out",
+        {"merge": True, "base_bits": bits},
+        data={"validation_fraction": 0.2},
+        optimizer={"lr": 1.0},  # makes the student worse
+        loop={"max_steps": 40, "validate_every": 1, "save_every": 100, "early_stopping_patience": 3},
+    )
+    summary = distill(config)
+    assert summary["ended"] == "early stopping"
+    assert summary["final_step"] == summary["steps"] - 3
+    merged = evaluate_folder(str(Path(config.output) / "final-merged"), str(real_cache), validation_fraction=0.2)
+    assert merged["kl"] == pytest.approx(summary["validation"]["kl"], rel=1e-4)
+
+
 def test_a_killed_run_ends_like_one_that_was_not(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process: sums depend on it
     loop = {"max_steps": 60, "save_every": 3}

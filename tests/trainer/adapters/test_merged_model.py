@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
+from trainer.adapters import merged_model
 from trainer.adapters.lora_layers import quantisation
 from trainer.adapters.merged_model import merge_folder
 from trainer.distiller import distill
@@ -124,7 +125,9 @@ def test_the_base_is_found_where_it_is_and_no_other_is_taken(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_damaged_or_foreign_adapter_is_refused(trained: Make, tmp_path: Path, real_cache: Path) -> None:
+def test_a_damaged_or_foreign_adapter_is_refused(
+    trained: Make, tmp_path: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = trained()
     final, merged = Path(config.output) / "final", tmp_path / "merged"
     with pytest.raises(UserError, match=r"contains an adapter .*`train-student merge`"):
@@ -132,16 +135,28 @@ def test_a_damaged_or_foreign_adapter_is_refused(trained: Make, tmp_path: Path, 
     path = final / "adapter_model.safetensors"
     whole, weights = path.read_bytes(), load_file(path)
     name = next(iter(weights))
+    first = next(name for name in weights if ".lora_A." in name)
     wrong = {
         "lacks ": {key: weight for key, weight in weights.items() if key != name},
         "has model": weights | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": weights[name].clone()},
         "has the shape": weights | {name: weights[name].new_zeros(3, 3)},
+        "lora_A.default.weight has the shape": weights | {first: weights[first].new_zeros(4, 3)},
+        "wanted finite floating-point values": weights | {name: weights[name] * torch.nan},
+        "finite floating-point values; copy": weights | {name: weights[name].int()},
         "not the name of a weight of a LoRA adapter": weights | {"lm_head.weight": weights[name].clone()},
     }
     for message, stored in wrong.items():
         save_file(stored, path)
         with pytest.raises(UserError, match=message):
             merge_folder(final, merged)
+    path.write_bytes(whole)
+    record = final / "distill_adapter.json"
+    recorded = record.read_text()
+    record.write_text(recorded.replace('"r": 4', '"r": 65536'))
+    monkeypatch.setattr(merged_model, "add_lora", lambda *_: pytest.fail("layers of the recorded rank were made"))
+    with pytest.raises(UserError, match=r"has the shape .*, wanted a matrix of rank 65536, as distill_adapter\.json"):
+        merge_folder(final, merged)
+    record.write_text(recorded)
     path.write_bytes(whole[:-9])
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: cannot be read"):
         merge_folder(final, merged)
