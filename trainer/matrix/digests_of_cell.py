@@ -14,6 +14,7 @@ from schemas.failures import failure
 from schemas.matrix_base import Backends, MatrixModel
 from schemas.matrix_cell import ModelEntry, TaskEntry
 from schemas.regular_files import open_regular
+from teacher_cache.model_folder import local_folder
 from teacher_cache.teacher import WEIGHT_PATTERNS, model_fingerprint
 from trainer.matrix.task_kind import TaskKind
 from trainer.student.stored_parameters import stored_parameters
@@ -46,7 +47,7 @@ def model_entry(model: MatrixModel) -> ModelEntry:
 
 def _fingerprint(model: MatrixModel) -> str:
     where = f"models: {model.name}"
-    if not (Path(model.folder) / "config.json").is_file():
+    if not (local_folder(model.folder, where) / "config.json").is_file():
         raise UserError(f"{where}: {model.folder}: has no config.json; pass the folder of a Hugging Face model")
     try:
         return model_fingerprint(model.folder, where)

@@ -61,6 +61,12 @@ def test_a_folder_without_a_model_is_refused(file: str, message: str, folder: Pa
         digest(copy)
 
 
+def test_an_adapter_is_to_be_merged_first(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"models: m: .*contains an adapter .*`train-student merge`"):
+        digest(tmp_path)
+
+
 def task_digest(**changes) -> str:
     data = changes.pop("content", {"file": "1"})
     programs = changes.pop("programs", ("numpy",))
