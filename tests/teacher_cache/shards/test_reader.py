@@ -2,7 +2,7 @@
 
 import multiprocessing
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -191,8 +191,8 @@ def test_a_pickled_reader_reads_on(written: Written) -> None:
 def test_a_forked_reader_reads_on(written: Written) -> None:
     reader = CacheReader(written[0])
     wanted = reader.read_rows([[0], [1], [2]])  # its threads are running now
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        for found in pool.map_async(reader.read_rows, [[[0], [1], [2]]] * 4).get(timeout=60):
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:  # a Pool would end them by SIGTERM
+        for found in pool.map(reader.read_rows, [[[0], [1], [2]]] * 4, timeout=60):
             assert_equal(found, wanted)
 
 
