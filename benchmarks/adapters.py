@@ -7,11 +7,12 @@ of which the interpreter with its libraries is measured apart.
 
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 from benchmarks.support.common import FOLDER, in_own_process
 from benchmarks.support.results import Row, at_most, exit_status, write_results
-from benchmarks.support.steps import Step, peak_memory, step_seconds
+from benchmarks.support.steps import Step, peak_memory, step_seconds, train_step
 
 REPETITIONS, TOKENS, K, RANK = 3, 128, 16, 16
 FULL, LORA, QLORA = "all weights", "LoRA", "QLoRA, 4 bits"
@@ -95,9 +96,7 @@ def make_step(arm: str) -> Step:
     from schemas.cache_config import CaptureConfig, LogitsCapture
     from schemas.train_config import LossConfig
     from trainer.losses.objective import Objective
-    from trainer.losses.teacher_rows import teacher_rows
     from trainer.run.quiet import quiet_transformers
-    from trainer.student.forward import masked_hidden, output_head
 
     quiet_transformers()
     objective = Objective(LossConfig(), CaptureConfig(logits=LogitsCapture(k=K, temperatures=[1.0]), draws=None))
@@ -120,14 +119,7 @@ def make_step(arm: str) -> Step:
         "log_partition": torch.zeros(1, TOKENS, 1),
     }
 
-    def step() -> None:
-        hidden_ND = masked_hidden(student, batch)
-        total, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.0)
-        (total / len(hidden_ND)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return partial(train_step, student, objective, optimizer, batch)
 
 
 if __name__ == "__main__":

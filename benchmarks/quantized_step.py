@@ -6,12 +6,13 @@ real sequence of 1,024 tokens. Time: medians of alternating steps in one process
 
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 from benchmarks.real_teacher import make_teacher
 from benchmarks.support.common import in_own_process, shared_cache
 from benchmarks.support.results import Row, at_most, exit_status, write_results
-from benchmarks.support.steps import Step, peak_memory, step_seconds
+from benchmarks.support.steps import Step, peak_memory, step_seconds, train_step
 
 REPETITIONS, TOKENS = 5, 1024
 PLAIN, FROZEN, LEARNED, ROUNDED = "16 bits", "3 bits", "3 bits, learned scales", "3 bits, inputs of 8 bits"
@@ -48,13 +49,11 @@ def make_step(arm: str) -> Step:
     from trainer.data.batches import to_tensors
     from trainer.data.open_caches import open_cache, read_capture
     from trainer.losses.objective import Objective
-    from trainer.losses.teacher_rows import teacher_rows
     from trainer.quantization.fake_activations import round_activations
     from trainer.quantization.fake_quantizer import FakeQuantizer
     from trainer.quantization.grid import Grid
     from trainer.quantization.sites import find_sites
     from trainer.student.build import load_model
-    from trainer.student.forward import masked_hidden, output_head
 
     url = str(shared_cache()[0])
     student: Any = load_model(make_teacher(), key="student", dtype=torch.float32)
@@ -73,14 +72,7 @@ def make_step(arm: str) -> Step:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     batch = {name: each[:, :TOKENS] for name, each in to_tensors(cache.read_rows([[0]]), packed=False).items()}
 
-    def step() -> None:
-        hidden_ND = masked_hidden(student, batch)
-        total, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.0)
-        (total / len(hidden_ND)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return partial(train_step, student, objective, optimizer, batch)
 
 
 if __name__ == "__main__":

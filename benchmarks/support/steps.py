@@ -2,8 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
 
 from teacher_cache.process import peak_memory_bytes
+from trainer.losses.objective import Objective
+from trainer.losses.teacher_rows import teacher_rows
+from trainer.student.forward import masked_hidden, output_head
 
 Step = Callable[[], None]
 MakeStep = Callable[[str], Step]
@@ -28,3 +34,12 @@ def step_seconds(make_step: MakeStep, arms: Iterable[str], repetitions: int) -> 
             if repetition:  # the first one warms up
                 seconds[arm].append(time.perf_counter() - start)
     return seconds
+
+
+def train_step(student: Any, objective: Objective, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+    """Forward, loss on the rows of ``loss_mask``, backward, and the optimiser's step."""
+    hidden_ND = masked_hidden(student, batch)
+    total, _ = objective.head_terms(hidden_ND, output_head(student), teacher_rows(batch), progress=0.0)
+    (total / len(hidden_ND)).backward()
+    optimizer.step()
+    optimizer.zero_grad()

@@ -19,17 +19,13 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
-from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.amount import amount
 from support.commands import finish
+from support.featured import capture_features
 from support.logged import read_metrics
-from support.models import write_random_teacher, write_text_corpus
 from support.ranks import run, torchrun
-from support.workspace import cache_tree
-from teacher_cache import job
 from trainer.distiller import distill
 
 ROWS_PER_STEP = 8
@@ -167,18 +163,7 @@ def test_an_error_is_one_line_and_no_rank_is_left(make_config: MakeConfig, tmp_p
 
 @pytest.fixture(scope="module")
 def signals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A cache with hidden states and attention rows, and a student of its teacher's layers."""
-    folder = tmp_path_factory.mktemp("signals")
-    teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts", documents=30)
-    capture = {
-        "logits": {"k": 8},
-        "draws": None,
-        "hidden": {"layers": [1, 2]},
-        "attention": {"heads": 1, "positions": {"every": 3}},
-    }
-    job.run(validate(CacheConfig, cache_tree(teacher, corpus, folder / "cache", capture=capture), "test"))
-    student = {"checkpoint": None, "teacher": str(teacher), "from_layers": [0, 1]}
-    return {"data": {"cache": str(folder / "cache")}, "student": student, "loop": {"max_steps": 8}}
+    return capture_features(tmp_path_factory.mktemp("signals")) | {"loop": {"max_steps": 8}}
 
 
 NO_WEIGHT = {"start": 0.0, "end": 0.0}

@@ -43,10 +43,9 @@ class LogprobsSource(CapturedSource):
         super().__init__(files, options, tokens_per_shard)
         self._done = 0  # lines
         self._names = TokenNames(self._tokenizer, self._spelling)
-        fewest = [row.top for _, _, line in self._lines() for row in line.rows if row is not None]
-        if not fewest or min(fewest) < 1:
+        self._k = min((row.top for _, _, line in self._lines() for row in line.rows if row is not None), default=0)
+        if self._k < 1:
             raise UserError(f"{files[0]}: no position with log-probabilities; ask for prompt_logprobs or top_logprobs")
-        self._k = min(fewest)
         self.check_k()
         self.n_rows, self._done = self._done, 0
 

@@ -14,17 +14,13 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from schemas.cache_config import CacheConfig
 from schemas.errors import UserError
-from schemas.load import validate
 from schemas.train_config import TrainConfig
 from support.callbacks import StopAt
 from support.commands import Forked, finish, kill_group
+from support.featured import capture_features
 from support.logged import losses, read_metrics
-from support.models import write_random_teacher, write_text_corpus
 from support.ranks import run
-from support.workspace import cache_tree
-from teacher_cache import job
 from teacher_cache.stop_request import StopRequest
 from trainer.distiller import distill
 from trainer.evaluate import evaluate_folder
@@ -46,18 +42,7 @@ def make(make_config: Make, student_folder: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def signals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A cache with hidden states and attention rows, and a student of its teacher's layers."""
-    folder = tmp_path_factory.mktemp("signals")
-    teacher, corpus = write_random_teacher(folder / "teacher"), write_text_corpus(folder / "texts", documents=30)
-    capture = {
-        "logits": {"k": 8},
-        "draws": None,
-        "hidden": {"layers": [1, 2]},
-        "attention": {"heads": 1, "positions": {"every": 3}},
-    }
-    job.run(validate(CacheConfig, cache_tree(teacher, corpus, folder / "cache", capture=capture), "test"))
-    student = {"checkpoint": None, "teacher": str(teacher), "from_layers": [0, 1]}
-    return {"data": {"cache": str(folder / "cache")}, "student": student, "losses": INSIDE}
+    return capture_features(tmp_path_factory.mktemp("signals")) | {"losses": INSIDE}
 
 
 def adapter_in(config: TrainConfig) -> dict[str, torch.Tensor]:
