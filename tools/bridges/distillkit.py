@@ -33,7 +33,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from teacher_cache.records import LogitsSample
 from tools.bridges.compression import Compression, decode_logprobs, pack_bits, unpack_bits
-from tools.bridges.layout import Layout, Pairs, every_row
+from tools.bridges.layout import Pairs, TableLayout, every_row
 from tools.bridges.lists import Ragged, check_size, lists, lists_of_lists, read_lists, read_lists_of_lists
 
 CONFIG_FILE = "compression_config.yaml"
@@ -65,7 +65,7 @@ SCHEMA = pa.schema(
 )
 
 
-class DistillKitLayout(Layout):
+class DistillKitLayout(TableLayout):
     """Writer of DistillKit's layout."""
 
     name = "distillkit"

@@ -18,7 +18,7 @@ from schemas.load import parse_json
 from schemas.manifest import CorpusInfo, Manifest, TeacherInfo, TokenizerInfo
 from schemas.strict import Strict
 from teacher_cache.records import LogitsSample, TokenSample
-from tools.bridges.layout import Layout, Pairs
+from tools.bridges.layout import Pairs, TableLayout
 from tools.bridges.lists import check_size, lists, lists_of_lists, read_lists, read_lists_of_lists, texts
 
 METADATA = b"teacher_cache"
@@ -55,7 +55,7 @@ class Facts(Strict):
     provenance: Provenance
 
 
-class ParquetLayout(Layout):
+class ParquetLayout(TableLayout):
     """Writer of the plain Parquet layout."""
 
     name = "parquet"

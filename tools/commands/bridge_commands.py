@@ -22,21 +22,25 @@ from teacher_cache.program import Command
 @click.option(
     "--to",
     "layout",
-    type=click.Choice(["parquet", "distillkit", "axolotl"]),
+    type=click.Choice(["parquet", "distillkit", "axolotl", "megatron", "speculators"]),
     required=True,
     help="parquet: plain columns, for Hugging Face datasets; distillkit: DistillKit's captured teachers; axolotl: "
-    "Axolotl's prepared sequences.",
+    "Axolotl's prepared sequences; megatron: Megatron-LM's indexed data sets; speculators: hidden states, to train "
+    "draft models.",
 )
 @click.option("--temperature", type=float, help="axolotl: its kd_temperature, at which targets are softened. [1]")
-@click.option("--tokens-per-file", type=click.IntRange(1, MOST), default=1_000_000, help="Tokens per Parquet file.")
+@click.option("--tokens-per-file", type=click.IntRange(1, MOST), help="Tokens per Parquet file.  [1000000]")
 @json_option
-def export(url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int, as_json: bool) -> None:
-    """Write a cache's tokens and logits to the new folder OUT in another system's layout.
+def export(
+    url: str, out: str, layout: str, temperature: float | None, tokens_per_file: int | None, as_json: bool
+) -> None:
+    """Write a cache's tokens, with its logits or hidden states, to the new folder OUT in another system's layout.
 
     DistillKit's trainer needs the data set saved to disk and packed; the folder's README.md says how.
 
-    Log-probabilities are those of the cache (for axolotl: softened, and normalised over the stored tokens). Other
-    signals are left out. The folder's README.md says how to read the files.
+    Log-probabilities are those of the cache (for axolotl: softened, and normalised over the stored tokens). For
+    speculators, the cache must hold every row of its last decoder layer (capture.hidden). Other signals are left out.
+    The folder's README.md says how to read the files.
     """
     from tools.bridges.export import export as write
 

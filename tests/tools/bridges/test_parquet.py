@@ -39,7 +39,7 @@ def exported(folder: Path, capture: LogitsCapture, tokens_per_file: int = 1_000_
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_datasets_reads_the_values_of_the_cache(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.bridges.export.ENTRIES_AT_A_TIME", 12 * CAPTURES[name].k)  # several row groups
+    monkeypatch.setattr("tools.bridges.export.VALUES_AT_A_TIME", 12 * CAPTURES[name].k)  # several row groups
     url, out = exported(tmp_path, CAPTURES[name], tokens_per_file=20)
     reader = CacheReader(url)
     cached = str(tmp_path / "hf")
