@@ -56,6 +56,6 @@ class MegatronLayout(Layout):
             "```python\nfrom megatron.core.datasets.indexed_dataset import IndexedDataset\n\n"
             'tokens, logprobs = IndexedDataset("tokens"), IndexedDataset("target_logprobs")\n'
             f"row_of_each_token = logprobs[0].reshape(-1, {k})\n"
-            "piece = tokens.get(0, offset=128, length=64)\n"
-            f"its_rows = logprobs.get(0, offset=128 * {k}, length=64 * {k}).reshape(-1, {k})\n```\n"
+            "piece = tokens.get(0, offset=1, length=4)\n"
+            f"its_rows = logprobs.get(0, offset=1 * {k}, length=4 * {k}).reshape(-1, {k})\n```\n"
         )

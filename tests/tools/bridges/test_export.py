@@ -32,17 +32,26 @@ def test_a_target_that_is_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [layout.name for layout in LAYOUTS])
-def test_a_failure_leaves_nothing(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cache(str(tmp_path / "cache"), random_shards([[5, 6], [7]]))
-
+def test_a_failure_leaves_nothing(
+    tmp_path: Path, verifier_cache: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> str:
         assert len(list((tmp_path / "deep").iterdir())) == 1
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_card", fail)
     with pytest.raises(UserError, match="No space left"):
-        export(str(tmp_path / "cache"), str(tmp_path / "deep/out"), layout, None, 100, lambda *_: None)
+        export(verifier_cache, str(tmp_path / "deep/out"), layout, None, None, lambda *_: None)
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["megatron", "speculators"])
+def test_settings_that_a_layout_does_not_have_are_refused(tmp_path: Path, verifier_cache: str, layout: str) -> None:
+    with pytest.raises(UserError, match=f"--tokens-per-file 100: the layout {layout} has no such files; leave it out"):
+        export(verifier_cache, str(tmp_path / "out"), layout, None, 100, lambda *_: None)
+    with pytest.raises(UserError, match=f"--temperature 2: the layout {layout} has no temperature; leave it out"):
+        export(verifier_cache, str(tmp_path / "out"), layout, 2.0, None, lambda *_: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_text_of_the_manifest_is_escaped_in_the_card(tmp_path: Path) -> None:
