@@ -82,6 +82,8 @@ def resolve(kind: str, constraints: Path | None) -> dict[str, str]:
         asked.write_text("\n".join(wanted), encoding="utf-8")
         fixed.write_text("\n".join(kept), encoding="utf-8")
         resolved = report("-r", str(asked), "-c", str(fixed))
+    if kind == "gpu" and any(m["name"] == "torch" and m["version"].endswith("+cpu") for m in resolved):
+        sys.exit("error: pip found a CPU build of torch; make the lock for GPUs where pip finds PyPI's build")
     versions = {name_of(m["name"]): m["version"].partition("+")[0] for m in resolved}
     versions |= {name_of(r): r.partition("==")[2] for r in added}
     versions |= INSTEAD

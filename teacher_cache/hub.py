@@ -5,19 +5,19 @@ Files are sent before the commit that names them, and not again after an interru
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from schemas.errors import AccessError, ConflictError, StoreError, UserError
+from schemas.errors import AccessError, ConflictError, CorruptCacheError, StoreError, UserError
 from schemas.failures import failure, reason
 
 FILES_PER_COMMIT = 500
 HUB = "hf://"
-_URL = re.compile(r"hf://(datasets/)?([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w.-]{1,200}))?((?:/[\w.-]+)*)/?")
 Content = Path | bytes
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 
 class Repository(NamedTuple):
@@ -48,12 +48,22 @@ class Remote(NamedTuple):
 
 
 def repository_of(url: str, kind: Literal["dataset", "model"]) -> Repository:
-    """The repository of a URL ``hf://[datasets/]OWNER/NAME[@REVISION][/FOLDER]``. Raises UserError."""
-    found = _URL.fullmatch(url)
+    """The repository of a URL ``hf://[datasets/]OWNER/NAME[@REVISION][/FOLDER]``; in a REVISION, / is written %2F.
+
+    Raises UserError.
+    """
+    from huggingface_hub import parse_hf_uri
+
     wanted = "hf://datasets/OWNER/NAME" if kind == "dataset" else "hf://OWNER/NAME"
-    if found is None or (found[1] is not None) != (kind == "dataset") or ".." in url.split("/"):
-        raise UserError(f"{url}: not a {kind} repository of the Hub; write {wanted}[@REVISION][/FOLDER]")
-    return Repository(url, kind, found[2], found[3], f"{found[4][1:]}/" if found[4] else "")
+    refused = UserError(f"{url}: not a {kind} repository of the Hub; write {wanted}[@REVISION][/FOLDER]")
+    try:
+        found = parse_hf_uri(url)
+    except ValueError:
+        raise refused from None
+    folder = found.path_in_repo
+    if not url.startswith(HUB) or found.type != kind or not {".", ".."}.isdisjoint(folder.split("/")):
+        raise refused
+    return Repository(url, kind, found.id, found.revision, f"{folder}/" if folder else "")
 
 
 class HubUpload:
@@ -96,9 +106,21 @@ class HubUpload:
             if isinstance(each, RepoFile)
         }
 
+    def file(self, name: str, path: Path, sha256: str | None = None) -> "CommitOperationAdd":
+        """The file for ``commit``. Raises CorruptCacheError if it is missing, or has not the digest."""
+        from huggingface_hub import CommitOperationAdd
+
+        try:
+            added = CommitOperationAdd(self._repository.folder + name, path)
+        except (ValueError, OSError):
+            raise CorruptCacheError(f"{path}: cannot be read; restore it from a copy") from None
+        if sha256 is not None and added.upload_info.sha256.hex() != sha256:
+            raise CorruptCacheError(f"{path}: differs from the manifest; restore it from a copy")
+        return added
+
     def commit(
         self,
-        files: Mapping[str, Content],
+        files: Sequence["CommitOperationAdd"],
         last: Mapping[str, Content],
         removed: Sequence[str],
         message: str,
@@ -111,18 +133,16 @@ class HubUpload:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        def added(names: Sequence[str], contents: Mapping[str, Content]) -> list[Any]:
-            return [CommitOperationAdd(self._repository.folder + name, contents[name]) for name in names]
-
         def deleted(names: Sequence[str]) -> list[Any]:
             return [CommitOperationDelete(self._repository.folder + name) for name in names]
 
-        names, hidden = list(files), [name for name in last if name in present]
-        while len(names) > FILES_PER_COMMIT:
-            part, names = names[:FILES_PER_COMMIT], names[FILES_PER_COMMIT:]
-            self._commit([*deleted(hidden), *added(part, files)], f"{message}: a part, not complete yet")
+        hidden = [name for name in last if name in present]
+        while len(files) > FILES_PER_COMMIT:
+            part, files = files[:FILES_PER_COMMIT], files[FILES_PER_COMMIT:]
+            self._commit([*deleted(hidden), *part], f"{message}: a part, not complete yet")
             hidden = []
-        return self._commit([*added(names, files), *added(list(last), last), *deleted(removed)], message)
+        completing = [CommitOperationAdd(self._repository.folder + name, content) for name, content in last.items()]
+        return self._commit([*files, *completing, *deleted(removed)], message)
 
     def _commit(self, operations: list[Any], message: str) -> str:
         name, of_repository = self._repository.name, self._of_repository

@@ -384,19 +384,20 @@ def merge(
 @main.command(
     examples=(
         "train-student push runs/demo/final hf://team/student",
-        "train-student push runs/demo/final hf://team/student --public --json",
+        "train-student push runs/adapter/final hf://team/adapter --base team/student --public --json",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("url")
+@click.option("--base", help="Of an adapter: OWNER/NAME of its base model, for those who do not have its folder.")
 @click.option("--public", is_flag=True, help="Create a new repository that everyone can read. [private]")
 @json_option
-def push(model: Path, url: str, public: bool, as_json: bool) -> None:
+def push(model: Path, url: str, base: str | None, public: bool, as_json: bool) -> None:
     """Upload the folder MODEL, a final student or an adapter, with its card to the Hugging Face Hub, hf://OWNER/NAME."""
     from trainer.push_student import push_student
 
     with progress("uploading"):
-        summary = push_student(model, url, private=not public)
+        summary = push_student(model, url, not public, base)
     show(summary, as_json)
 
 

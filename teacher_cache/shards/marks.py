@@ -14,6 +14,7 @@ from schemas.manifest import MAX_SAMPLE_BYTES, FileEntry, Manifest, ShardEntry, 
 from schemas.strict import FORMAT_MINOR, FORMAT_VERSION
 from teacher_cache.ahead import map_ahead
 from teacher_cache.codec.permutation import decode_table, table_path
+from teacher_cache.hub import HUB
 from teacher_cache.shards.shard_table import store_lists, table_file, with_lists
 from teacher_cache.shards.storage import (
     HEAD,
@@ -51,9 +52,10 @@ def read_manifest(storage: Storage) -> Manifest:
 def read_manifest_text(storage: Storage) -> bytes:
     """Read the cache's manifest without checking it. Raises UserError if there is none."""
     if not storage.exists(MANIFEST):
+        on_hub = "; or the Hub has no such repository or revision for your HF_TOKEN" * storage.url.startswith(HUB)
         raise UserError(
             f"{storage.where(MANIFEST)}: not found, so this is not a cache; pass the folder or URL that contains "
-            "manifest.json"
+            f"manifest.json{on_hub}"
         )
     return storage.read(MANIFEST, MAX_MANIFEST_BYTES)
 

@@ -1,11 +1,13 @@
 """``cache-tools push`` to the Hugging Face Hub: a cache as a data set with a card, complete with the last commit."""
 
-from schemas.errors import CorruptCacheError, UserError
+from typing import TYPE_CHECKING
+
+from schemas.errors import UserError
 from teacher_cache.ahead import map_ahead
 from teacher_cache.hub import HubUpload, repository_of
 from teacher_cache.shards.marks import files_beside_shards, garbage
 from teacher_cache.shards.shard_table import with_lists
-from teacher_cache.shards.storage import MANIFEST, file_entry, has_content
+from teacher_cache.shards.storage import MANIFEST, file_entry
 from teacher_cache.shards.unlisted import file_names
 from tools.checked_parts import Advance, Progress, unseen
 from tools.finding.card import cache_card
@@ -14,8 +16,12 @@ from tools.sharing.push import Report, checked_source, marks_of, tars_of
 from tools.trust.carry import SIGNATURES, read_signatures
 from tools.trust.signatures import valid_signatures
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
 CARD = "README.md"  # the Hub's name for it
 NO_VIEWER = "viewer: false"  # of tables, which cannot show tars of compressed signals
+SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
 def push_to_hub(
@@ -43,7 +49,8 @@ def push_to_hub(
     files: list[File] = [*files_beside_shards(manifest), *tars_of(listed.shards), *marks_of(listed.shards)]
     last: dict[str, bytes] = {MANIFEST: text, **read_signatures(source, file_names(source))}
     card = cache_card(listed, url, valid_signatures(source, listed))
-    last[CARD] = card.replace("---\n", f"---\n{NO_VIEWER}\n", 1).encode()
+    head = f"{NO_VIEWER}\nsize_categories: [{size_category(manifest.totals.samples)}]"
+    last[CARD] = card.replace("---\n", f"---\n{head}\n", 1).encode()
     changed = {
         name: content
         for name, content in last.items()
@@ -73,13 +80,22 @@ def push_to_hub(
     if dry_run or not (missing or changed or removed):
         return report
     progress = Progress(bytes_of(missing), advance)
-    for (name, entry), is_whole in zip(
-        missing, map_ahead(lambda file: has_content(source, *file), missing, parallel), strict=True
-    ):
-        if not is_whole:
-            raise CorruptCacheError(f"{source.where(name)}: differs from the manifest; restore it from a copy")
+
+    def checked(file: File) -> "CommitOperationAdd":
+        name, entry = file
+        found = upload.file(name, source.local_path(name), entry.sha256)
         progress.add(entry.bytes)
+        return found
+
+    checked_files = [*map_ahead(checked, missing, parallel)]
     upload.create(private)
-    paths = {name: source.local_path(name) for name, _ in missing}
-    upload.commit(paths, changed, removed, f"Teacher cache {manifest.sha256[:12]}", present)
+    upload.commit(checked_files, changed, removed, f"Teacher cache {manifest.sha256[:12]}", present)
     return report
+
+
+def size_category(samples: int) -> str:
+    """The Hub's category of a data set's size."""
+    above = max(len(str(samples)) - 3, 0)  # number of SIZES that are at most this
+    if above == 0:
+        return f"n<{SIZES[0]}"
+    return f"n>{SIZES[-1]}" if above >= len(SIZES) else f"{SIZES[above - 1]}<n<{SIZES[above]}"

@@ -111,6 +111,7 @@ class DistillationLoss:
         """
         if self.student is None:
             raise UserError("DistillationLoss: made without a student; give it as the second argument")
+        self._check_maps()
         own, given = self.student, dict(batch)
         if "layout" not in given:
             given = moved_to(own.device, {**given, "layout": token_layout(given, self.flatten)})
@@ -150,6 +151,7 @@ class DistillationLoss:
     def _from_rows(
         self, values_RLC: torch.Tensor, head: OutputHead | None, batch: StepBatch, recorded: Recorded | None
     ) -> StepTerms:
+        self._check_maps()
         moved = moved_to(values_RLC.device, batch)
         if values_RLC.shape[:2] != moved["loss_mask"].shape:
             raise UserError(
@@ -171,6 +173,15 @@ class DistillationLoss:
     def progress(self, batch: StepBatch) -> float:
         """Share of the training steps done before this batch's step, in [0, 1): what schedules of weights follow."""
         return float(batch["step"] / self.dataset.steps)
+
+    def _check_maps(self) -> None:
+        """Raise UserError if the student's learned maps are frozen: ``peft`` freezes all that is there before it."""
+        maps = [getattr(self.student, name) for name in self.objective.learned]
+        if not all(weight.requires_grad for each in maps for weight in each.parameters()):
+            raise UserError(
+                f"DistillationLoss: the maps that losses.{', losses.'.join(self.objective.feature_losses)} learn are "
+                "frozen; make the loss of the student that has its adapter already"
+            )
 
     def _teacher(self, device: torch.device) -> TeacherSide:
         if self.teacher.head is not None and self.teacher.head.weight_VD.device != device:

@@ -1,17 +1,22 @@
 """``transformers.Trainer`` for a student and TrainingArguments of one's own; no configuration file."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from schemas.errors import UserError
+from trainer.adapters.trained_weights import fill, stored_weights
 from trainer.api.distillation_loss import DistillationLoss, StepBatch
 from trainer.run.objective_trainer import ObjectiveTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
+
+LEARNED_FILE = "distillation_maps.safetensors"  # beside an adapter in a checkpoint, which has no other weights
 
 
 class DistillationTrainer(ObjectiveTrainer):
@@ -48,6 +53,39 @@ class DistillationTrainer(ObjectiveTrainer):
                 f"{self.accelerator.num_processes} ranks are {rows}, the data set's rows_per_step is "
                 f"{loss.dataset.rows_per_step}; make them equal"
             )
+        if self.saves_adapter and self.is_fsdp_enabled and self.learned():
+            raise UserError(
+                "DistillationTrainer: an adapter with FSDP would be saved without the maps that "
+                f"losses.{', losses.'.join(self.objective.feature_losses)} learn; use DDP, or train-student's "
+                "student.adapter"
+            )
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the model is saved as an adapter, without its other weights."""
+        return bool(getattr(self.model, "peft_config", None))
+
+    def learned(self) -> dict[str, torch.nn.Parameter]:
+        """By name: weights that losses have added to the student."""
+        assert self.model is not None
+        found = self.model.named_parameters()
+        return {name: weight for name, weight in found if name.startswith(self.objective.learned)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        learned = {name: weight.detach().cpu().contiguous() for name, weight in self.learned().items()}
+        if self.saves_adapter and learned:
+            folder = output_dir or self.args.output_dir
+            assert folder is not None
+            save_file(learned, Path(folder, LEARNED_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        learned, path = self.learned(), Path(resume_from_checkpoint, LEARNED_FILE)
+        if self.saves_adapter and learned:
+            if not path.is_file():
+                raise UserError(f"{path}: not found; the maps that the losses learn are part of a checkpoint")
+            fill(learned, stored_weights(path), path)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the plan's micro-batches from row 0 on; the Trainer skips those of steps that are done, unread."""

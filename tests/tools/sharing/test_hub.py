@@ -1,6 +1,7 @@
 """Caches on the Hugging Face Hub, with the installed commands and ``huggingface_hub`` against a local server."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from schemas.errors import ConflictError
 from support import commands
@@ -67,6 +69,7 @@ def test_a_cache_goes_to_the_hub_and_comes_back(server: Hub, cache: Path, tmp_pa
     card = there["README.md"].decode()
     assert {name: there[name] for name in files} == files
     assert set(there) - set(files) == {"README.md", ".gitattributes"}
+    assert yaml.safe_load(card.split("---\n")[1])["size_categories"] == ["n<1K"]
     assert card.startswith("---\nviewer: false\n")
     assert "cache-tools pull hf://datasets/team/demo" in card
     assert sent["sent"]["files"] == len(files) + 1
@@ -119,7 +122,7 @@ def test_of_two_uploads_at_once_the_later_one_is_refused(
     upload.present()
     server.repositories["datasets/team/demo"].commit("of another", {"manifest.json": b"{}"})
     with pytest.raises(ConflictError, match="another process has changed it meanwhile: run again"):
-        upload.commit({}, {"README.md": b"mine"}, [], "mine", {})
+        upload.commit([], {"README.md": b"mine"}, [], "mine", {})
 
 
 def in_this_process(server: Hub, monkeypatch: pytest.MonkeyPatch) -> HubUpload:
@@ -158,6 +161,8 @@ def test_what_cannot_be_pushed_is_one_line(
     )
     run("push", cache, URL)
     assert "the repository has no revision none; create it, or leave it out" in fails(2, "push", cache, f"{URL}@none")
+    nothing = "not found, so this is not a cache; .*; or the Hub has no such repository or revision for your HF_TOKEN"
+    assert re.search(nothing, fails(2, "verify", f"{URL}@none"))
     monkeypatch.setenv("HF_TOKEN", "wrong")
     assert "the Hub refuses it (401): check HF_TOKEN" in fails(5, "push", cache, URL)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -185,6 +190,34 @@ def test_a_student_goes_to_the_hub_in_one_commit(server: Hub, tmp_path: Path) ->
     )
 
 
+def test_an_adapter_goes_to_the_hub_with_a_base_that_others_have(server: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "final"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path), "r": 8}))
+    (folder / "distill_adapter.json").write_text(json.dumps({"base": str(tmp_path), "format": 1}))
+    (folder / "README.md").write_text("---\nlibrary_name: peft\n---\n# Adapter\n---\n")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    url = "hf://team/adapter"
+    done = ended(2, "push", folder, url, command="train-student")
+    assert f"the base model is the folder '{tmp_path}', which others do not have; push it, too" in done.stderr
+    done = ended(2, "push", folder, url, "--base", "../base", command="train-student")
+    assert "hf://../base: not a model repository of the Hub" in done.stderr
+    assert server.repositories == {}
+    ended(0, "push", folder, url, "--base", "team/base", command="train-student")
+    files = server.repositories["models/team/adapter"].files("main")
+    assert files is not None
+    assert not any(str(tmp_path).encode() in data for data in files.values())
+    assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "team/base", "r": 8}
+    assert json.loads(files["distill_adapter.json"]) == {"base": "team/base", "format": 1}
+    assert files["README.md"] == b"---\nbase_model: team/base\nlibrary_name: peft\n---\n# Adapter\n---\n"
+    assert str(tmp_path) in (folder / "adapter_config.json").read_text(), "the folder stays what it was"
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "team/base"}))
+    ended(0, "push", folder, url, command="train-student")
+    whole = write_student(tmp_path / "whole")
+    done = ended(2, "push", whole, url, "--base", "team/base", command="train-student")
+    assert "is a whole model, no adapter; leave it out" in done.stderr
+
+
 def test_a_student_learns_from_a_cache_on_the_hub(server: Hub, tmp_path: Path) -> None:
     """Read in place, without a copy: the losses are those of the folder."""
     make = training_in(tmp_path)
@@ -200,7 +233,14 @@ def test_a_student_learns_from_a_cache_on_the_hub(server: Hub, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "url",
-    ["hf://datasets/demo", "hf://datasets/a/b/../c", "hf://datasets/a/b@", "hf://datasets/a/b@x/../y", "hf://a/b"],
+    [
+        "hf://datasets/demo",
+        "hf://datasets/a/b/../c",
+        "hf://datasets/a/b@",
+        "hf://datasets/a/b@x/../y",
+        "hf://a/b",
+        "hf://buckets/a/b",
+    ],
 )
 def test_urls_that_are_no_repository_are_refused(url: str) -> None:
     from schemas.errors import UserError
@@ -213,3 +253,16 @@ def test_parts_of_a_url() -> None:
     found = repository_of("hf://datasets/team/demo@v1.2/caches/a", "dataset")
     assert (found.name, found.revision, found.folder) == ("team/demo", "v1.2", "caches/a/")
     assert repository_of("hf://team/student", "model").folder == ""
+    found = repository_of("hf://datasets/team/demo@feature%2Fa/b", "dataset")
+    assert (found.revision, found.folder) == ("feature/a", "b/")
+    assert repository_of("hf://datasets/team/demo@refs/pr/3", "dataset").revision == "refs/pr/3"
+
+
+@pytest.mark.parametrize(
+    ("samples", "category"),
+    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**12 - 1, "100B<n<1T"), (10**15, "n>1T")],
+)
+def test_size_categories_of_the_hub(samples: int, category: str) -> None:
+    from tools.sharing.hub_push import size_category
+
+    assert size_category(samples) == category

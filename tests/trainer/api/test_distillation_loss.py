@@ -118,6 +118,16 @@ def test_a_student_may_be_an_adapter(place: Path, student: PreTrainedModel) -> N
     assert trained == {"lora_A", "lora_B"}
 
 
+def test_maps_that_an_adapter_has_frozen_are_refused(place: Path, student: PreTrainedModel) -> None:
+    dataset = CacheDataset(place / "runs/demo/cache", {"tla": {}, "lhsm": {}}, rows_per_step=4, steps=1)
+    loss = DistillationLoss(dataset, student)
+    adapted = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with pytest.raises(UserError, match=r"the maps that losses.lhsm learn are frozen; make the loss of the student"):
+        loss(adapted, next(iter(dataset.loader(4))))
+    loss.detach()
+    assert DistillationLoss(dataset, adapted)(adapted, next(iter(dataset.loader(4)))).total.requires_grad
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_micro_batches_add_up_to_their_step(place: Path, student: PreTrainedModel, batch_size: int) -> None:
     dataset = opened(place, {"tla": {}, "lhsm": {}})

@@ -13,12 +13,26 @@ from schemas.errors import UserError
 from support.step_figures import assert_same_steps, step_figures
 from trainer.api import CacheDataset, DistillationLoss, DistillationModule
 
-STEPS = 3
+STEPS = 4
 
 
 class Module(DistillationModule):
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class SavedAfter(lightning.Callback):
+    """Saves after so many micro-batches, and stops."""
+
+    def __init__(self, path: Path, micro_batches: int) -> None:
+        self.path, self.micro_batches = path, micro_batches
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *others: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == self.micro_batches:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
 
 
 def module_of(place: Path, batch_size: int) -> DistillationModule:
@@ -27,21 +41,52 @@ def module_of(place: Path, batch_size: int) -> DistillationModule:
     return Module(DistillationLoss(dataset, student), batch_size)
 
 
-def fit(module: DistillationModule, accumulated: int) -> lightning.Trainer:
+def fit(module: DistillationModule, accumulated: int, resumed: Path | None = None, *callbacks: SavedAfter) -> None:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     settings = {"max_epochs": 1, "accumulate_grad_batches": accumulated, "gradient_clip_val": 1e6, **quiet}
-    trainer = lightning.Trainer(**settings, enable_model_summary=False)
-    trainer.fit(module)
-    return trainer
+    trainer = lightning.Trainer(**settings, enable_model_summary=False, callbacks=[*callbacks])
+    trainer.fit(module, ckpt_path=resumed)
 
 
-def test_a_step_may_be_cut_in_any_way(place: Path) -> None:
-    whole = step_figures(lambda: fit(module_of(place, 8), 1), micro_batches=1)
+@pytest.fixture(scope="module")
+def whole(place: Path) -> dict[str, np.ndarray]:
+    """Figures of a run of whole steps."""
+    return step_figures(lambda: fit(module_of(place, 8), 1), micro_batches=1)
+
+
+def test_a_step_may_be_cut_in_any_way(place: Path, whole: dict[str, np.ndarray]) -> None:
     assert len(whole["loss"]) == STEPS
     for batch_size in (1, 4):
         accumulated = 8 // batch_size
         found = step_figures(lambda size=batch_size: fit(module_of(place, size), 8 // size), accumulated)
         assert_same_steps(found, whole)
+
+
+@pytest.mark.parametrize(("micro_batches", "batch_size"), [(8, 2), (10, 2), (11, 2), (8, 4), (9, 8)])
+def test_a_checkpoint_goes_on_after_its_last_whole_step(
+    place: Path, whole: dict[str, np.ndarray], tmp_path: Path, micro_batches: int, batch_size: int
+) -> None:
+    """Saved by a run with four micro-batches of two rows a step, within steps, too; continued in the same or others."""
+    saved = tmp_path / "saved.ckpt"
+    fit(module_of(place, 2), 4, None, SavedAfter(saved, micro_batches))
+    accumulated = 8 // batch_size
+    module = module_of(place, batch_size)
+    found = step_figures(lambda: fit(module, accumulated, saved), accumulated)
+    assert_same_steps(found, {name: values[2:] for name, values in whole.items()})
+    assert module.trainer.global_step == STEPS
+
+
+def test_a_checkpoint_of_other_data_is_refused(place: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.ckpt"
+    fit(module_of(place, 8), 1, None, SavedAfter(saved, 1))
+    checkpoint = torch.load(saved, weights_only=True)
+    torch.save({**checkpoint, "distillation": {**checkpoint["distillation"], "seed": 7}}, saved)
+    with pytest.raises(UserError, match="seed is 0, that of the state to continue from is 7"):
+        fit(module_of(place, 8), 1, saved)
+    del checkpoint["distillation"]
+    torch.save(checkpoint, saved)
+    with pytest.raises(UserError, match="the checkpoint has no position in a data set"):
+        fit(module_of(place, 8), 1, saved)
 
 
 def test_what_is_logged_is_of_the_size_of_a_step(place: Path) -> None:

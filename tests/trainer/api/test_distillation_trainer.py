@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, TrainingArguments
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
 from support.commands import fork_server
-from support.own_loops import train_as_rank, trainer_of
+from support.own_loops import LIGHTNING, fit_module, train_as_rank, trainer_of
 from support.ranks import free_port
 from support.step_figures import assert_same_steps, step_figures
 from trainer.api import CacheDataset, DistillationLoss, DistillationTrainer
@@ -38,19 +41,53 @@ def test_two_ranks_and_then_one_are_one_run(place: Path, train_student: Train, t
         process.join(120)
         assert process.exitcode == 0
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    for loop in ("own", "theirs"):
+    for loop in ("own", "theirs", "lightning"):
         losses = sum(np.array(rank[loop]["loss"]) for rank in ranks)
         assert_same_steps({"loss": losses, "grad_norm": np.array(ranks[0][loop]["grad_norm"])}, first)
 
     trainer = trainer_of(place, tmp_path, LOSSES, accumulated=4)
     found = step_figures(lambda: trainer.train(resume_from_checkpoint=True), micro_batches=4)
     assert_same_steps(found, {name: values[STOP:] for name, values in wanted.items()})
+    lightning = step_figures(lambda: fit_module(place, LOSSES, 4, checkpoint=tmp_path / LIGHTNING), micro_batches=4)
+    assert_same_steps(lightning, found)
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == len(wanted["loss"])  # those of before are in the checkpoint
     for line, loss in zip(lines, wanted["loss"], strict=True):
         assert line["loss"] == pytest.approx(loss, rel=1e-5)
         progress = (line["step"] - 1) / 20
         assert (1 - 0.7 * progress) * line["tla"] + 0.8 * line["lhsm"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_an_adapter_goes_on_with_the_maps_that_losses_learn(place: Path, tmp_path: Path) -> None:
+    def trainer_with_adapter(stop: int | None = None) -> DistillationTrainer:
+        torch.manual_seed(0)  # of PEFT's initial weights
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return trainer_of(place, tmp_path, LOSSES, 4, stop, lambda student: get_peft_model(student, adapter))
+
+    whole = step_figures(trainer_with_adapter().train, micro_batches=4)
+    step_figures(trainer_with_adapter(STOP).train, micro_batches=4)
+    rest = trainer_with_adapter()
+    found = step_figures(lambda: rest.train(resume_from_checkpoint=True), micro_batches=4)
+    assert_same_steps(found, {name: values[STOP:] for name, values in whole.items()})
+    saved = tmp_path / f"checkpoint-{STOP}" / "distillation_maps.safetensors"
+    assert all(name.startswith("distillation_maps.") for name in load_file(saved))
+    saved.unlink()
+    with pytest.raises(UserError, match=r"distillation_maps.safetensors: not found; the maps"):
+        trainer_with_adapter().train(resume_from_checkpoint=True)
+    rest.distillation.detach()
+    rest.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final" / saved.name).exists()
+
+
+def test_an_adapter_whose_maps_would_be_lost_is_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = property(lambda trainer: "callback_handler" in vars(trainer), lambda *_: None)  # FSDP itself is not set up
+    monkeypatch.setattr(Trainer, "is_fsdp_enabled", made, raising=False)
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match=r"an adapter with FSDP would be saved without the maps that losses.lhsm learn"):
+        trainer_of(place, tmp_path, LOSSES, 4, changed=lambda student: get_peft_model(student, adapter))
+    trainer_of(place, tmp_path, {"tla": {}}, 4, changed=lambda student: get_peft_model(student, adapter))
 
 
 def test_learned_maps_have_no_weight_decay(place: Path, tmp_path: Path) -> None:
