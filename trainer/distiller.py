@@ -153,7 +153,7 @@ def prepare(run: RunContext) -> Prepared:
     student_config = load_model_config(init_folder, "student", trusts)
     check_tokenizer(data.manifest, init_folder, where=share.url, trust_remote_code=trusts)
     check_vocabulary(data.manifest, student_config, where=share.url)
-    validation = open_validation(config, data.manifest, side)
+    validation = open_validation(config.data, data.manifest, side)
     return Prepared(
         objective, data, validation, init_folder, student_config, "" if retargeting is None else retargeting.side.digest
     )
@@ -281,7 +281,7 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
         prepared.init_folder,
         trust_remote_code=run.config.student.trust_remote_code,
     )
-    validation = Validation(batches, manifest.capture, own_head, token_bytes)
+    validation = Validation(batches, manifest.capture, own_head, token_bytes, ranks=arguments.world_size)
     return LoopData(rows, teacher, validation)
 
 

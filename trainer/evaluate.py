@@ -1,5 +1,6 @@
 """Measure a student over the samples of a cache: KL to the teacher, perplexity, bits per byte, agreement, …"""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ from trainer.student.student_tokenizer import EVALUATED, check_tokenizer
 from trainer.student.token_bytes import cache_token_bytes
 from trainer.student.token_layout import token_layout
 
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+"""Sums a float64 tensor over ranks."""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -46,7 +50,31 @@ class Validation:
     capture: CaptureConfig  # of its cache; precision may differ from the training cache's
     teacher_head: OutputHead | None  # of a cache with final hidden states
     token_bytes: torch.Tensor | None = None  # int64 [V]; bytes of each of the student's tokens
-    token_maps: Sequence[TokenMap] = ()  # from the tokens of that head, for a student with another tokenizer
+    ranks: int = 1  # to which the rows are dealt in turn
+
+    def measure(
+        self,
+        model: Any,
+        reduce: Reduce,
+        device: torch.device | None = None,
+        head_dtype: torch.dtype | None = None,
+        is_sharded: bool = False,
+    ) -> dict[str, float]:
+        """``evaluate`` on this data. is_sharded: every rank does as many forward passes as the one with most rows."""
+        rows: Any = self.batches.dataset
+        assert self.batches.batch_size is not None
+        passes = math.ceil(math.ceil(len(rows) / self.ranks) / self.batches.batch_size) if is_sharded else 0
+        return evaluate(
+            model,
+            self.batches,
+            self.capture,
+            self.teacher_head,
+            reduce=reduce,
+            device=device,
+            passes=passes,
+            head_dtype=head_dtype,
+            token_bytes=self.token_bytes,
+        )
 
 
 def evaluate(
@@ -55,7 +83,7 @@ def evaluate(
     capture: CaptureConfig,
     teacher_head: OutputHead | None = None,
     on_batch: Callable[[Batch], None] | None = None,
-    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    reduce: Reduce = lambda values: values,
     device: torch.device | None = None,
     passes: int = 0,
     head_dtype: torch.dtype | None = None,

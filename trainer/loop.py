@@ -31,7 +31,7 @@ from trainer.adapters.trained_weights import leave_out_frozen, load_trained, loa
 from trainer.data.batches import CacheRows, training_loader
 from trainer.data.row_plan import RowPlan
 from trainer.data.worker_transfer import Batch
-from trainer.evaluate import Validation, evaluate
+from trainer.evaluate import Validation
 from trainer.losses.objective import Objective
 from trainer.losses.student_pass import TeacherSide, student_pass
 from trainer.quantization.fake_quantizer import SUFFIX
@@ -270,17 +270,12 @@ class RunTrainer(ObjectiveTrainer):
         assert validation is not None
         assert self.model is not None
         start = time.perf_counter()
-        measured = evaluate(
+        measured = validation.measure(
             self.model,
-            validation.batches,
-            validation.capture,
-            validation.teacher_head,
             reduce=self.sum_over_ranks,
             device=self.args.device,
-            passes=self._passes(validation) if self.args.fsdp else 0,
             head_dtype=torch.bfloat16 if self.args.bf16 else None,
-            token_bytes=validation.token_bytes,
-            token_maps=validation.token_maps,
+            is_sharded=bool(self.args.fsdp),
         )
         self.evaluation_seconds += time.perf_counter() - start
         metrics = {f"eval_{name}": value for name, value in measured.items()}
@@ -288,11 +283,6 @@ class RunTrainer(ObjectiveTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._judge(measured)
         return metrics
-
-    def _passes(self, validation: Validation) -> int:
-        """Return the largest number of validation batches of any rank."""
-        rows: Any = validation.batches.dataset
-        return math.ceil(math.ceil(len(rows) / self.args.world_size) / self.args.per_device_train_batch_size)
 
     def _judge(self, measured: dict[str, float]) -> None:
         state = self.run_state

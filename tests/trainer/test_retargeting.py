@@ -108,7 +108,7 @@ def test_validation_counts_the_bytes_of_the_students_tokens_and_the_rows_with_a_
     config = make(data={"align": "all", "validation_fraction": 0.2}, loop={"max_steps": 1, "validate_every": 1})
     found = distill(config)["validation"]
     side = student_side(tmp_path / "student", "student", False, None)
-    data = open_validation(config, read_manifest(Storage(caches[0])), side)
+    data = open_validation(config.data, read_manifest(Storage(caches[0])), side)
     assert data is not None
     batch = data.cache.read_rows(data.rows.rows(range(len(data.rows))))
     following = np.roll(batch.input_ids, -1, axis=1)[batch.loss_mask].tolist()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as RowNumbers
 
 WHERE = "CacheDataset"
-ELSEWHERE = ("align", "retarget_cache", "on_corrupt", "num_workers", "validation_cache", "validation_digest")
+ELSEWHERE = ("align", "retarget_cache", "on_corrupt", "num_workers")
 BATCHES_HELD = 64  # in shared memory at a time, at most, by a loader and who reads from it
 StepBatch = dict[str, Any]
 """Tensors of a RowBatch, and, as numbers: ``step``, ``rows_consumed`` after it, ``step_rows`` (``RowCounts``)."""
@@ -78,7 +78,8 @@ class CacheDataset(Dataset[StepBatch]):
             steps: optimiser steps; None: as many as ``epochs`` passes over the data take.
             epochs: passes over the data.
             seed: of the order, and of the losses' learned maps.
-            data: more of a configuration's ``data``: packing, pack_tokens, shards_mixed, validation_fraction, …
+            data: more of a configuration's ``data``: packing, pack_tokens, shards_mixed, validation_fraction,
+                validation_cache, …
 
         Raises UserError if a setting is wrong, a cache lacks what a loss needs, or nothing is left to train on.
         """
@@ -112,6 +113,11 @@ class CacheDataset(Dataset[StepBatch]):
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return len(self) // self.rows_per_step
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are samples for ``DistillationLoss.validate``."""
+        return self.data.validation_cache is not None or self.data.validation_fraction > 0
 
     @property
     def manifest(self) -> Manifest:

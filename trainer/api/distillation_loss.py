@@ -6,21 +6,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
 from trainer.api.cache_dataset import CacheDataset, StepBatch
-from trainer.api.step_batches import rank_and_world
+from trainer.api.step_batches import rank_and_world, sum_over_ranks
 from trainer.data.alignment import check_first_samples
+from trainer.data.batches import evaluation_loader
 from trainer.data.open_caches import check_vocabulary
+from trainer.data.validation_data import open_validation
+from trainer.evaluate import Validation, head_on
 from trainer.losses.objective import Objective
 from trainer.losses.student_pass import Autocast, RowCounts, StepShare, StudentPass, TeacherSide, student_pass
 from trainer.student.forward import check_head, check_packing, flattens, output_head
 from trainer.student.recorder import Recorded
 from trainer.student.router_balance import RouterBalance, router_balance
 from trainer.student.student_tokenizer import other_fingerprint
+from trainer.student.token_bytes import cache_token_bytes
 from trainer.student.token_layout import token_layout
 
 if TYPE_CHECKING:
@@ -61,6 +66,7 @@ class DistillationLoss:
         self.student = student
         self.flatten = False
         self.router: RouterBalance | None = None
+        self._validation: Validation | None = None
         if student is not None:
             self._attach(student)
         elif self.objective.feature_losses:
@@ -162,6 +168,38 @@ class DistillationLoss:
         features = self.objective.feature_terms(recorded, moved, progress)
         seen = StudentPass(values_RLC[moved["loss_mask"]], head, rows, features)
         return self._terms(seen.share(self.objective, _counts(batch), progress), _counts(batch))
+
+    def validate(self, student: torch.nn.Module, batch_size: int = 4) -> dict[str, float]:
+        """A student's figures over the samples that the data set holds out, those of ``Measures``: ``kl``, …
+
+        They are those of ``validation_fraction``, or of ``validation_cache``. Ranks of ``torch.distributed`` share the
+        samples, and all get the figures. Without gradients; the student's mode is restored. Raises UserError if nothing
+        is held out.
+        """
+        device = next(student.parameters()).device
+        if self._validation is None or self._validation.batches.batch_size != batch_size:
+            self._validation = self._open_validation(device, batch_size)
+        model = student.module if isinstance(student, DistributedDataParallel) else student
+        return self._validation.measure(
+            model, lambda sums: sum_over_ranks(sums, device), is_sharded=self._validation.ranks > 1
+        )
+
+    def _open_validation(self, device: torch.device, batch_size: int) -> Validation:
+        data = self.dataset.data
+        held_out = open_validation(data, self.dataset.manifest)
+        if held_out is None:
+            raise UserError(
+                "DistillationLoss.validate: nothing is held out; give the CacheDataset validation_fraction=0.05, say, "
+                "or validation_cache"
+            )
+        manifest, head = held_out.cache.manifest, self._teacher(device).head
+        if head is None or manifest.head != self.dataset.manifest.head:
+            head = head_on(device, held_out.cache)
+        url = data.validation_cache or data.shares[0].url
+        token_bytes = cache_token_bytes(url, manifest, None)
+        rank, ranks = rank_and_world()
+        batches = evaluation_loader(held_out.cache, held_out.rows, batch_size, rank, ranks)
+        return Validation(batches, manifest.capture, head, token_bytes, ranks)
 
     def inputs(self, batch: StepBatch) -> dict[str, Any]:
         """Arguments of a forward pass of one's own; padding is on the right and needs no mask.

@@ -37,14 +37,25 @@ class DistillationTrainer(ObjectiveTrainer):
         self.window_steps = 0
         steps = loss.dataset.steps
         if others.get("eval_dataset") is not None:
-            raise UserError("DistillationTrainer: eval_dataset: not supported; measure with `train-student evaluate`")
+            raise UserError(
+                "DistillationTrainer: eval_dataset: leave it out; validation_fraction or validation_cache of the "
+                "CacheDataset say what it validates on"
+            )
+        if args.eval_strategy != "no" and not loss.dataset.holds_out:
+            raise UserError(
+                "TrainingArguments: eval_strategy is set, and nothing is held out; give the CacheDataset "
+                "validation_fraction=0.05, say, or validation_cache"
+            )
         if loss.dataset.rows_consumed:
             raise UserError("DistillationTrainer: continue with resume_from_checkpoint, not with rows_consumed")
         if args.max_steps not in (-1, steps):
             raise UserError(f"TrainingArguments: max_steps is {args.max_steps}, the data set has {steps}; leave it out")
         args.max_steps, args.remove_unused_columns = steps, False
         args.ddp_find_unused_parameters = False  # the head is used outside the forward pass
-        super().__init__(model=model, args=args, **{"train_dataset": loss.dataset, **others})
+        given = {"train_dataset": loss.dataset, **others}
+        if loss.dataset.holds_out:
+            given["eval_dataset"] = given["train_dataset"]  # so that there is one; ``evaluate`` has its own
+        super().__init__(model=model, args=args, **given)
         batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         rows = batch * accumulated * self.accelerator.num_processes
         if rows != loss.dataset.rows_per_step:
@@ -123,6 +134,18 @@ class DistillationTrainer(ObjectiveTrainer):
         for term in share.terms:
             self._record(term.name, term.total / counts[term.rows])
         return share.loss * self.accelerator.num_processes
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Validate and log: figures of ``DistillationLoss.validate``. The base class's arguments are ignored."""
+        assert self.model is not None
+        with self.accelerator.autocast():
+            measured = self.distillation.validate(self.model, self.args.per_device_eval_batch_size)
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _record(self, name: str, value: torch.Tensor) -> None:
         self.window[name] = self.window.get(name, 0) + value.detach().float()

@@ -70,3 +70,12 @@ def rank_and_world() -> tuple[int, int]:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sum over the ranks of ``torch.distributed``, by way of ``device``; the result is where ``values`` are."""
+    if rank_and_world()[1] == 1:
+        return values
+    total = values.to(device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.to(values.device)

@@ -9,7 +9,7 @@ import numpy as np
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Signal
-from schemas.train_config import LocalCopiesConfig, TrainConfig
+from schemas.train_config import DataConfig, LocalCopiesConfig
 from teacher_cache.retarget.row_targets import Align
 from teacher_cache.shards.storage import Storage
 from teacher_cache.text import one_line
@@ -34,12 +34,11 @@ class ValidationData:
     rows: SortedRows
 
 
-def open_validation(config: TrainConfig, training: Manifest, side: StudentSide | None = None) -> ValidationData | None:
+def open_validation(data: DataConfig, training: Manifest, side: StudentSide | None = None) -> ValidationData | None:
     """Open the validation data; None if none is configured. Raises UserError.
 
     side: of a student with another tokenizer, whose KL is measured where its tokens begin at a border of the teacher's.
     """
-    data = config.data
     if data.validation_cache is not None:
         required = required_as(data.validation_digest, data.require_signature)
         rows = evaluation_rows(side, {data.validation_cache: required})

@@ -12,15 +12,16 @@ from trainer.student.student_tokenizer import load_tokenizer, tokenizer_files
 
 
 def cache_token_bytes(
-    url: str, manifest: Manifest, folder: Path, key: str = "student", trust_remote_code: bool = False
+    url: str, manifest: Manifest, folder: Path | None, key: str = "student", trust_remote_code: bool = False
 ) -> torch.Tensor | None:
     """Bytes of each token of the tokenizer that the cache at ``url`` and the student in ``folder`` share, int64 [V].
 
     From the cache's vocabulary; where there is none (formats 1.0 and 1.1, and caches that are re-targeted to the
-    student), ``tokenizer_bytes`` of the folder. Raises CorruptCacheError, and UserError as ``tokenizer_bytes``.
+    student), ``tokenizer_bytes`` of the folder, if it is given. Raises CorruptCacheError, and UserError as
+    ``tokenizer_bytes``.
     """
     if manifest.vocabulary is None:
-        return tokenizer_bytes(folder, key, trust_remote_code)
+        return None if folder is None else tokenizer_bytes(folder, key, trust_remote_code)
     return torch.from_numpy(read_vocabulary(Storage(url), manifest).as_text().length_V)
 
 

@@ -12,6 +12,7 @@ from schemas.errors import UserError
 from schemas.train_config import LossConfig
 from support.other_tokenizers import other_tokenizer
 from trainer.api import CacheDataset, DistillationLoss, StepTerms
+from trainer.evaluate import evaluate_folder
 from trainer.losses.schedule import weight_at
 
 ROWS = 8
@@ -154,6 +155,26 @@ def test_weights_follow_the_steps(place: Path, student: PreTrainedModel) -> None
         total = sum(found.weights[name] * found.terms[name] for name in found.terms)
         torch.testing.assert_close(found.total.detach(), total, rtol=1e-12, atol=0)
     assert progress == 0.8
+
+
+def test_a_student_is_validated_on_what_is_held_out(place: Path, student: PreTrainedModel, tmp_path: Path) -> None:
+    cache, losses = str(place / "runs/demo/cache"), {"tla": {}}
+    student.save_pretrained(tmp_path)
+    fifth = evaluate_folder(str(tmp_path), cache, validation_fraction=0.2, dtype="float64")
+    whole = evaluate_folder(str(tmp_path), cache, dtype="float64")
+    other: dict[str, Any] = {"rows_per_step": 8, "steps": 1}
+    for dataset, wanted in (
+        (CacheDataset(cache, losses, validation_fraction=0.2, **other), fifth),
+        (CacheDataset(cache, losses, validation_cache=cache, **other), whole),
+    ):
+        for batch_size in (4, 3):
+            found = DistillationLoss(dataset, student).validate(student.train(), batch_size)
+            assert found == pytest.approx({name: wanted[name] for name in found}, rel=1e-9)
+            assert {"kl", "cross_entropy", "top1_agreement", "bits_per_byte", "tokens"} <= found.keys()
+            assert student.training
+    assert fifth["tokens"] < whole["tokens"]
+    with pytest.raises(UserError, match="nothing is held out; give the CacheDataset validation_fraction"):
+        DistillationLoss(CacheDataset(cache, losses, **other), student).validate(student)
 
 
 def test_bad_input_is_named(place: Path, student: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from schemas.errors import UserError
 from schemas.train_config import LossConfig
 from support.commands import fork_server
-from support.own_loops import LIGHTNING, fit_module, train_as_rank, trainer_of
+from support.own_loops import LIGHTNING, fit_module, train_as_rank, trainer_of, validated
 from support.ranks import free_port
 from support.step_figures import assert_same_steps, step_figures
 from trainer.api import CacheDataset, DistillationLoss, DistillationTrainer
@@ -44,6 +44,9 @@ def test_two_ranks_and_then_one_are_one_run(place: Path, train_student: Train, t
     for loop in ("own", "theirs", "lightning"):
         losses = sum(np.array(rank[loop]["loss"]) for rank in ranks)
         assert_same_steps({"loss": losses, "grad_norm": np.array(ranks[0][loop]["grad_norm"])}, first)
+    wanted_figures = validated(place)
+    for rank in ranks:
+        assert rank["validation"] == pytest.approx(wanted_figures, rel=1e-6)
 
     trainer = trainer_of(place, tmp_path, LOSSES, accumulated=4)
     found = step_figures(lambda: trainer.train(resume_from_checkpoint=True), micro_batches=4)
@@ -90,6 +93,27 @@ def test_an_adapter_whose_maps_would_be_lost_is_refused(
     trainer_of(place, tmp_path, {"tla": {}}, 4, changed=lambda student: get_peft_model(student, adapter))
 
 
+def test_it_validates_on_what_is_held_out(place: Path, tmp_path: Path) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "models/student")
+    data = CacheDataset(place / "runs/demo/cache", {"tla": {}}, rows_per_step=8, steps=9, validation_fraction=0.2)
+    loss = DistillationLoss(data, student)
+    shape = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 3e-3}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_kl", "greater_is_better": False}
+    every = {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 3, "report_to": "none"}
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, **shape, **best, **every)
+    trainer = DistillationTrainer(student, arguments, loss=loss)
+    before = loss.validate(student)
+    trainer.train()
+    lines = {line["step"]: line for line in trainer.state.log_history if "eval_kl" in line}
+    assert sorted(lines) == [3, 6, 9]
+    kls = {step: line["eval_kl"] for step, line in lines.items()}
+    assert min(kls.values()) < before["kl"]
+    assert trainer.state.best_metric == min(kls.values())
+    after = trainer.evaluate()
+    assert after["eval_kl"] == pytest.approx(min(kls.values()), rel=1e-6)
+    assert after["eval_tokens"] == before["tokens"]
+
+
 def test_learned_maps_have_no_weight_decay(place: Path, tmp_path: Path) -> None:
     trainer = trainer_of(place, tmp_path, LOSSES, accumulated=4)
     names = trainer.get_decay_parameter_names(trainer.model)
@@ -104,6 +128,7 @@ def test_learned_maps_have_no_weight_decay(place: Path, tmp_path: Path) -> None:
             {"gradient_accumulation_steps": 2},
             r"2 rows per device × 2 accumulated × 1 ranks are 4, .* rows_per_step is 8; make them equal",
         ),
+        ({"eval_strategy": "steps"}, r"eval_strategy is set, and nothing is held out; give the CacheDataset"),
         ({"max_steps": 7}, r"max_steps is 7, the data set has 20; leave it out"),
     ],
 )
@@ -122,7 +147,7 @@ def test_what_it_does_not_do_is_refused(place: Path, tmp_path: Path) -> None:
     dataset = CacheDataset(place / "runs/demo/cache", rows_per_step=8, steps=20)
     loss = DistillationLoss(dataset, student)
     arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=8, report_to="none")
-    with pytest.raises(UserError, match=r"eval_dataset: not supported; measure with `train-student evaluate`"):
+    with pytest.raises(UserError, match=r"eval_dataset: leave it out; validation_fraction or validation_cache"):
         DistillationTrainer(student, arguments, loss=loss, eval_dataset=dataset)
     dataset.seek(8)
     with pytest.raises(UserError, match=r"continue with resume_from_checkpoint"):
