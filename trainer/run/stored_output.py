@@ -40,7 +40,8 @@ from trainer.student.parallel import from_all, from_first
 
 MODEL_MARKS = ("config.json", "adapter_config.json")  # without it, nothing loads the folder of a model, of an adapter
 REPORTED = (METRICS, RUN_FILE, SAMPLES_FILE)
-LOGGED = ("tensorboard", "wandb", "mlruns")  # folders of loggers
+MLRUNS = "mlruns"  # goes on where it ended; other loggers write new files, which belong together by the run's id
+LOGGED = ("tensorboard", "wandb", MLRUNS)  # folders of loggers
 logger = logging.getLogger(__name__)
 
 
@@ -120,6 +121,8 @@ class StoredOutput(OutputPlace):
         if self.ranks.is_first:
             for name in (*REPORTED, SUMMARY):
                 self._fetch_if_there(name)
+            shutil.rmtree(self._folder / MLRUNS, ignore_errors=True)
+            self._store.fetch_all(dict.fromkeys(self._store.files(MLRUNS)), self._folder)
             if kept is not None and loop.early_stopping_patience is not None:
                 best = f"checkpoint-{read_state(self._folder / kept).best_step}"
                 if best in self._store.folders():

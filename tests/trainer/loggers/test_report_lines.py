@@ -7,12 +7,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from schemas.errors import UserError
 from schemas.train_config import TrainConfig
 from support.callbacks import StopAt
 from support.logged_runs import mlflow_history, wandb_records
+from support.stored import stored_at, stored_losses
 from teacher_cache.stop_request import StopRequest
 from trainer.distiller import distill
 from trainer.loggers import report_lines, wandb_logger
@@ -118,6 +120,21 @@ def test_every_logger_has_every_metric_and_a_resumed_run_goes_on(resumed: TrainC
         found = [(each.step, each.value) for each in events.Scalars(name)]
         assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
     assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_stored_run_is_one_run_of_mlflow_on_any_machine(make_config: Any, s3_url: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    config = make_config(loop={"report_to": ["mlflow"], "log_every": 1}, output=str(tmp_path / "local"))
+    for steps in (2, 4):
+        distill(stored_at(config, s3_url, tmp_path / f"machine-{steps}", max_steps=steps))
+    fsspec.filesystem("s3").get(f"{s3_url}/mlruns/", f"{tmp_path / 'mlruns'}/", recursive=True)
+    store = (tmp_path / "mlruns").as_uri()
+    (experiment,) = MlflowClient(store).search_experiments(filter_string="name = 'train-student'")
+    (logged,) = MlflowClient(store).search_runs([experiment.experiment_id])
+    losses = mlflow_history(store, logged.info.run_id)["train/loss"]
+    assert losses == [(step, pytest.approx(loss, rel=1e-9)) for step, loss in stored_losses(s3_url).items()]
+    assert [step for step, _ in losses] == [1, 2, 3, 4]
 
 
 def test_servers_that_cannot_be_reached_end_no_run(
