@@ -33,12 +33,11 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from teacher_cache.records import LogitsSample
 from tools.bridges.compression import Compression, decode_logprobs, pack_bits, unpack_bits
-from tools.bridges.layout import Pairs, TableLayout, every_row
+from tools.bridges.layout import ABSENT, Pairs, TableLayout, every_row
 from tools.bridges.lists import Ragged, check_size, lists, lists_of_lists, read_lists, read_lists_of_lists
 
 CONFIG_FILE = "compression_config.yaml"
 IGNORED = -100  # label of a row outside the loss mask
-ABSENT = np.float32(-1e4)  # log-probability of a fill-in entry; the lowest a cache can store is about -4,090
 TRAINER_WANTS = """\
 DistillKit's trainer does not read these files directly. It expects a data set saved to disk by `datasets`, with
 packed rows of one length: save it, pack it with DistillKit's `pack_logits.py`, and point the trainer at the packed one.

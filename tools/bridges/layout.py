@@ -14,6 +14,9 @@ from teacher_cache.records import LogitsSample, TokenSample
 
 Pairs = Sequence[tuple[TokenSample, Any]]
 """Consecutive samples: tokens, and the record of the layout's signal."""
+ABSENT = np.float32(
+    -1e4
+)  # log-probability of an entry that is not stored; the lowest a cache can store is about -4,090
 
 
 class Layout(ABC):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from teacher_cache.records import LogitsSample
 from tools.bridges.indexed_dataset import IndexedDataset
-from tools.bridges.layout import Layout, Pairs, every_row
+from tools.bridges.layout import ABSENT, Layout, Pairs, every_row
 
 SMALL_VOCABULARY = 65_500  # below it Megatron stores tokens as uint16
 
@@ -39,7 +40,7 @@ class MegatronLayout(Layout):
                 files["tokens"].add([tokens.input_ids for tokens, _ in pairs])
                 files["loss_mask"].add([tokens.loss_mask for tokens, _ in pairs])
                 files["target_ids"].add([every_row(logits, logits.ids, 0) for _, logits in pairs])
-                files["target_logprobs"].add([every_row(logits, logits.logprobs, -np.inf) for _, logits in pairs])
+                files["target_logprobs"].add([_logprobs(logits) for _, logits in pairs])
         return 2 * len(dtypes)
 
     def about(self) -> str:
@@ -52,10 +53,15 @@ class MegatronLayout(Layout):
             "- `loss_mask`: 1 at rows whose prediction is to be learned\n"
             f"- `target_ids`, `target_logprobs`: {k} values for each token, the teacher's likeliest next tokens in "
             "descending order and their log-probabilities in nats, at temperature 1. Entries that are not stored have "
-            "id 0 and log-probability -inf\n\n"
+            f"id 0 and log-probability {ABSENT:g}\n\n"
             "```python\nfrom megatron.core.datasets.indexed_dataset import IndexedDataset\n\n"
             'tokens, logprobs = IndexedDataset("tokens"), IndexedDataset("target_logprobs")\n'
             f"row_of_each_token = logprobs[0].reshape(-1, {k})\n"
             "piece = tokens.get(0, offset=1, length=4)\n"
             f"its_rows = logprobs.get(0, offset=1 * {k}, length=4 * {k}).reshape(-1, {k})\n```\n"
         )
+
+
+def _logprobs(logits: LogitsSample) -> np.ndarray:
+    """Log-probabilities of all rows, float32 [S, K]; finite, since losses multiply by probabilities of 0."""
+    return every_row(logits, np.maximum(logits.logprobs, ABSENT), float(ABSENT))
