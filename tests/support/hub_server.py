@@ -1,6 +1,7 @@
 """A server with the part of the Hugging Face Hub's API that ``huggingface_hub`` uses for repositories of files.
 
-Repositories have one branch; every commit is kept, with the files as they were then. Large files come by Git LFS.
+Repositories have one branch, which may have several names; every commit is kept, with the files as they were then.
+Large files come by Git LFS.
 """
 
 import base64
@@ -25,9 +26,10 @@ class Repository:
 
     private: bool
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # id, message, files
+    branches: set[str] = field(default_factory=lambda: {MAIN})
 
     def files(self, revision: str) -> dict[str, bytes] | None:
-        if revision == MAIN:
+        if revision in self.branches:
             return self.commits[-1][2]
         return next((files for oid, _, files in self.commits if oid == revision), None)
 
@@ -96,7 +98,7 @@ def hub_server() -> Iterator[Hub]:
 
         def dispatch(self) -> None:
             body, parts = self.body(), urlsplit(self.path)
-            path = unquote(parts.path).strip("/").split("/")
+            path = [unquote(part) for part in parts.path.strip("/").split("/")]
             if path[0] != "lfs" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self.answer(401, {"error": "Invalid credentials"})
             elif path[0] == "lfs":
@@ -142,7 +144,7 @@ def hub_server() -> Iterator[Hub]:
                 return
             action = rest[0] if rest else "revision"
             if action == "revision":
-                oid = repository.commits[-1][0] if revision == MAIN else revision
+                oid = repository.commits[-1][0] if revision in repository.branches else revision
                 siblings = [{"rfilename": path} for path in files]
                 self.answer(200, {"id": name.partition("/")[2], "sha": oid, "siblings": siblings})
             elif action == "tree":

@@ -100,6 +100,15 @@ def test_a_revision_stays_what_it_was(server: Hub, cache: Path, tmp_path: Path) 
     assert digests[:2] == digests[2:]
 
 
+def test_a_branch_may_have_a_slash_in_its_name(server: Hub, cache: Path) -> None:
+    run("push", cache, URL)
+    repository = server.repositories["datasets/team/demo"]
+    repository.branches = {"of/team-a"}
+    assert run("push", cache, f"{URL}@of%2Fteam-a")["sent"]["files"] == 1, "the card, which names the branch"
+    assert run("verify", f"{URL}@of%2Fteam-a")["problems"] == []
+    assert "or the Hub has no such repository or revision" in fails(2, "verify", f"{URL}@of/team-a")
+
+
 def test_many_files_take_several_commits_and_are_complete_with_the_last(
     server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
