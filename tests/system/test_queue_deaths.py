@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from support.amount import FULL, amount
 from support.commands import Forked, finish, kill_group, run_ok
 from support.models import write_random_teacher, write_text_corpus
 from support.workspace import Workspace
+from teacher_cache.engines.transformers import TransformersEngine
+from teacher_cache.records import Captured, Request
 from teacher_cache.shards import holder, lease
 from teacher_cache.shards.marks import mark_names, read_manifest
 from teacher_cache.shards.storage import Storage
@@ -21,6 +24,7 @@ from tools.checking.verify import verify
 EACH = amount(2, full=20)  # SIGKILLs, and SIGSTOPs followed by SIGCONT
 WORKERS = 3
 EXPIRY = 1.5  # seconds, in place of 60
+BATCH_SECONDS = 0.25  # that a batch takes at least, so that there is work left when the last signal is sent
 CAPTURE = {"logits": {"k": 8, "temperatures": [1.0]}, "draws": {"n": 4}}
 
 
@@ -30,12 +34,19 @@ def elsewhere() -> None:
     holder._machine = lambda: (digest, digest)  # type: ignore[assignment]
     socket.gethostname = lambda: f"machine-{digest[:4]}"
     lease.EXPIRY, lease.HEARTBEAT, lease.POLL = EXPIRY, EXPIRY / 10, EXPIRY / 20
+    score_batch = TransformersEngine._score_batch
+
+    def slowly(self: TransformersEngine, requests: Sequence[Request]) -> list[Captured]:
+        time.sleep(BATCH_SECONDS)
+        return score_batch(self, requests)
+
+    TransformersEngine._score_batch = slowly  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("deaths")
-    corpus = write_text_corpus(folder / "corpus", documents=amount(12, full=60), words=40)
+    corpus = write_text_corpus(folder / "corpus", documents=amount(40, full=320), words=40)
     return Workspace(folder, write_random_teacher(folder / "teacher"), corpus)
 
 
@@ -72,6 +83,7 @@ def test_a_queue_whose_workers_die_and_wake(
             else:
                 kill_group(workers[victim])
                 workers[victim] = start(config, url)
+        assert len(mark_names(Storage(url))) < len(read_manifest(Storage(str(alone))).units), "all was done before"
         ended += [finish(worker) for worker in workers]
     finally:
         for worker in workers:
