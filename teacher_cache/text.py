@@ -53,6 +53,12 @@ def front_matter(values: Mapping[str, Any]) -> list[str]:
     return ["---", *text.splitlines(), "---"]
 
 
+def in_header(card: str, *lines: str) -> str:
+    """The card with more lines at the top of its YAML header, which is made if there is none."""
+    header, start = "".join(f"{line}\n" for line in lines), "---\n"
+    return start + header + (card.removeprefix(start) if card.startswith(start) else start + card)
+
+
 def reason_of(error: Exception) -> str:
     """``: REASON`` of a model that could not be loaded, to append to its path.
 

@@ -20,7 +20,7 @@ from teacher_cache.teacher import model_fingerprint
 from trainer.adapters.finished import write_final_adapter
 from trainer.adapters.lora_layers import add_lora, check_packages, load_frozen
 from trainer.data.alignment import check_first_samples
-from trainer.data.batches import CacheRows, evaluation_loader
+from trainer.data.batches import CacheRows
 from trainer.data.open_caches import check_vocabulary, read_capture
 from trainer.data.readable import Cache
 from trainer.data.retargeted_reader import RetargetedReader
@@ -30,7 +30,7 @@ from trainer.data.shares import required_of
 from trainer.data.training_data import TrainingData, open_training_data, plan_training
 from trainer.data.validation_data import ValidationData, open_validation
 from trainer.data.worker_transfer import check_workers
-from trainer.evaluate import Validation, head_on
+from trainer.evaluate import head_on, validation_on
 from trainer.initial_weights import materialise_student, pruned_in
 from trainer.loop import LoopData, RunTrainer
 from trainer.losses.objective import Objective
@@ -61,7 +61,6 @@ from trainer.student.build import INIT_FOLDER, load_model_config, load_student
 from trainer.student.parallel import compile_layers, free_together, from_first, use_fsdp
 from trainer.student.preflight import check_output, check_room, check_saving
 from trainer.student.student_tokenizer import check_tokenizer
-from trainer.student.token_bytes import cache_token_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -264,24 +263,19 @@ def open_loop_data(run: RunContext, prepared: Prepared, start: Start) -> LoopDat
     teacher = TeacherSide(teacher_head, token_maps, classes)
     if held_out is None:
         return LoopData(rows, teacher)
-    manifest, arguments = held_out.cache.manifest, run.arguments
-    batches = evaluation_loader(
-        held_out.cache,
-        held_out.rows,
+    validation = validation_on(
+        held_out,
+        run.config.data,
+        data.manifest,
+        teacher_head,
+        run.arguments.device,
         run.config.loop.micro_batch_size,
-        arguments.process_index,
-        arguments.world_size,
+        run.arguments.process_index,
+        run.arguments.world_size,
+        prepared.init_folder,
+        run.config.student.trust_remote_code,
         run.skip_corrupt,
     )
-    shared = teacher_head is not None and manifest.capture.final is not None and manifest.head == data.manifest.head
-    own_head = teacher_head if shared else head_on(arguments.device, held_out.cache)
-    token_bytes = cache_token_bytes(
-        run.config.data.validation_cache or run.config.data.shares[0].url,
-        manifest,
-        prepared.init_folder,
-        trust_remote_code=run.config.student.trust_remote_code,
-    )
-    validation = Validation(batches, manifest.capture, own_head, token_bytes, ranks=arguments.world_size)
     return LoopData(rows, teacher, validation)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from schemas.cache_config import CaptureConfig
 from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.train_config import DataConfig
 from teacher_cache.lengths import max_length
 from teacher_cache.model_folder import local_folder
 from teacher_cache.output_head import OutputHead
@@ -22,7 +25,7 @@ from trainer.data.readable import Cache, Readable
 from trainer.data.row_plan import SortedRows
 from trainer.data.selection import Selection, Subset
 from trainer.data.student_side import student_side
-from trainer.data.validation_data import evaluation_rows, open_for_evaluation, sorted_rows
+from trainer.data.validation_data import ValidationData, evaluation_rows, open_for_evaluation, sorted_rows
 from trainer.data.worker_transfer import Batch
 from trainer.losses.head_chunks import chunk_rows
 from trainer.losses.target_form import final_target, stored_target
@@ -58,12 +61,11 @@ class Validation:
         reduce: Reduce,
         device: torch.device | None = None,
         head_dtype: torch.dtype | None = None,
-        is_sharded: bool = False,
     ) -> dict[str, float]:
-        """``evaluate`` on this data. is_sharded: every rank does as many forward passes as the one with most rows."""
+        """``evaluate`` on this data; every rank does as many forward passes as the one with most rows."""
         rows: Any = self.batches.dataset
         assert self.batches.batch_size is not None
-        passes = math.ceil(math.ceil(len(rows) / self.ranks) / self.batches.batch_size) if is_sharded else 0
+        passes = math.ceil(math.ceil(len(rows) / self.ranks) / self.batches.batch_size)
         return evaluate(
             model,
             self.batches,
@@ -75,6 +77,34 @@ class Validation:
             head_dtype=head_dtype,
             token_bytes=self.token_bytes,
         )
+
+
+def validation_on(
+    held_out: ValidationData,
+    data: DataConfig,
+    training: Manifest,
+    teacher_head: OutputHead | None,
+    device: torch.device,
+    batch_rows: int,
+    rank: int = 0,
+    ranks: int = 1,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
+    skip_corrupt: bool = False,
+) -> Validation:
+    """A rank's share of the held-out samples, for a run on caches of ``training``.
+
+    teacher_head: read for the training; it serves here, too, if these samples have the same. device: for one that has
+    to be read. folder: of the student, as in ``cache_token_bytes``.
+    """
+    manifest = held_out.cache.manifest
+    shared = teacher_head is not None and manifest.capture.final is not None and manifest.head == training.head
+    if not shared:
+        teacher_head = head_on(device, held_out.cache)
+    batches = evaluation_loader(held_out.cache, held_out.rows, batch_rows, rank, ranks, skip_corrupt)
+    url = data.validation_cache or data.shares[0].url
+    token_bytes = cache_token_bytes(url, manifest, folder, trust_remote_code=trust_remote_code)
+    return Validation(batches, manifest.capture, teacher_head, token_bytes, ranks)
 
 
 def evaluate(

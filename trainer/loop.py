@@ -275,12 +275,9 @@ class RunTrainer(ObjectiveTrainer):
             reduce=self.sum_over_ranks,
             device=self.args.device,
             head_dtype=torch.bfloat16 if self.args.bf16 else None,
-            is_sharded=bool(self.args.fsdp),
         )
         self.evaluation_seconds += time.perf_counter() - start
-        metrics = {f"eval_{name}": value for name, value in measured.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        metrics = self.report_validation(measured)
         self._judge(measured)
         return metrics
 

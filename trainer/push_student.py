@@ -7,9 +7,10 @@ from typing import Any
 
 from schemas.errors import UserError
 from teacher_cache.hub import Content, HubUpload, repository_of
-from trainer.adapters.adapter_folder import CONFIG_FILE, RECORD_FILE
+from teacher_cache.text import in_header
+from trainer.adapters.adapter_folder import RECORD_FILE
+from trainer.run.output_names import ADAPTER_CONFIG, MODEL_MARKS
 
-MODEL_FILES = ("config.json", CONFIG_FILE)
 MAX_FILES = 1000
 CARD = "README.md"
 
@@ -21,8 +22,8 @@ def push_student(folder: Path, url: str, private: bool = True, base: str | None 
     OWNER/NAME, instead of the folder in which it was trained. Raises UserError.
     """
     repository = repository_of(url, "model")
-    if not any((folder / name).is_file() for name in MODEL_FILES):
-        raise UserError(f"{folder}: has no {' or '.join(MODEL_FILES)}; give the folder `final` of a run")
+    if not any((folder / name).is_file() for name in MODEL_MARKS):
+        raise UserError(f"{folder}: has no {' or '.join(MODEL_MARKS)}; give the folder `final` of a run")
     files: dict[str, Content] = {}
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -46,13 +47,14 @@ def push_student(folder: Path, url: str, private: bool = True, base: str | None 
 
 def _naming_base(folder: Path, base: str | None) -> dict[str, bytes]:
     """Files of an adapter that name its base model, with ``base`` as its name; none if they can stay as they are."""
-    config, record, card = folder / CONFIG_FILE, folder / RECORD_FILE, folder / CARD
+    config, record, card = folder / ADAPTER_CONFIG, folder / RECORD_FILE, folder / CARD
     if not config.is_file():
         if base is not None:
             raise UserError(f"--base {base}: {folder} is a whole model, no adapter; leave it out")
         return {}
-    named = _json(config).get("base_model_name_or_path") or ""
+    settings = _json(config)
     if base is None:
+        named = settings.get("base_model_name_or_path") or ""
         if not named or Path(named).exists() or Path(named).is_absolute():
             raise UserError(
                 f"{config}: the base model is the folder {named!r}, which others do not have; push it, too, and name "
@@ -60,14 +62,13 @@ def _naming_base(folder: Path, base: str | None) -> dict[str, bytes]:
             )
         return {}
     base = repository_of(f"hf://{base}", "model").name
-    trees = {config: {"base_model_name_or_path": base}, record: {"base": base}}
-    found = {
-        path.name: json.dumps(_json(path) | change, indent=1).encode() + b"\n"
-        for path, change in trees.items()
-        if path.is_file()
-    }
+    trees = {ADAPTER_CONFIG: settings | {"base_model_name_or_path": base}}
+    if record.is_file():
+        trees[RECORD_FILE] = _json(record) | {"base": base}
+    found = {name: json.dumps(tree, indent=1).encode() + b"\n" for name, tree in trees.items()}
     if card.is_file():
-        found[CARD] = card.read_bytes().replace(b"---\n", f"---\nbase_model: {base}\n".encode(), 1)
+        text = card.read_text(encoding="utf-8", errors="replace")
+        found[CARD] = in_header(text, f"base_model: {base}").encode()
     return found
 
 

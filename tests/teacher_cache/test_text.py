@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from teacher_cache.text import code_block, code_span, front_matter, one_line, reason_of
+from teacher_cache.text import code_block, code_span, front_matter, in_header, one_line, reason_of
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 hostile = st.text(st.sampled_from("`|<>[]()!#*_-\n\r\t\x1b\u2028\u202e\\ab:/.&~ ")) | st.text()
@@ -57,3 +57,8 @@ def test_front_matter_is_yaml_and_harmless_markdown(values: dict[str, object]) -
 def test_the_hubs_complaint_about_the_form_of_a_path_is_dropped() -> None:
     assert reason_of(OSError("Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/a/b/c'.")) == ""
     assert reason_of(OSError("no file named config.json\nsecond line")) == ": no file named config.json"
+
+
+def test_lines_are_added_to_the_header_alone() -> None:
+    assert in_header("---\na: 1\n---\ntext\n---\n", "b: 2", "c: 3") == "---\nb: 2\nc: 3\na: 1\n---\ntext\n---\n"
+    assert in_header("text\n---\n", "b: 2") == "---\nb: 2\n---\ntext\n---\n"

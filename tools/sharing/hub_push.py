@@ -9,6 +9,7 @@ from teacher_cache.shards.marks import files_beside_shards, garbage
 from teacher_cache.shards.shard_table import with_lists
 from teacher_cache.shards.storage import MANIFEST, file_entry
 from teacher_cache.shards.unlisted import file_names
+from teacher_cache.text import in_header
 from tools.checked_parts import Advance, Progress, unseen
 from tools.finding.card import cache_card
 from tools.sharing.copy_files import PARALLEL, File, bytes_of
@@ -49,8 +50,7 @@ def push_to_hub(
     files: list[File] = [*files_beside_shards(manifest), *tars_of(listed.shards), *marks_of(listed.shards)]
     last: dict[str, bytes] = {MANIFEST: text, **read_signatures(source, file_names(source))}
     card = cache_card(listed, url, valid_signatures(source, listed))
-    head = f"{NO_VIEWER}\nsize_categories: [{size_category(manifest.totals.samples)}]"
-    last[CARD] = card.replace("---\n", f"---\n{head}\n", 1).encode()
+    last[CARD] = in_header(card, NO_VIEWER, f"size_categories: [{size_category(manifest.totals.samples)}]").encode()
     changed = {
         name: content
         for name, content in last.items()

@@ -20,9 +20,9 @@ from schemas.train_config import AdapterConfig, StudentConfig
 from trainer.adapters.trained_weights import stored_weights
 from trainer.quantization.sites import TARGETS
 from trainer.run.final_model import replace_folder
+from trainer.run.output_names import ADAPTER_CONFIG
 from trainer.student.student_tokenizer import copy_tokenizer
 
-CONFIG_FILE = "adapter_config.json"  # PEFT's
 RECORD_FILE = "distill_adapter.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of PEFT's names in files
@@ -78,7 +78,7 @@ def write_adapter(
 
     def write(unfinished: Path) -> None:
         layers.save_pretrained(str(unfinished))
-        config = unfinished / CONFIG_FILE
+        config = unfinished / ADAPTER_CONFIG
         tree = json.loads(config.read_text(encoding="utf-8")) | {
             "target_modules": settings.targets
         }  # PEFT's order varies

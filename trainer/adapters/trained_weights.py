@@ -21,8 +21,12 @@ TRAINED_FILE = "trained.safetensors"
 def save_trained(student: torch.nn.Module, folder: Path) -> None:
     """Write the trained weights of a student that is not sharded to a checkpoint folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in trained_parameters(student).items()}
-    save_file(weights, folder / TRAINED_FILE)
+    save_weights(trained_parameters(student), folder / TRAINED_FILE)
+
+
+def save_weights(weights: dict[str, torch.nn.Parameter], path: Path) -> None:
+    """Write weights, wherever they are, to a safetensors file."""
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
 
 
 def load_trained(student: torch.nn.Module, folder: Path) -> None:

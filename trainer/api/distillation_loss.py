@@ -15,17 +15,15 @@ from teacher_cache.output_head import OutputHead
 from trainer.api.cache_dataset import CacheDataset, StepBatch
 from trainer.api.step_batches import rank_and_world, sum_over_ranks
 from trainer.data.alignment import check_first_samples
-from trainer.data.batches import evaluation_loader
 from trainer.data.open_caches import check_vocabulary
 from trainer.data.validation_data import open_validation
-from trainer.evaluate import Validation, head_on
+from trainer.evaluate import Validation, validation_on
 from trainer.losses.objective import Objective
 from trainer.losses.student_pass import Autocast, RowCounts, StepShare, StudentPass, TeacherSide, student_pass
 from trainer.student.forward import check_head, check_packing, flattens, output_head
 from trainer.student.recorder import Recorded
 from trainer.student.router_balance import RouterBalance, router_balance
 from trainer.student.student_tokenizer import other_fingerprint
-from trainer.student.token_bytes import cache_token_bytes
 from trainer.student.token_layout import token_layout
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ class DistillationLoss:
         self.student = student
         self.flatten = False
         self.router: RouterBalance | None = None
-        self._validation: Validation | None = None
+        self._validations: dict[tuple[torch.device, int], Validation] = {}  # by device and batch size
         if student is not None:
             self._attach(student)
         elif self.objective.feature_losses:
@@ -177,12 +175,10 @@ class DistillationLoss:
         is held out.
         """
         device = next(student.parameters()).device
-        if self._validation is None or self._validation.batches.batch_size != batch_size:
-            self._validation = self._open_validation(device, batch_size)
+        if (device, batch_size) not in self._validations:
+            self._validations[device, batch_size] = self._open_validation(device, batch_size)
         model = student.module if isinstance(student, DistributedDataParallel) else student
-        return self._validation.measure(
-            model, lambda sums: sum_over_ranks(sums, device), is_sharded=self._validation.ranks > 1
-        )
+        return self._validations[device, batch_size].measure(model, lambda sums: sum_over_ranks(sums, device))
 
     def _open_validation(self, device: torch.device, batch_size: int) -> Validation:
         data = self.dataset.data
@@ -192,14 +188,8 @@ class DistillationLoss:
                 "DistillationLoss.validate: nothing is held out; give the CacheDataset validation_fraction=0.05, say, "
                 "or validation_cache"
             )
-        manifest, head = held_out.cache.manifest, self._teacher(device).head
-        if head is None or manifest.head != self.dataset.manifest.head:
-            head = head_on(device, held_out.cache)
-        url = data.validation_cache or data.shares[0].url
-        token_bytes = cache_token_bytes(url, manifest, None)
-        rank, ranks = rank_and_world()
-        batches = evaluation_loader(held_out.cache, held_out.rows, batch_size, rank, ranks)
-        return Validation(batches, manifest.capture, head, token_bytes, ranks)
+        head = self._teacher(device).head
+        return validation_on(held_out, data, self.dataset.manifest, head, device, batch_size, *rank_and_world())
 
     def inputs(self, batch: StepBatch) -> dict[str, Any]:
         """Arguments of a forward pass of one's own; padding is on the right and needs no mask.
@@ -217,8 +207,8 @@ class DistillationLoss:
         maps = [getattr(self.student, name) for name in self.objective.learned]
         if not all(weight.requires_grad for each in maps for weight in each.parameters()):
             raise UserError(
-                f"DistillationLoss: the maps that losses.{', losses.'.join(self.objective.feature_losses)} learn are "
-                "frozen; make the loss of the student that has its adapter already"
+                f"DistillationLoss: the maps that {self.objective.learners} learn are frozen; make the loss of the "
+                "student that has its adapter already"
             )
 
     def _teacher(self, device: torch.device) -> TeacherSide:

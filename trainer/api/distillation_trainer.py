@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from schemas.errors import UserError
-from trainer.adapters.trained_weights import fill, stored_weights
+from trainer.adapters.trained_weights import fill, save_weights, stored_weights
 from trainer.api.distillation_loss import DistillationLoss, StepBatch
 from trainer.run.objective_trainer import ObjectiveTrainer
 
@@ -67,8 +66,7 @@ class DistillationTrainer(ObjectiveTrainer):
         if self.saves_adapter and self.is_fsdp_enabled and self.learned():
             raise UserError(
                 "DistillationTrainer: an adapter with FSDP would be saved without the maps that "
-                f"losses.{', losses.'.join(self.objective.feature_losses)} learn; use DDP, or train-student's "
-                "student.adapter"
+                f"{self.objective.learners} learn; use DDP, or train-student's student.adapter"
             )
 
     @property
@@ -84,11 +82,11 @@ class DistillationTrainer(ObjectiveTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        learned = {name: weight.detach().cpu().contiguous() for name, weight in self.learned().items()}
+        learned = self.learned()
         if self.saves_adapter and learned:
             folder = output_dir or self.args.output_dir
             assert folder is not None
-            save_file(learned, Path(folder, LEARNED_FILE))
+            save_weights(learned, Path(folder, LEARNED_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -142,10 +140,7 @@ class DistillationTrainer(ObjectiveTrainer):
         assert self.model is not None
         with self.accelerator.autocast():
             measured = self.distillation.validate(self.model, self.args.per_device_eval_batch_size)
-        metrics = {f"eval_{name}": value for name, value in measured.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.report_validation(measured)
 
     def _record(self, name: str, value: torch.Tensor) -> None:
         self.window[name] = self.window.get(name, 0) + value.detach().float()

@@ -44,9 +44,7 @@ class MlflowLogger:
         else:
             made = self._client.create_run(place, run_name=run.name, tags={ID_TAG: run.id})
             self._run_id, known = made.info.run_id, {}
-            if (
-                self._uri is not None
-            ):  # a run without a folder of artifacts is none to MLflow, and no store keeps empty ones
+            if self._uri is not None:  # MLflow finds no run without a folder of artifacts, and stores keep no empty one
                 self._client.log_dict(self._run_id, dict(self._logged.config), "config.json")
         self._log_config(known)
 

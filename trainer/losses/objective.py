@@ -93,6 +93,11 @@ class Objective:
         """Names of the submodules that losses add to the student."""
         return tuple(loss.learns for loss in self.feature_losses.values() if loss.learns is not None)
 
+    @property
+    def learners(self) -> str:
+        """``losses.NAME, …`` of the losses that add submodules, for messages."""
+        return ", ".join(f"losses.{name}" for name, loss in self.feature_losses.items() if loss.learns is not None)
+
     def attach(self, student: "PreTrainedModel", manifest: Manifest, seed: int) -> None:
         """Prepare the feature losses for this student, before it is wrapped. Raises UserError (``FeatureLoss``)."""
         wanted = [loss.attach(student, manifest, seed) for loss in self.feature_losses.values()]

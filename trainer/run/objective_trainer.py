@@ -40,6 +40,13 @@ class ObjectiveTrainer(Trainer):
         assert isinstance(counts, torch.Tensor)
         return dict(zip(self.objective.rows, counts.clamp(min=1), strict=True))
 
+    def report_validation(self, measured: dict[str, float]) -> dict[str, float]:
+        """Log measures, and tell callbacks; returns them by their names in logs."""
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """MicroBatches have moved them."""
         return inputs

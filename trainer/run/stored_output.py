@@ -31,14 +31,13 @@ from trainer.run.checkpoint import (
     remove_checkpoint,
 )
 from trainer.run.output_files import difference, files_below, replace_text
-from trainer.run.output_names import METRICS, RUN_FILE, SAMPLES_FILE, SUMMARY
+from trainer.run.output_names import METRICS, MODEL_MARKS, RUN_FILE, SAMPLES_FILE, SUMMARY
 from trainer.run.output_place import OutputPlace, Ranks, output_folder
 from trainer.run.owner import Fence, only_run_in
 from trainer.run.run_store import RunStore, steadily
 from trainer.student.build import INIT_FOLDER, RECIPE_FILE
 from trainer.student.parallel import from_all, from_first
 
-MODEL_MARKS = ("config.json", "adapter_config.json")  # without it, nothing loads the folder of a model, of an adapter
 REPORTED = (METRICS, RUN_FILE, SAMPLES_FILE)
 MLRUNS = "mlruns"  # goes on where it ended; other loggers write new files, which belong together by the run's id
 LOGGED = ("tensorboard", "wandb", MLRUNS)  # folders of loggers
@@ -121,8 +120,9 @@ class StoredOutput(OutputPlace):
         if self.ranks.is_first:
             for name in (*REPORTED, SUMMARY):
                 self._fetch_if_there(name)
-            shutil.rmtree(self._folder / MLRUNS, ignore_errors=True)
-            self._store.fetch_all(dict.fromkeys(self._store.files(MLRUNS)), self._folder)
+            if "mlflow" in loop.report_to:
+                shutil.rmtree(self._folder / MLRUNS, ignore_errors=True)
+                self._store.fetch_all(dict.fromkeys(self._store.files(MLRUNS)), self._folder)
             if kept is not None and loop.early_stopping_patience is not None:
                 best = f"checkpoint-{read_state(self._folder / kept).best_step}"
                 if best in self._store.folders():
