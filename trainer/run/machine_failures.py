@@ -20,6 +20,7 @@ from schemas.failures import failure, os_error_in
 GOES_ON = "complete checkpoints stay, and the same command resumes from them"
 TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 LOST_RANK = re.compile(r"closed by peer|reset by peer|Broken pipe|Socket Timeout|recvValue failed|remote process")
+FOLDER_GONE = re.compile(r"Parent directory .* does not exist")  # torch's writer, of a checkpoint that rank 0 gave up
 PROBE_BYTES = 1 << 20
 
 
@@ -58,7 +59,9 @@ def as_user_error(error: BaseException, output: Path) -> UserError | None:
     if isinstance(error, torch.OutOfMemoryError):
         advice = "lower loop.micro_batch_size, or set loop.gradient_checkpointing or loop.parallel: fsdp"
         return MachineError(f"the device's memory is full: {text.split('. ')[0]}; {advice}")
-    if torch.distributed.is_initialized() and LOST_RANK.search(text):
+    if torch.distributed.is_initialized() and (
+        LOST_RANK.search(text) or (torch.distributed.get_rank() > 0 and FOLDER_GONE.search(text))
+    ):
         return MachineError(f"another rank of this run has ended, its message says why; {GOES_ON}")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         place = os.fsdecode(error.filename or output) if not isinstance(error.filename, int) else output
